@@ -1,0 +1,78 @@
+// The cost model of EM (docs/math.md): which form to run, its tiles, and what it moves and computes.
+// One header for the CPU kernels, the bindings and the tests, so that all of them answer alike.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace emcl {
+
+enum class Form {
+  gram,  // EM on xᵀx: its cost per iteration does not depend on the number of rows
+  loop,  // EM on x itself: cheaper when there are few rows
+};
+
+// double: exact to 2^53, and a product of four large sizes cannot overflow as it would in int64.
+struct Cost {
+  double flops;
+  double bytes;  // read and written, each pass over an operand counted once
+};
+
+struct Plan {
+  Form form;             // the one with fewer FLOPs; a tie goes to the Gram form, which reads x less often
+  int64_t row_tile;      // rows of x taken at a time: the panel stays in the second-level cache
+  int64_t column_tile;   // side of the block of xᵀx that a panel is accumulated into
+  Cost gram;
+  Cost loop;
+};
+
+namespace plan_detail {
+
+inline constexpr int64_t kPanelBytes = 256 * 1024;  // half of a common 512 KiB second-level cache
+inline constexpr int64_t kColumnTile = 64;
+
+inline void require_positive(const char* argument, int64_t value) {
+  if (value < 1) {
+    throw std::invalid_argument(std::string(argument) + " is " + std::to_string(value) +
+                                ", expected at least 1; pass a positive " + argument);
+  }
+}
+
+}  // namespace plan_detail
+
+// Gram: half of the symmetric product, T iterations on D x D, two thin products for the reconstruction.
+inline Cost gram_cost(int64_t rows, int64_t width, int64_t bases, int64_t iters, int64_t element_size) {
+  const double n = double(rows), d = double(width), k = double(bases), t = double(iters);
+  const double gram_element_size = double(std::max<int64_t>(4, element_size));  // accumulated in float32 or wider
+  return {n * d * (d + 1) + 2 * d * d * k * t + 4 * n * d * k,
+          3 * n * d * double(element_size) + d * d * t * gram_element_size};
+}
+
+// Loop: two thin products in each of T iterations, one for the reconstruction.
+inline Cost loop_cost(int64_t rows, int64_t width, int64_t bases, int64_t iters, int64_t element_size) {
+  const double n = double(rows), d = double(width), k = double(bases), t = double(iters);
+  return {4 * n * d * k * t + 2 * n * d * k, ((2 * t + 1) * n * d + n * d) * double(element_size)};
+}
+
+// Throws std::invalid_argument, naming the argument, unless all sizes are positive.
+inline Plan plan(int64_t rows, int64_t width, int64_t bases, int64_t iters, int64_t element_size) {
+  plan_detail::require_positive("rows", rows);
+  plan_detail::require_positive("width", width);
+  plan_detail::require_positive("bases", bases);
+  plan_detail::require_positive("iters", iters);
+  plan_detail::require_positive("element_size", element_size);
+
+  Plan result{};
+  result.gram = gram_cost(rows, width, bases, iters, element_size);
+  result.loop = loop_cost(rows, width, bases, iters, element_size);
+  result.form = result.gram.flops <= result.loop.flops ? Form::gram : Form::loop;
+  // A multiple of eight rows, the vector length of float32 under AVX2.
+  const int64_t panel_rows = plan_detail::kPanelBytes / width / element_size / 8 * 8;
+  result.row_tile = std::min(rows, std::clamp<int64_t>(panel_rows, 8, 512));
+  result.column_tile = std::min(width, plan_detail::kColumnTile);
+  return result;
+}
+
+}  // namespace emcl
