@@ -1,0 +1,159 @@
+"""The command line: train, eval, data, report. What a user can put right is one line on stderr and exit code 1."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from emcl_train.config import RunConfig, ShapesConfig
+from emcl_train.errors import UserError
+from emcl_train.recipes import RECIPES, load_recipe
+
+Arguments = TypeVar("Arguments")
+
+USAGE = f"""\
+usage: emcl-train [--debug] COMMAND ...
+
+  train RECIPE [--OPTION VALUE ...]   train, evaluate and write a report; recipes: {", ".join(sorted(RECIPES))}
+  eval RUN                            evaluate the best weights of a run folder on its test split again
+  data shapes DIR                     render the bundled video set
+  data doctor LAYOUT DIR              decode every clip of a data set and name the damaged ones
+  report RUN [RUN ...]                write report.html of each run and compare them in one table
+
+  --debug    show the traceback of an error
+  --help     after any command: all its options
+"""
+
+
+@dataclass
+class EvalArguments:
+    """Evaluate the best weights of a run on its test split again, and write its report."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a training run."""
+
+
+@dataclass
+class ShapesArguments:
+    """Render the bundled video set in the MSR-VTT layout."""
+
+    root: tyro.conf.Positional[Path]
+    """Folder to write to."""
+    shapes: Annotated[ShapesConfig, tyro.conf.arg(name="")]
+    """What to render."""
+
+
+@dataclass
+class DoctorArguments:
+    """Decode every clip of a data set; exits with 1 where clips are damaged or missing."""
+
+    layout: tyro.conf.Positional[Literal["msrvtt", "shapes"]]
+    """How the files lie."""
+    root: tyro.conf.Positional[Path]
+    """Folder with the annotation files and a `videos/` folder."""
+
+
+@dataclass
+class ReportArguments:
+    """Write report.html of each run and compare them in one table."""
+
+    runs: tyro.conf.Positional[list[Path]]
+    """Folders of training runs."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        return dispatch([argument for argument in arguments if argument != "--debug"])
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted; a training run goes on with --resume", file=sys.stderr)
+        return 130
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Find the command by its words and parse the rest."""
+    match arguments:
+        case [] | ["-h" | "--help", *_]:
+            print(USAGE, end="")
+            return 0 if arguments else 2
+        case ["train", recipe, *rest] if not recipe.startswith("-"):
+            return run_train(recipe, rest)
+        case ["train", *rest]:
+            if "--help" in rest or "-h" in rest:
+                print(USAGE, end="")
+                return 0
+            raise UserError(f"train needs a recipe before its options; known recipes: {', '.join(sorted(RECIPES))}")
+        case ["eval", *rest]:
+            return run_eval(parse(EvalArguments, "eval", rest))
+        case ["data", "shapes", *rest]:
+            return run_shapes(parse(ShapesArguments, "data shapes", rest))
+        case ["data", "doctor", *rest]:
+            return run_doctor_command(parse(DoctorArguments, "data doctor", rest))
+        case ["report", *rest]:
+            return run_report(parse(ReportArguments, "report", rest))
+    raise UserError(f"there is no command {' '.join(arguments[:2])!r}; see emcl-train --help")
+
+
+def parse(kind: type[Arguments], command: str, arguments: list[str]) -> Arguments:
+    return tyro.cli(kind, args=arguments, prog=f"emcl-train {command}")
+
+
+# torch and transformers take seconds to import: each command imports what it runs, so that --help is instant.
+
+
+def run_train(recipe: str, arguments: list[str]) -> int:
+    default, description = load_recipe(recipe), RECIPES[recipe].__doc__
+    prog = f"emcl-train train {recipe}"
+    config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
+    from emcl_train.trainer import train
+
+    train(config)
+    return 0
+
+
+def run_eval(arguments: EvalArguments) -> int:
+    from rich.console import Console
+
+    from emcl_train.evaluate import evaluate_run
+    from emcl_train.report import render_table, write_report
+
+    console = Console()
+    console.print(render_table(evaluate_run(arguments.run)))
+    console.print(f"report: {write_report(arguments.run)}")
+    return 0
+
+
+def run_shapes(arguments: ShapesArguments) -> int:
+    from emcl_train.data.shapes import render_shapes
+
+    render_shapes(arguments.root, arguments.shapes)
+    return 0
+
+
+def run_doctor_command(arguments: DoctorArguments) -> int:
+    from emcl_train.data.doctor import run_doctor
+
+    return run_doctor(arguments.layout, arguments.root)
+
+
+def run_report(arguments: ReportArguments) -> int:
+    from emcl_train.report import report_runs
+
+    report_runs(arguments.runs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""Every setting of a run, one sentence each. A recipe (recipes.py) returns one whole `RunConfig`."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Suppress
+
+from emcl_train.errors import UserError
+
+
+@dataclass
+class ShapesConfig:
+    """The bundled video set: clips of moving coloured shapes, rendered in the MSR-VTT layout."""
+
+    train_clips: int = 2000
+    """Clips to train on."""
+    val_clips: int = 256
+    """Clips to select the epoch on."""
+    test_clips: int = 256
+    """Clips to report on."""
+    captions_per_clip: int = 5
+    """Captions of varied wording for each clip."""
+    size: int = 64
+    """Height and width of the rendered clips in pixels."""
+    seconds: float = 2.0
+    """Length of each clip."""
+    fps: int = 8
+    """Frames per second."""
+    seed: int = 0
+    """Fixes every clip and caption."""
+
+
+@dataclass
+class DataConfig:
+    """Which clips and captions, and how they become tensors."""
+
+    layout: Literal["msrvtt", "shapes"] = "msrvtt"
+    """How the files lie: "msrvtt", or "shapes", which is the MSR-VTT layout rendered at first use."""
+    root: Path = Path("data/msrvtt")
+    """Folder with the annotation files and a `videos/` folder."""
+    num_frames: int = 12
+    """Frames per clip, spread uniformly over its duration."""
+    image_size: int = 224
+    """Height and width of a frame after resizing and centre cropping, in pixels."""
+    max_words: int = 32
+    """Tokens per caption, start and end included."""
+    test_captions: Literal["one", "all"] = "one"
+    """"one": the test file's sentence (1k-A); "all": every caption of each test clip is a query."""
+    validation_clips: int = 500
+    """Held out of the training list to select the epoch, where the annotations name no separate validation clips."""
+    on_bad_video: Literal["stop", "skip"] = "stop"
+    """What to do about clips that cannot be decoded: stop with their list, or leave them out and count them."""
+    cache_frames: bool = False
+    """Keep the sampled uint8 frames of every clip in a memory-mapped file, so that each clip is decoded once."""
+    workers: int = 2
+    """Processes that decode clips."""
+    shapes: ShapesConfig = field(default_factory=ShapesConfig)
+    """What to render for layout "shapes"."""
+
+
+@dataclass
+class RandomClipConfig:
+    """Size of a CLIP with random weights, for `model.clip = "random"`."""
+
+    width: int = 128
+    """Width of both towers and of the shared embedding."""
+    layers: int = 3
+    """Transformer layers of each tower."""
+    heads: int = 4
+    """Attention heads of each tower."""
+    patch_size: int = 8
+    """Side of an image patch in pixels."""
+
+
+@dataclass
+class ModelConfig:
+    """CLIP's towers and what stands between them and the similarity."""
+
+    clip: str = "openai/clip-vit-base-patch32"
+    """A hub name, a local folder in the transformers layout, or "random" for a small CLIP with random weights."""
+    random_clip: RandomClipConfig = field(default_factory=RandomClipConfig)
+    """Size of the towers when `clip` is "random"."""
+    temporal: Literal["mean", "lstm", "transformer"] = "transformer"
+    """What relates the frames of a clip: nothing, an LSTM, or a transformer, the latter two with a residual."""
+    temporal_layers: int = 4
+    """Layers of the temporal transformer."""
+    pooling_temperature: float = 3.0
+    """Temperature of the text-conditioned softmax over frames."""
+
+
+@dataclass
+class EMCLConfig:
+    """Expectation-maximization contrastive learning."""
+
+    mode: Literal["train", "inference", "off"] = "train"
+    """"train": in training and evaluation; "inference": in evaluation only; "off": nowhere."""
+    num_bases: int = 32
+    """Number of bases K."""
+    num_iters: int = 9
+    """E-steps and M-steps per batch T."""
+    temperature: float = 1.0
+    """Temperature of the E-step's softmax."""
+    residual_weight: float = 3.0
+    """Weight of the reconstruction that is added to the features."""
+    momentum: float = 0.9
+    """Share of the old value when the maintained initial bases are updated."""
+    init: Literal["sign", "normal"] = "sign"
+    """Start of the maintained bases: ±1 as released, or normal numbers."""
+    scale: Literal["release", "relative"] = "release"
+    """"relative" weighs the reconstruction by the ratio of the features' norm to its own."""
+    gradient: Literal["identity", "linear", "full"] = "identity"
+    """What backward goes through: nothing of EM (as released), the fitted linear map, or every iteration."""
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation. The defaults are EMCL-Net's recipe."""
+
+    epochs: int = 5
+    """Passes over the training pairs."""
+    max_steps: int | None = None
+    """Stop after this many steps, whatever `epochs` says."""
+    batch_size: int = 128
+    """Pairs per step over all processes."""
+    lr: float = 1e-4
+    """Peak learning rate of everything that is not CLIP."""
+    clip_lr_factor: float | None = None
+    """CLIP's learning rate as a share of `lr`. None: 1e-3 for trained weights, as in the recipe, 1 for random ones."""
+    weight_decay: float = 0.2
+    """Decoupled weight decay; biases, norms and scales have none."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Adam's decay rates."""
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises linearly; then it falls as a half cosine."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Mixed precision of the towers."""
+    seed: int = 0
+    """Fixes weights, order and captions."""
+    save_every: int = 100
+    """Steps between full states for resuming; one is also saved after every epoch."""
+
+
+@dataclass
+class EvalConfig:
+    """Retrieval metrics on a split."""
+
+    batch_size: int = 64
+    """Clips, or captions, encoded at a time."""
+    em_block: int | None = None
+    """EM inside blocks of this many texts × videos (the release: 32), or over everything at once."""
+    inverted_softmax_temperature: float = 0.01
+    """Temperature of the inverted softmax row."""
+
+
+@dataclass
+class RunConfig:
+    """One run: what is trained, on what, and where it is written."""
+
+    recipe: Suppress[str] = "shapes"
+    """Name of the recipe that this configuration started from."""
+    out: Path = Path("runs/shapes")
+    """Run folder; it is created, and never overwritten without --resume."""
+    resume: bool = False
+    """Go on from the last full state in `out`."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    emcl: EMCLConfig = field(default_factory=EMCLConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def check_config(config: RunConfig) -> None:
+    """Raise a UserError that names the first setting outside its range."""
+    for name, value, valid, expected in _ranges(config):
+        if not valid:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{name} is {value}, expected {expected}; pass {flag} with such a value")
+
+
+def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
+    """Name, value, whether it is valid, and what is."""
+    for section, names in _AT_LEAST_ONE.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            yield f"{section}.{name}", value, value is None or value >= 1, "1 or more"
+    for section, names in _POSITIVE.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            yield f"{section}.{name}", value, value > 0 and math.isfinite(value), "a positive number"
+    train, emcl = config.train, config.emcl
+    yield "train.batch_size", train.batch_size, train.batch_size >= 2, "2 or more, since a pair learns from the others"
+    yield "train.weight_decay", train.weight_decay, train.weight_decay >= 0, "0 or more"
+    yield "train.warmup", train.warmup, 0 <= train.warmup <= 1, "a share between 0 and 1"
+    yield "train.betas", train.betas, all(0 <= beta < 1 for beta in train.betas), "two numbers from 0 to below 1"
+    yield "emcl.momentum", emcl.momentum, 0 <= emcl.momentum <= 1, "a share between 0 and 1"
+    yield "data.max_words", config.data.max_words, config.data.max_words >= 3, "3 or more: start, one word, end"
+
+
+_AT_LEAST_ONE = {
+    "data": ("num_frames", "image_size", "validation_clips"),
+    "model": ("temporal_layers",),
+    "emcl": ("num_bases", "num_iters"),
+    "train": ("epochs", "max_steps", "save_every"),
+    "eval": ("batch_size", "em_block"),
+}
+_POSITIVE = {
+    "model": ("pooling_temperature",),
+    "emcl": ("temperature",),
+    "train": ("lr", "max_grad_norm"),
+    "eval": ("inverted_softmax_temperature",),
+}

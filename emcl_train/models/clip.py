@@ -1,0 +1,130 @@
+"""CLIP's two towers: from a hub name, a local folder, or a small configuration with random weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel
+
+from emcl_train.config import ModelConfig
+from emcl_train.errors import UserError
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the text tower has to know of the tokenizer."""
+
+    size: int
+    eos_token_id: int
+    pad_token_id: int
+
+
+class CLIPTowers(nn.Module):
+    """Captions and frames to CLIP's shared space, not normalised."""
+
+    def __init__(self, clip: CLIPModel) -> None:
+        super().__init__()
+        self.clip = clip
+        self.width: int = clip.config.projection_dim
+        # Not persistent: constants of CLIP, no weights of a run.
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+
+    def encode_text(
+        self, input_ids: Int64[Tensor, "A L"], attention_mask: Int64[Tensor, "A L"]
+    ) -> Float[Tensor, "A D"]:
+        pooled = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+        return self.clip.text_projection(pooled).float()
+
+    def encode_frames(self, frames: UInt8[Tensor, "B F 3 S S"]) -> Float[Tensor, "B F D"]:
+        pixels = (frames.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std  # [B·F, 3, S, S]
+        pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
+        return self.clip.visual_projection(pooled).float().unflatten(0, frames.shape[:2])
+
+
+def build_towers(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int, max_words: int) -> CLIPTowers:
+    """The towers that `config.clip` names, checked against the data they will see.
+
+    Raises: UserError where the checkpoint cannot be read, is not CLIP's, or does not fit the data.
+    """
+    if config.clip == "random":
+        return CLIPTowers(random_clip(config, vocabulary, image_size=image_size, max_words=max_words))
+    clip = pretrained_clip(config.clip)
+    expected_size, longest = clip.config.vision_config.image_size, clip.config.text_config.max_position_embeddings
+    if image_size != expected_size:
+        raise UserError(
+            f"data.image_size is {image_size} but the vision tower of {config.clip} takes {expected_size}; "
+            f"pass --data.image-size {expected_size}"
+        )
+    if max_words > longest:
+        raise UserError(
+            f"data.max_words is {max_words} but the text tower of {config.clip} takes at most {longest} tokens; "
+            f"pass --data.max-words {longest} or less"
+        )
+    if vocabulary.size > clip.config.text_config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocabulary.size} tokens but the text tower of {config.clip} knows "
+            f"{clip.config.text_config.vocab_size}; tokenizer and weights must come from the same checkpoint"
+        )
+    return CLIPTowers(clip)
+
+
+def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int, max_words: int) -> CLIPModel:
+    """A CLIP of `config.random_clip`'s size with freshly drawn weights."""
+    size = config.random_clip
+    if size.width % size.heads:
+        raise UserError(
+            f"model.random_clip.width is {size.width}, which model.random_clip.heads = {size.heads} does not divide; "
+            f"choose a width that is a multiple of the heads"
+        )
+    if image_size % size.patch_size:
+        raise UserError(
+            f"data.image_size is {image_size}, which model.random_clip.patch_size = {size.patch_size} does not divide; "
+            f"choose an image size that is a multiple of the patch size"
+        )
+    tower = {
+        "hidden_size": size.width,
+        "intermediate_size": 4 * size.width,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "projection_dim": size.width,
+    }
+    text = {
+        "vocab_size": vocabulary.size,
+        "max_position_embeddings": max_words,
+        "eos_token_id": vocabulary.eos_token_id,
+        "pad_token_id": vocabulary.pad_token_id,
+        "bos_token_id": None,
+    }
+    vision = {"image_size": image_size, "patch_size": size.patch_size}
+    return CLIPModel(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=size.width))
+
+
+def pretrained_clip(name: str) -> CLIPModel:
+    """Weights from a hub name or a local folder in the layout of `save_pretrained`; every weight must be there."""
+    way_out = 'pass --model.clip a CLIP hub name, a folder written by save_pretrained, or "random"'
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise UserError(f"model.clip is {name}, which is not a folder; {way_out}")
+    folder = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    try:
+        model_type = CLIPConfig.get_config_dict(folder)[0].get("model_type")
+        if model_type != "clip":
+            raise UserError(f"model.clip is {name}, a checkpoint of type {model_type!r} instead of 'clip'; {way_out}")
+        clip, loading = CLIPModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {way_out}") from error
+    # transformers fills what a checkpoint lacks with random numbers, which would look like a bad result.
+    absent = sorted(loading["missing_keys"]) + sorted(str(key[0]) for key in loading["mismatched_keys"])
+    if absent:
+        raise UserError(
+            f"model.clip is {name}, which lacks {len(absent)} of CLIP's weights, or has them in another shape "
+            f"(first: {absent[0]}); {way_out}"
+        )
+    return clip.float()

@@ -1,0 +1,87 @@
+"""What relates the frames of a clip to each other, between CLIP's vision tower and the pooling."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+from emcl_train.config import ModelConfig
+from emcl_train.errors import UserError
+
+
+class MeanAggregation(nn.Module):
+    """Frames as they come; the similarity pools them."""
+
+    def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
+        return frames
+
+
+class LSTMAggregation(nn.Module):
+    """One causal LSTM layer with a residual. Padding stands at the end, so no valid frame sees it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+
+    def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
+        hidden, _ = self.lstm(frames)
+        return frames + hidden
+
+
+class TransformerAggregation(nn.Module):
+    """Transformer layers over the frames of a clip, with learned frame positions and a residual around all of it."""
+
+    def __init__(self, width: int, *, layers: int, heads: int, num_frames: int) -> None:
+        super().__init__()
+        self.position_embedding = nn.Parameter(0.01 * torch.randn(num_frames, width))
+        self.layers = nn.ModuleList(CLIPEncoderLayer(layer_config(width, heads)) for _ in range(layers))
+        for name, parameter in self.layers.named_parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
+        hidden = frames + self.position_embedding[: frames.shape[1]]
+        attendable = frame_mask[:, None, None, :].expand(-1, 1, frames.shape[1], -1)  # [B, 1, F, F]
+        for layer in self.layers:
+            hidden = layer(hidden, attendable)
+        return frames + hidden
+
+    def copy_text_layers(self, clip: CLIPModel) -> bool:
+        """Start from CLIP's first text layers and positions, where their sizes agree. Returns whether they did."""
+        text = clip.text_model
+        positions = text.embeddings.position_embedding.weight
+        frames, width = self.position_embedding.shape
+        if positions.shape[1] != width or positions.shape[0] < frames or len(text.encoder.layers) < len(self.layers):
+            return False
+        with torch.no_grad():
+            self.position_embedding.copy_(positions[:frames])
+        for layer, source in zip(self.layers, text.encoder.layers, strict=False):
+            layer.load_state_dict(source.state_dict())
+        return True
+
+
+def layer_config(width: int, heads: int) -> CLIPTextConfig:
+    config = CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_attention_heads=heads)
+    config._attn_implementation = "sdpa"  # layers built outside a PreTrainedModel have no implementation chosen
+    return config
+
+
+def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> nn.Module:
+    """The aggregation of `config.temporal`, the transformer initialised from `clip`'s text tower (the recipe)."""
+    if config.temporal == "mean":
+        return MeanAggregation()
+    if config.temporal == "lstm":
+        return LSTMAggregation(width)
+    heads = config.random_clip.heads if config.clip == "random" else clip.config.text_config.num_attention_heads
+    if width % heads:
+        raise UserError(
+            f"the temporal transformer is {width} wide, which the text tower's {heads} heads do not divide; "
+            f"pass --model.temporal mean or lstm"
+        )
+    temporal = TransformerAggregation(width, layers=config.temporal_layers, heads=heads, num_frames=num_frames)
+    if config.clip != "random":
+        temporal.copy_text_layers(clip)
+    return temporal

@@ -1,0 +1,56 @@
+"""Which parameters learn how fast: decoupled decay, CLIP apart from the rest, warm-up and cosine."""
+
+import math
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from emcl_train.config import RunConfig, TrainConfig
+
+PRETRAINED_CLIP_LR_FACTOR = 1e-3
+
+
+def build_optimizer(model: nn.Module, config: RunConfig) -> AdamW:
+    """AdamW over four groups: CLIP or not, decayed or not. Each group keeps its peak rate in `peak_lr`."""
+    clip_lr = config.train.lr * clip_lr_factor(config)
+    # eps of the release's Adam; with 1e-8 weights whose gradients are all but zero move at the full rate.
+    return AdamW(parameter_groups(model, config.train, clip_lr=clip_lr), betas=config.train.betas, eps=1e-6)
+
+
+def clip_lr_factor(config: RunConfig) -> float:
+    """CLIP's rate as a share of `train.lr`: as set, or 1e-3 for trained weights (the recipe) and 1 for random ones."""
+    if config.train.clip_lr_factor is not None:
+        return config.train.clip_lr_factor
+    return 1.0 if config.model.clip == "random" else PRETRAINED_CLIP_LR_FACTOR
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig, *, clip_lr: float) -> list[dict]:
+    """Parameters under `towers.` at `clip_lr`, the others at `config.lr`; only matrices and larger are decayed."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        # Vectors and scalars are biases, norms, the class embedding and the logit scale.
+        groups.setdefault((name.startswith("towers."), parameter.dim() >= 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "lr": clip_lr if is_clip else config.lr,
+            "peak_lr": clip_lr if is_clip else config.lr,
+        }
+        for (is_clip, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def schedule(step: int, *, total_steps: int, warmup: float) -> float:
+    """Share of the peak rate at a step counted from 0: a linear rise over the warm-up, then half a cosine to 0."""
+    warmup_steps = round(warmup * total_steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rate(optimizer: Optimizer, share: float) -> None:
+    """Every group at this share of its own peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["peak_lr"]

@@ -1,0 +1,308 @@
+"""Train a run from its configuration to its report, from the start or from the last saved state."""
+
+import math
+import platform
+import random
+import time
+from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from emcl_train import checkpoint
+from emcl_train.checkpoint import TrainingState
+from emcl_train.config import RunConfig, check_config
+from emcl_train.data import load_tokenizer, prepare
+from emcl_train.data.annotations import Annotations
+from emcl_train.data.loader import training_loader
+from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+from emcl_train.distributed import gather_rows, slice_of_batch
+from emcl_train.errors import UserError
+from emcl_train.evaluate import embed_split, evaluate, evaluate_run
+from emcl_train.losses import symmetric_info_nce
+from emcl_train.models import RetrievalModel, build_model
+from emcl_train.optim import build_optimizer, schedule, set_learning_rate
+from emcl_train.report import render_table, write_report
+
+
+def train(config: RunConfig, console: Console | None = None) -> Path:
+    """Train, select the epoch on the validation split, evaluate it on the test split, and write the report.
+
+    Returns: the run folder.
+    Raises: UserError for everything that the user can put right.
+    """
+    check_config(config)
+    console = console or Console()
+    accelerator = Accelerator(mixed_precision=config.train.precision)
+    if accelerator.is_main_process:
+        open_run_folder(config)
+    accelerator.wait_for_everyone()
+    seed_everything(config.train.seed, accelerator.device)
+    try:
+        run = Run(config, accelerator, console)
+        run.fit()
+        if accelerator.is_main_process:
+            results = evaluate_run(config.out)
+            console.print(render_table(results))
+            console.print(f"report: {write_report(config.out)}")
+    except OSError as error:
+        checkpoint.raise_if_disk_full(error, config.out)
+        raise
+    finally:
+        accelerator.wait_for_everyone()
+    return config.out
+
+
+def open_run_folder(config: RunConfig) -> None:
+    """Create the run folder with its configuration, or check that the run in it may go on.
+
+    Raises: UserError where a run would be overwritten, or resumed with other settings.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, expected a folder for the run; choose another one with --out")
+    if config.resume:
+        if not out.is_dir():
+            raise UserError(f"there is no run to resume in {out}; leave out --resume to start one there")
+        checkpoint.remove_partial_files(out)
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} already holds files; go on with that run by --resume, or choose another --out")
+    if (out / checkpoint.CONFIG).exists():
+        different = differing_settings(checkpoint.load_config(out), config)
+        if different:
+            raise UserError(
+                f"the run in {out} was started with other settings: {'; '.join(different)}; "
+                f"resume with the same ones, or start a new run with another --out"
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.save_config(out, replace(config, resume=False))
+
+
+def differing_settings(saved: RunConfig, asked: RunConfig) -> list[str]:
+    """Settings of two runs that differ, as "name: saved, now asked"; where and whether to resume is none."""
+    first, second = flatten(asdict(saved)), flatten(asdict(asked))
+    names = [name for name in first if name not in ("out", "resume") and first[name] != second[name]]
+    return [f"{name} was {first[name]}, now {second[name]}" for name in names]
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
+    return flat
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    """The same seed gives the same bits on the CPU, and the same draws everywhere."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        # NaN in fresh memory finds bugs in tests, and costs a pass over every tensor in training.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
+    """What the figures of a run may depend on besides its configuration."""
+    packages = ("emcl", "torch", "transformers", "tokenizers", "accelerate", "av", "safetensors", "numpy")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: installed_version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "seed": config.train.seed,
+        "decoder": f"PyAV {installed_version('av')}",
+        "sampler": VIDEO_SAMPLER_VERSION,
+    }
+
+
+def installed_version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+class Run:
+    """A training run: its data, its model, and how far it has come."""
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator, console: Console) -> None:
+        self.config, self.accelerator, self.console = config, accelerator, console
+        self.out = config.out
+        self.annotations: Annotations = prepare(config)
+        self.tokenizer = load_tokenizer(config, self.out)
+        self.model: RetrievalModel = build_model(config, self.tokenizer)
+        if accelerator.is_main_process:
+            checkpoint.write_json_atomic(self.out / checkpoint.ENVIRONMENT, environment(config, accelerator.device))
+        self.wrapped: nn.Module
+        self.optimizer: AcceleratedOptimizer
+        self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config))
+        self.steps_per_epoch = len(self.loader(epoch=0))
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"the training split has {len(self.annotations.train.clips)} clips, less than one batch of "
+                f"{config.train.batch_size}; pass a smaller --train.batch-size"
+            )
+        self.total_steps = config.train.epochs * self.steps_per_epoch
+        if config.train.max_steps is not None:
+            self.total_steps = min(self.total_steps, config.train.max_steps)
+        self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        self.epoch = self.batch = self.step = 0
+        self.best_score, self.best_epoch = -math.inf, -1
+        self.resume()
+
+    def loader(self, epoch: int, start_batch: int = 0) -> DataLoader:
+        config = self.config
+        return training_loader(
+            self.annotations.train,
+            self.tokenizer,
+            config.data,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            epoch=epoch,
+            start_batch=start_batch,
+        )
+
+    def fit(self) -> None:
+        """The rest of the steps, with a validation after every epoch and at the end."""
+        while self.step < self.total_steps:
+            loss = self.fit_epoch()
+            self.validate(loss)
+            self.epoch, self.batch = self.epoch + 1, 0
+            self.save()
+
+    def fit_epoch(self) -> float:
+        """The batches of this epoch that are still to be done. Returns their mean loss."""
+        columns = (
+            TextColumn(f"epoch {self.epoch + 1}/{self.epochs}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self.wrapped.train()
+        losses: list[float] = []
+        silent = not self.accelerator.is_main_process
+        with Progress(*columns, console=self.console, transient=True, disable=silent) as progress:
+            task = progress.add_task("train", total=self.steps_per_epoch, completed=self.batch, loss=math.nan)
+            for batch in self.loader(self.epoch, start_batch=self.batch):
+                if self.step >= self.total_steps:
+                    break
+                losses.append(self.training_step(batch))
+                progress.update(task, completed=self.batch, loss=losses[-1])
+                if self.step % self.config.train.save_every == 0 and self.batch < self.steps_per_epoch:
+                    self.save()
+        return math.fsum(losses) / max(1, len(losses))
+
+    def training_step(self, batch: dict[str, Tensor]) -> float:
+        """One update of the weights. Returns the loss."""
+        start, config, accelerator = time.perf_counter(), self.config, self.accelerator
+        share = schedule(self.step, total_steps=self.total_steps, warmup=config.train.warmup)
+        set_learning_rate(self.optimizer, share)
+        batch = slice_of_batch(batch, rank=accelerator.process_index, world=accelerator.num_processes)
+        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+        text, frames, logit_scale = self.wrapped(
+            batch["input_ids"], batch["attention_mask"], batch["frames"], batch["frame_mask"]
+        )
+        text, frames, frame_mask = gather_rows(text), gather_rows(frames), gather_rows(batch["frame_mask"])
+        similarity = self.model.similarity(text, frames, frame_mask, emcl=config.emcl.mode == "train")
+        loss = symmetric_info_nce(similarity, logit_scale)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(
+                f"the loss is {value} at step {self.step + 1} (epoch {self.epoch + 1}); try a lower --train.lr, "
+                f"a longer --train.warmup, or --train.precision no; the last saved state is in {self.out / 'state'}"
+            )
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(self.wrapped.parameters(), config.train.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step, self.batch = self.step + 1, self.batch + 1
+        self.log(
+            kind="train",
+            step=self.step,
+            epoch=self.epoch + 1,
+            loss=value,
+            lr=share * config.train.lr,
+            logit_scale=logit_scale.item(),
+            seconds=round(time.perf_counter() - start, 4),
+        )
+        return value
+
+    def validate(self, loss: float) -> None:
+        """Score the weights on the validation split and keep them if their text→video R@1 is the best so far."""
+        if not self.accelerator.is_main_process:
+            return
+        embeddings = embed_split(self.model, self.annotations.val, self.tokenizer, self.config, self.accelerator.device)
+        row = evaluate(self.model, embeddings, self.config)[0]
+        self.log(
+            kind="validation",
+            step=self.step,
+            epoch=self.epoch + 1,
+            text_to_video=row.text_to_video,
+            video_to_text=row.video_to_text,
+        )
+        score = row.text_to_video["R@1"]
+        best = score > self.best_score
+        if best:
+            self.best_score, self.best_epoch = score, self.epoch + 1
+            checkpoint.save_tensors_atomic(self.out / checkpoint.WEIGHTS, self.model.state_dict())
+        self.console.print(
+            f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  validation R@1: text→video {score:.1f}, "
+            f"video→text {row.video_to_text['R@1']:.1f}{'  best so far' if best else ''}"
+        )
+
+    def log(self, **values: object) -> None:
+        if self.accelerator.is_main_process:
+            checkpoint.append_line(self.out / checkpoint.METRICS, values)
+
+    def save(self) -> None:
+        """The full state, so that a killed run goes on from here."""
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        state = TrainingState(
+            epoch=self.epoch,
+            batch=self.batch,
+            step=self.step,
+            best_score=self.best_score,
+            best_epoch=self.best_epoch,
+            metrics_lines=checkpoint.count_lines(self.out / checkpoint.METRICS),
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scaler=scaler.state_dict() if scaler else {},
+            random=checkpoint.random_states(),
+        )
+        checkpoint.save_state(self.out, state)
+
+    def resume(self) -> None:
+        """Take up the last saved state, if there is one."""
+        if not self.config.resume:
+            return
+        state = checkpoint.load_state(self.out)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            checkpoint.keep_lines(self.out / checkpoint.METRICS, state.metrics_lines if state else 0)
+        if state is None:
+            self.console.print(f"no state had been saved in {self.out} yet: starting from the first step")
+            return
+        self.model.load_state_dict(state.model)
+        self.optimizer.load_state_dict(state.optimizer)
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        checkpoint.restore_random_states(state.random)
+        self.epoch, self.batch, self.step = state.epoch, state.batch, state.step
+        self.best_score, self.best_epoch = state.best_score, state.best_epoch
+        self.console.print(f"resuming {self.out} after step {self.step} of {self.total_steps}")
