@@ -1,0 +1,64 @@
+// emcl_kernels._bindings: how the package was compiled, and the cost model. Nothing with tensors, so no torch.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "plan.h"
+
+namespace py = pybind11;
+
+namespace {
+
+int64_t element_size(const std::string& dtype) {
+  if (dtype == "float64") return 8;
+  if (dtype == "float32") return 4;
+  if (dtype == "bfloat16" || dtype == "float16") return 2;
+  throw std::invalid_argument("dtype is \"" + dtype +
+                              "\", expected one of float64, float32, bfloat16, float16; convert the input first");
+}
+
+const char* name(emcl::Form form) { return form == emcl::Form::gram ? "gram" : "loop"; }
+
+py::dict to_dict(const emcl::Cost& cost) {
+  py::dict result;
+  result["flops"] = py::int_(py::float_(cost.flops));
+  result["bytes"] = py::int_(py::float_(cost.bytes));
+  return result;
+}
+
+py::dict plan(int64_t rows, int64_t width, int64_t bases, int64_t iters, const std::string& dtype) {
+  const emcl::Plan chosen = emcl::plan(rows, width, bases, iters, element_size(dtype));
+  py::dict result;
+  result["form"] = name(chosen.form);
+  result["tiles"] = py::make_tuple(chosen.row_tile, chosen.column_tile);
+  result["gram"] = to_dict(chosen.gram);
+  result["loop"] = to_dict(chosen.loop);
+  return result;
+}
+
+py::dict build_info() {
+  py::dict result;
+  result["version"] = EMCL_VERSION;
+#if defined(__clang__)
+  result["compiler"] = "clang " __clang_version__;
+#else
+  result["compiler"] = "gcc " __VERSION__;
+#endif
+  result["cxx_standard"] = static_cast<long>(__cplusplus / 100 % 100);
+  result["pybind11"] = py::str(PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
+      PYBIND11_VERSION_MINOR));
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_bindings, module) {
+  module.doc() = "How emcl_kernels was compiled, and its cost model.";
+  module.def("build_info", &build_info, "Version, compiler and C++ standard of this module.");
+  module.def("plan", &plan, py::arg("rows"), py::arg("width"), py::arg("bases"), py::arg("iters"),
+             py::arg("dtype") = "float32",
+             "Which form of EM the cost model picks for x [rows, width], with tiles (rows, columns), and the FLOPs and\n"
+             "bytes of both forms. Raises ValueError for a size below one or a dtype that has no kernel.");
+}
