@@ -205,10 +205,7 @@ def build(targets: list[Target], compiler: str | None, temp: Path) -> None:
         for target in wanted:
             target.reason = f"no C++ compiler was found ({looked_for}); install g++ or set CXX, and reinstall"
         return
-    if importlib.util.find_spec("ninja") is None:
-        run_steps = run_directly
-    else:
-        run_steps = run_ninja
+    run_steps = run_directly if importlib.util.find_spec("ninja") is None else run_ninja
     for target in wanted:
         try:
             run_steps(target, compiler, temp)
@@ -234,16 +231,16 @@ def run_ninja(target: Target, compiler: str, temp: Path) -> None:
 
     file = temp / f"{target.name}.ninja"
     with file.open("w", encoding="utf-8") as stream:
-        writer = ninja_syntax.Writer(stream, width=10_000)
+        writer = ninja_syntax.Writer(stream, width=10_000)  # type: ignore[arg-type]
         writer.variable("builddir", str(temp))
         writer.rule("compile", "$command -MMD -MF $out.d", depfile="$out.d", deps="gcc", description="compile $out")
         writer.rule("link", "$command", description="link $out")
         for each in target.objects:
             command = ninja_syntax.escape(shlex.join(compile_command(compiler, each)))
-            writer.build(str(each.output), "compile", str(each.source), variables={"command": command})
+            writer.build([str(each.output)], "compile", [str(each.source)], variables={"command": command})
         command = ninja_syntax.escape(shlex.join(link_command(compiler, target, temp)))
         objects = [str(each.output) for each in target.objects]
-        writer.build(str(temp / Path(target.file).name), "link", objects, variables={"command": command})
+        writer.build([str(temp / Path(target.file).name)], "link", objects, variables={"command": command})
     subprocess.run([os.path.join(BIN_DIR, "ninja"), "-f", str(file)], check=True, text=True,
                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 

@@ -1,0 +1,49 @@
+"""What every test stands on: fixed seeds, two threads, and memory that is never zero by luck."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# Without it cuBLAS raises in the deterministic mode; it is read when CUDA starts.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def fill_uninitialized_memory() -> Iterator[None]:
+    """Fill new memory with NaN, so that an output which a kernel did not write cannot pass.
+
+    Torch does this inside the allocation, for `torch.empty` in Python and in C++ alike, in its deterministic mode.
+    An operation that has no deterministic form raises there, and the kernels must never use one either.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of small real data sets, which lies beside some checkouts; see CONTRIBUTING.md."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"there is no {folder}")
+    return folder
