@@ -1,0 +1,165 @@
+"""What every Triton kernel file shares: launch parameters (tiles, splits, dot precision) and small device functions.
+
+Sizes are chosen from the shape alone, never by timing, so that the same inputs give the same bits in every process.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Two programs for each multiprocessor of a large GPU; a constant, so that splits do not depend on the device.
+TARGET_PROGRAMS = 264
+# A program that reads fewer rows than this costs more in its partial sums than it saves.
+MIN_ROWS_PER_SPLIT = 256
+
+
+@triton.jit
+def upper_tile(index, tiles):
+    """Row and column of the index-th tile on or above the diagonal, counted row by row."""
+    row = index * 0
+    while index >= tiles - row:
+        index -= tiles - row
+        row += 1
+    return row, row + index
+
+
+@triton.jit
+def sum_tiles(
+    partials,  # [tiles, K]  one partial sum per tile of rows
+    tiles,
+    K,
+    BLOCK_K: tl.constexpr,
+):
+    """Sum over the tiles, [BLOCK_K], in an order that depends on their number only."""
+    tile, k = tl.arange(0, 32), tl.arange(0, BLOCK_K)
+    total = tl.zeros((32, BLOCK_K), dtype=tl.float32)
+    for start in range(0, tiles, 32):
+        inside = (start + tile < tiles)[:, None] & (k < K)[None, :]
+        total += tl.load(partials + (start + tile)[:, None] * K + k[None, :], mask=inside, other=0.0)
+    return tl.sum(total, axis=0)
+
+
+# True where triton was imported with TRITON_INTERPRET=1: kernels then run in numpy and take CPU tensors.
+INTERPRETED = not isinstance(upper_tile, triton.JITFunction)
+# The interpreter's time goes by the number of tiles, not by their size: two along each dimension still have a seam.
+COARSE_TILES = INTERPRETED
+
+
+class MomentsTiles(NamedTuple):
+    """Gram tile [width, width], summed over `rows` rows at a time."""
+
+    width: int
+    rows: int
+    num_warps: int
+    num_stages: int
+
+
+class ProductTiles(NamedTuple):
+    """Output tile [rows, width] of x·(d_gram + d_gramᵀ), summed over `inner` channels at a time."""
+
+    rows: int
+    width: int
+    inner: int
+    num_warps: int
+    num_stages: int
+
+
+class FitTiles(NamedTuple):
+    """`rows` channels of gram·r per program, summed over `inner` channels at a time; K padded to `bases`."""
+
+    rows: int
+    inner: int
+    bases: int
+    num_warps: int
+    num_stages: int
+
+
+class ReconstructTiles(NamedTuple):
+    """`rows` rows of x per program, `width` channels at a time; K padded to `bases`."""
+
+    rows: int
+    width: int
+    bases: int
+    num_warps: int
+    num_stages: int
+
+
+def padded(size: int) -> int:
+    """Smallest power of two that holds size, from 16, the least that tl.dot takes."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def half(size: int) -> int:
+    return max(16, padded(size) // 2)
+
+
+def moments_tiles(rows: int, width: int, dtype: torch.dtype) -> MomentsTiles:
+    if COARSE_TILES:
+        return MomentsTiles(half(width), half(rows), num_warps=4, num_stages=1)
+    if dtype == torch.float32:
+        return MomentsTiles(min(64, padded(width)), 32, num_warps=4, num_stages=2)
+    block = min(128, padded(width))
+    return MomentsTiles(block, 64, num_warps=8 if block == 128 else 4, num_stages=3)
+
+
+def moments_backward_tiles(rows: int, width: int, dtype: torch.dtype) -> ProductTiles:
+    if COARSE_TILES:
+        return ProductTiles(half(rows), half(width), half(width), num_warps=4, num_stages=1)
+    tall = 64 if dtype == torch.float32 else 128
+    return ProductTiles(tall, min(64, padded(width)), 32, num_warps=4, num_stages=2)
+
+
+def fit_tiles(batch: int, width: int, num_bases: int) -> FitTiles:
+    bases = padded(num_bases)
+    if COARSE_TILES:
+        return FitTiles(half(width), half(width), bases, num_warps=4, num_stages=1)
+    # One matrix alone cannot fill the GPU: thin tiles then give more programs, each with less to wait for.
+    rows = 16 if batch * triton.cdiv(width, 32) < TARGET_PROGRAMS or bases > 64 else 32
+    return FitTiles(rows, 32 if bases <= 32 else 16, bases, num_warps=4, num_stages=2)
+
+
+def reconstruct_tiles(batch: int, rows: int, width: int, num_bases: int, dtype: torch.dtype) -> ReconstructTiles:
+    bases = padded(num_bases)
+    if COARSE_TILES:
+        return ReconstructTiles(half(rows), half(width), bases, num_warps=4, num_stages=1)
+    tall = 64 if dtype != torch.float32 or bases <= 32 else 32
+    few_rows = batch * triton.cdiv(rows, tall) < TARGET_PROGRAMS
+    block_width = min(64 if dtype != torch.float32 else 32, padded(width))
+    return ReconstructTiles(16 if few_rows else tall, block_width, bases, num_warps=4, num_stages=2)
+
+
+def row_splits(rows: int, programs: int, block: int) -> tuple[int, int]:
+    """(splits, rows of each) so that programs·splits fills the GPU, each split a multiple of block."""
+    splits = max(1, min(triton.cdiv(TARGET_PROGRAMS, programs), triton.cdiv(rows, MIN_ROWS_PER_SPLIT)))
+    rows_per_split = triton.cdiv(triton.cdiv(rows, splits), block) * block
+    return triton.cdiv(rows, rows_per_split), rows_per_split
+
+
+def float32_precision() -> str:
+    """tl.dot's input_precision for float32 operands: exact products unless torch is allowed to round them."""
+    if INTERPRETED:
+        return "ieee"
+    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+
+
+def dot_options(dtype: torch.dtype) -> dict[str, Any]:
+    """Type that operands are cast to before tl.dot, and its input_precision."""
+    # float32 in the interpreter: its bfloat16 dot gives wrong values without an error.
+    kinds = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    return {"DOT_TYPE": tl.float32 if INTERPRETED else kinds[dtype], "PRECISION": float32_precision()}
+
+
+def as_batch(tensor: Tensor, trailing: int) -> Tensor:
+    """Leading dimensions flattened to one; the rest contiguous, which is how the kernels address it."""
+    batch = prod(tensor.shape[: tensor.ndim - trailing])
+    return tensor.reshape(batch, *tensor.shape[tensor.ndim - trailing :]).contiguous()
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
