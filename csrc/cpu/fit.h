@@ -1,0 +1,256 @@
+// The whole EM loop on the Gram matrix, in one call, and its backward.
+//
+// The responsibilities are kept as p, before they are divided by their column sums: the division is a factor per
+// column, and a factor per column passes through gram·p. So an iteration is two parallel steps: a softmax over rows of
+// [D, K], and gram·p with the squared lengths.
+#pragma once
+
+#include "tile.h"
+
+namespace {
+
+constexpr int64_t kChannelBlock = 48;  // channels of a step's smallest unit; partial sums are added in its order
+
+// p[k] = softmax over the first `bases` of row[k] * factor[k]; zero in the padding. `row` and `p` may be the same.
+template <class T>
+inline void softmax_row(const T* row, const T* factor, const T* lanes, int64_t thin, T* p) {
+  constexpr int V = kLanes<T>;
+  Vec<T> peak = splat(T(-INFINITY));
+  for (int64_t k = 0; k < thin; k += V) {
+    const Vec<T> z = load(row + k) * load(factor + k);
+    const Vec<T> inside = load(lanes + k) > splat(T(0)) ? z : splat(T(-INFINITY));
+    peak = inside > peak ? inside : peak;
+  }
+  T top = peak[0];
+  for (int i = 1; i < V; ++i) top = most<T>(top, peak[i]);
+  Vec<T> sum = {};
+  for (int64_t k = 0; k < thin; k += V) {
+    const Vec<T> z = load(row + k) * load(factor + k) - top;
+    const Vec<T> e = exp_of_nonpositive(z > splat(T(0)) ? splat(T(0)) : z) * load(lanes + k);  // padding may be above
+    store(p + k, e);
+    sum += e;
+  }
+  T total = 0;
+  for (int i = 0; i < V; ++i) total += sum[i];
+  const T inverse = T(1) / total;
+  for (int64_t k = 0; k < thin; k += V) store(p + k, load(p + k) * inverse);
+}
+
+// Per-block sums [blocks, thin] to their total, in the order of the blocks.
+template <class T>
+inline void add_up(const T* partial, int64_t blocks, int64_t thin, T* total) {
+  for (int64_t k = 0; k < thin; ++k) total[k] = 0;
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int64_t k = 0; k < thin; ++k) total[k] += partial[b * thin + k];
+}
+
+// State of an EM run on padded [D, thin] matrices.
+template <class T>
+struct Em {
+  emcl::ParallelFor run;
+  int64_t width, bases, thin, blocks;
+  emcl::Settings settings;
+  Scratch<T> lanes, factor, total, inverse, scale, length, partial;
+
+  Em(emcl::ParallelFor run_, int64_t width_, int64_t bases_, emcl::Settings s)
+      : run(run_), width(width_), bases(bases_), thin(thin_width<T>(bases_)), blocks(divide_up(width_, kChannelBlock)),
+        settings(s), lanes(thin), factor(thin), total(thin), inverse(thin), scale(thin), length(thin),
+        partial(blocks * thin) {
+    for (int64_t k = 0; k < thin; ++k) {
+      lanes[k] = k < bases ? T(1) : T(0);
+      factor[k] = T(1) / T(settings.temperature);
+      scale[k] = 0;
+    }
+  }
+
+  // (GE) p = softmax(logits * factor), after `prepare(begin, end)` has made those rows of logits; inverse column sums.
+  template <class F>
+  void expect(const T* logits, T* p, int64_t work_per_channel, const F& prepare) {
+    parallel(run, blocks, grain_of(kChannelBlock * (work_per_channel + 16 * thin)), [&](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t begin = block * kChannelBlock, end = least(width, begin + kChannelBlock);
+        prepare(begin, end);
+        T* sums = &partial[block * thin];
+        for (int64_t k = 0; k < thin; ++k) sums[k] = 0;
+        for (int64_t d = begin; d < end; ++d) {
+          T* row = p + d * thin;
+          softmax_row(logits + d * thin, factor.get(), lanes.get(), thin, row);
+          for (int64_t k = 0; k < thin; k += kLanes<T>) store(sums + k, load(sums + k) + load(row + k));
+        }
+      }
+    });
+    add_up(partial.get(), blocks, thin, total.get());
+    for (int64_t k = 0; k < thin; ++k) inverse[k] = T(1) / (T(settings.eps) + total[k]);
+  }
+
+  // (GM) the factors that turn gram·p, or xᵀ·(x·p), into the next E-step's logits. squares: ‖x·p‖² per basis.
+  void normalise(const T* squares) {
+    for (int64_t k = 0; k < thin; ++k) {
+      length[k] = inverse[k] * T(std::sqrt(squares[k] < T(0) ? T(0) : squares[k]));  // rounding may fall below zero
+      scale[k] = T(1) / (T(settings.eps) + length[k]);
+      factor[k] = inverse[k] * scale[k] / T(settings.temperature);
+    }
+  }
+
+  // (GM) product = gram·p and its squared lengths.
+  void maximise(const T* gram, const T* p, T* product) {
+    parallel(run, blocks, grain_of(kChannelBlock * width * thin), [&](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t begin = block * kChannelBlock, m = least(kChannelBlock, width - begin);
+        thin_product<T>(m, width, gram + begin * width, width, 1, p, thin, product + begin * thin);
+        T* sums = &partial[block * thin];
+        for (int64_t k = 0; k < thin; ++k) sums[k] = 0;
+        for (int64_t i = begin * thin; i < (begin + m) * thin; i += thin)
+          for (int64_t k = 0; k < thin; k += kLanes<T>)
+            store(sums + k, load(sums + k) + load(p + i + k) * load(product + i + k));
+      }
+    });
+    add_up(partial.get(), blocks, thin, total.get());
+    normalise(total.get());
+  }
+};
+
+inline void nothing(int64_t, int64_t) {}
+
+template <class T>
+void fit(emcl::ParallelFor run, const void* gram, const void* logits, int64_t width, int64_t bases,
+         emcl::Settings settings, void* responsibilities, void* scale) {
+  Em<T> em(run, width, bases, settings);
+  Scratch<T> p(width * em.thin), product(width * em.thin);
+  pad_thin<T>(static_cast<const T*>(logits), width, bases, em.thin, nullptr, product.get());
+  for (int64_t t = 0; t < settings.iters; ++t) {
+    em.expect(product.get(), p.get(), 0, nothing);
+    em.maximise(static_cast<const T*>(gram), p.get(), product.get());
+  }
+  unpad_thin<T>(p.get(), width, bases, em.thin, em.inverse.get(), static_cast<T*>(responsibilities));
+  for (int64_t k = 0; k < bases; ++k) static_cast<T*>(scale)[k] = em.scale[k];
+}
+
+// Runs forward again and keeps r and gram·r of every iteration, then goes back through them (docs/math.md, BE and BM).
+// The gradient to gram is one product over all iterations.
+template <class T>
+void fit_backward(emcl::ParallelFor run, const void* gram_, const void* logits, const void* d_responsibilities,
+                  const void* d_scale, int64_t width, int64_t bases, emcl::Settings settings, void* d_gram_,
+                  void* d_logits_) {
+  constexpr int V = kLanes<T>;
+  constexpr int64_t W = kPanel<T>;
+  const T* gram = static_cast<const T*>(gram_);
+  T* d_gram = static_cast<T*>(d_gram_);
+  Em<T> em(run, width, bases, settings);
+  const int64_t thin = em.thin, size = width * thin, iters = settings.iters, blocks = em.blocks;
+  const T temperature = T(settings.temperature);
+  Scratch<T> r(iters * size), g(iters * size), inverse(iters * thin), scale(iters * thin), length(iters * thin);
+  Scratch<T> first_logits(size);
+  pad_thin<T>(static_cast<const T*>(logits), width, bases, thin, nullptr, first_logits.get());
+  for (int64_t t = 0; t < iters; ++t) {
+    em.expect(t ? &g[(t - 1) * size] : first_logits.get(), &r[t * size], 0, nothing);
+    em.maximise(gram, &r[t * size], &g[t * size]);
+    std::memcpy(&inverse[t * thin], em.inverse.get(), size_t(thin) * sizeof(T));
+    std::memcpy(&scale[t * thin], em.scale.get(), size_t(thin) * sizeof(T));
+    std::memcpy(&length[t * thin], em.length.get(), size_t(thin) * sizeof(T));
+  }
+  parallel(run, iters * width, grain_of(8 * thin), [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row)
+      for (int64_t k = 0; k < thin; k += V) {
+        const Vec<T> factor = load(&inverse[row / width * thin + k]);
+        store(&r[row * thin + k], load(&r[row * thin + k]) * factor);
+        store(&g[row * thin + k], load(&g[row * thin + k]) * factor);
+      }
+  });
+
+  Scratch<T> d_logits(size), d_r(size), d_g(size), all_d_g(width * iters * thin), d_s(thin), d_square(thin), dots(thin);
+  std::memset(d_logits.get(), 0, size_t(size) * sizeof(T));
+  const T* d_r_out = static_cast<const T*>(d_responsibilities);
+  for (int64_t t = iters - 1; t >= 0; --t) {
+    const T *rt = &r[t * size], *gt = &g[t * size], *st = &scale[t * thin];
+    parallel(run, blocks, grain_of(kChannelBlock * thin * 4), [&](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        T* sums = &em.partial[block * thin];
+        for (int64_t k = 0; k < thin; ++k) sums[k] = 0;
+        for (int64_t d = block * kChannelBlock; d < least(width, (block + 1) * kChannelBlock); ++d)
+          for (int64_t k = 0; k < thin; k += V)
+            store(sums + k, load(sums + k) + load(&d_logits[d * thin + k]) * load(gt + d * thin + k));
+      }
+    });
+    add_up(em.partial.get(), blocks, thin, d_s.get());
+    for (int64_t k = 0; k < thin; ++k) {
+      if (t == iters - 1 && k < bases) d_s[k] += static_cast<const T*>(d_scale)[k];
+      const T n = length[t * thin + k];
+      d_square[k] = n > T(0) ? -d_s[k] * st[k] * st[k] / (2 * n) : T(0);
+    }
+    for (int64_t d = 0; d < width; ++d)
+      for (int64_t k = 0; k < thin; k += V) {
+        const int64_t i = d * thin + k;
+        const Vec<T> value = load(&d_logits[i]) * load(st + k) + load(&d_square[k]) * load(rt + i);
+        store(&d_g[i], value);
+        store(&all_d_g[(d * iters + t) * thin + k], value);
+      }
+    parallel(run, blocks, grain_of(kChannelBlock * width * thin), [&](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t begin = block * kChannelBlock, end = least(width, begin + kChannelBlock);
+        thin_product<T>(end - begin, width, gram + begin, 1, width, d_g.get(), thin, &d_r[begin * thin]);  // gramᵀ·d_g
+        T* sums = &em.partial[block * thin];
+        for (int64_t k = 0; k < thin; ++k) sums[k] = 0;
+        for (int64_t d = begin; d < end; ++d) {
+          T* row = &d_r[d * thin];
+          if (t == iters - 1)
+            for (int64_t k = 0; k < bases; ++k) row[k] += d_r_out[d * bases + k];
+          for (int64_t k = 0; k < thin; k += V) {
+            const Vec<T> value = load(row + k) + load(&d_square[k]) * load(gt + d * thin + k);
+            store(row + k, value);
+            store(sums + k, load(sums + k) + value * load(rt + d * thin + k));
+          }
+        }
+      }
+    });
+    add_up(em.partial.get(), blocks, thin, dots.get());
+    parallel(run, width, grain_of(16 * thin), [&](int64_t first, int64_t last) {
+      for (int64_t d = first; d < last; ++d) {
+        // p = r / inverse; d_p = (d_r - dots) * inverse; so p * d_p = r * (d_r - dots)
+        Vec<T> sum = {};
+        for (int64_t k = 0; k < thin; k += V) {
+          const int64_t i = d * thin + k;
+          const Vec<T> value = load(rt + i) * (load(&d_r[i]) - load(&dots[k]));
+          store(&d_logits[i], value);
+          sum += value;
+        }
+        T total = 0;
+        for (int i = 0; i < V; ++i) total += sum[i];
+        for (int64_t k = 0; k < thin; k += V) {
+          const int64_t i = d * thin + k;
+          store(&d_logits[i], (load(&d_logits[i]) - load(rt + i) / load(&inverse[t * thin + k]) * total) / temperature);
+        }
+      }
+    });
+  }
+  unpad_thin<T>(d_logits.get(), width, bases, thin, nullptr, static_cast<T*>(d_logits_));
+
+  // d_gram = Σ_t d_g_t·r_tᵀ, as one product of depth iters · thin
+  const int64_t panels = divide_up(width, W), depth = iters * thin;
+  Scratch<T> packed(panels * depth * W);
+  parallel(run, panels, grain_of(depth * W), [&](int64_t first, int64_t last) {
+    for (int64_t panel = first; panel < last; ++panel)
+      for (int64_t t = 0; t < iters; ++t)
+        pack_panel<T, T>(&r[t * size], thin, width, 1, thin, panel * W, &packed[(panel * depth + t * thin) * W]);
+  });
+  parallel(run, blocks, grain_of(kChannelBlock * depth * width), [&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t begin = block * kChannelBlock, m = least(kChannelBlock, width - begin);
+      for (int64_t panel = 0; panel < panels; ++panel)
+        for (int64_t i = 0; i < m; i += kPanelRows)
+          with_rows<kPanelRows>(least<int64_t>(kPanelRows, m - i), [&](auto count) {
+            constexpr int MR = decltype(count)::value;
+            Vec<T> acc[MR][3] = {};
+            multiply<T, MR, 3>(depth, &all_d_g[(begin + i) * depth], depth, 1, &packed[panel * depth * W], W, acc);
+            T line[W];
+            for (int row = 0; row < MR; ++row) {
+              for (int j = 0; j < 3; ++j) store(line + j * V, acc[row][j]);
+              T* to = d_gram + (begin + i + row) * width + panel * W;
+              for (int64_t j = 0; j < least(W, width - panel * W); ++j) to[j] = line[j];
+            }
+          });
+    }
+  });
+}
+
+}  // namespace

@@ -1,0 +1,107 @@
+// EMCL in one call: in the Gram form, or by the loop over the rows where there are few of them.
+#pragma once
+
+#include "fit.h"
+#include "moments.h"
+#include "reconstruct.h"
+
+namespace {
+
+// (G0) The first E-step's logits, padded.
+template <class T>
+void start_from_colsum(const T* colsum, const T* init, int64_t width, int64_t bases, int64_t thin, T* logits) {
+  for (int64_t d = 0; d < width; ++d)
+    for (int64_t k = 0; k < thin; ++k) logits[d * thin + k] = k < bases ? colsum[d] * init[k] : T(0);
+}
+
+// (G0) xᵀ·init for one start per row, in splits that do not depend on the number of threads.
+template <class E>
+void start_from_rows(emcl::ParallelFor run, const E* x, const Compute<E>* init, int64_t rows, int64_t width,
+                     int64_t bases, int64_t thin, Compute<E>* logits) {
+  using T = Compute<E>;
+  const int64_t blocks = divide_up(rows, kRowBlock), splits = least<int64_t>(16, blocks), size = width * thin;
+  Scratch<T> sums(splits * size);
+  std::memset(sums.get(), 0, size_t(splits * size) * sizeof(T));
+  parallel(run, splits, grain_of(divide_up(rows, splits) * size), [&](int64_t first, int64_t last) {
+    Scratch<T> wide(kRowBlock * width), start(kRowBlock * thin);
+    for (int64_t split = first; split < last; ++split)
+      for (int64_t block = split * blocks / splits; block < (split + 1) * blocks / splits; ++block) {
+        const int64_t begin = block * kRowBlock, m = least(kRowBlock, rows - begin);
+        const T* a = widened<E>(x + begin * width, m * width, wide.get());
+        pad_thin<T>(init + begin * bases, m, bases, thin, nullptr, start.get());
+        thin_product<T, true>(width, m, a, 1, width, start.get(), thin, &sums[split * size]);
+      }
+  });
+  add_up(sums.get(), splits, size, logits);
+}
+
+// The release's loop; bases are kept as x·p, and their lengths as a factor per column. Writes p to `p`.
+template <class T>
+void fit_by_loop(Em<T>& em, const T* x, const T* init, bool per_row, int64_t rows, T* p, T* mean_bases) {
+  const int64_t width = em.width, thin = em.thin, row_blocks = divide_up(rows, kRowBlock);
+  Scratch<T> logits(width * thin), bases(rows * thin), squares(row_blocks * thin), total(thin);
+  for (int64_t n = 0; n < rows; ++n)
+    for (int64_t k = 0; k < thin; ++k)
+      bases[n * thin + k] = k < em.bases ? init[per_row ? n * em.bases + k : k] : T(0);
+  for (int64_t t = 0; t < em.settings.iters; ++t) {
+    em.expect(logits.get(), p, rows * thin, [&](int64_t begin, int64_t end) {
+      thin_product<T>(end - begin, rows, x + begin, 1, width, bases.get(), thin, &logits[begin * thin]);
+    });
+    parallel(em.run, row_blocks, grain_of(kRowBlock * width * thin), [&](int64_t first, int64_t last) {
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t begin = block * kRowBlock, m = least(kRowBlock, rows - begin);
+        thin_product<T>(m, width, x + begin * width, width, 1, p, thin, &bases[begin * thin]);
+        T* sums = &squares[block * thin];
+        for (int64_t k = 0; k < thin; ++k) sums[k] = 0;
+        for (int64_t i = begin; i < begin + m; ++i)
+          for (int64_t k = 0; k < thin; k += kLanes<T>) {
+            const Vec<T> value = load(&bases[i * thin + k]);
+            store(sums + k, load(sums + k) + value * value);
+          }
+      }
+    });
+    add_up(squares.get(), row_blocks, thin, total.get());
+    em.normalise(total.get());
+  }
+  for (int64_t k = 0; k < em.bases; ++k) mean_bases[k] = 0;
+  for (int64_t n = 0; n < rows; ++n)
+    for (int64_t k = 0; k < em.bases; ++k) mean_bases[k] += bases[n * thin + k];
+  for (int64_t k = 0; k < em.bases; ++k) mean_bases[k] *= em.inverse[k] * em.scale[k] / T(rows);
+}
+
+template <class E>
+void project(emcl::ParallelFor run, const void* x, const void* init_, bool per_row, bool loop, int64_t rows,
+             int64_t width, int64_t bases, emcl::Settings settings, double weight, void* y, void* mean_bases_,
+             void* responsibilities, void* scale) {
+  using T = Compute<E>;
+  const T* init = static_cast<const T*>(init_);
+  T* mean_bases = static_cast<T*>(mean_bases_);
+  Em<T> em(run, width, bases, settings);
+  Scratch<T> p(width * em.thin);
+  if (loop) {
+    Scratch<T> wide(sizeof(E) == sizeof(T) ? 1 : rows * width);
+    const T* a = widened<E>(static_cast<const E*>(x), rows * width, wide.get());
+    fit_by_loop<T>(em, a, init, per_row, rows, p.get(), mean_bases);
+  } else {
+    Scratch<T> gram(width * width), colsum(width), product(width * em.thin);
+    moments<E>(run, x, rows, width, gram.get(), colsum.get());
+    if (per_row) {
+      start_from_rows<E>(run, static_cast<const E*>(x), init, rows, width, bases, em.thin, product.get());
+    } else {
+      start_from_colsum<T>(colsum.get(), init, width, bases, em.thin, product.get());
+    }
+    for (int64_t t = 0; t < settings.iters; ++t) {
+      em.expect(product.get(), p.get(), 0, nothing);
+      em.maximise(gram.get(), p.get(), product.get());
+    }
+    for (int64_t k = 0; k < bases; ++k) mean_bases[k] = 0;
+    for (int64_t d = 0; d < width; ++d)
+      for (int64_t k = 0; k < bases; ++k) mean_bases[k] += colsum[d] * p[d * em.thin + k];
+    for (int64_t k = 0; k < bases; ++k) mean_bases[k] *= em.inverse[k] * em.scale[k] / T(rows);
+  }
+  unpad_thin<T>(p.get(), width, bases, em.thin, em.inverse.get(), static_cast<T*>(responsibilities));
+  for (int64_t k = 0; k < bases; ++k) static_cast<T*>(scale)[k] = em.scale[k];
+  reconstruct<E>(run, x, responsibilities, scale, rows, width, bases, weight, y);
+}
+
+}  // namespace

@@ -1,0 +1,25 @@
+"""Exact EM kernels for Expectation-Maximization Contrastive Learning (EMCL), as `torch.ops.emcl.*`."""
+
+from emcl_kernels.dispatch import use_backend
+from emcl_kernels.layer import EMCL
+from emcl_kernels.ops import (
+    em_fit,
+    em_moments,
+    em_project,
+    em_reconstruct,
+    pooled_cosine_similarity,
+    pooled_similarity,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EMCL",
+    "em_fit",
+    "em_moments",
+    "em_project",
+    "em_reconstruct",
+    "pooled_cosine_similarity",
+    "pooled_similarity",
+    "use_backend",
+]

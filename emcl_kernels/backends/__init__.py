@@ -1,0 +1,5 @@
+"""One module a backend, all with the same functions: `supports`, and for each op the forward and the backward.
+
+moments, moments_backward, fit, fit_backward, reconstruct, reconstruct_backward, project. `supports(op, *tensors)`
+returns None, or the reason why the backend cannot run that op on those tensors.
+"""

@@ -1,0 +1,136 @@
+"""What the ops accept, and what they say of anything else."""
+
+import torch
+from torch import Tensor
+
+GRADIENTS = ("identity", "linear", "full")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Sums over rows are kept in float32, and in float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def floating(tensor: Tensor, name: str) -> None:
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} is {tensor.dtype}; expected float32, bfloat16, float16 or float64; pass {name}.float()")
+
+
+def same_device(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:
+    if tensor.device != other.device:
+        raise ValueError(f"{other_name} is on {other.device} but {name} is on {tensor.device}; move one to the other")
+
+
+def rows(x: Tensor, name: str) -> None:
+    floating(x, name)
+    if x.dim() < 2:
+        raise ValueError(f"{name} has shape {list(x.shape)}; expected [*, N, D] with at least two dimensions")
+    if x.shape[-1] == 0 or x.shape[-2] == 0:
+        raise ValueError(f"{name} has shape {list(x.shape)}; EM needs at least one row and one channel")
+
+
+def start(x: Tensor, init: Tensor) -> None:
+    floating(init, "init")
+    same_device(x, "x", init, "init")
+    if init.dim() == 0 or init.shape[-1] == 0:
+        raise ValueError(f"init has shape {list(init.shape)}; expected [K] with at least one basis")
+    if init.dim() == x.dim():
+        allowed = tuple(x.shape[:-1])
+        given: tuple[int, ...] = tuple(init.shape[:-1])
+    else:
+        allowed = tuple(x.shape[:-2]) if init.dim() > 1 else ()
+        given = tuple(init.shape[:-1])
+    if given != allowed:
+        leading = ", ".join(str(size) for size in x.shape[:-2])
+        raise ValueError(
+            f"init has shape {list(init.shape)} but x has shape {list(x.shape)}; pass init of shape [K], "
+            + (f"[{leading}, K] " if leading else "")
+            + f"or [{', '.join(str(size) for size in x.shape[:-1])}, K]"
+        )
+
+
+def iterations(num_iters: int, temperature: float) -> None:
+    if num_iters < 1:
+        raise ValueError(f"num_iters is {num_iters}; EM needs at least one iteration")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; expected a number above 0")
+
+
+def gradient(value: str) -> None:
+    if value not in GRADIENTS:
+        raise ValueError(f'gradient is "{value}"; expected one of {", ".join(GRADIENTS)}')
+
+
+def fit(gram: Tensor, logits: Tensor, num_iters: int, temperature: float) -> None:
+    iterations(num_iters, temperature)
+    same_device(gram, "gram", logits, "logits")
+    if gram.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"gram is {gram.dtype}; expected float32 or float64, as em_moments gives it")
+    if logits.dtype != gram.dtype:
+        raise TypeError(f"logits is {logits.dtype} but gram is {gram.dtype}; pass logits.to(gram.dtype)")
+    if gram.dim() < 2 or gram.shape[-1] != gram.shape[-2] or gram.shape[-1] == 0:
+        raise ValueError(f"gram has shape {list(gram.shape)}; expected [*, D, D]")
+    if logits.dim() != gram.dim() or logits.shape[:-1] != gram.shape[:-1] or logits.shape[-1] == 0:
+        raise ValueError(
+            f"logits has shape {list(logits.shape)} but gram has shape {list(gram.shape)}; "
+            f"pass logits of shape [{', '.join(str(size) for size in gram.shape[:-1])}, K]"
+        )
+
+
+def reconstruct(x: Tensor, responsibilities: Tensor, scale: Tensor) -> None:
+    rows(x, "x")
+    same_device(x, "x", responsibilities, "responsibilities")
+    same_device(x, "x", scale, "scale")
+    dtype = accumulation_dtype(x.dtype)
+    for tensor, name in ((responsibilities, "responsibilities"), (scale, "scale")):
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name} is {tensor.dtype}; expected {dtype} for x in {x.dtype}; pass {name}.to({dtype})")
+    if responsibilities.dim() != x.dim() or responsibilities.shape[:-1] != (*x.shape[:-2], x.shape[-1]):
+        raise ValueError(
+            f"responsibilities has shape {list(responsibilities.shape)} but x has shape {list(x.shape)}; "
+            f"expected [{', '.join(str(size) for size in (*x.shape[:-2], x.shape[-1]))}, K]"
+        )
+    if scale.shape != (*responsibilities.shape[:-2], responsibilities.shape[-1]):
+        raise ValueError(
+            f"scale has shape {list(scale.shape)} but responsibilities has shape {list(responsibilities.shape)}; "
+            "expected one value per basis"
+        )
+
+
+def pooled(text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float) -> None:
+    floating(text, "text")
+    floating(frames, "frames")
+    same_device(text, "text", frames, "frames")
+    same_device(text, "text", frame_mask, "frame_mask")
+    if text.dtype != frames.dtype:
+        raise TypeError(f"frames is {frames.dtype} but text is {text.dtype}; pass both in one dtype")
+    if text.dim() != 2 or 0 in text.shape:
+        raise ValueError(f"text has shape {list(text.shape)}; expected [A, D], not empty")
+    if frames.dim() != 3 or 0 in frames.shape or frames.shape[-1] != text.shape[-1]:
+        raise ValueError(
+            f"frames has shape {list(frames.shape)} but text has shape {list(text.shape)}; "
+            f"expected [B, F, {text.shape[-1]}], not empty"
+        )
+    if frame_mask.shape != frames.shape[:2]:
+        raise ValueError(
+            f"frame_mask has shape {list(frame_mask.shape)}; expected {list(frames.shape[:2])}, one value per frame"
+        )
+    if not pooling_temperature > 0:
+        raise ValueError(f"pooling_temperature is {pooling_temperature}; expected a number above 0")
+
+
+def shared_start(text: Tensor, init: Tensor) -> None:
+    floating(init, "init")
+    same_device(text, "text", init, "init")
+    if init.dim() != 1 or init.shape[0] == 0:
+        raise ValueError(f"init has shape {list(init.shape)}; expected [K], one value per basis")
+
+
+def finite_scale(op: str, scale: Tensor) -> None:
+    """One NaN or infinity in the features reaches every scale, so K numbers tell. Only where looking costs nothing."""
+    if scale.device.type == "cpu" and not bool(torch.isfinite(scale).all()):
+        raise ValueError(
+            f"{op}: the fitted bases are not finite, because the input holds NaN or infinite values or its squares "
+            "overflow; find the rows with torch.isfinite(x).all(-1)"
+        )

@@ -1,0 +1,160 @@
+"""Which backend runs an op, why not the others, and the one place that calls it.
+
+Asked for by name (`use_backend`, EMCL_BACKEND), a backend runs or raises. Otherwise the first that can run is taken:
+native then reference on the CPU, triton then reference on CUDA. EMCL_LOG=debug logs each choice once.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from emcl_kernels import checks
+from emcl_kernels.backends import native, plain, triton_backend
+
+Backend = Literal["reference", "native", "triton"]
+
+_MODULES: dict[str, ModuleType] = {"reference": plain, "native": native, "triton": triton_backend}
+_AUTOMATIC = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+_log = logging.getLogger("emcl_kernels")
+_forced: str | None = None
+
+
+def _named(name: str, source: str) -> str:
+    if name not in get_args(Backend):
+        raise ValueError(f'{source} is "{name}"; expected one of {", ".join(get_args(Backend))}')
+    return name
+
+
+def _set_up_from_environment() -> None:
+    global _forced
+    if level := os.environ.get("EMCL_LOG"):
+        number = logging.getLevelNamesMapping().get(level.upper()) if hasattr(logging, "getLevelNamesMapping") else None
+        number = number or getattr(logging, level.upper(), None)
+        if not isinstance(number, int):
+            raise ValueError(f'EMCL_LOG is "{level}"; expected debug, info, warning or error')
+        logging.basicConfig(format="%(name)s: %(message)s")
+        _log.setLevel(number)
+    if name := os.environ.get("EMCL_BACKEND"):
+        _forced = _named(name, "EMCL_BACKEND")
+
+
+_set_up_from_environment()
+
+
+@contextmanager
+def use_backend(name: Backend) -> Iterator[None]:
+    """Run every op inside through one backend, or raise where it cannot run. Holds for the whole process.
+
+    Raises: ValueError for a name that is none; inside, RuntimeError with the reason where the backend cannot run.
+    """
+    global _forced
+    before, _forced = _forced, _named(name, "backend")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def report() -> list[dict[str, Any]]:
+    """One entry for each backend and device: whether it can run there, and why not."""
+    entries = []
+    for device in ("cpu", "cuda"):
+        if device == "cuda" and not torch.cuda.is_available():
+            entries += [dict(backend=n, device=device, available=False, reason="no CUDA device") for n in _MODULES]
+            continue
+        x = torch.ones(2, 2, device=device)
+        for name, module in _MODULES.items():
+            reason = module.supports("em_moments", x)
+            entries.append(dict(backend=name, device=device, available=reason is None, reason=reason or ""))
+    return entries
+
+
+def choose(op: str, *tensors: Tensor) -> ModuleType:
+    """The backend for these tensors."""
+    if _forced is not None:
+        reason = _MODULES[_forced].supports(op, *tensors)
+        if reason is not None:
+            raise RuntimeError(
+                f'backend "{_forced}" is not available for {op}: {reason}. Use another of '
+                f"{', '.join(name for name in _MODULES if name != _forced)}, or see python -m emcl_kernels.info"
+            )
+        _explain(op, _forced, "asked for by name")
+        return _MODULES[_forced]
+    refused = ""
+    for name in _AUTOMATIC.get(tensors[0].device.type, ("reference",)):
+        reason = _MODULES[name].supports(op, *tensors)
+        if reason is None:
+            _explain(op, name, refused or "first choice")
+            return _MODULES[name]
+        refused += f"{name}: {reason}; "
+    raise RuntimeError(f"no backend can run {op}: {refused}")
+
+
+@lru_cache(maxsize=1024)
+def _explain(op: str, name: str, reason: str) -> None:
+    _log.debug("%s runs on %s (%s)", op, name, reason)
+
+
+# ---- the ops' kernels: check, choose, call ---------------------------------------------------------------------------
+
+
+def em_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    checks.rows(x, "x")
+    return choose("em_moments", x).moments(x)
+
+
+def em_moments_backward(x: Tensor, d_gram: Tensor, d_colsum: Tensor) -> Tensor:
+    return choose("em_moments", x, d_gram).moments_backward(x, d_gram, d_colsum)
+
+
+def em_fit(gram: Tensor, logits: Tensor, num_iters: int, temperature: float, eps: float) -> tuple[Tensor, Tensor]:
+    checks.fit(gram, logits, num_iters, temperature)
+    responsibilities, scale = choose("em_fit", gram, logits).fit(gram, logits, num_iters, temperature, eps)
+    checks.finite_scale("em_fit", scale)
+    return responsibilities, scale
+
+
+def em_fit_backward(
+    gram: Tensor,
+    logits: Tensor,
+    d_responsibilities: Tensor,
+    d_scale: Tensor,
+    num_iters: int,
+    temperature: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    backend = choose("em_fit", gram, logits)
+    return backend.fit_backward(gram, logits, d_responsibilities, d_scale, num_iters, temperature, eps)
+
+
+def em_reconstruct(x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float) -> Tensor:
+    checks.reconstruct(x, responsibilities, scale)
+    return choose("em_reconstruct", x, responsibilities).reconstruct(x, responsibilities, scale, weight)
+
+
+def em_reconstruct_backward(
+    d_y: Tensor, x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    backend = choose("em_reconstruct", x, responsibilities)
+    return backend.reconstruct_backward(d_y, x, responsibilities, scale, weight)
+
+
+def em_project_fixed(
+    x: Tensor, init: Tensor, num_iters: int, temperature: float, residual_weight: float, eps: float, linear: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The whole projection in one call. `linear` matters to the gradient only."""
+    checks.rows(x, "x")
+    checks.start(x, init)
+    checks.iterations(num_iters, temperature)
+    start = init.to(checks.accumulation_dtype(x.dtype))
+    backend = choose("em_project", x, start)
+    y, mean_bases, responsibilities, scale = backend.project(x, start, num_iters, temperature, residual_weight, eps)
+    checks.finite_scale("em_project", scale)
+    return y, mean_bases, responsibilities, scale

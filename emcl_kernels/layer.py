@@ -1,0 +1,161 @@
+"""EMCL as a module: the op with its maintained initial bases."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from emcl_kernels import checks, pooled, reference
+from emcl_kernels.ops import Gradient, em_fit, em_moments, em_project, em_reconstruct
+from emcl_kernels.ops import pooled_similarity as pooled_similarity_op
+
+Init = Literal["sign", "normal"]
+Scale = Literal["release", "relative"]
+
+
+class EMCL(nn.Module):
+    """Expectation-Maximization Contrastive Learning as a layer.
+
+    Args:
+        num_bases: number of bases K, at most the width of the features.
+        num_iters: E-steps and M-steps per call T.
+        temperature: of the E-step's softmax.
+        residual_weight: of the reconstruction that is added to the features.
+        momentum: share of the old value when the maintained start of the bases is updated.
+        init: "sign", ±1 as in the release (whose K bases are therefore two, with multiplicities), or "normal".
+        scale: "release", or "relative", where the weight is multiplied by ‖x‖ / ‖reconstruction‖.
+        gradient: "identity" as released, "linear", or "full"; see `emcl_kernels.em_project`.
+
+    The maintained start is the buffer `bases`, `[K]`; it is in the state_dict, unlike in the release. Calls in training
+    mode update it on its device, without waiting for it.
+    """
+
+    bases: Tensor
+
+    def __init__(
+        self,
+        num_bases: int = 32,
+        num_iters: int = 9,
+        temperature: float = 1.0,
+        residual_weight: float = 3.0,
+        momentum: float = 0.9,
+        init: Init = "sign",
+        scale: Scale = "release",
+        gradient: Gradient = "identity",
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if num_bases < 1:
+            raise ValueError(f"num_bases is {num_bases}; expected at least 1")
+        checks.iterations(num_iters, temperature)
+        checks.gradient(gradient)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum}; expected a number from 0 to 1")
+        if init not in get_args(Init):
+            raise ValueError(f'init is "{init}"; expected one of {", ".join(get_args(Init))}')
+        if scale not in get_args(Scale):
+            raise ValueError(f'scale is "{scale}"; expected one of {", ".join(get_args(Scale))}')
+        self.num_bases, self.num_iters, self.temperature = num_bases, num_iters, temperature
+        self.residual_weight, self.momentum = residual_weight, momentum
+        self.init, self.scale, self.gradient, self.eps = init, scale, gradient, eps
+        self.register_buffer("bases", torch.empty(num_bases))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the start of the bases anew."""
+        with torch.no_grad():
+            self.bases.normal_()
+            if self.init == "sign":
+                self.bases.copy_(torch.where(self.bases < 0, -1.0, 1.0))
+
+    def forward(self, *features: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run EM over the rows of all features together.
+
+        Args: features: one or several `[*, N_i, D]` that agree in all but the number of rows.
+        Returns: as many, in the same shapes: one tensor for one, a tuple for several.
+        Raises: ValueError where widths or leading dimensions disagree, or num_bases is larger than the width.
+        """
+        if not features:
+            raise ValueError("EMCL got no features; pass one or several tensors of shape [*, N, D]")
+        for i, feature in enumerate(features):
+            checks.rows(feature, f"features[{i}]")
+            if feature.shape[:-2] != features[0].shape[:-2] or feature.shape[-1] != features[0].shape[-1]:
+                raise ValueError(
+                    f"features[{i}] has shape {list(feature.shape)} but features[0] has shape "
+                    f"{list(features[0].shape)}; expected the same but for the number of rows"
+                )
+        self._check_width(features[0].shape[-1])
+        x = features[0] if len(features) == 1 else torch.cat(features, dim=-2)
+        y, mean_bases = self._project(x)
+        self._update(mean_bases)
+        return y if len(features) == 1 else y.split([feature.shape[-2] for feature in features], dim=-2)
+
+    def pooled_similarity(
+        self, text: Tensor, frames: Tensor, frame_mask: Tensor, *, pooling_temperature: float = 3.0
+    ) -> Tensor:
+        """EMCL-Net's similarity with this layer's bases; see `emcl_kernels.pooled_similarity`.
+
+        Args: text `[A, D]`, frames `[B, F, D]`, frame_mask `[B, F]`. Returns: similarity `[A, B]`.
+        """
+        self._check_width(text.shape[-1])
+        settings = (self.num_iters, self.temperature, self.residual_weight, self.eps, self.gradient)
+        if self.scale == "relative":
+            similarity, mean_bases = pooled.pooled_similarity(
+                text, frames, frame_mask, self.bases, pooling_temperature, *settings, relative=True
+            )
+        else:
+            similarity, mean_bases = pooled_similarity_op(
+                text,
+                frames,
+                frame_mask,
+                self.bases,
+                pooling_temperature=pooling_temperature,
+                num_iters=self.num_iters,
+                temperature=self.temperature,
+                residual_weight=self.residual_weight,
+                eps=self.eps,
+                gradient=self.gradient,
+            )
+        self._update(mean_bases)
+        return similarity
+
+    def extra_repr(self) -> str:
+        names = ("num_bases", "num_iters", "temperature", "residual_weight", "momentum", "init", "scale", "gradient")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    def _check_width(self, width: int) -> None:
+        if self.num_bases > width:
+            raise ValueError(
+                f"num_bases is {self.num_bases} but the features are {width} wide; EM clusters the channels, "
+                f"so pass num_bases of at most {width}"
+            )
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.scale == "release":
+            return em_project(
+                x,
+                self.bases,
+                num_iters=self.num_iters,
+                temperature=self.temperature,
+                residual_weight=self.residual_weight,
+                eps=self.eps,
+                gradient=self.gradient,
+            )
+        em_input = x if self.gradient == "full" else x.detach()
+        gram, colsum = em_moments(em_input)
+        logits = reference.start_logits(em_input, colsum, self.bases.to(gram.dtype))
+        responsibilities, scale = em_fit(
+            gram, logits, num_iters=self.num_iters, temperature=self.temperature, eps=self.eps
+        )
+        mean_bases = reference.mean_of_bases(colsum, responsibilities, scale, x.shape[-2])
+        scale = scale * pooled.relative_scale(gram, responsibilities, scale).unsqueeze(-1)
+        if self.gradient == "identity":
+            fixed = em_reconstruct(em_input, responsibilities, scale, weight=self.residual_weight)
+            return x + (fixed - em_input), mean_bases
+        return em_reconstruct(x, responsibilities, scale, weight=self.residual_weight), mean_bases
+
+    @torch.no_grad()
+    def _update(self, mean_bases: Tensor) -> None:
+        if self.training:
+            mean = mean_bases.detach().flatten(0, -2).mean(0) if mean_bases.dim() > 1 else mean_bases.detach()
+            self.bases.lerp_(mean.to(self.bases.dtype), 1 - self.momentum)  # (I)
