@@ -75,13 +75,14 @@ def append_line(path: Path, value: object) -> None:
     """One JSON line in one system call, so that a killed process leaves whole lines."""
     line = (json.dumps(value) + "\n").encode()
     with path.open("ab", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
+        size, written = file.seek(0, os.SEEK_END), 0
         try:
             written = file.write(line)
             if written != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         except OSError as error:
-            file.truncate(size)
+            if written:
+                file.truncate(size)
             raise_if_disk_full(error, path)
             raise
 
@@ -127,7 +128,7 @@ def load_config(run_dir: Path) -> RunConfig:
 
 def _from_json(kind: Any, value: Any) -> Any:
     """Nested dataclasses, paths and tuples back from plain JSON values."""
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         unknown = value.keys() - {field.name for field in fields(kind)}
         if unknown:

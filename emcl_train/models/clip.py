@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -28,10 +29,13 @@ class Vocabulary:
 class CLIPTowers(nn.Module):
     """Captions and frames to CLIP's shared space, not normalised."""
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
-        self.width: int = clip.config.projection_dim
+        self.width: int = clip.visual_projection.out_features
         # Not persistent: constants of CLIP, no weights of a run.
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
@@ -56,7 +60,7 @@ def build_towers(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int
     if config.clip == "random":
         return CLIPTowers(random_clip(config, vocabulary, image_size=image_size, max_words=max_words))
     clip = pretrained_clip(config.clip)
-    expected_size, longest = clip.config.vision_config.image_size, clip.config.text_config.max_position_embeddings
+    expected_size, longest = clip.vision_model.config.image_size, clip.text_model.config.max_position_embeddings
     if image_size != expected_size:
         raise UserError(
             f"data.image_size is {image_size} but the vision tower of {config.clip} takes {expected_size}; "
@@ -67,10 +71,10 @@ def build_towers(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int
             f"data.max_words is {max_words} but the text tower of {config.clip} takes at most {longest} tokens; "
             f"pass --data.max-words {longest} or less"
         )
-    if vocabulary.size > clip.config.text_config.vocab_size:
+    if vocabulary.size > clip.text_model.config.vocab_size:
         raise UserError(
             f"the tokenizer has {vocabulary.size} tokens but the text tower of {config.clip} knows "
-            f"{clip.config.text_config.vocab_size}; tokenizer and weights must come from the same checkpoint"
+            f"{clip.text_model.config.vocab_size}; tokenizer and weights must come from the same checkpoint"
         )
     return CLIPTowers(clip)
 
@@ -116,7 +120,8 @@ def pretrained_clip(name: str) -> CLIPModel:
         model_type = CLIPConfig.get_config_dict(folder)[0].get("model_type")
         if model_type != "clip":
             raise UserError(f"model.clip is {name}, a checkpoint of type {model_type!r} instead of 'clip'; {way_out}")
-        clip, loading = CLIPModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+        loaded: Any = CLIPModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+        clip, loading = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {way_out}") from error

@@ -1,9 +1,10 @@
 """EMCL-Net: CLIP's towers, temporal aggregation, and a similarity that pools frames for each text."""
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from emcl_kernels import EMCL, pooled_cosine_similarity
 from emcl_train.config import EMCLConfig, RunConfig
@@ -12,6 +13,16 @@ from emcl_train.models.clip import CLIPTowers, Vocabulary, build_towers
 from emcl_train.models.temporal import build_temporal
 
 MAX_LOGIT_SCALE = 100.0
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the text tower has to know of a tokenizer."""
+
+    eos_token_id: int
+    pad_token_id: int
+
+    def __len__(self) -> int: ...
 
 
 class RetrievalModel(nn.Module):
@@ -78,7 +89,7 @@ class RetrievalModel(nn.Module):
         return self.emcl.pooled_similarity(text, frames, frame_mask, pooling_temperature=self.pooling_temperature)
 
 
-def build_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> RetrievalModel:
+def build_model(config: RunConfig, tokenizer: Tokenizer) -> RetrievalModel:
     """The model of a run, its random parts drawn from torch's global generator."""
     vocabulary = Vocabulary(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     towers = build_towers(config.model, vocabulary, image_size=config.data.image_size, max_words=config.data.max_words)

@@ -75,7 +75,7 @@ def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_fram
         return MeanAggregation()
     if config.temporal == "lstm":
         return LSTMAggregation(width)
-    heads = config.random_clip.heads if config.clip == "random" else clip.config.text_config.num_attention_heads
+    heads = config.random_clip.heads if config.clip == "random" else clip.text_model.config.num_attention_heads
     if width % heads:
         raise UserError(
             f"the temporal transformer is {width} wide, which the text tower's {heads} heads do not divide; "

@@ -1,0 +1,91 @@
+"""CLIP's towers: random, from a local folder, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from transformers import CLIPModel
+
+from emcl_train.config import ModelConfig, RandomClipConfig
+from emcl_train.errors import UserError
+from emcl_train.models.clip import PIXEL_MEAN, Vocabulary, build_towers
+
+VOCABULARY = Vocabulary(size=20, eos_token_id=1, pad_token_id=0)
+SMALL = ModelConfig(clip="random", random_clip=RandomClipConfig(width=16, layers=1, heads=2, patch_size=8))
+
+
+def towers(config=SMALL, **sizes):
+    torch.manual_seed(0)
+    return build_towers(config, VOCABULARY, **({"image_size": 16, "max_words": 7} | sizes))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    towers().clip.save_pretrained(folder)
+    return folder
+
+
+def test_both_towers_end_in_the_same_width():
+    model = towers()
+    ids = torch.tensor([[5, 6, 1, 0], [7, 1, 0, 0], [9, 9, 9, 1]])
+    assert model.encode_text(ids, (ids != 0).long()).shape == (3, 16)
+    assert model.encode_frames(torch.zeros(3, 5, 3, 16, 16, dtype=torch.uint8)).shape == (3, 5, 16)
+
+
+def test_padding_after_the_end_token_changes_nothing():
+    model = towers().eval()
+    short, long = torch.tensor([[5, 6, 1]]), torch.tensor([[5, 6, 1, 0, 0, 0]])
+    expected = model.encode_text(short, torch.ones_like(short))
+    torch.testing.assert_close(model.encode_text(long, (long != 0).long()), expected)
+
+
+def test_frames_are_normalised_as_clip_was_trained():
+    model = towers()
+    seen = []
+    model.clip.vision_model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    model.encode_frames(
+        torch.tensor([round(255 * mean) for mean in PIXEL_MEAN], dtype=torch.uint8)
+        .view(1, 1, 3, 1, 1)
+        .expand(1, 1, 3, 16, 16)
+    )
+    assert seen[0]["pixel_values"].abs().max() < 0.01
+
+
+def test_a_local_folder_gives_back_its_weights(checkpoint):
+    torch.manual_seed(1)
+    loaded = build_towers(ModelConfig(clip=str(checkpoint)), VOCABULARY, image_size=16, max_words=7)
+    for name, value in towers().state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_weights_that_a_checkpoint_lacks_are_not_made_up(checkpoint, tmp_path):
+    model = CLIPModel.from_pretrained(checkpoint)
+    weights = {name: value for name, value in model.state_dict().items() if "visual_projection" not in name}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    with pytest.raises(UserError, match=r"lacks 1 of CLIP's weights.*visual_projection.*pass --model.clip"):
+        build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
+
+
+def test_damaged_weights_are_named(checkpoint, tmp_path):
+    CLIPModel.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="could not be loaded"):
+        build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
+
+
+def test_another_kind_of_checkpoint_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match="'bert' instead of 'clip'"):
+        build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
+
+
+def test_data_must_fit_the_checkpoint(checkpoint):
+    config = ModelConfig(clip=str(checkpoint))
+    with pytest.raises(UserError, match=r"pass --data.image-size 16"):
+        build_towers(config, VOCABULARY, image_size=32, max_words=7)
+    with pytest.raises(UserError, match="at most 7 tokens"):
+        build_towers(config, VOCABULARY, image_size=16, max_words=8)
+    with pytest.raises(UserError, match="21 tokens but the text tower"):
+        build_towers(config, Vocabulary(21, 1, 0), image_size=16, max_words=7)
