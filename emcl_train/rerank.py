@@ -10,13 +10,14 @@ from emcl_train.errors import UserError
 
 
 def inverted_softmax(similarity: Float[Tensor, "Q G"], temperature: float, axis: int) -> Float[Tensor, "Q G"]:
-    """Weigh each similarity by how much its gallery item prefers this query over all the other queries.
+    """Score each pair by how much its gallery item prefers this query over all the other queries.
 
-        out = similarity · softmax(similarity / temperature, axis) · size(axis)
+        out = log softmax(similarity / temperature, axis of the queries)
 
-    This is the release's formula. It needs every test query in advance and assumes that they and the gallery are
-    pairs, so it lowers the scores of items that are near to everything ("hubs"). For text→video the queries are the
-    captions, axis 0; for video→text they are the clips, axis 1.
+    It needs every test query in advance and assumes that they and the gallery are pairs, so it lowers the scores of
+    items that are near to everything ("hubs"). For text→video the queries are the captions, axis 0; for video→text
+    they are the clips, axis 1. The release multiplies the softmax by the similarity once more, which turns the order
+    of negative similarities round; that is left out here.
 
     Args: similarity: captions × clips. temperature: of the softmax, above 0. axis: the axis of the queries.
     Returns: float64 scores of the same shape, to be ranked like similarities.
@@ -36,5 +37,5 @@ def inverted_softmax(similarity: Float[Tensor, "Q G"], temperature: float, axis:
             "similarity must be finite for the inverted softmax, got NaN or infinity, which would spread over the "
             "whole axis; look for non-finite features or a diverged training run"
         )
-    scores = similarity.double()  # float64: at temperature 0.01 the weights reach exp(-200), zero in float32
-    return scores * torch.softmax(scores / temperature, dim=axis) * scores.shape[axis]
+    # The logarithm keeps the order and cannot underflow into ties: at temperature 0.01 softmax reaches exp(-200).
+    return torch.log_softmax(similarity.double() / temperature, dim=axis)

@@ -11,11 +11,11 @@ from emcl_train.rerank import inverted_softmax
 
 def test_inverted_softmax_of_a_hand_computed_case():
     similarity = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
-    # Column 1 at temperature 1: weights 3/4 and 1/4, times two queries.
-    over_captions = inverted_softmax(similarity, 1.0, axis=0)
-    assert over_captions.flatten().tolist() == pytest.approx([0.0, math.log(3.0) * 1.5, 0.0, 0.0])
-    over_clips = inverted_softmax(similarity, 1.0, axis=1)
-    assert over_clips.flatten().tolist() == pytest.approx([0.0, math.log(3.0) * 1.5, 0.0, 0.0])
+    # Over captions, column 1 at temperature 1 has weights 3/4 and 1/4. Over clips, row 0 has 1/4 and 3/4.
+    over_captions = inverted_softmax(similarity, 1.0, axis=0).exp()
+    assert over_captions.flatten().tolist() == pytest.approx([0.5, 0.75, 0.5, 0.25])
+    over_clips = inverted_softmax(similarity, 1.0, axis=1).exp()
+    assert over_clips.flatten().tolist() == pytest.approx([0.25, 0.75, 0.5, 0.5])
 
 
 def test_axes_are_each_others_transpose():
@@ -33,9 +33,16 @@ def test_a_hub_loses_its_false_hits():
     assert reranked["R@1"] == 100.0
 
 
-def test_small_temperatures_do_not_underflow_into_ties():
-    similarity = torch.linspace(0.0, 1.0, 100).reshape(10, 10)
-    assert inverted_softmax(similarity, 0.01, axis=0)[1:].unique().numel() == 90
+@pytest.mark.parametrize("temperature", [0.01, 1e-4])
+def test_small_temperatures_do_not_underflow_into_ties(temperature):
+    similarity = torch.rand(10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores = inverted_softmax(similarity, temperature, axis=0)
+    assert all(column.unique().numel() == 10 for column in scores.T)
+
+
+def test_negative_similarities_keep_their_order():
+    similarity = torch.tensor([[-0.1, -0.5], [-0.5, -0.1]])
+    assert text_to_video(inverted_softmax(similarity, 0.01, axis=0), torch.arange(2))["R@1"] == 100.0
 
 
 def test_the_raw_similarity_is_left_alone():

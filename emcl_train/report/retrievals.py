@@ -1,0 +1,106 @@
+"""The best and the worst retrievals of a run, with frames of the right clip and of the one at its place."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from matplotlib.image import imsave
+from torch import Tensor
+
+from emcl_train.config import DataConfig
+from emcl_train.data.annotations import load_annotations
+from emcl_train.data.video import VideoError, decode_frames
+from emcl_train.errors import UserError
+from emcl_train.metrics import ranks
+from emcl_train.report.run_folder import Run
+
+SHOWN = 4
+FRAMES, FRAME_SIZE, GAP = 6, 96, 3
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """One caption, its right clip, and the clip that competes with it."""
+
+    caption: str
+    rank: float
+    right: int
+    right_similarity: float
+    other: int
+    """The clip at rank 1, or where that is the right one, the runner-up."""
+    other_similarity: float
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Frames of a clip side by side as a JPEG, base64; or why there are none."""
+
+    jpeg: str | None
+    reason: str = ""
+
+
+def best_and_worst(run: Run) -> tuple[list[Retrieval], list[Retrieval]]:
+    """Captions at rank 1 with the largest lead, and captions with the largest rank; each clip once."""
+    similarity, target = run.similarity, run.tensors["caption_clip"]
+    if similarity.shape[1] < 2:
+        return [], []  # with one clip nothing competes
+    own = similarity.gather(1, target[:, None])[:, 0]
+    others, competitor = similarity.scatter(1, target[:, None], float("-inf")).max(dim=1)
+    rank = ranks(similarity, target)
+    lead = own - others
+
+    def pick(order: Tensor, keep: Tensor) -> list[Retrieval]:
+        chosen: dict[int, Retrieval] = {}
+        for i in order[keep[order]].tolist():
+            right = int(target[i])
+            if right not in chosen:
+                chosen[right] = Retrieval(
+                    run.captions[i], rank[i].item(), right, own[i].item(), int(competitor[i]), others[i].item()
+                )
+            if len(chosen) == SHOWN:
+                break
+        return list(chosen.values())
+
+    by_lead = lead.argsort(descending=True, stable=True)
+    # Among equal ranks the smaller lead is the worse retrieval.
+    by_rank = by_lead.flip(0)[rank[by_lead.flip(0)].argsort(descending=True, stable=True)]
+    return pick(by_lead, rank == 1), pick(by_rank, rank > 1)
+
+
+def strips(run: Run, clips: set[int]) -> dict[int, Strip]:
+    """Frames of clips, from the data set of the run's configuration."""
+    try:
+        paths = _clip_paths(run.config.data, run.results["split"])
+    except (UserError, OSError) as error:
+        return {clip: Strip(None, f"the data set cannot be read here: {error}") for clip in clips}
+    return {clip: _strip(paths.get(run.video_ids[clip]), run.video_ids[clip]) for clip in clips}
+
+
+def _clip_paths(config: DataConfig, split: str) -> dict[str, Path]:
+    annotations = load_annotations(config)
+    for part in (annotations.test, annotations.val):
+        if part.name == split:
+            return {clip.video_id: clip.path for clip in part.clips}
+    raise UserError(f"it has no {split} split")
+
+
+def _strip(path: Path | None, video_id: str) -> Strip:
+    if path is None:
+        return Strip(None, f"the data set has no clip {video_id} any more")
+    try:
+        frames, mask = decode_frames(path, FRAMES, FRAME_SIZE)
+    except VideoError as error:
+        return Strip(None, str(error))
+    return Strip(_jpeg(frames[mask]))
+
+
+def _jpeg(frames: UInt8[Tensor, "F 3 S S"]) -> str:
+    gap = torch.full((3, frames.shape[2], GAP), 255, dtype=torch.uint8)
+    columns = [part for frame in frames for part in (frame, gap)][:-1]
+    data = io.BytesIO()
+    image = torch.cat(columns, dim=2).permute(1, 2, 0).contiguous().numpy()
+    imsave(data, image, format="jpg", pil_kwargs={"quality": 85})
+    return base64.b64encode(data.getvalue()).decode()

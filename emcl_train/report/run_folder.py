@@ -1,0 +1,119 @@
+"""The files of a finished run, read and checked in one place."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from emcl_train.checkpoint import load_config
+from emcl_train.config import RunConfig
+from emcl_train.errors import UserError
+
+# Each file of a finished run that a report reads, with what writes it again.
+REQUIRED = {
+    "config.json": "`emcl-train train`",
+    "environment.json": "`emcl-train train`",
+    "metrics.jsonl": "`emcl-train train`",
+    "results.json": "`emcl-train eval {run}`",
+    "queries.json": "`emcl-train eval {run}`",
+    "embeddings.safetensors": "`emcl-train eval {run}`",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    path: Path
+    config: RunConfig
+    environment: dict[str, Any]
+    records: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    results: dict[str, Any]
+    video_ids: list[str]
+    captions: list[str]
+    tensors: dict[str, Tensor]
+    """text [Q, D], frames [G, F, D], frame_mask [G, F], caption_clip [Q], similarity_off [Q, G]; where the run has
+    EMCL also similarity_on [Q, G] and bases [K]."""
+
+    @property
+    def similarity(self) -> Tensor:
+        """The similarity that the run is judged by, [Q, G]."""
+        return self.tensors.get("similarity_on", self.tensors["similarity_off"])
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """Records of metrics.jsonl of one kind: "train" or "validation"."""
+        return [record for record in self.records if record["kind"] == kind]
+
+
+def load_run(run_dir: Path) -> Run:
+    """Read a run folder.
+
+    Raises: UserError where it is no folder, lacks a file, or a file is damaged; the message says what writes it again.
+    """
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir} is not a run folder: no such folder; pass the --out folder of `emcl-train train`")
+    missing = [name for name in REQUIRED if not (run_dir / name).is_file()]
+    if missing:
+        writer = REQUIRED[missing[0]].format(run=run_dir)
+        raise UserError(
+            f"{run_dir} is not the folder of a finished run: {', '.join(missing)} missing; {writer} writes "
+            f"{missing[0]} (a run that was stopped goes on with --resume)"
+        )
+    queries = _read_json(run_dir / "queries.json", {"video_ids", "captions"})
+    results = _read_json(run_dir / "results.json", {"rows", "split", "queries", "gallery", "em_block", "selection"})
+    embeddings = run_dir / "embeddings.safetensors"
+    try:
+        tensors = load_file(embeddings)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{embeddings} cannot be read as safetensors ({error}); `emcl-train eval {run_dir}` writes it again"
+        ) from error
+    expected = [len(queries["captions"]), len(queries["video_ids"])]
+    found = list(tensors["similarity_off"].shape) if "similarity_off" in tensors else "no similarity_off"
+    if found != expected:
+        raise UserError(
+            f"{embeddings} does not belong to queries.json beside it: expected similarity_off of shape {expected}, "
+            f"got {found}; `emcl-train eval {run_dir}` writes both again"
+        )
+    return Run(
+        path=run_dir,
+        config=load_config(run_dir),
+        environment=_read_json(run_dir / "environment.json", set()),
+        records=_read_records(run_dir / "metrics.jsonl"),
+        results=results,
+        video_ids=queries["video_ids"],
+        captions=queries["captions"],
+        tensors=tensors,
+    )
+
+
+def _read_json(path: Path, keys: set[str]) -> dict[str, Any]:
+    again = f"{REQUIRED[path.name].format(run=path.parent)} writes it again"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as JSON ({error}); {again}") from error
+    absent = keys - value.keys() if isinstance(value, dict) else keys
+    if absent or not isinstance(value, dict):
+        raise UserError(
+            f"{path} must hold a JSON object with {', '.join(sorted(keys))}; it lacks {sorted(absent)}; {again}"
+        )
+    return value
+
+
+def _read_records(path: Path) -> list[dict[str, Any]]:
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}, line {number}, is not readable as JSON ({error}); remove that line, or go on with --resume, "
+                "which cuts the file back to the last full state"
+            ) from error
+    return records
