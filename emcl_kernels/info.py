@@ -1,0 +1,114 @@
+"""What was built, what was loaded, what was not, and why: python -m emcl_kernels.info"""
+
+import importlib
+import json
+import os
+import platform
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from emcl_kernels import __version__, dispatch
+from emcl_kernels.backends import native, plain, triton_backend
+
+OPS = ("em_moments", "em_fit", "em_reconstruct", "em_project")
+BUILD_INFO = Path(__file__).parent / "_C" / "build_info.json"
+
+_NAMES: dict[ModuleType, str] = {plain: "reference", native: "native", triton_backend: "triton"}
+
+
+def build_info() -> dict[str, Any]:
+    """What setup.py wrote about the build.
+
+    Returns: its content, or {"reason": why there is none}.
+    """
+    if not BUILD_INFO.exists():
+        return {"reason": "the native parts were never built here; run `make setup`, or `pip install .`"}
+    try:
+        content = json.loads(BUILD_INFO.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return {"reason": f"{BUILD_INFO} is not JSON ({error}); reinstall"}
+    return dict(content)
+
+
+def bindings_info() -> dict[str, Any]:
+    """What the pybind11 module says of itself.
+
+    Returns: its build information, or {"reason": why it is not there}.
+    """
+    try:
+        return dict(importlib.import_module("emcl_kernels._bindings").build_info())
+    except ImportError as error:
+        return {"reason": str(error)}
+
+
+def which_backend(op: str, device: str) -> str:
+    """The backend that would run an op on small float32 tensors of a device, and why, or why none would."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "none: no CUDA device"
+    square = torch.ones(2, 2, device=device)
+    tensors = {"em_moments": (square,), "em_project": (square, square[0])}.get(op, (square, square))
+    try:
+        chosen = dispatch.choose(op, *tensors)
+    except RuntimeError as error:
+        return f"none: {error}"
+    refused = {name: module.supports(op, *tensors) for module, name in _NAMES.items() if module is not chosen}
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items() if reason)
+    return _NAMES[chosen] + (f"  ({reasons})" if reasons else "")
+
+
+def describe() -> str:
+    """All of it as text."""
+    return "\n".join([*_versions(), "", *_built(), "", *_loaded(), "", *_chosen()])
+
+
+def _versions() -> list[str]:
+    try:
+        triton = importlib.import_module("triton").__version__
+    except (ImportError, OSError) as error:
+        triton = f"not importable ({error})"
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
+    return [
+        f"emcl {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        f"torch {torch.__version__}, triton {triton}",
+        f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; CUDA: {cuda}",
+    ]
+
+
+def _built() -> list[str]:
+    info = build_info()
+    if "reason" in info:
+        return ["Built", f"  nothing: {info['reason']}"]
+    lines = [f"Built with {info['compiler'] or 'no compiler'}, torch {info['torch']}, Python {info['python']}"]
+    for target in info["targets"].values():
+        if target["built"]:
+            lines.append(f"  {target['file']}: yes" + (f", for {', '.join(target['isas'])}" if target["isas"] else ""))
+        else:
+            lines.append(f"  {target['file']}: no: {target['reason']}")
+    return lines
+
+
+def _loaded() -> list[str]:
+    status, bindings = native.status(), bindings_info()
+    library = f"yes, uses {status['isa']}" if status["loaded"] else f"no: {status['reason']}"
+    module = f"no: {bindings['reason']}" if "reason" in bindings else f"yes, compiled by {bindings['compiler']}"
+    return ["Loaded", f"  {Path(status['path']).name}: {library}", f"  _bindings: {module}"]
+
+
+def _chosen() -> list[str]:
+    forced = os.environ.get("EMCL_BACKEND")
+    lines = ["Backends" + (f" (EMCL_BACKEND={forced})" if forced else "")]
+    for entry in dispatch.report():
+        name = f"{entry['backend']} on {entry['device']}"
+        lines.append(f"  {name:<18} " + ("available" if entry["available"] else f"not available: {entry['reason']}"))
+    lines += ["", "Runs (float32)"]
+    for op in OPS:
+        lines += [f"  {op:<15} {device:<5} {which_backend(op, device)}" for device in ("cpu", "cuda")]
+    lines.append("  pooled_similarity is made of torch operations and em_fit")
+    return lines
+
+
+if __name__ == "__main__":
+    print(describe())

@@ -1,0 +1,145 @@
+"""The arrows of the design: who may import whom. Read from the source, so that no import has to be run."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A unit is a module or a sub-package. It may import units of the rows above its own, and nothing of its own row.
+LAYERS = {
+    "emcl_kernels": [
+        {"checks", "reference"},
+        {"backends", "pooled"},
+        {"dispatch"},
+        {"ops"},
+        {"layer", "refine"},
+        {"__init__", "testing"},
+        {"info"},
+    ],
+    "emcl_train": [
+        {"__init__", "errors"},
+        {"config"},
+        {"recipes", "checkpoint", "distributed"},
+        {"data", "models", "losses", "metrics", "optim", "rerank"},
+        {"evaluate", "report"},
+        {"trainer"},
+        {"cli"},
+        {"__main__"},
+    ],
+}
+REFERENCE_IMPORTS = {"torch", "jaxtyping", "math", "collections", "typing"}
+MODULES = sorted(path for package in LAYERS for path in (ROOT / package).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """emcl_kernels/backends/native.py -> emcl_kernels.backends.native; a package keeps its __init__."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports(module: str, source: str) -> Iterator[tuple[str, str | None]]:
+    """Every (module, name or None) that a source imports, wherever it stands, relative ones resolved."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            target = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((target, alias.name) for alias in node.names)
+
+
+def exported(package: str) -> set[str]:
+    """`__all__` of a package, from its source."""
+    for node in ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
+            return set(ast.literal_eval(node.value))
+    raise AssertionError(f"{package} has no __all__")
+
+
+def layer(package: str, unit: str) -> int:
+    for index, units in enumerate(LAYERS[package]):
+        if unit in units:
+            return index
+    raise AssertionError(f"{package}.{unit} has no place in LAYERS; give it one")
+
+
+def imported_unit(package: str, target: str, name: str | None) -> str:
+    """The unit behind `import package.unit`, `from package.unit import x` and `from package import unit_or_name`."""
+    parts = target.split(".")
+    if len(parts) > 1:
+        return parts[1]
+    is_unit = name is not None and any(name in units for units in LAYERS[package])
+    return name if is_unit and name is not None else "__init__"
+
+
+def violations(module: str, source: str) -> list[str]:
+    """What a module imports and may not, in words."""
+    package, unit = module.split(".")[:2]
+    found = []
+    for target, name in imports(module, source):
+        top = target.split(".")[0]
+        if top in ("tests", "benchmarks"):
+            found.append(f"imports {target}: tests and benchmarks are above everything")
+        elif top == "emcl_train" and package == "emcl_kernels":
+            found.append(f"imports {target}: the kernels do not know the training")
+        elif top == "emcl_kernels" and package == "emcl_train":
+            if target != top or name not in exported(top) | {"__version__"}:
+                found.append(f"imports {target} {name or ''}: only `from emcl_kernels import` a name of its __all__")
+        elif module == "emcl_kernels.reference" and top not in REFERENCE_IMPORTS:
+            found.append(f"imports {target}: the reference is torch only")
+        elif top == package:
+            other = imported_unit(package, target, name)
+            if other != unit and layer(package, other) >= layer(package, unit):
+                found.append(f"imports {other}, which is not below {unit}")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    assert violations(name_of(path), path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_has_a_place(path: Path) -> None:
+    package, unit = name_of(path).split(".")[:2]
+    layer(package, unit)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("emcl_kernels.reference", "from emcl_kernels import checks"),
+        ("emcl_kernels.reference", "import numpy"),
+        ("emcl_kernels.backends.native", "from emcl_kernels.dispatch import choose"),
+        ("emcl_kernels.backends.native", "from ..ops import em_fit"),
+        ("emcl_kernels.dispatch", "def late():\n    from emcl_kernels import ops"),
+        ("emcl_kernels.layer", "import emcl_train.losses"),
+        ("emcl_kernels.ops", "from benchmarks import cases"),
+        ("emcl_train.data.loader", "from emcl_train.models.clip import CLIPTowers"),
+        ("emcl_train.models.retrieval", "from emcl_train.data.text import load_tokenizer"),
+        ("emcl_train.models.retrieval", "from emcl_kernels.ops import em_project"),
+        ("emcl_train.models.retrieval", "from emcl_kernels import dispatch"),
+        ("emcl_train.models.retrieval", "import emcl_kernels.ops"),
+        ("emcl_train.evaluate", "from emcl_train.trainer import train"),
+        ("emcl_train.report.table", "from emcl_train.evaluate import evaluate"),
+        ("emcl_train.config", "from emcl_train import recipes"),
+    ],
+)
+def test_an_import_against_the_arrows_is_found(module: str, source: str) -> None:
+    assert violations(module, source)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("emcl_train.models.retrieval", "from emcl_kernels import EMCL"),
+        ("emcl_train.trainer", "from emcl_train.data.loader import training_loader"),
+        ("emcl_train.data.loader", "from emcl_train.data.video import decode_frames"),
+        ("emcl_kernels.backends.triton_fit", "from .triton_common import tile"),
+        ("emcl_kernels.ops", "from emcl_kernels import dispatch, reference"),
+    ],
+)
+def test_an_import_along_the_arrows_passes(module: str, source: str) -> None:
+    assert violations(module, source) == []
