@@ -149,6 +149,8 @@ def run_doctor_command(arguments: DoctorArguments) -> int:
 
 
 def run_report(arguments: ReportArguments) -> int:
+    if not arguments.runs:
+        raise UserError("report needs the folder of at least one run, such as runs/shapes")
     from emcl_train.report import report_runs
 
     report_runs(arguments.runs)

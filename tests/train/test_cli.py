@@ -1,0 +1,126 @@
+"""The command line: what it says, and how it ends."""
+
+import subprocess
+import sys
+
+import pytest
+
+from emcl_train import cli
+from emcl_train.config import RunConfig
+from emcl_train.errors import UserError
+from emcl_train.recipes import RECIPES, load_recipe
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Configurations that `train` was called with."""
+    import emcl_train.trainer
+
+    calls = []
+    monkeypatch.setattr(emcl_train.trainer, "train", calls.append)
+    return calls
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_a_recipe_trains_as_it_stands(trained, recipe):
+    assert cli.main(["train", recipe]) == 0
+    assert trained == [load_recipe(recipe)]
+    assert trained[0].recipe == recipe
+
+
+def test_flags_override_single_settings_of_a_recipe(trained):
+    flags = [
+        "--data.root",
+        "x/y",
+        "--data.on-bad-video",
+        "skip",
+        "--train.max-steps",
+        "3",
+        "--emcl.mode",
+        "off",
+        "--resume",
+    ]
+    assert cli.main(["train", "msrvtt-9k", *flags]) == 0
+    config, default = trained[0], load_recipe("msrvtt-9k")
+    assert (str(config.data.root), config.data.on_bad_video, config.train.max_steps) == ("x/y", "skip", 3)
+    assert (config.emcl.mode, config.resume) == ("off", True)
+    assert config.model == default.model
+
+
+def test_the_default_of_every_recipe_has_emcl_on_in_training():
+    assert {load_recipe(name).emcl.mode for name in RECIPES} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "shape"], "there is no recipe 'shape'; known recipes: msrvtt-9k, shapes"),
+        (["train"], "train needs a recipe before its options; known recipes: msrvtt-9k, shapes"),
+        (["train", "--train.lr", "1", "shapes"], "train needs a recipe before its options"),
+        (["trian", "shapes"], "there is no command 'trian shapes'; see emcl-train --help"),
+        (["report"], "report needs the folder of at least one run"),
+        (["data", "docter", "msrvtt", "x"], "there is no command 'data docter'"),
+    ],
+)
+def test_a_wrong_word_is_one_line_with_the_way_out(capsys, arguments, message):
+    assert cli.main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["train", "shapes", "--train.lr", "fast"], ["train", "shapes", "--nothing"]])
+def test_a_wrong_flag_ends_with_a_message_and_code_2(capsys, arguments):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_shows_where_an_error_came_from():
+    with pytest.raises(UserError, match="there is no recipe"):
+        cli.main(["train", "shape", "--debug"])
+
+
+def test_help_names_every_command_and_recipe(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("train", "eval", "data shapes", "data doctor", "report", *RECIPES))
+
+
+def test_help_of_a_recipe_explains_its_settings(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", "shapes", "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "--emcl.num-bases" in text
+    assert "--recipe" not in text
+    assert load_recipe("shapes").out.name in text
+
+
+def test_interruption_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_train", interrupt)
+    assert cli.main(["train", "shapes"]) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_python_m_is_the_same_program_and_starts_without_torch():
+    code = "import sys; from emcl_train.cli import main; main(['train', 'no']); print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "False\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "emcl_train", "train", "no"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: there is no recipe 'no'; known recipes: msrvtt-9k, shapes\n"
+
+
+def test_configurations_of_recipes_are_not_shared():
+    first = load_recipe("shapes")
+    first.train.lr = 7.0
+    assert load_recipe("shapes").train.lr != 7.0
+    assert isinstance(first, RunConfig)

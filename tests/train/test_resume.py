@@ -1,0 +1,110 @@
+"""A run that is killed at any moment and resumed ends as one that was left alone, bit for bit."""
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from tiny_run import tiny_run
+
+from emcl_train import checkpoint, trainer
+
+
+def run(config):
+    trainer.train(config, Console(file=io.StringIO()))
+
+
+def record(out):
+    """Everything that must not depend on whether the run was interrupted."""
+    lines = [json.loads(line) for line in (out / checkpoint.METRICS).read_text().splitlines()]
+    for line in lines:
+        line.pop("seconds", None)
+    weights = {name: value.numpy().tobytes() for name, value in load_file(out / checkpoint.WEIGHTS).items()}
+    return lines, weights, json.loads((out / "results.json").read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """A forked process must not wait for the threads of its parent."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("shapes")
+
+
+@pytest.fixture(scope="module")
+def left_alone(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "left_alone"
+    run(tiny_run(root, out))
+    return record(out)
+
+
+def run_until_killed(config, owner, name, is_moment):
+    """Train in this process, and end it by SIGKILL in the middle of the call that `is_moment` picks."""
+    original = getattr(owner, name)
+    calls = 0
+
+    def call(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if is_moment(calls, *args):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, call)
+    run(config)
+
+
+def of_state(number):
+    """Before the state file of this number takes its place."""
+    seen = 0
+
+    def is_moment(_, source, target):
+        nonlocal seen
+        seen += str(target).endswith(checkpoint.STATE)
+        return seen == number
+
+    return is_moment
+
+
+MOMENTS = {
+    "before the first state": (checkpoint, "append_line", lambda call, *_: call == 2),
+    "between two states": (checkpoint, "append_line", lambda call, *_: call == 8),
+    "while a state is written in an epoch": (os, "replace", of_state(3)),
+    "after the weights, before the state of the epoch": (os, "replace", of_state(2)),
+    "before the results": (trainer, "evaluate_run", lambda *_: True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed_is_as_left_alone(moment, root, left_alone, tmp_path):
+    config = tiny_run(root, tmp_path / "run")
+    child = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(config, *MOMENTS[moment]))
+    child.start()
+    child.join(timeout=120)
+    assert child.exitcode == -signal.SIGKILL
+    for path in config.out.rglob("*.json*"):
+        if not path.name.endswith(".partial"):
+            assert (
+                [json.loads(line) for line in path.read_text().splitlines()]
+                if path.suffix == ".jsonl"
+                else json.loads(path.read_text())
+            )
+    run(replace(config, resume=True))
+    lines, weights, results = record(config.out)
+    assert lines == left_alone[0]
+    assert weights == left_alone[1]
+    assert results == left_alone[2]
+    assert not list(config.out.rglob("*.partial"))

@@ -1,0 +1,142 @@
+"""A training run from the first step to its report."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from tiny_run import tiny_run
+
+from emcl_train import checkpoint, trainer
+from emcl_train.errors import UserError
+from emcl_train.evaluate import evaluate_run
+
+
+def run(config):
+    """Train, and return what was printed."""
+    console = Console(file=io.StringIO(), width=160)
+    assert trainer.train(config, console) == config.out
+    return console.file.getvalue()
+
+
+def metrics(run_dir: Path):
+    lines = [json.loads(line) for line in (run_dir / checkpoint.METRICS).read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("shapes")
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """A run folder and what was printed."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    return out, run(tiny_run(root, out))
+
+
+def test_a_run_leaves_its_whole_folder(finished):
+    out, _ = finished
+    assert {path.name for path in out.iterdir()} >= {
+        "config.json",
+        "environment.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "state",
+        "results.json",
+        "embeddings.safetensors",
+        "report.html",
+    }
+    environment = json.loads((out / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert not list(out.rglob("*.partial"))
+
+
+def test_the_table_has_the_three_rows(finished):
+    _, printed = finished
+    assert all(row in printed for row in ("EMCL-Net", "EMCL off", "inverted softmax"))
+    assert "validation" in printed
+
+
+def test_every_step_and_every_epoch_is_recorded(finished):
+    lines = metrics(finished[0])
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == list(range(1, 9))
+    assert [line["epoch"] for line in steps] == [1] * 4 + [2] * 4
+    assert all(math.isfinite(line["loss"]) for line in steps)
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [4, 8]
+
+
+def test_the_weights_are_those_of_the_best_validation(finished):
+    out, _ = finished
+    scores = [line["text_to_video"]["R@1"] for line in metrics(out) if line["kind"] == "validation"]
+    state = checkpoint.load_state(out)
+    assert state.best_score == max(scores)
+    assert state.best_epoch == scores.index(max(scores)) + 1
+    if state.best_epoch == 2:
+        weights = load_file(out / checkpoint.WEIGHTS)
+        assert all(torch.equal(weights[name], value) for name, value in state.model.items())
+
+
+def test_the_same_seed_gives_the_same_bits(finished, root, tmp_path):
+    first, second = finished[0], tmp_path / "again"
+    run(tiny_run(root, second))
+    assert metrics(second) == metrics(first)
+    one, other = load_file(first / checkpoint.WEIGHTS), load_file(second / checkpoint.WEIGHTS)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    rows = [json.loads((out / "results.json").read_text())["rows"] for out in (first, second)]
+    assert rows[0] == rows[1]
+
+
+def test_evaluating_again_gives_the_same_results(finished):
+    out, _ = finished
+    before = json.loads((out / "results.json").read_text())
+    assert evaluate_run(out)["rows"] == before["rows"]
+
+
+def test_another_seed_and_a_step_limit(finished, root, tmp_path):
+    run(tiny_run(root, tmp_path / "run", seed=1, max_steps=2))
+    steps = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert len(steps) == 2
+    assert steps[0]["loss"] != metrics(finished[0])[0]["loss"]
+
+
+@pytest.mark.parametrize(("mode", "trains_with_em"), [("inference", False), ("off", False)])
+def test_modes_of_emcl(root, tmp_path, mode, trains_with_em, monkeypatch):
+    config = tiny_run(root, tmp_path / "run", max_steps=1)
+    config.emcl.mode = mode
+    seen = []
+    original = trainer.RetrievalModel.similarity
+
+    def similarity(self, *args, emcl, **rest):
+        seen.append((self.training, emcl))
+        return original(self, *args, emcl=emcl, **rest)
+
+    monkeypatch.setattr(trainer.RetrievalModel, "similarity", similarity)
+    run(config)
+    assert {emcl for training, emcl in seen if training} == {trains_with_em}
+    assert any(emcl for training, emcl in seen if not training) == (mode == "inference")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "symmetric_info_nce", lambda similarity, scale: scale * math.nan)
+    with pytest.raises(UserError, match=r"the loss is nan at step 1 \(epoch 1\); try a lower --train.lr"):
+        run(tiny_run(root, tmp_path / "run"))
+
+
+def test_a_full_disk_ends_with_one_error(root, tmp_path, monkeypatch):
+    config = tiny_run(root, tmp_path / "run")
+
+    def full(path, *_):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "save_state", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        run(config)
+    assert not list(config.out.rglob("*.partial"))
