@@ -1,0 +1,78 @@
+"""The cost model: figures worked out by hand, the choice, and the errors."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emcl_kernels import __version__
+
+_bindings = pytest.importorskip("emcl_kernels._bindings", reason="emcl_kernels._bindings was not built here")
+plan = _bindings.plan
+
+sizes = st.integers(1, 4096)
+
+
+def test_costs_worked_out_by_hand() -> None:
+    chosen = plan(rows=3, width=4, bases=2, iters=5, dtype="float32")
+    assert chosen["loop"] == {
+        "flops": 4 * 3 * 4 * 2 * 5 + 2 * 3 * 4 * 2,  # two products an iteration, and the reconstruction
+        "bytes": (11 * 12 + 12) * 4,  # x [3, 4] read eleven times, y written once
+    }
+    assert chosen["gram"] == {
+        "flops": 3 * 4 * 5 + 2 * 16 * 2 * 5 + 4 * 3 * 4 * 2,  # half of xᵀx, gram·r five times, two thin products
+        "bytes": 3 * 12 * 4 + 16 * 5 * 4,  # x read twice and y written once, the Gram matrix read five times
+    }
+
+
+@pytest.mark.parametrize(("rows", "form"), [(1, "loop"), (256, "loop"), (1056, "gram"), (65536, "gram")])
+def test_few_rows_take_the_loop_and_many_the_gram_form(rows: int, form: str) -> None:
+    assert plan(rows, 512, 32, 9)["form"] == form
+
+
+def test_a_tie_takes_the_gram_form() -> None:
+    chosen = plan(rows=1, width=1, bases=1, iters=2)
+    assert chosen["gram"]["flops"] == chosen["loop"]["flops"] == 10
+    assert chosen["form"] == "gram"
+
+
+def test_the_gram_form_moves_the_same_bytes_of_x_whatever_the_iterations() -> None:
+    one, nine = plan(100_000, 64, 8, 1), plan(100_000, 64, 8, 9)
+    assert nine["gram"]["bytes"] - one["gram"]["bytes"] == 8 * 64 * 64 * 4
+    assert nine["loop"]["bytes"] - one["loop"]["bytes"] == 16 * 100_000 * 64 * 4
+
+
+def test_a_narrow_dtype_halves_x_but_not_the_gram_matrix() -> None:
+    wide, narrow = plan(10, 4, 2, 3, "float32"), plan(10, 4, 2, 3, "bfloat16")
+    assert wide["loop"]["bytes"] == 2 * narrow["loop"]["bytes"]
+    assert wide["gram"]["bytes"] - narrow["gram"]["bytes"] == 3 * 40 * 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes, sizes, sizes, st.integers(1, 50), st.sampled_from(["float64", "float32", "bfloat16", "float16"]))
+def test_the_cheaper_form_is_chosen_and_tiles_fit(rows: int, width: int, bases: int, iters: int, dtype: str) -> None:
+    chosen = plan(rows, width, bases, iters, dtype)
+    other = "loop" if chosen["form"] == "gram" else "gram"
+    assert chosen[chosen["form"]]["flops"] <= chosen[other]["flops"]
+    row_tile, column_tile = chosen["tiles"]
+    assert 1 <= row_tile <= rows
+    assert 1 <= column_tile <= width
+
+
+def test_sizes_beyond_int64_do_not_wrap_around() -> None:
+    assert plan(2**40, 2**14, 2**10, 100)["loop"]["flops"] == pytest.approx(4.0 * 2**64 * 100, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("rows", 0), ("rows", -3), ("width", 0), ("bases", 0), ("iters", 0), ("dtype", "int8")]
+)
+def test_a_bad_argument_is_named(argument: str, value: object) -> None:
+    arguments = {"rows": 8, "width": 8, "bases": 2, "iters": 1, "dtype": "float32"} | {argument: value}
+    with pytest.raises(ValueError, match=rf'{argument} is "?{value}"?, expected'):
+        plan(**arguments)
+
+
+def test_build_info_names_version_and_compiler() -> None:
+    info = _bindings.build_info()
+    assert info["version"] == __version__
+    assert info["compiler"].split()[0] in ("gcc", "clang")
+    assert info["cxx_standard"] >= 17
