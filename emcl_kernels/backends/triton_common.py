@@ -2,6 +2,8 @@
 
 Sizes are chosen from the shape alone, never by timing, so that the same inputs give the same bits in every process.
 """
+# Kernels take pointers and scalars of Triton's, which have no Python types.
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
@@ -98,39 +100,51 @@ def half(size: int) -> int:
     return max(16, padded(size) // 2)
 
 
+def warps(width: int, num_bases: int = 16) -> int:
+    """Twice as many where 4 would spill: many bases, or rows that are not aligned and are loaded value by value."""
+    return 8 if width % 16 or num_bases % 16 or num_bases > 32 else 4
+
+
 def moments_tiles(rows: int, width: int, dtype: torch.dtype) -> MomentsTiles:
     if COARSE_TILES:
         return MomentsTiles(half(width), half(rows), num_warps=4, num_stages=1)
     if dtype == torch.float32:
-        return MomentsTiles(min(64, padded(width)), 32, num_warps=4, num_stages=2)
+        return MomentsTiles(min(64, padded(width)), 32, warps(width), num_stages=2)
     block = min(128, padded(width))
-    return MomentsTiles(block, 64, num_warps=8 if block == 128 else 4, num_stages=3)
+    return MomentsTiles(block, 64, 8 if block == 128 else warps(width), num_stages=3)
 
 
 def moments_backward_tiles(rows: int, width: int, dtype: torch.dtype) -> ProductTiles:
     if COARSE_TILES:
         return ProductTiles(half(rows), half(width), half(width), num_warps=4, num_stages=1)
-    tall = 64 if dtype == torch.float32 else 128
-    return ProductTiles(tall, min(64, padded(width)), 32, num_warps=4, num_stages=2)
+    if dtype == torch.float32:
+        return ProductTiles(64, min(64, padded(width)), 16, warps(width), num_stages=2)
+    return ProductTiles(128, min(64, padded(width)), 32, warps(width), num_stages=2)
 
 
-def fit_tiles(batch: int, width: int, num_bases: int) -> FitTiles:
+def fit_tiles(batch: int, width: int, num_bases: int, *, accumulators: int) -> FitTiles:
+    """accumulators: [rows, bases] tiles that a program sums at once, 1 forward and 2 backward."""
     bases = padded(num_bases)
     if COARSE_TILES:
         return FitTiles(half(width), half(width), bases, num_warps=4, num_stages=1)
     # One matrix alone cannot fill the GPU: thin tiles then give more programs, each with less to wait for.
     rows = 16 if batch * triton.cdiv(width, 32) < TARGET_PROGRAMS or bases > 64 else 32
-    return FitTiles(rows, 32 if bases <= 32 else 16, bases, num_warps=4, num_stages=2)
+    # Exact float32 products hold their operands in registers, and these sizes are the largest that do not spill.
+    inner = 32 if bases * accumulators <= 32 else 16
+    return FitTiles(rows, inner, bases, num_warps=8 if bases * accumulators > 64 else 4, num_stages=2)
 
 
-def reconstruct_tiles(batch: int, rows: int, width: int, num_bases: int, dtype: torch.dtype) -> ReconstructTiles:
+def reconstruct_tiles(
+    batch: int, rows: int, width: int, num_bases: int, dtype: torch.dtype, *, accumulators: int
+) -> ReconstructTiles:
+    """accumulators: [rows, bases] tiles that a program sums at once, 1 forward and 2 backward."""
     bases = padded(num_bases)
     if COARSE_TILES:
         return ReconstructTiles(half(rows), half(width), bases, num_warps=4, num_stages=1)
-    tall = 64 if dtype != torch.float32 or bases <= 32 else 32
+    tall = 64 if bases * accumulators <= (32 if dtype == torch.float32 else 128) else 32
     few_rows = batch * triton.cdiv(rows, tall) < TARGET_PROGRAMS
-    block_width = min(64 if dtype != torch.float32 else 32, padded(width))
-    return ReconstructTiles(16 if few_rows else tall, block_width, bases, num_warps=4, num_stages=2)
+    block_width = min(32 if dtype == torch.float32 else 64, padded(width))
+    return ReconstructTiles(16 if few_rows else tall, block_width, bases, warps(width, num_bases), num_stages=2)
 
 
 def row_splits(rows: int, programs: int, block: int) -> tuple[int, int]:

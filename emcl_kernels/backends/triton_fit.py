@@ -1,8 +1,10 @@
 """The EM loop on a Gram matrix in Triton: one launch per iteration, forward and backward.
 
-Column sums run over all channels, which several programs hold. Instead of a barrier, every program forms the sums it needs
-itself: p is cheap beside gram·p, and dividing by a column sum commutes with the product, gram·(p / c) = (gram·p) / c.
+Column sums run over all channels, which several programs hold. Instead of a barrier, every program forms the sums it
+needs itself: p is cheap beside gram·p, and division by a column sum commutes with the product, gram·(p/c) = (gram·p)/c.
 """
+# Kernels take pointers and scalars of Triton's, which have no Python types.
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 import torch
 import triton
@@ -22,7 +24,7 @@ def fit(
     batch = start.shape[0]
     responsibilities, scale = torch.empty_like(start), start.new_empty(batch, num_bases)
     if start.numel() > 0:
-        tiles = fit_tiles(batch, width, num_bases)
+        tiles = fit_tiles(batch, width, num_bases, accumulators=1)
         squares = start.new_empty(2, batch, triton.cdiv(width, tiles.rows), num_bases)
         product = start.new_empty(2, batch, width, num_bases)
         column_sums = start.new_empty(batch, num_bases)
@@ -54,7 +56,7 @@ def fit_backward(
     batch = start.shape[0]
     if start.numel() == 0:
         return torch.zeros_like(gram), torch.zeros_like(logits)
-    tiles = fit_tiles(batch, width, num_bases)
+    tiles = fit_tiles(batch, width, num_bases, accumulators=2)
     row_tiles = triton.cdiv(width, tiles.rows)
     # [B, D, T, K]: the gradient of gram, the sum of d_product_t·r_tᵀ over iterations, is then one product over T·K.
     history = (batch, width, num_iters, num_bases)

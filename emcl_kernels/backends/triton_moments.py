@@ -1,4 +1,6 @@
 """Gram matrix and column sums in Triton: half of the symmetric product, split over rows without atomics."""
+# Kernels take pointers and scalars of Triton's, which have no Python types.
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 import torch
 import triton
@@ -28,10 +30,10 @@ def moments(x: Float[Tensor, "*G N D"]) -> tuple[Float[Tensor, "*G D D"], Float[
     *lead, rows, width = x.shape
     flat = as_batch(x, 2)
     batch = flat.shape[0]
-    float32 = {"dtype": torch.float32, "device": x.device}
+    gram = flat.new_empty((batch, width, width), dtype=torch.float32)
+    colsum = flat.new_empty((batch, width), dtype=torch.float32)
     if flat.numel() == 0:
-        return torch.zeros(*lead, width, width, **float32), torch.zeros(*lead, width, **float32)
-    gram, colsum = torch.empty(batch, width, width, **float32), torch.empty(batch, width, **float32)
+        return gram.zero_().view(*lead, width, width), colsum.zero_().view(*lead, width)
 
     tiles = moments_tiles(rows, width, x.dtype)
     side = triton.cdiv(width, tiles.width)
@@ -40,8 +42,8 @@ def moments(x: Float[Tensor, "*G N D"]) -> tuple[Float[Tensor, "*G D D"], Float[
     if splits == 1:
         gram_parts, colsum_parts = gram, colsum
     else:
-        gram_parts = torch.empty(batch, splits, width, width, **float32)
-        colsum_parts = torch.empty(batch, splits, width, **float32)
+        gram_parts = gram.new_empty(batch, splits, width, width)
+        colsum_parts = gram.new_empty(batch, splits, width)
     with on_device_of(x):
         moments_kernel[(pairs * splits * batch,)](
             flat, gram_parts, colsum_parts, rows, width, splits, rows_per_split,

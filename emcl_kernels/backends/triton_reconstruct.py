@@ -3,6 +3,8 @@
 The map r·diag(scale)·rᵀ is symmetric, so d_x is the same map applied to d_y, and scale can be applied after the product
 with r: r, whose columns sum to one, then fits float16 whatever the scale is.
 """
+# Kernels take pointers and scalars of Triton's, which have no Python types.
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 import torch
 import triton
@@ -22,7 +24,7 @@ def reconstruct(
     y = torch.empty_like(flat)
     if flat.numel() > 0:
         batch = flat.shape[0]
-        tiles = reconstruct_tiles(batch, rows, width, num_bases, x.dtype)
+        tiles = reconstruct_tiles(batch, rows, width, num_bases, x.dtype, accumulators=1)
         with on_device_of(x):
             reconstruct_kernel[(triton.cdiv(rows, tiles.rows) * batch,)](
                 flat, as_batch(responsibilities, 2), as_batch(scale, 1), y, rows, width, num_bases, weight,
@@ -50,7 +52,7 @@ def reconstruct_backward(
     if flat.numel() == 0:
         return d_x.view(x.shape), torch.zeros_like(responsibilities), torch.zeros_like(scale)
 
-    tiles = reconstruct_tiles(batch, rows, width, num_bases, x.dtype)
+    tiles = reconstruct_tiles(batch, rows, width, num_bases, x.dtype, accumulators=2)
     row_tiles, column_tiles = triton.cdiv(rows, tiles.rows), triton.cdiv(width, tiles.width)
     splits, rows_per_split = row_splits(rows, column_tiles * batch, 32)
     x_r, d_y_r = flat.new_empty(batch, rows, num_bases), flat.new_empty(batch, rows, num_bases)

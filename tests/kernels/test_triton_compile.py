@@ -1,0 +1,165 @@
+"""Every kernel, as the launcher would launch it, compiled ahead of time for sm_80 and sm_90: types and resources.
+
+A process of its own compiles: in this one the kernels may be interpreted. The launches are recorded, not written down
+here, so that what is compiled is what runs.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from emcl_kernels import reference
+
+pytest.importorskip("triton")
+
+# compute capability → bytes of shared memory that one program can have
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+# (batch, rows, width, bases), dtype, compute capabilities
+SHAPES = [
+    ((1, 4000, 512, 32), torch.float32, (80, 90)),
+    ((1, 4000, 512, 32), torch.bfloat16, (80, 90)),
+    ((1, 40000, 512, 32), torch.float16, (90,)),
+    ((1, 41, 63, 7), torch.float32, (90,)),
+]
+KERNELS = {
+    "moments_kernel",
+    "moments_sum_kernel",
+    "moments_backward_kernel",
+    "fit_step_kernel",
+    "fit_scale_kernel",
+    "fit_backward_step_kernel",
+    "fit_backward_start_kernel",
+    "reconstruct_kernel",
+    "reconstruct_backward_kernel",
+    "responsibilities_gradient_kernel",
+}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    # The new process imports the same emcl_kernels as this one.
+    environment["PYTHONPATH"] = str(Path(reference.__file__).parents[1])
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_kernel_compiles_for_both_architectures(compiled: list[dict[str, Any]]) -> None:
+    for capability in SHARED_MEMORY:
+        assert {entry["kernel"] for entry in compiled if entry["capability"] == capability} == KERNELS
+
+
+def test_shared_memory_fits(compiled: list[dict[str, Any]]) -> None:
+    assert [entry for entry in compiled if entry["shared"] > SHARED_MEMORY[entry["capability"]]] == []
+
+
+def test_no_kernel_spills_registers(compiled: list[dict[str, Any]]) -> None:
+    assert [entry for entry in compiled if entry["stack"] > 0] == []
+
+
+def test_bfloat16_reaches_the_tensor_cores(compiled: list[dict[str, Any]]) -> None:
+    gram = [entry for entry in compiled if entry["kernel"] == "moments_kernel" and entry["pointer"] == "*bf16"]
+    assert len(gram) == 2
+    assert all(entry["tensor_cores"] for entry in gram)
+
+
+def test_float32_products_are_exact(compiled: list[dict[str, Any]]) -> None:
+    assert not any(entry["tensor_cores"] for entry in compiled if entry["pointer"] == "*fp32")
+
+
+def record_launches(shape: tuple[int, int, int, int], dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """(kernel, signature, constexprs, attributes, options) of every distinct launch of all functions at one shape."""
+    import triton
+
+    from emcl_kernels.backends import triton_backend
+
+    launches: dict[str, tuple[Any, ...]] = {}
+
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+        signature, constexprs, attributes = {}, {}, {}
+        for position, parameter in enumerate(kernel.params):
+            value = values[parameter.name]
+            # The launcher compiles an argument of 1 in, and tells the compiler what is divisible by 16.
+            if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+                signature[parameter.name], constexprs[(position,)] = "constexpr", value
+            elif isinstance(value, torch.Tensor):
+                signature[parameter.name] = POINTERS[value.dtype]
+                attributes[(position,)] = [["tt.divisibility", 16]]
+            else:
+                signature[parameter.name] = "i32" if isinstance(value, int) else "fp32"
+                if isinstance(value, int) and value % 16 == 0:
+                    attributes[(position,)] = [["tt.divisibility", 16]]
+        launch = (kernel, signature, constexprs, attributes, options)
+        launches.setdefault(f"{kernel.__name__} {launch[1:]}", launch)
+
+    batch, rows, width, num_bases = shape
+    x = torch.zeros(batch, rows, width, dtype=dtype)
+    gram, colsum = torch.zeros(batch, width, width), torch.zeros(batch, width)
+    responsibilities, scale = torch.zeros(batch, width, num_bases), torch.zeros(batch, num_bases)
+    run, triton.JITFunction.run = triton.JITFunction.run, record
+    try:
+        triton_backend.moments(x)
+        triton_backend.moments_backward(x, gram, colsum)
+        triton_backend.reconstruct(x, responsibilities, scale, 3.0)
+        triton_backend.reconstruct_backward(x, x, responsibilities, scale, 3.0)
+        if dtype == torch.float32:
+            triton_backend.fit(gram, responsibilities, 3, 1.0, 1e-6)
+            triton_backend.fit_backward(gram, responsibilities, responsibilities, scale, 2, 1.0, 1e-6)
+    finally:
+        triton.JITFunction.run = run
+    return list(launches.values())
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack of each thread; a stack is where spilled registers go."""
+    import triton
+
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        output = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", output)
+    assert found is not None, output
+    return int(found[1]), int(found[2])
+
+
+def main() -> None:
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    for shape, dtype, capabilities in SHAPES:
+        for kernel, signature, constexprs, attributes, options in record_launches(shape, dtype):
+            for capability in capabilities:
+                source = ASTSource(kernel, signature, constexprs, attributes)
+                binary = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+                registers, stack = resources(binary.asm["cubin"])
+                entry = {
+                    "kernel": kernel.__name__,
+                    "pointer": next(iter(signature.values())),
+                    "capability": capability,
+                    "constexprs": str(list(constexprs.values())),
+                    "shared": binary.metadata.shared,
+                    "registers": registers,
+                    "stack": stack,
+                    "tensor_cores": "mma.sync" in binary.asm["ptx"] or "wgmma" in binary.asm["ptx"],
+                }
+                print(json.dumps(entry), flush=True)
+
+
+if __name__ == "__main__":
+    main()
