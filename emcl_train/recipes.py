@@ -17,11 +17,11 @@ def shapes() -> RunConfig:
         ),
         model=ModelConfig(
             clip="random",
-            random_clip=RandomClipConfig(width=128, layers=3, heads=4, patch_size=8),
+            random_clip=RandomClipConfig(width=128, layers=2, heads=4, patch_size=12),
             temporal="transformer",
             temporal_layers=2,
         ),
-        train=TrainConfig(epochs=20, batch_size=128, lr=1e-3, weight_decay=0.1),
+        train=TrainConfig(epochs=30, batch_size=64, lr=1e-3, weight_decay=0.1),
     )
 
 

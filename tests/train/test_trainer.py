@@ -84,6 +84,13 @@ def test_the_weights_are_those_of_the_best_validation(finished):
         assert all(torch.equal(weights[name], value) for name, value in state.model.items())
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """The report's plots take longer than all the rest."""
+    monkeypatch.setattr(trainer, "write_report", lambda out: out)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_the_same_seed_gives_the_same_bits(finished, root, tmp_path):
     first, second = finished[0], tmp_path / "again"
     run(tiny_run(root, second))
@@ -100,6 +107,7 @@ def test_evaluating_again_gives_the_same_results(finished):
     assert evaluate_run(out)["rows"] == before["rows"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_another_seed_and_a_step_limit(finished, root, tmp_path):
     run(tiny_run(root, tmp_path / "run", seed=1, max_steps=2))
     steps = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
@@ -107,6 +115,7 @@ def test_another_seed_and_a_step_limit(finished, root, tmp_path):
     assert steps[0]["loss"] != metrics(finished[0])[0]["loss"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(("mode", "trains_with_em"), [("inference", False), ("off", False)])
 def test_modes_of_emcl(root, tmp_path, mode, trains_with_em, monkeypatch):
     config = tiny_run(root, tmp_path / "run", max_steps=1)
