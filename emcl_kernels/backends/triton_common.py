@@ -174,6 +174,12 @@ def as_batch(tensor: Tensor, trailing: int) -> Tensor:
     return tensor.reshape(batch, *tensor.shape[tensor.ndim - trailing :]).contiguous()
 
 
+def result_like(x: Tensor) -> Tensor:
+    """Memory for a kernel to write a result of the type of x into; finish with `.to(x.dtype)`."""
+    # float32 in the interpreter: it cuts to bfloat16 where the GPU rounds, which doubles the error.
+    return torch.empty_like(x, dtype=torch.float32 if INTERPRETED else x.dtype)
+
+
 def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -16,6 +16,7 @@ from .triton_common import (
     moments_backward_tiles,
     moments_tiles,
     on_device_of,
+    result_like,
     row_splits,
     upper_tile,
 )
@@ -66,9 +67,9 @@ def moments_backward(
     rows, width = x.shape[-2:]
     flat = as_batch(x, 2)
     batch = flat.shape[0]
-    d_x = torch.empty_like(flat)
+    d_x = result_like(flat)
     if flat.numel() == 0:
-        return d_x.view(x.shape)
+        return d_x.view(x.shape).to(x.dtype)
     d_gram = as_batch(d_gram.float(), 2)
     tiles = moments_backward_tiles(rows, width, x.dtype)
     # TF32 holds every bfloat16 and float16 exactly, and keeps the range of d_gram, which float16 does not.
@@ -80,7 +81,7 @@ def moments_backward(
             BLOCK_N=tiles.rows, BLOCK_D=tiles.width, BLOCK_J=tiles.inner, PRECISION=precision,
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
-    return d_x.view(x.shape)
+    return d_x.view(x.shape).to(x.dtype)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from .triton_common import as_batch, dot_options, on_device_of, reconstruct_tiles, row_splits
+from .triton_common import as_batch, dot_options, on_device_of, reconstruct_tiles, result_like, row_splits
 
 
 def reconstruct(
@@ -21,7 +21,7 @@ def reconstruct(
     """y = x + weight·(x·(r*scale))·rᵀ in the type of x (docs/math.md, GR)."""
     (rows, width), num_bases = x.shape[-2:], responsibilities.shape[-1]
     flat = as_batch(x, 2)
-    y = torch.empty_like(flat)
+    y = result_like(flat)
     if flat.numel() > 0:
         batch = flat.shape[0]
         tiles = reconstruct_tiles(batch, rows, width, num_bases, x.dtype, accumulators=1)
@@ -31,7 +31,7 @@ def reconstruct(
                 BLOCK_N=tiles.rows, BLOCK_D=tiles.width, BLOCK_K=tiles.bases, **dot_options(x.dtype),
                 num_warps=tiles.num_warps, num_stages=tiles.num_stages,
             )  # fmt: skip
-    return y.view(x.shape)
+    return y.view(x.shape).to(x.dtype)
 
 
 def reconstruct_backward(
@@ -48,14 +48,14 @@ def reconstruct_backward(
     (rows, width), num_bases = x.shape[-2:], responsibilities.shape[-1]
     flat, d_flat, r, s = as_batch(x, 2), as_batch(d_y.to(x.dtype), 2), as_batch(responsibilities, 2), as_batch(scale, 1)
     batch = flat.shape[0]
-    d_x = torch.empty_like(flat)
+    d_x = result_like(flat)
     if flat.numel() == 0:
-        return d_x.view(x.shape), torch.zeros_like(responsibilities), torch.zeros_like(scale)
+        return d_x.view(x.shape).to(x.dtype), torch.zeros_like(responsibilities), torch.zeros_like(scale)
 
     tiles = reconstruct_tiles(batch, rows, width, num_bases, x.dtype, accumulators=2)
     row_tiles, column_tiles = triton.cdiv(rows, tiles.rows), triton.cdiv(width, tiles.width)
     splits, rows_per_split = row_splits(rows, column_tiles * batch, 32)
-    x_r, d_y_r = flat.new_empty(batch, rows, num_bases), flat.new_empty(batch, rows, num_bases)
+    x_r, d_y_r = (d_x.new_empty(batch, rows, num_bases) for _ in range(2))
     d_scale_parts = s.new_empty(batch, row_tiles, num_bases)
     d_r_parts = r.new_empty(batch, splits, width, num_bases)
     options = dot_options(x.dtype) | {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
@@ -70,7 +70,7 @@ def reconstruct_backward(
         )  # fmt: skip
     d_scale = d_scale_parts.sum(1) * weight
     d_r = d_r_parts.sum(1) * (weight * s)[:, None, :]
-    return d_x.view(x.shape), d_r.view(responsibilities.shape), d_scale.view(scale.shape)
+    return d_x.view(x.shape).to(x.dtype), d_r.view(responsibilities.shape), d_scale.view(scale.shape)
 
 
 @triton.jit

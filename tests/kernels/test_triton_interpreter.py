@@ -71,7 +71,8 @@ def test_float32_agrees_with_float64(results: dict[str, Any], case: Any) -> None
 @pytest.mark.parametrize("dtype", LOW_PRECISION, ids=str)
 def test_low_precision_is_no_worse_than_twice_plain_torch(results: dict[str, Any], dtype: torch.dtype) -> None:
     for output, (error, plain) in results[str(dtype)].items():
-        assert error <= 2 * plain, f"{output}: {error:.1e}, plain torch {plain:.1e}"
+        # The fit is in float32 whatever x is, and so are gram and colsum.
+        assert error <= max(TOLERANCE[torch.float32], 2 * plain), f"{output}: {error:.1e}, plain torch {plain:.1e}"
 
 
 @pytest.mark.parametrize("init", ["one value per basis", "one start per row"])
