@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emcl_train.checkpoint import ENVIRONMENT, METRICS, WEIGHTS, load_config, save_tensors_atomic, write_json_atomic
-from emcl_train.config import EvalConfig, RunConfig
+from emcl_train.config import EvalConfig, RunConfig, check_config
 from emcl_train.data import load_tokenizer, prepare
 from emcl_train.data.annotations import Split
 from emcl_train.data.loader import caption_loader, clip_loader
@@ -78,25 +78,11 @@ def embed_split(
     was_training = model.training
     model.eval()
     try:
-        batch_size = config.eval.batch_size
-        frames, masks = [], []
-        for batch in _progress(clip_loader(split, config.data, batch_size=batch_size), f"{split.name}: clips"):
-            features = model.encode_video(batch["frames"].to(device), batch["frame_mask"].to(device)).float().cpu()
-            names = [split.clips[i].video_id for i in batch["index"].tolist()]
-            _require_finite(features.masked_fill(~batch["frame_mask"][..., None], 0.0), "video", "clip", names)
-            frames.append(features)
-            masks.append(batch["frame_mask"])
-        texts = []
-        for batch in _progress(
-            caption_loader(split, tokenizer, config.data, batch_size=batch_size), f"{split.name}: captions"
-        ):
-            features = model.encode_text(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-            names = [split.captions[i] for i in batch["index"].tolist()]
-            texts.append(features.float().cpu())
-            _require_finite(texts[-1], "text", "caption", names)
+        frames, frame_mask = _encode_clips(model, split, config, device)
+        text = _encode_captions(model, split, tokenizer, config, device)
     finally:
         model.train(was_training)
-    return Embeddings(torch.cat(texts), torch.cat(frames), torch.cat(masks), torch.tensor(split.caption_clip))
+    return Embeddings(text, frames, frame_mask, torch.tensor(split.caption_clip))
 
 
 @torch.no_grad()
@@ -197,6 +183,7 @@ def evaluate_run(
     config = load_config(run_dir)
     if eval_config is not None:
         config.eval = eval_config
+    check_config(config)
     state = read_weights(run_dir)
     _warn_of_sampler(run_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -277,6 +264,33 @@ def _row(name: str, for_texts: Tensor, for_videos: Tensor, caption_clip: Tensor,
         video_to_text_best_rank(for_videos, caption_clip) if several else None,
         note,
     )
+
+
+def _encode_clips(
+    model: RetrievalModel, split: Split, config: RunConfig, device: torch.device | str
+) -> tuple[Float[Tensor, "G F D"], Bool[Tensor, "G F"]]:
+    frames, masks = [], []
+    loader = clip_loader(split, config.data, batch_size=config.eval.batch_size)
+    for batch in _progress(loader, f"{split.name}: clips"):
+        mask = batch["frame_mask"]
+        features = model.encode_video(batch["frames"].to(device), mask.to(device)).float().cpu()
+        names = [split.clips[i].video_id for i in batch["index"].tolist()]
+        _require_finite(features.masked_fill(~mask[..., None], 0.0), "video", "clip", names)
+        frames.append(features)
+        masks.append(mask)
+    return torch.cat(frames), torch.cat(masks)
+
+
+def _encode_captions(
+    model: RetrievalModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str
+) -> Float[Tensor, "Q D"]:
+    texts = []
+    loader = caption_loader(split, tokenizer, config.data, batch_size=config.eval.batch_size)
+    for batch in _progress(loader, f"{split.name}: captions"):
+        features = model.encode_text(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+        texts.append(features.float().cpu())
+        _require_finite(texts[-1], "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
+    return torch.cat(texts)
 
 
 def _progress(batches: Iterable[dict[str, Tensor]], what: str) -> Iterable[dict[str, Tensor]]:

@@ -8,7 +8,7 @@ from emcl_train.report import plots
 from emcl_train.report.retrievals import Retrieval, Strip, best_and_worst, strips
 from emcl_train.report.run_folder import Run
 from emcl_train.report.style import CSS
-from emcl_train.report.table import COLUMNS, sentences, standard_error
+from emcl_train.report.table import BY_RANK, COLUMNS, sentences, standard_error
 
 
 def page(run: Run) -> str:
@@ -64,7 +64,7 @@ def _tiles(run: Run) -> str:
         (
             "text→video R@1",
             f"{main['text_to_video']['R@1']:.1f}",
-            f"± {error:.1f} standard error · chance {chance:.1f}",
+            f"± {error:.1f} · chance {chance:.1f}",
         ),
         ("video→text R@1", f"{main['video_to_text']['R@1']:.1f}", "by best similarity"),
         ("text→video median rank", f"{main['text_to_video']['MdR']:g}", f"of {run.results['gallery']} clips"),
@@ -72,7 +72,7 @@ def _tiles(run: Run) -> str:
     off = rows.get("EMCL off (same weights)")
     if off:
         effect = main["text_to_video"]["R@1"] - off["text_to_video"]["R@1"]
-        tiles.append(("EMCL, text→video R@1", f"{effect:+.1f}".replace("-", "−"), "against the same weights without"))
+        tiles.append(("EMCL, text→video R@1", f"{effect:+.1f}".replace("-", "−"), "points over the same weights off"))
     cells = (
         f"<div><span>{escape(name)}</span><strong>{escape(value)}</strong><small>{escape(note)}</small></div>"
         for name, value, note in tiles
@@ -87,7 +87,7 @@ def _results(run: Run) -> str:
         body += _row(row["name"], row["text_to_video"], row["video_to_text"])
         by_rank = row.get("video_to_text_by_rank")
         if by_rank:
-            body += _row("video→text by best rank of all captions", None, by_rank, "second")
+            body += _row(BY_RANK, None, by_rank, "second")
     notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(run.results))
     return (
         "<section><h2>Results</h2><div class=scroll><table class=results><thead>"
@@ -109,7 +109,7 @@ def _training(run: Run) -> str:
     figures = ""
     if run.of_kind("train"):
         figures += _figure(
-            plots.loss_curve(run), "Symmetric InfoNCE over the batches of training; the thick line is a running mean."
+            plots.loss_curve(run), "Symmetric InfoNCE over each batch of training, against the optimiser's steps."
         )
     if run.of_kind("validation"):
         figures += _figure(
@@ -153,7 +153,7 @@ def _modalities(run: Run) -> str:
 def _retrievals(run: Run) -> str:
     best, worst = best_and_worst(run)
     clips = {clip for retrieval in best + worst for clip in (retrieval.right, retrieval.other)}
-    pictures = strips(run, clips)
+    pictures, problem = strips(run, clips)
     groups = [
         ("Best retrievals", "rank 1 with the largest lead over the runner-up", best, "runner-up"),
         ("Worst retrievals", "the largest ranks", worst, "at rank 1 instead"),
@@ -165,7 +165,8 @@ def _retrievals(run: Run) -> str:
             parts += f"<h3>{title} <small>{subtitle}</small></h3><div class=cards>{cards}</div>"
     if not parts:
         return ""
-    return f"<section><h2>Retrievals, text → video</h2>{parts}</section>"
+    note = f"<p class=absent>The clips are shown without frames: {escape(problem)}</p>" if problem else ""
+    return f"<section><h2>Retrievals, text → video</h2>{note}{parts}</section>"
 
 
 def _card(run: Run, retrieval: Retrieval, pictures: dict[int, Strip], rival: str) -> str:
@@ -173,15 +174,17 @@ def _card(run: Run, retrieval: Retrieval, pictures: dict[int, Strip], rival: str
     return (
         f"<article><p class=query>“{escape(retrieval.caption)}”<span class=rank>rank {retrieval.rank:g} of {gallery}"
         "</span></p>"
-        + _clip(run, retrieval.right, "right clip", retrieval.right_similarity, pictures[retrieval.right])
-        + _clip(run, retrieval.other, rival, retrieval.other_similarity, pictures[retrieval.other])
+        + _clip(run, retrieval.right, "right clip", retrieval.right_similarity, pictures.get(retrieval.right))
+        + _clip(run, retrieval.other, rival, retrieval.other_similarity, pictures.get(retrieval.other))
         + "</article>"
     )
 
 
-def _clip(run: Run, clip: int, role: str, similarity: float, strip: Strip) -> str:
+def _clip(run: Run, clip: int, role: str, similarity: float, strip: Strip | None) -> str:
     name = run.video_ids[clip]
-    if strip.jpeg is None:
+    if strip is None:
+        picture = ""
+    elif strip.jpeg is None:
         picture = f"<p class=absent>no frames: {escape(strip.reason)}</p>"
     else:
         picture = f'<img alt="frames of {escape(name)}" src="data:image/jpeg;base64,{strip.jpeg}">'

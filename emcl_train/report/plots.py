@@ -51,11 +51,11 @@ def loss_curve(run: Run) -> str:
     steps, losses = [record["step"] for record in records], [record["loss"] for record in records]
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(5.2, 3.2)
-        axes.plot(steps, losses, color=TEXT, linewidth=0.8, alpha=0.4, label="each step")
         window = max(1, len(losses) // 40)
-        axes.plot(
-            steps[window - 1 :], _running_mean(losses, window), color=TEXT, linewidth=1.8, label=f"mean of {window}"
-        )
+        if window > 1:
+            axes.plot(steps, losses, color=TEXT, linewidth=0.8, alpha=0.4, label="each step")
+        label = f"mean of {window} steps" if window > 1 else "each step"
+        axes.plot(steps[window - 1 :], _running_mean(losses, window), color=TEXT, linewidth=1.8, label=label)
         axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
         axes.legend()
         return _svg(figure, "loss")
@@ -91,6 +91,8 @@ def heat_map(run: Run) -> tuple[str, str]:
         figure, axes = _figure(5.2, 4.3)
         image = axes.imshow(similarity.numpy(), vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
         axes.set(xlabel="clip", ylabel="caption")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[:].set_visible(False)
         figure.colorbar(image, ax=axes, label="cosine similarity", fraction=0.046, pad=0.03).outline.set_visible(False)
         sentence = f"Right pairs have a mean similarity of {own.mean().item():.3f}"
@@ -140,7 +142,7 @@ def modalities(run: Run) -> tuple[str, str] | None:
     mean, axes_of_pca, shares = _principal_axes(torch.cat(before))
     panels = [[(rows - mean) @ axes_of_pca for rows in pair] for pair in (before, after)]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.6, 4.6), layout="constrained")
+        figure = Figure(figsize=(10.6, 4.8), layout="constrained")
         shown: Sequence[Any] = figure.subplots(1, 2, sharex=True, sharey=True)
         for panel, (t, v), title in zip(shown, panels, ("before EMCL", "after EMCL"), strict=True):
             for i in range(0, len(t), max(1, math.ceil(len(t) / LINES))):
@@ -149,10 +151,11 @@ def modalities(run: Run) -> tuple[str, str] | None:
             panel.scatter(
                 *v.T.numpy(), s=16, color=VIDEO, alpha=0.75, linewidths=0, marker="^", label="clips", zorder=2
             )
-            panel.set(title=title, xlabel=f"first component ({100 * shares[0]:.0f} % of the variance before)")
+            panel.set(xlabel=f"first component ({100 * shares[0]:.0f} % of the variance before)")
+            panel.set_title(title, loc="left", pad=-10)  # inside: with equal aspects the layout leaves no room above
             panel.set_aspect("equal")
         shown[0].set_ylabel(f"second component ({100 * shares[1]:.0f} %)")
-        shown[1].legend(loc="best")
+        shown[1].legend(loc="upper right")
         svg = _svg(figure, "modalities")
     return svg, f"Before: {_relation(*before)}. After: {_relation(*after)}."
 

@@ -70,13 +70,13 @@ def best_and_worst(run: Run) -> tuple[list[Retrieval], list[Retrieval]]:
     return pick(by_lead, rank == 1), pick(by_rank, rank > 1)
 
 
-def strips(run: Run, clips: set[int]) -> dict[int, Strip]:
-    """Frames of clips, from the data set of the run's configuration."""
+def strips(run: Run, clips: set[int]) -> tuple[dict[int, Strip], str]:
+    """Frames of clips, from the data set of the run's configuration, and why there are none at all, if so."""
     try:
         paths = _clip_paths(run.config.data, run.results["split"])
     except (UserError, OSError) as error:
-        return {clip: Strip(None, f"the data set cannot be read here: {error}") for clip in clips}
-    return {clip: _strip(paths.get(run.video_ids[clip]), run.video_ids[clip]) for clip in clips}
+        return {}, f"the data set of the run cannot be read here: {error}"
+    return {clip: _strip(paths.get(run.video_ids[clip]), run.video_ids[clip]) for clip in sorted(clips)}, ""
 
 
 def _clip_paths(config: DataConfig, split: str) -> dict[str, Path]:

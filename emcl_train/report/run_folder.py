@@ -108,12 +108,15 @@ def _read_json(path: Path, keys: set[str]) -> dict[str, Any]:
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            record = json.loads(line)
+            if not (isinstance(record, dict) and "kind" in record):
+                raise ValueError('expected an object with "kind"')
+        except ValueError as error:  # broken JSON and broken UTF-8 are ValueErrors too
             raise UserError(
-                f"{path}, line {number}, is not readable as JSON ({error}); remove that line, or go on with --resume, "
-                "which cuts the file back to the last full state"
+                f"{path}, line {number}, is not readable as a record ({error}); remove that line, or go on with "
+                "--resume, which cuts the file back to the last full state"
             ) from error
+        records.append(record)
     return records

@@ -49,7 +49,7 @@ article { background: var(--panel); border-radius: 10px; padding: 14px 16px; }
 .clip p { margin: 4px 0 10px; font-size: 0.85rem; color: var(--soft); }
 .clip p span { float: right; font-variant-numeric: tabular-nums; }
 .clip:last-child p { margin-bottom: 0; }
-.clip .absent { padding: 14px; border: 1px dashed var(--line); border-radius: 6px; overflow-wrap: anywhere; }
+.absent { padding: 14px; border: 1px dashed var(--line); border-radius: 6px; overflow-wrap: anywhere; }
 .settings { columns: 3 300px; column-gap: 36px; }
 .settings > div { break-inside: avoid; margin-bottom: 22px; }
 .settings h3 { margin: 0 0 6px; border-bottom: 1px solid var(--line); padding-bottom: 4px; }

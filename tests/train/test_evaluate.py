@@ -1,0 +1,143 @@
+"""From a model to rows of metrics, and from a run folder to its results."""
+
+import json
+
+import pytest
+import torch
+from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+from safetensors.torch import load_file
+from tiny_evaluation import CLIPS, FRAMES, TinyTokenizer, tiny_config, tiny_data, tiny_model, tiny_split
+
+from emcl_train.checkpoint import append_line, save_config, save_tensors_atomic, write_json_atomic
+from emcl_train.config import EvalConfig, RunConfig
+from emcl_train.evaluate import Similarities, embed_split, evaluate, evaluate_run, rows_of, similarities
+
+__all__ = ["tiny_data"]  # a fixture
+
+EYE = 0.5 * torch.eye(CLIPS) + 0.1
+SHIFTED = 0.5 * torch.eye(CLIPS).roll(1, dims=1) + 0.1
+
+
+def save_run(path, config: RunConfig, sampler: object = VIDEO_SAMPLER_VERSION) -> None:
+    path.mkdir()
+    save_config(path, config)
+    save_tensors_atomic(path / "model.safetensors", tiny_model(config).state_dict())
+    write_json_atomic(path / "environment.json", {"sampler": sampler})
+    for epoch, recall in ((1, 20.0), (2, 40.0), (3, 40.0)):
+        record = {"epoch": epoch, "text_to_video": {"R@1": recall}, "video_to_text": {"R@1": 0.0}}
+        append_line(path / "metrics.jsonl", {"kind": "validation", **record})
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_embeddings_do_not_depend_on_the_batch_size(tiny_data, batch_size):
+    config = tiny_config()
+    model = tiny_model(config).train()
+    config.eval.batch_size = 7
+    whole = embed_split(model, tiny_data, TinyTokenizer(), config)
+    config.eval.batch_size = batch_size
+    parts = embed_split(model, tiny_data, TinyTokenizer(), config)
+    assert model.training
+    assert parts.frames.shape == (CLIPS, FRAMES, 16)
+    assert parts.frame_mask.sum() == CLIPS * FRAMES - 2
+    torch.testing.assert_close(parts.text, whole.text)
+    torch.testing.assert_close(parts.frames, whole.frames)
+    assert not parts.text.requires_grad
+
+
+def test_evaluation_does_not_move_the_maintained_bases(tiny_data):
+    config = tiny_config()
+    model = tiny_model(config).train()
+    before = model.emcl.bases.clone()
+    evaluate(model, embed_split(model, tiny_data, TinyTokenizer(), config), config)
+    assert torch.equal(model.emcl.bases, before)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [
+        ("train", ["EMCL-Net", "EMCL off (same weights)", "EMCL-Net + inverted softmax"]),
+        (
+            "inference",
+            ["EMCL at inference only", "EMCL off (same weights)", "EMCL at inference only + inverted softmax"],
+        ),
+        ("off", ["Trained without EMCL", "Trained without EMCL + inverted softmax"]),
+    ],
+)
+def test_rows_are_named_for_what_ran(tiny_data, mode, names):
+    config = tiny_config(mode=mode)
+    model = tiny_model(config)
+    rows = evaluate(model, embed_split(model, tiny_data, TinyTokenizer(), config), config)
+    assert [row.name for row in rows] == names
+
+
+def test_each_row_is_measured_on_its_own_similarity():
+    rows = rows_of(Similarities(EYE, SHIFTED), torch.arange(CLIPS), tiny_config())
+    assert [row.text_to_video["R@1"] for row in rows] == [100.0, 0.0, 100.0]
+    assert [row.video_to_text["R@1"] for row in rows] == [100.0, 0.0, 100.0]
+    assert "all test queries" in rows[2].note
+
+
+def test_the_inverted_softmax_stands_beside_the_raw_row_and_does_not_change_it():
+    hub = torch.full((3, 3), 0.1) + 0.4 * torch.eye(3)
+    hub[:, 2] += 0.5  # clip 2 is near to every caption
+    rows = rows_of(Similarities(hub, hub), torch.arange(3), tiny_config())
+    assert rows[0].text_to_video["R@1"] == pytest.approx(100 / 3)
+    assert rows[2].text_to_video["R@1"] == 100.0
+
+
+def test_the_second_definition_of_video_to_text_is_given_only_where_it_differs():
+    one = rows_of(Similarities(EYE, EYE), torch.arange(CLIPS), tiny_config())
+    owner = torch.arange(CLIPS).repeat_interleave(2)
+    several = rows_of(Similarities(EYE[owner], EYE[owner]), owner, tiny_config())
+    assert {row.video_to_text_by_rank is None for row in one} == {True}
+    assert {row.video_to_text_by_rank["R@1"] for row in several} == {100.0}
+
+
+def test_emcl_on_and_off_differ_and_blocks_change_only_emcl(tiny_data):
+    config = tiny_config(temperature=0.1)
+    model = tiny_model(config)
+    with torch.no_grad():
+        model.emcl.bases.copy_(torch.linspace(-1.0, 1.0, 4))
+    embeddings = embed_split(model, tiny_data, TinyTokenizer(), config)
+    whole = similarities(model, embeddings, config)
+    config.eval.em_block = 3
+    blocks = similarities(model, embeddings, config)
+    assert whole.emcl_on is not None
+    assert not torch.allclose(whole.emcl_on, whole.emcl_off, atol=1e-4)
+    assert not torch.allclose(whole.emcl_on, blocks.emcl_on, atol=1e-5)
+    assert torch.equal(whole.emcl_off, blocks.emcl_off)
+
+
+def test_evaluating_a_run_writes_what_the_report_needs(tiny_data, tmp_path):
+    config = tiny_config()
+    save_run(tmp_path / "run", config)
+    results = evaluate_run(tmp_path / "run", EvalConfig(em_block=3))
+    assert json.loads((tmp_path / "run/results.json").read_text()) == results
+    assert (results["split"], results["queries"], results["gallery"], results["em_block"]) == ("test", 7, 7, 3)
+    assert results["selection"] == "validation text→video R@1: epoch 2"
+    assert results["notes"] == ["a note"]
+    queries = json.loads((tmp_path / "run/queries.json").read_text())
+    assert queries == {"video_ids": [f"video{i}" for i in range(7)], "captions": list(tiny_split().captions)}
+    tensors = load_file(tmp_path / "run/embeddings.safetensors")
+    assert sorted(tensors) == [
+        "bases", "caption_clip", "frame_mask", "frames", "similarity_off", "similarity_on", "text",
+    ]  # fmt: skip
+    assert tensors["similarity_on"].shape == (7, 7)
+
+
+def test_evaluating_a_run_twice_gives_the_same_bytes(tiny_data, tmp_path):
+    save_run(tmp_path / "run", tiny_config())
+    files = ("results.json", "queries.json", "embeddings.safetensors")
+    evaluate_run(tmp_path / "run")
+    first = [(tmp_path / "run" / file).read_bytes() for file in files]
+    torch.manual_seed(99)
+    evaluate_run(tmp_path / "run")
+    assert [(tmp_path / "run" / file).read_bytes() for file in files] == first
+
+
+@pytest.mark.parametrize(("trained_with", "warns"), [(VIDEO_SAMPLER_VERSION, False), ("another", True)])
+def test_frames_of_another_sampler_are_warned_of(tiny_data, tmp_path, capsys, trained_with, warns):
+    save_run(tmp_path / "run", tiny_config(), sampler=trained_with)
+    evaluate_run(tmp_path / "run")
+    assert ("trained on frames of video sampler version another" in " ".join(capsys.readouterr().err.split())) == warns
