@@ -233,14 +233,14 @@ def run_ninja(target: Target, compiler: str, temp: Path) -> None:
     with file.open("w", encoding="utf-8") as stream:
         writer = ninja_syntax.Writer(stream, width=10_000)  # type: ignore[arg-type]
         writer.variable("builddir", str(temp))
-        writer.rule("compile", "$command -MMD -MF $out.d", depfile="$out.d", deps="gcc", description="compile $out")
-        writer.rule("link", "$command", description="link $out")
+        writer.rule("compile", "$arguments -MMD -MF $out.d", depfile="$out.d", deps="gcc", description="compile $out")
+        writer.rule("link", "$arguments", description="link $out")
         for each in target.objects:
-            command = ninja_syntax.escape(shlex.join(compile_command(compiler, each)))
-            writer.build([str(each.output)], "compile", [str(each.source)], variables={"command": command})
-        command = ninja_syntax.escape(shlex.join(link_command(compiler, target, temp)))
+            arguments = ninja_syntax.escape(shlex.join(compile_command(compiler, each)))
+            writer.build([str(each.output)], "compile", [str(each.source)], variables={"arguments": arguments})
+        arguments = ninja_syntax.escape(shlex.join(link_command(compiler, target, temp)))
         objects = [str(each.output) for each in target.objects]
-        writer.build([str(temp / Path(target.file).name)], "link", objects, variables={"command": command})
+        writer.build([str(temp / Path(target.file).name)], "link", objects, variables={"arguments": arguments})
     subprocess.run([os.path.join(BIN_DIR, "ninja"), "-f", str(file)], check=True, text=True,
                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 

@@ -21,10 +21,12 @@ LIBRARY = "emcl_kernels/_C/libemcl_cpu.so"
 BUILD_INFO = "emcl_kernels/_C/build_info.json"
 # It is the build that is tested: sources that compile in no time stand in for the real ones.
 TINY_SOURCES = {
+    "csrc/value.h": "#define VALUE 7\n",
     "csrc/cpu/kernels.cpp": """\
+#include "value.h"
 #define PASTE(a, b) a##b
 #define NAME(isa) PASTE(value_, isa)
-extern "C" __attribute__((visibility("default"))) int NAME(EMCL_ISA)() { return 7; }
+extern "C" __attribute__((visibility("default"))) int NAME(EMCL_ISA)() { return VALUE; }
 """,
     "csrc/cpu/ops.cpp": 'extern "C" int hidden() { return 7; }\n',
     "csrc/bindings.cpp": """\
@@ -90,6 +92,15 @@ def test_kernels_are_compiled_once_for_each_instruction_set(checkout: Path, with
     for path in (str(checkout), sys.prefix):  # what is built must work on another machine
         assert path not in (checkout / BUILD_INFO).read_text()
         assert path.encode() not in (checkout / LIBRARY).read_bytes()
+
+
+@needs_compiler
+def test_a_changed_header_is_compiled_again(checkout: Path) -> None:
+    build(checkout)
+    before = (checkout / LIBRARY).read_bytes()
+    (checkout / "csrc" / "value.h").write_text("#define VALUE 8\n")
+    build(checkout)
+    assert (checkout / LIBRARY).read_bytes() != before
 
 
 def test_without_a_compiler_the_package_is_built_and_works(checkout: Path) -> None:
