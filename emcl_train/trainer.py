@@ -109,7 +109,7 @@ def seed_everything(seed: int, device: torch.device) -> None:
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         # NaN in fresh memory finds bugs in tests, and costs a pass over every tensor in training.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
