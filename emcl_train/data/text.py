@@ -1,0 +1,133 @@
+"""Captions to token ids: CLIP's own tokenizer, or words counted in the training captions."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int64
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+
+from emcl_train.checkpoint import write_text_atomic
+from emcl_train.config import RunConfig
+from emcl_train.data.annotations import load_annotations
+from emcl_train.errors import UserError
+
+TOKENIZER = "tokenizer.json"
+PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
+
+
+class CaptionTokenizer:
+    """A tokenizer that cuts and pads every caption to one length, start and end token included.
+
+    All it knows stands in one file in the format of the `tokenizers` library: the length and the padding as well.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.max_words: int = tokenizer.padding["length"]
+        self.pad_token_id: int = tokenizer.padding["pad_id"]
+        empty = tokenizer.encode("")
+        special = [i for i, real in zip(empty.ids, empty.attention_mask, strict=True) if real]
+        if len(special) != 2:
+            raise ValueError(f"an empty caption has {len(special)} tokens, expected 2: start and end")
+        self.bos_token_id, self.eos_token_id = special
+
+    def __len__(self) -> int:
+        """Number of tokens, special ones included."""
+        return cast(int, self._tokenizer.get_vocab_size())
+
+    vocab_size = property(__len__)
+
+    def encode(self, captions: Sequence[str]) -> tuple[Int64[Tensor, "A L"], Int64[Tensor, "A L"]]:
+        """Token ids, padded to `max_words`, and 1 where they are not padding. Long captions keep their end token."""
+        encodings = self._tokenizer.encode_batch(list(captions))
+        shape = len(encodings), self.max_words
+        input_ids = torch.tensor([e.ids for e in encodings], dtype=torch.int64).reshape(shape)
+        attention_mask = torch.tensor([e.attention_mask for e in encodings], dtype=torch.int64).reshape(shape)
+        return input_ids, attention_mask
+
+    def save(self, path: Path) -> None:
+        write_text_atomic(path, self._tokenizer.to_str(pretty=True) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "CaptionTokenizer":
+        """Read what `save` wrote.
+
+        Raises: UserError where it is something else.
+        """
+        try:
+            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        except Exception as error:  # the library raises bare Exception for broken JSON and for unknown fields alike
+            raise UserError(
+                f"{path} is not a tokenizer of a run ({error}); copy it again from the run, or train anew"
+            ) from error
+
+
+def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTokenizer:
+    """The tokenizer of a run: from its folder where it is there, else made as `model.clip` says, and saved there.
+
+    Raises: UserError where `model.clip` names no tokenizer that can be read.
+    """
+    if run_dir is not None and (run_dir / TOKENIZER).is_file():
+        return CaptionTokenizer.load(run_dir / TOKENIZER)
+    max_words = config.data.max_words
+    if config.model.clip == "random":
+        tokenizer = word_tokenizer(load_annotations(config.data).train.captions, max_words)
+    else:
+        tokenizer = pretrained_tokenizer(config.model.clip, max_words)
+    first_process = not dist.is_initialized() or dist.get_rank() == 0
+    if run_dir is not None and first_process:
+        tokenizer.save(run_dir / TOKENIZER)
+    return tokenizer
+
+
+def word_tokenizer(captions: Sequence[str], max_words: int) -> CaptionTokenizer:
+    """One token for each word and each punctuation mark of the captions, whatever their case, by falling count."""
+    normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    counts = Counter(
+        word for caption in captions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption))
+    )
+    # Sorted by count, then by spelling: the same captions give the same ids in any order.
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    vocabulary = {word: i for i, word in enumerate([PAD, UNKNOWN, START, END, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, vocabulary[START]), (END, vocabulary[END])]
+    )
+    tokenizer.enable_truncation(max_words)
+    tokenizer.enable_padding(length=max_words, pad_id=vocabulary[PAD], pad_token=PAD)
+    return CaptionTokenizer(tokenizer)
+
+
+def pretrained_tokenizer(name: str, max_words: int) -> CaptionTokenizer:
+    """The tokenizer of a checkpoint on the hub or in a folder.
+
+    Raises: UserError.
+    """
+    from transformers import AutoTokenizer
+
+    way_out = (
+        "pass --model.clip with a hub name such as openai/clip-vit-base-patch32, with a folder that holds a "
+        'tokenizer.json, or with "random"'
+    )
+    try:
+        pretrained = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"model.clip is {name!r}, of which no tokenizer can be loaded ({reason}); {way_out}") from error
+    if not getattr(pretrained, "is_fast", False) or pretrained.pad_token_id is None:
+        raise UserError(f"model.clip is {name!r}, whose tokenizer is not CLIP's: it has no tokenizer.json; {way_out}")
+    tokenizer = Tokenizer.from_str(pretrained.backend_tokenizer.to_str())
+    tokenizer.enable_truncation(max_words)
+    tokenizer.enable_padding(length=max_words, pad_id=pretrained.pad_token_id, pad_token=pretrained.pad_token)
+    try:
+        return CaptionTokenizer(tokenizer)
+    except ValueError as error:
+        raise UserError(f"model.clip is {name!r}, whose tokenizer is not CLIP's: {error}; {way_out}") from error
