@@ -25,22 +25,34 @@ def em_project_loop(
     Args: x: rows of both modalities. init: start of the bases, `[*, K]` (one value per basis) or `[*, N, K]`.
     Returns: x + residual_weight · reconstruction; the bases' means over rows, from which the next start is made.
     """
-    em_input = x if gradient == "full" else x.detach()
-    start = init if gradient == "full" else init.detach()
-    rows = x.shape[-2]
-    per_basis = init.dim() < x.dim()
-    bases = start.unsqueeze(-2).expand(*start.shape[:-1], rows, start.shape[-1]) if per_basis else start  # (0)
-    for _ in range(num_iters):
-        responsibilities = torch.softmax(em_input.mT @ bases / temperature, dim=-1)  # (E)
-        responsibilities = responsibilities / (eps + responsibilities.sum(-2, keepdim=True))  # (E)
-        bases = em_input @ responsibilities  # (M)
-        length = eps + torch.linalg.vector_norm(bases, dim=-2, keepdim=True)
-        bases = bases / length  # (M)
+    em_input, start = (x, init) if gradient == "full" else (x.detach(), init.detach())
+    bases, responsibilities, scale = em_loop(em_input, start, num_iters=num_iters, temperature=temperature, eps=eps)
     if gradient == "linear":
-        reconstruction = x @ (responsibilities / length) @ responsibilities.mT  # (R), the fitted map held constant
+        reconstruction = x @ (responsibilities * scale.unsqueeze(-2)) @ responsibilities.mT  # (R), the map a constant
     else:
         reconstruction = bases @ responsibilities.mT  # (R)
     return x + residual_weight * reconstruction, bases.mean(-2)  # (R), (I)
+
+
+def em_loop(
+    x: Float[Tensor, "*G N D"],
+    init: Float[Tensor, "*I"],
+    *,
+    num_iters: int,
+    temperature: float,
+    eps: float = 1e-6,
+) -> tuple[Float[Tensor, "*G N K"], Float[Tensor, "*G D K"], Float[Tensor, "*G K"]]:
+    """The release's iterations. Returns bases, and the map that they amount to: responsibilities and scale."""
+    rows = x.shape[-2]
+    per_row = init.dim() == x.dim()
+    bases = init if per_row else init.unsqueeze(-2).expand(*init.shape[:-1], rows, init.shape[-1])  # (0)
+    for _ in range(num_iters):
+        responsibilities = torch.softmax(x.mT @ bases / temperature, dim=-1)  # (E)
+        responsibilities = responsibilities / (eps + responsibilities.sum(-2, keepdim=True))  # (E)
+        bases = x @ responsibilities  # (M)
+        scale = 1 / (eps + torch.linalg.vector_norm(bases, dim=-2))
+        bases = bases * scale.unsqueeze(-2)  # (M)
+    return bases, responsibilities, scale
 
 
 def em_moments(x: Float[Tensor, "*G N D"]) -> tuple[Float[Tensor, "*G D D"], Float[Tensor, "*G D"]]:

@@ -240,11 +240,11 @@ void fit_backward(emcl::ParallelFor run, const void* gram_, const void* logits, 
         for (int64_t i = 0; i < m; i += kPanelRows)
           with_rows<kPanelRows>(least<int64_t>(kPanelRows, m - i), [&](auto count) {
             constexpr int MR = decltype(count)::value;
-            Vec<T> acc[MR][3] = {};
-            multiply<T, MR, 3>(depth, &all_d_g[(begin + i) * depth], depth, 1, &packed[panel * depth * W], W, acc);
+            Vec<T> acc[MR][kPanelVectors] = {};
+            multiply<T, MR, kPanelVectors>(depth, &all_d_g[(begin + i) * depth], depth, 1, &packed[panel * depth * W], W, acc);
             T line[W];
             for (int row = 0; row < MR; ++row) {
-              for (int j = 0; j < 3; ++j) store(line + j * V, acc[row][j]);
+              for (int j = 0; j < kPanelVectors; ++j) store(line + j * V, acc[row][j]);
               T* to = d_gram + (begin + i + row) * width + panel * W;
               for (int64_t j = 0; j < least(W, width - panel * W); ++j) to[j] = line[j];
             }

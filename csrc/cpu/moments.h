@@ -27,10 +27,10 @@ void moments(emcl::ParallelFor run, const void* x_, int64_t rows, int64_t width,
         T* to = packed.get() + panel * strip * W;
         pack_panel<E, T>(x + begin * width, depth, width, width, 1, panel * W, to);
         for (int64_t p = 0; p < depth; p += kDepth) {  // short sums first: they keep float32 sums of many rows exact
-          Vec<T> partial[3] = {};
+          Vec<T> partial[kPanelVectors] = {};
           for (int64_t q = p; q < least(depth, p + kDepth); ++q)
-            for (int j = 0; j < 3; ++j) partial[j] += load(to + q * W + j * kLanes<T>);
-          for (int j = 0; j < 3; ++j) {
+            for (int j = 0; j < kPanelVectors; ++j) partial[j] += load(to + q * W + j * kLanes<T>);
+          for (int j = 0; j < kPanelVectors; ++j) {
             T* sum = &sums[panel * W + j * kLanes<T>];
             store(sum, load(sum) + partial[j]);
           }
@@ -48,10 +48,10 @@ void moments(emcl::ParallelFor run, const void* x_, int64_t rows, int64_t width,
         for (int64_t p = 0; p < depth; p += kDepth) {
           for (int64_t i = 0; i < W; i += kPanelRows) {
             T* out = &blocks[pair * W * W + i * W];
-            Vec<T> acc[kPanelRows][3] = {};
-            multiply<T, kPanelRows, 3>(least(kDepth, depth - p), a + p * W + i, 1, W, b + p * W, W, acc);
+            Vec<T> acc[kPanelRows][kPanelVectors] = {};
+            multiply<T, kPanelRows, kPanelVectors>(least(kDepth, depth - p), a + p * W + i, 1, W, b + p * W, W, acc);
             for (int r = 0; r < kPanelRows; ++r)
-              for (int j = 0; j < 3; ++j) {
+              for (int j = 0; j < kPanelVectors; ++j) {
                 T* to = out + r * W + j * kLanes<T>;
                 store(to, load(to) + acc[r][j]);
               }
@@ -111,10 +111,10 @@ void moments_backward(emcl::ParallelFor run, const void* x_, const void* d_gram_
           for (int64_t i = 0; i < m; i += kPanelRows)
             with_rows<kPanelRows>(least<int64_t>(kPanelRows, m - i), [&](auto count) {
               constexpr int MR = decltype(count)::value;
-              Vec<T> acc[MR][3] = {};
-              multiply<T, MR, 3>(least(kDepth, width - p), a + i * width + p, width, 1, &packed[(panel * width + p) * W], W, acc);
+              Vec<T> acc[MR][kPanelVectors] = {};
+              multiply<T, MR, kPanelVectors>(least(kDepth, width - p), a + i * width + p, width, 1, &packed[(panel * width + p) * W], W, acc);
               for (int r = 0; r < MR; ++r)
-                for (int j = 0; j < 3; ++j) {
+                for (int j = 0; j < kPanelVectors; ++j) {
                   T* to = &out[(i + r) * W + j * kLanes<T>];
                   store(to, load(to) + acc[r][j]);
                 }

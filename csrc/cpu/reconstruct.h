@@ -25,20 +25,20 @@ void add_low_rank(const E* x, const T* coefficients, int64_t thin, const T* pack
     for (int64_t i = 0; i < m; i += kPanelRows)
       with_rows<kPanelRows>(least<int64_t>(kPanelRows, m - i), [&](auto count) {
         constexpr int MR = decltype(count)::value;
-        Vec<T> acc[MR][3] = {};
-        multiply<T, MR, 3>(bases, coefficients + i * thin, thin, 1, panel, W, acc);
+        Vec<T> acc[MR][kPanelVectors] = {};
+        multiply<T, MR, kPanelVectors>(bases, coefficients + i * thin, thin, 1, panel, W, acc);
         for (int r = 0; r < MR; ++r) {
           const E* from = x + (i + r) * width + column;
           E* to = y + (i + r) * width + column;
           if constexpr (sizeof(E) == sizeof(T)) {
             if (valid == W) {
-              for (int j = 0; j < 3; ++j)
+              for (int j = 0; j < kPanelVectors; ++j)
                 store<T>(to + j * kLanes<T>, load<T>(from + j * kLanes<T>) + weight * acc[r][j]);
               continue;
             }
           }
           T line[W];
-          for (int j = 0; j < 3; ++j) store(line + j * kLanes<T>, acc[r][j]);
+          for (int j = 0; j < kPanelVectors; ++j) store(line + j * kLanes<T>, acc[r][j]);
           for (int64_t j = 0; j < valid; ++j) narrow(T(widen(from[j]) + weight * line[j]), to + j);
         }
       });

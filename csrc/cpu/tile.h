@@ -6,10 +6,12 @@
 
 namespace {
 
+// A tile on panels is kPanelRows rows by kPanelVectors vectors of accumulators; kPanelRows divides kPanel.
+constexpr int kPanelVectors = kVectorBytes == 16 ? 4 : 3;
+constexpr int kPanelRows = kRegisters == 32 ? 8 : 4;
 template <class T>
-constexpr int kPanel = 3 * kLanes<T>;             // columns of a packed panel
-constexpr int kPanelRows = kRegisters == 32 ? 8 : 4;  // rows of a tile on panels: kPanelRows * 3 accumulators
-constexpr int64_t kDepth = 256;                   // a panel of this depth fits in the first cache
+constexpr int kPanel = kPanelVectors * kLanes<T>;  // columns of a packed panel
+constexpr int64_t kDepth = 256;                    // a panel of this depth fits in the first cache
 
 template <class F>
 void parallel(emcl::ParallelFor run, int64_t count, int64_t grain, const F& body) {
