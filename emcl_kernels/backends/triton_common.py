@@ -97,7 +97,7 @@ def padded(size: int) -> int:
 
 
 def half(size: int) -> int:
-    return max(16, padded(size) // 2)
+    return min(512, max(16, padded(size) // 2))
 
 
 def warps(width: int, num_bases: int = 16) -> int:
