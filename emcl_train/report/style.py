@@ -38,7 +38,7 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans 
 .notes { margin: 14px 0 0; padding-left: 18px; color: var(--soft); font-size: 0.88rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 28px; }
 figure { margin: 0; }
-figure svg { width: 100%; height: auto; display: block; color: var(--ink); }
+figure svg { width: 100%; height: auto; display: block; overflow: visible; color: var(--ink); }
 figure svg text { font-family: inherit !important; }
 figcaption { margin-top: 8px; color: var(--soft); font-size: 0.88rem; max-width: 78ch; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px; }
