@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -28,18 +27,21 @@ class CaptionTokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        padding = tokenizer.padding
+        if padding is None or not padding["length"]:
+            raise ValueError("it does not pad to a fixed length")
         self._tokenizer = tokenizer
-        self.max_words: int = tokenizer.padding["length"]
-        self.pad_token_id: int = tokenizer.padding["pad_id"]
+        self.max_words: int = padding["length"]
+        self.pad_token_id: int = padding["pad_id"]
         empty = tokenizer.encode("")
         special = [i for i, real in zip(empty.ids, empty.attention_mask, strict=True) if real]
         if len(special) != 2:
-            raise ValueError(f"an empty caption has {len(special)} tokens, expected 2: start and end")
+            raise ValueError(f"it gives an empty caption {len(special)} tokens, expected 2: start and end")
         self.bos_token_id, self.eos_token_id = special
 
     def __len__(self) -> int:
         """Number of tokens, special ones included."""
-        return cast(int, self._tokenizer.get_vocab_size())
+        return self._tokenizer.get_vocab_size()
 
     vocab_size = property(__len__)
 

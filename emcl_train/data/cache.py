@@ -1,0 +1,172 @@
+"""What is known of clips from earlier runs: which of them decode, and their sampled frames.
+
+Everything lies in `<data.root>/.emcl`, or in the user's cache folder where the data may not be written. An entry holds
+for one size and modification time of its video file and one version of the sampler; otherwise it is as if absent.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from emcl_train.checkpoint import raise_if_disk_full, write_json_atomic
+from emcl_train.config import DataConfig
+from emcl_train.data.annotations import Clip
+from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+from emcl_train.errors import UserError
+
+ABANDONED_AFTER = 3600.0
+"""Seconds without a write after which an unfinished cache belongs to a run that was killed."""
+
+
+def cache_folder(root: Path) -> Path:
+    """Where to remember things about the data set in `root`; not created yet."""
+    if os.access(root, os.W_OK):
+        return root / ".emcl"
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return user_cache / "emcl" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+
+
+def fingerprint(path: Path) -> list[int] | None:
+    """Size and modification time of a file, None where it cannot be asked."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # everything in it can be found out again
+    return content if isinstance(content, dict) else {}
+
+
+class CheckedClips:
+    """Which video files gave their frames, and why the others did not."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.path = cache_folder(config.root) / f"checked-v{VIDEO_SAMPLER_VERSION}-{config.num_frames}.json"
+        self._entries: dict[str, dict[str, Any]] = _read_json(self.path)
+
+    def knows(self, clip: Clip) -> bool:
+        now = fingerprint(clip.path)
+        return now is not None and self._entries.get(clip.path.name, {}).get("file") == now
+
+    def reason(self, clip: Clip) -> str | None:
+        """Why a known clip cannot be decoded; None where it can."""
+        return self._entries[clip.path.name]["reason"]
+
+    def add(self, clip: Clip, reason: str | None) -> None:
+        self._entries[clip.path.name] = {"file": fingerprint(clip.path), "reason": reason}
+
+    def save(self) -> None:
+        write_json_atomic(self.path, self._entries)
+
+
+def _index_path(config: DataConfig) -> Path:
+    name = f"frames-v{VIDEO_SAMPLER_VERSION}-{config.num_frames}x{config.image_size}.json"
+    return cache_folder(config.root) / name
+
+
+class FrameCache:
+    """Sampled frames of clips in one memory-mapped file, uint8 [clips, F, 3, S, S]."""
+
+    def __init__(self, frames: np.ndarray, entries: dict[str, dict[str, Any]]) -> None:
+        self._frames, self._entries = frames, entries
+
+    @classmethod
+    def open(cls, config: DataConfig, clips: Iterable[Clip]) -> "FrameCache | None":
+        """The finished cache, if it holds all of these clips as their files are now."""
+        index = _read_json(_index_path(config))
+        entries = index.get("clips", {})
+        for clip in clips:
+            if clip.path.name not in entries or entries[clip.path.name]["file"] != fingerprint(clip.path):
+                return None
+        try:
+            frames = np.load(_index_path(config).with_name(index["frames"]), mmap_mode="r")
+        except (KeyError, OSError, ValueError):
+            return None
+        shape = (config.num_frames, 3, config.image_size, config.image_size)
+        return cls(frames, entries) if frames.shape[1:] == shape and frames.dtype == np.uint8 else None
+
+    def read(self, clip: Clip) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
+        """What `decode_frames` returned for a clip."""
+        entry = self._entries[clip.path.name]
+        frames = torch.from_numpy(np.array(self._frames[entry["row"]]))
+        return frames, torch.arange(len(frames)) < entry["valid"]
+
+
+class FrameCacheWriter:
+    """A frame cache in the making; nobody sees it before `finish`."""
+
+    def __init__(self, config: DataConfig, clips: Sequence[Clip]) -> None:
+        self._index = _index_path(config)
+        self._folder = self._index.parent
+        self._files = {clip.path.name: fingerprint(clip.path) for clip in clips}
+        self._rows = {name: row for row, name in enumerate(self._files)}
+        self._valid: dict[str, int] = {}
+        shape = (len(self._rows), config.num_frames, 3, config.image_size, config.image_size)
+        key = json.dumps([VIDEO_SAMPLER_VERSION, shape, sorted(self._files.items())])
+        self._name = f"frames-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+        self._partial = self._folder / f".{self._name}.{os.getpid()}.partial"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._remove_abandoned()
+        self._frames = self._allocate(shape)
+
+    def _allocate(self, shape: tuple[int, ...]) -> np.memmap:
+        size, free = int(np.prod(shape)), shutil.disk_usage(self._folder).free
+        if size > free:
+            raise UserError(
+                f"the frame cache of {shape[0]} clips takes {size / 1e9:.1f} GB, and {self._folder} has "
+                f"{free / 1e9:.1f} GB left; free some space, lower --data.num-frames or --data.image-size, or pass "
+                f"--data.no-cache-frames"
+            )
+        frames = np.lib.format.open_memmap(self._partial, mode="w+", dtype=np.uint8, shape=shape)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                # A write into a hole of a mapped file on a full disk kills the process; a failed allocation raises.
+                with self._partial.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, self._partial.stat().st_size)
+        except OSError as error:
+            self.abandon()
+            raise_if_disk_full(error, self._partial)
+            raise
+        return frames
+
+    def _remove_abandoned(self) -> None:
+        for path in self._folder.glob(".frames-*.partial"):
+            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+                path.unlink(missing_ok=True)
+
+    def write(self, clip: Clip, frames: UInt8[Tensor, "F 3 S S"], mask: Bool[Tensor, "F"]) -> None:
+        """Take up one clip. Several threads may write different clips."""
+        self._frames[self._rows[clip.path.name]] = frames.numpy()
+        self._valid[clip.path.name] = int(mask.sum())
+
+    def finish(self) -> None:
+        """Put the cache in the place of an earlier one, whole or not at all."""
+        self._frames.flush()
+        before = _read_json(self._index).get("frames")
+        os.replace(self._partial, self._folder / self._name)
+        entries = {
+            name: {"row": self._rows[name], "valid": valid, "file": self._files[name]}
+            for name, valid in self._valid.items()
+        }
+        write_json_atomic(self._index, {"frames": self._name, "clips": entries})
+        if before and before != self._name:
+            (self._folder / before).unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        self._partial.unlink(missing_ok=True)

@@ -1,0 +1,268 @@
+"""From annotations to batches: clips are checked before a run, and come in an order that only seed and epoch decide."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Int64
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from emcl_train.config import DataConfig, RunConfig
+from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
+from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter
+from emcl_train.data.shapes import render_shapes
+from emcl_train.data.video import VideoError, decode_frames
+from emcl_train.errors import UserError
+
+Item = dict[str, Tensor]
+
+SHOWN = 10
+"""Bad clips that an error names; `emcl-train data doctor` shows all."""
+
+
+class Tokenizer(Protocol):
+    """What the loaders ask of a tokenizer."""
+
+    def encode(self, captions: Sequence[str]) -> tuple[Int64[Tensor, "A L"], Int64[Tensor, "A L"]]: ...
+
+
+def prepare(config: RunConfig) -> Annotations:
+    """Read the annotations and check every clip they name.
+
+    Returns: the splits of clips that decode; `left_out` and a note say which do not, where `on_bad_video` is "skip".
+    Raises: UserError where the annotations cannot be used, or clips cannot be decoded and `on_bad_video` is "stop".
+    """
+    with _first_process_first():
+        if config.data.layout == "shapes":
+            render_shapes(config.data.root, config.data.shapes)
+        annotations = load_annotations(config.data)
+        splits = annotations.train, annotations.val, annotations.test
+        clips = list({clip.video_id: clip for split in splits for clip in split.clips}.values())
+        bad = check_clips(clips, config.data)
+        bad |= check_clips(annotations.unlisted, replace(config.data, cache_frames=False))
+    if not bad:
+        return annotations
+    if config.data.on_bad_video == "stop":
+        raise UserError(_bad_clips_message(bad, len(clips) + len(annotations.unlisted), config.data))
+    return _leave_out(annotations, bad, config.data)
+
+
+def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
+    """Decode what a run will sample of every clip, unless an earlier check of the same file is remembered.
+
+    Fills the frame cache on the way where `config.cache_frames` asks for it.
+
+    Returns: why clips cannot be decoded, by id.
+    """
+    checked = CheckedClips(config)
+    pending = [clip for clip in clips if not checked.knows(clip)]
+    writer = None
+    if config.cache_frames:
+        broken = {clip.path for clip in clips if checked.knows(clip) and checked.reason(clip)}
+        wanted = [clip for clip in clips if clip.path not in broken]
+        if wanted and FrameCache.open(config, wanted) is None:
+            writer, pending = FrameCacheWriter(config, wanted), wanted
+
+    def decode(clip: Clip) -> str | None:
+        try:
+            frames, mask = decode_frames(clip.path, config.num_frames, config.image_size)
+        except VideoError as error:
+            return error.reason
+        if writer:
+            writer.write(clip, frames, mask)
+        return None
+
+    reasons: dict[str, str | None] = {}
+    try:
+        for clip, reason in in_parallel(decode, pending, config.workers, "Check clips"):
+            reasons[clip.video_id] = reason
+            checked.add(clip, reason)
+        if writer:
+            writer.finish()
+    finally:
+        if writer:
+            writer.abandon()
+        if pending:
+            checked.save()  # an interrupted check goes on from here
+    for clip in clips:
+        if clip.video_id not in reasons:
+            reasons[clip.video_id] = checked.reason(clip)
+    return {video_id: reason for video_id, reason in reasons.items() if reason is not None}
+
+
+def in_parallel(
+    work: Callable[[Clip], Any], clips: Sequence[Clip], workers: int, description: str
+) -> Iterator[tuple[Clip, Any]]:
+    """Clips with what `work` returns for them, as they get ready, below a progress bar.
+
+    Threads do: FFmpeg and torch work outside Python's lock.
+    """
+    columns = TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    pool = ThreadPoolExecutor(max(1, workers))
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not clips) as progress:
+            task = progress.add_task(description, total=len(clips))
+            futures = {pool.submit(work, clip): clip for clip in clips}
+            for future in as_completed(futures):
+                progress.advance(task)
+                yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def training_loader(
+    split: Split, tokenizer: Tokenizer, config: DataConfig, batch_size: int, seed: int, epoch: int, start_batch: int = 0
+) -> DataLoader:
+    """One epoch: every clip once with one of its captions, in whole batches, from batch `start_batch` on.
+
+    Order and captions depend on seed and epoch alone, so that a resumed epoch goes on with the very batches that the
+    interrupted one had left. Batches that are skipped are not decoded.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(len(split.clips))
+    batches = [order[i : i + batch_size].tolist() for i in range(0, len(order) - batch_size + 1, batch_size)]
+    captions = [split.captions[i] for i in draw_captions(split, seed, epoch)]
+    dataset = ClipDataset(split, config, tokenizer.encode(captions) if captions else None)
+    return _loader(dataset, config, batch_sampler=batches[start_batch:])
+
+
+def draw_captions(split: Split, seed: int, epoch: int) -> list[int]:
+    """One caption for each clip, by (seed, epoch, clip)."""
+    captions: list[list[int]] = [[] for _ in split.clips]
+    for caption, clip in enumerate(split.caption_clip):
+        captions[clip].append(caption)
+    return [own[np.random.default_rng((seed, epoch, clip)).integers(len(own))] for clip, own in enumerate(captions)]
+
+
+def clip_loader(split: Split, config: DataConfig, batch_size: int) -> DataLoader:
+    """Every clip of a split once, in order: frames, frame_mask, index."""
+    return _loader(ClipDataset(split, config), config, batch_size=batch_size)
+
+
+def caption_loader(split: Split, tokenizer: Tokenizer, config: DataConfig, batch_size: int) -> DataLoader:
+    """Every caption of a split once, in order: input_ids, attention_mask, index."""
+    return DataLoader(CaptionDataset(*tokenizer.encode(split.captions)), batch_size=batch_size)
+
+
+class ClipDataset(Dataset):
+    """Clips of a split as uint8 frames, from the frame cache where it holds them all, with captions if given."""
+
+    def __init__(
+        self,
+        split: Split,
+        config: DataConfig,
+        captions: tuple[Int64[Tensor, "A L"], Int64[Tensor, "A L"]] | None = None,
+    ) -> None:
+        self.clips, self.config, self.captions = split.clips, config, captions
+        self.cache = FrameCache.open(config, split.clips) if config.cache_frames else None
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Item | UserError:
+        """An item; or what is wrong with the clip, as a value, which reaches the main process without a traceback."""
+        clip = self.clips[index]
+        try:
+            frames, mask = self._frames(clip)
+        except VideoError as error:
+            return UserError(
+                f"clip {clip.video_id} ({clip.path}) was whole before the run and cannot be decoded now: "
+                f"{error.reason}; restore the file and go on with --resume"
+            )
+        item = {"frames": frames, "frame_mask": mask, "index": torch.tensor(index)}
+        if self.captions is not None:
+            item["input_ids"], item["attention_mask"] = (tensor[index] for tensor in self.captions)
+        return item
+
+    def _frames(self, clip: Clip) -> tuple[Tensor, Tensor]:
+        if self.cache is not None:
+            return self.cache.read(clip)
+        return decode_frames(clip.path, self.config.num_frames, self.config.image_size)
+
+
+class CaptionDataset(Dataset):
+    """Encoded captions."""
+
+    def __init__(self, input_ids: Int64[Tensor, "A L"], attention_mask: Int64[Tensor, "A L"]) -> None:
+        self.input_ids, self.attention_mask = input_ids, attention_mask
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> Item:
+        values = self.input_ids[index], self.attention_mask[index], torch.tensor(index)
+        return dict(zip(("input_ids", "attention_mask", "index"), values, strict=True))
+
+
+class ClipDataLoader(DataLoader):
+    """A DataLoader that raises the errors which the dataset returned."""
+
+    def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def _collate(items: list[Item | UserError]) -> Item | UserError:
+    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
+
+
+def _loader(dataset: ClipDataset, config: DataConfig, **batching: Any) -> DataLoader:
+    workers = 0 if dataset.cache is not None else config.workers
+    # With a generator of its own the loader draws nothing from the state that weights and dropout depend on.
+    generator = torch.Generator().manual_seed(0)
+    return ClipDataLoader(
+        dataset,
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=generator,
+        pin_memory=torch.cuda.is_available(),
+        **batching,
+    )
+
+
+@contextmanager
+def _first_process_first() -> Iterator[None]:
+    """In a run of several processes on one machine, the others wait for what the first one writes."""
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    if several and dist.get_rank() > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if several and dist.get_rank() == 0:
+            dist.barrier()
+
+
+def _bad_clips_message(bad: dict[str, str], total: int, config: DataConfig) -> str:
+    shown = "; ".join(f"{video_id} ({reason})" for video_id, reason in list(bad.items())[:SHOWN])
+    more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    return (
+        f"{len(bad)} of {total} clips in {config.root} cannot be decoded: {shown}{more}. Replace the files, or pass "
+        f"--data.on-bad-video skip to leave them out and have them counted in the results; "
+        f"`emcl-train data doctor {config.layout} {config.root}` shows every clip"
+    )
+
+
+def _leave_out(annotations: Annotations, bad: dict[str, str], config: DataConfig) -> Annotations:
+    splits = {name: getattr(annotations, name) for name in ("train", "val", "test")}
+    counts = Counter({name: sum(clip.video_id in bad for clip in split.clips) for name, split in splits.items()})
+    left = {name: split.without(set(bad)) for name, split in splits.items()}
+    for name, split in left.items():
+        if not split.clips:
+            raise UserError(
+                f"none of the {counts[name]} clips of the {name} split in {config.root} can be decoded, for example "
+                f"{next(f'{i} ({bad[i]})' for i in bad)}; see `emcl-train data doctor {config.layout} {config.root}`"
+            )
+    where = ", ".join(f"{counts[name]} of {name}" for name in splits)
+    note = f"{len(bad)} of the annotated clips cannot be decoded. Left out are {where}."
+    return replace(annotations, **left, notes=(*annotations.notes, note), left_out=bad)
