@@ -1,293 +1,290 @@
-"""Which clips and captions belong to which split: the annotation files of a data set, checked and counted."""
+"""Which clips there are, which captions belong to them, and which split they are in."""
 
 import csv
 import hashlib
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from emcl_train.config import DataConfig
+from emcl_train.data.shapes import render_shapes
 from emcl_train.errors import UserError
 
+DATA_JSON, TRAIN_CSV, TEST_CSV, VIDEOS = "MSRVTT_data.json", "MSRVTT_train.9k.csv", "MSRVTT_JSFUSION_test.csv", "videos"
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv")
-MSRVTT_CAPTIONS = "MSRVTT_data.json"
-MSRVTT_TRAIN = "MSRVTT_train.9k.csv"
-MSRVTT_TEST = "MSRVTT_JSFUSION_test.csv"
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A video file and the name that the annotations have for it."""
+    """One video file. Whether it exists and decodes is the loader's question."""
 
     video_id: str
     path: Path
-    """Where the file lies, or where it was expected."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Clips and their captions."""
+    """Clips and captions; caption i belongs to clips[caption_clip[i]]."""
 
     name: str
     clips: tuple[Clip, ...]
     captions: tuple[str, ...]
     caption_clip: tuple[int, ...]
-    """Caption i belongs to `clips[caption_clip[i]]`."""
 
-    def without(self, bad: Iterable[str]) -> "Split":
-        """The split with some clips, by their ids, and their captions left out."""
-        bad = set(bad)
-        kept = [i for i, clip in enumerate(self.clips) if clip.video_id not in bad]
+    def without(self, bad: set[str]) -> "Split":
+        """The split without the clips of these ids and their captions."""
+        kept = [index for index, clip in enumerate(self.clips) if clip.video_id not in bad]
         place = {old: new for new, old in enumerate(kept)}
         pairs = [(text, place[i]) for text, i in zip(self.captions, self.caption_clip, strict=True) if i in place]
         return Split(
             self.name,
-            tuple(self.clips[i] for i in kept),
-            tuple(text for text, _ in pairs),
-            tuple(clip for _, clip in pairs),
+            clips=tuple(self.clips[index] for index in kept),
+            captions=tuple(text for text, _ in pairs),
+            caption_clip=tuple(index for _, index in pairs),
         )
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """The three splits of a data set and what a reader of its figures must know."""
+    """The three splits of a data set, and what a reader of its results should know about them."""
 
     train: Split
     val: Split
     test: Split
-    notes: tuple[str, ...]
-    """Sentences: what overlaps, what was held out, how many captions occur more than once."""
-    unlisted: tuple[Clip, ...] = ()
-    """Clips that are annotated, and have a file, but that no list names: never used, checked all the same."""
+    notes: tuple[str, ...] = ()
+    """Sentences: repetitions counted, overlaps, whether validation clips were held out."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Clips that cannot be decoded, with the reason, after `loader.prepare` was told to skip them."""
+    """Why each clip that cannot be decoded is in no split, by its id."""
 
-    @property
-    def splits(self) -> tuple[Split, Split, Split]:
-        return self.train, self.val, self.test
 
-    def clips(self) -> tuple[Clip, ...]:
-        """Every clip once, those of all splits and the unlisted ones."""
-        every = [clip for split in self.splits for clip in split.clips] + list(self.unlisted)
-        return tuple({clip.video_id: clip for clip in every}.values())
+@dataclass(frozen=True)
+class MsrvttFiles:
+    """What the files of the MSR-VTT layout say, in their order and with their repetitions."""
 
-    def without(self, left_out: dict[str, str]) -> "Annotations":
-        """The same with some clips left out, and the reasons kept."""
-        train, val, test = (split.without(left_out) for split in self.splits)
-        unlisted = tuple(clip for clip in self.unlisted if clip.video_id not in left_out)
-        return replace(self, train=train, val=val, test=test, unlisted=unlisted, left_out=dict(left_out))
+    train_ids: list[str]
+    test_ids: list[str]
+    test_sentences: list[str]
+    """One for each of `test_ids`."""
+    captions: dict[str, list[str]]
+    """Every caption of each clip in the JSON file."""
+    splits: dict[str, str]
+    """The split that the JSON file gives each clip: "train", "validate" or "test"."""
 
 
 def load_annotations(config: DataConfig) -> Annotations:
-    """Read the annotation files under `config.root`.
+    """Read the splits of a data set; layout "shapes" is rendered first where it is absent.
 
-    Raises: UserError for a missing, empty or broken file, a missing column, and for text that is not UTF-8.
+    The validation split is what the JSON file calls "validate" and neither list names. Where there is none, clips are
+    held out of the training list: `validation_clips` of them, at most a tenth, chosen by a hash of their ids, so that
+    the choice is the same everywhere. `test_captions` holds for the validation captions as well, so that the number an
+    epoch is selected by is of the kind that is reported.
+
+    Raises: UserError for a missing folder, file or column, a file that cannot be read, and captions that are missing.
     """
-    if not config.root.is_dir():
-        raise UserError(f"data.root is {config.root}, which is not a folder; pass the data set's with --data.root")
-    # "shapes" is the MSR-VTT layout; loader.prepare renders it first.
-    return load_msrvtt(config)
+    if config.layout == "shapes":
+        render_shapes(config.root, config.shapes)
+    return _splits(read_msrvtt(config.root), video_files(config.root), config)
 
 
-def load_msrvtt(config: DataConfig) -> Annotations:
-    """MSR-VTT: one JSON file with all captions, one CSV list for training, and the 1k-A test pairs."""
-    root = config.root
-    document = read_json(root / MSRVTT_CAPTIONS)
-    captions, splits = _captions_by_clip(document, root / MSRVTT_CAPTIONS)
-    train_ids = _unique([row["video_id"] for row in read_csv(root / MSRVTT_TRAIN, ("video_id",))])
-    test_rows = read_csv(root / MSRVTT_TEST, ("video_id", "sentence"))
-    test_ids = _unique([row["video_id"] for row in test_rows])
-    notes: list[str] = []
+def video_files(root: Path) -> dict[str, Path]:
+    """The video file of each id in `root/videos`; where an id has several, the suffix that VIDEO_SUFFIXES names first.
 
-    val_ids = [name for name, split in splits.items() if split == "validate" and name not in {*train_ids, *test_ids}]
-    if not val_ids:
-        train_ids, val_ids = _hold_out(train_ids, config.validation_clips)
-        notes.append(
-            f"The annotations name no validation clips: {len(val_ids)} of the {len(train_ids) + len(val_ids)} training "
-            f"clips are held out to select the epoch, by a hash of their ids."
-        )
-    overlap = len({*train_ids, *val_ids} & set(test_ids))
-    if overlap:
-        notes.append(
-            f"{overlap} of the {len(test_ids)} test clips are also in the training list: "
-            f"figures on this test split measure memory, not generalisation."
-        )
-
-    find = _ClipFinder(root / "videos")
-    train = _split("train", train_ids, captions, find, root / MSRVTT_CAPTIONS)
-    val = _split("val", val_ids, captions, find, root / MSRVTT_CAPTIONS)
-    if config.test_captions == "one":
-        sentences: dict[str, list[str]] = {}
-        for row in test_rows:
-            sentences.setdefault(row["video_id"], []).append(row["sentence"])
-        test = _split("test", test_ids, sentences, find, root / MSRVTT_TEST)
-    else:
-        test = _split("test", test_ids, captions, find, root / MSRVTT_CAPTIONS)
-
-    listed = {*train_ids, *val_ids, *test_ids}
-    others = [find(name) for name in splits if name not in listed]
-    unlisted = tuple(clip for clip in others if clip.path.is_file())
-    if others:
-        notes.append(
-            f"{len(others)} annotated {_plural('clip is', 'clips are', len(others))} in no list and never used; "
-            f"{len(unlisted)} of them {_plural('has', 'have', len(unlisted))} a file."
-        )
-    for split in (train, val, test):
-        notes.extend(_caption_notes(split))
-    return Annotations(train, val, test, tuple(notes), unlisted)
-
-
-def repeated_captions(split: Split) -> int:
-    """How many captions of a split also belong to another of its clips."""
-    owners: dict[str, set[int]] = {}
-    for text, clip in zip(split.captions, split.caption_clip, strict=True):
-        owners.setdefault(text, set()).add(clip)
-    return sum(len(owners[text]) > 1 for text in split.captions)
-
-
-def read_json(path: Path) -> Any:
-    """A JSON document.
-
-    Raises: UserError naming the file, and the line where it is broken.
+    Raises: UserError where the folder is missing.
     """
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    folder = root / VIDEOS
+    if not folder.is_dir():
         raise UserError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}; fetch the file again"
+            f"there is no folder {folder}; put the clips there as <video_id>.mp4 (or {', '.join(VIDEO_SUFFIXES[1:])})"
+        )
+    found = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != "."]
+    found.sort(key=lambda path: (-VIDEO_SUFFIXES.index(path.suffix.lower()), path.name))
+    return {path.stem: path for path in found}
+
+
+def read_msrvtt(root: Path) -> MsrvttFiles:
+    """Read the three annotation files of the MSR-VTT layout, and nothing of the videos.
+
+    Raises: UserError with the file, what is wrong with it, and the way out.
+    """
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; pass --data.root with the folder that holds {DATA_JSON}")
+    train = _read_csv(root / TRAIN_CSV, ("video_id",))
+    test = _read_csv(root / TEST_CSV, ("video_id", "sentence"))
+    captions, splits = _read_json(root / DATA_JSON)
+    return MsrvttFiles(
+        train_ids=[row["video_id"] for row in train],
+        test_ids=[row["video_id"] for row in test],
+        test_sentences=[row["sentence"] for row in test],
+        captions=captions,
+        splits=splits,
+    )
+
+
+def _splits(files: MsrvttFiles, videos: dict[str, Path], config: DataConfig) -> Annotations:
+    notes: list[str] = []
+    train_ids, test_ids = list(dict.fromkeys(files.train_ids)), list(dict.fromkeys(files.test_ids))
+    listed = set(train_ids) | set(test_ids)
+    val_ids = [video_id for video_id, split in files.splits.items() if split == "validate" and video_id not in listed]
+    for name, ids in ((TRAIN_CSV, files.train_ids), (TEST_CSV, files.test_ids)):
+        if repeated := len(ids) - len(set(ids)):
+            notes.append(f"{name} repeats {_count(repeated, 'id')}; each clip is used once.")
+    if overlap := len(set(train_ids) & set(test_ids)):
+        notes.append(
+            f"Clips of the test list that are in the training list too: {overlap} of {len(test_ids)}. "
+            f"The test numbers do not measure generalisation."
+        )
+    if not val_ids:
+        val_ids = _held_out(train_ids, config)
+        train_ids = [video_id for video_id in train_ids if video_id not in set(val_ids)]
+        notes.append(
+            f"The annotations name no separate validation clips. Held out of the training list to select the epoch: "
+            f"{_count(len(val_ids), 'clip')}."
+        )
+    _check_captioned(config.root / TRAIN_CSV, train_ids, files)
+    _check_captioned(config.root / DATA_JSON, val_ids, files)
+
+    texts_of = files.captions
+    if config.test_captions == "all":
+        _check_captioned(config.root / TEST_CSV, test_ids, files)
+        val_texts = test_texts = texts_of
+    else:
+        val_texts = {video_id: texts[:1] for video_id, texts in texts_of.items()}
+        test_texts = {}
+        for video_id, sentence in zip(files.test_ids, files.test_sentences, strict=True):
+            test_texts.setdefault(video_id, []).append(sentence)
+
+    def split(name: str, ids: Sequence[str], texts: dict[str, list[str]]) -> Split:
+        # A missing file keeps its place: the check of the clips reports it with those that cannot be decoded.
+        clips = tuple(Clip(i, videos.get(i, config.root / VIDEOS / f"{i}{VIDEO_SUFFIXES[0]}")) for i in ids)
+        pairs = [(text, index) for index, video_id in enumerate(ids) for text in texts[video_id]]
+        return Split(name, clips, tuple(text for text, _ in pairs), tuple(index for _, index in pairs))
+
+    test = split("test", test_ids, test_texts)
+    if repeated := len(test.captions) - len(set(test.captions)):
+        notes.append(
+            f"Test captions that repeat another one: {repeated} of {len(test.captions)}. Their ranks cannot all be 1."
+        )
+    return Annotations(split("train", train_ids, texts_of), split("val", val_ids, val_texts), test, tuple(notes))
+
+
+def _held_out(train_ids: list[str], config: DataConfig) -> list[str]:
+    """The clips with the smallest hashes, in the order of the list."""
+    number = max(1, min(config.validation_clips, len(train_ids) // 10))
+    if number >= len(train_ids):
+        raise UserError(
+            f"{config.root / TRAIN_CSV} names {_count(len(train_ids), 'clip')}, too few to hold one out for validation; "
+            f'add clips to it, or mark validation clips as "split": "validate" in {DATA_JSON}'
+        )
+    chosen = set(sorted(train_ids, key=lambda video_id: hashlib.sha256(video_id.encode()).digest())[:number])
+    return [video_id for video_id in train_ids if video_id in chosen]
+
+
+def _check_captioned(path: Path, ids: Iterable[str], files: MsrvttFiles) -> None:
+    bare = [video_id for video_id in ids if not files.captions.get(video_id)]
+    if bare:
+        raise UserError(
+            f"{path}: {_count(len(bare), 'clip')} without a caption in {DATA_JSON}: {_few(bare)}; "
+            f'add their captions under "sentences" there, or take the clips off the list'
+        )
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        beside = sorted(entry.name for entry in path.parent.iterdir() if entry.name[0] != ".")
+        raise UserError(
+            f"there is no file {path}; {path.parent} holds {_few(beside) or 'nothing'}. "
+            f"Put {path.name} there, or pass --data.root with the folder that has it"
+        )
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; give the current user access to it") from error
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")  # spreadsheets write a byte order mark
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
+            f"convert it, for example with `iconv -f latin1 -t utf-8`"
         ) from error
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header, of which `columns` must be there and filled.
-
-    Raises: UserError naming the file, and the line or column that is wrong.
-    """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows with these columns, stripped of surrounding space, each filled."""
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""))
+    rows = []
     try:
-        header = [name.strip() for name in reader.fieldnames or ()]
-        for column in columns:
-            if column not in header:
-                raise UserError(
-                    f"{path} has no column {column!r}, its columns are {', '.join(map(repr, header))}; "
-                    f"the first line must name the columns"
-                )
-        reader.fieldnames = header
-        rows = []
+        present = list(reader.fieldnames or ())
+        missing = [column for column in columns if column not in present]
+        if missing:
+            raise UserError(
+                f"{path} has no column {_quoted(missing)}; its first line gives {_quoted(present) or 'nothing'}. "
+                f"Make {','.join(columns)} part of the first line"
+            )
         for row in reader:
             for column in columns:
                 if not (row[column] or "").strip():
-                    raise UserError(f"{path}, line {reader.line_num}: {column!r} is empty; fill it or remove the line")
+                    raise UserError(f"{path}, line {reader.line_num}: {column} is empty; fill it, or delete the line")
             rows.append({column: row[column].strip() for column in columns})
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not valid CSV: {error}; fetch the file again") from error
+        raise UserError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
     if not rows:
-        raise UserError(f"{path} has a header but no rows; fetch the file again")
+        raise UserError(f"{path} has no rows below its first line; write one line for each clip")
     return rows
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without a byte order mark.
-
-    Raises: UserError where it is missing, empty or in another encoding.
-    """
+def _read_json(path: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Captions and split of every clip."""
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; data.root must hold it (is --data.root right?)") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; check the file and its permissions") from error
-    if not data.strip():
-        raise UserError(f"{path} is empty; fetch the file again")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        content = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; convert the file to UTF-8"
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
+            f"it may be cut short: copy or download it again"
         ) from error
-
-
-class _ClipFinder:
-    """Finds the file of a clip by its id, whatever its container; looks at the folder once."""
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is missing; it must hold the clips as <video_id>.mp4, .webm, .avi or .mkv")
-        self.folder = folder
-        self.files = {path.name for path in folder.iterdir()}
-        if not any(name.endswith(VIDEO_SUFFIXES) for name in self.files):
-            raise UserError(f"{folder} holds no video; it must hold the clips as <video_id>.mp4, .webm, .avi or .mkv")
-
-    def __call__(self, video_id: str) -> Clip:
-        for suffix in VIDEO_SUFFIXES:
-            if video_id + suffix in self.files:
-                return Clip(video_id, self.folder / (video_id + suffix))
-        return Clip(video_id, self.folder / (video_id + VIDEO_SUFFIXES[0]))
-
-
-def _captions_by_clip(document: Any, path: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Captions and the split that the file itself names, by video id, in the order of the file."""
-
-    def entries(key: str, names: Sequence[str]) -> list[dict[str, Any]]:
-        if not isinstance(document, dict) or not isinstance(document.get(key), list) or not document[key]:
-            raise UserError(f"{path} has no list {key!r}; expected MSR-VTT's file with 'videos' and 'sentences'")
-        for i, entry in enumerate(document[key]):
-            for name in names:
-                if not isinstance(entry, dict) or not isinstance(entry.get(name), str):
-                    raise UserError(f"{path}: {key}[{i}] has no text {name!r}; fetch the file again")
-        return document[key]
-
-    splits = {entry["video_id"]: str(entry.get("split", "")) for entry in entries("videos", ("video_id",))}
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply to be MSR-VTT annotations; download it again") from error
+    splits = {entry["video_id"]: entry["split"] for entry in _entries(path, content, "videos", ("video_id", "split"))}
     captions: dict[str, list[str]] = {}
-    for entry in entries("sentences", ("video_id", "caption")):
-        text = " ".join(entry["caption"].split())
-        if text:
-            captions.setdefault(entry["video_id"], []).append(text)
+    for entry in _entries(path, content, "sentences", ("video_id", "caption")):
+        captions.setdefault(entry["video_id"], []).append(entry["caption"])
     return captions, splits
 
 
-def _split(name: str, ids: Sequence[str], captions: dict[str, list[str]], find: _ClipFinder, path: Path) -> Split:
-    texts, owners = [], []
-    for i, video_id in enumerate(ids):
-        if not captions.get(video_id):
-            raise UserError(f"{path} has no caption for {video_id}, which is in the {name} list; fetch the file again")
-        texts += captions[video_id]
-        owners += [i] * len(captions[video_id])
-    return Split(name, tuple(find(video_id) for video_id in ids), tuple(texts), tuple(owners))
-
-
-def _hold_out(ids: Sequence[str], at_most: int) -> tuple[list[str], list[str]]:
-    """Training ids in two parts; which id goes where depends on nothing but the ids."""
-    count = min(at_most, max(1, len(ids) // 10))
-    if len(ids) < 2 or count < 1:
-        raise UserError(
-            f"no validation clips can be held out of {len(ids)} training clips with data.validation_clips = {at_most}; "
-            f"use at least two training clips and --data.validation-clips of at least 1"
+def _entries(
+    path: Path, content: Any, key: Literal["videos", "sentences"], names: tuple[str, ...]
+) -> list[dict[str, str]]:
+    """The objects of a list in the JSON file, each with these strings, stripped of surrounding space."""
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        found = (
+            f"its keys are {_few(list(content))}" if isinstance(content, dict) else f"it is a {type(content).__name__}"
         )
-    by_hash = sorted(ids, key=lambda video_id: hashlib.sha256(video_id.encode()).digest())
-    held = set(by_hash[:count])
-    return [name for name in ids if name not in held], [name for name in ids if name in held]
+        raise UserError(f'{path} has no list "{key}": {found}; pass the folder of MSR-VTT\'s own annotation files')
+    if not content[key]:
+        raise UserError(f'{path}: the list "{key}" is empty; copy or download the file again')
+    entries = []
+    for index, entry in enumerate(content[key]):
+        for name in names:
+            value = entry.get(name) if isinstance(entry, dict) else None
+            if not isinstance(value, str) or not value.strip():
+                raise UserError(
+                    f'{path}: "{key}"[{index}] has no text under "{name}": {json.dumps(entry)[:120]}; '
+                    f"fill it, or delete the entry"
+                )
+        entries.append({name: entry[name].strip() for name in names})
+    return entries
 
 
-def _caption_notes(split: Split) -> list[str]:
-    repeated = repeated_captions(split)
-    if not repeated:
-        return []
-    different = len(Counter(split.captions))
-    return [
-        f"{split.name}: {repeated} of {len(split.captions)} captions also belong to another clip "
-        f"({different} are different); their right clip is one of several that fit."
-    ]
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _unique(ids: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(ids))
+def _few(names: Sequence[str], most: int = 5) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _plural(one: str, many: str, count: int) -> str:
-    return one if count == 1 else many
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)
