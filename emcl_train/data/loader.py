@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,9 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from emcl_train.config import DataConfig, RunConfig
-from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
+from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations, read_msrvtt, video_files
 from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter
-from emcl_train.data.shapes import render_shapes
 from emcl_train.data.video import VideoError, decode_frames
 from emcl_train.errors import UserError
 
@@ -42,18 +42,24 @@ def prepare(config: RunConfig) -> Annotations:
     Raises: UserError where the annotations cannot be used, or clips cannot be decoded and `on_bad_video` is "stop".
     """
     with _first_process_first():
-        if config.data.layout == "shapes":
-            render_shapes(config.data.root, config.data.shapes)
         annotations = load_annotations(config.data)
         splits = annotations.train, annotations.val, annotations.test
         clips = list({clip.video_id: clip for split in splits for clip in split.clips}.values())
         bad = check_clips(clips, config.data)
-        bad |= check_clips(annotations.unlisted, replace(config.data, cache_frames=False))
+        unlisted = unlisted_clips(config.data.root, annotations)
+        bad |= check_clips(unlisted, replace(config.data, cache_frames=False))
     if not bad:
         return annotations
     if config.data.on_bad_video == "stop":
-        raise UserError(_bad_clips_message(bad, len(clips) + len(annotations.unlisted), config.data))
+        raise UserError(_bad_clips_message(bad, len(clips) + len(unlisted), config.data))
     return _leave_out(annotations, bad, config.data)
+
+
+def unlisted_clips(root: Path, annotations: Annotations) -> list[Clip]:
+    """Clips that have captions and a file, but that no list names: a run with other lists would use them."""
+    listed = {clip.video_id for split in (annotations.train, annotations.val, annotations.test) for clip in split.clips}
+    files = video_files(root)
+    return [Clip(i, files[i]) for i in read_msrvtt(root).splits if i in files and i not in listed]
 
 
 def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
