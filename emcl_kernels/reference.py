@@ -160,7 +160,7 @@ def mean_of_bases(
     colsum: Float[Tensor, "*G D"],
     responsibilities: Float[Tensor, "*G D K"],
     scale: Float[Tensor, "*G K"],
-    rows: int,
+    rows: int | torch.SymInt,
 ) -> Float[Tensor, "*G K"]:
     """Mean over rows of the last M-step's bases."""
     return (colsum.unsqueeze(-2) @ responsibilities).squeeze(-2) * scale / rows  # (GI)

@@ -19,6 +19,7 @@ except (ImportError, OSError) as error:
     UNAVAILABLE = f"triton cannot be imported ({error}); install it with `pip install triton`"
 
 MAX_BASES = 128
+LOOP_ROWS = 16  # below, EM reads the rows themselves
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 OPS = ("em_moments", "em_fit", "em_reconstruct", "em_project")
 
@@ -63,7 +64,15 @@ def supports(op: str, *tensors: Tensor) -> str | None:
 def project(
     x: Tensor, init: Tensor, num_iters: int, temperature: float, residual_weight: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The Gram form from rows to result: (y, mean_bases, responsibilities, scale)."""
+    """The Gram form from rows to result: (y, mean_bases, responsibilities, scale).
+
+    A handful of rows goes by the loop, as torch has it: their Gram matrix cancels in float32 where their sum is small.
+    """
+    if x.shape[-2] < LOOP_ROWS:
+        bases, responsibilities, scale = reference.em_loop(
+            x.float(), init.float(), num_iters=num_iters, temperature=temperature, eps=eps
+        )
+        return reconstruct(x, responsibilities, scale, residual_weight), bases.mean(-2), responsibilities, scale
     gram, colsum = moments(x)
     # The start of one value per row is one more product of a library's kind.
     logits = reference.start_logits(x.float() if init.dim() == x.dim() else x, colsum, init.float())

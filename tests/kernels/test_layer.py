@@ -1,0 +1,71 @@
+"""EMCL as a module: parts as the whole, the maintained start, relative scale, state_dict."""
+
+import pytest
+import torch
+
+from emcl_kernels import EMCL, em_project, pooled_similarity, reference
+from emcl_kernels.testing import assert_close, clustered_rows
+
+
+def test_several_features_share_one_em() -> None:
+    layer = EMCL(num_bases=7, init="normal").double().eval()
+    text, video = clustered_rows(10, 32), clustered_rows(25, 32)
+    together = layer(torch.cat([text, video]))
+    a, b = layer(text, video)
+    assert torch.equal(torch.cat([a, b]), together)
+    assert torch.equal(together, em_project(torch.cat([text, video]), layer.bases)[0])
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_training_moves_the_start_as_released(batch: tuple[int, ...]) -> None:
+    layer = EMCL(num_bases=7, init="normal", momentum=0.9).double()
+    x, before = clustered_rows(*batch, 25, 32), layer.bases.clone()
+    layer(x)
+    mean = reference.em_project_loop(x, before)[1]
+    mean = mean.mean(0) if batch else mean
+    assert_close("bases", layer.bases, 0.9 * before + 0.1 * mean)
+    after = layer.bases.clone()
+    layer.eval()(x)
+    assert torch.equal(layer.bases, after)
+
+
+def test_sign_start_is_of_ones_and_state_dict_keeps_it() -> None:
+    layer = EMCL(num_bases=32)
+    assert set(layer.bases.tolist()) == {1.0, -1.0}
+    layer(torch.randn(40, 64))
+    other = EMCL(num_bases=32)
+    other.load_state_dict(layer.state_dict())
+    assert list(layer.state_dict()) == ["bases"]
+    assert torch.equal(other.bases, layer.bases)
+
+
+@pytest.mark.parametrize("gradient", ["identity", "linear", "full"])
+def test_relative_scale_does_not_depend_on_the_number_of_rows(gradient: str) -> None:
+    layer = EMCL(num_bases=7, init="normal", scale="relative", residual_weight=-0.15, gradient=gradient).double().eval()
+    x = clustered_rows(50, 32).requires_grad_()
+    y = layer(x)
+    assert isinstance(y, torch.Tensor)
+    change = torch.linalg.vector_norm(y - x) / torch.linalg.vector_norm(x)
+    assert_close("relative change", change, torch.tensor(0.15, dtype=torch.float64))
+    y.square().sum().backward()
+    assert x.grad is not None
+    if gradient == "identity":
+        assert_close("d_x", x.grad, 2 * y)
+
+
+def test_pooled_similarity_uses_and_moves_the_start() -> None:
+    layer = EMCL(num_bases=7, init="normal").double()
+    text, frames, mask = clustered_rows(5, 32), clustered_rows(4, 3, 32), torch.ones(4, 3).bool()
+    expected, mean = pooled_similarity(text, frames, mask, layer.bases.clone())
+    before = layer.bases.clone()
+    assert torch.equal(layer.pooled_similarity(text, frames, mask), expected)
+    assert_close("bases", layer.bases, 0.9 * before + 0.1 * mean)
+    relative = EMCL(num_bases=7, scale="relative", residual_weight=0.1).double().eval()
+    assert relative.pooled_similarity(text, frames, mask).shape == (5, 4)
+
+
+def test_copies_and_moves_of_dtype() -> None:
+    layer = EMCL(num_bases=4).to(torch.bfloat16).eval()
+    y = layer(clustered_rows(20, 16).to(torch.bfloat16))
+    assert isinstance(y, torch.Tensor)
+    assert y.dtype == torch.bfloat16
