@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 from emcl_train import checkpoint
 from emcl_train.checkpoint import TrainingState
 from emcl_train.config import RunConfig, check_config
-from emcl_train.data import load_tokenizer, prepare
 from emcl_train.data.annotations import Annotations
-from emcl_train.data.loader import training_loader
+from emcl_train.data.loader import prepare, training_loader
+from emcl_train.data.text import load_tokenizer
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.distributed import gather_rows, slice_of_batch
 from emcl_train.errors import UserError
