@@ -175,7 +175,7 @@ def _held_out(train_ids: list[str], config: DataConfig) -> list[str]:
     number = max(1, min(config.validation_clips, len(train_ids) // 10))
     if number >= len(train_ids):
         raise UserError(
-            f"{config.root / TRAIN_CSV} names {_count(len(train_ids), 'clip')}, too few to hold one out for validation; "
+            f"{config.root / TRAIN_CSV} names {_count(len(train_ids), 'clip')}, too few to hold one out to validate; "
             f'add clips to it, or mark validation clips as "split": "validate" in {DATA_JSON}'
         )
     chosen = set(sorted(train_ids, key=lambda video_id: hashlib.sha256(video_id.encode()).digest())[:number])

@@ -180,17 +180,18 @@ def _captions(scene: tuple[Shape, ...], look_is_unique: bool, number: int, rng: 
 
 
 def _caption(scene: tuple[Shape, ...], still: bool, rng: np.random.Generator) -> str:
-    def one_of(options: Sequence[str]) -> str:
-        return options[int(rng.integers(len(options)))]
-
-    opening = one_of(OPENINGS)
+    opening = _one_of(OPENINGS, rng)
     if len(scene) == 1:
-        return f"{opening}{one_of(LONE)} {_noun(scene[0])} {one_of(MOTIONS[scene[0].motion])}"
+        return f"{opening}{_one_of(LONE, rng)} {_noun(scene[0])} {_one_of(MOTIONS[scene[0].motion], rng)}"
     parts = []
     for shape in (scene[i] for i in rng.permutation(2)):
-        article = one_of(("an" if shape.color == "orange" else "a", "the"))
-        parts.append(f"{article} {_noun(shape)}" + ("" if still else f" {one_of(MOTIONS[shape.motion])}"))
-    return opening + f" {'and' if still else one_of(JOINTS)} ".join(parts)
+        article = _one_of(("an" if shape.color == "orange" else "a", "the"), rng)
+        parts.append(f"{article} {_noun(shape)}" + ("" if still else f" {_one_of(MOTIONS[shape.motion], rng)}"))
+    return opening + f" {'and' if still else _one_of(JOINTS, rng)} ".join(parts)
+
+
+def _one_of(options: Sequence[str], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
 
 
 def _noun(shape: Shape) -> str:
@@ -233,20 +234,20 @@ def _track(motion: str, num_frames: int, rng: np.random.Generator) -> Track:
 
 def _tracks(scene: Sequence[Shape], num_frames: int, rng: np.random.Generator) -> list[Track]:
     """One track each; of several draws, the one in which the objects hide each other least."""
-
-    def overlap(tracks: Sequence[Track]) -> float:
-        if len(tracks) < 2:
-            return 0.0
-        a, b = tracks
-        return float(np.maximum(a.radius + b.radius - np.hypot(a.x - b.x, a.y - b.y), 0.0).sum())
-
     best = [_track(shape.motion, num_frames, rng) for shape in scene]
     for _ in range(30):
-        if overlap(best) == 0.0:
+        if _overlap(best) == 0.0:
             break
         draw = [_track(shape.motion, num_frames, rng) for shape in scene]
-        best = min(best, draw, key=overlap)
+        best = min(best, draw, key=_overlap)
     return best
+
+
+def _overlap(tracks: Sequence[Track]) -> float:
+    if len(tracks) < 2:
+        return 0.0
+    a, b = tracks
+    return float(np.maximum(a.radius + b.radius - np.hypot(a.x - b.x, a.y - b.y), 0.0).sum())
 
 
 def draw_frames(clip: PlannedClip, config: ShapesConfig) -> Iterator[Image.Image]:

@@ -119,7 +119,7 @@ BAD_INPUTS = {
         edited("sentences", 2, "video_id", "z", test_captions="all"),
         r"test.csv: 1 clip without a caption in MSRVTT_data.json: c; add",
     ),
-    "one-training-clip": (written(TRAIN, "video_id\na\n"), r"names 1 clip, too few to hold one out for validation"),
+    "one-training-clip": (written(TRAIN, "video_id\na\n"), r"names 1 clip, too few to hold one out to validate"),
     "shapes-over-other-data": (lambda f: render_shapes(f, ShapesConfig()), r"is not empty and holds no shapes set"),
     "shapes-over-a-file": (shapes_over_a_file, r"is a file, expected a folder"),
     "shapes-manifest": (
