@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from emcl_train.checkpoint import ENVIRONMENT, METRICS, WEIGHTS, load_config, save_tensors_atomic, write_json_atomic
 from emcl_train.config import EvalConfig, RunConfig, check_config
-from emcl_train.data import load_tokenizer, prepare
 from emcl_train.data.annotations import Split
-from emcl_train.data.loader import caption_loader, clip_loader
+from emcl_train.data.loader import caption_loader, clip_loader, prepare
+from emcl_train.data.text import load_tokenizer
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
 from emcl_train.metrics import text_to_video, video_to_text_best_rank, video_to_text_best_similarity

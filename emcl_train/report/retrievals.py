@@ -80,6 +80,8 @@ def strips(run: Run, clips: set[int]) -> tuple[dict[int, Strip], str]:
 
 
 def _clip_paths(config: DataConfig, split: str) -> dict[str, Path]:
+    if not config.root.is_dir():  # loading would render the bundled set anew, which no report should do
+        raise UserError(f"there is no folder {config.root}")
     annotations = load_annotations(config)
     for part in (annotations.test, annotations.val):
         if part.name == split:
