@@ -139,8 +139,8 @@ BAD_INPUTS = {
     "shapes-seed": (shapes(seed=-1), r"data.shapes.seed is -1, expected 0 or more"),
     "shapes-too-many": (shapes(train_clips=10**6), r"train_clips is 1000000, expected at most 50000 clips in all"),
     "shapes-wordings": (
-        shapes(train_clips=60, captions_per_clip=500),
-        r"captions_per_clip is 500, but .* no more than \d+",
+        shapes(train_clips=20, captions_per_clip=13),
+        r"captions_per_clip is 13, but .* no more than \d+",
     ),
 }
 
