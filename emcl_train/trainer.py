@@ -139,7 +139,7 @@ class Run:
 
     def __init__(self, config: RunConfig, accelerator: Accelerator, console: Console) -> None:
         self.config, self.accelerator, self.console = config, accelerator, console
-        self.out = config.out
+        self.out, self.processes = config.out, accelerator.num_processes
         self.annotations: Annotations = prepare(config)
         self.tokenizer = load_tokenizer(config, self.out)
         self.model: RetrievalModel = build_model(config, self.tokenizer)
@@ -148,12 +148,8 @@ class Run:
         self.wrapped: nn.Module
         self.optimizer: AcceleratedOptimizer
         self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config))
+        self.batch_size = self.pairs_per_step()
         self.steps_per_epoch = len(self.loader(epoch=0))
-        if self.steps_per_epoch == 0:
-            raise UserError(
-                f"the training split has {len(self.annotations.train.clips)} clips, less than one batch of "
-                f"{config.train.batch_size}; pass a smaller --train.batch-size"
-            )
         self.total_steps = config.train.epochs * self.steps_per_epoch
         if config.train.max_steps is not None:
             self.total_steps = min(self.total_steps, config.train.max_steps)
@@ -162,13 +158,31 @@ class Run:
         self.best_score, self.best_epoch = -math.inf, -1
         self.resume()
 
+    def pairs_per_step(self) -> int:
+        """`train.batch_size`, or all training clips where there are fewer, which is said.
+
+        Raises: UserError where a batch would leave a process without a pair, or a pair without another one.
+        """
+        asked, clips, processes = self.config.train.batch_size, len(self.annotations.train.clips), self.processes
+        size = min(asked, clips)
+        if size < max(2, processes):
+            raise UserError(
+                f"a batch has {size} pairs (train.batch_size is {asked}, the training split has {clips} clips), "
+                f"expected at least {max(2, processes)}, for {processes} processes; add clips, or start fewer processes"
+            )
+        if size < asked:
+            self.print(
+                f"the training split has {clips} clips, fewer than train.batch_size {asked}: each step takes all"
+            )
+        return size
+
     def loader(self, epoch: int, start_batch: int = 0) -> DataLoader:
         config = self.config
         return training_loader(
             self.annotations.train,
             self.tokenizer,
             config.data,
-            batch_size=config.train.batch_size,
+            batch_size=self.batch_size,
             seed=config.train.seed,
             epoch=epoch,
             start_batch=start_batch,
@@ -211,7 +225,7 @@ class Run:
         start, config, accelerator = time.perf_counter(), self.config, self.accelerator
         share = schedule(self.step, total_steps=self.total_steps, warmup=config.train.warmup)
         set_learning_rate(self.optimizer, share)
-        batch = slice_of_batch(batch, rank=accelerator.process_index, world=accelerator.num_processes)
+        batch = slice_of_batch(batch, rank=accelerator.process_index, world=self.processes)
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         text, frames, logit_scale = self.wrapped(
             batch["input_ids"], batch["attention_mask"], batch["frames"], batch["frame_mask"]
@@ -259,10 +273,14 @@ class Run:
         if best:
             self.best_score, self.best_epoch = score, self.epoch + 1
             checkpoint.save_tensors_atomic(self.out / checkpoint.WEIGHTS, self.model.state_dict())
-        self.console.print(
+        self.print(
             f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  validation R@1: text→video {score:.1f}, "
             f"video→text {row.video_to_text['R@1']:.1f}{'  best so far' if best else ''}"
         )
+
+    def print(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def log(self, **values: object) -> None:
         if self.accelerator.is_main_process:
@@ -296,7 +314,7 @@ class Run:
         if self.accelerator.is_main_process:
             checkpoint.keep_lines(self.out / checkpoint.METRICS, state.metrics_lines if state else 0)
         if state is None:
-            self.console.print(f"no state had been saved in {self.out} yet: starting from the first step")
+            self.print(f"no state had been saved in {self.out} yet: starting from the first step")
             return
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
@@ -305,4 +323,4 @@ class Run:
         checkpoint.restore_random_states(state.random)
         self.epoch, self.batch, self.step = state.epoch, state.batch, state.step
         self.best_score, self.best_epoch = state.best_score, state.best_epoch
-        self.console.print(f"resuming {self.out} after step {self.step} of {self.total_steps}")
+        self.print(f"resuming {self.out} after step {self.step} of {self.total_steps}")

@@ -116,6 +116,13 @@ def test_another_seed_and_a_step_limit(finished, root, tmp_path):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_split_smaller_than_a_batch_is_taken_whole_and_said(root, tmp_path):
+    printed = run(tiny_run(root, tmp_path / "run", batch_size=100, epochs=1))
+    assert "the training split has 32 clips, fewer than train.batch_size 100: each step takes all" in printed
+    assert len([line for line in metrics(tmp_path / "run") if line["kind"] == "train"]) == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(("mode", "trains_with_em"), [("inference", False), ("off", False)])
 def test_modes_of_emcl(root, tmp_path, mode, trains_with_em, monkeypatch):
     config = tiny_run(root, tmp_path / "run", max_steps=1)
