@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ SHOWN = 10
 """Bad clips that an error names; `emcl-train data doctor` shows all."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the loaders ask of a tokenizer."""
 

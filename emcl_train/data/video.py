@@ -158,9 +158,9 @@ def _read_timeline(container: InputContainer, stream: VideoStream, path: Path) -
     if stream.frames:
         complete = packets >= stream.frames
     elif container.duration:
-        # Without a count of frames, at least one of the streams must reach the end that the container declares.
-        declared_end = ((container.start_time or 0) + container.duration) / av.time_base
-        complete = max(end, end_of_any) >= declared_end - max(0.5, 3 * interval)
+        # Without a count of frames, at least one of the streams must reach the end that the container declares, which
+        # Matroska counts from zero even where the first frame comes later.
+        complete = max(end, end_of_any) >= container.duration / av.time_base - max(0.5, 3 * interval)
     else:
         complete = True
     return _Timeline(times, end, complete)
@@ -216,6 +216,8 @@ def _choose_by_seeking(
         return None
     assert stream.time_base is not None
     start = float((stream.start_time or 0) * stream.time_base)
+    if not stream.duration:
+        duration -= start  # a container without durations of its streams (Matroska) counts its own from zero
     chosen = []
     for target in _targets(start, duration, num_frames):
         try:

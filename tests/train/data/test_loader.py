@@ -1,0 +1,190 @@
+"""Checked clips, remembered frames, and batches in an order that seed and epoch decide."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_videos import level, write_data_set, write_video
+
+from emcl_train.config import DataConfig, RunConfig
+from emcl_train.data import loader
+from emcl_train.data.annotations import load_annotations
+from emcl_train.data.loader import caption_loader, clip_loader, draw_captions, prepare, training_loader
+from emcl_train.data.text import word_tokenizer
+from emcl_train.errors import UserError
+
+
+@pytest.fixture
+def config(tmp_path):
+    """10 training clips, 2 validation clips, 2 test clips, of one brightness each."""
+    root = write_data_set(tmp_path / "set")
+    return RunConfig(data=DataConfig(root=root, num_frames=3, image_size=16, max_words=9, workers=0))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the files that are decoded."""
+    names = []
+    real = loader.decode_frames
+
+    def decode_frames(path, *arguments):
+        names.append(path.name)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(loader, "decode_frames", decode_frames)
+    return names
+
+
+def batches(config, epoch=0, start_batch=0, seed=0):
+    split = load_annotations(config.data).train
+    tokenizer = word_tokenizer(split.captions, config.data.max_words)
+    return list(training_loader(split, tokenizer, config.data, 4, seed, epoch, start_batch))
+
+
+def test_a_batch_holds_distinct_clips_with_their_own_captions(config):
+    split = load_annotations(config.data).train
+    tokenizer = word_tokenizer(split.captions, 9)
+    batch = batches(config)[0]
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in batch.items()} == {
+        "frames": (torch.uint8, (4, 3, 3, 16, 16)),
+        "frame_mask": (torch.bool, (4, 3)),
+        "input_ids": (torch.int64, (4, 9)),
+        "attention_mask": (torch.int64, (4, 9)),
+        "index": (torch.int64, (4,)),
+    }
+    clips = batch["index"].tolist()
+    assert len(set(clips)) == 4
+    assert [level(frames[0]) for frames in batch["frames"]] == clips
+    captions = [split.captions[draw_captions(split, 0, 0)[clip]] for clip in clips]
+    assert all(f"shade {clip}," in caption for clip, caption in zip(clips, captions, strict=True))
+    assert torch.equal(batch["input_ids"], tokenizer.encode(captions)[0])
+
+
+def test_order_and_captions_depend_on_seed_and_epoch_alone(config):
+    def drawn(**arguments):
+        torch.rand(1)
+        return [(batch["index"].tolist(), batch["input_ids"].tolist()) for batch in batches(config, **arguments)]
+
+    first = drawn()
+    assert drawn() == first
+    assert drawn(epoch=1) != first
+    assert drawn(seed=1) != first
+    assert len(first) == 2  # 10 clips, whole batches of 4
+
+
+def test_the_loader_leaves_the_random_state_alone(config):
+    before = torch.get_rng_state()
+    batches(config)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_skipped_batches_are_the_same_ones_and_not_decoded(config, decoded):
+    whole = batches(config, epoch=3)
+    decoded.clear()
+    rest = batches(config, epoch=3, start_batch=1)
+    assert len(rest) == 1
+    assert len(decoded) == 4
+    assert all(torch.equal(rest[0][name], whole[1][name]) for name in whole[1])
+
+
+def test_every_caption_of_a_clip_is_drawn_at_some_time(config):
+    split = load_annotations(config.data).train
+    drawn = {caption for epoch in range(30) for caption in draw_captions(split, 0, epoch)}
+    assert drawn == set(range(len(split.captions)))
+
+
+def test_workers_give_the_same_batches(config):
+    alone = batches(config)
+    config.data.workers = 2
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(alone, batches(config), strict=True) for name in a)
+
+
+def test_evaluation_sees_everything_once_and_in_order(config):
+    split = load_annotations(config.data).train
+    clips = torch.cat([batch["index"] for batch in clip_loader(split, config.data, batch_size=4)])
+    assert clips.tolist() == list(range(10))
+    tokenizer = word_tokenizer(split.captions, 9)
+    texts = list(caption_loader(split, tokenizer, config.data, batch_size=7))
+    assert torch.cat([batch["index"] for batch in texts]).tolist() == list(range(30))
+    assert torch.equal(torch.cat([batch["input_ids"] for batch in texts]), tokenizer.encode(split.captions)[0])
+
+
+def test_clips_are_checked_once_until_their_file_changes(config, decoded):
+    prepare(config)
+    assert len(decoded) == 14
+    decoded.clear()
+    prepare(config)
+    assert decoded == []
+    write_video(config.data.root / "videos" / "video3.mp4", [7] * 5)
+    prepare(config)
+    assert decoded == ["video3.mp4"]
+
+
+def test_cached_frames_are_the_decoded_ones_and_decoded_once(config, decoded):
+    write_video(config.data.root / "videos" / "video3.mp4", [3] * 2)  # shorter than 3 frames
+    plain = batches(config)
+    decoded.clear()
+    config.data.cache_frames = True
+    prepare(config)
+    assert len(decoded) == 14
+    cached = batches(config)
+    prepare(config)
+    assert len(decoded) == 14
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(plain, cached, strict=True) for name in a)
+    assert not list(config.data.root.rglob("*.partial"))
+
+
+def test_a_cache_of_other_files_is_not_used(config, decoded):
+    config.data.cache_frames = True
+    prepare(config)
+    write_video(config.data.root / "videos" / "video3.mp4", [30] * 4)
+    found = {int(i): level(f[0]) for b in batches(config, seed=1) for i, f in zip(b["index"], b["frames"], strict=True)}
+    assert found.get(3, 30) == 30
+    prepare(config)
+    assert len(list(config.data.root.glob(".emcl/frames-*.npy"))) == 1
+    other = replace(config.data, num_frames=2)
+    prepare(replace(config, data=other))
+    assert next(iter(clip_loader(load_annotations(other).train, other, 2)))["frames"].shape[1] == 2
+
+
+def test_an_interrupted_cache_leaves_nothing_that_counts(config, monkeypatch):
+    config.data.cache_frames = True
+    monkeypatch.setattr(loader, "decode_frames", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config)
+    assert not list(config.data.root.glob(".emcl/*frames*"))
+
+
+def test_skipped_clips_are_left_out_and_counted(config):
+    videos = config.data.root / "videos"
+    (videos / "video1.mp4").write_bytes(b"nothing")
+    (videos / "video13.mp4").unlink()
+    config.data.on_bad_video = "skip"
+    for cache_frames in (False, True):
+        config.data.cache_frames = cache_frames
+        annotations = prepare(config)
+        assert set(annotations.left_out) == {"video1", "video13"}
+        assert annotations.left_out["video13"] == "there is no such file"
+        assert [len(split.clips) for split in (annotations.train, annotations.val, annotations.test)] == [9, 2, 1]
+        assert "1 of train, 0 of val, 1 of test" in annotations.notes[-1]
+
+
+def test_a_captioned_clip_in_no_list_is_checked_too(config):
+    root = config.data.root
+    content = json.loads((root / "MSRVTT_data.json").read_text())
+    content["videos"] += [{"video_id": "video99", "split": "test"}, {"video_id": "video100", "split": "test"}]
+    (root / "MSRVTT_data.json").write_text(json.dumps(content))
+    (root / "videos" / "video99.mp4").write_bytes(b"nothing")  # video100 has no file, and none is needed
+    with pytest.raises(UserError, match=r"1 of 15 clips .* cannot be decoded: video99"):
+        prepare(config)
+
+
+def test_a_folder_that_may_not_be_written_is_remembered_elsewhere(config, tmp_path, monkeypatch, decoded):
+    monkeypatch.setattr("emcl_train.data.cache.os.access", lambda *_: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prepare(config)
+    prepare(config)
+    assert len(decoded) == 14
+    assert not (config.data.root / ".emcl").exists()
+    assert list((tmp_path / "cache" / "emcl").rglob("checked-*.json"))

@@ -1,0 +1,141 @@
+"""Frames by time: at constant and variable rates, of short, long, and damaged files."""
+
+import pickle
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from tiny_videos import level, write_video
+
+from emcl_train.data import video
+from emcl_train.data.video import VideoError, decode_frames, probe
+
+
+def levels(path: Path, num_frames: int = 4, size: int = 16) -> list[int]:
+    """Which of the written frames were taken, by their brightness."""
+    frames, mask = decode_frames(path, num_frames, size)
+    assert frames.dtype == torch.uint8
+    assert frames.shape == (num_frames, 3, size, size)
+    return [level(frame) for frame in frames[mask]]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_a_constant_rate_gives_the_frames_at_the_centres_of_equal_parts(tmp_path, suffix):
+    # 12 frames in 4 parts of 3: centres lie at 1.5, 4.5, 7.5, 10.5 frame durations
+    assert levels(write_video(tmp_path / f"a.{suffix}", range(12))) == [1, 4, 7, 10]
+
+
+def test_a_variable_rate_is_sampled_by_time_and_not_by_count(tmp_path):
+    # Ticks of 0.1 s: six frames in the first 0.6 s, then one that stays to 1.8 s, and two more up to 2.0 s.
+    times = [0, 1, 2, 3, 4, 5, 6, 18, 19]
+    path = write_video(tmp_path / "a.mkv", range(9), times=times)
+    # targets 0.25, 0.75, 1.25, 1.75 s
+    assert levels(path) == [2, 6, 6, 6]
+
+
+def test_time_counts_from_the_first_frame(tmp_path):
+    path = write_video(tmp_path / "a.mkv", range(12), times=range(50, 62))
+    assert levels(path) == [1, 4, 7, 10]
+
+
+def test_b_frames_come_in_the_order_of_display(tmp_path):
+    for suffix in ("mp4", "avi"):
+        path = write_video(tmp_path / f"a.{suffix}", range(14), options={"bf": "3", "b_strategy": "0"})
+        assert levels(path, 7) == [1, 3, 5, 7, 9, 11, 13]
+
+
+def test_a_clip_of_few_frames_has_fewer_valid_ones(tmp_path):
+    path = write_video(tmp_path / "a.mp4", range(3))
+    frames, mask = decode_frames(path, 7, 16)
+    assert mask.tolist() == [True] * 3 + [False] * 4
+    assert [level(frame) for frame in frames[:3]] == [0, 1, 2]
+    assert frames[3:].sum() == 0
+
+
+def test_one_frame_is_a_clip(tmp_path):
+    assert levels(write_video(tmp_path / "a.mp4", [5])) == [5]
+
+
+def test_long_clips_are_sampled_alike_by_seeking(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", range(15), options={"g": "4", "bf": "2"})
+    straight = levels(path, 5)
+    monkeypatch.setattr(video, "SEEK_FROM", 0.0)
+    monkeypatch.setattr(video, "_choose_by_decoding", None)
+    assert levels(path, 5) == straight == [1, 4, 7, 10, 13]
+
+
+def test_the_short_side_is_resized_and_the_centre_kept(tmp_path):
+    def paint(image, _):
+        image[:, :64] = 0
+        image[:, 64:128] = 200
+        image[:, 128:] = 0
+
+    path = write_video(tmp_path / "a.mp4", range(4), size=(192, 64), paint=paint)
+    frames, _ = decode_frames(path, 2, 32)
+    assert frames[:, :, :, 4:-4].float().mean() > 180
+
+
+def test_probe_reads_what_the_file_says(tmp_path):
+    info = probe(write_video(tmp_path / "a.mp4", range(12), size=(64, 48)))
+    assert (info.codec, info.width, info.height, info.frames) == ("h264", 64, 48, 12)
+    assert info.fps == pytest.approx(10)
+    assert info.duration == pytest.approx(1.2, abs=0.05)
+    assert "mp4" in info.container
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_truncated_file_is_an_error_and_never_fewer_frames(tmp_path, suffix, share):
+    options = {"movflags": "faststart"} if suffix == "mp4" else {}
+    path = write_video(tmp_path / f"a.{suffix}", range(40), noise=True, container_options=options)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(VideoError):
+        decode_frames(path, 12, 16)
+
+
+def test_damage_inside_a_file_is_an_error(tmp_path):
+    path = write_video(tmp_path / "a.mp4", range(40), noise=True)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
+    path.write_bytes(data)
+    with pytest.raises(VideoError):
+        decode_frames(path, 12, 16)
+
+
+def test_a_truncated_long_file_is_an_error_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "SEEK_FROM", 0.0)
+    path = write_video(tmp_path / "a.mp4", range(40), noise=True, container_options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(VideoError):
+        decode_frames(path, 12, 16)
+
+
+def test_sound_without_pictures_is_an_error(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame(format="s16", layout="mono", samples=800)
+        frame.planes[0].update(bytes(1600))
+        frame.rate, frame.pts, frame.time_base = 8000, 0, Fraction(1, 8000)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(VideoError, match="no video stream"):
+        decode_frames(path, 4, 16)
+
+
+def test_the_error_survives_the_way_from_a_worker():
+    error = pickle.loads(pickle.dumps(VideoError(Path("a.mp4"), "it is broken")))
+    assert (error.path, error.reason, str(error)) == (Path("a.mp4"), "it is broken", "a.mp4: it is broken")
+
+
+def test_real_videos_decode_and_the_damaged_one_says_so(shared_data):
+    folder = shared_data / "real_videos" / "videos"
+    for name in ("video11.avi", "video17.avi", "video18.mp4", "video14.mp4", "video5.mp4"):
+        frames, mask = decode_frames(folder / name, 6, 16)
+        assert mask.all()
+        assert frames.float().std() > 0
+    with pytest.raises(VideoError, match="Invalid data"):
+        decode_frames(folder / "video20.mp4", 12, 16)
