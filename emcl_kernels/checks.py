@@ -6,6 +6,8 @@ from torch import Tensor
 GRADIENTS = ("identity", "linear", "full")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+LOOP_ROWS = 16  # fewer rows go by the loop: their Gram matrix cancels in float32 where their sum is small
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Sums over rows are kept in float32, and in float64 for float64."""

@@ -168,8 +168,14 @@ def _em_project(
             x, init, num_iters, temperature, residual_weight, eps, gradient == "linear"
         )
         return y, mean_bases
+    dtype = accumulation_dtype(x.dtype)
+    if x.shape[-2] < checks.LOOP_ROWS:
+        checks.iterations(num_iters, temperature)
+        bases, responsibilities, scale = reference.em_loop(
+            x.to(dtype), init.to(dtype), num_iters=num_iters, temperature=temperature, eps=eps
+        )
+        return torch.ops.emcl.em_reconstruct(x, responsibilities, scale, residual_weight), bases.mean(-2)
     gram, colsum = torch.ops.emcl.em_moments(x)
-    dtype = gram.dtype
     logits = reference.start_logits(x.to(dtype), colsum, init.to(dtype))
     responsibilities, scale = torch.ops.emcl.em_fit(gram, logits, num_iters, temperature, eps)
     y = torch.ops.emcl.em_reconstruct(x, responsibilities, scale, residual_weight)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emcl_kernels import reference
+from emcl_kernels.checks import LOOP_ROWS
 
 UNAVAILABLE: str | None = None
 """Why no op of this backend can run in this process, or None."""
@@ -19,7 +20,6 @@ except (ImportError, OSError) as error:
     UNAVAILABLE = f"triton cannot be imported ({error}); install it with `pip install triton`"
 
 MAX_BASES = 128
-LOOP_ROWS = 16  # below, EM reads the rows themselves
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 OPS = ("em_moments", "em_fit", "em_reconstruct", "em_project")
 
