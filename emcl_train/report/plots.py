@@ -76,6 +76,8 @@ def recall_curve(run: Run) -> str:
                     label=f"{arrow} {metric}",
                 )  # fmt: skip
         axes.set(xlabel="epoch", ylabel="validation recall in %", ylim=(0, 100))
+        if len(set(epochs)) == 1:  # else the axis of a single epoch shows fractions of it
+            axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
         return _svg(figure, "recall")
