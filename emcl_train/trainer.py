@@ -22,7 +22,7 @@ from emcl_train.checkpoint import TrainingState
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, training_loader
-from emcl_train.data.text import load_tokenizer
+from emcl_train.data.text import TOKENIZER, load_tokenizer
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.distributed import gather_rows, slice_of_batch
 from emcl_train.errors import UserError
@@ -31,6 +31,8 @@ from emcl_train.losses import symmetric_info_nce
 from emcl_train.models import RetrievalModel, build_model
 from emcl_train.optim import build_optimizer, schedule, set_learning_rate
 from emcl_train.report import render_table, write_report
+
+WRITTEN_BEFORE_TRAINING = {checkpoint.CONFIG, checkpoint.ENVIRONMENT, TOKENIZER}
 
 
 def train(config: RunConfig, console: Console | None = None) -> Path:
@@ -73,8 +75,12 @@ def open_run_folder(config: RunConfig) -> None:
         if not out.is_dir():
             raise UserError(f"there is no run to resume in {out}; leave out --resume to start one there")
         checkpoint.remove_partial_files(out)
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} already holds files; go on with that run by --resume, or choose another --out")
+    elif out.is_dir():
+        # A run that ended before its first step, for want of a clip or a checkpoint, is nothing to protect.
+        if not {path.name for path in out.iterdir()} <= WRITTEN_BEFORE_TRAINING:
+            raise UserError(f"{out} already holds files; go on with that run by --resume, or choose another --out")
+        for name in WRITTEN_BEFORE_TRAINING:
+            (out / name).unlink(missing_ok=True)
     if (out / checkpoint.CONFIG).exists():
         different = differing_settings(checkpoint.load_config(out), config)
         if different:
@@ -208,7 +214,7 @@ class Run:
         )
         self.wrapped.train()
         losses: list[float] = []
-        silent = not self.accelerator.is_main_process
+        silent = not (self.accelerator.is_main_process and self.console.is_terminal)
         with Progress(*columns, console=self.console, transient=True, disable=silent) as progress:
             task = progress.add_task("train", total=self.steps_per_epoch, completed=self.batch, loss=math.nan)
             for batch in self.loader(self.epoch, start_batch=self.batch):

@@ -140,6 +140,19 @@ def test_modes_of_emcl(root, tmp_path, mode, trains_with_em, monkeypatch):
     assert any(emcl for training, emcl in seen if not training) == (mode == "inference")
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_that_ended_before_its_first_step_can_be_started_again(root, tmp_path):
+    config = tiny_run(root, tmp_path / "run", max_steps=1)
+    config.emcl.num_bases = 17
+    with pytest.raises(UserError, match=r"pass --emcl.num-bases 16"):
+        run(config)
+    config.emcl.num_bases = 16
+    run(config)
+    assert checkpoint.load_config(config.out).emcl.num_bases == 16
+    with pytest.raises(UserError, match="already holds files"):
+        run(config)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(root, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "symmetric_info_nce", lambda similarity, scale: scale * math.nan)
     with pytest.raises(UserError, match=r"the loss is nan at step 1 \(epoch 1\); try a lower --train.lr"):
