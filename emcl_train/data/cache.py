@@ -30,7 +30,8 @@ ABANDONED_AFTER = 3600.0
 
 def cache_folder(root: Path) -> Path:
     """Where to remember things about the data set in `root`; not created yet."""
-    if os.access(root, os.W_OK):
+    # The mode as well: root may write everywhere, and read-only data are meant to stay as they are.
+    if os.access(root, os.W_OK) and root.stat().st_mode & 0o222:
         return root / ".emcl"
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return user_cache / "emcl" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]

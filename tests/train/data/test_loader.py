@@ -181,7 +181,7 @@ def test_a_captioned_clip_in_no_list_is_checked_too(config):
 
 
 def test_a_folder_that_may_not_be_written_is_remembered_elsewhere(config, tmp_path, monkeypatch, decoded):
-    monkeypatch.setattr("emcl_train.data.cache.os.access", lambda *_: False)
+    config.data.root.chmod(0o555)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     prepare(config)
     prepare(config)
