@@ -1,0 +1,37 @@
+"""Two threads as in the tests, peak memory of a call in a process of its own, and the table of ratios at the end."""
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import torch
+
+THREADS = 2
+
+
+@pytest.fixture(autouse=True, scope="session")
+def threads() -> None:
+    torch.set_num_threads(THREADS)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
+    """Medians of one run side by side: every way, and how many times slower than ours it is."""
+    session = getattr(config, "_benchmarksession", None)
+    if session is None or not session.benchmarks:
+        return
+    groups: dict[str, dict[str, Any]] = defaultdict(dict)
+    for bench in session.benchmarks:
+        groups[bench.group][bench.params["way"]] = bench
+    write = terminalreporter.write_line
+    terminalreporter.section(f"medians in milliseconds (interquartile range), {THREADS} threads, torch {torch.__version__}")
+    for group, ways in groups.items():
+        ours = ways.get("ours")
+        parts = []
+        for way, bench in ways.items():
+            part = f"{way} {bench.stats.median * 1e3:.2f} (±{bench.stats.iqr * 1e3:.2f})"
+            if ours is not None and way != "ours":
+                part += f" = {bench.stats.median / ours.stats.median:.2f}×"
+            if "peak_mib" in bench.extra_info:
+                part += f", peak {bench.extra_info['peak_mib']:.0f} MiB"
+            parts.append(part)
+        write(f"{group:<52} " + " | ".join(parts))

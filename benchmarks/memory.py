@@ -1,0 +1,37 @@
+"""Peak memory of one call above what its inputs take, measured in a process of its own.
+
+python benchmarks/memory.py NAME WAY prints MiB.
+"""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+
+def peak_mib(name: str, way: str) -> float:
+    """Runs this file for one case; ru_maxrss only ever grows, so each case needs a fresh process."""
+    run = subprocess.run(
+        [sys.executable, str(Path(__file__)), name, way], capture_output=True, text=True, check=True
+    )
+    return float(run.stdout)
+
+
+def main() -> None:
+    import torch
+    from cases import POOLED, pairs
+    from ways import POOLED_WAYS, pooled_step
+
+    torch.set_num_threads(2)
+    small = next(case for case in POOLED if case.pairs == 64)
+    case = next(case for case in POOLED if case.name == sys.argv[1])
+    inputs = pairs(case)
+    warm = type(case)("warm", 2, small.frames, small.width, small.bases)
+    pooled_step(POOLED_WAYS[sys.argv[2]], pairs(warm))()  # code and buffers that any call needs
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pooled_step(POOLED_WAYS[sys.argv[2]], inputs)()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+if __name__ == "__main__":
+    main()
