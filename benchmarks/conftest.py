@@ -23,7 +23,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
     for bench in session.benchmarks:
         groups[bench.group][bench.params["way"]] = bench
     write = terminalreporter.write_line
-    terminalreporter.section(f"medians in milliseconds (interquartile range), {THREADS} threads, torch {torch.__version__}")
+    terminalreporter.section(
+        f"medians in milliseconds (interquartile range), {THREADS} threads, torch {torch.__version__}"
+    )
     for group, ways in groups.items():
         ours = ways.get("ours")
         parts = []

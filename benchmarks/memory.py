@@ -11,9 +11,7 @@ from pathlib import Path
 
 def peak_mib(name: str, way: str) -> float:
     """Runs this file for one case; ru_maxrss only ever grows, so each case needs a fresh process."""
-    run = subprocess.run(
-        [sys.executable, str(Path(__file__)), name, way], capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, str(Path(__file__)), name, way], capture_output=True, text=True, check=True)
     return float(run.stdout)
 
 

@@ -16,7 +16,9 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def floating(tensor: Tensor, name: str) -> None:
     if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name} is {tensor.dtype}; expected float32, bfloat16, float16 or float64; pass {name}.float()")
+        raise TypeError(
+            f"{name} is {tensor.dtype}; expected float32, bfloat16, float16 or float64; pass {name}.float()"
+        )
 
 
 def same_device(tensor: Tensor, name: str, other: Tensor, other_name: str) -> None:

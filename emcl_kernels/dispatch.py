@@ -67,12 +67,14 @@ def report() -> list[dict[str, Any]]:
     entries = []
     for device in ("cpu", "cuda"):
         if device == "cuda" and not torch.cuda.is_available():
-            entries += [dict(backend=n, device=device, available=False, reason="no CUDA device") for n in _MODULES]
+            entries += [
+                {"backend": n, "device": device, "available": False, "reason": "no CUDA device"} for n in _MODULES
+            ]
             continue
         x = torch.ones(2, 2, device=device)
         for name, module in _MODULES.items():
             reason = module.supports("em_moments", x)
-            entries.append(dict(backend=name, device=device, available=reason is None, reason=reason or ""))
+            entries.append({"backend": name, "device": device, "available": reason is None, "reason": reason or ""})
     return entries
 
 

@@ -219,7 +219,12 @@ def _project_fixed_fake(
     bases, dtype = init.shape[-1], accumulation_dtype(x.dtype)
     per_basis = (*x.shape[:-2], bases)
     responsibilities = x.new_empty((*x.shape[:-2], x.shape[-1], bases), dtype=dtype)
-    return x.new_empty(x.shape), x.new_empty(per_basis, dtype=dtype), responsibilities, x.new_empty(per_basis, dtype=dtype)
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(per_basis, dtype=dtype),
+        responsibilities,
+        x.new_empty(per_basis, dtype=dtype),
+    )
 
 
 def _pooled_cosine_fake(
@@ -317,7 +322,9 @@ def _pooled_cosine_autograd(ctx: Any, d_similarity: Tensor) -> tuple[Tensor | No
 
 
 def _once_only(ctx: Any, *_: Any) -> Any:
-    raise NotImplementedError("emcl ops have no second derivative; use emcl_kernels.reference, which torch differentiates")
+    raise NotImplementedError(
+        "emcl ops have no second derivative; use emcl_kernels.reference, which torch differentiates"
+    )
 
 
 for _name, _backward, _save in (
@@ -340,7 +347,11 @@ for _name, _backward, _save in (
 def _to_leading_dimension(op: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     """Every op takes leading batch dimensions, so vmap moves its own there."""
     moved = [
-        arg.movedim(dim, 0) if dim is not None else arg.expand(info.batch_size, *arg.shape) if isinstance(arg, Tensor) else arg
+        arg.movedim(dim, 0)
+        if dim is not None
+        else arg.expand(info.batch_size, *arg.shape)
+        if isinstance(arg, Tensor)
+        else arg
         for arg, dim in zip(args, in_dims, strict=True)
     ]
     out = op(*moved)

@@ -85,7 +85,9 @@ def pooled_cosine(
 ) -> Tensor:
     """Cosine of mapped text with mapped pooled frames, for a map that is given."""
     checks.pooled(text, frames, frame_mask, pooling_temperature)
-    return _Forward(text, frames, frame_mask, responsibilities, scale, weight, pooling_temperature).cosine.to(text.dtype)
+    return _Forward(text, frames, frame_mask, responsibilities, scale, weight, pooling_temperature).cosine.to(
+        text.dtype
+    )
 
 
 def pooled_cosine_backward(
@@ -179,7 +181,9 @@ def _mapped_cosine(
     mapped_dots = (mapped_text @ mapped_frames.flatten(0, 1).mT).view_as(weights)
     numerator = (weights * mapped_dots).sum(-1)
     squares = (weights * _per_video(weights, mapped_frames @ mapped_frames.mT)).sum(-1)
-    lengths = squares.clamp_min(TINY**2).sqrt() * torch.linalg.vector_norm(mapped_text, dim=-1).clamp_min(TINY).unsqueeze(1)
+    lengths = squares.clamp_min(TINY**2).sqrt() * torch.linalg.vector_norm(mapped_text, dim=-1).clamp_min(
+        TINY
+    ).unsqueeze(1)
     return (numerator / lengths).to(text.dtype)
 
 

@@ -13,7 +13,7 @@ def shapes() -> RunConfig:
         recipe="shapes",
         out=Path("runs/shapes"),
         data=DataConfig(
-            layout="shapes", root=Path("data/shapes"), num_frames=6, image_size=48, max_words=24, cache_frames=True
+            layout="shapes", root=Path("data/shapes"), num_frames=6, image_size=48, max_words=20, cache_frames=True
         ),
         model=ModelConfig(
             clip="random",
@@ -21,7 +21,7 @@ def shapes() -> RunConfig:
             temporal="transformer",
             temporal_layers=2,
         ),
-        train=TrainConfig(epochs=30, batch_size=64, lr=1e-3, weight_decay=0.1),
+        train=TrainConfig(epochs=24, batch_size=64, lr=1e-3, weight_decay=0.1),
     )
 
 

@@ -47,7 +47,7 @@ _isa, _reason = _load()
 
 def status() -> dict[str, Any]:
     """What `python -m emcl_kernels.info` prints of this backend."""
-    return dict(loaded=not _reason, path=str(_CPU_LIBRARY), isa=_isa, reason=_reason)
+    return {"loaded": not _reason, "path": str(_CPU_LIBRARY), "isa": _isa, "reason": _reason}
 
 
 def supports(op: str, *tensors: Tensor) -> str | None:
@@ -88,9 +88,7 @@ def moments_backward(x: Tensor, d_gram: Tensor, d_colsum: Tensor) -> Tensor:
 def fit(gram: Tensor, logits: Tensor, num_iters: int, temperature: float, eps: float) -> tuple[Tensor, Tensor]:
     responsibilities = torch.empty(logits.shape, dtype=logits.dtype)
     scale = torch.empty((*logits.shape[:-2], logits.shape[-1]), dtype=logits.dtype)
-    torch.ops.emcl_native.fit(
-        _flat(gram, 2), _flat(logits, 2), num_iters, temperature, eps, responsibilities, scale
-    )
+    torch.ops.emcl_native.fit(_flat(gram, 2), _flat(logits, 2), num_iters, temperature, eps, responsibilities, scale)
     return responsibilities, scale
 
 

@@ -54,12 +54,18 @@ def project(
     x: Tensor, init: Tensor, num_iters: int, temperature: float, residual_weight: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = x.to(init.dtype)
-    settings = dict(num_iters=num_iters, temperature=temperature, eps=eps)
     if 2 * x.shape[-2] < x.shape[-1]:  # few rows: the loop computes less, and a Gram matrix of few rows cancels more
-        bases, responsibilities, scale = reference.em_loop(rows, init, **settings)
+        bases, responsibilities, scale = reference.em_loop(
+            rows, init, num_iters=num_iters, temperature=temperature, eps=eps
+        )
         y = reference.em_reconstruct(rows, responsibilities, scale, weight=residual_weight)
         return y.to(x.dtype), bases.mean(-2), responsibilities, scale
     y, mean_bases, responsibilities, scale = reference.em_project(
-        rows, init, residual_weight=residual_weight, **settings
+        rows,
+        init,
+        num_iters=num_iters,
+        temperature=temperature,
+        residual_weight=residual_weight,
+        eps=eps,
     )
     return y.to(x.dtype), mean_bases, responsibilities, scale

@@ -50,7 +50,15 @@ def test_values(rows: int, width: int, bases: int, iters: int, batch: tuple[int,
 @pytest.mark.parametrize(("batch", "per_row"), FORMS)
 @pytest.mark.parametrize(
     ("rows", "width", "bases", "iters"),
-    [(1, 16, 7, 9), (7, 63, 32, 1), (41, 512, 7, 9), (130, 16, 1, 9), (130, 63, 7, 9), (1000, 63, 32, 9), (1000, 16, 7, 1)],
+    [
+        (1, 16, 7, 9),
+        (7, 63, 32, 1),
+        (41, 512, 7, 9),
+        (130, 16, 1, 9),
+        (130, 63, 7, 9),
+        (1000, 63, 32, 9),
+        (1000, 16, 7, 1),
+    ],
 )
 def test_gradients(
     rows: int,
@@ -99,7 +107,9 @@ def test_half_precision_is_no_worse_than_plain_torch(
     assert y.dtype == dtype
     assert mean_bases.dtype == torch.float32
     expected = truth - x.double()
-    assert relative_error(y.double() - x.double(), expected) <= 2 * relative_error(plain.double() - x.double(), expected)
+    assert relative_error(y.double() - x.double(), expected) <= 2 * relative_error(
+        plain.double() - x.double(), expected
+    )
 
 
 def test_one_start_serves_every_problem() -> None:

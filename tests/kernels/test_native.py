@@ -48,7 +48,7 @@ def test_every_kernel_equals_the_reference(rows: int, width: int, bases: int, dt
         (reference.em_moments_backward(wide, d_gram.double(), d_colsum.double()),),
         row_tolerance,
     )
-    settings = dict(num_iters=3, temperature=1.0)
+    settings = {"num_iters": 3, "temperature": 1.0}
     truth = reference.em_fit(gram.double(), logits.double(), **settings)
     compare("responsibilities scale", native.fit(gram, logits, 3, 1.0, 1e-6), truth, None)
     d_r, d_s = torch.randn_like(r), torch.randn_like(s)

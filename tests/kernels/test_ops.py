@@ -40,9 +40,16 @@ def arguments(dtype: torch.dtype = torch.float32, grad: bool = True) -> dict[str
         "_em_fit_backward": (gram.to(dtype), logits.to(dtype), r.to(dtype), s.to(dtype), 4, 0.5, 1e-6),
         "_em_reconstruct_backward": (x.to(dtype), x.to(dtype), r.to(dtype), s.to(dtype), -2.0),
         "_pooled_cosine_backward": (
-            torch.ones(4, 3, dtype=dtype), text.to(dtype), frames.to(dtype), mask, r[0].to(dtype), s[0].to(dtype), 3.0, 2.0,
+            torch.ones(4, 3, dtype=dtype),
+            text.to(dtype),
+            frames.to(dtype),
+            mask,
+            r[0].to(dtype),
+            s[0].to(dtype),
+            3.0,
+            2.0,
         ),
-    }  # fmt: skip
+    }
     for gradient in ("identity", "linear", "full"):
         table[f"em_project.{gradient}"] = (leaf(x), leaf(init), *em, gradient)
         table[f"em_project.{gradient}.per_row"] = (leaf(x), leaf(distinct_init(2, 9, 3)), *em, gradient)
@@ -56,7 +63,14 @@ def op_of(case: str) -> Callable[..., Any]:
 
 CASES = list(arguments())
 # "identity" and "linear" hold EM constant by definition, so gradcheck does not apply; they are compared elsewhere
-EXACT = ["em_moments", "em_fit", "em_reconstruct", "em_project.full", "em_project.full.per_row", "pooled_similarity.full"]
+EXACT = [
+    "em_moments",
+    "em_fit",
+    "em_reconstruct",
+    "em_project.full",
+    "em_project.full.per_row",
+    "pooled_similarity.full",
+]
 BACKENDS = ["triton"] if triton_backend.INTERPRETED else ["reference", "native"]
 
 

@@ -21,7 +21,7 @@ def test_loop_equals_a_case_done_by_hand() -> None:
 
 def test_gram_form_of_the_hand_case() -> None:
     x = torch.tensor([[3.0, 1.0], [4.0, 0.0]], dtype=torch.float64)
-    y, mean_bases, responsibilities, scale = reference.em_project(
+    y, _mean_bases, responsibilities, scale = reference.em_project(
         x, torch.zeros(2, dtype=torch.float64), num_iters=1, residual_weight=1.0, eps=0.0
     )
     assert_close("responsibilities", responsibilities, torch.full((2, 2), 0.5, dtype=torch.float64))
