@@ -48,9 +48,9 @@ def start(x: Tensor, init: Tensor) -> None:
     if given != allowed:
         leading = ", ".join(str(size) for size in x.shape[:-2])
         raise ValueError(
-            f"init has shape {list(init.shape)} but x has shape {list(x.shape)}; pass init of shape [K], "
-            + (f"[{leading}, K] " if leading else "")
-            + f"or [{', '.join(str(size) for size in x.shape[:-1])}, K]"
+            f"init has shape {list(init.shape)} but x has shape {list(x.shape)}; pass init of shape [K]"
+            + (f", [{leading}, K]" if leading else "")
+            + f" or [{', '.join(str(size) for size in x.shape[:-1])}, K]"
         )
 
 
