@@ -37,7 +37,7 @@ BAD: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("start on another device", lambda: op.em_project(x, torch.ones(3, device="meta"), 9, 1.0, 3.0, 1e-6, "identity"),
      ValueError, "init is on meta but x is on cpu"),
     ("zero iterations", lambda: em_project(x, init, num_iters=0), ValueError, "num_iters is 0; EM needs at least one"),
-    ("temperature zero", lambda: em_fit(gram, logits, temperature=0.0), ValueError, "temperature is 0.0; expected .* 0"),
+    ("temperature zero", lambda: em_fit(gram, logits, temperature=0.0), ValueError, "temperature is 0.0; expected"),
     ("unknown gradient", lambda: em_project(x, init, gradient="none"), Exception,  # the type check may speak first
      "gradient"),
     ("NaN", lambda: em_project(with_nan(), init), ValueError, "em_project: .* not finite, because the input holds NaN"),
@@ -45,7 +45,7 @@ BAD: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("gram not square", lambda: op.em_fit(gram[:3], logits, 9, 1.0, 1e-6), ValueError, r"gram has shape \[3, 4\]"),
     ("logits of another width", lambda: op.em_fit(gram, logits[:3], 9, 1.0, 1e-6), ValueError,
      r"logits has shape \[3, 3\] but gram has shape \[4, 4\]; pass logits of shape \[4, K\]"),
-    ("gram in half precision", lambda: em_fit(gram.half(), logits.half()), TypeError, "gram is torch.float16; expected"),
+    ("gram in half precision", lambda: em_fit(gram.half(), logits.half()), TypeError, "gram is torch.float16"),
     ("logits in another dtype", lambda: em_fit(gram, logits.double()), TypeError, r"pass logits.to\(gram.dtype\)"),
     ("map of another width", lambda: op.em_reconstruct(x, logits[:3], torch.ones(3), 1.0), ValueError,
      r"responsibilities has shape \[3, 3\] but x has shape \[8, 4\]; expected \[4, K\]"),
