@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "tiles.h"
+
 namespace emcl {
 
 enum class Form {
@@ -22,16 +24,13 @@ struct Cost {
 
 struct Plan {
   Form form;             // the one with fewer FLOPs; a tie goes to the Gram form, which reads x less often
-  int64_t row_tile;      // rows of x taken at a time: the panel stays in the second-level cache
-  int64_t column_tile;   // side of the block of xᵀx that a panel is accumulated into
+  int64_t row_tile;      // rows of x taken at a time
+  int64_t column_tile;   // channels of the smallest unit of an EM step
   Cost gram;
   Cost loop;
 };
 
 namespace plan_detail {
-
-inline constexpr int64_t kPanelBytes = 256 * 1024;  // half of a common 512 KiB second-level cache
-inline constexpr int64_t kColumnTile = 64;
 
 inline void require_positive(const char* argument, int64_t value) {
   if (value < 1) {
@@ -68,10 +67,8 @@ inline Plan plan(int64_t rows, int64_t width, int64_t bases, int64_t iters, int6
   result.gram = gram_cost(rows, width, bases, iters, element_size);
   result.loop = loop_cost(rows, width, bases, iters, element_size);
   result.form = result.gram.flops <= result.loop.flops ? Form::gram : Form::loop;
-  // A multiple of eight rows, the vector length of float32 under AVX2.
-  const int64_t panel_rows = plan_detail::kPanelBytes / width / element_size / 8 * 8;
-  result.row_tile = std::min(rows, std::clamp<int64_t>(panel_rows, 8, 512));
-  result.column_tile = std::min(width, plan_detail::kColumnTile);
+  result.row_tile = std::min(rows, result.form == Form::gram ? kStrip : kRowBlock);
+  result.column_tile = std::min(width, kChannelBlock);
   return result;
 }
 

@@ -9,8 +9,6 @@
 
 namespace {
 
-constexpr int64_t kChannelBlock = 48;  // channels of a step's smallest unit; partial sums are added in its order
-
 // p[k] = softmax over the first `bases` of row[k] * factor[k]; zero in the padding. `row` and `p` may be the same.
 template <class T>
 inline void softmax_row(const T* row, const T* factor, const T* lanes, int64_t thin, T* p) {

@@ -10,7 +10,7 @@ namespace {
 template <class E>
 void moments(emcl::ParallelFor run, const void* x_, int64_t rows, int64_t width, void* gram_, void* colsum_) {
   using T = Compute<E>;
-  constexpr int64_t W = kPanel<T>, kStrip = 4 * kDepth;
+  constexpr int64_t W = kPanel<T>;
   const E* x = static_cast<const E*>(x_);
   T* gram = static_cast<T*>(gram_);
   T* colsum = static_cast<T*>(colsum_);

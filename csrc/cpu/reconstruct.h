@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr int64_t kRowBlock = 48;  // rows that stay in the second cache between the two products
-
 // rᵀ [K, D] in panels of D
 template <class T>
 void pack_transposed(const T* r, int64_t width, int64_t bases, T* packed) {

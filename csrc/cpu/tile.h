@@ -1,8 +1,9 @@
 // The one inner loop of every product, and the packings that feed it.
 #pragma once
 
-#include "vec.h"
+#include "../tiles.h"
 #include "kernels.h"
+#include "vec.h"
 
 namespace {
 
@@ -11,7 +12,7 @@ constexpr int kPanelVectors = kVectorBytes == 16 ? 4 : 3;
 constexpr int kPanelRows = kRegisters == 32 ? 8 : 4;
 template <class T>
 constexpr int kPanel = kPanelVectors * kLanes<T>;  // columns of a packed panel
-constexpr int64_t kDepth = 256;                    // a panel of this depth fits in the first cache
+using emcl::kChannelBlock, emcl::kDepth, emcl::kRowBlock, emcl::kStrip;
 
 template <class F>
 void parallel(emcl::ParallelFor run, int64_t count, int64_t grain, const F& body) {
