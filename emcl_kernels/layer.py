@@ -101,14 +101,14 @@ class EMCL(nn.Module):
         settings = (self.num_iters, self.temperature, self.residual_weight, self.eps, self.gradient)
         if self.scale == "relative":
             similarity, mean_bases = pooled.pooled_similarity(
-                text, frames, frame_mask, self.bases, pooling_temperature, *settings, relative=True
+                text, frames, frame_mask, self._start(), pooling_temperature, *settings, relative=True
             )
         else:
             similarity, mean_bases = pooled_similarity_op(
                 text,
                 frames,
                 frame_mask,
-                self.bases,
+                self._start(),
                 pooling_temperature=pooling_temperature,
                 num_iters=self.num_iters,
                 temperature=self.temperature,
@@ -134,7 +134,7 @@ class EMCL(nn.Module):
         if self.scale == "release":
             return em_project(
                 x,
-                self.bases,
+                self._start(),
                 num_iters=self.num_iters,
                 temperature=self.temperature,
                 residual_weight=self.residual_weight,
@@ -143,7 +143,7 @@ class EMCL(nn.Module):
             )
         em_input = x if self.gradient == "full" else x.detach()
         gram, colsum = em_moments(em_input)
-        logits = reference.start_logits(em_input, colsum, self.bases.to(gram.dtype))
+        logits = reference.start_logits(em_input, colsum, self._start().to(gram.dtype))
         responsibilities, scale = em_fit(
             gram, logits, num_iters=self.num_iters, temperature=self.temperature, eps=self.eps
         )
@@ -153,6 +153,10 @@ class EMCL(nn.Module):
             fixed = em_reconstruct(em_input, responsibilities, scale, weight=self.residual_weight)
             return x + (fixed - em_input), mean_bases
         return em_reconstruct(x, responsibilities, scale, weight=self.residual_weight), mean_bases
+
+    def _start(self) -> Tensor:
+        """The start of this call. Backward may need it after the buffer has moved on."""
+        return self.bases.clone() if self.training else self.bases
 
     @torch.no_grad()
     def _update(self, mean_bases: Tensor) -> None:
