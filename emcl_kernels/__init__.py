@@ -9,6 +9,7 @@ from emcl_kernels.ops import (
     em_reconstruct,
     pooled_cosine_similarity,
     pooled_similarity,
+    pooled_similarity_blocks,
 )
 
 __version__ = "0.1.0"
@@ -21,5 +22,6 @@ __all__ = [
     "em_reconstruct",
     "pooled_cosine_similarity",
     "pooled_similarity",
+    "pooled_similarity_blocks",
     "use_backend",
 ]

@@ -138,3 +138,17 @@ def finite_scale(op: str, scale: Tensor) -> None:
             f"{op}: the fitted bases are not finite, because the input holds NaN or infinite values or its squares "
             "overflow; find the rows with torch.isfinite(x).all(-1)"
         )
+
+
+def block(em_block: int) -> None:
+    if em_block < 1:
+        raise ValueError(f"em_block is {em_block}; expected at least 1 text and video a block, such as 32")
+
+
+def finite_similarity(similarity: Tensor) -> None:
+    """As `finite_scale`, where each block has a scale of its own."""
+    if similarity.device.type == "cpu" and not bool(torch.isfinite(similarity).all()):
+        raise ValueError(
+            "pooled_similarity_blocks: the similarity is not finite, because the input holds NaN or infinite values or "
+            "its squares overflow; find the rows with torch.isfinite(text).all(-1) and torch.isfinite(frames).all(-1)"
+        )

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from emcl_kernels import checks
+from emcl_kernels import checks, pooled
 from emcl_kernels.backends import native, plain, triton_backend
 
 Backend = Literal["reference", "native", "triton"]
@@ -160,3 +160,95 @@ def em_project_fixed(
     y, mean_bases, responsibilities, scale = backend.project(x, start, num_iters, temperature, residual_weight, eps)
     checks.finite_scale("em_project", scale)
     return y, mean_bases, responsibilities, scale
+
+
+def pooled_moments(
+    text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    checks.pooled(text, frames, frame_mask, pooling_temperature)
+    keep = pooled.keeps_weights(text.shape[0], *frames.shape[:2])
+    gram, colsum, kept = choose("pooled_similarity", text, frames).pooled_moments(
+        text, frames, frame_mask, pooling_temperature, keep
+    )
+    return gram, colsum, kept
+
+
+def pooled_moments_backward(
+    d_gram: Tensor, d_colsum: Tensor, text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float
+) -> tuple[Tensor, Tensor]:
+    backend = choose("pooled_similarity", text, frames)
+    return backend.pooled_moments_backward(d_gram, d_colsum, text, frames, frame_mask, pooling_temperature)
+
+
+def pooled_cosine(
+    text: Tensor,
+    frames: Tensor,
+    frame_mask: Tensor,
+    kept: Tensor,
+    responsibilities: Tensor,
+    scale: Tensor,
+    weight: float,
+    pooling_temperature: float,
+    linear: bool,
+) -> tuple[Tensor, Tensor]:
+    """`linear` matters to the gradient only."""
+    checks.pooled(text, frames, frame_mask, pooling_temperature)
+    backend = choose("pooled_similarity", text, responsibilities)
+    cosine, length = backend.pooled_cosine(
+        text, frames, frame_mask, kept, responsibilities, scale, weight, pooling_temperature
+    )
+    return cosine, length
+
+
+def pooled_cosine_backward(
+    d_cosine: Tensor,
+    cosine: Tensor,
+    length: Tensor,
+    text: Tensor,
+    frames: Tensor,
+    frame_mask: Tensor,
+    responsibilities: Tensor,
+    scale: Tensor,
+    weight: float,
+    pooling_temperature: float,
+    linear: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    backend = choose("pooled_similarity", text, responsibilities)
+    return backend.pooled_cosine_backward(
+        d_cosine,
+        cosine,
+        length,
+        text,
+        frames,
+        frame_mask,
+        responsibilities,
+        scale,
+        weight,
+        pooling_temperature,
+        linear,
+    )
+
+
+def pooled_blocks(
+    text: Tensor,
+    frames: Tensor,
+    frame_mask: Tensor,
+    init: Tensor,
+    em_block: int,
+    pooling_temperature: float,
+    num_iters: int,
+    temperature: float,
+    residual_weight: float,
+    eps: float,
+    relative: bool,
+) -> Tensor:
+    checks.pooled(text, frames, frame_mask, pooling_temperature)
+    checks.shared_start(text, init)
+    checks.iterations(num_iters, temperature)
+    checks.block(em_block)
+    start = init.to(checks.accumulation_dtype(text.dtype))
+    settings = (em_block, pooling_temperature, num_iters, temperature, residual_weight, eps, relative)
+    backend = choose("pooled_similarity", text, start)
+    similarity = getattr(backend, "pooled_blocks", pooled.blocks)(text, frames, frame_mask, start, *settings)
+    checks.finite_similarity(similarity)
+    return similarity

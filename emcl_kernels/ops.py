@@ -35,11 +35,18 @@ for _schema in (
     "-> (Tensor d_x, Tensor d_responsibilities, Tensor d_scale)",
     "_em_project_fixed(Tensor x, Tensor init, int num_iters, float temperature, float residual_weight, float eps, "
     "bool linear) -> (Tensor y, Tensor mean_bases, Tensor responsibilities, Tensor scale)",
-    "_pooled_cosine(Tensor text, Tensor frames, Tensor frame_mask, Tensor responsibilities, Tensor scale, "
-    "float weight, float pooling_temperature) -> Tensor",
-    "_pooled_cosine_backward(Tensor d_similarity, Tensor text, Tensor frames, Tensor frame_mask, "
-    "Tensor responsibilities, Tensor scale, float weight, float pooling_temperature) "
-    "-> (Tensor d_text, Tensor d_frames)",
+    "pooled_similarity_blocks(Tensor text, Tensor frames, Tensor frame_mask, Tensor init, int em_block, "
+    "float pooling_temperature, int num_iters, float temperature, float residual_weight, float eps, bool relative) "
+    "-> Tensor",
+    "_pooled_moments(Tensor text, Tensor frames, Tensor frame_mask, float pooling_temperature) "
+    "-> (Tensor gram, Tensor colsum, Tensor kept)",
+    "_pooled_moments_backward(Tensor d_gram, Tensor d_colsum, Tensor text, Tensor frames, Tensor frame_mask, "
+    "float pooling_temperature) -> (Tensor d_text, Tensor d_frames)",
+    "_pooled_cosine(Tensor text, Tensor frames, Tensor frame_mask, Tensor kept, Tensor responsibilities, "
+    "Tensor scale, float weight, float pooling_temperature, bool linear) -> (Tensor cosine, Tensor length)",
+    "_pooled_cosine_backward(Tensor d_cosine, Tensor cosine, Tensor length, Tensor text, Tensor frames, "
+    "Tensor frame_mask, Tensor responsibilities, Tensor scale, float weight, float pooling_temperature, bool linear) "
+    "-> (Tensor d_text, Tensor d_frames, Tensor pull_text, Tensor pull_frames)",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -151,7 +158,46 @@ def pooled_cosine_similarity(
 ) -> Float[Tensor, "A B"]:
     """`pooled_similarity` with EM left out: text-conditioned pooling and cosine, through the same code."""
     no_bases = text.new_zeros((text.shape[-1], 0), dtype=accumulation_dtype(text.dtype))
-    return torch.ops.emcl._pooled_cosine(text, frames, frame_mask, no_bases, no_bases[0], 0.0, pooling_temperature)
+    cosine, _ = torch.ops.emcl._pooled_cosine(
+        text, frames, frame_mask, no_bases[0], no_bases, no_bases[0], 0.0, pooling_temperature, False
+    )
+    return cosine.to(text.dtype)
+
+
+def pooled_similarity_blocks(
+    text: Float[Tensor, "A D"],
+    frames: Float[Tensor, "B F D"],
+    frame_mask: Tensor,
+    init: Float[Tensor, " K"],
+    *,
+    em_block: int = 32,
+    pooling_temperature: float = 3.0,
+    num_iters: int = 9,
+    temperature: float = 1.0,
+    residual_weight: float = 3.0,
+    eps: float = 1e-6,
+    relative: bool = False,
+) -> Float[Tensor, "A B"]:
+    """`pooled_similarity` with one EM inside each block of `em_block` texts and videos, as the release evaluates.
+
+    The order of texts and videos is part of the result; the last blocks are smaller. For evaluation: without gradient.
+
+    Args: relative: multiply the weight by ‖x‖ / ‖reconstruction‖ of each block.
+    Raises: as `pooled_similarity`, and ValueError where em_block < 1.
+    """
+    return torch.ops.emcl.pooled_similarity_blocks(
+        text,
+        frames,
+        frame_mask,
+        init,
+        em_block,
+        pooling_temperature,
+        num_iters,
+        temperature,
+        residual_weight,
+        eps,
+        relative,
+    )
 
 
 # ---- the composed ops ------------------------------------------------------------------------------------------------
@@ -227,16 +273,60 @@ def _project_fixed_fake(
     )
 
 
+def _pooled_moments_fake(
+    text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    checks.pooled(text, frames, frame_mask, pooling_temperature)
+    texts, width, dtype = text.shape[0], text.shape[1], accumulation_dtype(text.dtype)
+    videos, count = frames.shape[:2]
+    kept = (videos, count + 1, texts) if pooled.keeps_weights(texts, videos, count) else (0,)
+    return (
+        text.new_empty((width, width), dtype=dtype),
+        text.new_empty(width, dtype=dtype),
+        text.new_empty(kept, dtype=dtype),
+    )
+
+
 def _pooled_cosine_fake(
     text: Tensor,
     frames: Tensor,
     frame_mask: Tensor,
+    kept: Tensor,
     responsibilities: Tensor,
     scale: Tensor,
     weight: float,
     pooling_temperature: float,
+    linear: bool,
+) -> tuple[Tensor, Tensor]:
+    checks.pooled(text, frames, frame_mask, pooling_temperature)
+    return scale.new_empty((text.shape[0], frames.shape[0])), scale.new_empty((text.shape[0], frames.shape[0]))
+
+
+def _pooled_cosine_backward_fake(
+    d_cosine: Tensor,
+    cosine: Tensor,
+    length: Tensor,
+    text: Tensor,
+    frames: Tensor,
+    frame_mask: Tensor,
+    responsibilities: Tensor,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    bases = responsibilities.shape[-1]
+    return (
+        text.new_empty(text.shape),
+        frames.new_empty(frames.shape),
+        responsibilities.new_empty((text.shape[0], bases)),
+        responsibilities.new_empty((*frames.shape[:2], bases)),
+    )
+
+
+def _blocks_fake(
+    text: Tensor, frames: Tensor, frame_mask: Tensor, init: Tensor, em_block: int, pooling_temperature: float, *_: Any
 ) -> Tensor:
     checks.pooled(text, frames, frame_mask, pooling_temperature)
+    checks.shared_start(text, init)
+    checks.block(em_block)
     return text.new_empty((text.shape[0], frames.shape[0]))
 
 
@@ -244,7 +334,9 @@ _register("em_moments", dispatch.em_moments, _moments_fake)
 _register("em_fit", dispatch.em_fit, _fit_fake)
 _register("em_reconstruct", dispatch.em_reconstruct, _reconstruct_fake)
 _register("_em_project_fixed", dispatch.em_project_fixed, _project_fixed_fake)
-_register("_pooled_cosine", pooled.pooled_cosine, _pooled_cosine_fake)
+_register("_pooled_moments", dispatch.pooled_moments, _pooled_moments_fake)
+_register("_pooled_cosine", dispatch.pooled_cosine, _pooled_cosine_fake)
+_register("pooled_similarity_blocks", dispatch.pooled_blocks, _blocks_fake)
 _register("_em_moments_backward", dispatch.em_moments_backward, lambda x, d_gram, d_colsum: x.new_empty(x.shape))
 _register(
     "_em_fit_backward",
@@ -257,10 +349,11 @@ _register(
     lambda d_y, x, r, scale, _: (x.new_empty(x.shape), r.new_empty(r.shape), scale.new_empty(scale.shape)),
 )
 _register(
-    "_pooled_cosine_backward",
-    pooled.pooled_cosine_backward,
-    lambda d_similarity, text, frames, *_: (text.new_empty(text.shape), frames.new_empty(frames.shape)),
+    "_pooled_moments_backward",
+    dispatch.pooled_moments_backward,
+    lambda d_gram, d_colsum, text, frames, *_: (text.new_empty(text.shape), frames.new_empty(frames.shape)),
 )
+_register("_pooled_cosine_backward", dispatch.pooled_cosine_backward, _pooled_cosine_backward_fake)
 
 
 # ---- autograd --------------------------------------------------------------------------------------------------------
@@ -309,16 +402,37 @@ def _project_fixed_autograd(ctx: Any, d_y: Tensor, *_: Any) -> tuple[Tensor | No
     return d_x, None, None, None, None, None, None
 
 
-def _save_pooled_cosine(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.weight, ctx.pooling_temperature = inputs
+def _save_pooled_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.pooling_temperature = inputs
+    ctx.mark_non_differentiable(output[2])
     ctx.save_for_backward(*tensors)
 
 
-def _pooled_cosine_autograd(ctx: Any, d_similarity: Tensor) -> tuple[Tensor | None, ...]:
-    d_text, d_frames = torch.ops.emcl._pooled_cosine_backward(
-        d_similarity, *ctx.saved_tensors, ctx.weight, ctx.pooling_temperature
+def _pooled_moments_autograd(ctx: Any, d_gram: Tensor, d_colsum: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    d_text, d_frames = torch.ops.emcl._pooled_moments_backward(
+        d_gram, d_colsum, *ctx.saved_tensors, ctx.pooling_temperature
     )
-    return d_text, d_frames, None, None, None, None, None
+    return d_text, d_frames, None, None
+
+
+def _save_pooled_cosine(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    text, frames, frame_mask, _, responsibilities, scale, *ctx.settings = inputs
+    cosine, length = output
+    ctx.mark_non_differentiable(length)
+    ctx.save_for_backward(cosine, length, text, frames, frame_mask, responsibilities, scale)
+
+
+def _pooled_cosine_autograd(ctx: Any, d_cosine: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    _, _, text, frames, _, responsibilities, scale = ctx.saved_tensors
+    d_text, d_frames, pull_text, pull_frames = torch.ops.emcl._pooled_cosine_backward(
+        d_cosine, *ctx.saved_tensors, *ctx.settings
+    )
+    d_map: tuple[Tensor | None, Tensor | None] = (None, None)
+    if ctx.needs_input_grad[4] or ctx.needs_input_grad[5]:
+        d_map = pooled.map_backward(
+            pull_text, pull_frames, text, frames, responsibilities, scale, weight=ctx.settings[0]
+        )
+    return d_text, d_frames, None, None, *d_map, None, None, None
 
 
 def _once_only(ctx: Any, *_: Any) -> Any:
@@ -327,15 +441,24 @@ def _once_only(ctx: Any, *_: Any) -> Any:
     )
 
 
+def _evaluation_only(ctx: Any, *_: Any) -> Any:
+    raise NotImplementedError(
+        "pooled_similarity_blocks is for evaluation and has no derivative; call pooled_similarity on each block"
+    )
+
+
 for _name, _backward, _save in (
     ("em_moments", _moments_autograd, _save_moments),
     ("em_fit", _fit_autograd, _save_fit),
     ("em_reconstruct", _reconstruct_autograd, _save_reconstruct),
     ("_em_project_fixed", _project_fixed_autograd, _save_project_fixed),
+    ("_pooled_moments", _pooled_moments_autograd, _save_pooled_moments),
     ("_pooled_cosine", _pooled_cosine_autograd, _save_pooled_cosine),
+    ("pooled_similarity_blocks", _evaluation_only, None),
     ("_em_moments_backward", _once_only, None),
     ("_em_fit_backward", _once_only, None),
     ("_em_reconstruct_backward", _once_only, None),
+    ("_pooled_moments_backward", _once_only, None),
     ("_pooled_cosine_backward", _once_only, None),
 ):
     torch.library.register_autograd(f"emcl::{_name}", _backward, setup_context=_save, lib=_library)
@@ -384,7 +507,13 @@ for _name in (
     "_em_reconstruct_backward",
 ):
     _register_vmap(_name, _to_leading_dimension)
-for _name in ("_pooled_cosine", "_pooled_cosine_backward"):
+for _name in (
+    "_pooled_moments",
+    "_pooled_cosine",
+    "pooled_similarity_blocks",
+    "_pooled_moments_backward",
+    "_pooled_cosine_backward",
+):
     _register_vmap(_name, _one_by_one)
 
 
@@ -401,7 +530,7 @@ def _register_autocast(name: str, device: str) -> None:
 
     def kernel(*args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            if name in ("pooled_similarity", "_pooled_cosine"):
+            if "pooled" in name:
                 text, frames, *rest = args
                 dtype = torch.promote_types(text.dtype, frames.dtype)
                 return op(text.to(dtype), frames.to(dtype), *rest)
@@ -410,6 +539,15 @@ def _register_autocast(name: str, device: str) -> None:
     _library.impl(name, kernel, f"Autocast{device}")
 
 
-for _name in ("em_moments", "em_fit", "em_reconstruct", "em_project", "pooled_similarity", "_pooled_cosine"):
+for _name in (
+    "em_moments",
+    "em_fit",
+    "em_reconstruct",
+    "em_project",
+    "pooled_similarity",
+    "pooled_similarity_blocks",
+    "_pooled_moments",
+    "_pooled_cosine",
+):
     for _device in ("CPU", "CUDA"):
         _register_autocast(_name, _device)

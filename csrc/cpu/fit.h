@@ -42,6 +42,15 @@ inline void add_up(const T* partial, int64_t blocks, int64_t thin, T* total) {
     for (int64_t k = 0; k < thin; ++k) total[k] += partial[b * thin + k];
 }
 
+inline void nothing(int64_t, int64_t) {}
+
+// (G0) The first E-step's logits, padded.
+template <class T>
+void start_from_colsum(const T* colsum, const T* init, int64_t width, int64_t bases, int64_t thin, T* logits) {
+  for (int64_t d = 0; d < width; ++d)
+    for (int64_t k = 0; k < thin; ++k) logits[d * thin + k] = k < bases ? colsum[d] * init[k] : T(0);
+}
+
 // State of an EM run on padded [D, thin] matrices.
 template <class T>
 struct Em {
@@ -106,9 +115,16 @@ struct Em {
     add_up(partial.get(), blocks, thin, total.get());
     normalise(total.get());
   }
+
+  // All iterations from the logits in `product`.
+  void iterate(const T* gram, T* p, T* product) {
+    for (int64_t t = 0; t < settings.iters; ++t) {
+      expect(product, p, 0, nothing);
+      maximise(gram, p, product);
+    }
+  }
 };
 
-inline void nothing(int64_t, int64_t) {}
 
 template <class T>
 void fit(emcl::ParallelFor run, const void* gram, const void* logits, int64_t width, int64_t bases,
@@ -116,10 +132,7 @@ void fit(emcl::ParallelFor run, const void* gram, const void* logits, int64_t wi
   Em<T> em(run, width, bases, settings);
   Scratch<T> p(width * em.thin), product(width * em.thin);
   pad_thin<T>(static_cast<const T*>(logits), width, bases, em.thin, nullptr, product.get());
-  for (int64_t t = 0; t < settings.iters; ++t) {
-    em.expect(product.get(), p.get(), 0, nothing);
-    em.maximise(static_cast<const T*>(gram), p.get(), product.get());
-  }
+  em.iterate(static_cast<const T*>(gram), p.get(), product.get());
   unpad_thin<T>(p.get(), width, bases, em.thin, em.inverse.get(), static_cast<T*>(responsibilities));
   for (int64_t k = 0; k < bases; ++k) static_cast<T*>(scale)[k] = em.scale[k];
 }

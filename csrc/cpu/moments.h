@@ -5,77 +5,121 @@
 
 namespace {
 
-// Rows are taken in strips; each strip is packed once and serves as both factors. Strips and tiles do not depend on
-// the number of threads, so neither do the bits of the result.
-template <class E>
-void moments(emcl::ParallelFor run, const void* x_, int64_t rows, int64_t width, void* gram_, void* colsum_) {
-  using T = Compute<E>;
-  constexpr int64_t W = kPanel<T>;
-  const E* x = static_cast<const E*>(x_);
-  T* gram = static_cast<T*>(gram_);
-  T* colsum = static_cast<T*>(colsum_);
-  const int64_t panels = divide_up(width, W), pairs = panels * (panels + 1) / 2;
-  const int64_t strip = least(rows, kStrip);
-  Scratch<T> packed(panels * strip * W), blocks(pairs * W * W), sums(panels * W);
-  std::memset(blocks.get(), 0, size_t(pairs * W * W) * sizeof(T));
-  std::memset(sums.get(), 0, size_t(panels * W) * sizeof(T));
+// Adds up xᵀy, known to be symmetric, and the column sums of x, strip by strip of the rows. Strips and tiles do not
+// depend on the number of threads, so neither do the bits of the result.
+template <class T>
+class GramSum {
+ public:
+  GramSum(emcl::ParallelFor run, int64_t strip, int64_t width)
+      : run_(run), width_(width), panels_(divide_up(width, W)), pairs_(panels_ * (panels_ + 1) / 2), strip_(strip),
+        packed_x_(panels_ * strip_ * W), blocks_(pairs_ * W * W), sums_(panels_ * W) {
+    blocks_.clear(pairs_ * W * W);
+    sums_.clear(panels_ * W);
+  }
 
-  for (int64_t begin = 0; begin < rows; begin += strip) {
-    const int64_t depth = least(strip, rows - begin);
-    parallel(run, panels, grain_of(depth * W / 4), [&](int64_t first, int64_t last) {
-      for (int64_t panel = first; panel < last; ++panel) {
-        T* to = packed.get() + panel * strip * W;
-        pack_panel<E, T>(x + begin * width, depth, width, width, 1, panel * W, to);
+  // Rows of x, each of which serves as both factors.
+  template <class E>
+  void add(const E* x, int64_t rows) {
+    for (int64_t begin = 0; begin < rows; begin += strip_) {
+      const int64_t depth = least(strip_, rows - begin);
+      sum_columns(depth, nullptr, [&](int64_t row, int64_t panel) {
+        pack_panel<E, T>(x + (begin + row) * width_, 1, width_, width_, 1, panel * W, x_at(row, panel));
+      });
+      multiply_strip(depth, packed_x_.get());
+    }
+  }
+
+  // A strip whose columns [panel * W, panel * W + W) the caller has written to x_at and to packed_y, which is laid out
+  // alike. A row of x counts `count` times in the column sums.
+  T* x_at(int64_t row, int64_t panel) const { return packed_x_.get() + (panel * strip_ + row) * W; }
+  void add_packed(int64_t rows, const T* packed_y, const T* count) {
+    sum_columns(rows, count, [](int64_t, int64_t) {});
+    multiply_strip(rows, packed_y);
+  }
+
+  void write(T* gram, T* colsum) {
+    for (int64_t d = 0; d < width_; ++d) colsum[d] = sums_[d];
+    parallel(run_, pairs_, grain_of(W * W), [&](int64_t first, int64_t last) {
+      each_pair(first, last, [&](int64_t pair, int64_t left, int64_t right) {
+        const T* block = &blocks_[pair * W * W];
+        const int64_t m = least(W, width_ - left * W), n = least(W, width_ - right * W);
+        T* upper = gram + left * W * width_ + right * W;
+        T* lower = gram + right * W * width_ + left * W;
+        for (int64_t c = 0; c < n; ++c)
+          for (int64_t r = 0; r < (left == right ? c : m); ++r) lower[c * width_ + r] = block[r * W + c];
+        for (int64_t r = 0; r < m; ++r) {
+          const int64_t c = left == right ? r : 0;
+          std::memcpy(upper + r * width_ + c, block + r * W + c, size_t(n - c) * sizeof(T));
+        }
+      });
+    });
+  }
+
+ private:
+  static constexpr int64_t W = kPanel<T>;
+
+  template <class F>
+  void sum_columns(int64_t depth, const T* count, const F& prepare) {
+    parallel(run_, panels_, grain_of(depth * W / 4), [&](int64_t first, int64_t last) {
+      for (int64_t panel = first; panel < last; ++panel)
         for (int64_t p = 0; p < depth; p += kDepth) {  // short sums first: they keep float32 sums of many rows exact
           Vec<T> partial[kPanelVectors] = {};
-          for (int64_t q = p; q < least(depth, p + kDepth); ++q)
-            for (int j = 0; j < kPanelVectors; ++j) partial[j] += load(to + q * W + j * kLanes<T>);
+          for (int64_t q = p; q < least(depth, p + kDepth); ++q) {
+            prepare(q, panel);
+            for (int j = 0; j < kPanelVectors; ++j) {
+              const Vec<T> row = load(x_at(q, panel) + j * kLanes<T>);
+              partial[j] += count == nullptr ? row : row * count[q];
+            }
+          }
           for (int j = 0; j < kPanelVectors; ++j) {
-            T* sum = &sums[panel * W + j * kLanes<T>];
+            T* sum = &sums_[panel * W + j * kLanes<T>];
             store(sum, load(sum) + partial[j]);
           }
         }
-      }
-    });
-    parallel(run, pairs, grain_of(depth * W * W), [&](int64_t first, int64_t last) {
-      int64_t right = 0;  // pair = right * (right + 1) / 2 + left, left <= right
-      while ((right + 1) * (right + 2) / 2 <= first) ++right;
-      for (int64_t pair = first; pair < last; ++pair) {
-        if (pair == (right + 1) * (right + 2) / 2) ++right;
-        const int64_t left = pair - right * (right + 1) / 2;
-        const T* a = packed.get() + left * strip * W;
-        const T* b = packed.get() + right * strip * W;
-        for (int64_t p = 0; p < depth; p += kDepth) {
-          for (int64_t i = 0; i < W; i += kPanelRows) {
-            T* out = &blocks[pair * W * W + i * W];
-            Vec<T> acc[kPanelRows][kPanelVectors] = {};
-            multiply<T, kPanelRows, kPanelVectors>(least(kDepth, depth - p), a + p * W + i, 1, W, b + p * W, W, acc);
-            for (int r = 0; r < kPanelRows; ++r)
-              for (int j = 0; j < kPanelVectors; ++j) {
-                T* to = out + r * W + j * kLanes<T>;
-                store(to, load(to) + acc[r][j]);
-              }
-          }
-        }
-      }
     });
   }
-  for (int64_t d = 0; d < width; ++d) colsum[d] = sums[d];
-  parallel(run, panels, grain_of(W * width / 2), [&](int64_t first, int64_t last) {
+
+  // f(pair, left, right) for blocks of the upper half; pair = right * (right + 1) / 2 + left, left <= right. Taken from
+  // both ends in turn, so that the smaller blocks of the last column are shared out evenly.
+  template <class F>
+  void each_pair(int64_t first, int64_t last, const F& f) const {
     for (int64_t i = first; i < last; ++i) {
-      for (int64_t j = 0; j < panels; ++j) {
-        const bool above = i <= j;
-        const int64_t pair = above ? j * (j + 1) / 2 + i : i * (i + 1) / 2 + j;
-        const T* block = &blocks[pair * W * W];
-        const int64_t m = least(W, width - i * W), n = least(W, width - j * W);
-        for (int64_t r = 0; r < m; ++r)
-          for (int64_t c = 0; c < n; ++c)
-            // the diagonal block is whole but summed in two orders: its upper half serves both
-            gram[(i * W + r) * width + j * W + c] =
-                above && (i != j || r <= c) ? block[r * W + c] : block[c * W + r];
-      }
+      const int64_t pair = i % 2 == 0 ? i / 2 : pairs_ - 1 - i / 2;
+      int64_t right = 0;
+      while ((right + 1) * (right + 2) / 2 <= pair) ++right;
+      f(pair, pair - right * (right + 1) / 2, right);
     }
-  });
+  }
+
+  // Of a block on the diagonal, and of the last column of blocks, only the vectors that are needed.
+  void multiply_strip(int64_t depth, const T* packed_y) {
+    constexpr int64_t V = kLanes<T>;
+    parallel(run_, pairs_, grain_of(depth * W * W), [&](int64_t first, int64_t last) {
+      each_pair(first, last, [&](int64_t pair, int64_t left, int64_t right) {
+        const T *a = packed_x_.get() + left * strip_ * W, *b = packed_y + right * strip_ * W;
+        T* block = &blocks_[pair * W * W];
+        const int64_t m = least(W, width_ - left * W), vectors = divide_up(least(W, width_ - right * W), V);
+        if (left < right) return part_of_panel_product<T, true>(vectors, m, depth, a, 1, W, b, block, W);
+        for (int64_t i = 0; i < m; i += V)
+          part_of_panel_product<T, true>(vectors - i / V, least(V, m - i), depth, a + i, 1, W, b + i, block + i * W + i, W);
+      });
+    });
+  }
+
+  emcl::ParallelFor run_;
+  int64_t width_, panels_, pairs_, strip_;
+  Scratch<T> packed_x_, blocks_, sums_;
+};
+
+// Equal strips of about kStrip rows.
+inline int64_t strip_of(int64_t rows) { return divide_up(rows, most<int64_t>(1, (rows + kStrip / 2) / kStrip)); }
+
+template <class E>
+void moments(emcl::ParallelFor run, const void* x, int64_t rows, int64_t width, void* gram, void* colsum) {
+  using T = Compute<E>;
+  GramSum<T> sum(run, strip_of(rows), width);
+  sum.add(static_cast<const E*>(x), rows);
+  sum.write(static_cast<T*>(gram), static_cast<T*>(colsum));
 }
 
 // d_x = x·(d_gram + d_gramᵀ) + 1·d_colsumᵀ
@@ -85,19 +129,11 @@ void moments_backward(emcl::ParallelFor run, const void* x_, const void* d_gram_
   using T = Compute<E>;
   constexpr int64_t W = kPanel<T>, kBlock = 12 * kPanelRows;
   const E* x = static_cast<const E*>(x_);
-  const T* d_gram = static_cast<const T*>(d_gram_);
   const T* d_colsum = static_cast<const T*>(d_colsum_);
   E* d_x = static_cast<E*>(d_x_);
   const int64_t panels = divide_up(width, W);
-  Scratch<T> packed(panels * width * W);  // d_gram + d_gramᵀ
-  parallel(run, panels, grain_of(width * W), [&](int64_t first, int64_t last) {
-    for (int64_t panel = first; panel < last; ++panel)
-      for (int64_t p = 0; p < width; ++p)
-        for (int64_t j = 0; j < W; ++j) {
-          const int64_t c = panel * W + j;
-          packed[(panel * width + p) * W + j] = c < width ? d_gram[p * width + c] + d_gram[c * width + p] : T(0);
-        }
-  });
+  Scratch<T> packed(panels * width * W);
+  pack_twice_symmetric(run, static_cast<const T*>(d_gram_), width, packed.get());
   parallel(run, divide_up(rows, kBlock), grain_of(kBlock * width * width), [&](int64_t first, int64_t last) {
     Scratch<T> wide(kBlock * width), out(kBlock * W);
     for (int64_t block = first; block < last; ++block) {
@@ -107,18 +143,7 @@ void moments_backward(emcl::ParallelFor run, const void* x_, const void* d_gram_
         const int64_t valid = least(W, width - panel * W);
         for (int64_t i = 0; i < m; ++i)
           for (int64_t j = 0; j < W; ++j) out[i * W + j] = j < valid ? d_colsum[panel * W + j] : T(0);
-        for (int64_t p = 0; p < width; p += kDepth)
-          for (int64_t i = 0; i < m; i += kPanelRows)
-            with_rows<kPanelRows>(least<int64_t>(kPanelRows, m - i), [&](auto count) {
-              constexpr int MR = decltype(count)::value;
-              Vec<T> acc[MR][kPanelVectors] = {};
-              multiply<T, MR, kPanelVectors>(least(kDepth, width - p), a + i * width + p, width, 1, &packed[(panel * width + p) * W], W, acc);
-              for (int r = 0; r < MR; ++r)
-                for (int j = 0; j < kPanelVectors; ++j) {
-                  T* to = &out[(i + r) * W + j * kLanes<T>];
-                  store(to, load(to) + acc[r][j]);
-                }
-            });
+        panel_product<T, true>(m, width, a, width, 1, &packed[panel * width * W], out.get(), W);
         for (int64_t i = 0; i < m; ++i)
           for (int64_t j = 0; j < valid; ++j) narrow(out[i * W + j], &d_x[(begin + i) * width + panel * W + j]);
       }

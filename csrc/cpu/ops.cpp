@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
@@ -141,6 +142,72 @@ void project(const Tensor& x, const Tensor& init, int64_t iters, double temperat
   });
 }
 
+void* or_null(const Tensor& t) { return t.numel() == 0 ? nullptr : t.mutable_data_ptr(); }
+emcl::Pool pool_of(const Tensor& text, const Tensor& frames, double temperature) {
+  return {text.size(0), frames.size(0), frames.size(1), text.size(1), temperature};
+}
+emcl::Map map_of(const Tensor& responsibilities, const Tensor& scale, double weight) {
+  return {responsibilities.mutable_data_ptr(), scale.mutable_data_ptr(), scale.size(0), weight};
+}
+
+// text [A, D], frames [B, F, D], mask [B, F], kept [B, F + 1, A] or empty
+void pooled_moments(const Tensor& text, const Tensor& frames, const Tensor& mask, double pooling_temperature,
+                    const Tensor& gram, const Tensor& colsum, const Tensor& kept) {
+  kernels(text).pooled_moments(parallel_for, pool_of(text, frames, pooling_temperature), text.mutable_data_ptr(),
+                               frames.mutable_data_ptr(), mask.mutable_data_ptr(), gram.mutable_data_ptr(),
+                               colsum.mutable_data_ptr(), or_null(kept));
+}
+
+void pooled_moments_backward(const Tensor& d_gram, const Tensor& d_colsum, const Tensor& text, const Tensor& frames,
+                             const Tensor& mask, double pooling_temperature, const Tensor& d_text,
+                             const Tensor& d_frames) {
+  kernels(text).pooled_moments_backward(parallel_for, pool_of(text, frames, pooling_temperature),
+                                        text.mutable_data_ptr(), frames.mutable_data_ptr(), mask.mutable_data_ptr(),
+                                        d_gram.mutable_data_ptr(), d_colsum.mutable_data_ptr(),
+                                        d_text.mutable_data_ptr(), d_frames.mutable_data_ptr());
+}
+
+void pooled_cosine(const Tensor& text, const Tensor& frames, const Tensor& mask, const Tensor& kept,
+                   const Tensor& responsibilities, const Tensor& scale, double weight, double pooling_temperature,
+                   const Tensor& cosine, const Tensor& length) {
+  kernels(text).pooled_cosine(parallel_for, pool_of(text, frames, pooling_temperature),
+                              map_of(responsibilities, scale, weight), text.mutable_data_ptr(),
+                              frames.mutable_data_ptr(), mask.mutable_data_ptr(), or_null(kept),
+                              cosine.mutable_data_ptr(), length.mutable_data_ptr());
+}
+
+// pull_text [A, K], pull_frames [B, F, K]
+void pooled_cosine_backward(const Tensor& d_cosine, const Tensor& cosine, const Tensor& length, const Tensor& text, const Tensor& frames, const Tensor& mask,
+                            const Tensor& responsibilities, const Tensor& scale, double weight,
+                            double pooling_temperature, bool linear, const Tensor& d_text, const Tensor& d_frames,
+                            const Tensor& pull_text, const Tensor& pull_frames) {
+  kernels(text).pooled_cosine_backward(parallel_for, pool_of(text, frames, pooling_temperature),
+                                       map_of(responsibilities, scale, weight), linear, d_cosine.mutable_data_ptr(),
+                                       cosine.mutable_data_ptr(), length.mutable_data_ptr(), text.mutable_data_ptr(), frames.mutable_data_ptr(), mask.mutable_data_ptr(),
+                                       d_text.mutable_data_ptr(), d_frames.mutable_data_ptr(),
+                                       pull_text.mutable_data_ptr(), pull_frames.mutable_data_ptr());
+}
+
+// Every block of `em_block` texts and videos is a problem of its own; init [K], cosine [A, B]
+void pooled_blocks(const Tensor& text, const Tensor& frames, const Tensor& mask, const Tensor& init, int64_t em_block,
+                   double pooling_temperature, int64_t iters, double temperature, double weight, double eps,
+                   bool relative, const Tensor& cosine) {
+  const emcl::Pool all = pool_of(text, frames, pooling_temperature);
+  const int64_t across = (all.videos + em_block - 1) / em_block, down = (all.texts + em_block - 1) / em_block;
+  const auto row = [](const Tensor& t, int64_t i) {
+    return static_cast<char*>(t.mutable_data_ptr()) + i * (t.numel() / t.size(0)) * int64_t(t.element_size());
+  };
+  for_each_problem(across * down, [&](int64_t block, emcl::ParallelFor run) {
+    const int64_t text_at = block / across * em_block, video_at = block % across * em_block;
+    emcl::Pool part = all;
+    part.texts = std::min(em_block, all.texts - text_at);
+    part.videos = std::min(em_block, all.videos - video_at);
+    kernels(text).pooled_block(run, part, {iters, temperature, eps}, row(text, text_at), row(frames, video_at),
+                               row(mask, video_at), init.mutable_data_ptr(), init.numel(), weight, relative,
+                               row(cosine, text_at) + video_at * int64_t(cosine.element_size()), all.videos);
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(emcl_native, CPU, m) {
@@ -151,6 +218,11 @@ STABLE_TORCH_LIBRARY_IMPL(emcl_native, CPU, m) {
   m.impl("reconstruct", TORCH_BOX(&reconstruct));
   m.impl("reconstruct_backward", TORCH_BOX(&reconstruct_backward));
   m.impl("project", TORCH_BOX(&project));
+  m.impl("pooled_moments", TORCH_BOX(&pooled_moments));
+  m.impl("pooled_moments_backward", TORCH_BOX(&pooled_moments_backward));
+  m.impl("pooled_cosine", TORCH_BOX(&pooled_cosine));
+  m.impl("pooled_cosine_backward", TORCH_BOX(&pooled_cosine_backward));
+  m.impl("pooled_blocks", TORCH_BOX(&pooled_blocks));
 }
 
 extern "C" __attribute__((visibility("default"))) const char* emcl_isa() { return isa().name; }

@@ -7,13 +7,6 @@
 
 namespace {
 
-// (G0) The first E-step's logits, padded.
-template <class T>
-void start_from_colsum(const T* colsum, const T* init, int64_t width, int64_t bases, int64_t thin, T* logits) {
-  for (int64_t d = 0; d < width; ++d)
-    for (int64_t k = 0; k < thin; ++k) logits[d * thin + k] = k < bases ? colsum[d] * init[k] : T(0);
-}
-
 // (G0) xᵀ·init for one start per row, in splits that do not depend on the number of threads.
 template <class E>
 void start_from_rows(emcl::ParallelFor run, const E* x, const Compute<E>* init, int64_t rows, int64_t width,
@@ -90,10 +83,7 @@ void project(emcl::ParallelFor run, const void* x, const void* init_, bool per_r
     } else {
       start_from_colsum<T>(colsum.get(), init, width, bases, em.thin, product.get());
     }
-    for (int64_t t = 0; t < settings.iters; ++t) {
-      em.expect(product.get(), p.get(), 0, nothing);
-      em.maximise(gram.get(), p.get(), product.get());
-    }
+    em.iterate(gram.get(), p.get(), product.get());
     for (int64_t k = 0; k < bases; ++k) mean_bases[k] = 0;
     for (int64_t d = 0; d < width; ++d)
       for (int64_t k = 0; k < bases; ++k) mean_bases[k] += colsum[d] * p[d * em.thin + k];

@@ -120,6 +120,91 @@ inline void pack_panel(const E* src, int64_t depth, int64_t cols, int64_t row, i
   }
 }
 
+// All panels of the columns of src [depth, cols], one after the other.
+template <class E, class T>
+inline void pack_panels(emcl::ParallelFor run, const E* src, int64_t depth, int64_t cols, int64_t row, int64_t step, T* dst) {
+  parallel(run, divide_up(cols, kPanel<T>), grain_of(depth * kPanel<T>), [&](int64_t first, int64_t last) {
+    for (int64_t panel = first; panel < last; ++panel)
+      pack_panel<E, T>(src, depth, cols, row, step, panel * kPanel<T>, dst + panel * depth * kPanel<T>);
+  });
+}
+
+// Panels of m + mᵀ, [D, D].
+template <class T>
+inline void pack_twice_symmetric(emcl::ParallelFor run, const T* m, int64_t width, T* dst) {
+  constexpr int64_t W = kPanel<T>;
+  parallel(run, divide_up(width, W), grain_of(width * W), [&](int64_t first, int64_t last) {
+    for (int64_t panel = first; panel < last; ++panel)
+      for (int64_t p = 0; p < width; ++p)
+        for (int64_t j = 0; j < W; ++j) {
+          const int64_t c = panel * W + j;
+          dst[(panel * width + p) * W + j] = c < width ? m[p * width + c] + m[c * width + p] : T(0);
+        }
+  });
+}
+
+// out[m, NV vectors] (+)= a[m, depth] · panel[depth, NV vectors]; element (i, p) of a is a[i * row + p * step].
+template <class T, bool ADD = false, int NV = kPanelVectors>
+inline void panel_product(int64_t m, int64_t depth, const T* a, int64_t row, int64_t step, const T* panel, T* out,
+                          int64_t out_row) {
+  for (int64_t p = 0; p < depth; p += kDepth)
+    for (int64_t i = 0; i < m; i += kPanelRows)
+      with_rows<kPanelRows>(least<int64_t>(kPanelRows, m - i), [&](auto count) {
+        constexpr int MR = decltype(count)::value;
+        Vec<T> acc[MR][NV] = {};
+        multiply<T, MR, NV>(least(kDepth, depth - p), a + i * row + p * step, row, step, panel + p * kPanel<T>, kPanel<T>, acc);
+        for (int r = 0; r < MR; ++r)
+          for (int j = 0; j < NV; ++j) {
+            T* to = out + (i + r) * out_row + j * kLanes<T>;
+            store(to, ADD || p > 0 ? load(to) + acc[r][j] : acc[r][j]);
+          }
+      });
+}
+// The same for a number of vectors that is known at run time.
+template <class T, bool ADD>
+inline void part_of_panel_product(int64_t vectors, int64_t m, int64_t depth, const T* a, int64_t row, int64_t step,
+                                  const T* panel, T* out, int64_t out_row) {
+  switch (vectors) {
+    case 1: return panel_product<T, ADD, 1>(m, depth, a, row, step, panel, out, out_row);
+    case 2: return panel_product<T, ADD, 2>(m, depth, a, row, step, panel, out, out_row);
+    case 3: return panel_product<T, ADD, 3>(m, depth, a, row, step, panel, out, out_row);
+    case 4: return panel_product<T, ADD, 4>(m, depth, a, row, step, panel, out, out_row);
+  }
+}
+
+// out[i, j] (+)= a_i · b_j for rows of `depth` numbers, a multiple of the lanes.
+template <class T, int M, int N>
+inline void row_products_tile(int64_t depth, const T* a, int64_t a_row, const T* b, int64_t b_row, bool add, T* out,
+                              int64_t out_row) {
+  Vec<T> acc[M][N] = {};
+  for (int64_t p = 0; p < depth; p += kLanes<T>)
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < N; ++j) acc[i][j] += load(a + i * a_row + p) * load(b + j * b_row + p);
+  for (int i = 0; i < M; ++i)
+    for (int j = 0; j < N; ++j) {
+      T* to = out + i * out_row + j;
+      *to = (add ? *to : T(0)) + sum_of_lanes<T>(acc[i][j]);
+    }
+}
+template <class T>
+inline void row_products(int64_t m, int64_t n, int64_t depth, const T* a, int64_t a_row, const T* b, int64_t b_row,
+                         bool add, T* out, int64_t out_row) {
+  for (int64_t i = 0; i < m; i += 4)
+    for (int64_t j = 0; j < n; j += 4) {
+      const T *ai = a + i * a_row, *bj = b + j * b_row;
+      T* to = out + i * out_row + j;
+      if (m - i >= 4 && n - j >= 4) {
+        row_products_tile<T, 4, 4>(depth, ai, a_row, bj, b_row, add, to, out_row);
+      } else {
+        for (int64_t r = 0; r < least<int64_t>(4, m - i); ++r)
+          for (int64_t c = 0; c < least<int64_t>(4, n - j); ++c)
+            row_products_tile<T, 1, 1>(depth, ai + r * a_row, a_row, bj + c * b_row, b_row, add, to + r * out_row + c, out_row);
+      }
+    }
+}
+
 // Rows in the type that they are multiplied in: the rows themselves, or a copy in `buffer`.
 template <class E>
 inline const Compute<E>* widened(const E* src, int64_t count, Compute<E>* buffer) {

@@ -58,6 +58,13 @@ inline Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
 
+template <class T>
+inline T sum_of_lanes(Vec<T> v) {
+  T sum = 0;
+  for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
+  return sum;
+}
+
 template <class I>
 inline I least(I a, I b) { return a < b ? a : b; }
 template <class I>
@@ -69,18 +76,21 @@ inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t size) {
-    const size_t bytes = size_t(round_up(most<int64_t>(size, 1) * int64_t(sizeof(T)), 64));
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
+  explicit Scratch(int64_t size) : data_(allocate(size)) {}
   ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   T* get() const { return data_; }
+  void clear(int64_t size) { std::memset(data_, 0, size_t(size) * sizeof(T)); }
   T& operator[](int64_t i) const { return data_[i]; }
 
  private:
+  static T* allocate(int64_t size) {
+    const size_t bytes = size_t(round_up(most<int64_t>(size, 1) * int64_t(sizeof(T)), 64));
+    T* data = static_cast<T*>(std::aligned_alloc(64, bytes));
+    if (data == nullptr) throw std::bad_alloc();
+    return data;
+  }
   T* data_;
 };
 

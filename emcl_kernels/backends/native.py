@@ -25,6 +25,17 @@ for _schema in (
     "Tensor(a!) d_x, Tensor(b!) d_responsibilities, Tensor(c!) d_scale) -> ()",
     "project(Tensor x, Tensor init, int iters, float temperature, float weight, float eps, str form, Tensor(a!) y, "
     "Tensor(b!) mean_bases, Tensor(c!) responsibilities, Tensor(d!) scale) -> ()",
+    "pooled_moments(Tensor text, Tensor frames, Tensor mask, float pooling_temperature, Tensor(a!) gram, "
+    "Tensor(b!) colsum, Tensor(c!) kept) -> ()",
+    "pooled_moments_backward(Tensor d_gram, Tensor d_colsum, Tensor text, Tensor frames, Tensor mask, "
+    "float pooling_temperature, Tensor(a!) d_text, Tensor(b!) d_frames) -> ()",
+    "pooled_cosine(Tensor text, Tensor frames, Tensor mask, Tensor kept, Tensor responsibilities, Tensor scale, "
+    "float weight, float pooling_temperature, Tensor(a!) cosine, Tensor(b!) length) -> ()",
+    "pooled_cosine_backward(Tensor d_cosine, Tensor cosine, Tensor length, Tensor text, Tensor frames, Tensor mask, "
+    "Tensor responsibilities, Tensor scale, float weight, float pooling_temperature, bool linear, "
+    "Tensor(a!) d_text, Tensor(b!) d_frames, Tensor(c!) pull_text, Tensor(d!) pull_frames) -> ()",
+    "pooled_blocks(Tensor text, Tensor frames, Tensor mask, Tensor init, int em_block, float pooling_temperature, "
+    "int iters, float temperature, float weight, float eps, bool relative, Tensor(a!) cosine) -> ()",
 ):
     _library.define(_schema)
 
@@ -165,3 +176,127 @@ def project(
         scale,
     )
     return y, mean_bases, responsibilities, scale
+
+
+def pooled_moments(
+    text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype, width = accumulation_dtype(text.dtype), text.shape[-1]
+    gram, colsum = torch.empty((width, width), dtype=dtype), torch.empty(width, dtype=dtype)
+    kept = torch.empty((frames.shape[0], frames.shape[1] + 1, text.shape[0]) if keep else 0, dtype=dtype)
+    mask = frame_mask.to(dtype).contiguous()
+    torch.ops.emcl_native.pooled_moments(
+        text.contiguous(), frames.contiguous(), mask, pooling_temperature, gram, colsum, kept
+    )
+    return gram, colsum, kept
+
+
+def pooled_moments_backward(
+    d_gram: Tensor, d_colsum: Tensor, text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float
+) -> tuple[Tensor, Tensor]:
+    d_text, d_frames = torch.empty(text.shape, dtype=text.dtype), torch.empty(frames.shape, dtype=frames.dtype)
+    torch.ops.emcl_native.pooled_moments_backward(
+        d_gram.contiguous(),
+        d_colsum.contiguous(),
+        text.contiguous(),
+        frames.contiguous(),
+        frame_mask.to(d_gram.dtype).contiguous(),
+        pooling_temperature,
+        d_text,
+        d_frames,
+    )
+    return d_text, d_frames
+
+
+def pooled_cosine(
+    text: Tensor,
+    frames: Tensor,
+    frame_mask: Tensor,
+    kept: Tensor,
+    responsibilities: Tensor,
+    scale: Tensor,
+    weight: float,
+    pooling_temperature: float,
+) -> tuple[Tensor, Tensor]:
+    cosine = torch.empty((text.shape[0], frames.shape[0]), dtype=scale.dtype)
+    length = torch.empty_like(cosine)
+    torch.ops.emcl_native.pooled_cosine(
+        text.contiguous(),
+        frames.contiguous(),
+        frame_mask.to(scale.dtype).contiguous(),
+        kept,
+        responsibilities.contiguous(),
+        scale.contiguous(),
+        weight,
+        pooling_temperature,
+        cosine,
+        length,
+    )
+    return cosine, length
+
+
+def pooled_cosine_backward(
+    d_cosine: Tensor,
+    cosine: Tensor,
+    length: Tensor,
+    text: Tensor,
+    frames: Tensor,
+    frame_mask: Tensor,
+    responsibilities: Tensor,
+    scale: Tensor,
+    weight: float,
+    pooling_temperature: float,
+    linear: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_text, d_frames = torch.empty(text.shape, dtype=text.dtype), torch.empty(frames.shape, dtype=frames.dtype)
+    pull_text = torch.empty((text.shape[0], *scale.shape), dtype=scale.dtype)
+    pull_frames = torch.empty((*frames.shape[:2], *scale.shape), dtype=scale.dtype)
+    torch.ops.emcl_native.pooled_cosine_backward(
+        d_cosine.contiguous(),
+        cosine.contiguous(),
+        length.contiguous(),
+        text.contiguous(),
+        frames.contiguous(),
+        frame_mask.to(scale.dtype).contiguous(),
+        responsibilities.contiguous(),
+        scale.contiguous(),
+        weight,
+        pooling_temperature,
+        linear,
+        d_text,
+        d_frames,
+        pull_text,
+        pull_frames,
+    )
+    return d_text, d_frames, pull_text, pull_frames
+
+
+def pooled_blocks(
+    text: Tensor,
+    frames: Tensor,
+    frame_mask: Tensor,
+    init: Tensor,
+    em_block: int,
+    pooling_temperature: float,
+    num_iters: int,
+    temperature: float,
+    residual_weight: float,
+    eps: float,
+    relative: bool,
+) -> Tensor:
+    cosine = torch.empty((text.shape[0], frames.shape[0]), dtype=init.dtype)
+    torch.ops.emcl_native.pooled_blocks(
+        text.contiguous(),
+        frames.contiguous(),
+        frame_mask.to(init.dtype).contiguous(),
+        init.contiguous(),
+        em_block,
+        pooling_temperature,
+        num_iters,
+        temperature,
+        residual_weight,
+        eps,
+        relative,
+        cosine,
+    )
+    return cosine.to(text.dtype)

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from emcl_kernels import reference
+from emcl_kernels.backends import plain_pooled
 from emcl_kernels.checks import accumulation_dtype
 
 
@@ -69,3 +70,9 @@ def project(
         eps=eps,
     )
     return y.to(x.dtype), mean_bases, responsibilities, scale
+
+
+pooled_moments = plain_pooled.moments
+pooled_moments_backward = plain_pooled.moments_backward
+pooled_cosine = plain_pooled.cosine
+pooled_cosine_backward = plain_pooled.cosine_backward

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emcl_kernels import reference
+from emcl_kernels.backends import plain
 from emcl_kernels.checks import LOOP_ROWS
 
 UNAVAILABLE: str | None = None
@@ -21,7 +22,7 @@ except (ImportError, OSError) as error:
 
 MAX_BASES = 128
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
-OPS = ("em_moments", "em_fit", "em_reconstruct", "em_project")
+OPS = ("em_moments", "em_fit", "em_reconstruct", "em_project", "pooled_similarity")
 
 if UNAVAILABLE is None:
     from .triton_common import INTERPRETED
@@ -79,3 +80,9 @@ def project(
     responsibilities, scale = fit(gram, logits, num_iters, temperature, eps)
     mean_bases = reference.mean_of_bases(colsum, responsibilities, scale, x.shape[-2])
     return reconstruct(x, responsibilities, scale, residual_weight), mean_bases, responsibilities, scale
+
+
+pooled_moments = plain.pooled_moments
+pooled_moments_backward = plain.pooled_moments_backward
+pooled_cosine = plain.pooled_cosine
+pooled_cosine_backward = plain.pooled_cosine_backward

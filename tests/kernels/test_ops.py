@@ -29,17 +29,33 @@ def arguments(dtype: torch.dtype = torch.float32, grad: bool = True) -> dict[str
     logits = colsum.unsqueeze(-1) * init.unsqueeze(-2)
     r, s = reference.em_fit(gram, logits, num_iters=9, temperature=1.0)
     text, frames, mask = clustered_rows(4, 6), clustered_rows(3, 2, 6), torch.tensor([[1, 1], [1, 0], [1, 1]]).bool()
-    em = (9, 0.5, 3.0, 1e-6)
+    em, nothing = (9, 0.5, 3.0, 1e-6), torch.empty(0, dtype=dtype)
     table: dict[str, tuple[Any, ...]] = {
         "em_moments": (leaf(x),),
         "em_fit": (leaf(gram), leaf(logits), 4, 0.5, 1e-6),
         "em_reconstruct": (leaf(x), leaf(r), leaf(s), -2.0),
         "_em_project_fixed": (leaf(x), leaf(init), *em, True),
-        "_pooled_cosine": (leaf(text), leaf(frames), mask, r[0].to(dtype), s[0].to(dtype), 3.0, 2.0),
+        "_pooled_moments": (leaf(text), leaf(frames), mask, 2.0),
+        "_pooled_cosine": (leaf(text), leaf(frames), mask, nothing, leaf(r[0]), leaf(s[0]), 3.0, 2.0, True),
+        "_pooled_cosine.constant_map": (
+            *(leaf(text), leaf(frames), mask, nothing, r[0].to(dtype), s[0].to(dtype)),
+            *(3.0, 2.0, False),
+        ),
+        "pooled_similarity_blocks": (text.to(dtype), frames.to(dtype), mask, init[0].to(dtype), 2, 3.0, *em, True),
         "_em_moments_backward": (x.to(dtype), gram.to(dtype), colsum.to(dtype)),
         "_em_fit_backward": (gram.to(dtype), logits.to(dtype), r.to(dtype), s.to(dtype), 4, 0.5, 1e-6),
         "_em_reconstruct_backward": (x.to(dtype), x.to(dtype), r.to(dtype), s.to(dtype), -2.0),
+        "_pooled_moments_backward": (
+            gram[0].to(dtype),
+            colsum[0].to(dtype),
+            text.to(dtype),
+            frames.to(dtype),
+            mask,
+            2.0,
+        ),
         "_pooled_cosine_backward": (
+            torch.ones(4, 3, dtype=dtype),
+            torch.ones(4, 3, dtype=dtype) / 2,
             torch.ones(4, 3, dtype=dtype),
             text.to(dtype),
             frames.to(dtype),
@@ -48,6 +64,7 @@ def arguments(dtype: torch.dtype = torch.float32, grad: bool = True) -> dict[str
             s[0].to(dtype),
             3.0,
             2.0,
+            False,
         ),
     }
     for gradient in ("identity", "linear", "full"):
@@ -69,6 +86,8 @@ EXACT = [
     "em_reconstruct",
     "em_project.full",
     "em_project.full.per_row",
+    "_pooled_moments",
+    "_pooled_cosine",
     "pooled_similarity.full",
 ]
 BACKENDS = ["triton"] if triton_backend.INTERPRETED else ["reference", "native"]

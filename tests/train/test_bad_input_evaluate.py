@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from emcl_train.data.annotations import Split
 from fake_run import make_run
 from safetensors.torch import load_file
 from tiny_evaluation import TinyTokenizer, tiny_config, tiny_data, tiny_model
 
 from emcl_train.checkpoint import save_config, save_tensors_atomic
 from emcl_train.config import EvalConfig
+from emcl_train.data.annotations import Split
 from emcl_train.errors import UserError
 from emcl_train.evaluate import embed_split, evaluate_run
 from emcl_train.metrics import ranks, retrieval_metrics, text_to_video, video_to_text_best_rank

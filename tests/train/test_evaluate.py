@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from safetensors.torch import load_file
 from tiny_evaluation import CLIPS, FRAMES, TinyTokenizer, tiny_config, tiny_data, tiny_model, tiny_split
 
 from emcl_train.checkpoint import append_line, save_config, save_tensors_atomic, write_json_atomic
 from emcl_train.config import EvalConfig, RunConfig
+from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.evaluate import Similarities, embed_split, evaluate, evaluate_run, rows_of, similarities
 
 __all__ = ["tiny_data"]  # a fixture
