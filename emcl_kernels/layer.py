@@ -1,5 +1,6 @@
 """EMCL as a module: the op with its maintained initial bases."""
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -91,17 +92,29 @@ class EMCL(nn.Module):
         return y if len(features) == 1 else y.split([feature.shape[-2] for feature in features], dim=-2)
 
     def pooled_similarity(
-        self, text: Tensor, frames: Tensor, frame_mask: Tensor, *, pooling_temperature: float = 3.0
+        self,
+        text: Tensor,
+        frames: Tensor,
+        frame_mask: Tensor,
+        *,
+        pooling_temperature: float = 3.0,
+        add_up: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """EMCL-Net's similarity with this layer's bases; see `emcl_kernels.pooled_similarity`.
 
-        Args: text `[A, D]`, frames `[B, F, D]`, frame_mask `[B, F]`. Returns: similarity `[A, B]`.
+        Args:
+            text, frames, frame_mask: `[A, D]`, `[B, F, D]`, `[B, F]`.
+            add_up: sums one vector of D² + D + 1 numbers over processes that have texts of their own and all videos. EM
+                then runs over the rows of all of them, and the maintained bases stay the same in each. With
+                gradient="full" autograd goes through it; otherwise what it sums is a constant.
+        Returns: similarity `[A, B]`.
         """
         self._check_width(text.shape[-1])
         settings = (self.num_iters, self.temperature, self.residual_weight, self.eps, self.gradient)
-        if self.scale == "relative":
+        relative = self.scale == "relative"
+        if relative or add_up is not None:
             similarity, mean_bases = pooled.pooled_similarity(
-                text, frames, frame_mask, self._start(), pooling_temperature, *settings, relative=True
+                text, frames, frame_mask, self._start(), pooling_temperature, *settings, relative, add_up
             )
         else:
             similarity, mean_bases = pooled_similarity_op(

@@ -1,10 +1,21 @@
-"""Several processes: features of all of them in one loss, and each process its slice of every batch."""
+"""Several processes: each keeps its own texts, and they exchange frame features and sums, all of it with gradient.
+
+Every process computes the one loss over all pairs and calls backward on it. What then arrives at a process's features
+and parameters is their gradient of the sum of all those equal losses: too large by the number of processes. Each
+process holds the part that went through its own pairs; DistributedDataParallel adds the parts up and divides by the
+number of processes, which gives exactly the gradient of the one loss.
+"""
 
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are; (0, 1) where nobody started several."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -19,26 +30,45 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *grad_outputs: Tensor) -> Tensor:
+        parts = list(grad_outputs[0].contiguous().split(context.rows))
+        gradient = torch.empty_like(parts[0])
+        dist.reduce_scatter(gradient, parts)
+        return gradient
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes, in each of them. So every process's loss depends on our part: backward sums as well."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *grad_outputs: Tensor) -> Tensor:
         gradient = grad_outputs[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(gradient)
-        start = dist.get_rank() * context.rows
-        return gradient[start : start + context.rows]
+        return gradient
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """`rows` [n, ...] of every process as [world · n, ...], in the order of ranks, with gradient.
-
-    Each process then computes the same loss over all pairs. The gradients that come back are summed over processes and
-    DistributedDataParallel averages them, which gives exactly the gradient of that one loss.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    """`rows` [n, ...] of every process as [world · n, ...], in the order of ranks, with gradient."""
+    if rank_and_world()[1] == 1:
         return rows
     if rows.dtype == torch.bool:
         return _GatherRows.apply(rows.to(torch.uint8)).bool()
     return _GatherRows.apply(rows)
 
 
-def slice_of_batch(batch: dict[str, Tensor], *, rank: int, world: int) -> dict[str, Tensor]:
-    """This process's part of a batch; every process gets the same number of pairs, a remainder is left out."""
-    size = len(batch["index"]) // world
-    return {name: value[rank * size : (rank + 1) * size] for name, value in batch.items()}
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of every process's `value`, bit for bit the same in all of them, with gradient."""
+    return value if rank_and_world()[1] == 1 else _Sum.apply(value)
+
+
+def max_over_processes(value: Tensor) -> Tensor:
+    """The largest of every process's `value`, element by element; a constant to autograd."""
+    largest = value.detach().clone(memory_format=torch.contiguous_format)
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest

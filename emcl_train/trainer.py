@@ -24,7 +24,7 @@ from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, training_loader
 from emcl_train.data.text import TOKENIZER, load_tokenizer
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
-from emcl_train.distributed import gather_rows, slice_of_batch
+from emcl_train.distributed import gather_rows, sum_over_processes
 from emcl_train.errors import UserError
 from emcl_train.evaluate import embed_split, evaluate, evaluate_run
 from emcl_train.losses import symmetric_info_nce
@@ -43,7 +43,7 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     """
     check_config(config)
     console = console or Console()
-    accelerator = Accelerator(mixed_precision=config.train.precision)
+    accelerator = start_processes(config)
     if accelerator.is_main_process:
         open_run_folder(config)
     accelerator.wait_for_everyone()
@@ -58,9 +58,14 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     except OSError as error:
         checkpoint.raise_if_disk_full(error, config.out)
         raise
-    finally:
-        accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     return config.out
+
+
+def start_processes(config: RunConfig) -> Accelerator:
+    """Join the processes that torchrun or `accelerate launch` started, if any: over NCCL on GPUs, over gloo on CPUs."""
+    # Asked for an accelerator where there is none, accelerate would take each process for the only one.
+    return Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.train.precision)
 
 
 def open_run_folder(config: RunConfig) -> None:
@@ -146,7 +151,8 @@ class Run:
     def __init__(self, config: RunConfig, accelerator: Accelerator, console: Console) -> None:
         self.config, self.accelerator, self.console = config, accelerator, console
         self.out, self.processes = config.out, accelerator.num_processes
-        self.annotations: Annotations = prepare(config)
+        with accelerator.main_process_first():  # it writes what the others read
+            self.annotations: Annotations = prepare(config)
         self.tokenizer = load_tokenizer(config, self.out)
         self.model: RetrievalModel = build_model(config, self.tokenizer)
         if accelerator.is_main_process:
@@ -180,7 +186,9 @@ class Run:
             self.print(
                 f"the training split has {clips} clips, fewer than train.batch_size {asked}: each step takes all"
             )
-        return size
+        if size % processes:
+            self.print(f"{processes} processes do not divide {size} pairs: each step takes {size - size % processes}")
+        return size - size % processes
 
     def loader(self, epoch: int, start_batch: int = 0) -> DataLoader:
         config = self.config
@@ -192,6 +200,8 @@ class Run:
             seed=config.train.seed,
             epoch=epoch,
             start_batch=start_batch,
+            rank=self.accelerator.process_index,
+            world=self.processes,
         )
 
     def fit(self) -> None:
@@ -231,14 +241,11 @@ class Run:
         start, config, accelerator = time.perf_counter(), self.config, self.accelerator
         share = schedule(self.step, total_steps=self.total_steps, warmup=config.train.warmup)
         set_learning_rate(self.optimizer, share)
-        batch = slice_of_batch(batch, rank=accelerator.process_index, world=self.processes)
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         text, frames, logit_scale = self.wrapped(
             batch["input_ids"], batch["attention_mask"], batch["frames"], batch["frame_mask"]
         )
-        text, frames, frame_mask = gather_rows(text), gather_rows(frames), gather_rows(batch["frame_mask"])
-        similarity = self.model.similarity(text, frames, frame_mask, emcl=config.emcl.mode == "train")
-        loss = symmetric_info_nce(similarity, logit_scale)
+        loss = self.loss(text, frames, batch["frame_mask"], logit_scale)
         value = loss.item()
         if not math.isfinite(value):
             raise UserError(
@@ -260,6 +267,17 @@ class Run:
             seconds=round(time.perf_counter() - start, 4),
         )
         return value
+
+    def loss(self, text: Tensor, frames: Tensor, frame_mask: Tensor, logit_scale: Tensor) -> Tensor:
+        """The loss over the pairs of all processes, from this process's own: its texts meet the videos of all."""
+        similarity = self.model.similarity(
+            text,
+            gather_rows(frames),
+            gather_rows(frame_mask),
+            emcl=self.config.emcl.mode == "train",
+            add_up=sum_over_processes if self.processes > 1 else None,
+        )
+        return symmetric_info_nce(similarity, logit_scale)
 
     def validate(self, loss: float) -> None:
         """Score the weights on the validation split and keep them if their text→video R@1 is the best so far."""

@@ -3,14 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Int64
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -42,13 +40,12 @@ def prepare(config: RunConfig) -> Annotations:
     Returns: the splits of clips that decode; `left_out` and a note say which do not, where `on_bad_video` is "skip".
     Raises: UserError where the annotations cannot be used, or clips cannot be decoded and `on_bad_video` is "stop".
     """
-    with _first_process_first():
-        annotations = load_annotations(config.data)
-        splits = annotations.train, annotations.val, annotations.test
-        clips = list({clip.video_id: clip for split in splits for clip in split.clips}.values())
-        bad = check_clips(clips, config.data)
-        unlisted = unlisted_clips(config.data.root, annotations)
-        bad |= check_clips(unlisted, replace(config.data, cache_frames=False))
+    annotations = load_annotations(config.data)
+    splits = annotations.train, annotations.val, annotations.test
+    clips = list({clip.video_id: clip for split in splits for clip in split.clips}.values())
+    bad = check_clips(clips, config.data)
+    unlisted = unlisted_clips(config.data.root, annotations)
+    bad |= check_clips(unlisted, replace(config.data, cache_frames=False))
     if not bad:
         return annotations
     if config.data.on_bad_video == "stop":
@@ -127,18 +124,28 @@ def in_parallel(
 
 
 def training_loader(
-    split: Split, tokenizer: Tokenizer, config: DataConfig, batch_size: int, seed: int, epoch: int, start_batch: int = 0
+    split: Split,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start_batch: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> DataLoader:
     """One epoch: every clip once with one of its captions, in whole batches, from batch `start_batch` on.
 
     Order and captions depend on seed and epoch alone, so that a resumed epoch goes on with the very batches that the
-    interrupted one had left. Batches that are skipped are not decoded.
+    interrupted one had left. Batches that are skipped are not decoded, and of the others each of `world` processes
+    decodes its own part, `batch_size / world` pairs.
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(split.clips))
     batches = [order[i : i + batch_size].tolist() for i in range(0, len(order) - batch_size + 1, batch_size)]
     captions = [split.captions[i] for i in draw_captions(split, seed, epoch)]
     dataset = ClipDataset(split, config, tokenizer.encode(captions) if captions else None)
-    return _loader(dataset, config, batch_sampler=batches[start_batch:])
+    own = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+    return _loader(dataset, config, batch_sampler=[batch[own] for batch in batches[start_batch:]])
 
 
 def draw_captions(split: Split, seed: int, epoch: int) -> list[int]:
@@ -235,19 +242,6 @@ def _loader(dataset: ClipDataset, config: DataConfig, **batching: Any) -> DataLo
         pin_memory=torch.cuda.is_available(),
         **batching,
     )
-
-
-@contextmanager
-def _first_process_first() -> Iterator[None]:
-    """In a run of several processes on one machine, the others wait for what the first one writes."""
-    several = dist.is_initialized() and dist.get_world_size() > 1
-    if several and dist.get_rank() > 0:
-        dist.barrier()
-    try:
-        yield
-    finally:
-        if several and dist.get_rank() == 0:
-            dist.barrier()
 
 
 def _bad_clips_message(bad: dict[str, str], total: int, config: DataConfig) -> str:

@@ -1,5 +1,6 @@
 """EMCL-Net: CLIP's towers, temporal aggregation, and a similarity that pools frames for each text."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -69,16 +70,20 @@ class RetrievalModel(nn.Module):
         *,
         emcl: bool,
         em_block: int | None = None,
+        add_up: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "A B"]:
         """Cosine of each text with each clip's frames as pooled for that text.
 
         Args: emcl: run EM over all pooled pairs and texts first. em_block: run it inside tiles of this many texts and
-            clips, in dataset order, as the release evaluates; None: over everything at once.
+            clips, in dataset order, as the release evaluates; None: over everything at once. add_up: sums over
+            processes with other texts and the same clips, for one EM over the rows of all; see `EMCL`.
         """
         if not emcl:
             return pooled_cosine_similarity(text, frames, frame_mask, pooling_temperature=self.pooling_temperature)
         if em_block is None:
-            return self._em_similarity(text, frames, frame_mask)
+            return self.emcl.pooled_similarity(
+                text, frames, frame_mask, pooling_temperature=self.pooling_temperature, add_up=add_up
+            )
         clips = list(zip(frames.split(em_block), frame_mask.split(em_block), strict=True))
         rows = [torch.cat([self._em_similarity(t, f, m) for f, m in clips], dim=1) for t in text.split(em_block)]
         return torch.cat(rows)

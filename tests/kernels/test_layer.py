@@ -1,5 +1,7 @@
 """EMCL as a module: parts as the whole, the maintained start, relative scale, state_dict."""
 
+import copy
+
 import pytest
 import torch
 
@@ -62,6 +64,22 @@ def test_pooled_similarity_uses_and_moves_the_start() -> None:
     assert_close("bases", layer.bases, 0.9 * before + 0.1 * mean)
     relative = EMCL(num_bases=7, scale="relative", residual_weight=0.1).double().eval()
     assert relative.pooled_similarity(text, frames, mask).shape == (5, 4)
+
+
+@pytest.mark.parametrize("scale", ["release", "relative"])
+def test_texts_apart_are_as_together_where_their_moments_are_added_up(scale: str) -> None:
+    text, frames, mask = clustered_rows(7, 32), clustered_rows(4, 3, 32), torch.ones(4, 3).bool()
+    together = EMCL(num_bases=7, init="normal", scale=scale, residual_weight=0.5).double()
+    apart = copy.deepcopy(together)
+    expected = together.pooled_similarity(text, frames, mask)
+    moments: list[torch.Tensor] = []
+    for part in (text[:3], text[3:]):
+        copy.deepcopy(apart).pooled_similarity(part, frames, mask, add_up=lambda own: moments.append(own) or own)
+    assert [len(vector) for vector in moments] == [32 * 32 + 32 + 1] * 2
+    similarity = apart.pooled_similarity(text[:3], frames, mask, add_up=lambda own: own + moments[1])
+    assert_close("similarity", similarity, expected[:3])
+    assert_close("bases", apart.bases, together.bases)
+    assert not torch.allclose(apart.eval().pooled_similarity(text[:3], frames, mask), expected[:3])
 
 
 def test_copies_and_moves_of_dtype() -> None:

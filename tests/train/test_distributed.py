@@ -1,65 +1,140 @@
-"""Features of several processes in one loss: the gradient of each process is that of the loss over all pairs."""
+"""Several processes: the same losses, gradients and results as one process, and no exchange of what can stay."""
 
-import multiprocessing
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import several_processes
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from several_processes import CASES, one_step, spread_loss, step_config, whole_run
 
-from emcl_train.distributed import gather_rows, slice_of_batch
+from emcl_train import checkpoint, trainer
+from emcl_train.distributed import gather_rows, max_over_processes, sum_over_processes
 
 WORLD = 2
+TEXTS, VIDEOS, FRAMES, WIDTH = 4, 8, 3, 16
+
+needs_gloo = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo"
+)
 
 
-def loss_of(rows: Tensor) -> Tensor:
-    """Every row meets every other."""
-    return (rows @ rows.mT).softmax(dim=1).square().sum()
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process finds, and its folder, from which the others take the data set."""
+    folder = tmp_path_factory.mktemp("one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "write_report", lambda out: out)
+        whole_run(folder / "set", folder)
+    found = {case: one_step(step_config(folder / "set", folder, case)) for case in CASES}
+    return folder, found | {"loss": spread_loss(0, 1)}
 
 
-def inputs() -> Tensor:
-    return torch.randn(6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+@pytest.fixture(scope="module")
+def together(alone, tmp_path_factory):
+    """What each of two processes finds, and their folder."""
+    folder = tmp_path_factory.mktemp("two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
+    script = [several_processes.__file__, str(alone[0] / "set"), str(folder)]
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        launch + script, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, [torch.load(folder / f"process{rank}.pt") for rank in range(WORLD)]
 
 
-def worker(rank: int, address: str, results) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=WORLD)
-    batch = slice_of_batch({"x": inputs(), "index": torch.arange(6)}, rank=rank, world=WORLD)
-    rows = batch["x"].requires_grad_()
-    weights = torch.linspace(0.5, 1.5, 6, dtype=torch.float64)[:, None]
-    gathered = gather_rows(rows)
-    mask = gather_rows(torch.tensor([rank == 0, True, False]))
-    loss_of(gathered * weights).backward()
-    results.put((rank, gathered.tolist(), mask.tolist(), rows.grad.tolist()))
-    dist.destroy_process_group()
+@needs_gloo
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_is_the_one_of_a_single_process(case, alone, together):
+    expected = alone[1][case]
+    everything = torch.cat([gradient.flatten() for gradient in expected["gradients"].values()]).norm()
+    for found in together[1]:
+        assert found[case]["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+        for name, gradient in expected["gradients"].items():
+            error = (found[case]["gradients"][name] - gradient).norm()
+            # In exact arithmetic the biases of the keys have no gradient at all.
+            assert error <= 1e-5 * gradient.norm() + 1e-8 * everything, name
+        torch.testing.assert_close(found[case]["bases"], expected["bases"])
 
 
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
-def test_gathering_has_the_gradient_of_the_one_loss(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    address = f"file://{tmp_path}/rendezvous"
-    processes = [context.Process(target=worker, args=(rank, address, results)) for rank in range(WORLD)]
-    for process in processes:
-        process.start()
-    found = sorted(results.get(timeout=100) for _ in processes)
-    for process in processes:
-        process.join(timeout=20)
-    whole = inputs().requires_grad_()
-    loss_of(whole * torch.linspace(0.5, 1.5, 6, dtype=torch.float64)[:, None]).backward()
-    for rank, gathered, mask, gradient in found:
-        assert gathered == whole.tolist()
-        assert mask == [True, True, False, False, True, False]
-        # Summed over processes; DistributedDataParallel divides by their number.
-        torch.testing.assert_close(torch.tensor(gradient).double() / WORLD, whole.grad[3 * rank : 3 * rank + 3])
+@needs_gloo
+@pytest.mark.parametrize("case", CASES)
+def test_processes_agree_to_the_bit(case, together):
+    first, second = (found[case] for found in together[1])
+    assert first["loss"] == second["loss"]
+    assert torch.equal(first["bases"], second["bases"])
+    assert all(torch.equal(gradient, second["gradients"][name]) for name, gradient in first["gradients"].items())
 
 
-def test_slices_are_disjoint_equal_and_leave_the_remainder_out():
-    batch = {"index": torch.arange(7), "x": torch.randn(7, 2)}
-    slices = [slice_of_batch(batch, rank=rank, world=3)["index"].tolist() for rank in range(3)]
-    assert slices == [[0, 1], [2, 3], [4, 5]]
+def test_the_cases_differ(alone):
+    """Else the ways that gradients take through EM would not be tested."""
+    gradients = [torch.cat([g.flatten() for g in alone[1][case]["gradients"].values()]) for case in CASES]
+    for i, one in enumerate(gradients):
+        for other in gradients[:i]:
+            assert (one - other).norm() > 1e-3 * one.norm()
 
 
-def test_one_process_gathers_nothing():
+@needs_gloo
+def test_the_loss_is_that_of_all_rows(alone, together):
+    expected, gradient = alone[1]["loss"]
+    parts = [found["loss"] for found in together[1]]
+    for loss, _ in parts:
+        assert loss == pytest.approx(expected, rel=1e-12)
+    # As many times too large as there are processes, which DistributedDataParallel divides by.
+    torch.testing.assert_close(torch.cat([part for _, part in parts]) / WORLD, gradient)
+
+
+@needs_gloo
+def test_each_process_takes_its_part_of_the_batch(alone, together):
+    parts = [found["identity"]["pairs"] for found in together[1]]
+    assert torch.equal(torch.cat(parts), alone[1]["identity"]["pairs"])
+
+
+@needs_gloo
+@pytest.mark.parametrize("case", CASES)
+def test_no_text_is_gathered_and_nothing_of_the_size_of_the_pairs(case, alone, together):
+    parameters = sum(gradient.numel() for gradient in alone[1][case]["gradients"].values())
+    moments = [] if case == "off" else [("allreduce_", [WIDTH * WIDTH + WIDTH + 1])]
+    expected = [
+        ("allgather_", [TEXTS, FRAMES, WIDTH]),
+        ("allgather_", [TEXTS, FRAMES]),
+        *moments,
+        *[("allreduce_", [VIDEOS])] * 2,  # maxima and sums of the columns
+        *[("allreduce_", [])] * 2,  # the loss, forward and backward
+        ("allreduce_", [VIDEOS]),
+        *(moments if "full" in case else []),
+        ("reduce_scatter_", [TEXTS, FRAMES, WIDTH]),
+        ("allreduce_", [parameters]),
+    ]
+    for found in together[1]:
+        # DistributedDataParallel hands out the first process's buffers: constants, positions, the maintained bases.
+        assert [exchange for exchange in found[case]["exchanges"] if exchange[0] != "broadcast_"] == expected
+    assert alone[1][case]["exchanges"] == []
+
+
+def record(out: Path):
+    lines = [json.loads(line) for line in (out / checkpoint.METRICS).read_text().splitlines()]
+    return lines, json.loads((out / "results.json").read_text())
+
+
+@needs_gloo
+def test_a_whole_run_ends_as_with_one_process(alone, together):
+    (lines, results), (other_lines, other_results) = record(alone[0] / "run"), record(together[0] / "run")
+    assert len(lines) == len(other_lines) == 10
+    for line, other in zip(lines, other_lines, strict=True):
+        for name in line.keys() - {"seconds", "kind"}:
+            assert other[name] == pytest.approx(line[name], rel=1e-5)
+    assert other_results == results
+
+
+def test_one_process_exchanges_nothing():
     rows = torch.randn(3, 2)
     assert gather_rows(rows) is rows
+    assert sum_over_processes(rows) is rows
+    assert torch.equal(max_over_processes(rows), rows)

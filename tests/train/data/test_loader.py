@@ -36,10 +36,10 @@ def decoded(monkeypatch):
     return names
 
 
-def batches(config, epoch=0, start_batch=0, seed=0):
+def batches(config, epoch=0, start_batch=0, seed=0, **processes):
     split = load_annotations(config.data).train
     tokenizer = word_tokenizer(split.captions, config.data.max_words)
-    return list(training_loader(split, tokenizer, config.data, 4, seed, epoch, start_batch))
+    return list(training_loader(split, tokenizer, config.data, 4, seed, epoch, start_batch, **processes))
 
 
 def test_a_batch_holds_distinct_clips_with_their_own_captions(config):
@@ -188,3 +188,13 @@ def test_a_folder_that_may_not_be_written_is_remembered_elsewhere(config, tmp_pa
     assert len(decoded) == 14
     assert not (config.data.root / ".emcl").exists()
     assert list((tmp_path / "cache" / "emcl").rglob("checked-*.json"))
+
+
+def test_each_of_several_processes_decodes_its_part_of_the_same_batches(config, decoded):
+    whole = batches(config, epoch=1)
+    decoded.clear()
+    parts = [batches(config, epoch=1, rank=rank, world=2) for rank in range(2)]
+    assert len(decoded) == 8
+    for batch, *slices in zip(whole, *parts, strict=True):
+        assert all(torch.equal(torch.cat([part[name] for part in slices]), batch[name]) for name in batch)
+    assert torch.equal(batches(config, epoch=1, start_batch=1, rank=1, world=2)[0]["index"], parts[1][1]["index"])

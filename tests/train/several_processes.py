@@ -1,0 +1,108 @@
+"""What every process of a run does in the tests, one or several: a step of each kind, and a whole run.
+
+As a script: `torchrun --nproc-per-node 2 several_processes.py ROOT OUT`.
+"""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from tiny_run import tiny_run
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from emcl_train import trainer
+from emcl_train.config import EMCLConfig, RunConfig
+from emcl_train.losses import symmetric_info_nce
+
+CASES: dict[str, dict[str, Any]] = {
+    "identity": {},
+    "linear": {"gradient": "linear"},
+    "full": {"gradient": "full"},
+    "relative": {"scale": "relative", "residual_weight": -1.0},
+    "relative-full": {"scale": "relative", "residual_weight": -1.0, "gradient": "full"},
+    "off": {"mode": "off"},
+}
+
+
+def step_config(root: Path, out: Path, case: str, **train: object) -> RunConfig:
+    """One step of eight pairs. The softmax of the E-step is far from uniform, and the reconstruction from small."""
+    config = tiny_run(root, out / case, max_steps=1, **train)
+    config.emcl = EMCLConfig(num_bases=4, num_iters=3, temperature=0.02, residual_weight=-20.0, init="normal")
+    for name, value in CASES[case].items():
+        setattr(config.emcl, name, value)
+    return config
+
+
+class Exchanges(TorchDispatchMode):
+    """Name and shape of what this process puts into each collective."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, list[int]]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            given = args[1] if "gather_" in str(function) or "scatter_" in str(function) else args[0]
+            while isinstance(given, list):
+                given = given[0]
+            self.seen.append((function._opname, list(given.shape)))
+        return function(*args, **(kwargs or {}))
+
+
+def one_step(config: RunConfig, change=lambda run: None) -> dict[str, Any]:
+    """Loss, gradients of all parameters before they are clipped, maintained bases, and what was exchanged."""
+    accelerator = trainer.start_processes(config)
+    if accelerator.is_main_process:
+        trainer.open_run_folder(config)
+    accelerator.wait_for_everyone()
+    trainer.seed_everything(config.train.seed, accelerator.device)
+    run = trainer.Run(config, accelerator, Console(file=io.StringIO()))
+    change(run)
+    run.wrapped.train()
+    gradients = {}
+
+    def keep_gradients(*_):
+        gradients.update({name: value.grad.clone() for name, value in run.model.named_parameters()})
+
+    accelerator.clip_grad_norm_ = keep_gradients
+    batch = next(iter(run.loader(epoch=0)))
+    with Exchanges() as exchanges:
+        loss = run.training_step(batch)
+    return {
+        "loss": loss,
+        "gradients": gradients,
+        "bases": run.model.emcl.bases.clone(),
+        "exchanges": exchanges.seen,
+        "pairs": batch["index"],
+    }
+
+
+def spread_loss(rank: int, world: int) -> tuple[float, Tensor]:
+    """The loss of 6 pairs with logits up to thousands, and its gradient to this process's similarities."""
+    similarity = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = similarity[rank * 6 // world : (rank + 1) * 6 // world].requires_grad_()
+    loss = symmetric_info_nce(rows, torch.tensor(1000.0, dtype=torch.float64))
+    loss.backward()
+    return loss.item(), rows.grad
+
+
+def whole_run(root: Path, out: Path) -> None:
+    trainer.write_report = lambda out: out  # its plots take longer than all the rest
+    trainer.train(tiny_run(root, out / "run"), Console(file=io.StringIO()))
+
+
+def main(root: Path, out: Path) -> None:
+    found = {case: one_step(step_config(root, out, case)) for case in CASES}
+    rank, world = dist.get_rank(), dist.get_world_size()
+    found["loss"] = spread_loss(rank, world)
+    torch.save(found, out / f"process{rank}.pt")
+    whole_run(root, out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
