@@ -21,6 +21,7 @@ except (ImportError, OSError) as error:
     UNAVAILABLE = f"triton cannot be imported ({error}); install it with `pip install triton`"
 
 MAX_BASES = 128
+MAX_FRAMES = 64
 FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 OPS = ("em_moments", "em_fit", "em_reconstruct", "em_project", "pooled_similarity")
 
@@ -28,6 +29,7 @@ if UNAVAILABLE is None:
     from .triton_common import INTERPRETED
     from .triton_fit import fit, fit_backward
     from .triton_moments import moments, moments_backward
+    from .triton_pooled import cosine, cosine_backward, pooled_moments, pooled_moments_backward
     from .triton_reconstruct import reconstruct, reconstruct_backward
 else:
     INTERPRETED = False
@@ -36,12 +38,14 @@ else:
         raise RuntimeError(f'backend "triton" is not available: {UNAVAILABLE}, or use backend="reference"')
 
     moments = moments_backward = fit = fit_backward = reconstruct = reconstruct_backward = _unavailable
+    pooled_moments = pooled_moments_backward = cosine = cosine_backward = _unavailable
 
 
 def supports(op: str, *tensors: Tensor) -> str | None:
     """Reason why op, forward and backward, cannot run on its tensors, or None where it can.
 
-    Args: tensors: the op's inputs in order, at least the one that ends in K (`logits`, `responsibilities`, `init`).
+    Args: tensors: the op's inputs in order, at least the one that ends in K (`logits`, `responsibilities`, `init`), and
+        `frames` where there are any.
     """
     if UNAVAILABLE is not None:
         return UNAVAILABLE
@@ -57,8 +61,12 @@ def supports(op: str, *tensors: Tensor) -> str | None:
             return f"it takes {', '.join(str(dtype) for dtype in allowed)}, not {tensor.dtype}"
     if tensors and tensors[0].is_cuda and torch.cuda.get_device_capability(tensors[0].device) < (8, 0):
         return f"{torch.cuda.get_device_name(tensors[0].device)} is older than compute capability 8.0"
-    if op != "em_moments" and len(tensors) > 1 and tensors[1].shape[-1] > MAX_BASES:
-        return f"{tensors[1].shape[-1]} bases do not fit into one tile of {MAX_BASES}"
+    for tensor in tensors[1:] if op != "em_moments" else ():
+        if op == "pooled_similarity" and tensor.dim() == 3:
+            if tensor.shape[1] > MAX_FRAMES:
+                return f"{tensor.shape[1]} frames do not fit into one tile of {MAX_FRAMES}"
+        elif tensor.shape[-1] > MAX_BASES:
+            return f"{tensor.shape[-1]} bases do not fit into one tile of {MAX_BASES}"
     return None
 
 
@@ -82,7 +90,15 @@ def project(
     return reconstruct(x, responsibilities, scale, residual_weight), mean_bases, responsibilities, scale
 
 
-pooled_moments = plain.pooled_moments
-pooled_moments_backward = plain.pooled_moments_backward
-pooled_cosine = plain.pooled_cosine
-pooled_cosine_backward = plain.pooled_cosine_backward
+def pooled_cosine(text: Tensor, frames: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """As plain_pooled.cosine. More frames than a tile holds go to torch, as their moments did."""
+    run = plain.pooled_cosine if frames.shape[1] > MAX_FRAMES else cosine
+    return run(text, frames, *rest)
+
+
+def pooled_cosine_backward(
+    d_cosine: Tensor, cosine: Tensor, length: Tensor, text: Tensor, frames: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As plain_pooled.cosine_backward."""
+    run = plain.pooled_cosine_backward if frames.shape[1] > MAX_FRAMES else cosine_backward
+    return run(d_cosine, cosine, length, text, frames, *rest)

@@ -91,6 +91,16 @@ class ReconstructTiles(NamedTuple):
     num_stages: int
 
 
+class PooledTiles(NamedTuple):
+    """`texts` texts per program and video, `inner` channels at a time; F padded to `frames`."""
+
+    texts: int
+    frames: int
+    inner: int
+    num_warps: int
+    num_stages: int
+
+
 def padded(size: int) -> int:
     """Smallest power of two that holds size, from 16, the least that tl.dot takes."""
     return max(16, triton.next_power_of_2(size))
@@ -147,6 +157,23 @@ def reconstruct_tiles(
     return ReconstructTiles(16 if few_rows else tall, block_width, bases, warps(width, num_bases), num_stages=2)
 
 
+def pooled_tiles(texts: int, frames: int, width: int, dtype: torch.dtype) -> PooledTiles:
+    block = padded(frames)
+    if COARSE_TILES:
+        return PooledTiles(half(texts), block, half(width), num_warps=4, num_stages=1)
+    # [texts, frames] and [frames, frames] tiles lie in registers, several at a time.
+    if dtype == torch.float32:
+        return PooledTiles(32 if block < 64 else 16, block, 16, 4 if block == 16 else 8, num_stages=2)
+    return PooledTiles(64 if block == 16 else 32, block, 64, 4 if block == 16 else 8, num_stages=3)
+
+
+def text_splits(texts: int, videos: int, block: int) -> tuple[int, int]:
+    """(splits, texts of each) so that videos·splits fills the GPU, each split a multiple of block."""
+    blocks = triton.cdiv(texts, block)
+    blocks_per_split = triton.cdiv(blocks, min(blocks, triton.cdiv(TARGET_PROGRAMS, videos)))
+    return triton.cdiv(blocks, blocks_per_split), blocks_per_split * block
+
+
 def row_splits(rows: int, programs: int, block: int) -> tuple[int, int]:
     """(splits, rows of each) so that programs·splits fills the GPU, each split a multiple of block."""
     splits = max(1, min(triton.cdiv(TARGET_PROGRAMS, programs), triton.cdiv(rows, MIN_ROWS_PER_SPLIT)))
@@ -159,6 +186,11 @@ def float32_precision() -> str:
     if INTERPRETED:
         return "ieee"
     return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+
+
+def small_product_precision(dtype: torch.dtype) -> str:
+    """input_precision of float32 products beside those of x: TF32 rounds less than bfloat16 and float16 did before."""
+    return float32_precision() if dtype == torch.float32 or INTERPRETED else "tf32"
 
 
 def dot_options(dtype: torch.dtype) -> dict[str, Any]:

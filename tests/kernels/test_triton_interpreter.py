@@ -109,7 +109,7 @@ def test_reasons_are_given_for_what_cannot_run(results: dict[str, Any]) -> None:
     reasons = results["reasons"]
     assert "float64" in reasons["dtype"]
     assert "129 bases" in reasons["bases"]
-    assert "pooled_similarity" not in reasons["op"]
+    assert "em_anything" not in reasons["op"]
     assert "em_moments" in reasons["op"]
     assert reasons["fits"] is None
 
@@ -246,7 +246,7 @@ def special_cases() -> dict[str, Any]:
         "reasons": {
             "dtype": triton_backend.supports("em_moments", x.double()),
             "bases": triton_backend.supports("em_fit", gram, torch.zeros(63, 129)),
-            "op": triton_backend.supports("pooled_similarity", x),
+            "op": triton_backend.supports("em_anything", x),
             "fits": triton_backend.supports("em_fit", gram, start),
         },
     }
