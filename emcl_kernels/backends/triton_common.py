@@ -161,10 +161,10 @@ def pooled_tiles(texts: int, frames: int, width: int, dtype: torch.dtype) -> Poo
     block = padded(frames)
     if COARSE_TILES:
         return PooledTiles(half(texts), block, half(width), num_warps=4, num_stages=1)
-    # [texts, frames] and [frames, frames] tiles lie in registers, several at a time.
+    num_warps = 8 if block == 64 else warps(width)
     if dtype == torch.float32:
-        return PooledTiles(32 if block < 64 else 16, block, 16, 4 if block == 16 else 8, num_stages=2)
-    return PooledTiles(64 if block == 16 else 32, block, 64, 4 if block == 16 else 8, num_stages=3)
+        return PooledTiles(64 if block == 16 else 32, block, 16, num_warps, num_stages=2)
+    return PooledTiles(32 if block == 64 else 64, block, min(64, padded(width)), num_warps, num_stages=3)
 
 
 def text_splits(texts: int, videos: int, block: int) -> tuple[int, int]:

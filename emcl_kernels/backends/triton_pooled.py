@@ -273,12 +273,12 @@ def pooled_moments_kernel(
         dots = text_frame_products(text, frames, a, f, A, F, D, BLOCK_A, BLOCK_F, BLOCK_D, DOT_TYPE, PRECISION)
         weights = softmax_over_frames(dots, f, F, temperature) * valid[None, :]
         weights = tl.where((a < A)[:, None], weights, 0.0)
-        squares = tl.dot(tl.trans(weights), weights, squares, input_precision=SMALL)
-        sums += tl.sum(weights, axis=0)
         if KEEP:
             inside = (a < A)[:, None] & (f < F)[None, :]
             tl.store(kept + f.to(tl.int64)[None, :] * A + a[:, None], weights, mask=inside)
             tl.store(kept + F * A + a, tl.sum(weights * dots, axis=1), mask=a < A)
+        squares = tl.dot(tl.trans(weights), weights, squares, input_precision=SMALL)
+        sums += tl.sum(weights, axis=0)
 
     store_square(square_parts + part * F * F, squares, f, F, BLOCK_F)
     tl.store(sum_parts + part * F + f, sums, mask=f < F)
@@ -323,8 +323,6 @@ def pooled_moments_backward_kernel(
         dots = text_frame_products(text, frames, a, f, A, F, D, BLOCK_A, BLOCK_F, BLOCK_D, DOT_TYPE, PRECISION)
         soft = softmax_over_frames(dots, f, F, temperature)
         weights = tl.where((a < A)[:, None], soft * valid[None, :], 0.0)
-        squares = tl.dot(tl.trans(weights), weights, squares, input_precision=SMALL)
-        sums += tl.sum(weights, axis=0)
 
         pull = load_square(pulls + video * F * F, f, F, BLOCK_F)
         d_weights = tl.dot(weights, pull, tl.broadcast_to(shift[None, :], (BLOCK_A, BLOCK_F)), input_precision=SMALL)
@@ -332,6 +330,9 @@ def pooled_moments_backward_kernel(
         change = soft * (d_soft - tl.sum(d_soft * soft, axis=1)[:, None]) / temperature
         inside = (a < A)[:, None] & (f < F)[None, :]
         tl.store(d_dots + f.to(tl.int64)[None, :] * A + a[:, None], change, mask=inside)
+        # Last: any earlier, this product's operands would lie in registers beside all of the above.
+        squares = tl.dot(tl.trans(weights), weights, squares, input_precision=SMALL)
+        sums += tl.sum(weights, axis=0)
 
     store_square(square_parts + part * F * F, squares, f, F, BLOCK_F)
     tl.store(sum_parts + part * F + f, sums, mask=f < F)
@@ -448,16 +449,16 @@ def pooled_cosine_backward_kernel(
         dots = add_products_in_bases(dots, t_r, f_once + video * F * K, a, f, A, F, K, 16, SMALL)
         product = load_square(products + video * F * F, f, F, BLOCK_F)
         scaled = d_square[:, None] * weights
-        frame_weights = tl.dot(tl.trans(scaled), weights, frame_weights, input_precision=SMALL)
         d_weights = tl.dot(scaled, product, d_numerator[:, None] * dots, input_precision=SMALL)
         d_soft = d_weights * valid[None, :]
         d_dots = soft * (d_soft - tl.sum(d_soft * soft, axis=1)[:, None]) / temperature
 
         inside = (a < A)[:, None] & (f < F)[None, :]
         out = (video * F + f)[None, :] * A + a[:, None]
-        weights *= d_numerator[:, None]
-        tl.store(through + out, weights + d_dots, mask=inside)
+        tl.store(through + out, d_numerator[:, None] * weights + d_dots, mask=inside)
         if BASES:
-            tl.store(numerator_weights + out, weights, mask=inside)
+            tl.store(numerator_weights + out, d_numerator[:, None] * weights, mask=inside)
+        # Last: any earlier, this product's operands would lie in registers beside all of the above.
+        frame_weights = tl.dot(tl.trans(scaled), weights, frame_weights, input_precision=SMALL)
 
     store_square(frame_parts + part * F * F, frame_weights, f, F, BLOCK_F)
