@@ -125,6 +125,8 @@ class TrainConfig:
     """Stop after this many steps, whatever `epochs` says."""
     batch_size: int = 128
     """Pairs per step over all processes."""
+    chunks: int = 1
+    """Encode a batch in this many parts: the same gradients in less memory, for a second forward pass."""
     lr: float = 1e-4
     """Peak learning rate of everything that is not CLIP."""
     clip_lr_factor: float | None = None
@@ -194,6 +196,8 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
             yield f"{section}.{name}", value, value > 0 and math.isfinite(value), "a positive number"
     train, emcl = config.train, config.emcl
     yield "train.batch_size", train.batch_size, train.batch_size >= 2, "2 or more, since a pair learns from the others"
+    valid_chunks = f"1 to {train.batch_size}, the pairs of a batch"
+    yield "train.chunks", train.chunks, 1 <= train.chunks <= train.batch_size, valid_chunks
     yield "train.weight_decay", train.weight_decay, train.weight_decay >= 0, "0 or more"
     yield "train.warmup", train.warmup, 0 <= train.warmup <= 1, "a share between 0 and 1"
     yield "train.betas", train.betas, all(0 <= beta < 1 for beta in train.betas), "two numbers from 0 to below 1"

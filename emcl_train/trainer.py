@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from emcl_train import checkpoint
 from emcl_train.checkpoint import TrainingState
+from emcl_train.chunks import ChunkedFeatures
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, training_loader
@@ -186,9 +187,15 @@ class Run:
             self.print(
                 f"the training split has {clips} clips, fewer than train.batch_size {asked}: each step takes all"
             )
+        chunks, own = self.config.train.chunks, size // processes
+        if chunks > own:
+            raise UserError(
+                f"train.chunks is {chunks}, expected 1 to {own}, the pairs that each process has of a batch of {size} "
+                f"(processes: {processes}); pass --train.chunks {own} or less"
+            )
         if size % processes:
-            self.print(f"{processes} processes do not divide {size} pairs: each step takes {size - size % processes}")
-        return size - size % processes
+            self.print(f"{processes} processes do not divide {size} pairs: each step takes {own * processes}")
+        return own * processes
 
     def loader(self, epoch: int, start_batch: int = 0) -> DataLoader:
         config = self.config
@@ -242,9 +249,9 @@ class Run:
         share = schedule(self.step, total_steps=self.total_steps, warmup=config.train.warmup)
         set_learning_rate(self.optimizer, share)
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        text, frames, logit_scale = self.wrapped(
-            batch["input_ids"], batch["attention_mask"], batch["frames"], batch["frame_mask"]
-        )
+        inputs = [batch[name] for name in ("input_ids", "attention_mask", "frames", "frame_mask")]
+        chunked = ChunkedFeatures(self.wrapped, inputs, config.train.chunks) if config.train.chunks > 1 else None
+        text, frames, logit_scale = (*chunked.features, chunked.logit_scale) if chunked else self.wrapped(*inputs)
         loss = self.loss(text, frames, batch["frame_mask"], logit_scale)
         value = loss.item()
         if not math.isfinite(value):
@@ -253,6 +260,8 @@ class Run:
                 f"a longer --train.warmup, or --train.precision no; the last saved state is in {self.out / 'state'}"
             )
         accelerator.backward(loss)
+        if chunked:
+            chunked.backward(lambda: accelerator.no_sync(self.wrapped))
         accelerator.clip_grad_norm_(self.wrapped.parameters(), config.train.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -22,7 +22,7 @@ LAYERS = {
     "emcl_train": [
         {"__init__", "errors"},
         {"config"},
-        {"recipes", "checkpoint", "distributed"},
+        {"recipes", "checkpoint", "chunks", "distributed"},
         {"data", "models", "losses", "metrics", "optim", "rerank"},
         {"evaluate", "report"},
         {"trainer"},

@@ -98,6 +98,7 @@ def whole_run(root: Path, out: Path) -> None:
 
 def main(root: Path, out: Path) -> None:
     found = {case: one_step(step_config(root, out, case)) for case in CASES}
+    found["chunks"] = one_step(step_config(root, out / "chunks", "full", chunks=2))
     rank, world = dist.get_rank(), dist.get_world_size()
     found["loss"] = spread_loss(rank, world)
     torch.save(found, out / f"process{rank}.pt")

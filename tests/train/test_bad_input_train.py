@@ -45,6 +45,11 @@ BAD_INPUTS = {
     "no-epochs": (setting("train", "epochs", 0), r"train.epochs is 0, expected 1 or more; pass --train.epochs"),
     "no-steps": (setting("train", "max_steps", 0), r"train.max_steps is 0, .*--train.max-steps"),
     "one-pair-a-batch": (setting("train", "batch_size", 1), r"train.batch_size is 1, expected 2 or more"),
+    "no-chunks": (
+        setting("train", "chunks", 0),
+        r"train.chunks is 0, expected 1 to 128, the pairs of a batch; pass --tr",
+    ),
+    "empty-chunks": (setting("train", "chunks", 129), r"train.chunks is 129, expected 1 to 128, .*--train.chunks"),
     "negative-rate": (setting("train", "lr", -1e-3), r"train.lr is -0.001, expected a positive number"),
     "nan-rate": (setting("train", "lr", float("nan")), r"train.lr is nan, expected a positive number"),
     "warmup-in-steps": (setting("train", "warmup", 100), r"train.warmup is 100, expected a share between 0 and 1"),

@@ -23,6 +23,15 @@ needs_gloo = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Two would wait for each other longer than these tensors take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """What one process finds, and its folder, from which the others take the data set."""
@@ -116,6 +125,22 @@ def test_no_text_is_gathered_and_nothing_of_the_size_of_the_pairs(case, alone, t
         # DistributedDataParallel hands out the first process's buffers: constants, positions, the maintained bases.
         assert [exchange for exchange in found[case]["exchanges"] if exchange[0] != "broadcast_"] == expected
     assert alone[1][case]["exchanges"] == []
+
+
+@needs_gloo
+def test_chunks_of_several_processes_exchange_gradients_once(alone, together):
+    expected = alone[1]["full"]
+    everything = torch.cat([gradient.flatten() for gradient in expected["gradients"].values()]).norm()
+    for found in together[1]:
+        assert found["chunks"]["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+        for name, gradient in expected["gradients"].items():
+            error = (found["chunks"]["gradients"][name] - gradient).norm()
+            assert error <= 1e-5 * gradient.norm() + 1e-8 * everything, name
+        ours, others = (
+            [exchange for exchange in found[case]["exchanges"] if exchange[0] != "broadcast_"]
+            for case in ("chunks", "full")
+        )
+        assert ours == others
 
 
 def record(out: Path):
