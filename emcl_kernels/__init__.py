@@ -11,17 +11,21 @@ from emcl_kernels.ops import (
     pooled_similarity,
     pooled_similarity_blocks,
 )
+from emcl_kernels.stream import SimilarityStream, pooled_cosine_similarity_stream, pooled_similarity_stream
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EMCL",
+    "SimilarityStream",
     "em_fit",
     "em_moments",
     "em_project",
     "em_reconstruct",
     "pooled_cosine_similarity",
+    "pooled_cosine_similarity_stream",
     "pooled_similarity",
     "pooled_similarity_blocks",
+    "pooled_similarity_stream",
     "use_backend",
 ]

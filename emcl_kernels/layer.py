@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from emcl_kernels import checks, pooled, reference
 from emcl_kernels.ops import Gradient, em_fit, em_moments, em_project, em_reconstruct
 from emcl_kernels.ops import pooled_similarity as pooled_similarity_op
+from emcl_kernels.stream import SimilarityStream, pooled_similarity_stream
 
 Init = Literal["sign", "normal"]
 Scale = Literal["release", "relative"]
@@ -131,6 +132,39 @@ class EMCL(nn.Module):
             )
         self._update(mean_bases)
         return similarity
+
+    def pooled_similarity_stream(
+        self,
+        text: Tensor,
+        frames: Tensor,
+        frame_mask: Tensor,
+        *,
+        em_block: int | None = None,
+        chunk: int | None = None,
+        pooling_temperature: float = 3.0,
+    ) -> SimilarityStream:
+        """Rows of `pooled_similarity`, chunk of texts after chunk in bounded memory; for inference, without gradient.
+
+        Starts from the bases as they are now, and leaves them so in training mode too.
+
+        Args: em_block, chunk: see `emcl_kernels.pooled_similarity_stream`.
+        Returns: an iterable of tensors `[rows, B]` with a length; their concatenation is the similarity `[A, B]`.
+        """
+        self._check_width(text.shape[-1])
+        return pooled_similarity_stream(
+            text,
+            frames,
+            frame_mask,
+            self.bases.clone(),
+            em_block=em_block,
+            chunk=chunk,
+            pooling_temperature=pooling_temperature,
+            num_iters=self.num_iters,
+            temperature=self.temperature,
+            residual_weight=self.residual_weight,
+            eps=self.eps,
+            relative=self.scale == "relative",
+        )
 
     def extra_repr(self) -> str:
         names = ("num_bases", "num_iters", "temperature", "residual_weight", "momentum", "init", "scale", "gradient")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from emcl_kernels import SimilarityStream
 from emcl_train.checkpoint import ENVIRONMENT, METRICS, WEIGHTS, load_config, save_tensors_atomic, write_json_atomic
 from emcl_train.config import EvalConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
@@ -26,6 +27,7 @@ from emcl_train.models import RetrievalModel, build_model
 from emcl_train.rerank import inverted_softmax
 
 Metrics = dict[str, float]
+Step = TypeVar("Step")
 
 # The name of the row that a run is judged by, for each `emcl.mode`.
 MAIN_ROW = {"train": "EMCL-Net", "inference": "EMCL at inference only", "off": "Trained without EMCL"}
@@ -88,17 +90,14 @@ def embed_split(
 @torch.no_grad()
 def similarities(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> Similarities:
     """All captions against all clips, with EMCL (unless the run has it nowhere) and without."""
-    was_training = model.training
-    model.eval()  # in training mode the maintained bases would move
     device = next(model.parameters()).device
     inputs = [t.to(device) for t in (embeddings.text, embeddings.frames, embeddings.frame_mask)]
-    try:
-        on = None
-        if config.emcl.mode != "off":
-            on = model.similarity(*inputs, emcl=True, em_block=config.eval.em_block).cpu()
-        return Similarities(on, model.similarity(*inputs, emcl=False).cpu())
-    finally:
-        model.train(was_training)
+    on = None
+    if config.emcl.mode != "off":
+        stream = model.similarity_stream(*inputs, emcl=True, em_block=config.eval.em_block)
+        on = _gather(stream, embeddings, "Similarity with EMCL")
+    stream = model.similarity_stream(*inputs, emcl=False)
+    return Similarities(on, _gather(stream, embeddings, "Similarity without EMCL"))
 
 
 def evaluate(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> list[Row]:
@@ -271,7 +270,7 @@ def _encode_clips(
 ) -> tuple[Float[Tensor, "G F D"], Bool[Tensor, "G F"]]:
     frames, masks = [], []
     loader = clip_loader(split, config.data, batch_size=config.eval.batch_size)
-    for batch in _progress(loader, f"{split.name}: clips"):
+    for batch in _progress(loader, f"Encode {split.name}: clips"):
         mask = batch["frame_mask"]
         features = model.encode_video(batch["frames"].to(device), mask.to(device)).float().cpu()
         names = [split.clips[i].video_id for i in batch["index"].tolist()]
@@ -286,15 +285,23 @@ def _encode_captions(
 ) -> Float[Tensor, "Q D"]:
     texts = []
     loader = caption_loader(split, tokenizer, config.data, batch_size=config.eval.batch_size)
-    for batch in _progress(loader, f"{split.name}: captions"):
+    for batch in _progress(loader, f"Encode {split.name}: captions"):
         features = model.encode_text(batch["input_ids"].to(device), batch["attention_mask"].to(device))
         texts.append(features.float().cpu())
         _require_finite(texts[-1], "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
     return torch.cat(texts)
 
 
-def _progress(batches: Iterable[dict[str, Tensor]], what: str) -> Iterable[dict[str, Tensor]]:
-    return track(batches, description=f"Encode {what}", console=Console(stderr=True), transient=True)
+def _gather(stream: SimilarityStream, embeddings: Embeddings, description: str) -> Float[Tensor, "Q G"]:
+    similarity, start = torch.empty(len(embeddings.text), len(embeddings.frames)), 0
+    for rows in _progress(stream, description):
+        similarity[start : start + len(rows)] = rows
+        start += len(rows)
+    return similarity
+
+
+def _progress(steps: Iterable[Step], description: str) -> Iterable[Step]:
+    return track(steps, description=description, console=Console(stderr=True), transient=True)
 
 
 def _require_finite(features: Tensor, tower: str, unit: str, names: list[str]) -> None:

@@ -15,6 +15,7 @@ LAYERS = {
         {"backends", "pooled"},
         {"dispatch"},
         {"ops"},
+        {"stream"},
         {"layer", "refine"},
         {"__init__", "testing"},
         {"info"},

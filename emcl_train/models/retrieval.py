@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
-from emcl_kernels import EMCL, pooled_cosine_similarity
+from emcl_kernels import EMCL, SimilarityStream, pooled_cosine_similarity, pooled_cosine_similarity_stream
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.models.clip import CLIPTowers, Vocabulary, build_towers
@@ -69,29 +68,39 @@ class RetrievalModel(nn.Module):
         frame_mask: Bool[Tensor, "B F"],
         *,
         emcl: bool,
-        em_block: int | None = None,
         add_up: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "A B"]:
         """Cosine of each text with each clip's frames as pooled for that text.
 
-        Args: emcl: run EM over all pooled pairs and texts first. em_block: run it inside tiles of this many texts and
-            clips, in dataset order, as the release evaluates; None: over everything at once. add_up: sums over
-            processes with other texts and the same clips, for one EM over the rows of all; see `EMCL`.
+        Args: emcl: run one EM over all pooled pairs and texts first. add_up: sums over processes with other texts and
+            the same clips, for one EM over the rows of all; see `EMCL`.
         """
         if not emcl:
             return pooled_cosine_similarity(text, frames, frame_mask, pooling_temperature=self.pooling_temperature)
-        if em_block is None:
-            return self.emcl.pooled_similarity(
-                text, frames, frame_mask, pooling_temperature=self.pooling_temperature, add_up=add_up
-            )
-        clips = list(zip(frames.split(em_block), frame_mask.split(em_block), strict=True))
-        rows = [torch.cat([self._em_similarity(t, f, m) for f, m in clips], dim=1) for t in text.split(em_block)]
-        return torch.cat(rows)
+        return self.emcl.pooled_similarity(
+            text, frames, frame_mask, pooling_temperature=self.pooling_temperature, add_up=add_up
+        )
 
-    def _em_similarity(
-        self, text: Float[Tensor, "A D"], frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]
-    ) -> Float[Tensor, "A B"]:
-        return self.emcl.pooled_similarity(text, frames, frame_mask, pooling_temperature=self.pooling_temperature)
+    def similarity_stream(
+        self,
+        text: Float[Tensor, "A D"],
+        frames: Float[Tensor, "B F D"],
+        frame_mask: Bool[Tensor, "B F"],
+        *,
+        emcl: bool,
+        em_block: int | None = None,
+    ) -> SimilarityStream:
+        """Rows of `similarity` in bounded memory, for evaluation: without gradient, and the bases stay as they are.
+
+        Args: em_block: with emcl, run EM inside tiles of this many texts and clips, in dataset order, as the release
+            evaluates; None: over everything at once.
+        """
+        temperature = self.pooling_temperature
+        if not emcl:
+            return pooled_cosine_similarity_stream(text, frames, frame_mask, pooling_temperature=temperature)
+        return self.emcl.pooled_similarity_stream(
+            text, frames, frame_mask, em_block=em_block, pooling_temperature=temperature
+        )
 
 
 def build_model(config: RunConfig, tokenizer: Tokenizer) -> RetrievalModel:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_evaluation import CLIPS, FRAMES, TinyTokenizer, tiny_config, tiny_data, tiny_model, tiny_split
 
+from emcl_train import evaluate as evaluation
 from emcl_train.checkpoint import append_line, save_config, save_tensors_atomic, write_json_atomic
 from emcl_train.config import EvalConfig, RunConfig
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
@@ -107,6 +108,28 @@ def test_emcl_on_and_off_differ_and_blocks_change_only_emcl(tiny_data):
     assert not torch.allclose(whole.emcl_on, whole.emcl_off, atol=1e-4)
     assert not torch.allclose(whole.emcl_on, blocks.emcl_on, atol=1e-5)
     assert torch.equal(whole.emcl_off, blocks.emcl_off)
+
+
+@pytest.mark.parametrize("em_block", [None, 3])
+def test_steps_of_the_similarity_are_shown(tiny_data, monkeypatch, capsys, em_block):
+    config = tiny_config()
+    config.eval.em_block = em_block
+    model = tiny_model(config)
+    embeddings = embed_split(model, tiny_data, TinyTokenizer(), config)
+    shown, track = {}, evaluation.track
+
+    def record(steps, *, description, **options):
+        shown[description] = len(steps)
+        return track(steps, description=description, **options)
+
+    monkeypatch.setattr(evaluation, "track", record)
+    monkeypatch.setattr("emcl_kernels.stream.CHUNK_WEIGHTS", 3 * CLIPS * FRAMES)
+    monkeypatch.setattr("emcl_kernels.stream.CHUNK_BLOCKS", 1)
+    scores = similarities(model, embeddings, config)
+    assert shown == {"Similarity with EMCL": 3 if em_block else 3 + 3, "Similarity without EMCL": 3}
+    assert scores.emcl_on is not None
+    assert bool(torch.isfinite(scores.emcl_on).all() and torch.isfinite(scores.emcl_off).all())
+    assert capsys.readouterr().out == ""
 
 
 def test_evaluating_a_run_writes_what_the_report_needs(tiny_data, tmp_path):

@@ -128,16 +128,21 @@ def test_modes_of_emcl(root, tmp_path, mode, trains_with_em, monkeypatch):
     config = tiny_run(root, tmp_path / "run", max_steps=1)
     config.emcl.mode = mode
     seen = []
-    original = trainer.RetrievalModel.similarity
 
-    def similarity(self, *args, emcl, **rest):
-        seen.append((self.training, emcl))
-        return original(self, *args, emcl=emcl, **rest)
+    def watch(name):
+        original = getattr(trainer.RetrievalModel, name)
 
-    monkeypatch.setattr(trainer.RetrievalModel, "similarity", similarity)
+        def method(self, *args, emcl, **rest):
+            seen.append((name, emcl))
+            return original(self, *args, emcl=emcl, **rest)
+
+        monkeypatch.setattr(trainer.RetrievalModel, name, method)
+
+    watch("similarity")
+    watch("similarity_stream")
     run(config)
-    assert {emcl for training, emcl in seen if training} == {trains_with_em}
-    assert any(emcl for training, emcl in seen if not training) == (mode == "inference")
+    assert {emcl for name, emcl in seen if name == "similarity"} == {trains_with_em}
+    assert any(emcl for name, emcl in seen if name == "similarity_stream") == (mode == "inference")
 
 
 @pytest.mark.usefixtures("no_pictures")

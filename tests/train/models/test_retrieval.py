@@ -42,13 +42,18 @@ def test_em_changes_the_similarity_and_leaves_it_a_cosine():
 
 def test_blocks_are_tiles_in_dataset_order_with_an_em_of_their_own():
     net, (text, frames, mask) = model().eval(), features()
-    blocks = net.similarity(text, frames, mask, emcl=True, em_block=3)
+
+    def stream(**options):
+        return torch.cat(list(net.similarity_stream(text, frames, mask, **options)))
+
+    blocks = stream(emcl=True, em_block=3)
     alone = net.similarity(text[3:6], frames[3:5], mask[3:5], emcl=True)
     torch.testing.assert_close(blocks[3:6, 3:5], alone)
-    assert not torch.allclose(blocks, net.similarity(text, frames, mask, emcl=True), atol=1e-4)
-    torch.testing.assert_close(
-        net.similarity(text, frames, mask, emcl=True, em_block=100), net.similarity(text, frames, mask, emcl=True)
-    )
+    whole = net.similarity(text, frames, mask, emcl=True)
+    assert not torch.allclose(blocks, whole, atol=1e-4)
+    torch.testing.assert_close(stream(emcl=True, em_block=100), whole)
+    torch.testing.assert_close(stream(emcl=True), whole)
+    torch.testing.assert_close(stream(emcl=False), net.similarity(text, frames, mask, emcl=False))
 
 
 def test_only_training_with_em_moves_the_bases():
