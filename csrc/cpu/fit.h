@@ -9,14 +9,15 @@
 
 namespace {
 
-// p[k] = softmax over the first `bases` of row[k] * factor[k]; zero in the padding. `row` and `p` may be the same.
+// p[k] = softmax of row[k] * factor[k], where basis k counts times[k] times; zero where that is zero, in the padding.
+// `row` and `p` may be the same.
 template <class T>
-inline void softmax_row(const T* row, const T* factor, const T* lanes, int64_t thin, T* p) {
+inline void softmax_row(const T* row, const T* factor, const T* times, int64_t thin, T* p) {
   constexpr int V = kLanes<T>;
   Vec<T> peak = splat(T(-INFINITY));
   for (int64_t k = 0; k < thin; k += V) {
     const Vec<T> z = load(row + k) * load(factor + k);
-    const Vec<T> inside = load(lanes + k) > splat(T(0)) ? z : splat(T(-INFINITY));
+    const Vec<T> inside = load(times + k) > splat(T(0)) ? z : splat(T(-INFINITY));
     peak = inside > peak ? inside : peak;
   }
   T top = peak[0];
@@ -24,9 +25,9 @@ inline void softmax_row(const T* row, const T* factor, const T* lanes, int64_t t
   Vec<T> sum = {};
   for (int64_t k = 0; k < thin; k += V) {
     const Vec<T> z = load(row + k) * load(factor + k) - top;
-    const Vec<T> e = exp_of_nonpositive(z > splat(T(0)) ? splat(T(0)) : z) * load(lanes + k);  // padding may be above
-    store(p + k, e);
-    sum += e;
+    const Vec<T> e = exp_of_nonpositive(z > splat(T(0)) ? splat(T(0)) : z);  // padding may be above
+    store(p + k, load(times + k) > splat(T(0)) ? e : Vec<T>{});
+    sum += e * load(times + k);
   }
   T total = 0;
   for (int i = 0; i < V; ++i) total += sum[i];
@@ -51,20 +52,53 @@ void start_from_colsum(const T* colsum, const T* init, int64_t width, int64_t ba
     for (int64_t k = 0; k < thin; ++k) logits[d * thin + k] = k < bases ? colsum[d] * init[k] : T(0);
 }
 
+// Bases that start alike stay alike, so EM runs on one of each. The release starts from ±1: its bases are two.
+template <class T>
+struct Distinct {
+  int64_t bases, count = 0;
+  Scratch<int64_t> first, of;  // of every distinct basis, where it stands first; of every basis, which one it is
+  Scratch<T> times;            // how often a distinct one occurs
+
+  // same(k, l): whether two bases start alike
+  template <class F>
+  Distinct(int64_t bases_, const F& same) : bases(bases_), first(bases), of(bases), times(bases) {
+    for (int64_t k = 0; k < bases; ++k) {
+      int64_t i = 0;
+      while (i < count && !same(first[i], k)) ++i;
+      if (i == count) {
+        first[count] = k;
+        times[count++] = 0;
+      }
+      times[i] += 1;
+      of[k] = i;
+    }
+  }
+  // [rows, thin] of the distinct ones, times a factor for each, to [rows, bases] of all
+  void expand(const T* src, int64_t rows, int64_t thin, const T* factor, T* dst) const {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t k = 0; k < bases; ++k) dst[i * bases + k] = src[i * thin + of[k]] * factor[of[k]];
+  }
+};
+template <class T>
+Distinct<T> distinct_starts(const T* init, int64_t bases) {
+  return Distinct<T>(bases, [&](int64_t k, int64_t l) { return init[k] == init[l]; });
+}
+
 // State of an EM run on padded [D, thin] matrices.
 template <class T>
 struct Em {
   emcl::ParallelFor run;
   int64_t width, bases, thin, blocks;
   emcl::Settings settings;
-  Scratch<T> lanes, factor, total, inverse, scale, length, partial;
+  Scratch<T> times, factor, total, inverse, scale, length, partial;
 
-  Em(emcl::ParallelFor run_, int64_t width_, int64_t bases_, emcl::Settings s)
+  // times_: how often each basis counts, or null for once
+  Em(emcl::ParallelFor run_, int64_t width_, int64_t bases_, emcl::Settings s, const T* times_ = nullptr)
       : run(run_), width(width_), bases(bases_), thin(thin_width<T>(bases_)), blocks(divide_up(width_, kChannelBlock)),
-        settings(s), lanes(thin), factor(thin), total(thin), inverse(thin), scale(thin), length(thin),
+        settings(s), times(thin), factor(thin), total(thin), inverse(thin), scale(thin), length(thin),
         partial(blocks * thin) {
     for (int64_t k = 0; k < thin; ++k) {
-      lanes[k] = k < bases ? T(1) : T(0);
+      times[k] = k < bases ? (times_ == nullptr ? T(1) : times_[k]) : T(0);
       factor[k] = T(1) / T(settings.temperature);
       scale[k] = 0;
     }
@@ -81,7 +115,7 @@ struct Em {
         for (int64_t k = 0; k < thin; ++k) sums[k] = 0;
         for (int64_t d = begin; d < end; ++d) {
           T* row = p + d * thin;
-          softmax_row(logits + d * thin, factor.get(), lanes.get(), thin, row);
+          softmax_row(logits + d * thin, factor.get(), times.get(), thin, row);
           for (int64_t k = 0; k < thin; k += kLanes<T>) store(sums + k, load(sums + k) + load(row + k));
         }
       }
@@ -129,12 +163,20 @@ struct Em {
 template <class T>
 void fit(emcl::ParallelFor run, const void* gram, const void* logits, int64_t width, int64_t bases,
          emcl::Settings settings, void* responsibilities, void* scale) {
-  Em<T> em(run, width, bases, settings);
+  const T* start = static_cast<const T*>(logits);
+  const Distinct<T> distinct(bases, [&](int64_t k, int64_t l) {
+    for (int64_t d = 0; d < width; ++d)
+      if (start[d * bases + k] != start[d * bases + l]) return false;
+    return true;
+  });
+  Em<T> em(run, width, distinct.count, settings, distinct.times.get());
   Scratch<T> p(width * em.thin), product(width * em.thin);
-  pad_thin<T>(static_cast<const T*>(logits), width, bases, em.thin, nullptr, product.get());
+  for (int64_t d = 0; d < width; ++d)
+    for (int64_t k = 0; k < em.thin; ++k)
+      product[d * em.thin + k] = k < distinct.count ? start[d * bases + distinct.first[k]] : T(0);
   em.iterate(static_cast<const T*>(gram), p.get(), product.get());
-  unpad_thin<T>(p.get(), width, bases, em.thin, em.inverse.get(), static_cast<T*>(responsibilities));
-  for (int64_t k = 0; k < bases; ++k) static_cast<T*>(scale)[k] = em.scale[k];
+  distinct.expand(p.get(), width, em.thin, em.inverse.get(), static_cast<T*>(responsibilities));
+  for (int64_t k = 0; k < bases; ++k) static_cast<T*>(scale)[k] = em.scale[distinct.of[k]];
 }
 
 // Runs forward again and keeps r and gram·r of every iteration, then goes back through them (docs/math.md, BE and BM).

@@ -179,48 +179,64 @@ void each_group(const Pooling<E>& pool, int64_t first_group, int64_t last_group,
   });
 }
 
-// (PG), (PS): gram and colsum of all A·B + A rows [pooled; text]. kept: where to keep the weights, or null.
+// Calls f(group, video of it, square [F, F], counts [F]) for every video of some groups: Σ over texts of w·wᵀ and of w.
+// kept: where to keep the weights, or null.
+template <class E, class F>
+void weigh_videos(const Pooling<E>& pool, int64_t first_group, int64_t last_group, Compute<E>* kept, const F& f) {
+  using T = Compute<E>;
+  constexpr int64_t W = kPanel<T>, V = kLanes<T>;
+  const int64_t frames = pool.size.frames;
+  each_group(pool, first_group, last_group, [&](int64_t first, int64_t last) {
+    Group<E> g(pool);
+    PairSums<T> pairs(pool.videos_per_group, frames);
+    Scratch<T> count_lanes(pool.videos_per_group * frames * V), square(frames * frames), counts(frames);
+    for (int64_t group = first; group < last; ++group) {
+      g.start(group);
+      pairs.clear(g.videos);
+      count_lanes.clear(g.rows * V);
+      for (int64_t panel = 0; panel < pool.panels; ++panel) {
+        g.weigh(panel);
+        if (kept != nullptr) g.keep(panel, kept);
+        for (int64_t v = 0; v < g.videos; ++v) {
+          const T* w = &g.weights[v * frames * W];
+          pairs.add(v, w, w);
+        }
+        for (int64_t i = 0; i < g.rows; ++i)
+          for (int64_t j = 0; j < W; j += V)
+            store(&count_lanes[i * V], load(&count_lanes[i * V]) + load(&g.weights[i * W + j]));
+      }
+      for (int64_t v = 0; v < g.videos; ++v) {
+        pairs.write(v, T(1), square.get());
+        for (int64_t i = 0; i < frames; ++i) counts[i] = sum_of_lanes<T>(load(&count_lanes[(v * frames + i) * V]));
+        f(g, v, square.get(), counts.get());
+      }
+    }
+  });
+}
+
+// (PG), (PS): gram and colsum of all A·B + A rows [pooled; text].
 template <class E>
 void pooled_moments(const Pooling<E>& pool, Compute<E>* gram, Compute<E>* colsum, Compute<E>* kept) {
   using T = Compute<E>;
-  constexpr int64_t W = kPanel<T>, V = kLanes<T>;
+  constexpr int64_t W = kPanel<T>;
   const int64_t F = pool.size.frames, width = pool.size.width, texts = pool.size.texts;
   const int64_t held_rows = least(kHeldGroups, pool.groups) * pool.videos_per_group * F;
   const int64_t strip = most(held_rows, strip_of(texts));
   GramSum<T> sum(pool.run, strip, width);
-  Scratch<T> weighted(strip * round_up(width, W)), counts(strip);
+  Scratch<T> weighted(strip * round_up(width, W)), all_counts(strip);
   for (int64_t held = 0; held < pool.groups; held += kHeldGroups) {
     const int64_t held_row = held * pool.videos_per_group * F;
-    each_group(pool, held, least(pool.groups, held + kHeldGroups), [&](int64_t first, int64_t last) {
-      Group<E> g(pool);
-      PairSums<T> pairs(pool.videos_per_group, F);
-      Scratch<T> count_lanes(pool.videos_per_group * F * V), square(F * F);
-      for (int64_t group = first; group < last; ++group) {
-        g.start(group);
-        pairs.clear(g.videos);
-        count_lanes.clear(g.rows * V);
-        for (int64_t panel = 0; panel < pool.panels; ++panel) {
-          g.weigh(panel);
-          if (kept != nullptr) g.keep(panel, kept);
-          for (int64_t v = 0; v < g.videos; ++v) pairs.add(v, &g.weights[v * F * W], &g.weights[v * F * W]);
-          for (int64_t i = 0; i < g.rows; ++i)
-            for (int64_t j = 0; j < W; j += V)
-              store(&count_lanes[i * V], load(&count_lanes[i * V]) + load(&g.weights[i * W + j]));
-        }
-        const int64_t at = g.first_row - held_row;
-        for (int64_t i = 0; i < g.rows; ++i) counts[at + i] = sum_of_lanes<T>(load(&count_lanes[i * V]));
-        for (int64_t v = 0; v < g.videos; ++v) {
-          pairs.write(v, T(1), square.get());
-          for (int64_t panel = 0; panel * W < width; ++panel) {
-            const T* f = &g.f[v * F * g.depth + panel * W];
-            const int64_t row = at + v * F;
-            strip_product<T, false>(F, F, square.get(), f, g.depth, &weighted[(panel * strip + row) * W], W);
-            for (int64_t i = 0; i < F; ++i) std::memcpy(sum.x_at(row + i, panel), f + i * g.depth, size_t(W) * sizeof(T));
-          }
-        }
+    weigh_videos(pool, held, least(pool.groups, held + kHeldGroups), kept,
+                 [&](const Group<E>& g, int64_t v, const T* square, const T* counts) {
+      const int64_t row = g.first_row - held_row + v * F;
+      std::memcpy(&all_counts[row], counts, size_t(F) * sizeof(T));
+      for (int64_t panel = 0; panel * W < width; ++panel) {
+        const T* f = &g.f[v * F * g.depth + panel * W];
+        strip_product<T, false>(F, F, square, f, g.depth, &weighted[(panel * strip + row) * W], W);
+        for (int64_t i = 0; i < F; ++i) std::memcpy(sum.x_at(row + i, panel), f + i * g.depth, size_t(W) * sizeof(T));
       }
     });
-    sum.add_packed(least(held_rows, pool.rows - held_row), weighted.get(), counts.get());
+    sum.add_packed(least(held_rows, pool.rows - held_row), weighted.get(), all_counts.get());
   }
   sum.add(pool.text, texts);
   sum.write(gram, colsum);

@@ -70,18 +70,18 @@ void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, c
   pack_twice_symmetric(pool.run, d_gram, width, twice.get());  // panels of H = d_gram + d_gramᵀ
   for (int64_t d = 0; d < depth; ++d) h[d] = d < width ? d_colsum[d] : T(0);
   pack_panels<E, T>(pool.run, pool.text, texts, width, width, 1, text_panels.get());
-  // rows·H + h
-  const auto pulled = [&](int64_t m, const T* rows, T* out) {
-    for (int64_t i = 0; i < m; ++i) std::memcpy(out + i * depth, h.get(), size_t(depth) * sizeof(T));
+  const auto times_h = [&](int64_t m, const T* rows, T* out) {  // rows·H
     for (int64_t column = 0; column < depth; column += W)
-      panel_product<T, true>(m, width, rows, depth, 1, &twice[column * width], out + column, depth);
+      panel_product<T>(m, width, rows, depth, 1, &twice[column * width], out + column, depth);
   };
   z_text.clear(pool.padded * depth);
   parallel(pool.run, divide_up(texts, kRowBlock), grain_of(kRowBlock * width * width), [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * kRowBlock, m = least(kRowBlock, texts - begin);
       pad_rows<E, T>(pool.text + begin * width, m, width, depth, &text_rows[begin * depth]);
-      pulled(m, &text_rows[begin * depth], &z_text[begin * depth]);
+      times_h(m, &text_rows[begin * depth], &z_text[begin * depth]);
+      for (int64_t i = begin * depth; i < (begin + m) * depth; i += depth)
+        for (int64_t d = 0; d < depth; ++d) z_text[i + d] += h[d];
     }
   });
 
@@ -96,13 +96,11 @@ void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, c
         g.start(group);
         pairs.clear(g.videos);
         counts.clear(g.rows * V);
-        pulled(g.rows, g.f.get(), f_h.get());  // f·H + h
+        times_h(g.rows, g.f.get(), f_h.get());
         for (int64_t i = 0; i < g.rows; ++i) row_products<T>(1, 1, depth, h.get(), depth, &g.f[i * depth], depth, false, &shift[i], 1);
         for (int64_t v = 0; v < g.videos; ++v) {
           T* product = &products[v * F * F];
           row_products<T>(F, F, depth, &f_h[v * F * depth], depth, &g.f[v * F * depth], depth, false, product, F);
-          for (int64_t i = 0; i < F; ++i)
-            for (int64_t j = 0; j < F; ++j) product[i * F + j] -= shift[v * F + j];  // f·H·fᵀ
         }
         for (int64_t panel = 0; panel < pool.panels; ++panel) {
           g.weigh(panel);
@@ -125,15 +123,13 @@ void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, c
           for (int64_t i = 0; i < g.rows; ++i)
             std::memcpy(through + (g.first_row - first_held + i) * pool.padded + panel * W, &out[i * W], size_t(W) * sizeof(T));
         }
-        // Σ_a w·(v·H + h) = S·(f·H + h) + (counts − S·1)·h
-        Scratch<T> squares(g.videos * F * F), rest(g.rows);
+        // Σ_a w·(v·H + h) = S·f·H + counts·h
+        Scratch<T> squares(g.videos * F * F), totals(g.rows);
         for (int64_t v = 0; v < g.videos; ++v) {
           T* s = &squares[v * F * F];
           pairs.write(v, T(1), s);
           for (int64_t i = 0; i < F; ++i) {
-            T sum = sum_of_lanes<T>(load(&counts[(v * F + i) * V]));
-            for (int64_t j = 0; j < F; ++j) sum -= s[i * F + j];
-            rest[v * F + i] = sum;
+            totals[v * F + i] = sum_of_lanes<T>(load(&counts[(v * F + i) * V]));
           }
         }
         for (int64_t column = 0; column < depth; column += W) {
@@ -142,7 +138,7 @@ void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, c
             strip_product<T, true>(F, F, &squares[v * F * F], &f_h[v * F * depth + column], depth, &out[v * F * W], W);
           for (int64_t i = 0; i < g.rows; ++i)
             for (int64_t d = column; d < least(width, column + W); ++d)
-              narrow(out[i * W + d - column] + rest[i] * h[d], &d_frames[(g.first_row + i) * width + d]);
+              narrow(out[i * W + d - column] + totals[i] * h[d], &d_frames[(g.first_row + i) * width + d]);
         }
       }
     });

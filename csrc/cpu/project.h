@@ -65,33 +65,43 @@ void fit_by_loop(Em<T>& em, const T* x, const T* init, bool per_row, int64_t row
 template <class E>
 void project(emcl::ParallelFor run, const void* x, const void* init_, bool per_row, bool loop, int64_t rows,
              int64_t width, int64_t bases, emcl::Settings settings, double weight, void* y, void* mean_bases_,
-             void* responsibilities, void* scale) {
+             void* responsibilities, void* scale_) {
   using T = Compute<E>;
   const T* init = static_cast<const T*>(init_);
-  T* mean_bases = static_cast<T*>(mean_bases_);
-  Em<T> em(run, width, bases, settings);
-  Scratch<T> p(width * em.thin);
+  T *mean_bases = static_cast<T*>(mean_bases_), *scale = static_cast<T*>(scale_);
+  const Distinct<T> distinct = per_row ? Distinct<T>(bases, [](int64_t, int64_t) { return false; })
+                                       : distinct_starts(init, bases);
+  Em<T> em(run, width, distinct.count, settings, distinct.times.get());
+  const int64_t count = distinct.count, thin = em.thin;
+  Scratch<T> p(width * thin), starts(count), means(count), r(width * count), s(count);
+  for (int64_t k = 0; k < count; ++k) starts[k] = init[distinct.first[k]];
+  const T* start = per_row ? init : starts.get();
   if (loop) {
     Scratch<T> wide(sizeof(E) == sizeof(T) ? 1 : rows * width);
     const T* a = widened<E>(static_cast<const E*>(x), rows * width, wide.get());
-    fit_by_loop<T>(em, a, init, per_row, rows, p.get(), mean_bases);
+    fit_by_loop<T>(em, a, start, per_row, rows, p.get(), means.get());
   } else {
-    Scratch<T> gram(width * width), colsum(width), product(width * em.thin);
+    Scratch<T> gram(width * width), colsum(width), product(width * thin);
     moments<E>(run, x, rows, width, gram.get(), colsum.get());
     if (per_row) {
-      start_from_rows<E>(run, static_cast<const E*>(x), init, rows, width, bases, em.thin, product.get());
+      start_from_rows<E>(run, static_cast<const E*>(x), start, rows, width, bases, thin, product.get());
     } else {
-      start_from_colsum<T>(colsum.get(), init, width, bases, em.thin, product.get());
+      start_from_colsum<T>(colsum.get(), start, width, count, thin, product.get());
     }
     em.iterate(gram.get(), p.get(), product.get());
-    for (int64_t k = 0; k < bases; ++k) mean_bases[k] = 0;
+    for (int64_t k = 0; k < count; ++k) means[k] = 0;
     for (int64_t d = 0; d < width; ++d)
-      for (int64_t k = 0; k < bases; ++k) mean_bases[k] += colsum[d] * p[d * em.thin + k];
-    for (int64_t k = 0; k < bases; ++k) mean_bases[k] *= em.inverse[k] * em.scale[k] / T(rows);
+      for (int64_t k = 0; k < count; ++k) means[k] += colsum[d] * p[d * thin + k];
+    for (int64_t k = 0; k < count; ++k) means[k] *= em.inverse[k] * em.scale[k] / T(rows);
   }
-  unpad_thin<T>(p.get(), width, bases, em.thin, em.inverse.get(), static_cast<T*>(responsibilities));
-  for (int64_t k = 0; k < bases; ++k) static_cast<T*>(scale)[k] = em.scale[k];
-  reconstruct<E>(run, x, responsibilities, scale, rows, width, bases, weight, y);
+  distinct.expand(p.get(), width, thin, em.inverse.get(), static_cast<T*>(responsibilities));
+  for (int64_t k = 0; k < bases; ++k) {
+    scale[k] = em.scale[distinct.of[k]];
+    mean_bases[k] = means[distinct.of[k]];
+  }
+  unpad_thin<T>(p.get(), width, count, thin, em.inverse.get(), r.get());
+  for (int64_t k = 0; k < count; ++k) s[k] = em.scale[k] * distinct.times[k];
+  reconstruct<E>(run, x, r.get(), s.get(), rows, width, count, weight, y);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from emcl_kernels.testing import TOLERANCE, assert_close, clustered_rows, distin
 
 pytestmark = pytest.mark.skipif(not native.status()["loaded"], reason=native.status()["reason"])
 
+POOLED = Path(__file__).with_name("test_native_pooled.py")
 ODD = [(1, 16, 1), (7, 1, 7), (41, 63, 32), (130, 25, 7), (1000, 130, 41), (1037, 512, 130)]
 
 
@@ -113,7 +115,7 @@ def test_every_instruction_set_of_this_machine(isa: str) -> None:
     if native.status()["isa"] == isa:
         return  # what all other tests here have run on
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", __file__, "-k", "reference or forms"],
+        [sys.executable, "-m", "pytest", "-q", __file__, str(POOLED), "-k", "reference or forms"],
         env=environment,
         capture_output=True,
         text=True,

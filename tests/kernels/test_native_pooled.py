@@ -1,0 +1,138 @@
+"""The C++ kernels of the pooled similarity: every dtype and edge of a tile, equal starts, blocks, memory, threads."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from emcl_kernels import em_fit, em_project, pooled, pooled_similarity, pooled_similarity_blocks, reference, use_backend
+from emcl_kernels.backends import native, plain_pooled
+from emcl_kernels.testing import TOLERANCE, assert_close, clustered_rows, distinct_init, relative_error
+
+pytestmark = pytest.mark.skipif(not native.status()["loaded"], reason=native.status()["reason"])
+
+# texts, videos, frames, width, bases: one of each, edges of tiles, more groups than are held at a time, wide and deep
+SHAPES = [(1, 1, 1, 1, 1), (48, 16, 3, 48, 16), (49, 17, 12, 130, 33), (5, 400, 7, 20, 3), (7, 3, 64, 1024, 128)]
+
+
+def sample(texts: int, videos: int, frames: int, width: int, bases: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    mask = (torch.rand(videos, frames) < 0.8).to(torch.float64)
+    text, video = 2 * clustered_rows(texts, width), 2 * clustered_rows(videos, frames, width)
+    return text.to(dtype), video.to(dtype), mask, distinct_init(bases).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_kernel_equals_the_reference(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    text, frames, mask, _ = sample(*shape, dtype)
+    wide_text, wide_frames = text.double(), frames.double()
+    # one rounding of a gradient to its dtype, and float32 sums before it
+    rows = {torch.bfloat16: 4e-3, torch.float16: 6e-4, torch.float64: 1e-9}.get(dtype, TOLERANCE[torch.float32])
+    sums = TOLERANCE[torch.float64 if dtype == torch.float64 else torch.float32]
+
+    gram, colsum, kept = native.pooled_moments(text, frames, mask, 2.0, True)
+    truth = plain_pooled.moments(wide_text, wide_frames, mask, 2.0, True)
+    assert_close("gram", gram, truth[0], sums)
+    assert_close("colsum", colsum, truth[1], sums)
+
+    r = torch.softmax(torch.randn(shape[3], shape[4], dtype=torch.float64), dim=-1) / shape[3]
+    s = torch.rand(shape[4], dtype=torch.float64) * 5
+    r_, s_ = r.to(gram.dtype), s.to(gram.dtype)
+    expected = plain_pooled.cosine(wide_text, wide_frames, mask, truth[2], r_.double(), s_.double(), 3.0, 2.0)
+    for known in (kept, kept.new_empty(0)):
+        for name, a, b in zip(
+            ("cosine", "length"),
+            native.pooled_cosine(text, frames, mask, known, r_, s_, 3.0, 2.0),
+            expected,
+            strict=True,
+        ):
+            assert_close(name, a, b, sums)
+
+    d_cosine = torch.randn(expected[0].shape, dtype=torch.float64)
+    given = (d_cosine, *expected)
+    for linear in (False, True):
+        ours = native.pooled_cosine_backward(
+            *(t.to(gram.dtype) for t in given), text, frames, mask, r_, s_, 3.0, 2.0, linear
+        )
+        right = plain_pooled.cosine_backward(
+            *given, wide_text, wide_frames, mask, r_.double(), s_.double(), 3.0, 2.0, linear
+        )
+        for name, a, b, allowed in zip(
+            ("d_text", "d_frames", "pull_text", "pull_frames"), ours, right, (rows, rows, sums, sums), strict=True
+        ):
+            if float(b.abs().max()) > 1e-9 * float(d_cosine.abs().max()):
+                assert_close(f"{name} linear={linear}", a, b, max(allowed, 10 * sums))
+
+    d_gram, d_colsum = torch.randn_like(truth[0]), torch.randn_like(truth[1])
+    d_gram_, d_colsum_ = d_gram.to(gram.dtype), d_colsum.to(gram.dtype)
+    ours = native.pooled_moments_backward(d_gram_, d_colsum_, text, frames, mask, 2.0)
+    right = plain_pooled.moments_backward(d_gram_.double(), d_colsum_.double(), wide_text, wide_frames, mask, 2.0)
+    for name, a, b in zip(("d_text", "d_frames"), ours, right, strict=True):
+        assert_close(f"{name} of the moments", a, b, rows)
+
+
+@pytest.mark.parametrize("bases", [[1.0], [1.0, -1.0, 1.0, 1.0, -1.0], [0.3, 0.3, -2.0, 0.5]])
+def test_bases_that_start_alike_stay_alike(bases: list[float]) -> None:
+    """EM runs on one of each, and gives what it gives for all of them."""
+    init = torch.tensor(bases, dtype=torch.float64)
+    for rows in (20, 300):  # by the loop, and by the Gram form
+        x = clustered_rows(rows, 40)
+        y, mean_bases = reference.em_project_loop(x, init, temperature=0.3)
+        with use_backend("native"):
+            ours = em_project(x, init, temperature=0.3)
+        assert_close("reconstruction", ours[0] - x, y - x)
+        assert_close("mean_bases", ours[1], mean_bases, 1e-9)
+    gram, colsum = reference.em_moments(x)
+    logits = colsum[:, None] * init
+    truth = reference.em_fit(gram, logits, num_iters=9, temperature=0.3)
+    with use_backend("native"):
+        r, s = em_fit(gram, logits, temperature=0.3)
+    assert_close("responsibilities", r, truth[0])
+    assert_close("scale", s, truth[1])
+    for k, value in enumerate(bases):
+        assert torch.equal(r[:, k], r[:, bases.index(value)])
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("start", ["sign", "distinct"])
+@pytest.mark.parametrize("em_block", [1, 5, 13, 100])  # by the rows for small blocks, by the Gram matrix for large ones
+def test_blocks_equal_a_loop_over_them(em_block: int, start: str, relative: bool) -> None:
+    text, frames, mask, init = sample(23, 31, 3, 20, 6, torch.float64)
+    init = init.sign() if start == "sign" else init
+    settings = (2.0, 9, 0.5, 3.0, 1e-6)
+    with use_backend("native"):
+        ours = pooled_similarity_blocks(
+            text,
+            frames,
+            mask,
+            init,
+            em_block=em_block,
+            pooling_temperature=2.0,
+            temperature=0.5,
+            relative=relative,
+        )
+    with use_backend("reference"):
+        looped = pooled.blocks(text, frames, mask, init, em_block, *settings, relative)
+    assert_close("similarity", ours, looped, 1e-9)
+
+
+def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+    text, frames, mask, init = sample(100, 90, 12, 130, 9, torch.float32)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        leaves = [text.clone().requires_grad_(), frames.clone().requires_grad_(), init.clone().requires_grad_()]
+        with use_backend("native"):
+            similarity, mean_bases = pooled_similarity(*leaves[:2], mask, leaves[2], gradient="full")
+            blocks = pooled_similarity_blocks(text, frames, mask, init, em_block=32)
+        gradients = torch.autograd.grad(similarity.square().sum(), leaves)
+        results.append((similarity, mean_bases, blocks, *gradients))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_forward_without_kept_weights_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, frames, mask, init = sample(50, 20, 5, 33, 7, torch.float32)
+    similarity, _ = pooled_similarity(text, frames, mask, init)
+    monkeypatch.setattr(pooled, "KEPT_WEIGHTS", 0)
+    again, _ = pooled_similarity(text, frames, mask, init)
+    assert relative_error(again, similarity) < 1e-6
