@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+ITERS = 9
+
 
 @dataclass(frozen=True)
 class ProjectCase:
@@ -26,6 +28,12 @@ class PooledCase:
     frames: int = 12
     width: int = 512
     bases: int = 32
+    em_block: int | None = None
+
+    @property
+    def materialized_gib(self) -> float:
+        """The release's first tensor [A, B, D]; it makes about ten of that size."""
+        return self.pairs**2 * self.width * 4 / 2**30
 
 
 PROJECT = (
@@ -35,7 +43,16 @@ PROJECT = (
     ProjectCase("msrvtt-train-b128", 16512),
     ProjectCase("msrvtt-train-b256", 65536),
 )
-POOLED = (PooledCase("b64-f12", 64), PooledCase("msrvtt-train-b128-f12", 128), PooledCase("b256-f12", 256))
+TRAINING = (
+    PooledCase("b64-f12", 64),
+    PooledCase("msrvtt-train-b128-f12", 128),
+    PooledCase("b256-f12", 256),
+    PooledCase("b512-f12", 512),
+    PooledCase("large-b1024", 1024),
+    PooledCase("large-b2048", 2048),
+    PooledCase("activitynet-train-b128-f64", 128, frames=64),
+)
+EVALUATION = (PooledCase("msrvtt-eval-1k", 1000, em_block=32),)
 
 
 def rows(case: ProjectCase) -> tuple[Tensor, Tensor]:
@@ -43,6 +60,11 @@ def rows(case: ProjectCase) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = normalize(torch.randn(case.rows, case.width, generator=generator), dim=-1)
     return x, torch.randn(case.bases, generator=generator)
+
+
+def released_start(bases: int) -> Tensor:
+    """±1, as in the release: two bases that are really different."""
+    return torch.randn(bases, generator=torch.Generator().manual_seed(0)).sign()
 
 
 def pairs(case: PooledCase) -> tuple[Tensor, Tensor, Tensor, Tensor]:

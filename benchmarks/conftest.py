@@ -35,5 +35,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
                 part += f" = {bench.stats.median / ours.stats.median:.2f}×"
             if "peak_mib" in bench.extra_info:
                 part += f", peak {bench.extra_info['peak_mib']:.0f} MiB"
+            if "gflop" in bench.extra_info:
+                rate = bench.extra_info["gflop"] / bench.stats.median
+                part += f", {bench.extra_info['gflop']:.2f} GFLOP at {rate:.0f}/s, {bench.extra_info['mbyte']:.0f} MB"
             parts.append(part)
         write(f"{group:<52} " + " | ".join(parts))

@@ -22,17 +22,16 @@ def high_water_kib() -> int:
 
 def main() -> None:
     import torch
-    from cases import POOLED, pairs
-    from ways import POOLED_WAYS, pooled_step
+    from cases import TRAINING, pairs
+    from ways import TRAINING_WAYS, training_step
 
     torch.set_num_threads(2)
-    small = next(case for case in POOLED if case.pairs == 64)
-    case = next(case for case in POOLED if case.name == sys.argv[1])
+    case = next(case for case in TRAINING if case.name == sys.argv[1])
     inputs = pairs(case)
-    warm = type(case)("warm", 2, small.frames, small.width, small.bases)
-    pooled_step(POOLED_WAYS[sys.argv[2]], pairs(warm))()  # code and buffers that any call needs
+    warm = type(case)("warm", 2, case.frames, case.width, case.bases)
+    training_step(TRAINING_WAYS[sys.argv[2]], pairs(warm))()  # code and buffers that any call needs
     before = high_water_kib()
-    pooled_step(POOLED_WAYS[sys.argv[2]], inputs)()
+    training_step(TRAINING_WAYS[sys.argv[2]], inputs)()
     print((high_water_kib() - before) / 1024)
 
 

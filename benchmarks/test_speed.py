@@ -4,12 +4,21 @@ from typing import Any
 
 import pytest
 import torch
-from cases import POOLED, PROJECT, PooledCase, ProjectCase, pairs, rows
+from cases import EVALUATION, ITERS, PROJECT, TRAINING, PooledCase, ProjectCase, pairs, released_start, rows
 from memory import peak_mib
-from ways import POOLED_WAYS, PROJECT_WAYS, pooled_step, project_forward, project_step
+from ways import (
+    EVALUATION_WAYS,
+    PROJECT_WAYS,
+    TRAINING_WAYS,
+    project_forward,
+    project_step,
+    training_step,
+)
 
 from emcl_kernels import reference
 from emcl_kernels.testing import relative_error
+
+MOST_MATERIALIZED_GIB = 0.5
 
 
 def time(benchmark: Any, run: Any, rounds: int) -> None:
@@ -39,13 +48,47 @@ def test_project_forward_and_full_backward(benchmark: Any, case: ProjectCase, wa
     time(benchmark, project_step(PROJECT_WAYS[way], *rows(case)), rounds_for(case.rows * 6e-5))
 
 
-@pytest.mark.parametrize("case", POOLED, ids=lambda case: case.name)
-@pytest.mark.parametrize("way", POOLED_WAYS)
-def test_pooled_similarity_forward_and_backward(benchmark: Any, case: PooledCase, way: str) -> None:
+@pytest.mark.parametrize("case", TRAINING, ids=lambda case: case.name)
+@pytest.mark.parametrize("way", TRAINING_WAYS)
+def test_training_step(benchmark: Any, case: PooledCase, way: str) -> None:
+    if way == "eager" and case.materialized_gib > MOST_MATERIALIZED_GIB:
+        pytest.skip(
+            f"the release's first tensor alone takes {case.materialized_gib:.1f} GiB, and backward keeps several"
+        )
     inputs = pairs(case)
-    if case.pairs <= 128:
+    if case.pairs <= 128 and way != "EMCL off":
         truth = reference.pooled_similarity_materialized(*(t if t.dtype == torch.bool else t.double() for t in inputs))
-        assert relative_error(POOLED_WAYS[way](*inputs)[0], truth[0]) < 1e-5
-    benchmark.group = f"pooled_similarity A=B={case.pairs} F={case.frames} D={case.width} forward + backward"
+        assert relative_error(TRAINING_WAYS[way](*inputs), truth[0]) < 1e-5
+    benchmark.group = f"{case.name} A=B={case.pairs} F={case.frames} D={case.width} forward + backward"
     benchmark.extra_info["peak_mib"] = peak_mib(case.name, way)
-    time(benchmark, pooled_step(POOLED_WAYS[way], inputs), 5)
+    if way != "eager":
+        benchmark.extra_info |= cost_of(case, 0 if way == "EMCL off" else case.bases)
+    time(benchmark, training_step(TRAINING_WAYS[way], inputs), 9 if case.pairs <= 512 else 3)
+
+
+@pytest.mark.parametrize("start", ["distinct", "released"])
+@pytest.mark.parametrize("case", EVALUATION, ids=lambda case: case.name)
+@pytest.mark.parametrize("way", EVALUATION_WAYS)
+def test_evaluation_in_blocks(benchmark: Any, case: PooledCase, start: str, way: str) -> None:
+    *features, init = pairs(case)
+    inputs = (*features, init if start == "distinct" else released_start(case.bases))
+    with torch.no_grad():
+        ours, release = (
+            EVALUATION_WAYS[w](*(t[:70] for t in features), inputs[3], case.em_block) for w in ("ours", "eager")
+        )
+        assert relative_error(ours, release) < 1e-5
+        benchmark.group = (
+            f"{case.name} {case.pairs} × {case.pairs} F={case.frames} em_block={case.em_block} {start} start"
+        )
+        time(benchmark, lambda: EVALUATION_WAYS[way](*inputs, case.em_block), 3)
+
+
+def cost_of(case: PooledCase, bases: int) -> dict[str, float]:
+    """What the cost model says of a training step."""
+    cost = pytest.importorskip("emcl_kernels._bindings").pooled_cost(
+        case.pairs, case.pairs, case.frames, case.width, bases, ITERS
+    )
+    return {
+        "gflop": sum(part["flops"] for part in cost.values()) / 1e9,
+        "mbyte": sum(part["bytes"] for part in cost.values()) / 1e6,
+    }

@@ -6,17 +6,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emcl_kernels import em_project, pooled_similarity, reference
+from emcl_kernels import (
+    em_project,
+    pooled_cosine_similarity,
+    pooled_similarity,
+    pooled_similarity_blocks,
+    reference,
+)
 
 PROJECT_WAYS: dict[str, Callable[..., Any]] = {
     "eager": reference.em_project_loop,
     "compiled": torch.compile(reference.em_project_loop, dynamic=False),
     "ours": em_project,
 }
-POOLED_WAYS: dict[str, Callable[..., Any]] = {
-    "eager": reference.pooled_similarity_materialized,
-    "ours": pooled_similarity,
-}
+
+
+def release(text: Tensor, frames: Tensor, mask: Tensor, init: Tensor) -> Tensor:
+    return reference.pooled_similarity_materialized(text, frames, mask, init)[0]
+
+
+def ours(text: Tensor, frames: Tensor, mask: Tensor, init: Tensor) -> Tensor:
+    return pooled_similarity(text, frames, mask, init)[0]
+
+
+def ours_without_em(text: Tensor, frames: Tensor, mask: Tensor, init: Tensor) -> Tensor:
+    return pooled_cosine_similarity(text, frames, mask)
+
+
+TRAINING_WAYS: dict[str, Callable[..., Tensor]] = {"eager": release, "EMCL off": ours_without_em, "ours": ours}
+
+
+def release_in_blocks(text: Tensor, frames: Tensor, mask: Tensor, init: Tensor, em_block: int) -> Tensor:
+    """The release's evaluation: a loop over blocks of texts and videos."""
+    clips = list(zip(frames.split(em_block), mask.split(em_block), strict=True))
+    return torch.cat([torch.cat([release(t, f, m, init) for f, m in clips], dim=1) for t in text.split(em_block)])
+
+
+def ours_in_blocks(text: Tensor, frames: Tensor, mask: Tensor, init: Tensor, em_block: int) -> Tensor:
+    return pooled_similarity_blocks(text, frames, mask, init, em_block=em_block)
+
+
+EVALUATION_WAYS: dict[str, Callable[..., Tensor]] = {"eager": release_in_blocks, "ours": ours_in_blocks}
 
 
 def project_forward(function: Callable[..., Any], x: Tensor, init: Tensor) -> Callable[[], object]:
@@ -39,13 +69,13 @@ def project_step(function: Callable[..., Any], x: Tensor, init: Tensor) -> Calla
     return run
 
 
-def pooled_step(function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+def training_step(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Callable[[], object]:
     """Forward and backward with the release's gradient."""
     text, frames, mask, init = inputs
     text, frames = text.clone().requires_grad_(), frames.clone().requires_grad_()
 
     def run() -> object:
-        similarity, _ = function(text, frames, mask, init)
+        similarity = function(text, frames, mask, init)
         return torch.autograd.grad(similarity.diagonal().sum(), (text, frames))
 
     return run

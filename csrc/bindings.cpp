@@ -38,6 +38,15 @@ py::dict plan(int64_t rows, int64_t width, int64_t bases, int64_t iters, const s
   return result;
 }
 
+py::dict pooled_cost(int64_t texts, int64_t videos, int64_t frames, int64_t width, int64_t bases, int64_t iters,
+                     const std::string& dtype) {
+  const emcl::PooledCost cost = emcl::pooled_cost(texts, videos, frames, width, bases, iters, element_size(dtype));
+  py::dict result;
+  result["forward"] = to_dict(cost.forward);
+  result["backward"] = to_dict(cost.backward);
+  return result;
+}
+
 py::dict build_info() {
   py::dict result;
   result["version"] = EMCL_VERSION;
@@ -61,4 +70,8 @@ PYBIND11_MODULE(_bindings, module) {
              py::arg("dtype") = "float32",
              "Which form of EM the cost model picks for x [rows, width], with tiles (rows, columns), and the FLOPs and\n"
              "bytes of both forms. Raises ValueError for a size below one or a dtype that has no kernel.");
+  module.def("pooled_cost", &pooled_cost, py::arg("texts"), py::arg("videos"), py::arg("frames"), py::arg("width"),
+             py::arg("bases"), py::arg("iters"), py::arg("dtype") = "float32",
+             "FLOPs and bytes of the pooled similarity, forward and backward, by their leading terms; bases = 0: without\n"
+             "EM. Raises ValueError as plan does.");
 }

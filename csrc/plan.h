@@ -72,4 +72,34 @@ inline Plan plan(int64_t rows, int64_t width, int64_t bases, int64_t iters, int6
   return result;
 }
 
+struct PooledCost {
+  Cost forward;
+  Cost backward;  // with the gradient "identity" or "linear"
+};
+
+// The pooled similarity, by its leading terms: what is of size A·B·F·D, A·B·F·F, A·B·F·K, or of the rows times D and K.
+// No bases: without EM. Bytes are those of text, frames, and what is kept between passes, each pass over it counted once.
+inline PooledCost pooled_cost(int64_t texts, int64_t videos, int64_t frames, int64_t width, int64_t bases, int64_t iters,
+                              int64_t element_size) {
+  plan_detail::require_positive("texts", texts);
+  plan_detail::require_positive("videos", videos);
+  plan_detail::require_positive("frames", frames);
+  plan_detail::require_positive("width", width);
+  plan_detail::require_positive("iters", iters);
+  plan_detail::require_positive("element_size", element_size);
+  if (bases < 0) plan_detail::require_positive("bases", bases);
+  const double a = double(texts), bf = double(videos) * double(frames), f = double(frames), d = double(width);
+  const double k = double(bases), t = double(iters), rows = a + bf, pairs = a * double(videos);
+  const double wide = double(std::max<int64_t>(4, element_size)), read = rows * d * double(element_size);
+  const double dots = 2 * a * bf * d, products = bf * (f + 1) * d + 2 * a * bf * f;  // t·fᵀ; F×F per video, and times w
+  PooledCost cost{{dots + products, read + 2 * pairs * wide}, {3 * dots + products + a * bf * (f + 1) + 2 * bf * f * d, 2 * read + 3 * pairs * wide}};
+  if (bases > 0) {
+    cost.forward.flops += a * bf * (f + 1) + 2 * bf * f * d + rows * d * (d + 1)  // S, S·f, half of the Gram matrix
+                          + 2 * d * d * k * t + 2 * rows * d * k + 2 * a * bf * k;  // EM; in the bases; the correction
+    cost.forward.bytes += read + d * d * t * wide + 2 * (a * bf + pairs) * wide;    // the weights written and read
+    cost.backward.flops += 4 * rows * d * k + 6 * a * bf * k;
+  }
+  return cost;
+}
+
 }  // namespace emcl

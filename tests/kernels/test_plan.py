@@ -76,3 +76,31 @@ def test_build_info_names_version_and_compiler() -> None:
     assert info["version"] == __version__
     assert info["compiler"].split()[0] in ("gcc", "clang")
     assert info["cxx_standard"] >= 17
+
+
+def test_pooled_costs_worked_out_by_hand() -> None:
+    sizes = {"texts": 2, "videos": 3, "frames": 2, "width": 4, "iters": 5}
+    off, on = _bindings.pooled_cost(bases=0, **sizes), _bindings.pooled_cost(bases=3, **sizes)
+    dots, products = (
+        2 * 2 * 6 * 4,
+        6 * 3 * 4 + 2 * 2 * 6 * 2,
+    )  # t·fᵀ; half of f·fᵀ per video, and that times the weights
+    assert off["forward"]["flops"] == dots + products
+    gram = 2 * 6 * 3 + 2 * 6 * 2 * 4 + 8 * 4 * 5  # S of each video, S·f, half of the Gram matrix of 8 rows
+    assert on["forward"]["flops"] == dots + products + gram + 2 * 16 * 3 * 5 + 2 * 8 * 4 * 3 + 2 * 2 * 6 * 3
+    assert off["backward"]["flops"] == 3 * dots + products + 2 * 6 * 3 + 2 * 6 * 2 * 4
+    assert on["backward"]["flops"] == off["backward"]["flops"] + 4 * 8 * 4 * 3 + 6 * 2 * 6 * 3
+
+
+def test_em_costs_less_and_less_beside_the_pooling() -> None:
+    share = []
+    for pairs in (64, 128, 512, 2048):
+        on, off = (_bindings.pooled_cost(pairs, pairs, 12, 512, bases, 9) for bases in (32, 0))
+        share.append(sum(on[part]["flops"] for part in on) / sum(off[part]["flops"] for part in off))
+    assert share == sorted(share, reverse=True)
+    assert share[-1] < 1.2
+
+
+def test_pooled_costs_of_no_texts_are_refused() -> None:
+    with pytest.raises(ValueError, match="texts is 0, expected at least 1"):
+        _bindings.pooled_cost(0, 1, 1, 1, 1, 1)
