@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ SHAPES = [
     ((1, 40000, 512, 32), torch.float16, (90,)),
     ((1, 41, 63, 7), torch.float32, (90,)),
 ]
+# (texts, videos, frames, width, bases), dtype, compute capabilities
+POOLED_SHAPES = [
+    ((128, 128, 12, 512, 32), torch.float32, (80, 90)),
+    ((128, 128, 12, 512, 32), torch.bfloat16, (80, 90)),
+    ((128, 128, 64, 512, 32), torch.float32, (90,)),
+    ((128, 128, 64, 512, 32), torch.float16, (80,)),
+    ((41, 3, 7, 63, 7), torch.float32, (90,)),
+]
 KERNELS = {
     "moments_kernel",
     "moments_sum_kernel",
@@ -41,6 +50,10 @@ KERNELS = {
     "reconstruct_kernel",
     "reconstruct_backward_kernel",
     "responsibilities_gradient_kernel",
+    "pooled_moments_kernel",
+    "pooled_moments_backward_kernel",
+    "pooled_cosine_kernel",
+    "pooled_cosine_backward_kernel",
 }
 
 
@@ -69,20 +82,26 @@ def test_no_kernel_spills_registers(compiled: list[dict[str, Any]]) -> None:
 
 
 def test_bfloat16_reaches_the_tensor_cores(compiled: list[dict[str, Any]]) -> None:
-    gram = [entry for entry in compiled if entry["kernel"] == "moments_kernel" and entry["pointer"] == "*bf16"]
-    assert len(gram) == 2
-    assert all(entry["tensor_cores"] for entry in gram)
+    for kernel in ("moments_kernel", "pooled_moments_kernel"):
+        gram = [entry for entry in compiled if entry["kernel"] == kernel and entry["pointer"] == "*bf16"]
+        assert {entry["capability"] for entry in gram} == set(SHARED_MEMORY)
+        assert all(entry["tensor_cores"] for entry in gram)
+
+
+def test_the_cosine_compiles_with_kept_weights_and_without(compiled: list[dict[str, Any]]) -> None:
+    cosine = [entry["constexprs"] for entry in compiled if entry["kernel"] == "pooled_cosine_kernel"]
+    assert len(set(cosine)) >= 2 * len({constexprs.replace("True", "False") for constexprs in cosine})
 
 
 def test_float32_products_are_exact(compiled: list[dict[str, Any]]) -> None:
     assert not any(entry["tensor_cores"] for entry in compiled if entry["pointer"] == "*fp32")
 
 
-def record_launches(shape: tuple[int, int, int, int], dtype: torch.dtype) -> list[tuple[Any, ...]]:
-    """(kernel, signature, constexprs, attributes, options) of every distinct launch of all functions at one shape."""
+def record_launches(
+    functions: Callable[..., None], shape: tuple[int, ...], dtype: torch.dtype
+) -> list[tuple[Any, ...]]:
+    """(kernel, signature, constexprs, attributes, options) of every distinct launch of some functions at one shape."""
     import triton
-
-    from emcl_kernels.backends import triton_backend
 
     launches: dict[str, tuple[Any, ...]] = {}
 
@@ -105,22 +124,45 @@ def record_launches(shape: tuple[int, int, int, int], dtype: torch.dtype) -> lis
         launch = (kernel, signature, constexprs, attributes, options)
         launches.setdefault(f"{kernel.__name__} {launch[1:]}", launch)
 
+    run, triton.JITFunction.run = triton.JITFunction.run, record
+    try:
+        functions(shape, dtype)
+    finally:
+        triton.JITFunction.run = run
+    return list(launches.values())
+
+
+def rows_functions(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    from emcl_kernels.backends import triton_backend
+
     batch, rows, width, num_bases = shape
     x = torch.zeros(batch, rows, width, dtype=dtype)
     gram, colsum = torch.zeros(batch, width, width), torch.zeros(batch, width)
     responsibilities, scale = torch.zeros(batch, width, num_bases), torch.zeros(batch, num_bases)
-    run, triton.JITFunction.run = triton.JITFunction.run, record
-    try:
-        triton_backend.moments(x)
-        triton_backend.moments_backward(x, gram, colsum)
-        triton_backend.reconstruct(x, responsibilities, scale, 3.0)
-        triton_backend.reconstruct_backward(x, x, responsibilities, scale, 3.0)
-        if dtype == torch.float32:
-            triton_backend.fit(gram, responsibilities, 3, 1.0, 1e-6)
-            triton_backend.fit_backward(gram, responsibilities, responsibilities, scale, 2, 1.0, 1e-6)
-    finally:
-        triton.JITFunction.run = run
-    return list(launches.values())
+    triton_backend.moments(x)
+    triton_backend.moments_backward(x, gram, colsum)
+    triton_backend.reconstruct(x, responsibilities, scale, 3.0)
+    triton_backend.reconstruct_backward(x, x, responsibilities, scale, 3.0)
+    if dtype == torch.float32:
+        triton_backend.fit(gram, responsibilities, 3, 1.0, 1e-6)
+        triton_backend.fit_backward(gram, responsibilities, responsibilities, scale, 2, 1.0, 1e-6)
+
+
+def pooled_functions(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
+    from emcl_kernels.backends import triton_backend
+
+    texts, videos, frames, width, num_bases = shape
+    inputs = (
+        torch.zeros(texts, width, dtype=dtype),
+        torch.zeros(videos, frames, width, dtype=dtype),
+        torch.ones(videos, frames),
+    )
+    map_ = torch.zeros(width, num_bases), torch.zeros(num_bases), 3.0
+    gram, colsum, kept = triton_backend.pooled_moments(*inputs, 3.0, True)
+    triton_backend.pooled_moments_backward(gram, colsum, *inputs, 3.0)
+    cosine, length = triton_backend.pooled_cosine(*inputs, kept, *map_, 3.0)
+    triton_backend.pooled_cosine(*inputs, torch.empty(0), *map_, 3.0)
+    triton_backend.pooled_cosine_backward(cosine, cosine, length, *inputs, *map_, 3.0, True)
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
@@ -142,8 +184,11 @@ def main() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    for shape, dtype, capabilities in SHAPES:
-        for kernel, signature, constexprs, attributes, options in record_launches(shape, dtype):
+    work = [(rows_functions, *entry) for entry in SHAPES] + [(pooled_functions, *entry) for entry in POOLED_SHAPES]
+    for functions, shape, dtype, capabilities in work:
+        for kernel, signature, constexprs, attributes, options in record_launches(functions, shape, dtype):
+            if (functions is pooled_functions) != kernel.__name__.startswith("pooled"):
+                continue  # the moments of the texts, compiled above
             for capability in capabilities:
                 source = ASTSource(kernel, signature, constexprs, attributes)
                 binary = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
