@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from emcl_train.config import RunConfig, ShapesConfig
+from emcl_train.config import EvalConfig, RunConfig, ShapesConfig
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
 
@@ -18,7 +18,7 @@ USAGE = f"""\
 usage: emcl-train [--debug] COMMAND ...
 
   train RECIPE [--OPTION VALUE ...]   train, evaluate and write a report; recipes: {", ".join(sorted(RECIPES))}
-  eval RUN                            evaluate the best weights of a run folder on its test split again
+  eval RUN [--OPTION VALUE ...]       evaluate the best weights of a run folder again, on its test split
   data shapes DIR                     render the bundled video set
   data doctor LAYOUT DIR              decode every clip of a data set and name the damaged ones
   report RUN [RUN ...]                write report.html of each run and compare them in one table
@@ -30,10 +30,12 @@ usage: emcl-train [--debug] COMMAND ...
 
 @dataclass
 class EvalArguments:
-    """Evaluate the best weights of a run on its test split again, and write its report."""
+    """Evaluate the best weights of a run again, and write its report. The settings are the run's own unless given."""
 
-    run: tyro.conf.Positional[Path]
-    """Folder of a training run."""
+    settings: Annotated[EvalConfig, tyro.conf.arg(name="")]
+    """In place of the run's."""
+    split: Literal["val", "test"] = "test"
+    """Which clips."""
 
 
 @dataclass
@@ -54,6 +56,8 @@ class DoctorArguments:
     """How the files lie."""
     root: tyro.conf.Positional[Path]
     """Folder with the annotation files and a `videos/` folder."""
+    json: Path | None = None
+    """Write what was found to this file as well."""
 
 
 @dataclass
@@ -95,8 +99,13 @@ def dispatch(arguments: list[str]) -> int:
                 print(USAGE, end="")
                 return 0
             raise UserError(f"train needs a recipe before its options; known recipes: {', '.join(sorted(RECIPES))}")
+        case ["eval", run, *rest] if not run.startswith("-"):
+            return run_eval(Path(run), rest)
         case ["eval", *rest]:
-            return run_eval(parse(EvalArguments, "eval", rest))
+            if "--help" in rest or "-h" in rest:
+                print(USAGE, end="")
+                return 0
+            raise UserError("eval needs the folder of a run before its options, such as runs/shapes")
         case ["data", "shapes", *rest]:
             return run_shapes(parse(ShapesArguments, "data shapes", rest))
         case ["data", "doctor", *rest]:
@@ -123,15 +132,18 @@ def run_train(recipe: str, arguments: list[str]) -> int:
     return 0
 
 
-def run_eval(arguments: EvalArguments) -> int:
+def run_eval(run: Path, arguments: list[str]) -> int:
     from rich.console import Console
 
+    from emcl_train.checkpoint import load_config
     from emcl_train.evaluate import evaluate_run
     from emcl_train.report import render_table, write_report
 
+    default = EvalArguments(load_config(run).eval)
+    asked = tyro.cli(EvalArguments, args=arguments, default=default, prog=f"emcl-train eval {run}")
     console = Console()
-    console.print(render_table(evaluate_run(arguments.run)))
-    console.print(f"report: {write_report(arguments.run)}")
+    console.print(render_table(evaluate_run(run, asked.settings, split=asked.split)))
+    console.print(f"report: {write_report(run)}")
     return 0
 
 
@@ -145,7 +157,7 @@ def run_shapes(arguments: ShapesArguments) -> int:
 def run_doctor_command(arguments: DoctorArguments) -> int:
     from emcl_train.data.doctor import run_doctor
 
-    return run_doctor(arguments.layout, arguments.root)
+    return run_doctor(arguments.layout, arguments.root, json_path=arguments.json)
 
 
 def run_report(arguments: ReportArguments) -> int:

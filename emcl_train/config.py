@@ -176,11 +176,11 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
-def check_config(config: RunConfig) -> None:
-    """Raise a UserError that names the first setting outside its range."""
+def check_config(config: RunConfig, *, command: Literal["train", "eval"] = "train") -> None:
+    """Raise a UserError that names the first setting outside its range, and the flag that `command` has for it."""
     for name, value, valid, expected in _ranges(config):
         if not valid:
-            flag = "--" + name.replace("_", "-")
+            flag = "--" + (name.removeprefix("eval.") if command == "eval" else name).replace("_", "-")
             raise UserError(f"{name} is {value}, expected {expected}; pass {flag} with such a value")
 
 
@@ -202,6 +202,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield "train.warmup", train.warmup, 0 <= train.warmup <= 1, "a share between 0 and 1"
     yield "train.betas", train.betas, all(0 <= beta < 1 for beta in train.betas), "two numbers from 0 to below 1"
     yield "emcl.momentum", emcl.momentum, 0 <= emcl.momentum <= 1, "a share between 0 and 1"
+    yield "data.workers", config.data.workers, config.data.workers >= 0, "0 or more (0: the main process decodes)"
     yield "data.max_words", config.data.max_words, config.data.max_words >= 3, "3 or more: start, one word, end"
 
 

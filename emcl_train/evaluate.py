@@ -182,7 +182,7 @@ def evaluate_run(
     config = load_config(run_dir)
     if eval_config is not None:
         config.eval = eval_config
-    check_config(config)
+    check_config(config, command="eval")
     state = read_weights(run_dir)
     _warn_of_sampler(run_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -56,6 +56,7 @@ BAD_INPUTS = {
     "beta-of-one": (setting("train", "betas", (0.9, 1.0)), r"train.betas is \(0.9, 1.0\), expected two numbers"),
     "never-saves": (setting("train", "save_every", 0), r"train.save_every is 0, .*--train.save-every"),
     "no-frames": (setting("data", "num_frames", 0), r"data.num_frames is 0, expected 1 or more"),
+    "fewer-than-no-workers": (setting("data", "workers", -1), r"data.workers is -1, expected 0 or more"),
     "no-words": (setting("data", "max_words", 2), r"data.max_words is 2, expected 3 or more"),
     "no-iterations": (setting("emcl", "num_iters", 0), r"emcl.num_iters is 0, expected 1 or more"),
     "no-bases": (setting("emcl", "num_bases", 0), r"emcl.num_bases is 0, expected 1 or more"),

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from emcl_train import cli
-from emcl_train.config import RunConfig
+from emcl_train.checkpoint import save_config
+from emcl_train.config import EvalConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
 
@@ -58,6 +61,9 @@ def test_the_default_of_every_recipe_has_emcl_on_in_training():
         (["train"], "train needs a recipe before its options; known recipes: msrvtt-9k, shapes"),
         (["train", "--train.lr", "1", "shapes"], "train needs a recipe before its options"),
         (["trian", "shapes"], "there is no command 'trian shapes'; see emcl-train --help"),
+        (["eval"], "eval needs the folder of a run before its options, such as runs/shapes"),
+        (["eval", "--em-block", "32", "runs/x"], "eval needs the folder of a run before its options"),
+        (["eval", "no/such/run"], "no/such/run is not a run folder"),
         (["report"], "report needs the folder of at least one run"),
         (["data", "docter", "msrvtt", "x"], "there is no command 'data docter'"),
     ],
@@ -97,6 +103,73 @@ def test_help_of_a_recipe_explains_its_settings(capsys):
     assert "--emcl.num-bases" in text
     assert "--recipe" not in text
     assert load_recipe("shapes").out.name in text
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """What `evaluate_run` was called with."""
+    import emcl_train.evaluate
+    import emcl_train.report
+
+    calls = []
+
+    def evaluate_run(run, eval_config, *, split):
+        calls.append((run, eval_config, split))
+        return {}
+
+    monkeypatch.setattr(emcl_train.evaluate, "evaluate_run", evaluate_run)
+    monkeypatch.setattr(emcl_train.report, "render_table", str)
+    monkeypatch.setattr(emcl_train.report, "write_report", lambda run: run / "report.html")
+    return calls
+
+
+def test_evaluation_takes_the_settings_of_the_run_unless_told_otherwise(evaluated, tmp_path, capsys):
+    own = EvalConfig(batch_size=5, em_block=32, inverted_softmax_temperature=0.5)
+    save_config(tmp_path, RunConfig(eval=own))
+    assert cli.main(["eval", str(tmp_path)]) == 0
+    assert cli.main(["eval", str(tmp_path), "--em-block", "None", "--split", "val"]) == 0
+    flags = ["--em-block", "7", "--inverted-softmax-temperature", "0.2", "--batch-size", "9"]
+    assert cli.main(["eval", str(tmp_path), *flags]) == 0
+    assert evaluated == [
+        (tmp_path, own, "test"),
+        (tmp_path, replace(own, em_block=None), "val"),
+        (tmp_path, EvalConfig(batch_size=9, em_block=7, inverted_softmax_temperature=0.2), "test"),
+    ]
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_a_setting_of_the_evaluation_out_of_range_is_named_with_its_flag(tmp_path, capsys):
+    save_config(tmp_path, RunConfig())
+    assert cli.main(["eval", str(tmp_path), "--em-block", "0"]) == 1
+    assert capsys.readouterr().err == (
+        "error: eval.em_block is 0, expected 1 or more; pass --em-block with such a value\n"
+    )
+
+
+def test_help_of_eval_needs_no_run_and_with_one_shows_its_settings(tmp_path, capsys):
+    assert cli.main(["eval", "--help"]) == 0
+    assert "eval RUN" in capsys.readouterr().out
+    save_config(tmp_path, RunConfig(eval=EvalConfig(em_block=27)))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["eval", str(tmp_path), "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("--split", "--em-block", "27"))
+
+
+@pytest.mark.parametrize(("flags", "path"), [([], None), (["--json", "found.json"], Path("found.json"))])
+def test_the_doctor_writes_json_where_asked(monkeypatch, flags, path):
+    import emcl_train.data.doctor
+
+    calls = []
+
+    def run_doctor(layout, root, *, json_path):
+        calls.append((layout, root, json_path))
+        return 1
+
+    monkeypatch.setattr(emcl_train.data.doctor, "run_doctor", run_doctor)
+    assert cli.main(["data", "doctor", "msrvtt", "x/y", *flags]) == 1
+    assert calls == [("msrvtt", Path("x/y"), path)]
 
 
 def test_interruption_says_how_to_go_on(monkeypatch, capsys):
