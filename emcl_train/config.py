@@ -47,6 +47,8 @@ class DataConfig:
     """Height and width of a frame after resizing and centre cropping, in pixels."""
     max_words: int = 32
     """Tokens per caption, start and end included."""
+    train_captions: Literal["one", "all"] = "one"
+    """"one": in an epoch each clip comes once, with one of its captions; "all": once with each of them, as released."""
     test_captions: Literal["one", "all"] = "one"
     """"one": the test file's sentence (1k-A); "all": every caption of each test clip is a query."""
     validation_clips: int = 500

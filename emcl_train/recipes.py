@@ -30,7 +30,7 @@ def msrvtt_9k() -> RunConfig:
     return RunConfig(
         recipe="msrvtt-9k",
         out=Path("runs/msrvtt-9k"),
-        data=DataConfig(layout="msrvtt", root=Path("data/msrvtt")),
+        data=DataConfig(layout="msrvtt", root=Path("data/msrvtt"), train_captions="all"),
         train=TrainConfig(precision="no"),
         eval=EvalConfig(em_block=32),
     )

@@ -134,16 +134,24 @@ def training_loader(
     rank: int = 0,
     world: int = 1,
 ) -> DataLoader:
-    """One epoch: every clip once with one of its captions, in whole batches, from batch `start_batch` on.
+    """One epoch in whole batches, from batch `start_batch` on.
+
+    Every clip comes once with one of its captions; with `train_captions="all"` once with each of them, and twice in a
+    batch only where no order avoids that. Pairs that do not fill a batch are left out, others in every epoch.
 
     Order and captions depend on seed and epoch alone, so that a resumed epoch goes on with the very batches that the
     interrupted one had left. Batches that are skipped are not decoded, and of the others each of `world` processes
     decodes its own part, `batch_size / world` pairs.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(len(split.clips))
-    batches = [order[i : i + batch_size].tolist() for i in range(0, len(order) - batch_size + 1, batch_size)]
-    captions = [split.captions[i] for i in draw_captions(split, seed, epoch)]
-    dataset = ClipDataset(split, config, tokenizer.encode(captions) if captions else None)
+    captions: Sequence[str]
+    if config.train_captions == "all":
+        batches = batches_of_captions(split, batch_size, seed, epoch)
+        captions, clips = split.captions, split.caption_clip
+    else:
+        order = np.random.default_rng((seed, epoch)).permutation(len(split.clips))
+        batches = [order[i : i + batch_size].tolist() for i in range(0, len(order) - batch_size + 1, batch_size)]
+        captions, clips = [split.captions[i] for i in draw_captions(split, seed, epoch)], None
+    dataset = ClipDataset(split, config, tokenizer.encode(captions) if captions else None, clips)
     own = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
     return _loader(dataset, config, batch_sampler=[batch[own] for batch in batches[start_batch:]])
 
@@ -154,6 +162,34 @@ def draw_captions(split: Split, seed: int, epoch: int) -> list[int]:
     for caption, clip in enumerate(split.caption_clip):
         captions[clip].append(caption)
     return [own[np.random.default_rng((seed, epoch, clip)).integers(len(own))] for clip, own in enumerate(captions)]
+
+
+def batches_of_captions(split: Split, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """All captions in batches of distinct clips, by (seed, epoch); of distinct pairs where clips are too few.
+
+    A clip is the likelier drawn the more captions it has left, as in one shuffle of all pairs. One with as many left as
+    there are batches to come is taken into each of them, or it would have to be twice in one of them.
+    """
+    random = np.random.default_rng((seed, epoch))
+    captions: list[list[int]] = [[] for _ in split.clips]
+    for caption in random.permutation(len(split.captions)).tolist():
+        captions[split.caption_clip[caption]].append(caption)
+    left = np.array([len(own) for own in captions])
+    batches = []
+    for to_come in range(len(split.captions) // batch_size, 0, -1):
+        # The smallest exponential variables over weights are a draw without replacement by these weights.
+        rank = random.exponential(size=len(left)) / np.maximum(left, 1)
+        rank[left == 0] = np.inf
+        certain = left >= to_come
+        rank[certain] = -random.random(np.count_nonzero(certain))
+        size = min(batch_size, int(np.count_nonzero(left)))
+        clips = np.argpartition(rank, size - 1)[:size].tolist()
+        left[clips] -= 1
+        while len(clips) < batch_size:  # only captions of clips that are in it already
+            clips.append(int(left.argmax()))
+            left[clips[-1]] -= 1
+        batches.append([captions[clip].pop() for clip in clips])
+    return batches
 
 
 def clip_loader(split: Split, config: DataConfig, batch_size: int) -> DataLoader:
@@ -167,23 +203,28 @@ def caption_loader(split: Split, tokenizer: Tokenizer, config: DataConfig, batch
 
 
 class ClipDataset(Dataset):
-    """Clips of a split as uint8 frames, from the frame cache where it holds them all, with captions if given."""
+    """Clips of a split as uint8 frames, from the frame cache where it holds them all, with captions if given.
+
+    An item is a clip, or with `caption_clip` a caption and its clip.
+    """
 
     def __init__(
         self,
         split: Split,
         config: DataConfig,
         captions: tuple[Int64[Tensor, "A L"], Int64[Tensor, "A L"]] | None = None,
+        caption_clip: Sequence[int] | None = None,
     ) -> None:
         self.clips, self.config, self.captions = split.clips, config, captions
+        self.caption_clip = range(len(split.clips)) if caption_clip is None else caption_clip
         self.cache = FrameCache.open(config, split.clips) if config.cache_frames else None
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.caption_clip)
 
     def __getitem__(self, index: int) -> Item | UserError:
         """An item; or what is wrong with the clip, as a value, which reaches the main process without a traceback."""
-        clip = self.clips[index]
+        clip = self.clips[self.caption_clip[index]]
         try:
             frames, mask = self._frames(clip)
         except VideoError as error:
@@ -191,7 +232,7 @@ class ClipDataset(Dataset):
                 f"clip {clip.video_id} ({clip.path}) was whole before the run and cannot be decoded now: "
                 f"{error.reason}; restore the file and go on with --resume"
             )
-        item = {"frames": frames, "frame_mask": mask, "index": torch.tensor(index)}
+        item = {"frames": frames, "frame_mask": mask, "index": torch.tensor(self.caption_clip[index])}
         if self.captions is not None:
             item["input_ids"], item["attention_mask"] = (tensor[index] for tensor in self.captions)
         return item

@@ -50,6 +50,11 @@ def test_flags_override_single_settings_of_a_recipe(trained):
     assert config.model == default.model
 
 
+def test_the_recipe_of_the_paper_trains_on_every_caption():
+    captions = {name: load_recipe(name).data.train_captions for name in RECIPES}
+    assert captions == {"msrvtt-9k": "all", "shapes": "one"}
+
+
 def test_the_default_of_every_recipe_has_emcl_on_in_training():
     assert {load_recipe(name).emcl.mode for name in RECIPES} == {"train"}
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,15 @@ from tiny_videos import level, write_data_set, write_video
 
 from emcl_train.config import DataConfig, RunConfig
 from emcl_train.data import loader
-from emcl_train.data.annotations import load_annotations
-from emcl_train.data.loader import caption_loader, clip_loader, draw_captions, prepare, training_loader
+from emcl_train.data.annotations import Clip, Split, load_annotations
+from emcl_train.data.loader import (
+    batches_of_captions,
+    caption_loader,
+    clip_loader,
+    draw_captions,
+    prepare,
+    training_loader,
+)
 from emcl_train.data.text import word_tokenizer
 from emcl_train.errors import UserError
 
@@ -92,6 +100,77 @@ def test_every_caption_of_a_clip_is_drawn_at_some_time(config):
     split = load_annotations(config.data).train
     drawn = {caption for epoch in range(30) for caption in draw_captions(split, 0, epoch)}
     assert drawn == set(range(len(split.captions)))
+
+
+def pairs(config, **arguments):
+    """Batches of (clip, caption), when every caption is trained on."""
+    config.data.train_captions = "all"
+    return [
+        list(zip(batch["index"].tolist(), map(tuple, batch["input_ids"].tolist()), strict=True))
+        for batch in batches(config, **arguments)
+    ]
+
+
+def test_all_captions_of_a_clip_come_once_in_an_epoch_with_its_frames(config):
+    split = load_annotations(config.data).train
+    encoded = word_tokenizer(split.captions, config.data.max_words).encode(split.captions)[0].tolist()
+    expected = {(clip, tuple(words)) for clip, words in zip(split.caption_clip, encoded, strict=True)}
+    seen = pairs(config)
+    assert [len(batch) for batch in seen] == [4] * 7  # 30 pairs, whole batches of 4
+    assert len({pair for batch in seen for pair in batch}) == 28
+    assert {pair for batch in seen for pair in batch} <= expected
+    assert all(len({clip for clip, _ in batch}) == 4 for batch in seen)
+    for batch in batches(config):
+        assert [level(frames[0]) for frames in batch["frames"]] == batch["index"].tolist()
+
+
+def test_the_order_of_all_captions_depends_on_seed_and_epoch_alone_and_can_be_resumed(config):
+    first = pairs(config)
+    torch.rand(1)
+    assert pairs(config) == first
+    assert pairs(config, epoch=1) != first
+    assert pairs(config, seed=1) != first
+    assert pairs(config, start_batch=5) == first[5:]
+    split = load_annotations(config.data).train
+    tokenizer = word_tokenizer(split.captions, config.data.max_words)
+    parts = [list(training_loader(split, tokenizer, config.data, 4, 0, 0, rank=rank, world=2)) for rank in range(2)]
+    together = [torch.cat([a["index"], b["index"]]).tolist() for a, b in zip(*parts, strict=True)]
+    assert together == [[clip for clip, _ in batch] for batch in first]
+
+
+def counted(*counts):
+    """A split with so many captions of each clip."""
+    owner = tuple(clip for clip, count in enumerate(counts) for _ in range(count))
+    clips = tuple(Clip(f"video{i}", Path(f"{i}.mp4")) for i in range(len(counts)))
+    return Split("train", clips, tuple(f"caption {i}" for i in range(len(owner))), owner)
+
+
+@pytest.mark.parametrize(
+    ("counts", "batch_size"),
+    [((20,) * 100, 128 // 2), ((20,) * 7, 7), ((5, 1, 1, 1, 1, 1), 2), ((9, 9, 9, 1, 1, 1), 3), ((1,) * 11, 2)],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_batch_of_captions_has_no_clip_twice_however_they_are_spread(counts, batch_size, seed):
+    split = counted(*counts)
+    drawn = batches_of_captions(split, batch_size, seed, 0)
+    assert len(drawn) == sum(counts) // batch_size
+    assert all(len({split.caption_clip[caption] for caption in batch}) == batch_size for batch in drawn)
+    assert len({caption for batch in drawn for caption in batch}) == len(drawn) * batch_size
+
+
+def test_a_clip_with_more_captions_than_batches_is_repeated_in_some():
+    split = counted(10, 1, 1, 1)
+    drawn = batches_of_captions(split, 4, 0, 0)
+    assert len({caption for batch in drawn for caption in batch}) == 12
+    assert len(drawn) == 3
+
+
+def test_what_fills_no_batch_is_another_pair_each_time():
+    split = counted(*(2,) * 5)
+    left_out = set()
+    for epoch in range(60):
+        left_out |= set(range(10)).difference(*batches_of_captions(split, 3, 0, epoch))
+    assert left_out == set(range(10))
 
 
 def test_workers_give_the_same_batches(config):
