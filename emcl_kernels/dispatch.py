@@ -193,7 +193,7 @@ def pooled_cosine(
 ) -> tuple[Tensor, Tensor]:
     """`linear` matters to the gradient only."""
     checks.pooled(text, frames, frame_mask, pooling_temperature)
-    backend = choose("pooled_similarity", text, responsibilities)
+    backend = choose("pooled_similarity", text, frames, responsibilities)
     cosine, length = backend.pooled_cosine(
         text, frames, frame_mask, kept, responsibilities, scale, weight, pooling_temperature
     )
@@ -213,7 +213,7 @@ def pooled_cosine_backward(
     pooling_temperature: float,
     linear: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    backend = choose("pooled_similarity", text, responsibilities)
+    backend = choose("pooled_similarity", text, frames, responsibilities)
     return backend.pooled_cosine_backward(
         d_cosine,
         cosine,
@@ -248,7 +248,7 @@ def pooled_blocks(
     checks.block(em_block)
     start = init.to(checks.accumulation_dtype(text.dtype))
     settings = (em_block, pooling_temperature, num_iters, temperature, residual_weight, eps, relative)
-    backend = choose("pooled_similarity", text, start)
+    backend = choose("pooled_similarity", text, frames, start)
     similarity = getattr(backend, "pooled_blocks", pooled.blocks)(text, frames, frame_mask, start, *settings)
     checks.finite_similarity(similarity)
     return similarity

@@ -13,7 +13,7 @@ import torch
 from emcl_kernels import __version__, dispatch
 from emcl_kernels.backends import native, plain, triton_backend
 
-OPS = ("em_moments", "em_fit", "em_reconstruct", "em_project")
+OPS = ("em_moments", "em_fit", "em_reconstruct", "em_project", "pooled_similarity")
 BUILD_INFO = Path(__file__).parent / "_C" / "build_info.json"
 
 _NAMES: dict[ModuleType, str] = {plain: "reference", native: "native", triton_backend: "triton"}
@@ -105,8 +105,7 @@ def _chosen() -> list[str]:
         lines.append(f"  {name:<18} " + ("available" if entry["available"] else f"not available: {entry['reason']}"))
     lines += ["", "Runs (float32)"]
     for op in OPS:
-        lines += [f"  {op:<15} {device:<5} {which_backend(op, device)}" for device in ("cpu", "cuda")]
-    lines.append("  pooled_similarity is made of torch operations and em_fit")
+        lines += [f"  {op:<18} {device:<5} {which_backend(op, device)}" for device in ("cpu", "cuda")]
     return lines
 
 
