@@ -62,6 +62,60 @@ void fit_by_loop(Em<T>& em, const T* x, const T* init, bool per_row, int64_t row
   for (int64_t k = 0; k < em.bases; ++k) mean_bases[k] *= em.inverse[k] * em.scale[k] / T(rows);
 }
 
+// (GR) with unnormalised p: y = x + weight·(x·p·factor)·pᵀ
+template <class E>
+class Projection {
+ public:
+  using T = Compute<E>;
+  Projection(emcl::ParallelFor run, const E* x, int64_t rows, int64_t width, int64_t thin)
+      : run_(run), x_(x), rows_(rows), width_(width), thin_(thin), blocks_(divide_up(rows, kRowBlock)),
+        coefficients_(rows * thin), partial_(blocks_ * thin), total_(thin) {}
+
+  // Keeps x·p for `write`. Returns its squared lengths.
+  const T* measure(const T* p) {
+    each_block([&](int64_t block, int64_t begin, int64_t m, const T* rows) {
+      T *c = &coefficients_[begin * thin_], *sums = &partial_[block * thin_];
+      thin_product<T>(m, width_, rows, width_, 1, p, thin_, c);
+      for (int64_t k = 0; k < thin_; ++k) sums[k] = 0;
+      for (int64_t i = 0; i < m * thin_; i += thin_)
+        for (int64_t k = 0; k < thin_; k += kLanes<T>) store(sums + k, load(sums + k) + load(c + i + k) * load(c + i + k));
+    });
+    add_up(partial_.get(), blocks_, thin_, total_.get());
+    measured_ = true;
+    return total_.get();
+  }
+
+  void write(const T* p, const T* factor, T weight, E* y) {
+    Scratch<T> packed(divide_up(width_, kPanel<T>) * thin_ * kPanel<T>);
+    pack_panels<T, T>(run_, p, thin_, width_, 1, thin_, packed.get());
+    each_block([&](int64_t, int64_t begin, int64_t m, const T* rows) {
+      T* c = &coefficients_[begin * thin_];
+      if (!measured_) thin_product<T>(m, width_, rows, width_, 1, p, thin_, c);
+      for (int64_t i = 0; i < m * thin_; i += thin_)
+        for (int64_t k = 0; k < thin_; k += kLanes<T>) store(c + i + k, load(c + i + k) * load(factor + k));
+      add_low_rank<E, T>(x_ + begin * width_, c, thin_, packed.get(), m, width_, thin_, weight, y + begin * width_);
+    });
+  }
+
+ private:
+  template <class F>
+  void each_block(const F& f) const {
+    parallel(run_, blocks_, grain_of(2 * kRowBlock * width_ * thin_), [&](int64_t first, int64_t last) {
+      Scratch<T> wide(kRowBlock * width_);
+      for (int64_t block = first; block < last; ++block) {
+        const int64_t begin = block * kRowBlock, m = least(kRowBlock, rows_ - begin);
+        f(block, begin, m, widened<E>(x_ + begin * width_, m * width_, wide.get()));
+      }
+    });
+  }
+
+  emcl::ParallelFor run_;
+  const E* x_;
+  int64_t rows_, width_, thin_, blocks_;
+  Scratch<T> coefficients_, partial_, total_;
+  bool measured_ = false;
+};
+
 template <class E>
 void project(emcl::ParallelFor run, const void* x, const void* init_, bool per_row, bool loop, int64_t rows,
              int64_t width, int64_t bases, emcl::Settings settings, double weight, void* y, void* mean_bases_,
@@ -73,9 +127,10 @@ void project(emcl::ParallelFor run, const void* x, const void* init_, bool per_r
                                        : distinct_starts(init, bases);
   Em<T> em(run, width, distinct.count, settings, distinct.times.get());
   const int64_t count = distinct.count, thin = em.thin;
-  Scratch<T> p(width * thin), starts(count), means(count), r(width * count), s(count);
+  Scratch<T> p(width * thin), starts(count), means(count);
   for (int64_t k = 0; k < count; ++k) starts[k] = init[distinct.first[k]];
   const T* start = per_row ? init : starts.get();
+  Projection<E> projection(run, static_cast<const E*>(x), rows, width, thin);
   if (loop) {
     Scratch<T> wide(sizeof(E) == sizeof(T) ? 1 : rows * width);
     const T* a = widened<E>(static_cast<const E*>(x), rows * width, wide.get());
@@ -88,7 +143,16 @@ void project(emcl::ParallelFor run, const void* x, const void* init_, bool per_r
     } else {
       start_from_colsum<T>(colsum.get(), start, width, count, thin, product.get());
     }
-    em.iterate(gram.get(), p.get(), product.get());
+    // Where the rows fit into the cache, the last lengths come from x·p, which the result needs anyway.
+    const bool lengths_from_rows = rows <= 4 * width;
+    for (int64_t t = 0; t < settings.iters; ++t) {
+      em.expect(product.get(), p.get(), 0, nothing);
+      if (t + 1 == settings.iters && lengths_from_rows) {
+        em.normalise(projection.measure(p.get()));
+      } else {
+        em.maximise(gram.get(), p.get(), product.get());
+      }
+    }
     for (int64_t k = 0; k < count; ++k) means[k] = 0;
     for (int64_t d = 0; d < width; ++d)
       for (int64_t k = 0; k < count; ++k) means[k] += colsum[d] * p[d * thin + k];
@@ -99,9 +163,9 @@ void project(emcl::ParallelFor run, const void* x, const void* init_, bool per_r
     scale[k] = em.scale[distinct.of[k]];
     mean_bases[k] = means[distinct.of[k]];
   }
-  unpad_thin<T>(p.get(), width, count, thin, em.inverse.get(), r.get());
-  for (int64_t k = 0; k < count; ++k) s[k] = em.scale[k] * distinct.times[k];
-  reconstruct<E>(run, x, r.get(), s.get(), rows, width, count, weight, y);
+  Scratch<T> factor(thin);  // r = p·inverse on both sides of the scale
+  for (int64_t k = 0; k < thin; ++k) factor[k] = em.inverse[k] * em.inverse[k] * em.scale[k] * em.times[k];
+  projection.write(p.get(), factor.get(), T(weight), static_cast<E*>(y));
 }
 
 }  // namespace
