@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from emcl_kernels import reference
-from emcl_kernels.backends import plain
 from emcl_kernels.checks import LOOP_ROWS
 
 UNAVAILABLE: str | None = None
@@ -29,7 +28,7 @@ if UNAVAILABLE is None:
     from .triton_common import INTERPRETED
     from .triton_fit import fit, fit_backward
     from .triton_moments import moments, moments_backward
-    from .triton_pooled import cosine, cosine_backward, pooled_moments, pooled_moments_backward
+    from .triton_pooled import pooled_cosine, pooled_cosine_backward, pooled_moments, pooled_moments_backward
     from .triton_reconstruct import reconstruct, reconstruct_backward
 else:
     INTERPRETED = False
@@ -38,7 +37,7 @@ else:
         raise RuntimeError(f'backend "triton" is not available: {UNAVAILABLE}, or use backend="reference"')
 
     moments = moments_backward = fit = fit_backward = reconstruct = reconstruct_backward = _unavailable
-    pooled_moments = pooled_moments_backward = cosine = cosine_backward = _unavailable
+    pooled_moments = pooled_moments_backward = pooled_cosine = pooled_cosine_backward = _unavailable
 
 
 def supports(op: str, *tensors: Tensor) -> str | None:
@@ -88,17 +87,3 @@ def project(
     responsibilities, scale = fit(gram, logits, num_iters, temperature, eps)
     mean_bases = reference.mean_of_bases(colsum, responsibilities, scale, x.shape[-2])
     return reconstruct(x, responsibilities, scale, residual_weight), mean_bases, responsibilities, scale
-
-
-def pooled_cosine(text: Tensor, frames: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """As plain_pooled.cosine. More frames than a tile holds go to torch, as their moments did."""
-    run = plain.pooled_cosine if frames.shape[1] > MAX_FRAMES else cosine
-    return run(text, frames, *rest)
-
-
-def pooled_cosine_backward(
-    d_cosine: Tensor, cosine: Tensor, length: Tensor, text: Tensor, frames: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As plain_pooled.cosine_backward."""
-    run = plain.pooled_cosine_backward if frames.shape[1] > MAX_FRAMES else cosine_backward
-    return run(d_cosine, cosine, length, text, frames, *rest)

@@ -77,7 +77,7 @@ def pooled_moments_backward(
     return d_text.to(text.dtype), d_frames.to(frames.dtype)
 
 
-def cosine(
+def pooled_cosine(
     text: Float[Tensor, "A D"],
     frames: Float[Tensor, "B F D"],
     frame_mask: Tensor,
@@ -108,7 +108,7 @@ def cosine(
     return cosine, length
 
 
-def cosine_backward(
+def pooled_cosine_backward(
     d_cosine: Float[Tensor, "A B"],
     cosine: Float[Tensor, "A B"],
     length: Float[Tensor, "A B"],

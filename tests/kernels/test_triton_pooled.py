@@ -107,10 +107,6 @@ def test_reasons_are_given_for_what_cannot_run(results: dict[str, Any]) -> None:
     assert reasons["fits"] is None
 
 
-def test_more_frames_than_a_tile_holds_go_to_torch(results: dict[str, Any]) -> None:
-    assert max(results["65 frames"]) <= TOLERANCE[torch.float32]
-
-
 def sample(a: int, b: int, f: int, d: int, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """text, frames, frame_mask (bool, or for an even number of frames any numbers), init."""
     mask = torch.rand(b, f) < 0.7
@@ -178,9 +174,7 @@ def special_cases() -> dict[str, Any]:
     moments = triton_backend.pooled_moments(one, two, all_valid, temperature, True)
     nothing = torch.empty(2, 0)
     by_hand = triton_backend.pooled_cosine(one, two, all_valid, torch.empty(0), nothing, nothing[0], 0.0, temperature)
-    many = (low_text, low_frames[:1].repeat(1, 13, 1), torch.ones(1, 65))
-    many_outputs = outputs(pooled_cosine_similarity, many, torch.float32)
-    many_expected = outputs(reference.pooled_cosine_similarity, many, torch.float64)
+    many = (low_text, low_frames[:1].repeat(1, 13, 1))
     return {
         "same bits": all(torch.equal(runs[0][output], runs[1][output]) for output in runs[0]),
         "no valid frames": {
@@ -193,10 +187,9 @@ def special_cases() -> dict[str, Any]:
             "errors": [relative_error(a, b) for a, b in zip(with_kept, anew, strict=True)],
         },
         "by hand": [tensor.tolist() for tensor in (*moments, *by_hand)],
-        "65 frames": [relative_error(many_outputs[output], value) for output, value in many_expected.items()],
         "reasons": {
             "dtype": triton_backend.supports("pooled_similarity", text, frames),
-            "frames": triton_backend.supports("pooled_similarity", *many[:2]),
+            "frames": triton_backend.supports("pooled_similarity", *many),
             "bases": triton_backend.supports("pooled_similarity", low_text, torch.zeros(63, 129)),
             "fits": triton_backend.supports("pooled_similarity", low_text, torch.zeros(1, 64, 1024)),
         },
