@@ -60,6 +60,8 @@ LONE_SHARE = 0.1  # of the clips, with one object instead of two
 STILL_SHARE = 0.1  # of the captions, without the motions, where colours and shapes alone tell the clip apart
 OVERSAMPLING = 4
 CRF = "18"
+# Without the tree of macroblocks, for which x264 reads memory that nobody wrote: its bytes would differ from run to run.
+X264 = {"crf": CRF, "preset": "veryfast", "x264-params": "mbtree=0"}
 CLIPS_PER_PROCESS = 64  # at least: a process takes about a second to start, in which so many clips are rendered
 
 
@@ -291,7 +293,7 @@ def _encode(clip: PlannedClip, config: ShapesConfig) -> bytes:
     """An mp4 file. One thread, since the frames that threads share out differ from run to run."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=config.fps, options={"crf": CRF, "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=config.fps, options=X264)
         stream.width = stream.height = config.size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1

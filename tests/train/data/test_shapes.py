@@ -1,7 +1,10 @@
 """The rendered set: what it shows is what it says, no combination twice, and no file half written."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -194,3 +197,20 @@ def test_objects_grow_shrink_appear_and_cross():
     assert areas("appear")[-1] > 0
     centers = np.array([np.argwhere(mask).mean(0) for mask in red(frames_of("cross"))])
     assert (np.ptp(centers, axis=0) > 16).all()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="MALLOC_PERTURB_ is glibc's")
+def test_bytes_do_not_depend_on_what_fresh_memory_holds():
+    script = (
+        "import hashlib, sys; from emcl_train.data.shapes import ShapesConfig, _encode, plan_clips;"
+        f"config = ShapesConfig(**{vars(TINY)!r});"
+        "print(*[hashlib.md5(_encode(clip, config)).hexdigest() for clip in plan_clips(config)])"
+    )
+    outputs = set()
+    for fill in ("1", "85", "255"):
+        environment = {**os.environ, "MALLOC_PERTURB_": fill}
+        run = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        outputs.add(run.stdout)
+    assert len(outputs) == 1
