@@ -21,8 +21,8 @@ from emcl_kernels.testing import relative_error
 MOST_MATERIALIZED_GIB = 0.5
 
 
-def time(benchmark: Any, run: Any, rounds: int) -> None:
-    benchmark.pedantic(run, rounds=rounds, warmup_rounds=2, iterations=1)
+def time(benchmark: Any, run: Any, rounds: int, warmup_rounds: int = 2) -> None:
+    benchmark.pedantic(run, rounds=rounds, warmup_rounds=warmup_rounds, iterations=1)
 
 
 def rounds_for(seconds: float) -> int:
@@ -63,7 +63,7 @@ def test_training_step(benchmark: Any, case: PooledCase, way: str) -> None:
     benchmark.extra_info["peak_mib"] = peak_mib(case.name, way)
     if way != "eager":
         benchmark.extra_info |= cost_of(case, 0 if way == "EMCL off" else case.bases)
-    time(benchmark, training_step(TRAINING_WAYS[way], inputs), 9 if case.pairs <= 512 else 3)
+    time(benchmark, training_step(TRAINING_WAYS[way], inputs), rounds=9 if case.pairs <= 512 else 3)
 
 
 @pytest.mark.parametrize("start", ["distinct", "released"])
@@ -80,7 +80,7 @@ def test_evaluation_in_blocks(benchmark: Any, case: PooledCase, start: str, way:
         benchmark.group = (
             f"{case.name} {case.pairs} × {case.pairs} F={case.frames} em_block={case.em_block} {start} start"
         )
-        time(benchmark, lambda: EVALUATION_WAYS[way](*inputs, case.em_block), 3)
+        time(benchmark, lambda: EVALUATION_WAYS[way](*inputs, case.em_block), rounds=3, warmup_rounds=1)
 
 
 def cost_of(case: PooledCase, bases: int) -> dict[str, float]:

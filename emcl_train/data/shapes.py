@@ -60,7 +60,7 @@ LONE_SHARE = 0.1  # of the clips, with one object instead of two
 STILL_SHARE = 0.1  # of the captions, without the motions, where colours and shapes alone tell the clip apart
 OVERSAMPLING = 4
 CRF = "18"
-# Without the tree of macroblocks, for which x264 reads memory that nobody wrote: its bytes would differ from run to run.
+# Without the tree of macroblocks, for which x264 reads memory that nobody wrote: bytes would differ from run to run.
 X264 = {"crf": CRF, "preset": "veryfast", "x264-params": "mbtree=0"}
 CLIPS_PER_PROCESS = 64  # at least: a process takes about a second to start, in which so many clips are rendered
 
