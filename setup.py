@@ -32,7 +32,7 @@ COMMON_FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-Wall"]
 # Torch's stable ABI: one build serves every torch from 2.10 on.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 # Contraction to FMA only: -ffast-math would reorder sums, and the same inputs must give the same bits.
-CPU_FLAGS = ["-std=c++20", *COMMON_FLAGS, "-ffp-contract=fast", *STABLE_ABI]
+CPU_FLAGS = ["-std=c++20", *COMMON_FLAGS, "-ffp-contract=fast", "-fno-math-errno", *STABLE_ABI]
 BINDINGS_FLAGS = ["-std=c++17", *COMMON_FLAGS]
 # kernels.cpp is compiled once for each of these; the library picks one when it is loaded.
 ISA_FLAGS = {

@@ -5,7 +5,7 @@
 
 namespace emcl {
 
-constexpr int64_t kDepth = 256;          // a packed panel of this depth fits in the first cache
+constexpr int64_t kDepth = 256;          // a packed panel of this depth stays in the second cache
 constexpr int64_t kStrip = 4 * kDepth;   // rows of x that are packed at a time for xᵀx
 constexpr int64_t kRowBlock = 48;        // rows that stay in the second cache between two products
 constexpr int64_t kChannelBlock = 24;    // channels of a step's smallest unit; partial sums are added in its order

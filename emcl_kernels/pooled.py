@@ -72,10 +72,15 @@ def keeps_weights(texts: int | torch.SymInt, videos: int | torch.SymInt, frames:
 def relative_scale(
     gram: Float[Tensor, "*G D D"], responsibilities: Float[Tensor, "*G D K"], scale: Float[Tensor, "*G K"]
 ) -> Float[Tensor, "*G"]:
-    """‖x‖ / ‖reconstruction‖ over all rows, both from the Gram matrix: what makes a weight independent of N."""
+    """‖x‖ / ‖reconstruction‖ over all rows, both from the Gram matrix: what makes a weight independent of N.
+
+    0 where every row is zero, and so is its reconstruction.
+    """
     scaled = responsibilities * scale.unsqueeze(-2)
     squared = ((scaled.mT @ gram @ scaled) * (responsibilities.mT @ responsibilities)).sum((-2, -1))
-    return (gram.diagonal(dim1=-2, dim2=-1).sum(-1) / squared).sqrt()
+    rows = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    empty = squared <= 0
+    return torch.where(empty, 0, (rows.masked_fill(empty, 1) / squared.masked_fill(empty, 1)).sqrt())
 
 
 def map_backward(

@@ -12,9 +12,7 @@ from torch import Tensor
 from emcl_kernels import checks, pooled
 from emcl_kernels.ops import em_fit, em_moments, pooled_cosine_similarity, pooled_similarity_blocks
 
-CHUNK_WEIGHTS = (
-    1 << 24
-)  # frame weights [chunk, B, F] by default; a handful of such tensors, 64 MiB each, live at a time
+CHUNK_WEIGHTS = 1 << 24  # frame weights [chunk, B, F] by default; a handful of such tensors live at a time
 CHUNK_BLOCKS = 256  # blocks of EM in a chunk by default: enough for every core, few enough to show progress
 
 

@@ -20,8 +20,7 @@ inline void softmax_row(const T* row, const T* factor, const T* times, int64_t t
     const Vec<T> inside = load(times + k) > splat(T(0)) ? z : splat(T(-INFINITY));
     peak = inside > peak ? inside : peak;
   }
-  T top = peak[0];
-  for (int i = 1; i < V; ++i) top = most<T>(top, peak[i]);
+  const T top = most_of_lanes<T>(peak);
   Vec<T> sum = {};
   for (int64_t k = 0; k < thin; k += V) {
     const Vec<T> z = load(row + k) * load(factor + k) - top;
@@ -29,18 +28,8 @@ inline void softmax_row(const T* row, const T* factor, const T* times, int64_t t
     store(p + k, load(times + k) > splat(T(0)) ? e : Vec<T>{});
     sum += e * load(times + k);
   }
-  T total = 0;
-  for (int i = 0; i < V; ++i) total += sum[i];
-  const T inverse = T(1) / total;
+  const T inverse = T(1) / sum_of_lanes<T>(sum);
   for (int64_t k = 0; k < thin; k += V) store(p + k, load(p + k) * inverse);
-}
-
-// Per-block sums [blocks, thin] to their total, in the order of the blocks.
-template <class T>
-inline void add_up(const T* partial, int64_t blocks, int64_t thin, T* total) {
-  for (int64_t k = 0; k < thin; ++k) total[k] = 0;
-  for (int64_t b = 0; b < blocks; ++b)
-    for (int64_t k = 0; k < thin; ++k) total[k] += partial[b * thin + k];
 }
 
 inline void nothing(int64_t, int64_t) {}
@@ -75,6 +64,7 @@ struct Distinct {
   }
   // [rows, thin] of the distinct ones, times a factor for each, to [rows, bases] of all
   void expand(const T* src, int64_t rows, int64_t thin, const T* factor, T* dst) const {
+    if (count == bases) return unpad_thin(src, rows, bases, thin, factor, dst);
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t k = 0; k < bases; ++k) dst[i * bases + k] = src[i * thin + of[k]] * factor[of[k]];
   }
@@ -158,7 +148,6 @@ struct Em {
     }
   }
 };
-
 
 template <class T>
 void fit(emcl::ParallelFor run, const void* gram, const void* logits, int64_t width, int64_t bases,
@@ -267,8 +256,7 @@ void fit_backward(emcl::ParallelFor run, const void* gram_, const void* logits, 
           store(&d_logits[i], value);
           sum += value;
         }
-        T total = 0;
-        for (int i = 0; i < V; ++i) total += sum[i];
+        const T total = sum_of_lanes<T>(sum);
         for (int64_t k = 0; k < thin; k += V) {
           const int64_t i = d * thin + k;
           store(&d_logits[i], (load(&d_logits[i]) - load(rt + i) / load(&inverse[t * thin + k]) * total) / temperature);

@@ -163,25 +163,9 @@ class PairSums {
   Scratch<T> sums_;
 };
 
-// out[m, W] (+)= a[m, depth] · b[depth, W], where b has rows of stride `b_row`.
-template <class T, bool ADD>
-inline void strip_product(int64_t m, int64_t depth, const T* a, const T* b, int64_t b_row, T* out, int64_t out_row) {
-  for (int64_t i = 0; i < m; i += kPanelRows)
-    with_rows<kPanelRows>(least<int64_t>(kPanelRows, m - i), [&](auto count) {
-      constexpr int MR = decltype(count)::value;
-      Vec<T> acc[MR][kPanelVectors] = {};
-      multiply<T, MR, kPanelVectors>(depth, a + i * depth, depth, 1, b, b_row, acc);
-      for (int r = 0; r < MR; ++r)
-        for (int j = 0; j < kPanelVectors; ++j) {
-          T* to = out + (i + r) * out_row + j * kLanes<T>;
-          store(to, ADD ? load(to) + acc[r][j] : acc[r][j]);
-        }
-    });
-}
-
-// Calls f(group) for every group, each thread with tiles of its own.
+// Calls f(first, last) for runs of the groups [first_group, last_group), each run on one thread.
 template <class E, class F>
-void each_group(const Pooling<E>& pool, int64_t first_group, int64_t last_group, const F& f) {
+void group_runs(const Pooling<E>& pool, int64_t first_group, int64_t last_group, const F& f) {
   parallel(pool.run, last_group - first_group, 1, [&](int64_t first, int64_t last) {
     f(first_group + first, first_group + last);
   });
@@ -194,7 +178,7 @@ void weigh_videos(const Pooling<E>& pool, int64_t first_group, int64_t last_grou
   using T = Compute<E>;
   constexpr int64_t W = kPanel<T>, V = kLanes<T>;
   const int64_t frames = pool.size.frames;
-  each_group(pool, first_group, last_group, [&](int64_t first, int64_t last) {
+  group_runs(pool, first_group, last_group, [&](int64_t first, int64_t last) {
     Group<E> g(pool);
     PairSums<T> pairs(pool.videos_per_group, frames);
     Scratch<T> count_lanes(pool.videos_per_group * frames * V), square(frames * frames), counts(frames);
@@ -239,14 +223,13 @@ void pooled_moments(const Pooling<E>& pool, Compute<E>* gram, Compute<E>* colsum
       std::memcpy(&all_counts[row], counts, size_t(F) * sizeof(T));
       for (int64_t panel = 0; panel * W < width; ++panel) {
         const T* f = &g.f[v * F * g.depth + panel * W];
-        strip_product<T, false>(F, F, square, f, g.depth, &weighted[(panel * strip + row) * W], W);
+        panel_product<T>(F, F, square, F, 1, f, &weighted[(panel * strip + row) * W], W, g.depth);
         for (int64_t i = 0; i < F; ++i) std::memcpy(sum.x_at(row + i, panel), f + i * g.depth, size_t(W) * sizeof(T));
       }
     });
     sum.add_packed(least(held_rows, pool.rows - held_row), weighted.get(), all_counts.get());
   }
-  sum.add(pool.text, texts);
-  sum.write(gram, colsum);
+  sum.finish(pool.text, texts, gram, colsum);
 }
 
 // A fitted map, and what the texts are in its bases. C and `once` are the corrections of rank K to an inner product of
@@ -346,7 +329,7 @@ void pooled_cosine(const Pooling<E>& pool, const PooledMap<E>& map, const Comput
   using T = Compute<E>;
   constexpr int64_t W = kPanel<T>, V = kLanes<T>;
   const int64_t F = pool.size.frames;
-  each_group(pool, 0, pool.groups, [&](int64_t first, int64_t last) {
+  group_runs(pool, 0, pool.groups, [&](int64_t first, int64_t last) {
     Group<E> g(pool);
     MappedGroup<E> mapped(pool, map);
     Scratch<T> corrections(pool.videos_per_group * F * W), products(F * W);
@@ -363,7 +346,7 @@ void pooled_cosine(const Pooling<E>& pool, const PooledMap<E>& map, const Comput
         mapped.template correct<false>(g, panel, corrections.get());
         for (int64_t v = 0; v < g.videos; ++v) {
           const T* w = &g.weights[v * F * W];
-          strip_product<T, false>(F, F, &mapped.grams[v * F * F], w, W, products.get(), W);
+          panel_product<T>(F, F, &mapped.grams[v * F * F], F, 1, w, products.get(), W);
           for (int64_t j = 0; j < W; j += V) {
             Vec<T> numerator = load(&g.numerators[v * W + j]), square = {}, norm;
             for (int64_t i = 0; i < F; ++i) square += load(w + i * W + j) * load(&products[i * W + j]);

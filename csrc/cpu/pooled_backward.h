@@ -86,7 +86,7 @@ void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, c
   });
 
   const auto body = [&](int64_t first_group, int64_t last_group, T* through, int64_t first_held) {
-    each_group(pool, first_group, last_group, [&](int64_t first, int64_t last) {
+    group_runs(pool, first_group, last_group, [&](int64_t first, int64_t last) {
       const int64_t most_rows = pool.videos_per_group * F;
       Group<E> g(pool);
       PairSums<T> pairs(pool.videos_per_group, F);
@@ -106,7 +106,7 @@ void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, c
           g.weigh(panel);
           for (int64_t v = 0; v < g.videos; ++v) {
             const T* w = &g.weights[v * F * W];
-            strip_product<T, false>(F, F, &products[v * F * F], w, W, d_weights.get(), W);
+            panel_product<T>(F, F, &products[v * F * F], F, 1, w, d_weights.get(), W);
             pairs.add(v, w, w);
             for (int64_t i = 0; i < F; ++i) {
               T* count = &counts[(v * F + i) * V];
@@ -135,7 +135,7 @@ void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, c
         for (int64_t column = 0; column < depth; column += W) {
           panel_product<T>(g.rows, texts, through + (g.first_row - first_held) * pool.padded, pool.padded, 1, &text_panels[column * texts], out.get(), W);
           for (int64_t v = 0; v < g.videos; ++v)
-            strip_product<T, true>(F, F, &squares[v * F * F], &f_h[v * F * depth + column], depth, &out[v * F * W], W);
+            panel_product<T, true>(F, F, &squares[v * F * F], F, 1, &f_h[v * F * depth + column], &out[v * F * W], W, depth);
           for (int64_t i = 0; i < g.rows; ++i)
             for (int64_t d = column; d < least(width, column + W); ++d)
               narrow(out[i * W + d - column] + totals[i] * h[d], &d_frames[(g.first_row + i) * width + d]);
@@ -205,7 +205,7 @@ void pooled_cosine_backward(const Pooling<E>& pool, const PooledMap<E>& map, con
             }
           for (int64_t v = 0; v < g.videos; ++v) {
             const T *w = &g.weights[v * F * W], *mask = pool.mask + g.first_row + v * F;
-            strip_product<T, false>(F, F, &mapped.grams[v * F * F], w, W, products.get(), W);
+            panel_product<T>(F, F, &mapped.grams[v * F * F], F, 1, w, products.get(), W);
             for (int64_t j = 0; j < W; j += V) {
               const Vec<T> d = load(d_cos + v * W + j), n = load(length + v * W + j);
               const Vec<T> d_numerator = d / (load(&map.text_length[panel * W + j]) * n);
@@ -244,7 +244,7 @@ void pooled_cosine_backward(const Pooling<E>& pool, const PooledMap<E>& map, con
           panel_product<T>(g.rows, texts, through + (g.first_row - first_held) * padded, padded, 1, &text_panels[column * texts], out, W);
           if (thin > 0) panel_product<T, true>(g.rows, thin, coefficients.get(), thin, 1, &r_panels[column * thin], out, W);
           for (int64_t v = 0; v < g.videos; ++v)
-            strip_product<T, true>(F, F, &squares[v * F * F], &g.f[v * F * depth + column], depth, out + v * F * W, W);
+            panel_product<T, true>(F, F, &squares[v * F * F], F, 1, &g.f[v * F * depth + column], out + v * F * W, W, depth);
           for (int64_t i = 0; i < g.rows; ++i)
             for (int64_t d = column; d < least(width, column + W); ++d)
               narrow(out[i * W + d - column], &d_frames[(g.first_row + i) * width + d]);

@@ -32,69 +32,47 @@ struct Generators {
       for (int64_t d = 0; d < width; ++d) colsum[d] += counts[i] * x[i * width + d];
   }
 
-  // (GE), (GM) on x and S_b. Writes p; leaves the scale in `em`, and product = x·p and weighted = S·(x·p) as they are
-  // after the last iteration.
-  void iterate(Em<T>& em, const T* init, T* p, T* product, T* weighted) const {
+  // (GE), (GM) on x and S_b. Writes p, and leaves the scale in `em`.
+  void iterate(Em<T>& em, const T* init, T* p) const {
     const int64_t thin = em.thin, size = frames * thin, in_videos = videos * frames;
-    Scratch<T> logits(width * thin), squared(thin);
+    Scratch<T> logits(width * thin), squared(thin), product(rows * thin), weighted(rows * thin);  // x·p and S·(x·p)
     start_from_colsum<T>(colsum.get(), init, width, em.bases, thin, logits.get());
     for (int64_t t = 0; t < em.settings.iters; ++t) {
       if (t == 0) {
         em.expect(logits.get(), p, 0, nothing);
       } else {
         em.expect(logits.get(), p, rows * thin, [&](int64_t begin, int64_t end) {
-          thin_product<T>(end - begin, rows, &x[begin], 1, width, weighted, thin, &logits[begin * thin]);
+          thin_product<T>(end - begin, rows, &x[begin], 1, width, weighted.get(), thin, &logits[begin * thin]);
         });
       }
-      thin_product<T>(rows, width, x.get(), width, 1, p, thin, product);
+      thin_product<T>(rows, width, x.get(), width, 1, p, thin, product.get());
       for (int64_t b = 0; b < videos; ++b)
-        thin_product<T>(frames, frames, &squares[b * frames * frames], frames, 1, product + b * size, thin, weighted + b * size);
-      std::memcpy(weighted + in_videos * thin, product + in_videos * thin, size_t(texts * thin) * sizeof(T));
+        thin_product<T>(frames, frames, &squares[b * frames * frames], frames, 1, &product[b * size], thin, &weighted[b * size]);
+      std::memcpy(&weighted[in_videos * thin], &product[in_videos * thin], size_t(texts * thin) * sizeof(T));
       squared.clear(thin);
       for (int64_t i = 0; i < rows * thin; i += thin)
         for (int64_t k = 0; k < thin; k += kLanes<T>)
-          store(&squared[k], load(&squared[k]) + load(product + i + k) * load(weighted + i + k));
+          store(&squared[k], load(&squared[k]) + load(&product[i + k]) * load(&weighted[i + k]));
       em.normalise(squared.get());
     }
   }
-
-  // ‖pooled rows and texts‖ / ‖their reconstruction‖, from the inner products of x with itself and of x·r with S·(x·r).
-  T relative_scale(const T* r, const T* scale, int64_t bases, const T* product, const T* weighted, const T* inverse,
-                   int64_t thin) const {
-    T total = 0, reconstruction = 0;
-    for (int64_t b = 0; b < videos; ++b)
-      for (int64_t i = 0; i < frames; ++i)
-        for (int64_t j = 0; j < frames; ++j) {
-          const T *fi = &x[(b * frames + i) * width], *fj = &x[(b * frames + j) * width];
-          T inner = 0;
-          for (int64_t d = 0; d < width; ++d) inner += fi[d] * fj[d];
-          total += squares[(b * frames + i) * frames + j] * inner;
-        }
-    for (int64_t i = videos * frames * width; i < rows * width; ++i) total += x[i] * x[i];
-    for (int64_t k = 0; k < bases; ++k)
-      for (int64_t l = 0; l < bases; ++l) {
-        T inner = 0, outer = 0;
-        for (int64_t i = 0; i < rows; ++i) inner += product[i * thin + k] * weighted[i * thin + l];
-        for (int64_t d = 0; d < width; ++d) outer += r[d * bases + k] * r[d * bases + l];
-        reconstruction += inner * inverse[k] * scale[k] * inverse[l] * scale[l] * outer;
-      }
-    return std::sqrt(total / reconstruction);
-  }
 };
 
-// ‖x‖ / ‖reconstruction‖ over all rows, both from the Gram matrix.
+// ‖x‖ / ‖reconstruction‖ over all rows, both from the Gram matrix and the unnormalised p; 0 where all rows are zero.
 template <class T>
-T relative_scale(const T* gram, const T* r, const T* scale, int64_t width, int64_t bases, int64_t thin) {
-  Scratch<T> scaled(width * thin), product(width * thin), inner(thin * thin), outer(thin * thin);
-  pad_thin<T>(r, width, bases, thin, scale, scaled.get());
-  thin_product<T>(width, width, gram, width, 1, scaled.get(), thin, product.get());
-  thin_product<T>(thin, width, scaled.get(), 1, thin, product.get(), thin, inner.get());
-  pad_thin<T>(r, width, bases, thin, nullptr, scaled.get());
-  thin_product<T>(thin, width, scaled.get(), 1, thin, scaled.get(), thin, outer.get());
+T relative_scale(const T* gram, const T* p, const Em<T>& em) {
+  const int64_t width = em.width, thin = em.thin;
+  Scratch<T> product(width * thin), inner(thin * thin), outer(thin * thin);
+  thin_product<T>(width, width, gram, width, 1, p, thin, product.get());
+  thin_product<T>(thin, width, p, 1, thin, product.get(), thin, inner.get());  // pᵀ·gram·p
+  thin_product<T>(thin, width, p, 1, thin, p, thin, outer.get());
+  const auto factor = [&](int64_t k) { return em.inverse[k] * em.inverse[k] * em.scale[k] * em.times[k]; };
   T rows = 0, reconstruction = 0;
   for (int64_t d = 0; d < width; ++d) rows += gram[d * width + d];
-  for (int64_t i = 0; i < thin * thin; ++i) reconstruction += inner[i] * outer[i];
-  return std::sqrt(rows / reconstruction);
+  for (int64_t k = 0; k < thin; ++k)
+    for (int64_t l = 0; l < thin; ++l)
+      reconstruction += factor(k) * factor(l) * inner[k * thin + l] * outer[k * thin + l];
+  return reconstruction > 0 ? std::sqrt(rows / reconstruction) : T(0);
 }
 
 template <class E>
@@ -111,28 +89,20 @@ void pooled_block(emcl::ParallelFor run, emcl::Pool size, emcl::Settings setting
   const int64_t count = distinct.count, thin = em.thin, rows = pool.rows + size.texts;
   Scratch<T> p(width * thin), starts(count), r(width * count), scale(count);
   for (int64_t k = 0; k < count; ++k) starts[k] = init[distinct.first[k]];
-  const auto finish = [&](const auto& relative_scale_of) {
-    unpad_thin<T>(p.get(), width, count, thin, em.inverse.get(), r.get());
-    for (int64_t k = 0; k < count; ++k) scale[k] = em.scale[k] * distinct.times[k];
-    const T factor = relative ? relative_scale_of() : T(1);
-    for (int64_t k = 0; k < count; ++k) scale[k] *= factor;
-  };
-
+  // The norms of a relative weight are read off the Gram matrix.
   const int64_t thin_work = thin * settings.iters;
-  if (4 * rows * thin_work < rows * (width + 1) + 2 * width * thin_work) {
-    const Generators<T> block(pool, kept.get());
-    Scratch<T> product(rows * thin), weighted(rows * thin);
-    block.iterate(em, starts.get(), p.get(), product.get(), weighted.get());
-    finish([&] {
-      return block.relative_scale(r.get(), scale.get(), count, product.get(), weighted.get(), em.inverse.get(), thin);
-    });
+  T norms = 1;
+  if (!relative && 4 * rows * thin_work < rows * (width + 1) + 2 * width * thin_work) {
+    Generators<T>(pool, kept.get()).iterate(em, starts.get(), p.get());
   } else {
     Scratch<T> gram(width * width), colsum(width), logits(width * thin);
     pooled_moments(pool, gram.get(), colsum.get(), kept.get());
     start_from_colsum<T>(colsum.get(), starts.get(), width, count, thin, logits.get());
     em.iterate(gram.get(), p.get(), logits.get());
-    finish([&] { return relative_scale<T>(gram.get(), r.get(), scale.get(), width, count, thin); });
+    if (relative) norms = relative_scale(gram.get(), p.get(), em);
   }
+  unpad_thin<T>(p.get(), width, count, thin, em.inverse.get(), r.get());
+  for (int64_t k = 0; k < count; ++k) scale[k] = em.scale[k] * em.times[k] * norms;
   pooled_cosine(pool, PooledMap<E>(pool, r.get(), scale.get(), count, T(weight)), kept.get(), static_cast<T*>(cosine),
                 static_cast<T*>(nullptr), row);
 }

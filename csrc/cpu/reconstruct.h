@@ -1,30 +1,22 @@
-// y = x + weight · (x·(r·scale))·rᵀ in one pass over the rows, and its backward.
+// The low-rank map of rows, fused with the residual, in one pass over them; and its backward.
 #pragma once
 
 #include "tile.h"
 
 namespace {
 
-// rᵀ [K, D] in panels of D
-template <class T>
-void pack_transposed(const T* r, int64_t width, int64_t bases, T* packed) {
-  for (int64_t panel = 0; panel < divide_up(width, kPanel<T>); ++panel)
-    pack_panel<T, T>(r, bases, width, 1, bases, panel * kPanel<T>, packed + panel * bases * kPanel<T>);
-}
-
-// y[m, D] = x[m, D] + weight · coefficients[m, K]·rᵀ
+// y[m, D] = x[m, D] + weight · coefficients[m, K]·rᵀ, where rᵀ is packed in panels of D
 template <class E, class T>
 void add_low_rank(const E* x, const T* coefficients, int64_t thin, const T* packed, int64_t m, int64_t width,
                   int64_t bases, T weight, E* y) {
   constexpr int64_t W = kPanel<T>;
-  for (int64_t column = 0; column < width; column += W) {
-    const T* panel = packed + column * bases;
-    const int64_t valid = least(W, width - column);
-    for (int64_t i = 0; i < m; i += kPanelRows)
-      with_rows<kPanelRows>(least<int64_t>(kPanelRows, m - i), [&](auto count) {
-        constexpr int MR = decltype(count)::value;
+  for (int64_t i = 0; i < m; i += kPanelRows)
+    with_rows<kPanelRows>(least<int64_t>(kPanelRows, m - i), [&](auto count) {
+      constexpr int MR = decltype(count)::value;
+      for (int64_t column = 0; column < width; column += W) {
+        const int64_t valid = least(W, width - column);
         Vec<T> acc[MR][kPanelVectors] = {};
-        multiply<T, MR, kPanelVectors>(bases, coefficients + i * thin, thin, 1, panel, W, acc);
+        multiply<T, MR, kPanelVectors>(bases, coefficients + i * thin, thin, 1, packed + column * bases, W, acc);
         for (int r = 0; r < MR; ++r) {
           const E* from = x + (i + r) * width + column;
           E* to = y + (i + r) * width + column;
@@ -39,31 +31,80 @@ void add_low_rank(const E* x, const T* coefficients, int64_t thin, const T* pack
           for (int j = 0; j < kPanelVectors; ++j) store(line + j * kLanes<T>, acc[r][j]);
           for (int64_t j = 0; j < valid; ++j) narrow(T(widen(from[j]) + weight * line[j]), to + j);
         }
-      });
-  }
+      }
+    });
 }
 
+// (GR) y = x + weight·(x·p·factor)·pᵀ, for p [D, bases] padded to [D, thin].
 template <class E>
-void reconstruct(emcl::ParallelFor run, const void* x_, const void* r_, const void* scale_, int64_t rows, int64_t width,
-                 int64_t bases, double weight, void* y_) {
+class Projection {
+ public:
   using T = Compute<E>;
-  const E* x = static_cast<const E*>(x_);
-  const T* r = static_cast<const T*>(r_);
-  E* y = static_cast<E*>(y_);
+  // keep: x·p is kept for `measure`, `coefficients` and `write`
+  Projection(emcl::ParallelFor run, const E* x, int64_t rows, int64_t width, int64_t bases, bool keep)
+      : run_(run), x_(x), rows_(rows), width_(width), bases_(bases), thin_(thin_width<T>(bases)),
+        blocks_(divide_up(rows, kRowBlock)), coefficients_(keep ? rows * thin_ : 0), partial_(blocks_ * thin_),
+        total_(thin_) {}
+
+  // x·p, [rows, thin]
+  T* coefficients() const { return coefficients_.get(); }
+
+  // Keeps x·p and returns its squared lengths.
+  const T* measure(const T* p) {
+    each_block([&](int64_t block, int64_t begin, int64_t m, T* wide, T*) {
+      T *c = &coefficients_[begin * thin_], *sums = &partial_[block * thin_];
+      thin_product<T>(m, width_, widened<E>(x_ + begin * width_, m * width_, wide), width_, 1, p, thin_, c);
+      for (int64_t k = 0; k < thin_; ++k) sums[k] = 0;
+      for (int64_t i = 0; i < m * thin_; i += thin_)
+        for (int64_t k = 0; k < thin_; k += kLanes<T>) store(sums + k, load(sums + k) + load(c + i + k) * load(c + i + k));
+    });
+    add_up(partial_.get(), blocks_, thin_, total_.get());
+    measured_ = true;
+    return total_.get();
+  }
+
+  // After `measure`, p is the one that was measured.
+  void write(const T* p, const T* factor, T weight, E* y) const {
+    Scratch<T> packed(divide_up(width_, kPanel<T>) * bases_ * kPanel<T>);
+    pack_panels<T, T>(run_, p, bases_, width_, 1, thin_, packed.get());
+    each_block([&](int64_t, int64_t begin, int64_t m, T* wide, T* scaled) {
+      const E* x = x_ + begin * width_;
+      if (!measured_) thin_product<T>(m, width_, widened<E>(x, m * width_, wide), width_, 1, p, thin_, scaled);
+      const T* c = measured_ ? &coefficients_[begin * thin_] : scaled;
+      for (int64_t i = 0; i < m * thin_; i += thin_)
+        for (int64_t k = 0; k < thin_; k += kLanes<T>) store(scaled + i + k, load(c + i + k) * load(factor + k));
+      add_low_rank<E, T>(x, scaled, thin_, packed.get(), m, width_, bases_, weight, y + begin * width_);
+    });
+  }
+
+ private:
+  // f(block, first row, rows, memory for the rows in T, memory for their coefficients)
+  template <class F>
+  void each_block(const F& f) const {
+    parallel(run_, blocks_, grain_of(2 * kRowBlock * width_ * thin_), [&](int64_t first, int64_t last) {
+      Scratch<T> wide(sizeof(E) == sizeof(T) ? 0 : kRowBlock * width_), spare(kRowBlock * thin_);
+      for (int64_t block = first; block < last; ++block)
+        f(block, block * kRowBlock, least(kRowBlock, rows_ - block * kRowBlock), wide.get(), spare.get());
+    });
+  }
+
+  emcl::ParallelFor run_;
+  const E* x_;
+  int64_t rows_, width_, bases_, thin_, blocks_;
+  Scratch<T> coefficients_, partial_, total_;
+  bool measured_ = false;
+};
+
+template <class E>
+void reconstruct(emcl::ParallelFor run, const void* x, const void* r, const void* scale, int64_t rows, int64_t width,
+                 int64_t bases, double weight, void* y) {
+  using T = Compute<E>;
   const int64_t thin = thin_width<T>(bases);
-  Scratch<T> scaled(width * thin), packed(divide_up(width, kPanel<T>) * bases * kPanel<T>);
-  pad_thin<T>(r, width, bases, thin, static_cast<const T*>(scale_), scaled.get());
-  pack_transposed(r, width, bases, packed.get());
-  parallel(run, divide_up(rows, kRowBlock), grain_of(2 * kRowBlock * width * thin), [&](int64_t first, int64_t last) {
-    Scratch<T> coefficients(kRowBlock * thin), wide(kRowBlock * width);
-    for (int64_t block = first; block < last; ++block) {
-      const int64_t begin = block * kRowBlock, m = least(kRowBlock, rows - begin);
-      const E* from = x + begin * width;
-      const T* a = widened<E>(from, m * width, wide.get());
-      thin_product<T>(m, width, a, width, 1, scaled.get(), thin, coefficients.get());
-      add_low_rank<E, T>(from, coefficients.get(), thin, packed.get(), m, width, bases, T(weight), y + begin * width);
-    }
-  });
+  Scratch<T> padded(width * thin), factor(thin);
+  pad_thin<T>(static_cast<const T*>(r), width, bases, thin, nullptr, padded.get());
+  pad_thin<T>(static_cast<const T*>(scale), 1, bases, thin, nullptr, factor.get());
+  Projection<E>(run, static_cast<const E*>(x), rows, width, bases, false)
+      .write(padded.get(), factor.get(), T(weight), static_cast<E*>(y));
 }
 
 // With q = r·scale, c = x·q and e = weight·d_y·r:  d_x = d_y + e·qᵀ,  d_q = xᵀ·e,  d_r = weight·d_yᵀ·c + d_q·scale,
@@ -88,7 +129,7 @@ void reconstruct_backward(emcl::ParallelFor run, const void* d_y_, const void* x
     for (int64_t k = 0; k < bases; ++k) q[d * bases + k] = r[d * bases + k] * scale[k];
   pad_thin<T>(q.get(), width, bases, thin, nullptr, scaled.get());
   pad_thin<T>(r, width, bases, thin, nullptr, plain.get());
-  pack_transposed(q.get(), width, bases, packed.get());
+  pack_panels<T, T>(run, q.get(), bases, width, 1, bases, packed.get());
   std::memset(sums.get(), 0, size_t(splits * 2 * size) * sizeof(T));
 
   parallel(run, splits, grain_of(4 * divide_up(rows, splits) * size), [&](int64_t first, int64_t last) {

@@ -104,6 +104,14 @@ inline void unpad_thin(const T* src, int64_t rows, int64_t bases, int64_t thin, 
     for (int64_t k = 0; k < bases; ++k) dst[i * bases + k] = factor ? src[i * thin + k] * factor[k] : src[i * thin + k];
 }
 
+// Per-block sums [blocks, size] to their total, in the order of the blocks.
+template <class T>
+inline void add_up(const T* partial, int64_t blocks, int64_t size, T* total) {
+  for (int64_t k = 0; k < size; ++k) total[k] = 0;
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int64_t k = 0; k < size; ++k) total[k] += partial[b * size + k];
+}
+
 // One panel: columns [column, column + kPanel) of src [depth, cols], element (p, j) at src[p * row + j * step].
 template <class E, class T>
 inline void pack_panel(const E* src, int64_t depth, int64_t cols, int64_t row, int64_t step, int64_t column, T* dst) {
@@ -143,16 +151,17 @@ inline void pack_twice_symmetric(emcl::ParallelFor run, const T* m, int64_t widt
   });
 }
 
-// out[m, NV vectors] (+)= a[m, depth] · panel[depth, NV vectors]; element (i, p) of a is a[i * row + p * step].
+// out[m, NV vectors] (+)= a[m, depth] · b[depth, NV vectors]; element (i, p) of a is a[i * row + p * step], and rows of b
+// lie b_row apart: in a packed panel, or in a matrix of longer rows.
 template <class T, bool ADD = false, int NV = kPanelVectors>
-inline void panel_product(int64_t m, int64_t depth, const T* a, int64_t row, int64_t step, const T* panel, T* out,
-                          int64_t out_row) {
+inline void panel_product(int64_t m, int64_t depth, const T* a, int64_t row, int64_t step, const T* b, T* out,
+                          int64_t out_row, int64_t b_row = kPanel<T>) {
   for (int64_t p = 0; p < depth; p += kDepth)
     for (int64_t i = 0; i < m; i += kPanelRows)
       with_rows<kPanelRows>(least<int64_t>(kPanelRows, m - i), [&](auto count) {
         constexpr int MR = decltype(count)::value;
         Vec<T> acc[MR][NV] = {};
-        multiply<T, MR, NV>(least(kDepth, depth - p), a + i * row + p * step, row, step, panel + p * kPanel<T>, kPanel<T>, acc);
+        multiply<T, MR, NV>(least(kDepth, depth - p), a + i * row + p * step, row, step, b + p * b_row, b_row, acc);
         for (int r = 0; r < MR; ++r)
           for (int j = 0; j < NV; ++j) {
             T* to = out + (i + r) * out_row + j * kLanes<T>;

@@ -58,17 +58,38 @@ inline Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
 
-template <class T>
-inline T sum_of_lanes(Vec<T> v) {
-  T sum = 0;
-  for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
-  return sum;
-}
-
 template <class I>
 inline I least(I a, I b) { return a < b ? a : b; }
 template <class I>
 inline I most(I a, I b) { return a > b ? a : b; }
+
+// f over all lanes, upper half with lower half until one number is left. GCC takes 64 bytes apart through memory,
+// unless it is told how.
+template <class T, int N, class V, class F>
+inline T fold(V v, const F& f) {
+  if constexpr (N == 1) {
+    return v[0];
+  } else {
+    typedef T Half __attribute__((vector_size(N * sizeof(T) / 2)));
+    Half lower, upper;
+    std::memcpy(&lower, &v, sizeof(Half));
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64) {
+      upper = Half(_mm512_maskz_extractf64x4_pd(0xf, __m512d(v), 1));
+    } else
+#endif
+      std::memcpy(&upper, reinterpret_cast<const char*>(&v) + sizeof(Half), sizeof(Half));
+    return fold<T, N / 2, Half>(f(lower, upper), f);
+  }
+}
+template <class T>
+inline T sum_of_lanes(Vec<T> v) {
+  return fold<T, kLanes<T>>(v, [](auto a, auto b) { return a + b; });
+}
+template <class T>
+inline T most_of_lanes(Vec<T> v) {
+  return fold<T, kLanes<T>>(v, [](auto a, auto b) { return a > b ? a : b; });
+}
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 

@@ -10,13 +10,25 @@ from emcl_kernels.testing import TOLERANCE, assert_close, clustered_rows, distin
 
 pytestmark = pytest.mark.skipif(not native.status()["loaded"], reason=native.status()["reason"])
 
-# texts, videos, frames, width, bases: one of each, edges of tiles, more groups than are held at a time, wide and deep
-SHAPES = [(1, 1, 1, 1, 1), (48, 16, 3, 48, 16), (49, 17, 12, 130, 33), (5, 400, 7, 20, 3), (7, 3, 64, 1024, 128)]
+# texts, videos, frames, width, bases: one of each, edges of tiles, more groups than forward holds at a time, more than
+# backward does, wide and deep
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (48, 16, 3, 48, 16),
+    (49, 17, 12, 130, 33),
+    (5, 400, 7, 20, 3),
+    (600, 300, 7, 20, 3),
+    (7, 3, 64, 1024, 128),
+]
 
 
 def sample(texts: int, videos: int, frames: int, width: int, bases: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """With a clip whose frames are all masked, and a text of zeros where its gradient, 1 / 1e-12, is a number."""
     mask = (torch.rand(videos, frames) < 0.8).to(torch.float64)
     text, video = 2 * clustered_rows(texts, width), 2 * clustered_rows(videos, frames, width)
+    mask[1:2] = 0
+    if dtype != torch.float16:
+        text[2:3] = 0
     return text.to(dtype), video.to(dtype), mask, distinct_init(bases).to(dtype)
 
 
@@ -34,8 +46,9 @@ def test_every_kernel_equals_the_reference(shape: tuple[int, ...], dtype: torch.
     assert_close("gram", gram, truth[0], sums)
     assert_close("colsum", colsum, truth[1], sums)
 
-    r = torch.softmax(torch.randn(shape[3], shape[4], dtype=torch.float64), dim=-1) / shape[3]
-    s = torch.rand(shape[4], dtype=torch.float64) * 5
+    # of the size of the rows, so that the corrections of rank K are as large as what they correct
+    r = torch.rand(shape[3], shape[4], dtype=torch.float64) / (shape[3] * shape[4]) ** 0.5
+    s = torch.rand(shape[4], dtype=torch.float64)
     r_, s_ = r.to(gram.dtype), s.to(gram.dtype)
     expected = plain_pooled.cosine(wide_text, wide_frames, mask, truth[2], r_.double(), s_.double(), 3.0, 2.0)
     for known in (kept, kept.new_empty(0)):
@@ -68,6 +81,22 @@ def test_every_kernel_equals_the_reference(shape: tuple[int, ...], dtype: torch.
     right = plain_pooled.moments_backward(d_gram_.double(), d_colsum_.double(), wide_text, wide_frames, mask, 2.0)
     for name, a, b in zip(("d_text", "d_frames"), ours, right, strict=True):
         assert_close(f"{name} of the moments", a, b, rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_large_inner_products_do_not_overflow(dtype: torch.dtype) -> None:
+    """Softmax over frames whose logits reach thousands, the largest of them anywhere."""
+    text, frames, mask, init = (t.to(dtype) for t in sample(20, 9, 6, 24, 3, torch.float64))
+    text, frames = 30 * text, 30 * frames * torch.rand(9, 6, 1)
+    for function in (native.pooled_moments, plain_pooled.moments):
+        assert all(t.isfinite().all() for t in function(text, frames, mask, 0.05, True))
+    with use_backend("native"):
+        ours = pooled_similarity(text, frames, mask.bool(), init, pooling_temperature=0.05)
+    with use_backend("reference"):
+        right = pooled_similarity(
+            *(t.double() for t in (text, frames)), mask.bool(), init.double(), pooling_temperature=0.05
+        )
+    assert_close("similarity", ours[0], right[0], TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("bases", [[1.0], [1.0, -1.0, 1.0, 1.0, -1.0], [0.3, 0.3, -2.0, 0.5]])

@@ -91,6 +91,17 @@ def test_pooled_costs_worked_out_by_hand() -> None:
     assert off["backward"]["flops"] == 3 * dots + products + 2 * 6 * 3 + 2 * 6 * 2 * 4
     assert on["backward"]["flops"] == off["backward"]["flops"] + 4 * 8 * 4 * 3 + 6 * 2 * 6 * 3
 
+    for dtype, size in (("bfloat16", 2), ("float64", 8)):  # of the rows; everything else is in float32 or wider
+        off, on = (_bindings.pooled_cost(bases=bases, dtype=dtype, **sizes) for bases in (0, 3))
+        rows, wide = (2 + 6) * 4 * size, max(4, size)
+        assert off["forward"]["bytes"] == rows + 2 * 6 * wide  # cosines and lengths
+        assert (
+            off["backward"]["bytes"] == 2 * rows + 3 * 6 * wide
+        )  # rows and their gradients; cosines, lengths, d_cosine
+        kept = 2 * (2 * 6 + 6) * wide  # weights and numerators, written and read
+        assert on["forward"]["bytes"] == off["forward"]["bytes"] + rows + 16 * 5 * wide + kept
+        assert on["backward"]["bytes"] == off["backward"]["bytes"]
+
 
 def test_em_costs_less_and_less_beside_the_pooling() -> None:
     share = []
@@ -101,6 +112,11 @@ def test_em_costs_less_and_less_beside_the_pooling() -> None:
     assert share[-1] < 1.2
 
 
-def test_pooled_costs_of_no_texts_are_refused() -> None:
-    with pytest.raises(ValueError, match="texts is 0, expected at least 1"):
-        _bindings.pooled_cost(0, 1, 1, 1, 1, 1)
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("texts", 0), ("videos", 0), ("frames", 0), ("width", 0), ("iters", 0), ("bases", -1), ("dtype", "int8")],
+)
+def test_pooled_costs_of_impossible_sizes_are_refused(argument: str, value: object) -> None:
+    sizes = dict.fromkeys(("texts", "videos", "frames", "width", "bases", "iters"), 4)
+    with pytest.raises(ValueError, match=rf'{argument} is "?{value}"?, expected'):
+        _bindings.pooled_cost(**sizes | {argument: value})

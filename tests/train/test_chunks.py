@@ -5,32 +5,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from several_processes import one_step, step_config, whole_run
+from several_processes import one_step, step_config
 from torch import nn
 
 from emcl_train import trainer
 from emcl_train.errors import UserError
 
 CASE = "relative-full"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two would wait for each other longer than these tensors take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tiny_whole_run):
     """The folder of a rendered data set."""
-    folder = tmp_path_factory.mktemp("chunks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "write_report", lambda out: out)
-        whole_run(folder / "set", folder)
-    return folder / "set"
+    return tiny_whole_run[0]
 
 
 def close(found, expected, factor=1.0):

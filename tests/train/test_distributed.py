@@ -10,9 +10,9 @@ import pytest
 import several_processes
 import torch
 import torch.distributed as dist
-from several_processes import CASES, one_step, spread_loss, step_config, whole_run
+from several_processes import CASES, one_step, spread_loss, step_config
 
-from emcl_train import checkpoint, trainer
+from emcl_train import checkpoint
 from emcl_train.distributed import gather_rows, max_over_processes, sum_over_processes
 
 WORLD = 2
@@ -23,32 +23,22 @@ needs_gloo = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two would wait for each other longer than these tensors take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """What one process finds, and its folder, from which the others take the data set."""
-    folder = tmp_path_factory.mktemp("one")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "write_report", lambda out: out)
-        whole_run(folder / "set", folder)
-    found = {case: one_step(step_config(folder / "set", folder, case)) for case in CASES}
-    return folder, found | {"loss": spread_loss(0, 1)}
+def alone(tiny_whole_run, tmp_path_factory):
+    """What one process finds."""
+    root, out = tiny_whole_run[0], tmp_path_factory.mktemp("one")
+    return {case: one_step(step_config(root, out, case)) for case in CASES} | {"loss": spread_loss(0, 1)}
 
 
 @pytest.fixture(scope="module")
-def together(alone, tmp_path_factory):
+def together(tiny_whole_run, tmp_path_factory):
     """What each of two processes finds, and their folder."""
     folder = tmp_path_factory.mktemp("two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
-    script = [several_processes.__file__, str(alone[0] / "set"), str(folder)]
+    script = [several_processes.__file__, str(tiny_whole_run[0]), str(folder)]
     root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
@@ -61,7 +51,7 @@ def together(alone, tmp_path_factory):
 @needs_gloo
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_is_the_one_of_a_single_process(case, alone, together):
-    expected = alone[1][case]
+    expected = alone[case]
     everything = torch.cat([gradient.flatten() for gradient in expected["gradients"].values()]).norm()
     for found in together[1]:
         assert found[case]["loss"] == pytest.approx(expected["loss"], abs=1e-6)
@@ -83,7 +73,7 @@ def test_processes_agree_to_the_bit(case, together):
 
 def test_the_cases_differ(alone):
     """Else the ways that gradients take through EM would not be tested."""
-    gradients = [torch.cat([g.flatten() for g in alone[1][case]["gradients"].values()]) for case in CASES]
+    gradients = [torch.cat([g.flatten() for g in alone[case]["gradients"].values()]) for case in CASES]
     for i, one in enumerate(gradients):
         for other in gradients[:i]:
             assert (one - other).norm() > 1e-3 * one.norm()
@@ -91,7 +81,7 @@ def test_the_cases_differ(alone):
 
 @needs_gloo
 def test_the_loss_is_that_of_all_rows(alone, together):
-    expected, gradient = alone[1]["loss"]
+    expected, gradient = alone["loss"]
     parts = [found["loss"] for found in together[1]]
     for loss, _ in parts:
         assert loss == pytest.approx(expected, rel=1e-12)
@@ -102,13 +92,13 @@ def test_the_loss_is_that_of_all_rows(alone, together):
 @needs_gloo
 def test_each_process_takes_its_part_of_the_batch(alone, together):
     parts = [found["identity"]["pairs"] for found in together[1]]
-    assert torch.equal(torch.cat(parts), alone[1]["identity"]["pairs"])
+    assert torch.equal(torch.cat(parts), alone["identity"]["pairs"])
 
 
 @needs_gloo
 @pytest.mark.parametrize("case", CASES)
 def test_no_text_is_gathered_and_nothing_of_the_size_of_the_pairs(case, alone, together):
-    parameters = sum(gradient.numel() for gradient in alone[1][case]["gradients"].values())
+    parameters = sum(gradient.numel() for gradient in alone[case]["gradients"].values())
     moments = [] if case == "off" else [("allreduce_", [WIDTH * WIDTH + WIDTH + 1])]
     expected = [
         ("allgather_", [TEXTS, FRAMES, WIDTH]),
@@ -124,12 +114,12 @@ def test_no_text_is_gathered_and_nothing_of_the_size_of_the_pairs(case, alone, t
     for found in together[1]:
         # DistributedDataParallel hands out the first process's buffers: constants, positions, the maintained bases.
         assert [exchange for exchange in found[case]["exchanges"] if exchange[0] != "broadcast_"] == expected
-    assert alone[1][case]["exchanges"] == []
+    assert alone[case]["exchanges"] == []
 
 
 @needs_gloo
 def test_chunks_of_several_processes_exchange_gradients_once(alone, together):
-    expected = alone[1]["full"]
+    expected = alone["full"]
     everything = torch.cat([gradient.flatten() for gradient in expected["gradients"].values()]).norm()
     for found in together[1]:
         assert found["chunks"]["loss"] == pytest.approx(expected["loss"], abs=1e-6)
@@ -149,8 +139,8 @@ def record(out: Path):
 
 
 @needs_gloo
-def test_a_whole_run_ends_as_with_one_process(alone, together):
-    (lines, results), (other_lines, other_results) = record(alone[0] / "run"), record(together[0] / "run")
+def test_a_whole_run_ends_as_with_one_process(tiny_whole_run, together):
+    (lines, results), (other_lines, other_results) = record(tiny_whole_run[1]), record(together[0] / "run")
     assert len(lines) == len(other_lines) == 10
     for line, other in zip(lines, other_lines, strict=True):
         for name in line.keys() - {"seconds", "kind"}:

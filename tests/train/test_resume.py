@@ -8,7 +8,6 @@ import signal
 from dataclasses import replace
 
 import pytest
-import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from tiny_run import tiny_run
@@ -29,13 +28,7 @@ def record(out):
     return lines, weights, json.loads((out / "results.json").read_text())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """A forked process must not wait for the threads of its parent."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,29 @@
+"""Fixtures of tests that train."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from several_processes import whole_run
+
+from emcl_train import trainer
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tensors so small that two threads would wait for each other, and for forks, which lose their parent's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The rendered data set and the folder of a whole tiny run of one process on it."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "write_report", lambda out: out)
+        whole_run(folder / "set", folder)
+    return folder / "set", folder / "run"
