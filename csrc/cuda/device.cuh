@@ -148,26 +148,44 @@ struct Launch {
   unsigned cluster = 1;      // blocks along x
 };
 
+// A launch as the runtime takes it.
+struct Configuration {
+  cudaLaunchConfig_t config{};
+  cudaLaunchAttribute cluster{};
+
+  Configuration(Stream stream, const Launch& shape, const void* code) {
+    if (shape.shared > 48 * 1024)
+      check(cudaFuncSetAttribute(code, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared)), "shared memory");
+    if (shape.cluster > 8)
+      check(cudaFuncSetAttribute(code, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
+    config.gridDim = dim3(shape.x, shape.y, shape.z);
+    config.blockDim = dim3(shape.threads);
+    config.dynamicSmemBytes = shape.shared;
+    config.stream = stream;
+    if (shape.cluster > 1) {
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim = {shape.cluster, 1, 1};
+      config.attrs = &cluster;
+      config.numAttrs = 1;
+    }
+  }
+  Configuration(const Configuration&) = delete;
+};
+
 template <class... P, class... A>
 void launch(Stream stream, const Launch& shape, void (*kernel)(P...), A... arguments) {
-  const void* code = reinterpret_cast<const void*>(kernel);
-  if (shape.shared > 48 * 1024)
-    check(cudaFuncSetAttribute(code, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared)), "shared memory");
-  if (shape.cluster > 8)
-    check(cudaFuncSetAttribute(code, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(shape.x, shape.y, shape.z);
-  config.blockDim = dim3(shape.threads);
-  config.dynamicSmemBytes = shape.shared;
-  config.stream = stream;
-  cudaLaunchAttribute cluster{};
-  if (shape.cluster > 1) {
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {shape.cluster, 1, 1};
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-  }
-  check(cudaLaunchKernelEx(&config, kernel, P(arguments)...), "kernel launch");
+  const Configuration all(stream, shape, reinterpret_cast<const void*>(kernel));
+  check(cudaLaunchKernelEx(&all.config, kernel, P(arguments)...), "kernel launch");
+}
+
+// Whether a cluster of this shape can run on the current device: more than 8 blocks need not.
+template <class... P>
+bool has_room(const Launch& shape, void (*kernel)(P...)) {
+  const Configuration all(nullptr, shape, reinterpret_cast<const void*>(kernel));
+  int clusters = 0;
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &all.config);
+  if (status != cudaSuccess) cudaGetLastError();  // an impossible size is an error, too
+  return status == cudaSuccess && clusters > 0;
 }
 
 }  // namespace emcl

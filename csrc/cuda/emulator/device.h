@@ -111,6 +111,11 @@ void launch(Stream, const Launch& shape, void (*kernel)(P...), A... arguments) {
                 [&] { std::apply(kernel, bound); });
 }
 
+template <class... P>
+bool has_room(const Launch& shape, void (*)(P...)) {
+  return shape.cluster <= 16;
+}
+
 }  // namespace emcl
 
 inline void __syncthreads() { emcl::emulator::wait_for_block(); }
