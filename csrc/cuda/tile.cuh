@@ -1,0 +1,312 @@
+// Tiles of rows in shared memory, and products of them on the tensor cores.
+//
+//   Parts<Number, count>      how numbers enter the tensor cores: as they are, or as a high and a low part
+//   OwnParts<E>               rows multiplied by rows: float32 as two bfloat16, 16 bits as they are
+//   BfloatParts<E>            rows multiplied by float32 matrices of any range: everything as bfloat16, float16 as two
+//   Tile<P, ROWS, COLUMNS>    in shared memory, row by row, one part after the other
+//   Fetch<E, P, R, C, T>      rows from global memory into a Tile: start, copies_wait, finish, barrier
+//   put                       two float32 numbers into a Tile, split as it asks for
+//   load_left, load_right     fragments of a Tile, 16x16, for either direction of the depth
+//   left_of_sums              sums of one product as the left fragment of the next, without shared memory
+//   multiply                  sums += left·right: 1 product of parts, 2, or 3
+//   multiply_tiles            the same for all fragments of a warp: sums[16·M, 8·N] += left·right over 16 of depth
+//   flush                     moves the tensor cores' sums into float32 ones
+//
+// A product's depth runs along the columns of a tile (x·yᵀ of rows x and y) or along its rows (xᵀ·y); each operand says
+// which. Sums are laid out as the PTX ISA says: sums[i] of a 16x8 fragment is at row `sum_row(i)`, column `sum_column(i)`.
+//
+// The usual loop over steps of depth, with STAGES tiles on their way and T threads:
+//
+//   for (s = 0; s < STAGES - 1; ++s) { if (s < steps) F::start(raw[s], ...); copies_commit(); }
+//   for (s = 0; s < steps; ++s) {
+//     copies_wait<STAGES - 2>();
+//     F::finish(raw[s % STAGES], tile[s % 2]);      // each thread its own pieces, so no barrier before it
+//     __syncthreads();                              // the tile is complete, and all have left the step before
+//     if (s + STAGES - 1 < steps) F::start(raw[(s + STAGES - 1) % STAGES], ...);
+//     copies_commit();
+//     multiply_tiles<...>(...);
+//   }
+//
+// Where F::kConverts is false, finish does nothing and the tile is raw[s % STAGES] itself.
+#pragma once
+
+#include <stdexcept>
+#include <type_traits>
+
+#include "kernels.h"
+#include "number.cuh"
+
+namespace emcl {
+namespace {
+
+// ---- numbers ---------------------------------------------------------------------------------------------------------
+
+template <class NUMBER, int COUNT>
+struct Parts {
+  using Number = NUMBER;
+  static constexpr int count = COUNT;
+};
+
+template <class E>
+using OwnParts = std::conditional_t<std::is_same_v<E, float>, Parts<BFloat16, 2>, Parts<E, 1>>;
+
+// float16 rows are split without loss, and the matrix may be larger or smaller than float16 can hold.
+template <class E>
+using BfloatParts = Parts<BFloat16, std::is_same_v<E, BFloat16> ? 1 : 2>;
+
+// f(E{}) for the type of the rows.
+template <class F>
+void with_element(Element element, const F& f) {
+  switch (element) {
+    case Element::float32: return f(float{});
+    case Element::bfloat16: return f(BFloat16{});
+    case Element::float16: return f(Float16{});
+  }
+  throw std::invalid_argument("emcl: unknown type of rows");
+}
+
+// Two neighbours in all their parts.
+template <class P>
+__device__ __forceinline__ void split_pair(float first, float second, uint32_t (&parts)[P::count]) {
+  using Number = typename P::Number;
+  parts[0] = pack<Number>(first, second);
+  if constexpr (P::count == 2) {
+    static_assert(std::is_same_v<Number, BFloat16>);
+    parts[1] = pack<BFloat16>(first - as_float(parts[0] << 16), second - as_float(parts[0] & 0xffff0000u));
+  }
+}
+
+// Whether rows of this width may be read and written 16 bytes at a time.
+template <class E>
+bool rows_are_wide(const void* rows, int64_t width) {
+  return (reinterpret_cast<uintptr_t>(rows) | uintptr_t(width) * sizeof(E)) % 16 == 0;
+}
+
+// 16 bytes of rows.
+template <class E>
+struct alignas(16) Piece {
+  static constexpr int kSize = 16 / sizeof(E);
+  E at[kSize];
+};
+
+// ---- tiles -----------------------------------------------------------------------------------------------------------
+
+// The pitch is an odd number of 16 bytes, so that eight rows below each other lie in different banks.
+template <class P, int ROWS, int COLUMNS>
+struct Tile {
+  static_assert(COLUMNS % 16 == 0);
+  using Numbers = P;
+  static constexpr int kPitch = COLUMNS + 8, kPart = ROWS * kPitch, kBytes = P::count * kPart * 2;
+
+  uint16_t* memory;  // aligned to 16 bytes
+
+  __device__ __forceinline__ explicit Tile(void* at) : memory(static_cast<uint16_t*>(at)) {}
+  __device__ __forceinline__ uint16_t* at(int part, int row, int column) const {
+    return memory + part * kPart + row * kPitch + column;
+  }
+};
+
+// Into columns `column` and `column + 1`; column is even.
+template <class T>
+__device__ __forceinline__ void put(const T& tile, int row, int column, float first, float second) {
+  uint32_t parts[T::Numbers::count];
+  split_pair<typename T::Numbers>(first, second, parts);
+  for (int part = 0; part < T::Numbers::count; ++part) memcpy(tile.at(part, row, column), &parts[part], 4);
+}
+
+// Rows on their way into a tile. Each of THREADS threads brings the same pieces of 16 bytes every time: those in column
+// `own_column()`, in rows own_row(), own_row() + kRowStep, ...
+template <class E, class P, int ROWS, int COLUMNS, int THREADS>
+struct Fetch {
+  using Target = Tile<P, ROWS, COLUMNS>;
+  static constexpr bool kConverts = !std::is_same_v<P, Parts<E, 1>>;
+  static constexpr int kBytes = kConverts ? ROWS * COLUMNS * int(sizeof(E)) : Target::kBytes;
+  static constexpr int kPiece = Piece<E>::kSize, kPerRow = COLUMNS / kPiece, kRowStep = THREADS / kPerRow;
+  static_assert(COLUMNS % kPiece == 0 && THREADS % kPerRow == 0);
+
+  static __device__ __forceinline__ int own_row() { return int(threadIdx.x) / kPerRow; }
+  static __device__ __forceinline__ int own_column() { return int(threadIdx.x) % kPerRow * kPiece; }
+
+  // The first `rows` rows and `columns` columns of `from`, rows of `stride` elements; zero beyond them. `wide`: see
+  // rows_are_wide. To be followed by copies_commit.
+  static __device__ __forceinline__ void start(void* raw, const E* from, int64_t stride, int64_t rows, int64_t columns,
+                                               bool wide) {
+    const int column = own_column();
+#pragma unroll
+    for (int row = own_row(); row < ROWS; row += kRowStep) {
+      const E* piece = from + row * stride + column;
+      if (wide) {
+        const bool inside = row < rows && column < columns;
+        copy_async(place(raw, row, column), inside ? piece : from, inside);
+      } else {
+        Piece<E> values{};
+        for (int j = 0; j < kPiece; ++j)
+          if (row < rows && column + j < columns) values.at[j] = piece[j];
+        *place(raw, row, column) = values;
+      }
+    }
+  }
+
+  // After copies_wait: this thread's pieces become part of the tile, which is complete after a barrier.
+  static __device__ __forceinline__ void finish(void* raw, const Target& tile) {
+    if constexpr (kConverts) {
+      each_piece(raw, [&](int row, const Piece<E>& piece) {
+        uint32_t parts[kPiece / 2][P::count];
+#pragma unroll
+        for (int j = 0; j < kPiece / 2; ++j) split_pair<P>(widen(piece.at[2 * j]), widen(piece.at[2 * j + 1]), parts[j]);
+#pragma unroll
+        for (int part = 0; part < P::count; ++part) {
+          alignas(4 * (kPiece / 2)) uint32_t line[kPiece / 2];
+#pragma unroll
+          for (int j = 0; j < kPiece / 2; ++j) line[j] = parts[j][part];
+          store_line(tile.at(part, row, own_column()), line);
+        }
+      });
+    }
+  }
+
+  // f(row, piece) for this thread's pieces, after copies_wait.
+  template <class F>
+  static __device__ __forceinline__ void each_piece(void* raw, const F& f) {
+#pragma unroll
+    for (int row = own_row(); row < ROWS; row += kRowStep) f(row, *place(raw, row, own_column()));
+  }
+
+ private:
+  static __device__ __forceinline__ Piece<E>* place(void* raw, int row, int column) {
+    const int number = kConverts ? row * COLUMNS + column : row * Target::kPitch + column;
+    return reinterpret_cast<Piece<E>*>(static_cast<E*>(raw) + number);
+  }
+  static __device__ __forceinline__ void store_line(uint16_t* to, const uint32_t (&line)[2]) {
+    *reinterpret_cast<uint2*>(to) = make_uint2(line[0], line[1]);
+  }
+  static __device__ __forceinline__ void store_line(uint16_t* to, const uint32_t (&line)[4]) {
+    *reinterpret_cast<uint4*>(to) = make_uint4(line[0], line[1], line[2], line[3]);
+  }
+};
+
+// ---- fragments -------------------------------------------------------------------------------------------------------
+
+// Where a tile's depth runs.
+enum class Depth { columns, rows };
+
+template <class P>
+struct Left {  // [16, 16 of depth]
+  using Numbers = P;
+  uint32_t part[P::count][4];
+};
+template <class P>
+struct Right {  // [16 of depth, 16], as two of eight columns
+  using Numbers = P;
+  uint32_t part[P::count][2][2];
+};
+
+__device__ __forceinline__ int lane_of() { return int(threadIdx.x) % 32; }
+__device__ __forceinline__ int warp_of() { return int(threadIdx.x) / 32; }
+__device__ __forceinline__ int sum_row(int i) { return lane_of() / 4 + i / 2 * 8; }
+__device__ __forceinline__ int sum_column(int i) { return lane_of() % 4 * 2 + i % 2; }
+
+// Rows `row` to row + 15 of the product.
+template <Depth DEPTH, class T>
+__device__ __forceinline__ Left<typename T::Numbers> load_left(const T& tile, int row, int depth) {
+  Left<typename T::Numbers> left;
+  const int lane = lane_of();
+#pragma unroll
+  for (int part = 0; part < T::Numbers::count; ++part)
+    if constexpr (DEPTH == Depth::columns)
+      load_matrices(left.part[part], tile.at(part, row + lane % 16, depth + lane / 16 * 8));
+    else
+      load_matrices_transposed(left.part[part], tile.at(part, depth + lane / 16 * 8 + lane % 8, row + lane / 8 % 2 * 8));
+  return left;
+}
+
+// Columns `column` to column + 15 of the product.
+template <Depth DEPTH, class T>
+__device__ __forceinline__ Right<typename T::Numbers> load_right(const T& tile, int column, int depth) {
+  Right<typename T::Numbers> right;
+  const int lane = lane_of();
+#pragma unroll
+  for (int part = 0; part < T::Numbers::count; ++part) {
+    uint32_t both[4];
+    if constexpr (DEPTH == Depth::columns)
+      load_matrices(both, tile.at(part, column + lane / 16 * 8 + lane % 8, depth + lane / 8 % 2 * 8));
+    else
+      load_matrices_transposed(both, tile.at(part, depth + lane % 16, column + lane / 16 * 8));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) right.part[part][i / 2][i % 2] = both[i];
+  }
+  return right;
+}
+
+// Sums [16, 16], as two of eight columns, are the left fragment of a product whose depth they span.
+template <class P>
+__device__ __forceinline__ Left<P> left_of_sums(const float (&first)[4], const float (&second)[4]) {
+  Left<P> left;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float(&from)[4] = i < 2 ? first : second;
+    uint32_t parts[P::count];
+    split_pair<P>(from[i % 2 * 2], from[i % 2 * 2 + 1], parts);
+#pragma unroll
+    for (int part = 0; part < P::count; ++part) left.part[part][i] = parts[part];
+  }
+  return left;
+}
+
+// ---- products --------------------------------------------------------------------------------------------------------
+
+template <class Number>
+__device__ __forceinline__ void multiply_parts(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<Number, BFloat16>)
+    multiply_bfloat(sums, a, b);
+  else
+    multiply_half(sums, a, b);
+}
+
+// sums[16, 8] += left·right, columns 8·half to 8·half + 7 of right. The product of the two low parts is too small to count.
+template <class A, class B>
+__device__ __forceinline__ void multiply(float (&sums)[4], const Left<A>& left, const Right<B>& right, int half) {
+  using Number = typename A::Number;
+  static_assert(std::is_same_v<Number, typename B::Number>);
+  if constexpr (A::count == 2) multiply_parts<Number>(sums, left.part[1], right.part[0][half]);
+  if constexpr (B::count == 2) multiply_parts<Number>(sums, left.part[0], right.part[1][half]);
+  multiply_parts<Number>(sums, left.part[0], right.part[0][half]);
+}
+
+// sums[16·M, 8·N] += left[row to row + 16·M, 16 of depth]·right[16 of depth, column to column + 8·N]
+template <Depth LEFT, Depth RIGHT, class A, class B, int M, int N>
+__device__ __forceinline__ void multiply_tiles(float (&sums)[M][N][4], const A& left, int row, const B& right, int column,
+                                               int left_depth, int right_depth) {
+  static_assert(N % 2 == 0);
+  Left<typename A::Numbers> lefts[M];
+#pragma unroll
+  for (int m = 0; m < M; ++m) lefts[m] = load_left<LEFT>(left, row + 16 * m, left_depth);
+#pragma unroll
+  for (int n = 0; n < N; n += 2) {
+    const auto both = load_right<RIGHT>(right, column + 8 * n, right_depth);
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+      multiply(sums[m][n], lefts[m], both, 0);
+      multiply(sums[m][n + 1], lefts[m], both, 1);
+    }
+  }
+}
+
+// The tensor cores round their sums towards zero: with float32, this much depth at most before they are added up here.
+constexpr int kFlushDepth = 128;
+
+template <int M, int N>
+__device__ __forceinline__ void flush(float (&total)[M][N][4], float (&sums)[M][N][4]) {
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        total[m][n][i] += sums[m][n][i];
+        sums[m][n][i] = 0;
+      }
+}
+
+}  // namespace
+}  // namespace emcl
