@@ -28,6 +28,17 @@ using Stream = cudaStream_t;
 __device__ __forceinline__ float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 __device__ __forceinline__ uint16_t float_to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
 __device__ __forceinline__ uint16_t float_to_bfloat(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+// Two at once, the first in the lower half.
+__device__ __forceinline__ uint32_t pack_half(float first, float second) {
+  uint32_t bits;
+  asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(bits) : "f"(first), "f"(second));
+  return bits;
+}
+__device__ __forceinline__ uint32_t pack_bfloat(float first, float second) {
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(bits) : "f"(first), "f"(second));
+  return bits;
+}
 
 // The block's dynamic shared memory.
 __device__ __forceinline__ char* dynamic_shared() {

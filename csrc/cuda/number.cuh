@@ -42,9 +42,11 @@ __device__ __forceinline__ Float16 narrow<Float16>(float x) { return {float_to_h
 
 // Two numbers of 16 bits as the tensor cores take them: the first in the lower half.
 template <class E>
-__device__ __forceinline__ uint32_t pack(float first, float second) {
-  return uint32_t(narrow<E>(first).bits) | uint32_t(narrow<E>(second).bits) << 16;
-}
+__device__ __forceinline__ uint32_t pack(float first, float second);
+template <>
+__device__ __forceinline__ uint32_t pack<BFloat16>(float first, float second) { return pack_bfloat(first, second); }
+template <>
+__device__ __forceinline__ uint32_t pack<Float16>(float first, float second) { return pack_half(first, second); }
 
 // x = high + low + at most 2^-17·|x|, both bfloat16. Three products of such pairs keep 16 bits of a float32 product.
 __device__ __forceinline__ void split(float x, BFloat16& high, BFloat16& low) {

@@ -62,6 +62,12 @@ void run(const Dim& blocks, unsigned threads, size_t shared, unsigned cluster, c
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float x);
 uint16_t float_to_bfloat(float x);
+inline uint32_t pack_half(float first, float second) {
+  return float_to_half(first) | uint32_t(float_to_half(second)) << 16;
+}
+inline uint32_t pack_bfloat(float first, float second) {
+  return float_to_bfloat(first) | uint32_t(float_to_bfloat(second)) << 16;
+}
 
 inline char* dynamic_shared() { return emulator::shared; }
 
