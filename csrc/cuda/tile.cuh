@@ -5,6 +5,7 @@
 //   BfloatParts<E>            rows multiplied by float32 matrices of any range: everything as bfloat16, float16 as two
 //   Tile<P, ROWS, COLUMNS>    in shared memory, row by row, one part after the other
 //   Fetch<E, P, R, C, T>      rows from global memory into a Tile: start, copies_wait, finish, barrier
+//   Piece<E>                  16 bytes of rows in registers
 //   put                       two float32 numbers into a Tile, split as it asks for
 //   load_left, load_right     fragments of a Tile, 16x16, for either direction of the depth
 //   left_of_sums              sums of one product as the left fragment of the next, without shared memory
@@ -82,12 +83,43 @@ bool rows_are_wide(const void* rows, int64_t width) {
   return (reinterpret_cast<uintptr_t>(rows) | uintptr_t(width) * sizeof(E)) % 16 == 0;
 }
 
-// 16 bytes of rows.
+// 16 bytes of rows, in registers.
 template <class E>
-struct alignas(16) Piece {
+struct Piece {
   static constexpr int kSize = 16 / sizeof(E);
-  E at[kSize];
+  uint32_t words[4];
+
+  __device__ __forceinline__ float number(int j) const {
+    if constexpr (sizeof(E) == 4) return as_float(words[j]);
+    const uint16_t bits = uint16_t(words[j / 2] >> 16 * (j % 2));
+    if constexpr (std::is_same_v<E, Float16>) return half_to_float(bits);
+    return as_float(uint32_t(bits) << 16);
+  }
 };
+// From and to addresses that are aligned to 16 bytes.
+template <class E>
+__device__ __forceinline__ Piece<E> load_piece(const E* from) {
+  const uint4 all = *reinterpret_cast<const uint4*>(from);
+  return {{all.x, all.y, all.z, all.w}};
+}
+template <class E>
+__device__ __forceinline__ void store_piece(E* to, const Piece<E>& piece) {
+  *reinterpret_cast<uint4*>(to) = make_uint4(piece.words[0], piece.words[1], piece.words[2], piece.words[3]);
+}
+// From any address, number by number: the first `count`, zero beyond.
+template <class E>
+__device__ __forceinline__ Piece<E> gather_piece(const E* from, int64_t count) {
+  Piece<E> piece{};
+#pragma unroll
+  for (int j = 0; j < Piece<E>::kSize; ++j)
+    if (j < count) {
+      if constexpr (sizeof(E) == 4)
+        piece.words[j] = as_bits(from[j]);
+      else
+        piece.words[j / 2] |= uint32_t(from[j].bits) << 16 * (j % 2);
+    }
+  return piece;
+}
 
 // ---- tiles -----------------------------------------------------------------------------------------------------------
 
@@ -135,15 +167,11 @@ struct Fetch {
 #pragma unroll
     for (int row = own_row(); row < ROWS; row += kRowStep) {
       const E* piece = from + row * stride + column;
-      if (wide) {
-        const bool inside = row < rows && column < columns;
+      const bool inside = row < rows && column < columns;
+      if (wide)
         copy_async(place(raw, row, column), inside ? piece : from, inside);
-      } else {
-        Piece<E> values{};
-        for (int j = 0; j < kPiece; ++j)
-          if (row < rows && column + j < columns) values.at[j] = piece[j];
-        *place(raw, row, column) = values;
-      }
+      else
+        store_piece(place(raw, row, column), gather_piece(piece, inside ? columns - column : 0));
     }
   }
 
@@ -153,13 +181,14 @@ struct Fetch {
       each_piece(raw, [&](int row, const Piece<E>& piece) {
         uint32_t parts[kPiece / 2][P::count];
 #pragma unroll
-        for (int j = 0; j < kPiece / 2; ++j) split_pair<P>(widen(piece.at[2 * j]), widen(piece.at[2 * j + 1]), parts[j]);
+        for (int j = 0; j < kPiece / 2; ++j) split_pair<P>(piece.number(2 * j), piece.number(2 * j + 1), parts[j]);
 #pragma unroll
         for (int part = 0; part < P::count; ++part) {
-          alignas(4 * (kPiece / 2)) uint32_t line[kPiece / 2];
-#pragma unroll
-          for (int j = 0; j < kPiece / 2; ++j) line[j] = parts[j][part];
-          store_line(tile.at(part, row, own_column()), line);
+          uint16_t* to = tile.at(part, row, own_column());
+          if constexpr (kPiece == 4)
+            *reinterpret_cast<uint2*>(to) = make_uint2(parts[0][part], parts[1][part]);
+          else
+            *reinterpret_cast<uint4*>(to) = make_uint4(parts[0][part], parts[1][part], parts[2][part], parts[3][part]);
         }
       });
     }
@@ -169,19 +198,12 @@ struct Fetch {
   template <class F>
   static __device__ __forceinline__ void each_piece(void* raw, const F& f) {
 #pragma unroll
-    for (int row = own_row(); row < ROWS; row += kRowStep) f(row, *place(raw, row, own_column()));
+    for (int row = own_row(); row < ROWS; row += kRowStep) f(row, load_piece(place(raw, row, own_column())));
   }
 
  private:
-  static __device__ __forceinline__ Piece<E>* place(void* raw, int row, int column) {
-    const int number = kConverts ? row * COLUMNS + column : row * Target::kPitch + column;
-    return reinterpret_cast<Piece<E>*>(static_cast<E*>(raw) + number);
-  }
-  static __device__ __forceinline__ void store_line(uint16_t* to, const uint32_t (&line)[2]) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(line[0], line[1]);
-  }
-  static __device__ __forceinline__ void store_line(uint16_t* to, const uint32_t (&line)[4]) {
-    *reinterpret_cast<uint4*>(to) = make_uint4(line[0], line[1], line[2], line[3]);
+  static __device__ __forceinline__ E* place(void* raw, int row, int column) {
+    return static_cast<E*>(raw) + (kConverts ? row * COLUMNS + column : row * Target::kPitch + column);
   }
 };
 
