@@ -1,15 +1,21 @@
-"""Build the native parts: emcl_kernels/_C/libemcl_cpu.so and the module emcl_kernels._bindings.
+"""Build the native parts: libemcl_cpu.so and libemcl_cuda.so in emcl_kernels/_C, and the module emcl_kernels._bindings.
 
 The package works without them, so whatever cannot be built is left out and the installation goes on. The reason is
 printed, and written to emcl_kernels/_C/build_info.json, from where `python -m emcl_kernels.info` shows it.
 
-EMCL_BUILD_CPU=0 leaves the C++ CPU library out. CXX chooses the compiler.
+CXX                   the C++ compiler
+CUDA_HOME, CUDA_PATH  the CUDA toolkit; without them, that of the nvcc on PATH
+EMCL_CUDA_ARCHS       what the CUDA kernels are compiled for, "80;90+PTX" where it is not set; also "90a", "100", "120"
+EMCL_BUILD_CPU=0      leaves the C++ library out
+EMCL_BUILD_CUDA=0|1   leaves the CUDA library out, or makes it an error that it cannot be built
+EMCL_BUILD_EMULATED=1 builds libemcl_emulated.so too, the CUDA kernels for tests on the CPU; in a checkout only
 """
 
 import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,6 +31,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CPU_LIBRARY = "emcl_kernels/_C/libemcl_cpu.so"
+CUDA_LIBRARY = "emcl_kernels/_C/libemcl_cuda.so"
+EMULATED_LIBRARY = "emcl_kernels/_C/libemcl_emulated.so"
 BUILD_INFO = "emcl_kernels/_C/build_info.json"
 BINDINGS = f"emcl_kernels/_bindings{sysconfig.get_config_var('EXT_SUFFIX')}"
 
@@ -34,6 +42,13 @@ STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"
 # Contraction to FMA only: -ffast-math would reorder sums, and the same inputs must give the same bits.
 CPU_FLAGS = ["-std=c++20", *COMMON_FLAGS, "-ffp-contract=fast", "-fno-math-errno", *STABLE_ABI]
 BINDINGS_FLAGS = ["-std=c++17", *COMMON_FLAGS]
+CUDA_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", *STABLE_ABI, "-Xptxas=-v",
+              "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]  # fmt: skip
+# No _FORTIFY_SOURCE, which some compilers set themselves: it takes a jump to another fiber's stack for an attack.
+EMULATED_FLAGS = ["-std=c++20", *COMMON_FLAGS, "-O2", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-DEMCL_EMULATED",
+                  *STABLE_ABI]  # fmt: skip
+DEFAULT_ARCHS = "80;90+PTX"
+OLDEST_ARCH = 80
 # kernels.cpp is compiled once for each of these; the library picks one when it is loaded.
 ISA_FLAGS = {
     "baseline": [],
@@ -46,13 +61,18 @@ class CannotBuild(Exception):
     """Why a target is left out, and the way to get it."""
 
 
+class NotAskedFor(CannotBuild):
+    """A target that is left out without a word."""
+
+
 @dataclass
 class Object:
-    """One compilation: a source file, with its flags."""
+    """One compilation: a source file, with its flags, and where what the compiler says is kept."""
 
     source: Path
     output: Path
     flags: list[str]
+    report: Path | None = None
 
 
 @dataclass
@@ -63,14 +83,17 @@ class Target:
     file: str
     objects: list[Object] = field(default_factory=list)
     link_flags: list[str] = field(default_factory=list)
+    compiler: list[str] = field(default_factory=list)  # with the flags that belong to this machine
     isas: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
+    asked_for: bool = True
 
     def describe(self) -> dict[str, Any]:
         """The target's entry in build_info.json; no path of the building machine is in it."""
         flags = sorted({flag for each in self.objects for flag in each.flags if not flag.startswith("-I")})
         return {"built": not self.reason, "file": Path(self.file).name, "reason": self.reason,
-                "isas": self.isas, "flags": flags}  # fmt: skip
+                "isas": self.isas, "flags": flags, **self.facts}  # fmt: skip
 
 
 class BuildNative(build_ext):
@@ -81,24 +104,32 @@ class BuildNative(build_ext):
         temp.mkdir(parents=True, exist_ok=True)
         out = ROOT if self.inplace else Path(self.build_lib)
         targets = [self._plan(plan_cpu_library, "cpu", CPU_LIBRARY, temp),
+                   self._plan(plan_cuda_library, "cuda", CUDA_LIBRARY, temp),
                    self._plan(plan_bindings, "bindings", BINDINGS, temp)]  # fmt: skip
+        if self.inplace:
+            targets.append(self._plan(plan_emulated_library, "emulated", EMULATED_LIBRARY, temp))
         compiler = find_compiler()
         build(targets, compiler, temp)
 
         for target in targets:
             place(target, temp, out)
+            target.facts |= kernel_resources(target)
         info = {"version": self.distribution.get_version(), "python": platform.python_version(),
                 "machine": platform.machine(), "torch": torch_version(),
                 "compiler": describe_compiler(compiler),
                 "targets": {target.name: target.describe() for target in targets}}  # fmt: skip
         (out / BUILD_INFO).parent.mkdir(parents=True, exist_ok=True)
         (out / BUILD_INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        for target in targets:
-            print(f"emcl: not built: {target.file}: {target.reason}" if target.reason else f"emcl: built {target.file}")
+        for target in filter(lambda target: target.asked_for, targets):
+            for_what = f" for {', '.join(target.isas)}" if target.isas else ""
+            print(f"emcl: not built: {target.file}: {target.reason}" if target.reason else
+                  f"emcl: built {target.file}{for_what}")  # fmt: skip
+        if cuda_wanted() and (reason := targets[1].reason):
+            raise SystemExit(f"emcl: EMCL_BUILD_CUDA=1 was set, but {CUDA_LIBRARY} cannot be built: {reason}")
 
     def get_outputs(self) -> list[str]:
         """Files in the build folder, for the wheel."""
-        files = (CPU_LIBRARY, BINDINGS, BUILD_INFO)
+        files = (CPU_LIBRARY, CUDA_LIBRARY, BINDINGS, BUILD_INFO)
         root = ROOT if self.inplace else Path(self.build_lib)
         return [os.path.join(self.build_lib, file) for file in files if (root / file).exists()]
 
@@ -109,16 +140,15 @@ class BuildNative(build_ext):
         return {output: os.path.relpath(output, self.build_lib) for output in self.get_outputs()}
 
     def _temp_folder(self) -> Path:
-        # An editable installation asks for a new folder each time; a lasting one keeps rebuilds incremental.
-        tag = f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        return ROOT / "build" / tag if self.inplace else Path(self.build_temp).resolve() / tag
+        # An installation asks for a new folder each time; a lasting one keeps rebuilds incremental.
+        return ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 
     def _plan(self, plan: Any, name: str, file: str, temp: Path) -> Target:
         target = Target(name, file)
         try:
             plan(target, temp, self.distribution.get_version())
         except CannotBuild as why:
-            target.objects, target.reason = [], str(why)
+            target.objects, target.reason, target.asked_for = [], str(why), not isinstance(why, NotAskedFor)
         return target
 
 
@@ -144,6 +174,133 @@ def plan_cpu_library(target: Target, temp: Path, version: str) -> None:
             target.objects.append(Object(source, temp / f"{source.stem}.o", flags))
     # No rpath: torch is imported, and so in the process, before the library is loaded.
     target.link_flags = [f"-L{library}", "-ltorch", "-ltorch_cpu", "-lc10"]
+
+
+def plan_cuda_library(target: Target, temp: Path, version: str) -> None:
+    """The CUDA kernels, for every architecture asked for. Needs nvcc, but neither a GPU nor a torch with CUDA."""
+    wanted = cuda_wanted()
+    architectures = cuda_architectures()
+    if wanted is False:
+        raise CannotBuild("EMCL_BUILD_CUDA=0 was set; reinstall without it")
+    require_unix()
+    sources = cuda_sources()
+    nvcc = find_nvcc()
+    target.facts["nvcc"] = check_nvcc(nvcc, architectures)
+    include, library = torch_paths()
+    flags = [*CUDA_FLAGS, f"-I{ROOT / 'csrc' / 'cuda'}", *(f"-I{path}" for path in include)]
+
+    target.isas = [architecture for architecture, _ in architectures]
+    generate = [flag for _, flag in architectures]
+    for source in sources:
+        output = temp / f"cuda.{source.stem}.o"
+        target.objects.append(Object(source, output, [*flags, *generate], output.with_suffix(".ptxas")))
+    # No kernels in it, so one architecture is enough.
+    names = " ".join(target.isas)
+    flags += ["-x=cu", generate[0], f'-DEMCL_CUDA_ARCHITECTURES="{names}"']
+    target.objects.append(Object(ROOT / "csrc" / "cuda" / "ops.cpp", temp / "cuda.ops.o", flags))
+    target.compiler = [nvcc, *(["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else [])]
+    # CUDA's runtime is in the library and seen by nobody else; torch may bring another one.
+    target.link_flags = ["-cudart=static", "-Xlinker=--exclude-libs,ALL,--no-as-needed", f"-L{library}",
+                         "-ltorch", "-ltorch_cpu", "-lc10"]  # fmt: skip
+
+
+def plan_emulated_library(target: Target, temp: Path, version: str) -> None:
+    """The CUDA kernels as C++, in the emulator, for CPU tensors."""
+    if os.environ.get("EMCL_BUILD_EMULATED") != "1":
+        raise NotAskedFor("EMCL_BUILD_EMULATED=1 was not set; it is for tests: python setup.py build_ext --inplace")
+    require_unix()
+    folder = ROOT / "csrc" / "cuda"
+    include, library = torch_paths()
+    flags = [*EMULATED_FLAGS, f"-I{folder}", *(f"-I{path}" for path in include)]
+    for source in [*cuda_sources(), folder / "ops.cpp", folder / "emulator" / "emulator.cpp"]:
+        language = ["-x", "c++"] if source.suffix == ".cu" else []
+        target.objects.append(Object(source, temp / f"emulated.{source.stem}.o", [*flags, *language]))
+    target.link_flags = [f"-L{library}", "-ltorch", "-ltorch_cpu", "-lc10"]
+
+
+def cuda_sources() -> list[Path]:
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    if not sources:
+        raise CannotBuild("csrc/cuda has no kernels; install from a complete checkout or sdist")
+    return sources
+
+
+def cuda_wanted() -> bool | None:
+    """EMCL_BUILD_CUDA: whether the CUDA library must be built, must not, or (None) is built where it can be."""
+    value = os.environ.get("EMCL_BUILD_CUDA", "")
+    if value not in ("", "0", "1"):
+        raise SystemExit(f'emcl: EMCL_BUILD_CUDA is "{value}"; expected 0 or 1')
+    return bool(int(value)) if value else None
+
+
+def cuda_architectures() -> list[tuple[str, str]]:
+    """Name and flag of nvcc for each of EMCL_CUDA_ARCHS. "+PTX": later ones compile it when it is loaded."""
+    value = os.environ.get("EMCL_CUDA_ARCHS") or DEFAULT_ARCHS
+    result = []
+    for item in re.split(r"[;, ]+", value.strip("; ,")):
+        found = re.fullmatch(r"(\d{2,3})([af]?)(\+PTX)?", item)
+        if found is None or int(found[1]) < OLDEST_ARCH:
+            raise SystemExit(f'emcl: EMCL_CUDA_ARCHS is "{value}", where "{item}" is no architecture from '
+                             f'{OLDEST_ARCH} on; expected such as "{DEFAULT_ARCHS}", "90a" or "100;120+PTX"')  # fmt: skip
+        number = found[1] + found[2]
+        code = f"[sm_{number},compute_{number}]" if found[3] else f"sm_{number}"
+        result.append((item, f"-gencode=arch=compute_{number},code={code}"))
+    return result
+
+
+def find_nvcc() -> str:
+    """The nvcc of CUDA_HOME, of CUDA_PATH, or the one on PATH."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if home := os.environ.get(variable):
+            if found := shutil.which("nvcc", path=os.path.join(home, "bin")):
+                return found
+            raise CannotBuild(f"{variable} is {home}, which has no bin/nvcc; set it to a CUDA toolkit, or unset it")
+    if found := shutil.which("nvcc"):
+        return found
+    raise CannotBuild("nvcc was not found at install (CUDA_HOME, CUDA_PATH, PATH); set CUDA_HOME and reinstall")
+
+
+def check_nvcc(nvcc: str, architectures: list[tuple[str, str]]) -> str:
+    """Nvcc's version, after asking whether it has CUDA's headers and runtime, and knows the architectures."""
+
+    def ask(*arguments: str) -> str:
+        done = subprocess.run([nvcc, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            last = done.stdout.strip().rpartition("\n")[2]
+            raise CannotBuild(f"{nvcc} does not run: {last}; set CUDA_HOME and reinstall")
+        return done.stdout
+
+    # It may be a script that starts another one, so where it looks for files is asked and not guessed.
+    plan = ask("--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull)
+    folders = [Path(folder) for folder in re.findall(r'"-[IL]([^"]+)"', plan)]
+    for file in ("cuda_runtime.h", "libcudart_static.a"):
+        if not any((folder / file).exists() for folder in folders):
+            raise CannotBuild(f"{nvcc} has no {file}; install the whole CUDA toolkit, or set CUDA_HOME, and reinstall")
+    known = ask("--list-gpu-arch").split()
+    for name, flag in architectures:
+        if re.sub(r"[af]?,.*", "", flag.partition("arch=")[2]) not in known:
+            raise SystemExit(f"emcl: EMCL_CUDA_ARCHS names {name}; {nvcc} only knows {', '.join(known)}")
+    found = re.search(r"release ([\d.]+)", ask("--version"))
+    return found[1] if found else "unknown"
+
+
+def kernel_resources(target: Target) -> dict[str, Any]:
+    """Registers and bytes of memory of every kernel and architecture, from what nvcc's assembler reported."""
+    pattern = re.compile(
+        r"Compiling entry function '(?P<kernel>\w+)' for 'sm_(?P<architecture>\w+)'.*?"
+        r"(?P<stack>\d+) bytes stack frame, (?P<spill_stores>\d+) bytes spill stores, "
+        r"(?P<spill_loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers(?:[^\n]*?, (?P<shared>\d+) bytes smem)?",
+        re.DOTALL,
+    )
+    reported = [each for each in target.objects if each.report is not None and not target.reason]
+    kernels = []
+    for each in reported:
+        for found in pattern.finditer(each.report.read_text(encoding="utf-8")):
+            numbers = found.groupdict(default="0")
+            names = {"source": each.source.name, "kernel": numbers.pop("kernel"),
+                     "architecture": numbers.pop("architecture")}  # fmt: skip
+            kernels.append(names | {name: int(number) for name, number in numbers.items()})
+    return {"kernels": kernels} if reported else {}
 
 
 def plan_bindings(target: Target, temp: Path, version: str) -> None:
@@ -200,6 +357,8 @@ def describe_compiler(compiler: str | None) -> str | None:
 def build(targets: list[Target], compiler: str | None, temp: Path) -> None:
     """Compile and link the targets into `temp`; a target that fails gets its reason."""
     wanted = [target for target in targets if not target.reason]
+    for target in wanted:
+        target.compiler = target.compiler or [str(compiler)]
     if compiler is None:
         looked_for = os.environ.get("CXX") or "c++, g++, clang++"
         for target in wanted:
@@ -208,7 +367,7 @@ def build(targets: list[Target], compiler: str | None, temp: Path) -> None:
     run_steps = run_directly if importlib.util.find_spec("ninja") is None else run_ninja
     for target in wanted:
         try:
-            run_steps(target, compiler, temp)
+            run_steps(target, temp)
         except subprocess.CalledProcessError as error:
             lines = (error.stdout or "").strip().splitlines()
             print("\n".join(lines))
@@ -216,16 +375,16 @@ def build(targets: list[Target], compiler: str | None, temp: Path) -> None:
             target.reason = f"compilation failed: {first.strip()}; correct this and reinstall, -v shows all of it"
 
 
-def compile_command(compiler: str, each: Object) -> list[str]:
-    return [compiler, *each.flags, "-c", str(each.source), "-o", str(each.output)]
+def compile_command(target: Target, each: Object) -> list[str]:
+    return [*target.compiler, *each.flags, "-c", str(each.source), "-o", str(each.output)]
 
 
-def link_command(compiler: str, target: Target, temp: Path) -> list[str]:
+def link_command(target: Target, temp: Path) -> list[str]:
     objects = [str(each.output) for each in target.objects]
-    return [compiler, "-shared", *objects, "-o", str(temp / Path(target.file).name), *target.link_flags]
+    return [*target.compiler, "-shared", *objects, "-o", str(temp / Path(target.file).name), *target.link_flags]
 
 
-def run_ninja(target: Target, compiler: str, temp: Path) -> None:
+def run_ninja(target: Target, temp: Path) -> None:
     """Compile in parallel, and only what has changed."""
     from ninja import BIN_DIR, ninja_syntax
 
@@ -233,27 +392,36 @@ def run_ninja(target: Target, compiler: str, temp: Path) -> None:
     with file.open("w", encoding="utf-8") as stream:
         writer = ninja_syntax.Writer(stream, width=10_000)  # type: ignore[arg-type]
         writer.variable("builddir", str(temp))
-        writer.rule("compile", "$arguments -MMD -MF $out.d", depfile="$out.d", deps="gcc", description="compile $out")
+        writer.rule("compile", "$arguments -MMD -MF $out.d $keep", depfile="$out.d", deps="gcc",
+                    description="compile $out")  # fmt: skip
         writer.rule("link", "$arguments", description="link $out")
         for each in target.objects:
-            arguments = ninja_syntax.escape(shlex.join(compile_command(compiler, each)))
-            writer.build([str(each.output)], "compile", [str(each.source)], variables={"arguments": arguments})
-        arguments = ninja_syntax.escape(shlex.join(link_command(compiler, target, temp)))
+            arguments = ninja_syntax.escape(shlex.join(compile_command(target, each)))
+            report = ninja_syntax.escape(shlex.quote(str(each.report)))
+            keep = f"> {report} 2>&1 || (cat {report}; false)" if each.report else ""
+            writer.build([str(each.output)], "compile", [str(each.source)],
+                         variables={"arguments": arguments, "keep": keep})  # fmt: skip
+        arguments = ninja_syntax.escape(shlex.join(link_command(target, temp)))
         objects = [str(each.output) for each in target.objects]
         writer.build([str(temp / Path(target.file).name)], "link", objects, variables={"arguments": arguments})
     subprocess.run([os.path.join(BIN_DIR, "ninja"), "-f", str(file)], check=True, text=True,
                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
-def run_directly(target: Target, compiler: str, temp: Path) -> None:
+def run_directly(target: Target, temp: Path) -> None:
     """Where ninja is missing: compile everything anew."""
 
-    def run(command: list[str]) -> None:
-        subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    def run(command: list[str]) -> str:
+        return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+
+    def compile(each: Object) -> None:
+        said = run(compile_command(target, each))
+        if each.report:
+            each.report.write_text(said, encoding="utf-8")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(run, [compile_command(compiler, each) for each in target.objects]))
-    run(link_command(compiler, target, temp))
+        list(pool.map(compile, target.objects))
+    run(link_command(target, temp))
 
 
 def place(target: Target, temp: Path, out: Path) -> None:
