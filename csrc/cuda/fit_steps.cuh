@@ -1,0 +1,190 @@
+// EM with one launch for each iteration (docs/math.md, GE and GM): for devices without clusters, and for Gram matrices
+// that do not fit into one.
+//
+// Column sums run over all channels, which several blocks hold. Instead of a barrier, every block makes p of all
+// channels itself, from gram·r of the launch before: p is cheap beside gram·p. The squared lengths come as one share of
+// each block, and the next launch adds them in the order of the blocks.
+#pragma once
+
+#include "fit_product.cuh"
+#include "kernels.h"
+
+namespace emcl {
+namespace {
+
+struct Step {
+  const float* gram;              // [P, D, D]
+  const float* previous;          // [P, D, K], channels `previous_stride` apart: gram·r of the step before
+  const float* previous_squares;  // [P, blocks, K]; null in the first step, whose `previous` are the logits
+  float* product;                 // [P, D, stored], channels `stride` apart  out: gram·r
+  float* responsibilities;        // [P, D, stored], channels `stride` apart  out, or null
+  float* squares;                 // [P, blocks, K]  out: shares of the squared lengths
+  float* column_sums;             // [P, K]  out: of p, or null
+  int width, bases, blocks, previous_stride, stride;
+  int stored;                     // columns written: the bases, or more with zeros behind them
+  float inverse_temperature, eps;
+  bool aligned;
+};
+
+// Sum over `count` shares [count, K] of a basis, by 8 lanes.
+__device__ __forceinline__ float sum_of_shares(const float* shares, int count, int bases, int k, int l) {
+  float sum = 0;
+  for (int share = l; share < count; share += 8) sum += k < bases ? shares[int64_t(share) * bases + k] : 0.0f;
+  return sum_lanes<1, 4>(sum);
+}
+
+// Rows of p, made from the step before.
+template <class Product, int NT>
+struct Softmax {
+  const float* previous;  // [D, K]
+  int width, bases, stride, first;
+  float* own;  // [rows, pitch]  the block's own rows are kept here
+  float factor[NT], sums[NT], raw[2][NT];
+
+  __device__ __forceinline__ void load(int slot, int channel) {
+    const int l = int(threadIdx.x) % 8;
+#pragma unroll
+    for (int i = 0; i < NT; ++i)
+      raw[slot][i] = channel < width && l + 8 * i < bases ? previous[int64_t(channel) * stride + l + 8 * i] : 0.0f;
+  }
+  __device__ __forceinline__ void make(int slot, int channel, float (&p)[NT]) {
+    const int l = int(threadIdx.x) % 8;
+#pragma unroll
+    for (int i = 0; i < NT; ++i) p[i] = raw[slot][i] * factor[i];
+    softmax(p, l, bases);
+    const bool is_own = channel >= first && channel < first + Product::kRows;
+#pragma unroll
+    for (int i = 0; i < NT; ++i) {
+      if (channel >= width) p[i] = 0;
+      sums[i] += p[i];
+      if (is_own) own[(channel - first) * Product::kThinPitch + l + 8 * i] = p[i];
+    }
+  }
+};
+
+template <int MT, int NT>
+__global__ void __launch_bounds__(32 * kFitWarps) fit_step_kernel(Step step) {
+  using Product = ThinProduct<MT, NT, false>;
+  constexpr int kColumns = Product::kColumns, kPitch = Product::kThinPitch;
+  const int thread = int(threadIdx.x), l = thread % 8, bases = step.bases, width = step.width;
+  const int block = int(blockIdx.x % unsigned(step.blocks));
+  const int64_t problem = blockIdx.x / unsigned(step.blocks), shares = problem * step.blocks * bases;
+  float* memory = reinterpret_cast<float*>(dynamic_shared());
+  float* own = memory + Product::kStreamed;               // [rows, pitch]
+  float* column_sums = own + Product::kRows * kPitch;     // [warps, columns]
+  float* squares = column_sums + kFitWarps * kColumns;    // [row tiles, columns]
+  float* factor = squares + MT * kColumns;                // [columns]
+  float* inverse = factor + kColumns;                     // [columns]
+
+  for (int k = thread / 8; k < kColumns; k += 4 * kFitWarps) {
+    float value = step.inverse_temperature;
+    if (step.previous_squares != nullptr)
+      value /= step.eps + root(sum_of_shares(step.previous_squares + shares, step.blocks, bases, k, l));
+    if (l == 0) factor[k] = value;
+  }
+  __syncthreads();
+
+  const Product product{step.gram + problem * width * width, width, block * Product::kRows, step.aligned, memory};
+  Softmax<Product, NT> p{step.previous + problem * width * step.previous_stride, width, bases, step.previous_stride,
+                         product.first, own, {}, {}, {}};
+#pragma unroll
+  for (int i = 0; i < NT; ++i) p.factor[i] = factor[l + 8 * i];
+  product.run(p);
+#pragma unroll
+  for (int i = 0; i < NT; ++i) {
+    const float sum = sum_lanes<8, 16>(p.sums[i]);
+    if (thread % 32 < 8) column_sums[thread / 32 * kColumns + l + 8 * i] = sum;
+  }
+  __syncthreads();
+  for (int k = thread; k < kColumns; k += Product::kThreads) {
+    float sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < kFitWarps; ++warp) sum += column_sums[warp * kColumns + k];
+    inverse[k] = 1.0f / (step.eps + sum);
+    if (step.column_sums != nullptr && block == 0 && k < bases) step.column_sums[problem * bases + k] = sum;
+  }
+  __syncthreads();
+
+  product.for_each([&](int m, int row, int column, const float4& g) {
+    float length[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const float factor = inverse[column + j];
+      const float upper = (j ? g.y : g.x) * factor, lower = (j ? g.w : g.z) * factor;
+      const float upper_r = own[row * kPitch + column + j] * factor, lower_r = own[(row + 8) * kPitch + column + j] * factor;
+      length[j] = sum_lanes<4, 16>(upper_r * upper + lower_r * lower);
+      const auto write = [&](int channel, float value, float r) {
+        if (channel >= width || column + j >= step.stored) return;
+        const int64_t to = (problem * width + channel) * step.stride + column + j;
+        step.product[to] = value;
+        if (step.responsibilities != nullptr) step.responsibilities[to] = r;
+      };
+      write(product.first + row, upper, upper_r);
+      write(product.first + row + 8, lower, lower_r);
+    }
+    if (thread % 32 < 4) {
+      squares[m * kColumns + column] = length[0];
+      squares[m * kColumns + column + 1] = length[1];
+    }
+  });
+  __syncthreads();
+  for (int k = thread; k < bases; k += Product::kThreads) {
+    float sum = 0;
+#pragma unroll
+    for (int m = 0; m < MT; ++m) sum += squares[m * kColumns + k];
+    step.squares[shares + block * bases + k] = sum;
+  }
+}
+
+__global__ void __launch_bounds__(256) fit_scale_kernel(const float* squares, int64_t count, int blocks, int bases,
+                                                        float eps, float* scale) {
+  const int64_t index = int64_t(blockIdx.x) * 32 + threadIdx.x / 8;  // of a problem's basis
+  const bool inside = index < count;
+  const int64_t problem = inside ? index / bases : 0;
+  const int k = inside ? int(index % bases) : 0, l = int(threadIdx.x) % 8;
+  const float length = root(sum_of_shares(squares + problem * blocks * bases, blocks, bases, k, l));
+  if (inside && l == 0) scale[index] = 1.0f / (eps + length);
+}
+
+inline void launch_step(const Call& call, const StepShape& shape, const Step& step, int64_t problems) {
+  const Launch blocks{.x = unsigned(problems * shape.blocks), .threads = 32 * kFitWarps,
+                      .shared = 4 * size_t(step_shared(shape.rows, shape.tiles, false))};
+  with_step_tiles(shape, [&](auto mt, auto nt) { launch(call.stream, blocks, fit_step_kernel<mt(), nt()>, step); });
+}
+
+inline float* floats(const Call& call, int64_t count) {
+  return static_cast<float*>(call.workspace(size_t(count) * sizeof(float)));
+}
+
+inline void fit_in_steps(const Call& call, const StepShape& shape, const float* gram, const float* logits,
+                         int64_t problems, int64_t width, int64_t bases, const Settings& settings,
+                         float* responsibilities, float* scale) {
+  const int64_t size = width * bases, group = shape.problems, shares = group * shape.blocks * bases;
+  float* products = floats(call, 2 * group * size);
+  float* squares = floats(call, 2 * shares);
+  for (int64_t first = 0; first < problems; first += group) {
+    const int64_t count = std::min(group, problems - first);
+    Step step{};
+    step.gram = gram + first * width * width;
+    step.width = int(width);
+    step.bases = step.stored = step.stride = step.previous_stride = int(bases);
+    step.blocks = shape.blocks;
+    step.inverse_temperature = float(1 / settings.temperature);
+    step.eps = float(settings.eps);
+    step.aligned = rows_are_aligned(gram, width);
+    for (int64_t t = 0; t < settings.iters; ++t) {
+      step.previous = t == 0 ? logits + first * size : step.product;
+      step.previous_squares = t == 0 ? nullptr : step.squares;
+      step.product = products + t % 2 * group * size;
+      step.squares = squares + t % 2 * shares;
+      step.responsibilities = t + 1 == settings.iters ? responsibilities + first * size : nullptr;
+      launch_step(call, shape, step, count);
+    }
+    const Launch blocks{.x = unsigned((count * bases + 31) / 32), .threads = 256};
+    launch(call.stream, blocks, fit_scale_kernel, static_cast<const float*>(step.squares), count * bases, shape.blocks,
+           int(bases), step.eps, scale + first * bases);
+  }
+}
+
+}  // namespace
+}  // namespace emcl
