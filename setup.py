@@ -45,7 +45,7 @@ BINDINGS_FLAGS = ["-std=c++17", *COMMON_FLAGS]
 CUDA_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", *STABLE_ABI, "-Xptxas=-v",
               "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]  # fmt: skip
 # No _FORTIFY_SOURCE, which some compilers set themselves: it takes a jump to another fiber's stack for an attack.
-EMULATED_FLAGS = ["-std=c++20", *COMMON_FLAGS, "-O2", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-DEMCL_EMULATED",
+EMULATED_FLAGS = ["-std=c++20", *COMMON_FLAGS, "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-DEMCL_EMULATED",
                   *STABLE_ABI]  # fmt: skip
 DEFAULT_ARCHS = "80;90+PTX"
 OLDEST_ARCH = 80
@@ -83,7 +83,7 @@ class Target:
     file: str
     objects: list[Object] = field(default_factory=list)
     link_flags: list[str] = field(default_factory=list)
-    compiler: list[str] = field(default_factory=list)  # with the flags that belong to this machine
+    compiler: list[str] = field(default_factory=list)  # the command, where it is not the C++ compiler
     isas: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
@@ -91,7 +91,8 @@ class Target:
 
     def describe(self) -> dict[str, Any]:
         """The target's entry in build_info.json; no path of the building machine is in it."""
-        flags = sorted({flag for each in self.objects for flag in each.flags if not flag.startswith("-I")})
+        paths = ("-I", "-fmacro-prefix-map", "-Xcompiler=-fmacro-prefix-map")
+        flags = sorted({flag for each in self.objects for flag in each.flags if not flag.startswith(paths)})
         return {"built": not self.reason, "file": Path(self.file).name, "reason": self.reason,
                 "isas": self.isas, "flags": flags, **self.facts}  # fmt: skip
 
@@ -161,7 +162,7 @@ def plan_cpu_library(target: Target, temp: Path, version: str) -> None:
     if not sources:
         raise CannotBuild("csrc/cpu has no sources; install from a complete checkout or sdist")
     include, library = torch_paths()
-    flags = [*CPU_FLAGS, f"-I{ROOT / 'csrc'}", *(f"-I{path}" for path in include)]
+    flags = [*CPU_FLAGS, *without_paths(include), f"-I{ROOT / 'csrc'}", *(f"-I{path}" for path in include)]
 
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     target.isas = list(ISA_FLAGS) if x86 else ["baseline"]
@@ -185,9 +186,10 @@ def plan_cuda_library(target: Target, temp: Path, version: str) -> None:
     require_unix()
     sources = cuda_sources()
     nvcc = find_nvcc()
-    target.facts["nvcc"] = check_nvcc(nvcc, architectures)
+    target.facts["nvcc"], runtime = check_nvcc(nvcc, architectures)
     include, library = torch_paths()
-    flags = [*CUDA_FLAGS, f"-I{ROOT / 'csrc' / 'cuda'}", *(f"-I{path}" for path in include)]
+    flags = [*CUDA_FLAGS, f"-I{ROOT / 'csrc' / 'cuda'}", *(f"-I{path}" for path in include),
+             f"-Xcompiler={','.join(without_paths(include))}"]  # fmt: skip
 
     target.isas = [architecture for architecture, _ in architectures]
     generate = [flag for _, flag in architectures]
@@ -199,9 +201,10 @@ def plan_cuda_library(target: Target, temp: Path, version: str) -> None:
     flags += ["-x=cu", generate[0], f'-DEMCL_CUDA_ARCHITECTURES="{names}"']
     target.objects.append(Object(ROOT / "csrc" / "cuda" / "ops.cpp", temp / "cuda.ops.o", flags))
     target.compiler = [nvcc, *(["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else [])]
-    # CUDA's runtime is in the library and seen by nobody else; torch may bring another one.
-    target.link_flags = ["-cudart=static", "-Xlinker=--exclude-libs,ALL,--no-as-needed", f"-L{library}",
-                         "-ltorch", "-ltorch_cpu", "-lc10"]  # fmt: skip
+    # CUDA's runtime is in the library and seen by nobody else; torch may bring another one. Through libtorch.so, which
+    # nothing here uses by itself, the symbols of torch's own CUDA library are found.
+    target.link_flags = ["-Wl,--exclude-libs,ALL,--no-as-needed", f"-L{library}", "-ltorch", "-ltorch_cpu", "-lc10",
+                         f"-L{runtime}", "-lcudart_static", "-lrt", "-lpthread", "-ldl"]  # fmt: skip
 
 
 def plan_emulated_library(target: Target, temp: Path, version: str) -> None:
@@ -211,7 +214,7 @@ def plan_emulated_library(target: Target, temp: Path, version: str) -> None:
     require_unix()
     folder = ROOT / "csrc" / "cuda"
     include, library = torch_paths()
-    flags = [*EMULATED_FLAGS, f"-I{folder}", *(f"-I{path}" for path in include)]
+    flags = [*EMULATED_FLAGS, *without_paths(include), f"-I{folder}", *(f"-I{path}" for path in include)]
     for source in [*cuda_sources(), folder / "ops.cpp", folder / "emulator" / "emulator.cpp"]:
         language = ["-x", "c++"] if source.suffix == ".cu" else []
         target.objects.append(Object(source, temp / f"emulated.{source.stem}.o", [*flags, *language]))
@@ -241,7 +244,7 @@ def cuda_architectures() -> list[tuple[str, str]]:
         found = re.fullmatch(r"(\d{2,3})([af]?)(\+PTX)?", item)
         if found is None or int(found[1]) < OLDEST_ARCH:
             raise SystemExit(f'emcl: EMCL_CUDA_ARCHS is "{value}", where "{item}" is no architecture from '
-                             f'{OLDEST_ARCH} on; expected such as "{DEFAULT_ARCHS}", "90a" or "100;120+PTX"')  # fmt: skip
+                             f'{OLDEST_ARCH} on; expected such as "{DEFAULT_ARCHS}", "90a" or "120+PTX"')  # fmt: skip
         number = found[1] + found[2]
         code = f"[sm_{number},compute_{number}]" if found[3] else f"sm_{number}"
         result.append((item, f"-gencode=arch=compute_{number},code={code}"))
@@ -260,8 +263,8 @@ def find_nvcc() -> str:
     raise CannotBuild("nvcc was not found at install (CUDA_HOME, CUDA_PATH, PATH); set CUDA_HOME and reinstall")
 
 
-def check_nvcc(nvcc: str, architectures: list[tuple[str, str]]) -> str:
-    """Nvcc's version, after asking whether it has CUDA's headers and runtime, and knows the architectures."""
+def check_nvcc(nvcc: str, architectures: list[tuple[str, str]]) -> tuple[str, Path]:
+    """Nvcc's version and the folder of CUDA's runtime, where it has CUDA's headers and knows the architectures."""
 
     def ask(*arguments: str) -> str:
         done = subprocess.run([nvcc, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -273,15 +276,17 @@ def check_nvcc(nvcc: str, architectures: list[tuple[str, str]]) -> str:
     # It may be a script that starts another one, so where it looks for files is asked and not guessed.
     plan = ask("--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull)
     folders = [Path(folder) for folder in re.findall(r'"-[IL]([^"]+)"', plan)]
-    for file in ("cuda_runtime.h", "libcudart_static.a"):
-        if not any((folder / file).exists() for folder in folders):
+    holders = {file: [folder for folder in folders if (folder / file).exists()]
+               for file in ("cuda_runtime.h", "libcudart_static.a")}  # fmt: skip
+    for file, found in holders.items():
+        if not found:
             raise CannotBuild(f"{nvcc} has no {file}; install the whole CUDA toolkit, or set CUDA_HOME, and reinstall")
     known = ask("--list-gpu-arch").split()
     for name, flag in architectures:
         if re.sub(r"[af]?,.*", "", flag.partition("arch=")[2]) not in known:
             raise SystemExit(f"emcl: EMCL_CUDA_ARCHS names {name}; {nvcc} only knows {', '.join(known)}")
-    found = re.search(r"release ([\d.]+)", ask("--version"))
-    return found[1] if found else "unknown"
+    release = re.search(r"release ([\d.]+)", ask("--version"))
+    return release[1] if release else "unknown", holders["libcudart_static.a"][0].resolve()
 
 
 def kernel_resources(target: Target) -> dict[str, Any]:
@@ -289,7 +294,8 @@ def kernel_resources(target: Target) -> dict[str, Any]:
     pattern = re.compile(
         r"Compiling entry function '(?P<kernel>\w+)' for 'sm_(?P<architecture>\w+)'.*?"
         r"(?P<stack>\d+) bytes stack frame, (?P<spill_stores>\d+) bytes spill stores, "
-        r"(?P<spill_loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers(?:[^\n]*?, (?P<shared>\d+) bytes smem)?",
+        r"(?P<spill_loads>\d+) bytes spill loads.*?"
+        r"Used (?P<registers>\d+) registers(?:[^\n]*?, (?P<shared>\d+) bytes smem)?",
         re.DOTALL,
     )
     reported = [each for each in target.objects if each.report is not None and not target.reason]
@@ -315,6 +321,11 @@ def plan_bindings(target: Target, temp: Path, version: str) -> None:
     target.objects = [Object(ROOT / "csrc" / "bindings.cpp", temp / "bindings.o", flags)]
     # Symbols of the interpreter are found in the process; macOS wants to be told.
     target.link_flags = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+
+
+def without_paths(include: list[str]) -> list[str]:
+    """Flags that keep this machine's folders out of the messages that headers compile in."""
+    return [f"-fmacro-prefix-map={folder}/=" for folder in (ROOT, *include)]
 
 
 def require_unix() -> None:
@@ -357,8 +368,6 @@ def describe_compiler(compiler: str | None) -> str | None:
 def build(targets: list[Target], compiler: str | None, temp: Path) -> None:
     """Compile and link the targets into `temp`; a target that fails gets its reason."""
     wanted = [target for target in targets if not target.reason]
-    for target in wanted:
-        target.compiler = target.compiler or [str(compiler)]
     if compiler is None:
         looked_for = os.environ.get("CXX") or "c++, g++, clang++"
         for target in wanted:
@@ -367,24 +376,25 @@ def build(targets: list[Target], compiler: str | None, temp: Path) -> None:
     run_steps = run_directly if importlib.util.find_spec("ninja") is None else run_ninja
     for target in wanted:
         try:
-            run_steps(target, temp)
+            run_steps(target, compiler, temp)
         except subprocess.CalledProcessError as error:
             lines = (error.stdout or "").strip().splitlines()
             print("\n".join(lines))
             first = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else str(error))
-            target.reason = f"compilation failed: {first.strip()}; correct this and reinstall, -v shows all of it"
+            first = first.strip().replace(f"{ROOT}/", "")
+            target.reason = f"compilation failed: {first}; correct this and reinstall, -v shows all of it"
 
 
-def compile_command(target: Target, each: Object) -> list[str]:
-    return [*target.compiler, *each.flags, "-c", str(each.source), "-o", str(each.output)]
+def compile_command(target: Target, compiler: str, each: Object) -> list[str]:
+    return [*(target.compiler or [compiler]), *each.flags, "-c", str(each.source), "-o", str(each.output)]
 
 
-def link_command(target: Target, temp: Path) -> list[str]:
+def link_command(target: Target, compiler: str, temp: Path) -> list[str]:
     objects = [str(each.output) for each in target.objects]
-    return [*target.compiler, "-shared", *objects, "-o", str(temp / Path(target.file).name), *target.link_flags]
+    return [compiler, "-shared", *objects, "-o", str(temp / Path(target.file).name), *target.link_flags]
 
 
-def run_ninja(target: Target, temp: Path) -> None:
+def run_ninja(target: Target, compiler: str, temp: Path) -> None:
     """Compile in parallel, and only what has changed."""
     from ninja import BIN_DIR, ninja_syntax
 
@@ -396,32 +406,32 @@ def run_ninja(target: Target, temp: Path) -> None:
                     description="compile $out")  # fmt: skip
         writer.rule("link", "$arguments", description="link $out")
         for each in target.objects:
-            arguments = ninja_syntax.escape(shlex.join(compile_command(target, each)))
+            arguments = ninja_syntax.escape(shlex.join(compile_command(target, compiler, each)))
             report = ninja_syntax.escape(shlex.quote(str(each.report)))
             keep = f"> {report} 2>&1 || (cat {report}; false)" if each.report else ""
             writer.build([str(each.output)], "compile", [str(each.source)],
                          variables={"arguments": arguments, "keep": keep})  # fmt: skip
-        arguments = ninja_syntax.escape(shlex.join(link_command(target, temp)))
+        arguments = ninja_syntax.escape(shlex.join(link_command(target, compiler, temp)))
         objects = [str(each.output) for each in target.objects]
         writer.build([str(temp / Path(target.file).name)], "link", objects, variables={"arguments": arguments})
     subprocess.run([os.path.join(BIN_DIR, "ninja"), "-f", str(file)], check=True, text=True,
                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
-def run_directly(target: Target, temp: Path) -> None:
+def run_directly(target: Target, compiler: str, temp: Path) -> None:
     """Where ninja is missing: compile everything anew."""
 
     def run(command: list[str]) -> str:
         return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
 
     def compile(each: Object) -> None:
-        said = run(compile_command(target, each))
+        said = run(compile_command(target, compiler, each))
         if each.report:
             each.report.write_text(said, encoding="utf-8")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile, target.objects))
-    run(link_command(target, temp))
+    run(link_command(target, compiler, temp))
 
 
 def place(target: Target, temp: Path, out: Path) -> None:
