@@ -1,34 +1,22 @@
 // Tiles of rows in shared memory, and products of them on the tensor cores.
 //
-//   Parts<Number, count>      how numbers enter the tensor cores: as they are, or as a high and a low part
+//   Parts<Number, count>      how numbers enter the tensor cores: as they are, or as a sum of several
 //   OwnParts<E>               rows multiplied by rows: float32 as two bfloat16, 16 bits as they are
 //   BfloatParts<E>            rows multiplied by float32 matrices of any range: everything as bfloat16, float16 as two
+//   with_element              from an Element to a type E; with_precision also to the number of parts of float32
 //   Tile<P, ROWS, COLUMNS>    in shared memory, row by row, one part after the other
 //   Fetch<E, P, R, C, T>      rows from global memory into a Tile: start, copies_wait, finish, barrier
 //   Piece<E>                  16 bytes of rows in registers
 //   put                       two float32 numbers into a Tile, split as it asks for
 //   load_left, load_right     fragments of a Tile, 16x16, for either direction of the depth
 //   left_of_sums              sums of one product as the left fragment of the next, without shared memory
-//   multiply                  sums += left·right: 1 product of parts, 2, or 3
+//   multiply                  sums += left·right: 1 product of parts, 2, 3, or 6
 //   multiply_tiles            the same for all fragments of a warp: sums[16·M, 8·N] += left·right over 16 of depth
+//   each_step                 the loop over steps of depth, with tiles on their way while others are multiplied
 //   flush                     moves the tensor cores' sums into float32 ones
 //
 // A product's depth runs along the columns of a tile (x·yᵀ of rows x and y) or along its rows (xᵀ·y); each operand says
 // which. Sums are laid out as the PTX ISA says: sums[i] of a 16x8 fragment is at row `sum_row(i)`, column `sum_column(i)`.
-//
-// The usual loop over steps of depth, with STAGES tiles on their way and T threads:
-//
-//   for (s = 0; s < STAGES - 1; ++s) { if (s < steps) F::start(raw[s], ...); copies_commit(); }
-//   for (s = 0; s < steps; ++s) {
-//     copies_wait<STAGES - 2>();
-//     F::finish(raw[s % STAGES], tile[s % 2]);      // each thread its own pieces, so no barrier before it
-//     __syncthreads();                              // the tile is complete, and all have left the step before
-//     if (s + STAGES - 1 < steps) F::start(raw[(s + STAGES - 1) % STAGES], ...);
-//     copies_commit();
-//     multiply_tiles<...>(...);
-//   }
-//
-// Where F::kConverts is false, finish does nothing and the tile is raw[s % STAGES] itself.
 #pragma once
 
 #include <stdexcept>
@@ -48,12 +36,13 @@ struct Parts {
   static constexpr int count = COUNT;
 };
 
-template <class E>
-using OwnParts = std::conditional_t<std::is_same_v<E, float>, Parts<BFloat16, 2>, Parts<E, 1>>;
+// Of float32, two parts keep 16 bits and three keep all.
+template <class E, int COUNT = 2>
+using OwnParts = std::conditional_t<std::is_same_v<E, float>, Parts<BFloat16, COUNT>, Parts<E, 1>>;
 
 // float16 rows are split without loss, and the matrix may be larger or smaller than float16 can hold.
-template <class E>
-using BfloatParts = Parts<BFloat16, std::is_same_v<E, BFloat16> ? 1 : 2>;
+template <class E, int COUNT = 2>
+using BfloatParts = Parts<BFloat16, std::is_same_v<E, float> ? COUNT : std::is_same_v<E, Float16> ? 2 : 1>;
 
 // f(E{}) for the type of the rows.
 template <class F>
@@ -66,14 +55,27 @@ void with_element(Element element, const F& f) {
   throw std::invalid_argument("emcl: unknown type of rows");
 }
 
+// f(E{}, number of parts of float32). The errors of two parts, up to 2^-17 of a number, average out in all sums but those
+// of very narrow rows.
+template <class F>
+void with_precision(Element element, int64_t width, const F& f) {
+  with_element(element, [&](auto zero) {
+    if constexpr (std::is_same_v<decltype(zero), float>)
+      if (width < 16) return f(zero, std::integral_constant<int, 3>{});
+    f(zero, std::integral_constant<int, 2>{});
+  });
+}
+
 // Two neighbours in all their parts.
 template <class P>
 __device__ __forceinline__ void split_pair(float first, float second, uint32_t (&parts)[P::count]) {
-  using Number = typename P::Number;
-  parts[0] = pack<Number>(first, second);
-  if constexpr (P::count == 2) {
-    static_assert(std::is_same_v<Number, BFloat16>);
-    parts[1] = pack<BFloat16>(first - as_float(parts[0] << 16), second - as_float(parts[0] & 0xffff0000u));
+  static_assert(P::count == 1 || std::is_same_v<typename P::Number, BFloat16>);
+  parts[0] = pack<typename P::Number>(first, second);
+#pragma unroll
+  for (int part = 1; part < P::count; ++part) {
+    first -= as_float(parts[part - 1] << 16);
+    second -= as_float(parts[part - 1] & 0xffff0000u);
+    parts[part] = pack<BFloat16>(first, second);
   }
 }
 
@@ -119,6 +121,25 @@ __device__ __forceinline__ Piece<E> gather_piece(const E* from, int64_t count) {
         piece.words[j / 2] |= uint32_t(from[j].bits) << 16 * (j % 2);
     }
   return piece;
+}
+
+// The first `count` of a piece's numbers to rows at `to`, which is aligned to 16 bytes where `wide`.
+template <class E>
+__device__ __forceinline__ void write_numbers(E* to, const float (&numbers)[Piece<E>::kSize], int64_t count, bool wide) {
+  if (wide) {
+    Piece<E> piece;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (sizeof(E) == 4)
+        piece.words[i] = as_bits(numbers[i]);
+      else
+        piece.words[i] = pack<E>(numbers[2 * i], numbers[2 * i + 1]);
+    }
+    if (count > 0) store_piece(to, piece);
+  } else {
+    for (int j = 0; j < Piece<E>::kSize; ++j)
+      if (j < count) to[j] = narrow<E>(numbers[j]);
+  }
 }
 
 // ---- tiles -----------------------------------------------------------------------------------------------------------
@@ -285,14 +306,18 @@ __device__ __forceinline__ void multiply_parts(float (&sums)[4], const uint32_t 
     multiply_half(sums, a, b);
 }
 
-// sums[16, 8] += left·right, columns 8·half to 8·half + 7 of right. The product of the two low parts is too small to count.
+// sums[16, 8] += left·right, columns 8·half to 8·half + 7 of right. Smallest first, without products of two parts that
+// are too small to count.
 template <class A, class B>
 __device__ __forceinline__ void multiply(float (&sums)[4], const Left<A>& left, const Right<B>& right, int half) {
   using Number = typename A::Number;
   static_assert(std::is_same_v<Number, typename B::Number>);
-  if constexpr (A::count == 2) multiply_parts<Number>(sums, left.part[1], right.part[0][half]);
-  if constexpr (B::count == 2) multiply_parts<Number>(sums, left.part[0], right.part[1][half]);
-  multiply_parts<Number>(sums, left.part[0], right.part[0][half]);
+#pragma unroll
+  for (int both = (A::count > B::count ? A::count : B::count) - 1; both >= 0; --both)
+#pragma unroll
+    for (int part = both; part >= 0; --part)
+      if (part < A::count && both - part < B::count)
+        multiply_parts<Number>(sums, left.part[part], right.part[both - part][half]);
 }
 
 // sums[16·M, 8·N] += left[row to row + 16·M, 16 of depth]·right[16 of depth, column to column + 8·N]
@@ -314,8 +339,35 @@ __device__ __forceinline__ void multiply_tiles(float (&sums)[M][N][4], const A& 
   }
 }
 
-// The tensor cores round their sums towards zero: with float32, this much depth at most before they are added up here.
-constexpr int kFlushDepth = 128;
+// Calls start(s) for each of `steps` steps ahead of its turn, and in its turn finish(s), a barrier, and multiply(s).
+//
+// `start` fetches into slot s % STAGES. PRIVATE: `finish` moves all that this thread fetched into tiles, of which there
+// are two, s % 2, so that a slot is free again at once and STAGES fetches are on their way. Otherwise `multiply` may read
+// the slot itself, and there is one less.
+template <int STAGES, bool PRIVATE, class Start, class Finish, class Multiply>
+__device__ __forceinline__ void each_step(int steps, const Start& start, const Finish& finish,
+                                          const Multiply& multiply) {
+  constexpr int kAhead = PRIVATE ? STAGES : STAGES - 1;
+  static_assert(kAhead >= 1);
+  for (int s = 0; s < kAhead; ++s) {
+    if (s < steps) start(s);
+    copies_commit();
+  }
+  for (int s = 0; s < steps; ++s) {
+    copies_wait<kAhead - 1>();
+    finish(s);
+    if constexpr (!PRIVATE) __syncthreads();
+    if (s + kAhead < steps) start(s + kAhead);
+    copies_commit();
+    if constexpr (PRIVATE) __syncthreads();
+    multiply(s);
+  }
+}
+
+// The tensor cores round their sums towards zero. This much depth at most before they are added to others in float32:
+// a sum of numbers of one sign is then short by 1e-6 of itself, whatever the depth.
+template <class P>
+constexpr int kFlushDepth = P::count > 1 ? 128 : 512;
 
 template <int M, int N>
 __device__ __forceinline__ void flush(float (&total)[M][N][4], float (&sums)[M][N][4]) {
