@@ -3,7 +3,8 @@
 //   Parts<Number, count>      how numbers enter the tensor cores: as they are, or as a sum of several
 //   OwnParts<E>               rows multiplied by rows: float32 as two bfloat16, 16 bits as they are
 //   BfloatParts<E>            rows multiplied by float32 matrices of any range: everything as bfloat16, float16 as two
-//   with_element              from an Element to a type E; with_precision also to the number of parts of float32
+//   with_element              from an Element to a type E; with_precision also to the number of parts of float32;
+//                             with_bases from K to a multiple of 16
 //   Tile<P, ROWS, COLUMNS>    in shared memory, row by row, one part after the other
 //   Fetch<E, P, R, C, T>      rows from global memory into a Tile: start, copies_wait, finish, barrier
 //   Piece<E>                  16 bytes of rows in registers
@@ -66,6 +67,15 @@ void with_precision(Element element, int64_t width, const F& f) {
   });
 }
 
+// f(number of bases, padded).
+template <class F>
+void with_bases(int64_t bases, const F& f) {
+  if (bases <= 32) return f(std::integral_constant<int, 32>{});
+  if (bases <= 64) return f(std::integral_constant<int, 64>{});
+  if (bases <= 128) return f(std::integral_constant<int, 128>{});
+  throw std::invalid_argument("emcl: the CUDA kernels take up to 128 bases");
+}
+
 // Two neighbours in all their parts.
 template <class P>
 __device__ __forceinline__ void split_pair(float first, float second, uint32_t (&parts)[P::count]) {
@@ -81,7 +91,7 @@ __device__ __forceinline__ void split_pair(float first, float second, uint32_t (
 
 // Whether rows of this width may be read and written 16 bytes at a time.
 template <class E>
-bool rows_are_wide(const void* rows, int64_t width) {
+__host__ __device__ __forceinline__ bool rows_are_wide(const void* rows, int64_t width) {
   return (reinterpret_cast<uintptr_t>(rows) | uintptr_t(width) * sizeof(E)) % 16 == 0;
 }
 
