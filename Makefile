@@ -13,12 +13,12 @@ PIP_INSTALL := $(PIP) install --quiet --no-compile --disable-pip-version-check -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test lint format bench clean
+.PHONY: help setup train test test-cuda-load lint format bench clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.built  ## Create .venv, install from constraints.txt, build the C++ library
+setup: $(VENV)/.built  ## Create .venv, install from constraints.txt, build the C++ and CUDA libraries
 
 train: $(VENV)/.built  ## Render the bundled video set, train EMCL-Net on it, evaluate, and report
 	@if [ -e runs/shapes ] && [ -z "$(ARGS)" ]; then \
@@ -31,6 +31,9 @@ train: $(VENV)/.built  ## Render the bundled video set, train EMCL-Net on it, ev
 
 test: $(VENV)/.built  ## Run the whole test suite
 	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
+
+test-cuda-load: $(VENV)/.built  ## Load the CUDA library in a CUDA build of torch; downloads gigabytes
+	$(BIN)/python tests/kernels/cuda_load.py $(PIP_ARGS)
 
 lint: $(VENV)/.built  ## Check style and types
 	$(BIN)/ruff check .
@@ -65,6 +68,7 @@ $(VENV)/.deps: $(VENV)/.created constraints.txt pyproject.toml
 	@touch $@
 
 # An installation that hides why something was not built would be no help: build again where it is seen.
-$(VENV)/.built: $(VENV)/.deps setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
-	@$(BIN)/python setup.py -q build_ext --inplace
+# The emulated CUDA library is what the tests of the CUDA kernels run.
+$(VENV)/.built: $(VENV)/.deps setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.* csrc/*/*/*.*)
+	@EMCL_BUILD_EMULATED=1 $(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
