@@ -25,7 +25,7 @@ template <class E, int BASES>
 struct ThinTile {
   using RowNumbers = BfloatParts<E, 3>;
   using ThinNumbers = BfloatParts<float, 3>;
-  static constexpr int kRows = RowNumbers::count == 3 ? 16 : 32;  // of a step
+  static constexpr int kRows = RowNumbers::count == 1 ? 32 : 16;  // of a step
   using Rows = Fetch<E, RowNumbers, kRows, kChannels, kThreads>;
   using Thin = Fetch<float, ThinNumbers, kRows, BASES, kThreads>;
   static constexpr int kStages = 4;
