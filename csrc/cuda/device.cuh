@@ -46,6 +46,12 @@ __device__ __forceinline__ char* dynamic_shared() {
   return memory;
 }
 
+// The same number, unknown to the compiler: what follows from it is computed here and not kept in registers from before.
+__device__ __forceinline__ int afresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 __device__ __forceinline__ float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 __device__ __forceinline__ float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 

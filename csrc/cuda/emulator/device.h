@@ -71,6 +71,8 @@ inline uint32_t pack_bfloat(float first, float second) {
 
 inline char* dynamic_shared() { return emulator::shared; }
 
+inline int afresh(int x) { return x; }
+
 float shuffle_xor(float x, int mask);
 float shuffle(float x, int lane);
 
