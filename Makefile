@@ -13,7 +13,7 @@ PIP_INSTALL := $(PIP) install --quiet --no-compile --disable-pip-version-check -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-cuda-load lint format bench clean
+.PHONY: help setup train test test-cuda-load test-gpu lint format bench bench-gpu clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ test: $(VENV)/.built  ## Run the whole test suite
 test-cuda-load: $(VENV)/.built  ## Load the CUDA library in a CUDA build of torch; downloads gigabytes
 	$(BIN)/python tests/kernels/cuda_load.py $(PIP_ARGS)
 
+# An interpreter that has torch and pytest already; .venv is then neither made nor used: make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?=
+
+test-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Run the tests that need a GPU
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) tests/gpu/run.py $(ARGS)
+
 lint: $(VENV)/.built  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,7 +51,12 @@ format: $(VENV)/.built  ## Put the code into the one format, and fix what ruff c
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.built  ## Compare the kernels with eager and compiled torch
-	$(BIN)/python -m pytest -o addopts="" benchmarks $(ARGS)
+	@mkdir -p build
+	$(BIN)/python -m pytest -o addopts="" benchmarks --benchmark-json=build/bench.json $(ARGS)
+	$(if $(ARGS),@echo 'No record is written of a part; all is in build/bench.json',$(BIN)/python benchmarks/record.py build/bench.json)
+
+bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Compare on a GPU, in under 9 minutes, and write a record
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(ARGS)
 
 clean:  ## Remove what was built and installed; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so

@@ -184,8 +184,9 @@ def moments64(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class FitRun(Case):
-    """em_fit alone, on the Gram matrix of 2048 rows. "loop" is the same Gram form in plain torch."""
+    """em_fit alone, on the Gram matrix of some rows. "loop" is the same Gram form in plain torch."""
 
+    rows: int = 2048
     width: int = 512
     bases: int = 32
 
@@ -194,7 +195,7 @@ class FitRun(Case):
         return f"em_fit D={self.width} K={self.bases}, {ITERS} iterations"
 
     def inputs(self, device: str) -> tuple[Tensor, ...]:
-        gram, colsum = moments64(clustered(2048, self.width, device=device, dtype=torch.float32))
+        gram, colsum = moments64(clustered(self.rows, self.width, device=device, dtype=torch.float32))
         logits = colsum.unsqueeze(-1) * start(self.bases, device, torch.float64)
         return gram.float(), logits.float()
 

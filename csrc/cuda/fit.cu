@@ -1,6 +1,6 @@
 // EM on a Gram matrix: one launch where a cluster holds it, one for each iteration elsewhere (fit_plan.h).
 #include "fit_cluster.cuh"
-#include "fit_steps.cuh"
+#include "fit_steps.h"
 
 namespace emcl {
 

@@ -48,6 +48,13 @@ __device__ __forceinline__ void softmax(float (&z)[TILES], int l, int bases) {
 // Rounding may leave a basis of no length slightly below zero. A NaN stays.
 __device__ __forceinline__ float root(float squares) { return sqrtf(squares < 0 ? 0.0f : squares); }
 
+// Sum over `count` shares [count, K] of a basis, by 8 lanes.
+__device__ __forceinline__ float sum_of_shares(const float* shares, int count, int bases, int k, int l) {
+  float sum = 0;
+  for (int share = l; share < count; share += 8) sum += k < bases ? shares[int64_t(share) * bases + k] : 0.0f;
+  return sum_lanes<1, 4>(sum);
+}
+
 // 4 numbers from `from` on, of which `count` are inside of the matrix; zero for the others.
 __device__ __forceinline__ float4 load_four(const float* from, int count, bool aligned) {
   if (aligned && count >= 4) return *reinterpret_cast<const float4*>(from);

@@ -146,7 +146,7 @@ struct ThinProduct {
   }
 };
 
-// Calls with_tiles(MT, NT), as integral constants, for the tiles of a shape.
+// Calls f(MT, NT), as integral constants, for the tiles of a shape.
 template <class F>
 void with_step_tiles(const StepShape& shape, const F& f) {
   using std::integral_constant;

@@ -1,37 +1,13 @@
-// EM with one launch for each iteration (docs/math.md, GE and GM): for devices without clusters, and for Gram matrices
-// that do not fit into one.
+// EM with one launch for each iteration (docs/math.md, GE and GM).
 //
 // Column sums run over all channels, which several blocks hold. Instead of a barrier, every block makes p of all
 // channels itself, from gram·r of the launch before: p is cheap beside gram·p. The squared lengths come as one share of
 // each block, and the next launch adds them in the order of the blocks.
-#pragma once
-
 #include "fit_product.cuh"
-#include "kernels.h"
+#include "fit_steps.h"
 
 namespace emcl {
 namespace {
-
-struct Step {
-  const float* gram;              // [P, D, D]
-  const float* previous;          // [P, D, K], channels `previous_stride` apart: gram·r of the step before
-  const float* previous_squares;  // [P, blocks, K]; null in the first step, whose `previous` are the logits
-  float* product;                 // [P, D, stored], channels `stride` apart  out: gram·r
-  float* responsibilities;        // [P, D, stored], channels `stride` apart  out, or null
-  float* squares;                 // [P, blocks, K]  out: shares of the squared lengths
-  float* column_sums;             // [P, K]  out: of p, or null
-  int width, bases, blocks, previous_stride, stride;
-  int stored;                     // columns written: the bases, or more with zeros behind them
-  float inverse_temperature, eps;
-  bool aligned;
-};
-
-// Sum over `count` shares [count, K] of a basis, by 8 lanes.
-__device__ __forceinline__ float sum_of_shares(const float* shares, int count, int bases, int k, int l) {
-  float sum = 0;
-  for (int share = l; share < count; share += 8) sum += k < bases ? shares[int64_t(share) * bases + k] : 0.0f;
-  return sum_lanes<1, 4>(sum);
-}
 
 // Rows of p, made from the step before.
 template <class Product, int NT>
@@ -63,7 +39,7 @@ struct Softmax {
 };
 
 template <int MT, int NT>
-__global__ void __launch_bounds__(32 * kFitWarps) fit_step_kernel(Step step) {
+__global__ void __launch_bounds__(32 * kFitWarps, NT <= 4 ? 2 : 1) fit_step_kernel(Step step) {
   using Product = ThinProduct<MT, NT, false>;
   constexpr int kColumns = Product::kColumns, kPitch = Product::kThinPitch;
   const int thread = int(threadIdx.x), l = thread % 8, bases = step.bases, width = step.width;
@@ -146,17 +122,29 @@ __global__ void __launch_bounds__(256) fit_scale_kernel(const float* squares, in
   if (inside && l == 0) scale[index] = 1.0f / (eps + length);
 }
 
-inline void launch_step(const Call& call, const StepShape& shape, const Step& step, int64_t problems) {
+}  // namespace
+
+void launch_step(const Call& call, const StepShape& shape, const Step& step, int64_t problems) {
   const Launch blocks{.x = unsigned(problems * shape.blocks), .threads = 32 * kFitWarps,
                       .shared = 4 * size_t(step_shared(shape.rows, shape.tiles, false))};
   with_step_tiles(shape, [&](auto mt, auto nt) { launch(call.stream, blocks, fit_step_kernel<mt(), nt()>, step); });
 }
 
-inline float* floats(const Call& call, int64_t count) {
-  return static_cast<float*>(call.workspace(size_t(count) * sizeof(float)));
+Step first_step(const StepShape& shape, const float* gram, const float* logits, int64_t width, int64_t bases,
+                       const Settings& settings) {
+  Step step{};
+  step.gram = gram;
+  step.previous = logits;
+  step.width = int(width);
+  step.bases = step.stored = step.stride = step.previous_stride = int(bases);
+  step.blocks = shape.blocks;
+  step.inverse_temperature = float(1 / settings.temperature);
+  step.eps = float(settings.eps);
+  step.aligned = rows_are_aligned(gram, width);
+  return step;
 }
 
-inline void fit_in_steps(const Call& call, const StepShape& shape, const float* gram, const float* logits,
+void fit_in_steps(const Call& call, const StepShape& shape, const float* gram, const float* logits,
                          int64_t problems, int64_t width, int64_t bases, const Settings& settings,
                          float* responsibilities, float* scale) {
   const int64_t size = width * bases, group = shape.problems, shares = group * shape.blocks * bases;
@@ -164,27 +152,19 @@ inline void fit_in_steps(const Call& call, const StepShape& shape, const float* 
   float* squares = floats(call, 2 * shares);
   for (int64_t first = 0; first < problems; first += group) {
     const int64_t count = std::min(group, problems - first);
-    Step step{};
-    step.gram = gram + first * width * width;
-    step.width = int(width);
-    step.bases = step.stored = step.stride = step.previous_stride = int(bases);
-    step.blocks = shape.blocks;
-    step.inverse_temperature = float(1 / settings.temperature);
-    step.eps = float(settings.eps);
-    step.aligned = rows_are_aligned(gram, width);
+    Step step = first_step(shape, gram + first * width * width, logits + first * size, width, bases, settings);
     for (int64_t t = 0; t < settings.iters; ++t) {
-      step.previous = t == 0 ? logits + first * size : step.product;
-      step.previous_squares = t == 0 ? nullptr : step.squares;
       step.product = products + t % 2 * group * size;
       step.squares = squares + t % 2 * shares;
       step.responsibilities = t + 1 == settings.iters ? responsibilities + first * size : nullptr;
       launch_step(call, shape, step, count);
+      step.previous = step.product;
+      step.previous_squares = step.squares;
     }
     const Launch blocks{.x = unsigned((count * bases + 31) / 32), .threads = 256};
-    launch(call.stream, blocks, fit_scale_kernel, static_cast<const float*>(step.squares), count * bases, shape.blocks,
-           int(bases), step.eps, scale + first * bases);
+    launch(call.stream, blocks, fit_scale_kernel, step.previous_squares, count * bases, shape.blocks, int(bases),
+           step.eps, scale + first * bases);
   }
 }
 
-}  // namespace
 }  // namespace emcl

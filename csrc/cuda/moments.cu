@@ -284,7 +284,7 @@ void moments(const Call& call, Element element, const void* x, Rows shape, float
     parts = static_cast<float4*>(call.workspace(size_t(sums) * sizeof(float4)));
     colsum_parts = static_cast<float*>(call.workspace(size_t(shape.problems * plan.splits * shape.width) * sizeof(float)));
   }
-  with_precision(element, shape.width, [&](auto zero, auto count) {
+  with_precision(element, shape, [&](auto zero, auto count) {
     using E = decltype(zero);
     using G = GramTile<E, count>;
     Launch launched{unsigned(shape.problems * plan.splits * plan.pairs)};
@@ -302,7 +302,7 @@ void moments(const Call& call, Element element, const void* x, Rows shape, float
 
 void moments_backward(const Call& call, Element element, const void* x, const float* d_gram, const float* d_colsum,
                       Rows shape, void* d_x) {
-  with_precision(element, shape.width, [&](auto zero, auto count) {
+  with_precision(element, shape, [&](auto zero, auto count) {
     using E = decltype(zero);
     using B = BackwardTile<E, count>;
     const int64_t pitch = pitch_of(shape.width), sides = divide_up(pitch, 32);

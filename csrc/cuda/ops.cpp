@@ -145,9 +145,9 @@ void project(const Tensor& x, const Tensor& init, int64_t iters, double temperat
   if (form == "loop") throw std::invalid_argument("emcl: form is loop; the CUDA kernels have the Gram form only");
   if (x.size(0) == 0) return;
   const Scope scope(x);
-  emcl::project(scope.call(), element(x), rows(x), floats(init), init.dim() == 3, shape_of(x), scale.size(1),
-                {iters, temperature, eps}, weight, rows(y), floats(mean_bases), floats(responsibilities),
-                floats(scale));
+  emcl::project(scope.call(), element(x), rows(x), floats(init), init.dim() == 3, shape_of(x),
+                init.size(init.dim() - 1), {iters, temperature, eps}, weight, rows(y), floats(mean_bases),
+                floats(responsibilities), floats(scale));
 }
 
 // text [A, D], frames [B, F, D], mask [B, F], kept [B, F + 1, A] or empty

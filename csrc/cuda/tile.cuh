@@ -56,13 +56,14 @@ void with_element(Element element, const F& f) {
   throw std::invalid_argument("emcl: unknown type of rows");
 }
 
-// f(E{}, number of parts of float32). The errors of two parts, up to 2^-17 of a number, average out in all sums but those
-// of very narrow rows.
+// f(E{}, number of parts of float32). The errors of two parts, up to 2^-17 of a number, average out where there are many
+// numbers; for few, three parts cost next to nothing.
 template <class F>
-void with_precision(Element element, int64_t width, const F& f) {
+void with_precision(Element element, const Rows& shape, const F& f) {
   with_element(element, [&](auto zero) {
     if constexpr (std::is_same_v<decltype(zero), float>)
-      if (width < 16) return f(zero, std::integral_constant<int, 3>{});
+      if (shape.width < 16 || shape.problems * shape.rows * shape.width <= 1 << 16)
+        return f(zero, std::integral_constant<int, 3>{});
     f(zero, std::integral_constant<int, 2>{});
   });
 }

@@ -99,7 +99,7 @@ def read_outcomes(job: Job, progress: Path) -> list[str]:
     return [line["start"] for line in lines if "start" in line and line["start"] not in job.outcomes]
 
 
-def plan(device: str, short: bool, folder: Path) -> tuple[list[Job], int]:
+def plan(device: str, backends: tuple[str, ...], short: bool, folder: Path) -> tuple[list[Job], int]:
     """The jobs, and how many of them run at a time."""
     files = sorted(TESTS.glob("test_gpu_*.py"))
     cores = len(os.sched_getaffinity(0))
@@ -107,7 +107,6 @@ def plan(device: str, short: bool, folder: Path) -> tuple[list[Job], int]:
     if device == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         at_once = max(1, min(at_once, int(memory / GIB_OF_A_PROCESS)))
-    backends = BACKENDS[device]
     shards = 1 if short else max(1, at_once // (len(backends) * len(files)) + 1)
     jobs = [
         Job(backend, file, shard, shards, folder) for file in files for backend in backends for shard in range(shards)
@@ -137,6 +136,7 @@ def report(jobs: list[Job]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--short", action="store_true", help="only the few tests that run before every benchmark")
+    parser.add_argument("--backends", help="separated by commas; by default triton,cuda")
     parser.add_argument("--out", type=Path, help="folder of the logs; by default a new one in the temporary folder")
     parser.add_argument("--summary", type=Path, help="write the outcomes of each backend to this file, as JSON")
     parser.add_argument("--silence", type=float, default=SILENCE, help="seconds after which a silent test is ended")
@@ -151,7 +151,8 @@ def main() -> int:
         name = torch.cuda.get_device_name()
         print(f"GPU tests on {name}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
 
-    jobs, at_once = plan(options.device, options.short, folder)
+    backends = tuple(options.backends.split(",")) if options.backends else BACKENDS[options.device]
+    jobs, at_once = plan(options.device, backends, options.short, folder)
     threads = max(1, len(os.sched_getaffinity(0)) // at_once)
     selection = ["-m", "short"] if options.short else []
     with ThreadPoolExecutor(at_once) as pool:
@@ -172,7 +173,7 @@ def main() -> int:
                 if job.backend == backend
                 for test, (outcome, why) in job.outcomes.items()
             }
-            for backend in BACKENDS[options.device]
+            for backend in backends
         }
         options.summary.write_text(json.dumps(outcomes, indent=1))
     return 0 if well else 1
