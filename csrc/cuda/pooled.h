@@ -46,15 +46,16 @@ class Reused {
   size_t next_ = 0;
 };
 
-// A matrix for the tensor cores: every number as the sum of one or two of 16 bits. Rows are padded with zeros to whole
-// pieces of 16 bytes, and may be read up to there.
+// A matrix for the tensor cores: every number as the sum of one, two or three of 16 bits. Rows are padded with zeros to
+// whole pieces of 16 bytes, and may be read up to there.
 struct Matrix16 {
   uint16_t* numbers;
-  int64_t part;    // from the first part to the second
+  int64_t part;    // from one part to the next
   int64_t stride;  // from one row to the next, a multiple of 8
   int parts;
   __host__ __device__ Matrix16 from_row(int64_t row) const { return {numbers + row * stride, part, stride, parts}; }
   __host__ __device__ Matrix16 from_column(int64_t column) const { return {numbers + column, part, stride, parts}; }
+  Matrix16 rounded() const { return {numbers, part, stride, std::min(parts, 2)}; }
 };
 inline Matrix16 allocate_matrix(const Call& call, int64_t rows, int64_t width, int parts = 2) {
   const int64_t stride = round_up(width, 8);
@@ -93,10 +94,11 @@ inline Problems one_problem(const Pool& size) {
 
 // ---- pooled_rows.cu --------------------------------------------------------------------------------------------------
 
-// All rows of a call, frames [B·F, D] and below them texts [A, D]: as they are multiplied by each other, and as they are
-// multiplied by float32 matrices.
+// All rows of a call, frames [B·F, D] and below them texts [A, D].
 struct PackedRows {
-  Matrix16 own, bfloat;
+  Matrix16 own;         // as they are multiplied by each other,
+  const float* scale;   // each row times this, or null for 1
+  Matrix16 exact;       // as they are multiplied by float32 matrices
 };
 PackedRows pack_rows(const Call&, Element, const Pool&, const void* text, const void* frames);
 Matrix16 pack_matrix(const Call&, const float* x, int64_t rows, int64_t width);

@@ -13,6 +13,7 @@ constexpr int64_t kHeldBytes = int64_t(256) << 20;  // of `through` at a time
 struct Backward {
   Problems problems;  // one, with the videos at hand
   Matrix16 rows;      // of all frames, then of the texts
+  const float* scale;
   int first_frame, text_row, width;  // where the frames at hand and the texts start
   const float* mask;  // [videos, F]
   float inverse_temperature;
@@ -51,16 +52,17 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
 
   constexpr int kProducts = P::kBytes > C::kBytes ? P::kBytes : C::kBytes;
   char* memory = dynamic_shared();
-  const TextTile<P> tile(memory), scaled_tile(memory + TextTile<P>::kBytes);
-  static_assert(2 * TextTile<P>::kBytes <= kProducts);
+  const TextTile<P, Split> tile(memory), scaled_tile(memory + tile.kBytes);
+  static_assert(2 * tile.kBytes <= kProducts);
   const InnerTile inner(memory + kProducts + P::warp_n() * InnerTile::kBytes);
   float* mask = reinterpret_cast<float*>(memory + kProducts + P::WARPS_N * InnerTile::kBytes) + P::warp_n() * kGroup;
-  float* shift = mask + P::WARPS_N * kGroup;
-  load_mask(group_of(problems.frames, videos, own_group), w.mask, mask, thread_of_group<P>());
-  if (!COSINE) load_mask(group_of(problems.frames, videos, own_group), w.shift, shift, thread_of_group<P>());
+  float *scale = mask + P::kColumns, *shift = scale + P::kColumns;
+  load_columns(group_of(problems.frames, videos, own_group), w.mask, mask, thread_of_group<P>());
+  if (w.scale != nullptr) load_columns(group_of(problems.frames, videos, own_group), w.scale + w.first_frame, scale, thread_of_group<P>());
+  if (!COSINE) load_columns(group_of(problems.frames, videos, own_group), w.shift, shift, thread_of_group<P>());
   load_inner<P>(w.inner, own_group, own_group < problems.groups(), inner);
 
-  Squares<P> squares;
+  Squares<P, Split> squares;
   for (int index = 0; index < w.tiles; ++index) {
     const int first = (split * w.tiles + index) * P::kRows;
     if (first >= problems.texts) break;
@@ -79,7 +81,8 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
 #pragma unroll
     for (int m = 0; m < P::M; ++m) {
       const Group group = group_afresh(problems.frames, videos, own_group);
-      const int text = first + P::warp_m() * 16 * P::M + own_text(m, 0), tiles = group.tiles();
+      const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0), tiles = group.tiles();
+      unscale<typename P::LeftParts>(dots[m], w.scale + w.text_row + first_text, problems.texts - first_text, scale);
       float soft[8][4], weights[8][4], change[8][4] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, soft);
@@ -125,8 +128,7 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
         if (COSINE)
 #pragma unroll
           for (int i = 0; i < 2; ++i)
-            put(scaled_tile, P::warp_n() * kGroup + own_column(n, i), P::warp_m() * 16 + own_text(0, 0),
-                pair[0].square * weights[n][i], pair[1].square * weights[n][2 + i]);
+            put_pair<P>(scaled_tile, n, i, pair[0].square * weights[n][i], pair[1].square * weights[n][2 + i]);
       }
       put_weights<P>(tile, weights);
 
@@ -147,8 +149,8 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
           }
           const int row = again.row(own_column(n, i));
           if (row >= 0 && text < w.through.stride) {
-            store_pair(w.through, row, text, through[0], through[1]);
-            if (COSINE && w.bases > 0) store_pair(w.weights, row, text, dots[m][n][i], dots[m][n][2 + i]);
+            store_pair<Split>(w.through, row, text, through[0], through[1]);
+            if (COSINE && w.bases > 0) store_pair<Split>(w.weights, row, text, dots[m][n][i], dots[m][n][2 + i]);
           }
         }
       __syncthreads();
@@ -158,7 +160,7 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
   }
   if (own_group < problems.groups()) {
     const int64_t part = int64_t(split) * problems.groups() + own_group;
-    squares.write(group_of(problems.frames, videos, own_group), w.squares + (part * kGroup << problems.frames.padded_log), w.counts + part * kGroup);
+    squares.write(group_of(problems.frames, videos, own_group), [](int) { return 1.0f; }, w.squares + (part * kGroup << problems.frames.padded_log), w.counts + part * kGroup);
   }
 }
 
@@ -219,7 +221,7 @@ template <bool COSINE>
 Squares16 run_backward(const Call& call, Element element, Backward w) {
   Squares16 sums{};
   with_element(element, [&](auto zero) {
-    using P = LargeTile<OwnParts<decltype(zero)>>;
+    using P = LargeTile<RowParts<decltype(zero)>>;
     using C = TileProduct<Split, Depth::columns, Split, Depth::columns, 1, P::WARPS_M, P::WARPS_N>;
     const Problems& problems = w.problems;
     const int64_t blocks = divide_up(problems.groups(), P::WARPS_N);
@@ -230,7 +232,7 @@ Squares16 run_backward(const Call& call, Element element, Backward w) {
     w.counts = allocate<float>(call, splits.count * problems.groups() * kGroup);
     Launch shape{unsigned(blocks * splits.count)};
     shape.threads = P::kThreads;
-    shape.shared = std::max(P::kBytes, C::kBytes) + P::WARPS_N * (InnerTile::kBytes + 2 * kGroup * sizeof(float));
+    shape.shared = std::max(P::kBytes, C::kBytes) + P::WARPS_N * InnerTile::kBytes + 3 * P::kColumns * sizeof(float);
     launch(call.stream, shape, backward_kernel<P, C, COSINE>, w);
     sums = sum_squares(call, problems, w.squares, w.counts, w.splits);
   });
@@ -297,21 +299,22 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
   const int64_t texts = size.texts, width = size.width, frame_rows = size.videos * size.frames;
   const Problems all = one_problem(size);
   const PackedRows rows = pack_rows(call, element, size, text, frames);
-  const Matrix16 packed_texts = rows.bfloat.from_row(frame_rows), twice = pack_symmetric(call, d_gram, width);
+  const Matrix16 packed = rows.exact.rounded();
+  const Matrix16 packed_texts = packed.from_row(frame_rows), twice = pack_symmetric(call, d_gram, width);
 
   const Matrix16 frames_twice = allocate_matrix(call, frame_rows, width);
-  Product mapped = plain_product(rows.bfloat, twice, frame_rows, width, width, nullptr, false);
+  Product mapped = plain_product(packed, twice, frame_rows, width, width, nullptr, false);
   mapped.out = frames_twice;
   multiply(call, all, mapped);
   InnerProducts inner{};
   inner.left = frames_twice;
-  inner.frames = rows.bfloat;
+  inner.frames = packed;
   inner.width = int(width);
   const Matrix16 products = inner_products(call, all, inner);
   float* shift = allocate<float>(call, frame_rows);
   Launch dotted{unsigned(divide_up(frame_rows, kThreads / 32))};
   dotted.threads = kThreads;
-  launch(call.stream, dotted, dot_kernel, rows.bfloat, int(frame_rows), int(width), d_colsum, shift);
+  launch(call.stream, dotted, dot_kernel, packed, int(frame_rows), int(width), d_colsum, shift);
 
   TransposedSum text_sum(call, texts, width, frame_rows);
   const int64_t held = std::min(frame_rows, videos_at_a_time(size, all.frames) * size.frames);
@@ -323,6 +326,7 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
     Backward w{};
     w.problems = chunk.problems;
     w.rows = rows.own;
+    w.scale = rows.scale;
     w.first_frame = chunk.first_frame;
     w.text_row = int(frame_rows);
     w.width = int(width);
@@ -337,7 +341,7 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
     multiply(step, chunk.problems, plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
     char* out = static_cast<char*>(d_frames) + chunk.first_frame * width * bytes_of(element);
     finish_rows(step, element, {frame_sum, 1, nullptr, nullptr, sums.counts, d_colsum}, chunk.frame_rows, width, out);
-    text_sum.add(step, chunk.problems, through, rows.bfloat.from_row(chunk.first_frame), chunk.frame_rows);
+    text_sum.add(step, chunk.problems, through, packed.from_row(chunk.first_frame), chunk.frame_rows);
   });
   multiply(call, all, plain_product(packed_texts, twice, texts, width, width, text_sum.parts(), true));
   finish_rows(call, element, {text_sum.parts(), text_sum.splits(), nullptr, nullptr, nullptr, d_colsum}, texts, width, d_text);
@@ -350,7 +354,8 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
   const int64_t texts = size.texts, width = size.width, frame_rows = size.videos * size.frames, bases = map.bases;
   const Problems all = one_problem(size);
   const PackedRows rows = pack_rows(call, element, size, text, frames);
-  const Matrix16 packed_texts = rows.bfloat.from_row(frame_rows);
+  const Matrix16 packed = rows.exact.rounded();
+  const Matrix16 packed_texts = packed.from_row(frame_rows);
   const Mapped mapped = map_rows(call, all, rows, width, map, linear);
   float* text_squares = allocate<float>(call, texts);
   Launch squared{unsigned(divide_up(texts, kThreads / 32))};
@@ -367,6 +372,7 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
     Backward w{};
     w.problems = chunk.problems;
     w.rows = rows.own;
+    w.scale = rows.scale;
     w.first_frame = chunk.first_frame;
     w.text_row = int(frame_rows);
     w.width = int(width);
@@ -385,7 +391,7 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
     w.weights = weights;
     const Squares16 sums = run_backward<true>(step, element, w);
 
-    const Matrix16 chunk_rows = rows.bfloat.from_row(chunk.first_frame);
+    const Matrix16 chunk_rows = packed.from_row(chunk.first_frame);
     multiply_squares(step, chunk.problems, times_squares(sums.squares, chunk_rows, width, frame_sum, false));
     multiply(step, chunk.problems, plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
     text_sum.add(step, chunk.problems, through, chunk_rows, chunk.frame_rows);
@@ -394,8 +400,8 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
       float* pull = pull_frames + chunk.first_frame * bases;
       multiply_squares(step, chunk.problems, times_squares(sums.squares, mapped_frames, bases, pull, false));
       multiply(step, chunk.problems, plain_product(weights, mapped.texts, chunk.frame_rows, bases, texts, pull, true));
-      const Matrix16 packed = pack_matrix(step, pull, chunk.frame_rows, bases);
-      multiply(step, chunk.problems, plain_product(packed, mapped.transposed, chunk.frame_rows, width, bases, frame_sum, true));
+      const Matrix16 packed_pull = pack_matrix(step, pull, chunk.frame_rows, bases);
+      multiply(step, chunk.problems, plain_product(packed_pull, mapped.transposed, chunk.frame_rows, width, bases, frame_sum, true));
       pull_sum.add(step, chunk.problems, weights, mapped_frames, chunk.frame_rows);
     }
     char* out = static_cast<char*>(d_frames) + chunk.first_frame * width * bytes_of(element);
@@ -405,8 +411,8 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
     Launch pulled{unsigned(divide_up(texts * bases, kThreads))};
     pulled.threads = kThreads;
     launch(call.stream, pulled, text_pull_kernel, pull_sum.parts(), pull_sum.splits(), text_squares, mapped.texts, int(texts), int(bases), pull_text);
-    const Matrix16 packed = pack_matrix(call, pull_text, texts, bases);
-    multiply(call, all, plain_product(packed, mapped.transposed, texts, width, bases, text_sum.parts(), true));
+    const Matrix16 packed_pull = pack_matrix(call, pull_text, texts, bases);
+    multiply(call, all, plain_product(packed_pull, mapped.transposed, texts, width, bases, text_sum.parts(), true));
   }
   finish_rows(call, element, {text_sum.parts(), text_sum.splits(), text_squares, text, nullptr, nullptr}, texts, width, d_text);
 }

@@ -8,6 +8,7 @@ namespace {
 struct Comparison {
   Problems problems;
   Matrix16 rows;  // frames, then texts
+  const float* scale;
   int width;
   const float *mask, *kept;  // kept: as the moments left it, or null
   float inverse_temperature;
@@ -43,7 +44,9 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
   char* memory = dynamic_shared();
   const InnerTile inner(memory + kProducts + P::warp_n() * InnerTile::kBytes);
   float* mask = reinterpret_cast<float*>(memory + kProducts + P::WARPS_N * InnerTile::kBytes) + P::warp_n() * kGroup;
-  load_mask(group_of(problems.frames, videos, own_group), w.mask + frame_row, mask, thread_of_group<P>());
+  float* scale = mask + P::kColumns;
+  load_columns(group_of(problems.frames, videos, own_group), w.mask + frame_row, mask, thread_of_group<P>());
+  if (w.scale != nullptr) load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
   load_inner<P>(w.mapped.inner, local * problems.groups() + own_group, own_group < problems.groups(), inner);
 
   float dots[P::M][8][4] = {};
@@ -63,13 +66,14 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
 #pragma unroll
   for (int m = 0; m < P::M; ++m) {
     const Group group = group_afresh(problems.frames, videos, own_group);
-    const int text = first + P::warp_m() * 16 * P::M + own_text(m, 0), tiles = group.tiles();
+    const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0), tiles = group.tiles();
     const float* kept = nullptr;
     float weights[8][4];
     if (w.kept != nullptr) {
       kept = w.kept + (int64_t(local) * problems.video_block + group.first_video) * (problems.frames.count + 1) * problems.text_block;
       take_weights(kept, group, text, texts.count, problems.text_block, weights);
     } else {
+      unscale<typename P::LeftParts>(dots[m], w.scale + text_row + first_text, texts.count - first_text, scale);
 #pragma unroll
       for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, weights);
 #pragma unroll
@@ -124,7 +128,7 @@ void compare(const Call& call, const Comparison& w) {
   const Problems& problems = w.problems;
   Launch shape{unsigned(divide_up(problems.text_block, P::kRows) * divide_up(problems.groups(), P::WARPS_N)), unsigned(problems.count)};
   shape.threads = P::kThreads;
-  shape.shared = std::max(P::kBytes, C::kBytes) + P::WARPS_N * (InnerTile::kBytes + kGroup * sizeof(float));
+  shape.shared = std::max(P::kBytes, C::kBytes) + P::WARPS_N * InnerTile::kBytes + 2 * P::kColumns * sizeof(float);
   launch(call.stream, shape, cosine_kernel<P, C>, w);
 }
 
@@ -132,10 +136,10 @@ void compare(const Call& call, const Comparison& w) {
 
 void cosine_of(const Call& call, Element element, const Problems& problems, const PackedRows& rows, const Pool& size, const Map& map,
                const float* mask, const float* kept, float* cosine, float* length) {
-  const Comparison w{problems, rows.own, int(size.width), mask, kept, float(1 / size.temperature),
+  const Comparison w{problems, rows.own, rows.scale, int(size.width), mask, kept, float(1 / size.temperature),
                      map_rows(call, problems, rows, size.width, map, true), cosine, length};
   with_element(element, [&](auto zero) {
-    using Numbers = OwnParts<decltype(zero)>;
+    using Numbers = RowParts<decltype(zero)>;
     if (problems.text_block <= kSmallBlock) return compare<SmallTile<Numbers>>(call, w);
     compare<LargeTile<Numbers>>(call, w);
   });

@@ -44,12 +44,12 @@ __global__ void __launch_bounds__(P::kThreads) inner_kernel(const Problems probl
     for (int half = 0; half < 2; ++half) {
       const int i = P::warp_m() * 16 + sum_row(2 * half), j = own_column(n, 0);
       const bool same = group.video(i) == group.video(j);
-      store_pair(p.out, (int64_t(local) * groups + blockIdx.x) * kGroup + i, j, same ? sums[0][n][2 * half] : 0.0f, same ? sums[0][n][2 * half + 1] : 0.0f);
+      store_pair<Split>(p.out, (int64_t(local) * groups + blockIdx.x) * kGroup + i, j, same ? sums[0][n][2 * half] : 0.0f, same ? sums[0][n][2 * half + 1] : 0.0f);
     }
 }
 
 template <class R>
-using SquareProduct = TileProduct<Split, Depth::columns, R, Depth::rows, 1, 4, 2>;
+using SquareProduct = TileProduct<Exact, Depth::columns, R, Depth::rows, 1, 4, 2>;
 
 template <class P>
 __global__ void __launch_bounds__(P::kThreads) square_kernel(const Problems problems, const SquareTimes p) {
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(P::kThreads) square_kernel(const Problems prob
       const int column = first_column + P::warp_n() * kGroup + own_column(n, 0);
       const float *both = &sums[0][n][2 * half];
       if (p.sums == nullptr) {
-        if (column < p.out.stride) store_pair(p.out, to, column, both[0], both[1]);
+        if (column < p.out.stride) store_pair<Exact>(p.out, to, column, both[0], both[1]);
         continue;
       }
       for (int i = 0; i < 2; ++i)
@@ -100,7 +100,7 @@ __global__ void sum_squares_kernel(const Problems problems, const float* squares
       for (int i = 0; i < 2; ++i) both[i] += squares[(part << problems.frames.padded_log) + group.frame(column) + i];
     count += counts[part];
   }
-  store_pair(out, (int64_t(local) * groups + own_group) * kGroup + row, column, both[0], both[1]);
+  store_pair<Exact>(out, (int64_t(local) * groups + own_group) * kGroup + row, column, both[0], both[1]);
   const int own = group.row(row);
   if (column == 0 && own >= 0) all_counts[int64_t(local) * problems.frame_rows() + own] = count;
 }
@@ -131,7 +131,7 @@ Matrix16 inner_products(const Call& call, const Problems& problems, InnerProduct
 
 Squares16 sum_squares(const Call& call, const Problems& problems, const float* squares, const float* counts, int splits) {
   const int groups = problems.groups();
-  const Squares16 sum{allocate_matrix(call, int64_t(problems.count) * groups * kGroup, kGroup), allocate<float>(call, int64_t(problems.count) * problems.frame_rows())};
+  const Squares16 sum{allocate_matrix(call, int64_t(problems.count) * groups * kGroup, kGroup, Exact::count), allocate<float>(call, int64_t(problems.count) * problems.frame_rows())};
   Launch shape{unsigned(divide_up(int64_t(groups) * kGroup * kGroup / 2, kThreads)), unsigned(problems.count)};
   shape.threads = kThreads;
   launch(call.stream, shape, sum_squares_kernel, problems, squares, counts, splits, sum.squares, sum.counts);
@@ -146,8 +146,9 @@ void multiply_squares(const Call& call, const Problems& problems, const SquareTi
     shape.shared = P::kBytes;
     launch(call.stream, shape, square_kernel<P>, problems, p);
   };
+  if (p.rows.parts == 1) return run(Parts<BFloat16, 1>());
   if (p.rows.parts == 2) return run(Split());
-  run(Parts<BFloat16, 1>());
+  run(Exact());
 }
 
 }  // namespace pooled

@@ -52,10 +52,10 @@ __global__ void correct_kernel(const Corrections p) {
       once[i] = p.weight * scale[k + i] * own[i];
       twice[i] = 2 * once[i] + p.weight * scale[k + i] * (p.weight * sum);
     }
-  store_pair(p.twice, row, k, own[0], own[1]);
-  store_pair(p.twice, row, p.padded + k, twice[0], twice[1]);
-  store_pair(p.once, row, k, own[0], own[1]);
-  store_pair(p.once, row, p.padded + k, once[0], once[1]);
+  store_pair<Split>(p.twice, row, k, own[0], own[1]);
+  store_pair<Split>(p.twice, row, p.padded + k, twice[0], twice[1]);
+  store_pair<Split>(p.once, row, k, own[0], own[1]);
+  store_pair<Split>(p.once, row, p.padded + k, once[0], once[1]);
 }
 
 // out [columns, rows], parts as they are
@@ -107,7 +107,7 @@ Mapped map_rows(const Call& call, const Problems& problems, const PackedRows& ro
     const Matrix16& of_frames = twice ? p.twice : p.once;
     const auto times = [&](RowsOf which, int64_t rows_of_problem, const Matrix16& right) {
       Product product{};
-      product.left = rows.bfloat;
+      product.left = rows.exact.rounded();
       product.left_rows = which;
       product.right = right;
       product.right_step = int(width);
@@ -128,9 +128,9 @@ Mapped map_rows(const Call& call, const Problems& problems, const PackedRows& ro
   }
   Launch lengths{unsigned(divide_up(problems.text_block, kThreads / 32)), unsigned(count)};
   lengths.threads = kThreads;
-  launch(call.stream, lengths, length_kernel, problems, rows.bfloat, int(width), mapped.texts, int(padded), mapped.text_length);
+  launch(call.stream, lengths, length_kernel, problems, rows.exact.rounded(), int(width), mapped.texts, int(padded), mapped.text_length);
   InnerProducts p{};
-  p.left = p.frames = rows.bfloat;
+  p.left = p.frames = rows.exact.rounded();
   p.width = int(width);
   p.mapped = mapped.frames;
   p.bases = int(padded);

@@ -9,6 +9,7 @@ namespace {
 struct Weighing {
   Problems problems;
   Matrix16 rows;  // frames, then texts
+  const float* scale;
   int width;
   const float* mask;
   float inverse_temperature;
@@ -18,8 +19,11 @@ struct Weighing {
   float* counts;      // [problems, splits, groups, 64]
 };
 
-// kept: of the group's first video and the warp's first text. texts: how many there are from there on.
-__device__ __forceinline__ void keep_weights(const float (&weights)[8][4], const float (&dots)[8][4], const Group& group,
+// What softmax gives is summed up, and the mask taken in afterwards, so that float16 need only hold numbers up to this.
+constexpr float kSummed = 4096;
+
+// kept: of the group's first video.
+__device__ __forceinline__ void keep_weights(const float (&soft)[8][4], const float* mask, const float (&dots)[8][4], const Group& group,
                                              int text, int texts, int text_block, float* kept) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -31,7 +35,7 @@ __device__ __forceinline__ void keep_weights(const float (&weights)[8][4], const
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int column = own_column(n, i);
-        const float weight = weights[n][2 * half + i];
+        const float weight = soft[n][2 * half + i] * mask[column];
         numerators[n] += weight * dots[n][2 * half + i];
         if (present && group.holds(column))
           kept[kept_row(group, column) * text_block + text + half] = weight;
@@ -56,21 +60,23 @@ __global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
   const int frame_row = videos.first * problems.frames.count, text_row = problems.videos * problems.frames.count + texts.first;
 
   char* memory = dynamic_shared();
-  const TextTile<P> tile(memory);
-  static_assert(TextTile<P>::kBytes <= P::kBytes);
+  const TextTile<P, Scaled> tile(memory);
+  static_assert(tile.kBytes <= P::kBytes);
   float* mask = reinterpret_cast<float*>(memory + P::kBytes) + P::warp_n() * kGroup;
-  load_mask(group_of(problems.frames, videos, own_group), w.mask + frame_row, mask, thread_of_group<P>());
+  float* scale = mask + P::kColumns;
+  load_columns(group_of(problems.frames, videos, own_group), w.mask + frame_row, mask, thread_of_group<P>());
+  if (w.scale != nullptr) load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
 
-  Squares<P> squares;
+  Squares<P, Scaled> squares;
   for (int index = 0; index < w.tiles; ++index) {
     const int first = (split * w.tiles + index) * P::kRows;
     if (first >= texts.count) break;
     float dots[P::M][8][4] = {};
-    const Operand left{w.rows, w.width, [&](int row) {
+    const Operand left{w.rows, 0, [&](int row) {
       const int text = first + text_of_row(row);
       return text < texts.count ? text_row + text : -1;
     }};
-    const Operand right{w.rows, w.width, [&](int column) {
+    const Operand right{w.rows, 0, [&](int column) {
       const int row = group_of(problems.frames, videos, own_group - P::warp_n() + column / kGroup).row(column % kGroup);
       return row < 0 ? row : frame_row + row;
     }};
@@ -78,21 +84,19 @@ __global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
     const Group group = group_afresh(problems.frames, videos, own_group);
 #pragma unroll
     for (int m = 0; m < P::M; ++m) {
-      const int text = first + P::warp_m() * 16 * P::M + own_text(m, 0);
-      float weights[8][4];
+      const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0);
+      unscale<typename P::LeftParts>(dots[m], w.scale + text_row + first_text, texts.count - first_text, scale);
+      float soft[8][4];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        soften(dots[m], half, group, w.inverse_temperature, weights);
-        const bool present = text + half < texts.count;
-#pragma unroll
-        for (int n = 0; n < 8; ++n)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) weights[n][2 * half + i] = present ? weights[n][2 * half + i] * mask[own_column(n, i)] : 0.0f;
-      }
+      for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, soft);
       if (w.kept != nullptr)
-        keep_weights(weights, dots[m], group, text, texts.count, problems.text_block,
+        keep_weights(soft, mask, dots[m], group, text, texts.count, problems.text_block,
                      w.kept + (int64_t(local) * problems.video_block + group.first_video) * (problems.frames.count + 1) * problems.text_block);
-      put_weights<P>(tile, weights);
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) soft[n][i] *= text + i / 2 < texts.count ? kSummed : 0.0f;
+      put_weights<P>(tile, soft);
       __syncthreads();
       squares.add(tile, tile, group.tiles());
       __syncthreads();
@@ -100,7 +104,7 @@ __global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
   }
   if (own_group < groups) {
     const int64_t part = (int64_t(local) * w.splits + split) * groups + own_group;
-    squares.write(group_of(problems.frames, videos, own_group), w.squares + (part * kGroup << problems.frames.padded_log), w.counts + part * kGroup);
+    squares.write(group_of(problems.frames, videos, own_group), [&](int column) { return mask[column] / kSummed; }, w.squares + (part * kGroup << problems.frames.padded_log), w.counts + part * kGroup);
   }
 }
 
@@ -129,7 +133,7 @@ __global__ void sum_rows_kernel(const Problems problems, Matrix16 rows, int widt
   if (column + 1 < width) to[1] = sums[1];
 }
 
-// The texts below the frames of each problem, with a second part.
+// The texts below the frames of each problem, in all parts.
 __global__ void copy_texts_kernel(const Problems problems, Matrix16 rows, int row_step, Matrix16 out) {
   const int local = int(blockIdx.y), index = int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x);
   const int pieces = int(rows.stride / 8), text = index / pieces, column = index % pieces * 8;
@@ -137,7 +141,7 @@ __global__ void copy_texts_kernel(const Problems problems, Matrix16 rows, int ro
   if (text >= texts.count) return;
   const int64_t from = int64_t(problems.videos) * problems.frames.count + texts.first + text;
   const int64_t to = int64_t(local) * row_step + videos_of(problems, local).count * problems.frames.count + text;
-  for (int part = 0; part < 2; ++part)
+  for (int part = 0; part < out.parts; ++part)
     *reinterpret_cast<uint4*>(out.numbers + part * out.part + to * out.stride + column) =
         part < rows.parts ? *reinterpret_cast<const uint4*>(rows.numbers + part * rows.part + from * rows.stride + column) : make_uint4(0, 0, 0, 0);
 }
@@ -154,7 +158,7 @@ Squares16 weigh(const Call& call, Weighing w) {
   w.counts = allocate<float>(call, rows);
   Launch shape{unsigned(blocks * splits.count), unsigned(problems.count)};
   shape.threads = P::kThreads;
-  shape.shared = P::kBytes + P::WARPS_N * kGroup * sizeof(float);
+  shape.shared = P::kBytes + 2 * P::kColumns * sizeof(float);
   launch(call.stream, shape, weigh_kernel<P>, w);
   return sum_squares(call, problems, w.squares, w.counts, w.splits);
 }
@@ -166,28 +170,28 @@ void moments_of(const Call& call, Element element, const Problems& problems, con
   const int width = int(size.width), count = problems.count;
   Squares16 sums{};
   with_element(element, [&](auto zero) {
-    using Numbers = OwnParts<decltype(zero)>;
-    const Weighing w{problems, rows.own, width, mask, float(1 / size.temperature), 0, 0, kept, nullptr, nullptr};
+    using Numbers = RowParts<decltype(zero)>;
+    const Weighing w{problems, rows.own, rows.scale, width, mask, float(1 / size.temperature), 0, 0, kept, nullptr, nullptr};
     sums = problems.text_block <= kSmallBlock ? weigh<SmallTile<Numbers>>(call, w) : weigh<LargeTile<Numbers>>(call, w);
   });
 
   // S·f below each other, and the texts as they are
   const int all = problems.frame_rows() + problems.text_block;
-  const Matrix16 weighted = allocate_matrix(call, int64_t(count) * all, width);
+  const Matrix16 weighted = allocate_matrix(call, int64_t(count) * all, width, Exact::count);
   SquareTimes times{};
   times.squares = sums.squares;
-  times.rows = rows.bfloat;
+  times.rows = rows.exact;
   times.columns = width;
   times.out_step = all;
   times.out = weighted;
   multiply_squares(call, problems, times);
   Launch copied{unsigned(divide_up(problems.text_block * (weighted.stride / 8), kSumThreads)), unsigned(count)};
   copied.threads = kSumThreads;
-  launch(call.stream, copied, copy_texts_kernel, problems, rows.bfloat, all, weighted);
+  launch(call.stream, copied, copy_texts_kernel, problems, rows.exact, all, weighted);
 
   const int64_t tiles = divide_up(width, 128), pairs = tiles * (tiles + 1) / 2;
   Product product{};
-  product.left = rows.bfloat;
+  product.left = rows.exact;
   product.right = weighted;
   product.transposed = true;
   product.left_rows = RowsOf::frames_and_texts;
@@ -204,7 +208,7 @@ void moments_of(const Call& call, Element element, const Problems& problems, con
   float* parts = allocate<float>(call, int64_t(count) * splits * width);
   Launch summed{unsigned(divide_up(width, 2 * kSumThreads)), unsigned(splits), unsigned(count)};
   summed.threads = kSumThreads;
-  launch(call.stream, summed, sum_rows_kernel, problems, rows.bfloat, width, sums.counts, step, parts);
+  launch(call.stream, summed, sum_rows_kernel, problems, rows.exact, width, sums.counts, step, parts);
   add_parts(call, parts, count, splits, width, colsum);
 }
 

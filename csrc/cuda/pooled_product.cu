@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(P::kThreads) multiply_kernel(const Product p, 
         if (row >= rows) continue;
         float *both = &sums[m][n][2 * half];
         if (p.sums == nullptr) {
-          if (column < p.out.stride) store_pair(p.out, local * p.rows + row, column, both[0], both[1]);
+          if (column < p.out.stride) store_pair<Split>(p.out, local * p.rows + row, column, both[0], both[1]);
           continue;
         }
         float* to = p.sums + ((int64_t(local) * p.splits + split) * p.rows + row) * p.columns + column;
@@ -91,21 +91,23 @@ void multiply_as(const Call& call, const Problems& problems, const Product& p) {
 
 }  // namespace
 
+// Every combination of parts that occurs.
 void multiply(const Call& call, const Problems& problems, const Product& p) {
   using One = Parts<BFloat16, 1>;
-  const auto with_width = [&](auto left, auto right, auto depth) {
-    using L = decltype(left);
-    using R = decltype(right);
-    if (p.columns <= kGroup && !p.upper) return multiply_as<L, R, depth, 1>(call, problems, p);
-    multiply_as<L, R, depth, 2>(call, problems, p);
-  };
-  const auto with_depth = [&](auto left, auto right) {
-    if (p.transposed) return with_width(left, right, std::integral_constant<Depth, Depth::rows>());
-    with_width(left, right, std::integral_constant<Depth, Depth::columns>());
-  };
-  if (p.left.parts == 2 && p.right.parts == 2) return with_depth(Split(), Split());
-  if (p.left.parts == 1) return with_depth(One(), Split());
-  with_depth(Split(), One());
+  constexpr Depth kRows = Depth::rows, kColumns = Depth::columns;
+  const bool thin = p.columns <= kGroup;
+  const auto are = [&](int left, int right) { return p.left.parts == left && p.right.parts == right; };
+  if (p.transposed) {
+    if (are(1, 3)) return multiply_as<One, Exact, kRows, 2>(call, problems, p);
+    if (are(3, 3)) return multiply_as<Exact, Exact, kRows, 2>(call, problems, p);
+    if (are(2, 1)) return multiply_as<Split, One, kRows, 2>(call, problems, p);
+    if (are(2, 2)) return thin ? multiply_as<Split, Split, kRows, 1>(call, problems, p) : multiply_as<Split, Split, kRows, 2>(call, problems, p);
+  } else {
+    if (are(1, 2)) return thin ? multiply_as<One, Split, kColumns, 1>(call, problems, p) : multiply_as<One, Split, kColumns, 2>(call, problems, p);
+    if (are(2, 1)) return multiply_as<Split, One, kColumns, 2>(call, problems, p);
+    if (are(2, 2)) return thin ? multiply_as<Split, Split, kColumns, 1>(call, problems, p) : multiply_as<Split, Split, kColumns, 2>(call, problems, p);
+  }
+  throw std::logic_error("emcl: no product of matrices in so many parts");
 }
 
 }  // namespace pooled

@@ -31,6 +31,28 @@ __global__ void pack_kernel(const E* x, int64_t rows, int64_t width, bool wide, 
         make_uint4(parts[0][part], parts[1][part], parts[2][part], parts[3][part]);
 }
 
+// One warp for each row: brings the largest number to between 2^14 and 2^15, and its row's scale brings it back.
+__global__ void pack_scaled_kernel(const float* x, int64_t rows, int64_t width, Matrix16 out, float* scale) {
+  const int64_t row = int64_t(blockIdx.x) * (blockDim.x / 32) + warp_of();
+  if (row >= rows) return;
+  x += row * width;
+  float largest = 0;
+  for (int64_t d = lane_of(); d < width; d += 32) largest = fmaxf(largest, fabsf(x[d]));
+  for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, shuffle_xor(largest, step));
+  const uint32_t exponent = as_bits(largest) >> 23;
+  const bool usual = exponent > 14 && exponent < 255;
+  const float factor = usual ? as_float((268 - exponent) << 23) : 1.0f;
+  for (int64_t d = 2 * lane_of(); d < out.stride; d += 64)
+    store_pair<Scaled>(out, row, d, d < width ? x[d] * factor : 0.0f, d + 1 < width ? x[d + 1] * factor : 0.0f);
+  if (lane_of() == 0) scale[row] = usual ? as_float((exponent - 14) << 23) : 1.0f;
+}
+
+void pack_scaled(const Call& call, const void* x, int64_t rows, int64_t width, Matrix16 out, float* scale) {
+  Launch shape{unsigned(divide_up(rows, kThreads / 32))};
+  shape.threads = kThreads;
+  launch(call.stream, shape, pack_scaled_kernel, static_cast<const float*>(x), rows, width, out, scale);
+}
+
 template <class E, class P>
 void pack(const Call& call, const void* x, int64_t rows, int64_t width, Matrix16 out) {
   const E* from = static_cast<const E*>(x);
@@ -46,7 +68,7 @@ __global__ void pack_symmetric_kernel(const float* x, int64_t width, Matrix16 ou
   float both[2] = {0, 0};
   for (int j = 0; j < 2; ++j)
     if (column + j < width) both[j] = x[row * width + column + j] + x[(column + j) * width + row];
-  store_pair(out, row, column, both[0], both[1]);
+  store_pair<Split>(out, row, column, both[0], both[1]);
 }
 
 __global__ void add_parts_kernel(const float* parts, int64_t count, int64_t size, float* out) {
@@ -94,8 +116,17 @@ PackedRows pack_rows(const Call& call, Element element, const Pool& size, const 
       pack<E, P>(call, text, size.texts, size.width, out.from_row(frame_rows));
       return out;
     };
-    packed.own = both(OwnParts<E>());
-    packed.bfloat = std::is_same_v<E, Float16> ? both(BfloatParts<E>()) : packed.own;
+    packed.exact = both(ExactParts<E>());
+    if constexpr (std::is_same_v<E, float>) {
+      float* scale = allocate<float>(call, frame_rows + size.texts);
+      packed.own = allocate_matrix(call, frame_rows + size.texts, size.width);
+      pack_scaled(call, frames, frame_rows, size.width, packed.own, scale);
+      pack_scaled(call, text, size.texts, size.width, packed.own.from_row(frame_rows), scale + frame_rows);
+      packed.scale = scale;
+    } else {
+      packed.own = std::is_same_v<E, Float16> ? both(RowParts<E>()) : packed.exact;
+      packed.scale = nullptr;
+    }
   });
   return packed;
 }

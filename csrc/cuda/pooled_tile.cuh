@@ -10,16 +10,38 @@ namespace emcl {
 namespace pooled {
 namespace {
 
-using Split = Parts<BFloat16, 2>;  // what float32 numbers become for the tensor cores
+// What float32 numbers become for the tensor cores: sums of bfloat16, of which two keep 16 bits and three all, or, in
+// rows that were brought to about 2^14 first, of float16, of which two keep 22.
+using Split = Parts<BFloat16, 2>;
+using Exact = Parts<BFloat16, 3>;
+using Scaled = Parts<Float16, 2>;
+
+// The rows of a call multiplied by each other, and by float32 matrices.
+template <class E>
+using RowParts = std::conditional_t<std::is_same_v<E, float>, Scaled, Parts<E, 1>>;
+template <class E>
+using ExactParts = std::conditional_t<std::is_same_v<E, BFloat16>, Parts<BFloat16, 1>, Exact>;
+
+template <class P>
+__device__ __forceinline__ void split_in_parts(float first, float second, uint32_t (&parts)[P::count]) {
+  if constexpr (std::is_same_v<P, Scaled>) {
+    parts[0] = pack<Float16>(first, second);
+    parts[1] = pack<Float16>(first - half_to_float(uint16_t(parts[0])), second - half_to_float(uint16_t(parts[0] >> 16)));
+  } else {
+    split_pair<P>(first, second, parts);
+  }
+}
 
 constexpr float kTiny = 1e-12f;  // shortest length that a vector is divided by
 
-// Into columns `column` and `column + 1` of a matrix in two parts; column is even.
+// Into columns `column` and `column + 1` of a matrix; column is even.
+template <class P>
 __device__ __forceinline__ void store_pair(const Matrix16& to, int64_t row, int64_t column, float first, float second) {
-  uint32_t parts[Split::count];
-  split_pair<Split>(first, second, parts);
+  uint32_t parts[P::count];
+  split_in_parts<P>(first, second, parts);
 #pragma unroll
-  for (int part = 0; part < Split::count; ++part) memcpy(to.numbers + part * to.part + row * to.stride + column, &parts[part], 4);
+  for (int part = 0; part < P::count; ++part)
+    *reinterpret_cast<uint32_t*>(to.numbers + part * to.part + row * to.stride + column) = parts[part];
 }
 
 __device__ __forceinline__ float number(const Matrix16& x, int64_t row, int64_t column) {
@@ -86,7 +108,8 @@ struct TileProduct {
   static constexpr int M = M_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
   static constexpr int kThreads = 32 * WARPS_M * WARPS_N, kRows = 16 * M * WARPS_M, kColumns = kGroup * WARPS_N;
   static constexpr int kStep = 32, kStages = 3;
-  static constexpr bool kLong = LEFT_PARTS::count == 2 || RIGHT_PARTS::count == 2;
+  using LeftParts = LEFT_PARTS;
+  static constexpr bool kLong = LEFT_PARTS::count > 1 || RIGHT_PARTS::count > 1;
   static constexpr int kLeftRows = LEFT == Depth::columns ? kRows : kStep, kLeftColumns = LEFT == Depth::columns ? kStep : kRows;
   static constexpr int kRightRows = RIGHT == Depth::columns ? kColumns : kStep, kRightColumns = RIGHT == Depth::columns ? kStep : kColumns;
   using LeftTile = Tile<LEFT_PARTS, kLeftRows, kLeftColumns>;
@@ -106,7 +129,7 @@ struct TileProduct {
     const auto left_tile = [&](int step) { return LeftTile(memory + step % kStages * kStage); };
     const auto right_tile = [&](int step) { return RightTile(memory + step % kStages * kStage + LeftTile::kBytes); };
     const int steps = (depth + kStep - 1) / kStep;
-    constexpr int kFlushSteps = kFlushDepth<std::conditional_t<LEFT_PARTS::count == 2, LEFT_PARTS, RIGHT_PARTS>> / kStep;
+    constexpr int kFlushSteps = kFlushDepth<std::conditional_t<(LEFT_PARTS::count > 1), LEFT_PARTS, RIGHT_PARTS>> / kStep;
     float recent[EXACT ? M : 1][8][4] = {};
     each_step<kStages, false>(
         steps,

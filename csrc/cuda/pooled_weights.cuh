@@ -64,11 +64,26 @@ template <class P>
 __device__ __forceinline__ int thread_of_group() {
   return int(threadIdx.x) % (32 * P::WARPS_M);
 }
-// The 64 mask values of a group, into shared memory; zero where there is no frame.
-__device__ __forceinline__ void load_mask(const Group& group, const float* mask, float* to, int thread) {
+// What belongs to each frame of a group, into shared memory; zero where a column is no frame.
+__device__ __forceinline__ void load_columns(const Group& group, const float* values, float* to, int thread) {
   if (thread < kGroup) {
     const int row = group.row(thread);
-    to[thread] = row < 0 ? 0.0f : mask[row];
+    to[thread] = row < 0 ? 0.0f : values[row];
+  }
+}
+
+// The scales of the rows that were multiplied. text, columns: those of the warp's texts [16] and columns [64].
+template <class Numbers>
+__device__ __forceinline__ void unscale(float (&dots)[8][4], const float* text, int texts, const float* columns) {
+  if constexpr (std::is_same_v<Numbers, Scaled>) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float scale = own_text(0, half) < texts ? text[own_text(0, half)] : 0.0f;
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) dots[n][2 * half + i] = dots[n][2 * half + i] * scale * columns[own_column(n, i)];
+    }
   }
 }
 
@@ -157,28 +172,36 @@ __device__ __forceinline__ void multiply_inner(const float (&weights)[8][4], con
 }
 
 // Weights of 16 texts of each warp, [column][text], for sums over texts.
-template <class P>
-using TextTile = Tile<Split, P::kColumns, 16 * P::WARPS_M>;
+template <class P, class Numbers>
+using TextTile = Tile<Numbers, P::kColumns, 16 * P::WARPS_M>;
 
-// weights: the warp's [16, 64]
-template <class P>
-__device__ __forceinline__ void put_weights(const TextTile<P>& tile, const float (&weights)[8][4]) {
+// Of the warp's own columns 8·n + ... and texts.
+template <class P, class Numbers>
+__device__ __forceinline__ void put_pair(const TextTile<P, Numbers>& tile, int n, int i, float first, float second) {
+  uint32_t parts[Numbers::count];
+  split_in_parts<Numbers>(first, second, parts);
+#pragma unroll
+  for (int part = 0; part < Numbers::count; ++part)
+    *reinterpret_cast<uint32_t*>(tile.at(part, P::warp_n() * kGroup + own_column(n, i), P::warp_m() * 16 + own_text(0, 0))) = parts[part];
+}
+template <class P, class Numbers>
+__device__ __forceinline__ void put_weights(const TextTile<P, Numbers>& tile, const float (&weights)[8][4]) {
 #pragma unroll
   for (int n = 0; n < 8; ++n)
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      put(tile, P::warp_n() * kGroup + own_column(n, i), P::warp_m() * 16 + own_text(0, 0), weights[n][i], weights[n][2 + i]);
+    for (int i = 0; i < 2; ++i) put_pair<P, Numbers>(tile, n, i, weights[n][i], weights[n][2 + i]);
 }
 
 // Σ over texts of left·weightᵀ for all pairs of frames of a video, and of left. The warps of a group share its pairs out.
-template <class P>
+template <class P, class Numbers>
 struct Squares {
   static constexpr int kOwn = 4 / P::WARPS_M;  // runs of 16 rows of each warp
   float sums[kOwn][8][4] = {}, counts[kOwn][4] = {};
 
-  __device__ __forceinline__ void add(const TextTile<P>& left, const TextTile<P>& weights, int tiles) {
-    Right<Parts<BFloat16, 1>> ones;
-    for (uint32_t(&half)[2] : ones.part[0]) half[0] = half[1] = 0x3f803f80u;
+  __device__ __forceinline__ void add(const TextTile<P, Numbers>& left, const TextTile<P, Numbers>& weights, int tiles) {
+    using Number = typename Numbers::Number;
+    Right<Parts<Number, 1>> ones;
+    for (uint32_t(&half)[2] : ones.part[0]) half[0] = half[1] = pack<Number>(1, 1);
     const int first = P::warp_n() * kGroup;
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) {
@@ -206,8 +229,9 @@ struct Squares {
     }
   }
 
-  // squares [64, padded frames], counts [64] of the warp's group
-  __device__ __forceinline__ void write(const Group& group, float* squares, float* all_counts) const {
+  // squares [64, padded frames], counts [64] of the warp's group. factor(column): of what was added up.
+  template <class F>
+  __device__ __forceinline__ void write(const Group& group, const F& factor, float* squares, float* all_counts) const {
 #pragma unroll
     for (int own = 0; own < kOwn; ++own)
 #pragma unroll
@@ -217,9 +241,9 @@ struct Squares {
         for (int n = 0; n < 8; ++n) {
           const int column = own_column(n, i);
           if (group.video(row) == group.video(column))
-            squares[(row << group.frames.padded_log) + group.frame(column)] = sums[own][n][i];
+            squares[(row << group.frames.padded_log) + group.frame(column)] = sums[own][n][i] * factor(row) * factor(column);
         }
-        if (lane_of() % 4 == 0 && i % 2 == 0) all_counts[row] = counts[own][i];
+        if (lane_of() % 4 == 0 && i % 2 == 0) all_counts[row] = counts[own][i] * factor(row);
       }
   }
 };
