@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ BACKENDS = {"cuda": ("triton", "cuda"), "cpu": ("reference",)}
 SILENCE = 180.0  # seconds that a single test may take
 RESTARTS = 6
 GIB_OF_A_PROCESS = 10
+MOST_OF_A_LOG = 300_000  # characters
 ENDED = (0, 1, 5)  # exit codes of pytest: all passed, some failed, none collected
 LOST = 70  # exit code where the CUDA context is lost, from gpu_plugin.py
 
@@ -137,7 +138,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--short", action="store_true", help="only the few tests that run before every benchmark")
     parser.add_argument("--backends", help="separated by commas; by default triton,cuda")
-    parser.add_argument("--out", type=Path, help="folder of the logs; by default a new one in the temporary folder")
+    parser.add_argument("--out", type=Path, help="folder of gpu-tests.log: all that the files with failures printed")
     parser.add_argument("--summary", type=Path, help="write the outcomes of each backend to this file, as JSON")
     parser.add_argument("--silence", type=float, default=SILENCE, help="seconds after which a silent test is ended")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: the tests of these tests")
@@ -145,8 +146,9 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print(f"no GPU tests: torch {torch.__version__} sees no CUDA device")
         return 0
-    folder = options.out or Path(tempfile.mkdtemp(prefix="emcl-gpu-tests-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="emcl-gpu-tests-"))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     if options.device == "cuda":
         name = torch.cuda.get_device_name()
         print(f"GPU tests on {name}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
@@ -160,10 +162,13 @@ def main() -> int:
             pool.submit(run_job, job, options.device, threads, options.silence, [*selection, *arguments])
             for job in jobs
         ]
-        for future in running:
+        for future in as_completed(running):
             job = future.result()
             counts = ", ".join(f"{job.count(o)} {o}" for o in ("passed", "failed", "skipped") if job.count(o))
             print(f"{job.name}: {counts or 'no tests'} in {job.seconds:.0f} s", flush=True)
+            if options.out and job.count("failed"):
+                with (options.out / "gpu-tests.log").open("a") as log:
+                    log.write(f"==== {job.name}\n{job.log.read_text(errors='replace')[-MOST_OF_A_LOG:]}\n")
     well = report(jobs)
     if options.summary:
         outcomes = {
