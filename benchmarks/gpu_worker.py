@@ -136,7 +136,7 @@ class Worker:
             if "failed" in entry["ways"].get(way.name, {}):  # by an earlier process
                 continue
             entry["ways"][way.name] = {}
-            if reason := self.not_now(way):
+            if reason := self.not_now(way, entry):
                 entry["ways"][way.name] = {"failed": reason}
                 continue
             self.step(case.name, way.name)
@@ -162,9 +162,11 @@ class Worker:
             entry["ways"][name] |= spread([seconds / copies[name] for seconds in times])
             print(f"  {name}: {shown_time(entry['ways'][name]['median_s'])}", flush=True)
 
-    def not_now(self, way: Way) -> str:
+    def not_now(self, way: Way, entry: Record) -> str:
         if way.backend is not None and (reason := self.record["tests"].get(way.backend, "")):
             return f"not timed: {reason}"
+        if way.compiled and "failed" in entry["ways"]["eager"]:
+            return "not measured: eager failed"
         if way.compiled and self.time_left() < TIME_TO_COMPILE:
             return "not measured: no time to compile"
         return ""

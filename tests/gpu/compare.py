@@ -89,7 +89,7 @@ def evaluate(
     outputs = function(**inputs)
     results = {name: output.detach().double().cpu() for name, output in outputs.items()}
     if differentiated:
-        loss = sum((output * weights(output, problem.dtype)).sum() for output in outputs.values())
+        loss = sum((o * weights(o, problem.dtype)).sum() for o in outputs.values() if o.requires_grad)
         gradients = torch.autograd.grad(loss, differentiated)
         results |= {
             f"d_{name}": gradient.double().cpu()

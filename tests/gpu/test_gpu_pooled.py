@@ -93,7 +93,6 @@ def test_without_em(backend: str, shape: tuple[int, ...], dtype: torch.dtype) ->
 @pytest.mark.parametrize(
     ("shape", "em_block"), [((9, 7, 5, 63, 7), 4), ((70, 70, 12, 512, 32), 32), ((5, 40, 3, 130, 7), 16)]
 )
-@pytest.mark.short
 def test_blocks(backend: str, shape: tuple[int, ...], em_block: int, dtype: torch.dtype, relative: bool) -> None:
     def ours(text: Tensor, frames: Tensor, mask: Tensor, init: Tensor) -> dict[str, Tensor]:
         weight = 0.2 if relative else 3.0
@@ -104,6 +103,11 @@ def test_blocks(backend: str, shape: tuple[int, ...], em_block: int, dtype: torc
 
     problem = pooled_problem(*shape, dtype, differentiate=())  # type: ignore[arg-type]
     compare(backend, problem, ours, ours)
+
+
+@pytest.mark.short
+def test_blocks_before_a_benchmark(backend: str) -> None:
+    test_blocks(backend, (70, 70, 12, 512, 32), 32, torch.float32, relative=False)
 
 
 @pytest.mark.large

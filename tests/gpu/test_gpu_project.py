@@ -27,8 +27,7 @@ DEFAULT_BASES = 32
 def project(function: object, gradient: str, iters: int) -> Function:
     def run(x: Tensor, init: Tensor) -> dict[str, Tensor]:
         y, mean_bases = function(x, init, num_iters=iters, gradient=gradient)  # type: ignore[operator]
-        # mean_bases has a gradient in "full" only, in ours as in the release
-        return {"y": y} | ({"mean_bases": mean_bases} if gradient == "full" else {})
+        return {"y": y, "mean_bases": mean_bases}
 
     return run
 
@@ -105,7 +104,7 @@ def test_a_thousand_problems_of_the_released_evaluation(backend: str, gradient: 
     ):
         assert torch.equal(actual, actual[:problems].repeat(times, 1, 1)), name
         if gradient == "identity" and name == "d_x":
-            assert_close(name, actual[:problems].cpu(), expected, 1e-7)
+            assert_close(name, actual[:problems].cpu(), expected, 1e-6)
             continue
         added = expected - start
         allowed = max(1e-5, 8 * relative_error(same.double().cpu() - start, added))
@@ -114,7 +113,10 @@ def test_a_thousand_problems_of_the_released_evaluation(backend: str, gradient: 
 
 @pytest.mark.large
 def test_more_numbers_than_an_int32_counts(backend: str) -> None:
-    """x holds the same 16 384 rows 257 times over, so EM in float64 needs to see them only once."""
+    """x holds the same 16 384 rows 257 times over, so EM in float64 needs to see them only once.
+
+    With the weight 3000 what is added is of the size of x, which is rounded to bfloat16.
+    """
     times, base = 257, clustered_rows(16384, 512, dtype=torch.bfloat16)
     if torch.cuda.get_device_properties(0).total_memory < 24 * 2**30:
         pytest.skip("needs 24 GiB")
@@ -122,9 +124,9 @@ def test_more_numbers_than_an_int32_counts(backend: str) -> None:
     gram, colsum = (times * moment for moment in reference.em_moments(base.double()))
     logits = reference.start_logits(base.double(), colsum, init.double())
     fitted = reference.em_fit(gram, logits, num_iters=9, temperature=1.0)
-    expected = reference.em_reconstruct(base.double(), *fitted, weight=3.0)
+    expected = reference.em_reconstruct(base.double(), *fitted, weight=3000.0)
     with use_backend(backend):
-        y, _ = em_project(base.to(DEVICE).repeat(times, 1), init.to(DEVICE))
+        y, _ = em_project(base.to(DEVICE).repeat(times, 1), init.to(DEVICE), residual_weight=3000.0)
     assert y.numel() > 2**31
     rounding = relative_error(expected.bfloat16().double() - base.double(), expected - base.double())
     for part in (y[: len(base)], y[-len(base) :]):

@@ -285,6 +285,15 @@ def test_a_captured_training_step(backend: str) -> None:
         assert_close("bases", captured_layer.bases, layer.bases, 1e-5)
 
 
+def test_what_is_chosen_by_itself_agrees_with_the_reference() -> None:
+    for name in ("em_project linear", "pooled_similarity linear"):
+        call, inputs = CALLS[name]
+        with use_backend("reference"):
+            expected = call(inputs(0))
+        for i, (a, b) in enumerate(zip(call(inputs(0)), expected, strict=True)):
+            assert_close(f"{name}, result {i}", a, b, 1e-5)
+
+
 def test_use_backend_names_the_reason_of_a_refusal(backend: str) -> None:
     gram, logits = torch.eye(16, device=DEVICE, dtype=torch.float64), torch.rand(16, 2, device=DEVICE).double()
     if backend == "reference":
