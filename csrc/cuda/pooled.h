@@ -55,7 +55,7 @@ struct Matrix16 {
   int parts;
   __host__ __device__ Matrix16 from_row(int64_t row) const { return {numbers + row * stride, part, stride, parts}; }
   __host__ __device__ Matrix16 from_column(int64_t column) const { return {numbers + column, part, stride, parts}; }
-  Matrix16 rounded() const { return {numbers, part, stride, std::min(parts, 2)}; }
+  Matrix16 with_parts(int count) const { return {numbers, part, stride, std::min(parts, count)}; }
 };
 inline Matrix16 allocate_matrix(const Call& call, int64_t rows, int64_t width, int parts = 2) {
   const int64_t stride = round_up(width, 8);
@@ -100,10 +100,12 @@ struct PackedRows {
   const float* scale;   // each row times this, or null for 1
   Matrix16 exact;       // as they are multiplied by float32 matrices
 };
+// Parts of small float32 matrices beside such rows.
+inline int small_parts(const PackedRows& rows) { return rows.exact.parts == 1 ? 2 : 3; }
 PackedRows pack_rows(const Call&, Element, const Pool&, const void* text, const void* frames);
-Matrix16 pack_matrix(const Call&, const float* x, int64_t rows, int64_t width);
+Matrix16 pack_matrix(const Call&, const float* x, int64_t rows, int64_t width, int parts);
 // x [width, width] + its transpose
-Matrix16 pack_symmetric(const Call&, const float* x, int64_t width);
+Matrix16 pack_symmetric(const Call&, const float* x, int64_t width, int parts);
 
 // out [problems, size] = Σ over parts [problems, parts, size], in their order
 void add_parts(const Call&, const float* parts, int64_t problems, int64_t count, int64_t size, float* out);

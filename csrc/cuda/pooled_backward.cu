@@ -2,6 +2,8 @@
 //
 // Both run back through the frame weights in the same way: a kernel makes `through` [frames, texts], with which texts and
 // frames are added to each other's gradients, for as many videos at a time as fit into bounded memory.
+#include <algorithm>
+
 #include "pooled_weights.cuh"
 
 namespace emcl {
@@ -43,26 +45,36 @@ __device__ __forceinline__ PairGradient pair_gradient(const Backward& w, int tex
   return {d / (w.text_length[text] * length), length > kTiny ? -d * w.cosine[pair] / (length * length) : 0.0f};
 }
 
-// P: texts by frames, C: 16 texts of each warp by frames, in the bases.
-template <class P, class C, bool COSINE>
+// Shared memory of a block.
+template <class P, bool COSINE>
+struct Layout {
+  // the pulls on the map are small differences of what is summed up here
+  using Weights = std::conditional_t<COSINE, SmallParts<typename P::LeftParts>, Split>;
+  using Texts = TextTile<P, Weights>;
+  static constexpr int kInner = std::max({P::kBytes, BasesTile<P>::kBytes, 2 * Texts::kBytes});  // before it, one after the other
+  static constexpr int kColumns = kInner + P::WARPS_N * InnerTile<P>::kBytes;
+  static constexpr int kBytes = kColumns + (COSINE ? 2 : 3) * P::kColumns * int(sizeof(float));
+};
+
+template <class P, bool COSINE>
 __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w) {
   const Problems& problems = w.problems;
   const int split = int(blockIdx.x) % w.splits, own_group = int(blockIdx.x) / w.splits * P::WARPS_N + P::warp_n();
   const Range videos{0, problems.videos};
 
-  constexpr int kProducts = P::kBytes > C::kBytes ? P::kBytes : C::kBytes;
+  using L = Layout<P, COSINE>;
+  using Weights = typename L::Weights;
   char* memory = dynamic_shared();
-  const TextTile<P, Split> tile(memory), scaled_tile(memory + tile.kBytes);
-  static_assert(2 * tile.kBytes <= kProducts);
-  const InnerTile inner(memory + kProducts + P::warp_n() * InnerTile::kBytes);
-  float* mask = reinterpret_cast<float*>(memory + kProducts + P::WARPS_N * InnerTile::kBytes) + P::warp_n() * kGroup;
+  const typename L::Texts tile(memory), scaled_tile(memory + tile.kBytes);
+  const InnerTile<P> inner(memory + L::kInner + P::warp_n() * InnerTile<P>::kBytes);
+  float* mask = reinterpret_cast<float*>(memory + L::kColumns) + P::warp_n() * kGroup;
   float *scale = mask + P::kColumns, *shift = scale + P::kColumns;
   load_columns(group_of(problems.frames, videos, own_group), w.mask, mask, thread_of_group<P>());
   if (w.scale != nullptr) load_columns(group_of(problems.frames, videos, own_group), w.scale + w.first_frame, scale, thread_of_group<P>());
   if (!COSINE) load_columns(group_of(problems.frames, videos, own_group), w.shift, shift, thread_of_group<P>());
   load_inner<P>(w.inner, own_group, own_group < problems.groups(), inner);
 
-  Squares<P, Split> squares;
+  Squares<P, Weights> squares;
   for (int index = 0; index < w.tiles; ++index) {
     const int first = (split * w.tiles + index) * P::kRows;
     if (first >= problems.texts) break;
@@ -90,7 +102,7 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
         const auto mapped_text = [&](int row) { return text_at(row / 16 * 16 * P::M + 16 * m + row % 16, 0); };
         const auto mapped_frame = [&](int column) { return frame_at(column, 0); };
         auto& corrected = reinterpret_cast<float(&)[1][8][4]>(dots[m]);
-        C::template run<false>(memory, corrected, Operand{w.mapped_texts, 0, mapped_text}, Operand{w.mapped_frames, 0, mapped_frame},
+        BasesTile<P>::template run<false>(memory, corrected, Operand{w.mapped_texts, 0, mapped_text}, Operand{w.mapped_frames, 0, mapped_frame},
                                w.bases);
       }
 #pragma unroll
@@ -149,8 +161,8 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
           }
           const int row = again.row(own_column(n, i));
           if (row >= 0 && text < w.through.stride) {
-            store_pair<Split>(w.through, row, text, through[0], through[1]);
-            if (COSINE && w.bases > 0) store_pair<Split>(w.weights, row, text, dots[m][n][i], dots[m][n][2 + i]);
+            store_pair(w.through, row, text, through[0], through[1]);
+            if (COSINE && w.bases > 0) store_pair<Weights>(w.weights, row, text, dots[m][n][i], dots[m][n][2 + i]);
           }
         }
       __syncthreads();
@@ -201,6 +213,12 @@ int64_t videos_at_a_time(const Pool& size, const Frames& frames) {
   return std::min<int64_t>(size.videos, std::max<int64_t>(1, kHeldBytes / (bytes_of_video * step)) * step);
 }
 
+// Parts of `through`. Two are wrong by about 4e-6 of a gradient, which the rounding of 16-bit rows hides; where there are
+// few pairs, three cost nothing that counts.
+int through_parts(Element element, const Pool& size) {
+  return element == Element::float32 && size.texts * size.videos * size.frames <= int64_t(1) << 20 ? 3 : 2;
+}
+
 // What both gradients need of the videos at hand.
 struct Chunk {
   Problems problems;
@@ -222,7 +240,6 @@ Squares16 run_backward(const Call& call, Element element, Backward w) {
   Squares16 sums{};
   with_element(element, [&](auto zero) {
     using P = LargeTile<RowParts<decltype(zero)>>;
-    using C = TileProduct<Split, Depth::columns, Split, Depth::columns, 1, P::WARPS_M, P::WARPS_N>;
     const Problems& problems = w.problems;
     const int64_t blocks = divide_up(problems.groups(), P::WARPS_N);
     const Splits splits = split_rows(blocks, problems.texts, P::kRows, P::kRows / 2);
@@ -232,8 +249,8 @@ Squares16 run_backward(const Call& call, Element element, Backward w) {
     w.counts = allocate<float>(call, splits.count * problems.groups() * kGroup);
     Launch shape{unsigned(blocks * splits.count)};
     shape.threads = P::kThreads;
-    shape.shared = std::max(P::kBytes, C::kBytes) + P::WARPS_N * InnerTile::kBytes + 3 * P::kColumns * sizeof(float);
-    launch(call.stream, shape, backward_kernel<P, C, COSINE>, w);
+    shape.shared = Layout<P, COSINE>::kBytes;
+    launch(call.stream, shape, backward_kernel<P, COSINE>, w);
     sums = sum_squares(call, problems, w.squares, w.counts, w.splits);
   });
   return sums;
@@ -299,26 +316,27 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
   const int64_t texts = size.texts, width = size.width, frame_rows = size.videos * size.frames;
   const Problems all = one_problem(size);
   const PackedRows rows = pack_rows(call, element, size, text, frames);
-  const Matrix16 packed = rows.exact.rounded();
-  const Matrix16 packed_texts = packed.from_row(frame_rows), twice = pack_symmetric(call, d_gram, width);
+  const int small = small_parts(rows), parts = through_parts(element, size);
+  const Matrix16 packed = rows.exact.with_parts(parts), packed_texts = packed.from_row(frame_rows);
+  const Matrix16 twice = pack_symmetric(call, d_gram, width, small);
 
-  const Matrix16 frames_twice = allocate_matrix(call, frame_rows, width);
-  Product mapped = plain_product(packed, twice, frame_rows, width, width, nullptr, false);
+  const Matrix16 frames_twice = allocate_matrix(call, frame_rows, width, small);
+  Product mapped = plain_product(rows.exact, twice, frame_rows, width, width, nullptr, false);
   mapped.out = frames_twice;
   multiply(call, all, mapped);
   InnerProducts inner{};
   inner.left = frames_twice;
-  inner.frames = packed;
+  inner.frames = rows.exact;
   inner.width = int(width);
   const Matrix16 products = inner_products(call, all, inner);
   float* shift = allocate<float>(call, frame_rows);
   Launch dotted{unsigned(divide_up(frame_rows, kThreads / 32))};
   dotted.threads = kThreads;
-  launch(call.stream, dotted, dot_kernel, packed, int(frame_rows), int(width), d_colsum, shift);
+  launch(call.stream, dotted, dot_kernel, rows.exact, int(frame_rows), int(width), d_colsum, shift);
 
   TransposedSum text_sum(call, texts, width, frame_rows);
   const int64_t held = std::min(frame_rows, videos_at_a_time(size, all.frames) * size.frames);
-  const Matrix16 through = allocate_matrix(call, held, texts);
+  const Matrix16 through = allocate_matrix(call, held, texts, parts);
   float* frame_sum = allocate<float>(call, held * width);
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
@@ -343,7 +361,7 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
     finish_rows(step, element, {frame_sum, 1, nullptr, nullptr, sums.counts, d_colsum}, chunk.frame_rows, width, out);
     text_sum.add(step, chunk.problems, through, packed.from_row(chunk.first_frame), chunk.frame_rows);
   });
-  multiply(call, all, plain_product(packed_texts, twice, texts, width, width, text_sum.parts(), true));
+  multiply(call, all, plain_product(rows.exact.from_row(frame_rows), twice, texts, width, width, text_sum.parts(), true));
   finish_rows(call, element, {text_sum.parts(), text_sum.splits(), nullptr, nullptr, nullptr, d_colsum}, texts, width, d_text);
 }
 
@@ -354,8 +372,8 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
   const int64_t texts = size.texts, width = size.width, frame_rows = size.videos * size.frames, bases = map.bases;
   const Problems all = one_problem(size);
   const PackedRows rows = pack_rows(call, element, size, text, frames);
-  const Matrix16 packed = rows.exact.rounded();
-  const Matrix16 packed_texts = packed.from_row(frame_rows);
+  const int small = small_parts(rows), parts = through_parts(element, size);
+  const Matrix16 packed = rows.exact.with_parts(parts), packed_texts = packed.from_row(frame_rows);
   const Mapped mapped = map_rows(call, all, rows, width, map, linear);
   float* text_squares = allocate<float>(call, texts);
   Launch squared{unsigned(divide_up(texts, kThreads / 32))};
@@ -364,7 +382,7 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
 
   TransposedSum text_sum(call, texts, width, frame_rows), pull_sum(call, texts, std::max<int64_t>(bases, 1), frame_rows);
   const int64_t held = std::min(frame_rows, videos_at_a_time(size, all.frames) * size.frames);
-  const Matrix16 through = allocate_matrix(call, held, texts), weights = allocate_matrix(call, bases > 0 ? held : 1, texts);
+  const Matrix16 through = allocate_matrix(call, held, texts, parts), weights = allocate_matrix(call, bases > 0 ? held : 1, texts, small);
   float* frame_sum = allocate<float>(call, held * width);
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
@@ -392,7 +410,7 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
     const Squares16 sums = run_backward<true>(step, element, w);
 
     const Matrix16 chunk_rows = packed.from_row(chunk.first_frame);
-    multiply_squares(step, chunk.problems, times_squares(sums.squares, chunk_rows, width, frame_sum, false));
+    multiply_squares(step, chunk.problems, times_squares(sums.squares, rows.exact.from_row(chunk.first_frame), width, frame_sum, false));
     multiply(step, chunk.problems, plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
     text_sum.add(step, chunk.problems, through, chunk_rows, chunk.frame_rows);
     if (bases > 0) {
@@ -400,7 +418,7 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
       float* pull = pull_frames + chunk.first_frame * bases;
       multiply_squares(step, chunk.problems, times_squares(sums.squares, mapped_frames, bases, pull, false));
       multiply(step, chunk.problems, plain_product(weights, mapped.texts, chunk.frame_rows, bases, texts, pull, true));
-      const Matrix16 packed_pull = pack_matrix(step, pull, chunk.frame_rows, bases);
+      const Matrix16 packed_pull = pack_matrix(step, pull, chunk.frame_rows, bases, small);
       multiply(step, chunk.problems, plain_product(packed_pull, mapped.transposed, chunk.frame_rows, width, bases, frame_sum, true));
       pull_sum.add(step, chunk.problems, weights, mapped_frames, chunk.frame_rows);
     }
@@ -411,7 +429,7 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
     Launch pulled{unsigned(divide_up(texts * bases, kThreads))};
     pulled.threads = kThreads;
     launch(call.stream, pulled, text_pull_kernel, pull_sum.parts(), pull_sum.splits(), text_squares, mapped.texts, int(texts), int(bases), pull_text);
-    const Matrix16 packed_pull = pack_matrix(call, pull_text, texts, bases);
+    const Matrix16 packed_pull = pack_matrix(call, pull_text, texts, bases, small);
     multiply(call, all, plain_product(packed_pull, mapped.transposed, texts, width, bases, text_sum.parts(), true));
   }
   finish_rows(call, element, {text_sum.parts(), text_sum.splits(), text_squares, text, nullptr, nullptr}, texts, width, d_text);

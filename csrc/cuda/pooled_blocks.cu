@@ -49,8 +49,8 @@ __global__ void __launch_bounds__(kThreads)
 
 void make_relative(const Call& call, const Problems& problems, const float* gram, const float* r, int width, int bases, float* scale) {
   Product p{};
-  p.left = pack_matrix(call, gram, int64_t(problems.count) * width, width);
-  p.right = pack_matrix(call, r, int64_t(problems.count) * width, bases);
+  p.left = pack_matrix(call, gram, int64_t(problems.count) * width, width, Exact::count);
+  p.right = pack_matrix(call, r, int64_t(problems.count) * width, bases, Exact::count);
   p.left_rows = RowsOf::all;
   p.left_step = p.right_step = p.rows = p.depth = width;
   p.columns = bases;

@@ -29,8 +29,15 @@ __device__ __forceinline__ void take_weights(const float* kept, const Group& gro
     }
 }
 
-// P: texts by frames, C: 16 texts of each warp by frames, in the bases.
-template <class P, class C>
+// Shared memory of a block.
+template <class P>
+struct Layout {
+  static constexpr int kInner = std::max(P::kBytes, BasesTile<P>::kBytes);  // before it, one product after the other
+  static constexpr int kColumns = kInner + P::WARPS_N * InnerTile<P>::kBytes;
+  static constexpr int kBytes = kColumns + 2 * P::kColumns * int(sizeof(float));
+};
+
+template <class P>
 __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w) {
   const Problems& problems = w.problems;
   const int local = int(blockIdx.y), tiles_of_texts = (problems.text_block + P::kRows - 1) / P::kRows;
@@ -40,10 +47,11 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
   const int frame_row = videos.first * problems.frames.count, text_row = problems.videos * problems.frames.count + texts.first;
   if (first >= texts.count) return;
 
-  constexpr int kProducts = P::kBytes > C::kBytes ? P::kBytes : C::kBytes;
+  using L = Layout<P>;
+  using InBases = BasesTile<P>;
   char* memory = dynamic_shared();
-  const InnerTile inner(memory + kProducts + P::warp_n() * InnerTile::kBytes);
-  float* mask = reinterpret_cast<float*>(memory + kProducts + P::WARPS_N * InnerTile::kBytes) + P::warp_n() * kGroup;
+  const InnerTile<P> inner(memory + L::kInner + P::warp_n() * InnerTile<P>::kBytes);
+  float* mask = reinterpret_cast<float*>(memory + L::kColumns) + P::warp_n() * kGroup;
   float* scale = mask + P::kColumns;
   load_columns(group_of(problems.frames, videos, own_group), w.mask + frame_row, mask, thread_of_group<P>());
   if (w.scale != nullptr) load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
@@ -85,7 +93,7 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
       const auto left = [&](int row) { return text_at(row / 16 * 16 * P::M + 16 * m + row % 16, local * problems.text_block); };
       const auto right = [&](int column) { return frame_at(column, local * problems.frame_rows()); };
       auto& corrected = reinterpret_cast<float(&)[1][8][4]>(dots[m]);
-      C::template run<false>(memory, corrected, Operand{w.mapped.texts, 0, left},
+      InBases::template run<false>(memory, corrected, Operand{w.mapped.texts, 0, left},
                              Operand{w.mapped.frames.from_column(w.mapped.bases), 0, right}, w.mapped.bases);
     } else if (m == 0) {
       copies_wait<0>();
@@ -124,12 +132,11 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
 
 template <class P>
 void compare(const Call& call, const Comparison& w) {
-  using C = TileProduct<Split, Depth::columns, Split, Depth::columns, 1, P::WARPS_M, P::WARPS_N>;
   const Problems& problems = w.problems;
   Launch shape{unsigned(divide_up(problems.text_block, P::kRows) * divide_up(problems.groups(), P::WARPS_N)), unsigned(problems.count)};
   shape.threads = P::kThreads;
-  shape.shared = std::max(P::kBytes, C::kBytes) + P::WARPS_N * InnerTile::kBytes + 2 * P::kColumns * sizeof(float);
-  launch(call.stream, shape, cosine_kernel<P, C>, w);
+  shape.shared = Layout<P>::kBytes;
+  launch(call.stream, shape, cosine_kernel<P>, w);
 }
 
 }  // namespace

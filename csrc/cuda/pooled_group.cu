@@ -44,12 +44,13 @@ __global__ void __launch_bounds__(P::kThreads) inner_kernel(const Problems probl
     for (int half = 0; half < 2; ++half) {
       const int i = P::warp_m() * 16 + sum_row(2 * half), j = own_column(n, 0);
       const bool same = group.video(i) == group.video(j);
-      store_pair<Split>(p.out, (int64_t(local) * groups + blockIdx.x) * kGroup + i, j, same ? sums[0][n][2 * half] : 0.0f, same ? sums[0][n][2 * half + 1] : 0.0f);
+      store_pair<typename C::LeftParts>(p.out, (int64_t(local) * groups + blockIdx.x) * kGroup + i, j,
+                                        same ? sums[0][n][2 * half] : 0.0f, same ? sums[0][n][2 * half + 1] : 0.0f);
     }
 }
 
 template <class R>
-using SquareProduct = TileProduct<Exact, Depth::columns, R, Depth::rows, 1, 4, 2>;
+using SquareProduct = TileProduct<Exact, Depth::columns, R, Depth::rows, 1, 4, 2, 2>;
 
 template <class P>
 __global__ void __launch_bounds__(P::kThreads) square_kernel(const Problems problems, const SquareTimes p) {
@@ -109,18 +110,18 @@ __global__ void sum_squares_kernel(const Problems problems, const float* squares
 
 Matrix16 inner_products(const Call& call, const Problems& problems, InnerProducts p) {
   const int groups = problems.groups();
-  p.out = allocate_matrix(call, int64_t(problems.count) * groups * kGroup, kGroup);
+  p.out = allocate_matrix(call, int64_t(problems.count) * groups * kGroup, kGroup, p.frames.parts == 1 ? 2 : 3);
   const auto run = [&](auto left, auto right) {
-    using P = TileProduct<decltype(left), Depth::columns, decltype(right), Depth::columns, 1, 4, 1>;
-    using C = TileProduct<Split, Depth::columns, Split, Depth::columns, 1, 4, 1>;
+    using P = TileProduct<decltype(left), Depth::columns, decltype(right), Depth::columns, 1, 4, 1, 3>;
+    using C = BasesTile<P, SmallParts<decltype(right)>>;
     Launch shape{unsigned(groups), unsigned(problems.count)};
     shape.threads = P::kThreads;
     shape.shared = std::max(P::kBytes, C::kBytes);
     launch(call.stream, shape, inner_kernel<P, C>, problems, p);
   };
   using One = Parts<BFloat16, 1>;
-  if (p.left.parts == 2 && p.frames.parts == 2) {
-    run(Split(), Split());
+  if (p.frames.parts == 3) {
+    run(Exact(), Exact());
   } else if (p.left.parts == 2) {
     run(Split(), One());
   } else {

@@ -52,10 +52,10 @@ __global__ void correct_kernel(const Corrections p) {
       once[i] = p.weight * scale[k + i] * own[i];
       twice[i] = 2 * once[i] + p.weight * scale[k + i] * (p.weight * sum);
     }
-  store_pair<Split>(p.twice, row, k, own[0], own[1]);
-  store_pair<Split>(p.twice, row, p.padded + k, twice[0], twice[1]);
-  store_pair<Split>(p.once, row, k, own[0], own[1]);
-  store_pair<Split>(p.once, row, p.padded + k, once[0], once[1]);
+  store_pair<Exact>(p.twice, row, k, own[0], own[1]);
+  store_pair<Exact>(p.twice, row, p.padded + k, twice[0], twice[1]);
+  store_pair<Exact>(p.once, row, k, own[0], own[1]);
+  store_pair<Exact>(p.once, row, p.padded + k, once[0], once[1]);
 }
 
 // out [columns, rows], parts as they are
@@ -99,7 +99,8 @@ Mapped map_rows(const Call& call, const Problems& problems, const PackedRows& ro
     launch(call.stream, inners, inner_kernel, map.responsibilities, int(width), int(map.bases), inner);
 
     const Corrections p{map.responsibilities, map.scale, inner, float(map.weight), int(width), int(map.bases), int(padded),
-                        allocate_matrix(call, count * width, 2 * padded), allocate_matrix(call, count * width, 2 * padded)};
+                        allocate_matrix(call, count * width, 2 * padded, Exact::count),
+                        allocate_matrix(call, count * width, 2 * padded, Exact::count)};
     Launch corrected{unsigned(divide_up(width * padded / 2, kThreads)), unsigned(count)};
     corrected.threads = kThreads;
     launch(call.stream, corrected, correct_kernel, p);
@@ -107,30 +108,30 @@ Mapped map_rows(const Call& call, const Problems& problems, const PackedRows& ro
     const Matrix16& of_frames = twice ? p.twice : p.once;
     const auto times = [&](RowsOf which, int64_t rows_of_problem, const Matrix16& right) {
       Product product{};
-      product.left = rows.exact.rounded();
+      product.left = rows.exact;
       product.left_rows = which;
-      product.right = right;
+      product.right = right.with_parts(small_parts(rows));
       product.right_step = int(width);
       product.rows = int(rows_of_problem);
       product.columns = int(2 * padded);
       product.depth = int(width);
       product.splits = 1;
-      product.out = allocate_matrix(call, count * rows_of_problem, 2 * padded);
+      product.out = allocate_matrix(call, count * rows_of_problem, 2 * padded, small_parts(rows));
       multiply(call, problems, product);
       return product.out;
     };
     mapped.frames = times(RowsOf::frames, problems.frame_rows(), of_frames);
     mapped.texts = times(RowsOf::texts, problems.text_block, p.twice);
-    mapped.transposed = allocate_matrix(call, padded, width);
+    mapped.transposed = allocate_matrix(call, padded, width, small_parts(rows));
     Launch transposed{unsigned(divide_up(padded * mapped.transposed.stride, kThreads))};
     transposed.threads = kThreads;
-    launch(call.stream, transposed, transpose_kernel, of_frames.from_column(padded), int(width), int(padded), mapped.transposed);
+    launch(call.stream, transposed, transpose_kernel, of_frames.from_column(padded).with_parts(small_parts(rows)), int(width), int(padded), mapped.transposed);
   }
   Launch lengths{unsigned(divide_up(problems.text_block, kThreads / 32)), unsigned(count)};
   lengths.threads = kThreads;
-  launch(call.stream, lengths, length_kernel, problems, rows.exact.rounded(), int(width), mapped.texts, int(padded), mapped.text_length);
+  launch(call.stream, lengths, length_kernel, problems, rows.exact, int(width), mapped.texts, int(padded), mapped.text_length);
   InnerProducts p{};
-  p.left = p.frames = rows.exact.rounded();
+  p.left = p.frames = rows.exact;
   p.width = int(width);
   p.mapped = mapped.frames;
   p.bases = int(padded);

@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(P::kThreads) multiply_kernel(const Product p, 
         if (row >= rows) continue;
         float *both = &sums[m][n][2 * half];
         if (p.sums == nullptr) {
-          if (column < p.out.stride) store_pair<Split>(p.out, local * p.rows + row, column, both[0], both[1]);
+          if (column >= p.out.stride) continue;
+          store_pair(p.out, local * p.rows + row, column, both[0], both[1]);
           continue;
         }
         float* to = p.sums + ((int64_t(local) * p.splits + split) * p.rows + row) * p.columns + column;
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(P::kThreads) multiply_kernel(const Product p, 
 
 template <class L, class R, Depth LEFT, int WARPS_N>
 void multiply_as(const Call& call, const Problems& problems, const Product& p) {
-  using P = TileProduct<L, LEFT, R, Depth::rows, 2, 4, WARPS_N>;
+  using P = TileProduct<L, LEFT, R, Depth::rows, 2, 4, WARPS_N, L::count + R::count == 6 ? 2 : 3>;
   const Plan plan{int(divide_up(p.rows, P::kRows)), int(divide_up(p.columns, P::kColumns)), int(round_up(divide_up(p.depth, p.splits), P::kStep))};
   const int tiles = p.upper ? plan.row_tiles * (plan.row_tiles + 1) / 2 : plan.row_tiles * plan.column_tiles;
   Launch shape{unsigned(tiles), unsigned(p.splits), unsigned(problems.count)};
@@ -99,11 +100,12 @@ void multiply(const Call& call, const Problems& problems, const Product& p) {
   const auto are = [&](int left, int right) { return p.left.parts == left && p.right.parts == right; };
   if (p.transposed) {
     if (are(1, 3)) return multiply_as<One, Exact, kRows, 2>(call, problems, p);
-    if (are(3, 3)) return multiply_as<Exact, Exact, kRows, 2>(call, problems, p);
+    if (are(3, 3)) return thin && !p.upper ? multiply_as<Exact, Exact, kRows, 1>(call, problems, p) : multiply_as<Exact, Exact, kRows, 2>(call, problems, p);
     if (are(2, 1)) return multiply_as<Split, One, kRows, 2>(call, problems, p);
     if (are(2, 2)) return thin ? multiply_as<Split, Split, kRows, 1>(call, problems, p) : multiply_as<Split, Split, kRows, 2>(call, problems, p);
   } else {
     if (are(1, 2)) return thin ? multiply_as<One, Split, kColumns, 1>(call, problems, p) : multiply_as<One, Split, kColumns, 2>(call, problems, p);
+    if (are(3, 3)) return thin ? multiply_as<Exact, Exact, kColumns, 1>(call, problems, p) : multiply_as<Exact, Exact, kColumns, 2>(call, problems, p);
     if (are(2, 1)) return multiply_as<Split, One, kColumns, 2>(call, problems, p);
     if (are(2, 2)) return thin ? multiply_as<Split, Split, kColumns, 1>(call, problems, p) : multiply_as<Split, Split, kColumns, 2>(call, problems, p);
   }

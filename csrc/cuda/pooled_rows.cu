@@ -68,7 +68,7 @@ __global__ void pack_symmetric_kernel(const float* x, int64_t width, Matrix16 ou
   float both[2] = {0, 0};
   for (int j = 0; j < 2; ++j)
     if (column + j < width) both[j] = x[row * width + column + j] + x[(column + j) * width + row];
-  store_pair<Split>(out, row, column, both[0], both[1]);
+  store_pair(out, row, column, both[0], both[1]);
 }
 
 __global__ void add_parts_kernel(const float* parts, int64_t count, int64_t size, float* out) {
@@ -131,14 +131,17 @@ PackedRows pack_rows(const Call& call, Element element, const Pool& size, const 
   return packed;
 }
 
-Matrix16 pack_matrix(const Call& call, const float* x, int64_t rows, int64_t width) {
-  const Matrix16 out = allocate_matrix(call, rows, width);
-  pack<float, Split>(call, x, rows, width, out);
+Matrix16 pack_matrix(const Call& call, const float* x, int64_t rows, int64_t width, int parts) {
+  const Matrix16 out = allocate_matrix(call, rows, width, parts);
+  if (parts == 2)
+    pack<float, Split>(call, x, rows, width, out);
+  else
+    pack<float, Exact>(call, x, rows, width, out);
   return out;
 }
 
-Matrix16 pack_symmetric(const Call& call, const float* x, int64_t width) {
-  const Matrix16 out = allocate_matrix(call, width, width);
+Matrix16 pack_symmetric(const Call& call, const float* x, int64_t width, int parts) {
+  const Matrix16 out = allocate_matrix(call, width, width, parts);
   Launch shape{unsigned(divide_up(width * (out.stride / 2), kThreads))};
   shape.threads = kThreads;
   launch(call.stream, shape, pack_symmetric_kernel, x, width, out);

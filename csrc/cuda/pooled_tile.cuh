@@ -21,6 +21,9 @@ template <class E>
 using RowParts = std::conditional_t<std::is_same_v<E, float>, Scaled, Parts<E, 1>>;
 template <class E>
 using ExactParts = std::conditional_t<std::is_same_v<E, BFloat16>, Parts<BFloat16, 1>, Exact>;
+// Small float32 matrices beside such rows: bfloat16 rows are no more exact than two parts. See small_parts.
+template <class Rows>
+using SmallParts = std::conditional_t<std::is_same_v<Rows, Parts<BFloat16, 1>>, Split, Exact>;
 
 template <class P>
 __device__ __forceinline__ void split_in_parts(float first, float second, uint32_t (&parts)[P::count]) {
@@ -42,6 +45,14 @@ __device__ __forceinline__ void store_pair(const Matrix16& to, int64_t row, int6
 #pragma unroll
   for (int part = 0; part < P::count; ++part)
     *reinterpret_cast<uint32_t*>(to.numbers + part * to.part + row * to.stride + column) = parts[part];
+}
+
+// In as many parts as the matrix has, two or three.
+__device__ __forceinline__ void store_pair(const Matrix16& to, int64_t row, int64_t column, float first, float second) {
+  if (to.parts == 2)
+    store_pair<Split>(to, row, column, first, second);
+  else
+    store_pair<Exact>(to, row, column, first, second);
 }
 
 __device__ __forceinline__ float number(const Matrix16& x, int64_t row, int64_t column) {
@@ -103,11 +114,11 @@ class Supply {
   int own_[DEPTH == Depth::columns ? kOwn : 1];
 };
 
-template <class LEFT_PARTS, Depth LEFT, class RIGHT_PARTS, Depth RIGHT, int M_, int WARPS_M_, int WARPS_N_>
+template <class LEFT_PARTS, Depth LEFT, class RIGHT_PARTS, Depth RIGHT, int M_, int WARPS_M_, int WARPS_N_, int STAGES>
 struct TileProduct {
   static constexpr int M = M_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
   static constexpr int kThreads = 32 * WARPS_M * WARPS_N, kRows = 16 * M * WARPS_M, kColumns = kGroup * WARPS_N;
-  static constexpr int kStep = 32, kStages = 3;
+  static constexpr int kStep = 32, kStages = STAGES;
   using LeftParts = LEFT_PARTS;
   static constexpr bool kLong = LEFT_PARTS::count > 1 || RIGHT_PARTS::count > 1;
   static constexpr int kLeftRows = LEFT == Depth::columns ? kRows : kStep, kLeftColumns = LEFT == Depth::columns ? kStep : kRows;
@@ -159,9 +170,12 @@ struct TileProduct {
 
 // Texts by frames.
 template <class P>
-using LargeTile = TileProduct<P, Depth::columns, P, Depth::columns, 2, 4, 2>;
+using LargeTile = TileProduct<P, Depth::columns, P, Depth::columns, 2, 4, 2, P::count == 2 ? 2 : 4>;
 template <class P>
-using SmallTile = TileProduct<P, Depth::columns, P, Depth::columns, 1, 2, 1>;
+using SmallTile = TileProduct<P, Depth::columns, P, Depth::columns, 1, 2, 1, P::count == 2 ? 3 : 4>;
+// 16 texts of each warp by frames, both in the bases.
+template <class P, class Parts = SmallParts<typename P::LeftParts>>
+using BasesTile = TileProduct<Parts, Depth::columns, Parts, Depth::columns, 1, P::WARPS_M, P::WARPS_N, 2>;
 constexpr int kSmallBlock = 64;  // texts of a problem for which the small tile is used
 
 }  // namespace

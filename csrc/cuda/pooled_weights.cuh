@@ -145,11 +145,12 @@ __device__ __forceinline__ void soften(const float (&dots)[8][4], int half, cons
 __device__ __forceinline__ bool same_video(int a, int b, int tiles) { return tiles <= 2 ? a == b : 2 * a / tiles == 2 * b / tiles; }
 
 // Inner products of a group's frames, [64, 64].
-using InnerTile = Tile<Split, kGroup, kGroup>;
 template <class P>
-__device__ __forceinline__ void load_inner(const Matrix16& inner, int64_t group, bool present, const InnerTile& to) {
+using InnerTile = Tile<SmallParts<typename P::LeftParts>, kGroup, kGroup>;
+template <class P>
+__device__ __forceinline__ void load_inner(const Matrix16& inner, int64_t group, bool present, const InnerTile<P>& to) {
   constexpr int kPerRow = kGroup / 8, kPerPart = kGroup * kPerRow;
-  for (int piece = thread_of_group<P>(); piece < Split::count * kPerPart; piece += 32 * P::WARPS_M) {
+  for (int piece = thread_of_group<P>(); piece < InnerTile<P>::Numbers::count * kPerPart; piece += 32 * P::WARPS_M) {
     const int part = piece / kPerPart, row = piece % kPerPart / kPerRow, column = piece % kPerRow * 8;
     const int64_t from = present ? part * inner.part + (group * kGroup + row) * inner.stride + column : 0;
     copy_async(to.at(part, row, column), inner.numbers + from, present);
@@ -157,10 +158,11 @@ __device__ __forceinline__ void load_inner(const Matrix16& inner, int64_t group,
   copies_commit();
 }
 // products += weights·inner, of the warp's [16, 64]
-__device__ __forceinline__ void multiply_inner(const float (&weights)[8][4], const InnerTile& inner, int tiles, float (&products)[8][4]) {
+template <class Inner>
+__device__ __forceinline__ void multiply_inner(const float (&weights)[8][4], const Inner& inner, int tiles, float (&products)[8][4]) {
 #pragma unroll
   for (int run = 0; run < 4; ++run) {
-    const auto left = left_of_sums<Split>(weights[2 * run], weights[2 * run + 1]);
+    const auto left = left_of_sums<typename Inner::Numbers>(weights[2 * run], weights[2 * run + 1]);
 #pragma unroll
     for (int other = 0; other < 4; ++other)
       if (same_video(run, other, tiles)) {

@@ -38,7 +38,7 @@ def main() -> None:
         raise SystemExit("make test-cuda-load: libemcl_cuda.so was not built; python -m emcl_kernels.info says why")
     if not PYTHON.exists():
         subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
-    install = (str(PYTHON), "-m", "pip", "install", "--quiet", *sys.argv[1:], "torch>=2.10", "jaxtyping")
+    install = (str(PYTHON), "-m", "pip", "install", "--quiet", *sys.argv[1:], "torch>=2.10", "jaxtyping", "numpy")
     if run(*install) or run(str(PYTHON), "-c", "import torch; raise SystemExit(torch.version.cuda is None)"):
         raise SystemExit(
             "make test-cuda-load: there is no torch with CUDA to load the library in; name an index that has one: "
