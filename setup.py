@@ -67,7 +67,7 @@ class NotAskedFor(CannotBuild):
 
 @dataclass
 class Object:
-    """One compilation: a source file, with its flags, and where what the compiler says is kept."""
+    """One compilation: a source file, with its flags, and where what nvcc says of its kernels is kept."""
 
     source: Path
     output: Path
@@ -114,7 +114,6 @@ class BuildNative(build_ext):
 
         for target in targets:
             place(target, temp, out)
-            target.facts |= kernel_resources(target)
         info = {"version": self.distribution.get_version(), "python": platform.python_version(),
                 "machine": platform.machine(), "torch": torch_version(),
                 "compiler": describe_compiler(compiler),
@@ -289,26 +288,6 @@ def check_nvcc(nvcc: str, architectures: list[tuple[str, str]]) -> tuple[str, Pa
     return release[1] if release else "unknown", holders["libcudart_static.a"][0].resolve()
 
 
-def kernel_resources(target: Target) -> dict[str, Any]:
-    """Registers and bytes of memory of every kernel and architecture, from what nvcc's assembler reported."""
-    pattern = re.compile(
-        r"Compiling entry function '(?P<kernel>\w+)' for 'sm_(?P<architecture>\w+)'.*?"
-        r"(?P<stack>\d+) bytes stack frame, (?P<spill_stores>\d+) bytes spill stores, "
-        r"(?P<spill_loads>\d+) bytes spill loads.*?"
-        r"Used (?P<registers>\d+) registers(?:[^\n]*?, (?P<shared>\d+) bytes smem)?",
-        re.DOTALL,
-    )
-    reported = [each for each in target.objects if each.report is not None and not target.reason]
-    kernels = []
-    for each in reported:
-        for found in pattern.finditer(each.report.read_text(encoding="utf-8")):
-            numbers = found.groupdict(default="0")
-            names = {"source": each.source.name, "kernel": numbers.pop("kernel"),
-                     "architecture": numbers.pop("architecture")}  # fmt: skip
-            kernels.append(names | {name: int(number) for name, number in numbers.items()})
-    return {"kernels": kernels} if reported else {}
-
-
 def plan_bindings(target: Target, temp: Path, version: str) -> None:
     """The pybind11 module: build information and the cost model, nothing with tensors."""
     require_unix()
@@ -316,8 +295,9 @@ def plan_bindings(target: Target, temp: Path, version: str) -> None:
         raise CannotBuild("pybind11 is not installed; pip install pybind11 and reinstall with --no-build-isolation")
     import pybind11
 
-    include = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
-    flags = [*BINDINGS_FLAGS, f'-DEMCL_VERSION="{version}"', *(f"-I{path}" for path in include)]
+    include = [str(ROOT / "csrc"), pybind11.get_include(), sysconfig.get_path("include")]
+    flags = [*BINDINGS_FLAGS, *without_paths(include), f'-DEMCL_VERSION="{version}"',
+             *(f"-I{path}" for path in include)]  # fmt: skip
     target.objects = [Object(ROOT / "csrc" / "bindings.cpp", temp / "bindings.o", flags)]
     # Symbols of the interpreter are found in the process; macOS wants to be told.
     target.link_flags = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []

@@ -65,10 +65,7 @@ elif "--dryrun" in arguments:
     print(f'#$ INCLUDES="-I{{toolkit}}/include"', f'#$ LIBRARIES=  "-L{{toolkit}}/lib"', sep="\\n")
 else:
     for architecture in re.findall("code=.?sm_([0-9a-f]+)", " ".join(arguments)):
-        print(f"ptxas info    : Compiling entry function '_Z1kv' for 'sm_{{architecture}}'")
-        print("ptxas info    : Function properties for _Z1kv")
-        print("    8 bytes stack frame, 4 bytes spill stores, 2 bytes spill loads")
-        print("ptxas info    : Used 12 registers, used 1 barriers, 128 bytes smem, 364 bytes cmem[0]")
+        print(f"ptxas said this of sm_{{architecture}}")
     own = ("-gencode", "-Xptxas", "-Xcompiler", "-x=")
     known = [argument for argument in arguments if not argument.startswith(own)]
     sys.exit(subprocess.call(["c++", "-x", "c++", "-fPIC", "-fvisibility=hidden", *known]))
@@ -234,9 +231,8 @@ def test_the_cuda_library_is_built_and_what_its_kernels_use_is_kept(
     assert library.cuda_value() == 7
     info = targets(cuda_checkout)["cuda"]
     assert info["nvcc"] == "13.7"
-    resources = {"stack": 8, "spill_stores": 4, "spill_loads": 2, "registers": 12, "shared": 128}
-    names = {"source": "kernels.cu", "kernel": "_Z1kv"}
-    assert info["kernels"] == [names | {"architecture": each} | resources for each in ("80", "90")]
+    (report,) = cuda_checkout.glob("build/native-*/cuda.kernels.ptxas")
+    assert report.read_text() == "ptxas said this of sm_80\nptxas said this of sm_90\n"
     for path in (str(cuda_checkout), sys.prefix, str(home)):  # what is built must work on another machine
         assert path not in (cuda_checkout / BUILD_INFO).read_text()
         assert path.encode() not in (cuda_checkout / CUDA_LIBRARY).read_bytes()

@@ -56,6 +56,10 @@ def _load_emulated() -> str:
     return ""
 
 
+if emulated():
+    _load_emulated()
+
+
 def architectures() -> list[str]:
     """What the library was compiled for, such as ["80", "90+PTX"]; empty where it is not loaded."""
     return [] if _library is None else _library.emcl_cuda_architectures().decode().split()
