@@ -1,20 +1,20 @@
-// Gradients of EM on a Gram matrix (docs/math.md, BE and BM): forward again, one launch for each iteration, keeping r and
-// gram·r of all; then back through them with two launches each, one for every sum over all channels. The gradient to
-// gram, Σ_t d_g_t·r_tᵀ, is one product at the end, whose depth is all bases of all iterations.
+// Gradients of EM on a Gram matrix (docs/math.md, BE and BM): forward again, one launch for each iteration, keeping r
+// and gram·r of all; then back through them with two launches each, one for every sum over all channels. The gradient
+// to gram, Σ_t d_g_t·r_tᵀ, is one product at the end.
+#include "fit_deep_product.cuh"
 #include "fit_product.cuh"
 #include "fit_steps.h"
-#include "tile.cuh"
 
 namespace emcl {
 namespace {
 
-// [P, D, T, stored]: channels are `stride` apart, and an iteration's bases have zeros behind them up to a multiple of 4.
+// [P, D, T, stored]: channels are `stride` apart; an iteration's bases have zeros behind them up to a multiple of 4.
 struct Kept {
   const float *responsibilities, *product;  // of one iteration
   int stride, stored;
 };
 
-// ---- (BM) ------------------------------------------------------------------------------------------------------------
+// ---- (BM) -----------------------------------------------------------------------------------------------------------
 
 struct BackwardMaximise {
   Kept kept;
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(32 * kFitWarps, NT <= 4 ? 2 : 1) fit_backward_
   }
 }
 
-// ---- (BE) ------------------------------------------------------------------------------------------------------------
+// ---- (BE) -----------------------------------------------------------------------------------------------------------
 
 constexpr int kChannels = 4 * kFitWarps;  // of a block: 8 lanes for each
 
@@ -163,8 +163,8 @@ __global__ void __launch_bounds__(32 * kFitWarps, NT <= 8 ? 2 : 1) fit_backward_
   }
   __syncthreads();
 
-  // p = r·sums; d_p = (d_r - inner) / sums; so p·d_p = r·(d_r - inner). Rounding leaves the sum of p off one, which is all
-  // that is left where one basis takes the channel: so p is divided by it.
+  // p = r·sums; d_p = (d_r - inner) / sums; so p·d_p = r·(d_r - inner). Rounding leaves the sum of p off one, and where
+  // one basis takes the channel nothing else is left: so p is divided by it.
   float p[NT], through[NT], whole = 0, total = 0;
 #pragma unroll
   for (int i = 0; i < NT; ++i) {
@@ -200,73 +200,7 @@ __global__ void __launch_bounds__(32 * kFitWarps, NT <= 8 ? 2 : 1) fit_backward_
   }
 }
 
-// ---- d_gram ----------------------------------------------------------------------------------------------------------
-
-constexpr int kSide = 64;    // of a tile of d_gram
-constexpr int kDepth = 32;   // of both factors at a time
-constexpr int kDeepest = 2;  // of these depths are added up by the tensor cores, whose sums round towards zero
-constexpr int kFactorPitch = kDepth + 4, kFactor = kSide * kFactorPitch, kFactorStages = 3;
-
-// d_gram [P, D, D] = left·rightᵀ for left, right [P, D, depth], depth a multiple of 4. 8 warps of 16 x 32 each.
-__global__ void __launch_bounds__(32 * kFitWarps) fit_backward_gram_kernel(const float* left, const float* right, int width,
-                                                                           int depth, int tiles, float* d_gram) {
-  const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int64_t problem = blockIdx.x / unsigned(tiles * tiles);
-  const int tile = int(blockIdx.x % unsigned(tiles * tiles)), first = tile / tiles * kSide, across = tile % tiles * kSide;
-  float* memory = reinterpret_cast<float*>(dynamic_shared());
-  left += problem * width * depth;
-  right += problem * width * depth;
-
-  const auto start = [&](int64_t step) {
-    float* to = memory + step % kFactorStages * 2 * kFactor;
-#pragma unroll
-    for (int i = thread; i < kSide * kDepth / 4; i += 32 * kFitWarps) {
-      const int row = i / (kDepth / 4), column = i % (kDepth / 4) * 4, at = int(step) * kDepth + column;
-      const auto copy = [&](const float* from, int channel, float* to) {
-        const bool inside = channel < width && at < depth;
-        copy_async(to + row * kFactorPitch + column, from + (inside ? int64_t(channel) * depth + at : 0), inside);
-      };
-      copy(left, first + row, to);
-      copy(right, across + row, to + kFactor);
-    }
-  };
-  float sums[1][4][4] = {}, total[1][4][4] = {};
-  each_step<kFactorStages, false>((depth + kDepth - 1) / kDepth, start, [](int64_t) {}, [&](int64_t step) {
-    const float* tile_left = memory + step % kFactorStages * 2 * kFactor + warp / 2 * 16 * kFactorPitch;
-    const float* tile_right = memory + step % kFactorStages * 2 * kFactor + kFactor + warp % 2 * 32 * kFactorPitch;
-#pragma unroll
-    for (int at = 0; at < kDepth; at += 8) {
-      uint32_t bits[4], high[4], low[4];
-      load_matrices(bits, tile_left + lane % 16 * kFactorPitch + at + lane / 16 * 4);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) split_tf32(as_float(bits[i]), high[i], low[i]);
-#pragma unroll
-      for (int n = 0; n < 4; n += 2) {  // 16 channels at once
-        uint32_t right_high[2][2], right_low[2][2];
-        load_matrices(bits, tile_right + (8 * n + lane / 16 * 8 + lane % 8) * kFactorPitch + at + lane / 8 % 2 * 4);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) split_tf32(as_float(bits[i]), right_high[i / 2][i % 2], right_low[i / 2][i % 2]);
-#pragma unroll
-        for (int j = 0; j < 2; ++j) multiply_tf32(sums[0][n + j], low, right_high[j]);
-#pragma unroll
-        for (int j = 0; j < 2; ++j) multiply_tf32(sums[0][n + j], high, right_low[j]);
-#pragma unroll
-        for (int j = 0; j < 2; ++j) multiply_tf32(sums[0][n + j], high, right_high[j]);
-      }
-    }
-    if (step % kDeepest == kDeepest - 1) flush(total, sums);
-  });
-  flush(total, sums);
-#pragma unroll
-  for (int n = 0; n < 4; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = first + warp / 2 * 16 + sum_row(i), column = across + warp % 2 * 32 + 8 * n + sum_column(i);
-      if (row < width && column < width) d_gram[(problem * width + row) * width + column] = total[0][n][i];
-    }
-}
-
-// ---- all of it -------------------------------------------------------------------------------------------------------
+// ---- all of it ------------------------------------------------------------------------------------------------------
 
 struct Backward {
   const Call& call;
@@ -332,21 +266,13 @@ struct Backward {
       });
     }
   }
-
-  void gradient_to_gram(int64_t problems, float* d_gram) const {
-    const int64_t tiles = (width + kSide - 1) / kSide;
-    const Launch blocks{.x = unsigned(problems * tiles * tiles), .threads = 32 * kFitWarps,
-                        .shared = size_t(kFactorStages) * 2 * kFactor * sizeof(float)};
-    launch(call.stream, blocks, fit_backward_gram_kernel, static_cast<const float*>(d_product),
-           static_cast<const float*>(responsibilities), int(width), int(iters * stored), int(tiles), d_gram);
-  }
 };
 
 }  // namespace
 
 void fit_backward(const Call& call, const float* gram, const float* logits, const float* d_responsibilities,
-                  const float* d_scale, int64_t problems, int64_t width, int64_t bases, Settings settings, float* d_gram,
-                  float* d_logits) {
+                  const float* d_scale, int64_t problems, int64_t width, int64_t bases, Settings settings,
+                  float* d_gram, float* d_logits) {
   if (problems == 0) return;
   const StepShape shape = step_shape(problems, width, bases);
   const Backward em(call, shape, width, bases, settings.iters);
@@ -356,7 +282,8 @@ void fit_backward(const Call& call, const float* gram, const float* logits, cons
     const Step step = first_step(shape, gram + first * width * width, logits + first * size, width, bases, settings);
     em.forward(step, count);
     em.backward(step, count, d_responsibilities + first * size, d_scale + first * bases, d_logits + first * size);
-    em.gradient_to_gram(count, d_gram + first * width * width);
+    multiply_deep(call, em.d_product, em.responsibilities, count, width, settings.iters * em.stored,
+                  d_gram + first * width * width);
   }
 }
 

@@ -2,8 +2,9 @@
 //
 // Every block keeps its rows of the Gram matrix in shared memory for the whole run, and the responsibilities p of the
 // same channels. An iteration has two exchanges, with one barrier of the cluster each:
-//   - p of all channels: each warp reads that of one block, the source, straight into the registers it multiplies from;
-//   - the column sums of p and its squared lengths: each block writes its share into all others, which add in rank order.
+//   - p of all channels: each warp reads that of one block, the source, into the registers it multiplies from;
+//   - the column sums of p and its squared lengths: each block writes its share into all others, which add them in the
+//     order of ranks.
 //
 // gram·p runs on the tensor cores in pairs of 16-bit numbers, x = unit·(high + low + at most 2^-22·|x|), as three
 // products. Units are powers of two, one for each row of gram, and for each column of p in a source: they use the whole
@@ -45,7 +46,8 @@ struct ClusterMemory {
         column_sums(reinterpret_cast<float*>(start + shape.column_sums)),
         squares(reinterpret_cast<float*>(start + shape.squares)),
         received(reinterpret_cast<float*>(start + shape.received)),
-        factor(reinterpret_cast<float*>(start + shape.factor)), inverse(reinterpret_cast<float*>(start + shape.inverse)) {}
+        factor(reinterpret_cast<float*>(start + shape.factor)),
+        inverse(reinterpret_cast<float*>(start + shape.inverse)) {}
 };
 
 // The power of two, as bits of its exponent, that brings x into [2^14, 2^15): float16 holds it, and 24 bits below it.
@@ -64,7 +66,8 @@ __device__ __forceinline__ void split_half(float first, float second, uint32_t& 
 
 // Row `row` of the block's share of gram, by one warp.
 __device__ __forceinline__ void hold_row(const ClusterProblem& problem, const ClusterShape& shape,
-                                         const ClusterMemory& memory, const float* gram, int channel, int row, int lane) {
+                                         const ClusterMemory& memory, const float* gram, int channel, int row,
+                                         int lane) {
   constexpr int kLoads = kClusterWidth / 128;
   float4 x[kLoads];
   float most = 0;
@@ -310,7 +313,8 @@ bool launch_cluster(const Call& call, const ClusterProblem& problem, const Clust
   return launch_cluster<MT, 16>(call, problem, shape, problems);
 }
 // False, and nothing is launched, where the device has no room for a cluster of more than 8 blocks.
-inline bool fit_in_cluster(const Call& call, const ClusterProblem& problem, const ClusterShape& shape, int64_t problems) {
+inline bool fit_in_cluster(const Call& call, const ClusterProblem& problem, const ClusterShape& shape,
+                           int64_t problems) {
   if (shape.rows == 32) return launch_cluster<2>(call, problem, shape, problems);
   if (shape.rows == 48) return launch_cluster<3>(call, problem, shape, problems);
   return launch_cluster<4>(call, problem, shape, problems);

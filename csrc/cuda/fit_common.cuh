@@ -1,7 +1,7 @@
 // Pieces of EM that its kernels share.
 //
-// The responsibilities are kept as p, before they are divided by their column sums: the division is a factor per
-// column, and a factor per column passes through gram·p.
+// What gram is multiplied with is p, the softmax, before it is divided by its column sums: these are known later, the
+// division is a factor per column, and a factor per column passes through gram·p.
 #pragma once
 
 #include <cmath>

@@ -8,8 +8,8 @@
 
 namespace emcl {
 
-constexpr int kFitWarps = 8;    // of a block, in every kernel of EM
-constexpr int kFitDepth = 64;   // channels that a step multiplies at a time: one tensor-core depth of 8 for each warp
+constexpr int kFitWarps = 8;        // of a block, in every kernel of EM
+constexpr int kFitDepth = 64;       // channels that a step multiplies at a time: a tensor core's 8 for each warp
 constexpr int kClusterWidth = 768;  // more channels do not fit into any cluster
 
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -83,7 +83,8 @@ constexpr int step_streamed(int rows, int tiles, bool transposed) {
 }
 // float32 numbers: then the block's own responsibilities, and sums per basis of each warp, each row tile, and of all
 constexpr int step_shared(int rows, int tiles, bool transposed) {
-  return step_streamed(rows, tiles, transposed) + rows * bank_pitch(8 * tiles) + (kFitWarps + rows / 16 + 2) * 8 * tiles;
+  return step_streamed(rows, tiles, transposed) + rows * bank_pitch(8 * tiles) +
+         (kFitWarps + rows / 16 + 2) * 8 * tiles;
 }
 
 inline StepShape step_shape(int64_t problems, int64_t width, int64_t bases) {
@@ -108,7 +109,7 @@ struct FitPlan {
   StepShape step;     // without
 };
 
-// most_shared: bytes of shared memory that a block may have. largest_cluster: 8 is what every device with clusters takes.
+// most_shared: bytes of shared memory that a block may have. largest_cluster: every device with clusters takes 8.
 inline FitPlan fit_plan(int architecture, size_t most_shared, int largest_cluster, int64_t problems, int64_t width,
                         int64_t bases, int64_t iters) {
   FitPlan plan{};

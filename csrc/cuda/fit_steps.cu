@@ -87,7 +87,8 @@ __global__ void __launch_bounds__(32 * kFitWarps, NT <= 4 ? 2 : 1) fit_step_kern
     for (int j = 0; j < 2; ++j) {
       const float factor = inverse[column + j];
       const float upper = (j ? g.y : g.x) * factor, lower = (j ? g.w : g.z) * factor;
-      const float upper_r = own[row * kPitch + column + j] * factor, lower_r = own[(row + 8) * kPitch + column + j] * factor;
+      const float* r = own + row * kPitch + column + j;
+      const float upper_r = r[0] * factor, lower_r = r[8 * kPitch] * factor;
       length[j] = sum_lanes<4, 16>(upper_r * upper + lower_r * lower);
       const auto write = [&](int channel, float value, float r) {
         if (channel >= width || column + j >= step.stored) return;
@@ -131,7 +132,7 @@ void launch_step(const Call& call, const StepShape& shape, const Step& step, int
 }
 
 Step first_step(const StepShape& shape, const float* gram, const float* logits, int64_t width, int64_t bases,
-                       const Settings& settings) {
+                const Settings& settings) {
   Step step{};
   step.gram = gram;
   step.previous = logits;
@@ -144,9 +145,8 @@ Step first_step(const StepShape& shape, const float* gram, const float* logits, 
   return step;
 }
 
-void fit_in_steps(const Call& call, const StepShape& shape, const float* gram, const float* logits,
-                         int64_t problems, int64_t width, int64_t bases, const Settings& settings,
-                         float* responsibilities, float* scale) {
+void fit_in_steps(const Call& call, const StepShape& shape, const float* gram, const float* logits, int64_t problems,
+                  int64_t width, int64_t bases, const Settings& settings, float* responsibilities, float* scale) {
   const int64_t size = width * bases, group = shape.problems, shares = group * shape.blocks * bases;
   float* products = floats(call, 2 * group * size);
   float* squares = floats(call, 2 * shares);

@@ -22,12 +22,13 @@ struct Step {
 };
 
 // What all steps of some problems have in common; they write [P, D, K] matrices.
-Step first_step(const StepShape&, const float* gram, const float* logits, int64_t width, int64_t bases, const Settings&);
+Step first_step(const StepShape&, const float* gram, const float* logits, int64_t width, int64_t bases,
+                const Settings&);
 void launch_step(const Call&, const StepShape&, const Step&, int64_t problems);
 
 // All iterations, for as many problems at a time as the shape says.
-void fit_in_steps(const Call&, const StepShape&, const float* gram, const float* logits, int64_t problems, int64_t width,
-                  int64_t bases, const Settings&, float* responsibilities, float* scale);
+void fit_in_steps(const Call&, const StepShape&, const float* gram, const float* logits, int64_t problems,
+                  int64_t width, int64_t bases, const Settings&, float* responsibilities, float* scale);
 
 inline float* floats(const Call& call, int64_t count) {
   return static_cast<float*>(call.workspace(size_t(count) * sizeof(float)));

@@ -7,8 +7,8 @@ namespace {
 
 // (G0) logits [P, D, K] = colsum ⊗ init
 constexpr int kThreads = 256;
-__global__ void __launch_bounds__(kThreads) start_kernel(const float* colsum, const float* init, int64_t count, int width,
-                                                         int bases, float* logits) {
+__global__ void __launch_bounds__(kThreads) start_kernel(const float* colsum, const float* init, int64_t count,
+                                                         int width, int bases, float* logits) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
   const int64_t channel = i / bases;
@@ -43,8 +43,9 @@ __global__ void __launch_bounds__(32 * kMeanWarps) mean_kernel(const float* cols
 
 }  // namespace
 
-void project(const Call& call, Element element, const void* x, const float* init, bool per_row, Rows shape, int64_t bases,
-             Settings settings, double weight, void* y, float* mean_bases, float* responsibilities, float* scale) {
+void project(const Call& call, Element element, const void* x, const float* init, bool per_row, Rows shape,
+             int64_t bases, Settings settings, double weight, void* y, float* mean_bases, float* responsibilities,
+             float* scale) {
   if (shape.problems == 0) return;
   const int64_t problems = shape.problems, width = shape.width, count = problems * width * bases;
   const auto floats = [&](int64_t n) { return static_cast<float*>(call.workspace(size_t(n) * sizeof(float))); };
