@@ -13,12 +13,12 @@ PIP_INSTALL := $(PIP) install --quiet --no-compile --disable-pip-version-check -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test lint format bench clean
+.PHONY: help setup train test test-cuda-load test-gpu lint format bench bench-gpu clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.built  ## Create .venv, install from constraints.txt, build the C++ library
+setup: $(VENV)/.built  ## Create .venv, install from constraints.txt, build the C++ and CUDA libraries
 
 train: $(VENV)/.built  ## Render the bundled video set, train EMCL-Net on it, evaluate, and report
 	@if [ -e runs/shapes ] && [ -z "$(ARGS)" ]; then \
@@ -32,6 +32,15 @@ train: $(VENV)/.built  ## Render the bundled video set, train EMCL-Net on it, ev
 test: $(VENV)/.built  ## Run the whole test suite
 	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
 
+test-cuda-load: $(VENV)/.built  ## Load the CUDA library in a CUDA build of torch; downloads gigabytes
+	$(BIN)/python tests/kernels/cuda_load.py $(PIP_ARGS)
+
+# An interpreter that has torch and pytest already; .venv is then neither made nor used: make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?=
+
+test-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Run the tests that need a GPU
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) tests/gpu/run.py $(ARGS)
+
 lint: $(VENV)/.built  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,7 +51,12 @@ format: $(VENV)/.built  ## Put the code into the one format, and fix what ruff c
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.built  ## Compare the kernels with eager and compiled torch
-	$(BIN)/python -m pytest -o addopts="" benchmarks $(ARGS)
+	@mkdir -p build
+	$(BIN)/python -m pytest -o addopts="" benchmarks --benchmark-json=build/bench.json $(ARGS)
+	$(if $(ARGS),@echo 'No record is written of a part; all is in build/bench.json',$(BIN)/python benchmarks/record.py build/bench.json)
+
+bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Compare on a GPU, in under 9 minutes, and write a record
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(ARGS)
 
 clean:  ## Remove what was built and installed; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
@@ -65,6 +79,7 @@ $(VENV)/.deps: $(VENV)/.created constraints.txt pyproject.toml
 	@touch $@
 
 # An installation that hides why something was not built would be no help: build again where it is seen.
-$(VENV)/.built: $(VENV)/.deps setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
-	@$(BIN)/python setup.py -q build_ext --inplace
+# The emulated CUDA library is what the tests of the CUDA kernels run.
+$(VENV)/.built: $(VENV)/.deps setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.* csrc/*/*/*.*)
+	@EMCL_BUILD_EMULATED=1 $(BIN)/python setup.py -q build_ext --inplace
 	@touch $@

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+import emcl_kernels
+
 THREADS = 2
 
 
@@ -17,6 +19,17 @@ def process() -> None:
     """
     torch.set_num_threads(THREADS)
     torch.ones(int(7.9e6))  # below the 32 MB up to which glibc learns
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    """What benchmarks/record.py writes besides what pytest-benchmark knows."""
+    machine_info["emcl"] = {
+        "emcl": emcl_kernels.__version__,
+        "torch": torch.__version__,
+        "threads": THREADS,
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "command": "make bench",
+    }
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:

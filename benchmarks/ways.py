@@ -36,10 +36,16 @@ def ours_without_em(text: Tensor, frames: Tensor, mask: Tensor, init: Tensor) ->
 TRAINING_WAYS: dict[str, Callable[..., Tensor]] = {"eager": release, "EMCL off": ours_without_em, "ours": ours}
 
 
-def release_in_blocks(text: Tensor, frames: Tensor, mask: Tensor, init: Tensor, em_block: int) -> Tensor:
+def in_blocks(
+    function: Callable[..., Tensor], text: Tensor, frames: Tensor, mask: Tensor, init: Tensor, em_block: int
+) -> Tensor:
     """The release's evaluation: a loop over blocks of texts and videos."""
     clips = list(zip(frames.split(em_block), mask.split(em_block), strict=True))
-    return torch.cat([torch.cat([release(t, f, m, init) for f, m in clips], dim=1) for t in text.split(em_block)])
+    return torch.cat([torch.cat([function(t, f, m, init) for f, m in clips], dim=1) for t in text.split(em_block)])
+
+
+def release_in_blocks(text: Tensor, frames: Tensor, mask: Tensor, init: Tensor, em_block: int) -> Tensor:
+    return in_blocks(release, text, frames, mask, init, em_block)
 
 
 def ours_in_blocks(text: Tensor, frames: Tensor, mask: Tensor, init: Tensor, em_block: int) -> Tensor:
@@ -64,7 +70,7 @@ def project_step(function: Callable[..., Any], x: Tensor, init: Tensor) -> Calla
 
     def run() -> object:
         y, _ = function(x, init, gradient="full")
-        return torch.autograd.grad(y, (x, init), d_y)
+        return y.detach(), *torch.autograd.grad(y, (x, init), d_y)
 
     return run
 
@@ -76,6 +82,6 @@ def training_step(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -
 
     def run() -> object:
         similarity = function(text, frames, mask, init)
-        return torch.autograd.grad(similarity.diagonal().sum(), (text, frames))
+        return similarity.detach(), *torch.autograd.grad(similarity.diagonal().sum(), (text, frames))
 
     return run

@@ -1,7 +1,8 @@
 """Which backend runs an op, why not the others, and the one place that calls it.
 
 Asked for by name (`use_backend`, EMCL_BACKEND), a backend runs or raises. Otherwise the first that can run is taken:
-native then reference on the CPU, triton then reference on CUDA. EMCL_LOG=debug logs each choice once.
+native then reference on the CPU; on CUDA what the tables say of the device and the shape (tables/__init__.py), then the
+other of cuda and triton, then reference. EMCL_LOG=debug logs each choice once.
 """
 
 import logging
@@ -15,13 +16,18 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from emcl_kernels import checks, pooled
-from emcl_kernels.backends import native, plain, triton_backend
+from emcl_kernels import checks, pooled, tables
+from emcl_kernels.backends import cuda, native, plain, triton_backend
 
-Backend = Literal["reference", "native", "triton"]
+Backend = Literal["reference", "native", "triton", "cuda"]
 
-_MODULES: dict[str, ModuleType] = {"reference": plain, "native": native, "triton": triton_backend}
-_AUTOMATIC = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+MODULES: dict[str, ModuleType] = {
+    "reference": plain,
+    "native": native,
+    "triton": triton_backend,
+    "cuda": cuda,
+}
+_AUTOMATIC = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
 _log = logging.getLogger("emcl_kernels")
 _forced: str | None = None
 
@@ -68,11 +74,11 @@ def report() -> list[dict[str, Any]]:
     for device in ("cpu", "cuda"):
         if device == "cuda" and not torch.cuda.is_available():
             entries += [
-                {"backend": n, "device": device, "available": False, "reason": "no CUDA device"} for n in _MODULES
+                {"backend": n, "device": device, "available": False, "reason": "no CUDA device"} for n in MODULES
             ]
             continue
         x = torch.ones(2, 2, device=device)
-        for name, module in _MODULES.items():
+        for name, module in MODULES.items():
             reason = module.supports("em_moments", x)
             entries.append({"backend": name, "device": device, "available": reason is None, "reason": reason or ""})
     return entries
@@ -80,23 +86,32 @@ def report() -> list[dict[str, Any]]:
 
 def choose(op: str, *tensors: Tensor) -> ModuleType:
     """The backend for these tensors."""
-    if _forced is not None:
-        reason = _MODULES[_forced].supports(op, *tensors)
-        if reason is not None:
-            raise RuntimeError(
-                f'backend "{_forced}" is not available for {op}: {reason}. Use another of '
-                f"{', '.join(name for name in _MODULES if name != _forced)}, or see python -m emcl_kernels.info"
-            )
-        _explain(op, _forced, "asked for by name")
-        return _MODULES[_forced]
-    refused = ""
-    for name in _AUTOMATIC.get(tensors[0].device.type, ("reference",)):
-        reason = _MODULES[name].supports(op, *tensors)
+    order, why = candidates(op, *tensors)
+    refused: list[str] = []
+    for name in order:
+        reason = MODULES[name].supports(op, *tensors)
         if reason is None:
-            _explain(op, name, refused or "first choice")
-            return _MODULES[name]
-        refused += f"{name}: {reason}; "
-    raise RuntimeError(f"no backend can run {op}: {refused}")
+            _explain(op, name, "; ".join(refused) or why)
+            return MODULES[name]
+        refused.append(f"{name}: {reason}")
+    if _forced is not None:
+        raise RuntimeError(
+            f'backend "{_forced}" is not available for {op}: {reason}. Use another of '
+            f"{', '.join(name for name in MODULES if name != _forced)}, or see python -m emcl_kernels.info"
+        )
+    raise RuntimeError(f"no backend can run {op}: {'; '.join(refused)}")
+
+
+def candidates(op: str, *tensors: Tensor) -> tuple[tuple[str, ...], str]:
+    """Names of the backends as they are tried, and why the first comes first."""
+    if _forced is not None:
+        return (_forced,), "asked for by name"
+    device = tensors[0].device.type
+    order = _AUTOMATIC.get(device, ("reference",))
+    if device != "cuda":
+        return order, "first choice"
+    first, origin = tables.first_choice(op, *tensors)
+    return (first, *(name for name in order if name != first)), f"table: {origin}"
 
 
 @lru_cache(maxsize=1024)

@@ -5,18 +5,15 @@ import json
 import os
 import platform
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
-from emcl_kernels import __version__, dispatch
-from emcl_kernels.backends import native, plain, triton_backend
+from emcl_kernels import __version__, dispatch, tables
+from emcl_kernels.backends import cuda, native
+from emcl_kernels.backends.compiled import BUILD_INFO
 
 OPS = ("em_moments", "em_fit", "em_reconstruct", "em_project", "pooled_similarity")
-BUILD_INFO = Path(__file__).parent / "_C" / "build_info.json"
-
-_NAMES: dict[ModuleType, str] = {plain: "reference", native: "native", triton_backend: "triton"}
 
 
 def build_info() -> dict[str, Any]:
@@ -52,11 +49,13 @@ def which_backend(op: str, device: str) -> str:
     tensors = {"em_moments": (square,), "em_project": (square, square[0])}.get(op, (square, square))
     try:
         chosen = dispatch.choose(op, *tensors)
-    except RuntimeError as error:
+        order, why = dispatch.candidates(op, *tensors)
+    except (RuntimeError, ValueError) as error:
         return f"none: {error}"
-    refused = {name: module.supports(op, *tensors) for module, name in _NAMES.items() if module is not chosen}
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items() if reason)
-    return _NAMES[chosen] + (f"  ({reasons})" if reasons else "")
+    name = next(name for name in order if dispatch.MODULES[name] is chosen)
+    before = order[: order.index(name)]
+    reasons = "; ".join(f"{other}: {dispatch.MODULES[other].supports(op, *tensors)}" for other in before)
+    return f"{name}  ({reasons or why})"
 
 
 def describe() -> str:
@@ -69,11 +68,11 @@ def _versions() -> list[str]:
         triton = importlib.import_module("triton").__version__
     except (ImportError, OSError) as error:
         triton = f"not importable ({error})"
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
     return [
         f"emcl {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
         f"torch {torch.__version__}, triton {triton}",
-        f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; CUDA: {cuda}",
+        f"CPU: {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; CUDA: {gpu}",
     ]
 
 
@@ -84,17 +83,25 @@ def _built() -> list[str]:
     lines = [f"Built with {info['compiler'] or 'no compiler'}, torch {info['torch']}, Python {info['python']}"]
     for target in info["targets"].values():
         if target["built"]:
-            lines.append(f"  {target['file']}: yes" + (f", for {', '.join(target['isas'])}" if target["isas"] else ""))
+            nvcc = f", by nvcc {target['nvcc']}" if "nvcc" in target else ""
+            isas = f", for {', '.join(target['isas'])}" if target["isas"] else ""
+            lines.append(f"  {target['file']}: yes{isas}{nvcc}")
         else:
             lines.append(f"  {target['file']}: no: {target['reason']}")
     return lines
 
 
 def _loaded() -> list[str]:
-    status, bindings = native.status(), bindings_info()
-    library = f"yes, uses {status['isa']}" if status["loaded"] else f"no: {status['reason']}"
+    on_cpu, on_gpu, bindings = native.status(), cuda.status(), bindings_info()
+    uses = f"yes, uses {on_cpu['isa']}" if on_cpu["loaded"] else f"no: {on_cpu['reason']}"
+    kernels = f"yes, for {', '.join(on_gpu['architectures'])}" if on_gpu["loaded"] else f"no: {on_gpu['reason']}"
     module = f"no: {bindings['reason']}" if "reason" in bindings else f"yes, compiled by {bindings['compiler']}"
-    return ["Loaded", f"  {Path(status['path']).name}: {library}", f"  _bindings: {module}"]
+    return [
+        "Loaded",
+        f"  {Path(on_cpu['path']).name}: {uses}",
+        f"  {Path(on_gpu['path']).name}: {kernels}",
+        f"  _bindings: {module}",
+    ]
 
 
 def _chosen() -> list[str]:
@@ -103,10 +110,20 @@ def _chosen() -> list[str]:
     for entry in dispatch.report():
         name = f"{entry['backend']} on {entry['device']}"
         lines.append(f"  {name:<18} " + ("available" if entry["available"] else f"not available: {entry['reason']}"))
+    if cuda.emulated():
+        lines.append("  EMCL_CUDA_EMULATED=1: by name, cuda takes CPU tensors too, in an emulator; for tests only")
+    lines += ["", "CUDA or Triton is chosen by", *(f"  {path} ({_rows(path)})" for path in tables.paths())]
     lines += ["", "Runs (float32)"]
     for op in OPS:
         lines += [f"  {op:<18} {device:<5} {which_backend(op, device)}" for device in ("cpu", "cuda")]
     return lines
+
+
+def _rows(path: Path) -> str:
+    try:
+        return f"rows: {len(tables.read(path))}"
+    except ValueError as error:
+        return str(error)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # A unit is a module or a sub-package. It may import units of the rows above its own, and nothing of its own row.
 LAYERS = {
     "emcl_kernels": [
-        {"checks", "reference"},
+        {"checks", "reference", "tables"},
         {"backends", "pooled"},
         {"dispatch"},
         {"ops"},
         {"stream"},
         {"layer", "refine"},
         {"__init__", "testing"},
-        {"info"},
+        {"info", "tune"},
     ],
     "emcl_train": [
         {"__init__", "errors"},

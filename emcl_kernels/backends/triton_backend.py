@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emcl_kernels import reference
+from emcl_kernels.backends import few_rows, limits
 from emcl_kernels.checks import LOOP_ROWS
 
 UNAVAILABLE: str | None = None
@@ -19,9 +20,6 @@ try:
 except (ImportError, OSError) as error:
     UNAVAILABLE = f"triton cannot be imported ({error}); install it with `pip install triton`"
 
-MAX_BASES = 128
-MAX_FRAMES = 64
-FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 OPS = ("em_moments", "em_fit", "em_reconstruct", "em_project", "pooled_similarity")
 
 if UNAVAILABLE is None:
@@ -55,18 +53,9 @@ def supports(op: str, *tensors: Tensor) -> str | None:
             return (
                 f"tensors are on {tensor.device}, not on cuda; TRITON_INTERPRET=1 before the start runs it on the CPU"
             )
-        allowed = FLOAT_TYPES if op != "em_fit" else (torch.float32,)
-        if tensor.dtype not in allowed:
-            return f"it takes {', '.join(str(dtype) for dtype in allowed)}, not {tensor.dtype}"
     if tensors and tensors[0].is_cuda and torch.cuda.get_device_capability(tensors[0].device) < (8, 0):
         return f"{torch.cuda.get_device_name(tensors[0].device)} is older than compute capability 8.0"
-    for tensor in tensors[1:] if op != "em_moments" else ():
-        if op == "pooled_similarity" and tensor.dim() == 3:
-            if tensor.shape[1] > MAX_FRAMES:
-                return f"{tensor.shape[1]} frames do not fit into one tile of {MAX_FRAMES}"
-        elif tensor.shape[-1] > MAX_BASES:
-            return f"{tensor.shape[-1]} bases do not fit into one tile of {MAX_BASES}"
-    return None
+    return limits.reason(op, *tensors)
 
 
 def project(
@@ -74,13 +63,10 @@ def project(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The Gram form from rows to result: (y, mean_bases, responsibilities, scale).
 
-    A handful of rows goes by the loop, as torch has it: their Gram matrix cancels in float32 where their sum is small.
+    Fewer than LOOP_ROWS rows go by the loop.
     """
     if x.shape[-2] < LOOP_ROWS:
-        bases, responsibilities, scale = reference.em_loop(
-            x.float(), init.float(), num_iters=num_iters, temperature=temperature, eps=eps
-        )
-        return reconstruct(x, responsibilities, scale, residual_weight), bases.mean(-2), responsibilities, scale
+        return few_rows.project(reconstruct, x, init, num_iters, temperature, residual_weight, eps)
     gram, colsum = moments(x)
     # The start of one value per row is one more product of a library's kind.
     logits = reference.start_logits(x.float() if init.dim() == x.dim() else x, colsum, init.float())

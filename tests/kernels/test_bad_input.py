@@ -69,7 +69,7 @@ BAD: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("no bases", lambda: EMCL(num_bases=0), ValueError, "num_bases is 0"),
     ("momentum above one", lambda: EMCL(momentum=1.5), ValueError, "momentum is 1.5; expected a number from 0 to 1"),
     ("unknown start", lambda: EMCL(init="zeros"), Exception, "init"),  # type: ignore[arg-type]
-    ("unknown backend", lambda: enter("cuda"), Exception, "reference"),
+    ("unknown backend", lambda: enter("metal"), Exception, "reference"),
 ]  # fmt: skip
 
 

@@ -8,20 +8,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from accuracy import EPS, WEIGHT, rounded, rows_errors
 
 from emcl_kernels import reference
 from emcl_kernels.testing import TOLERANCE, clustered_rows, distinct_init, relative_error
 
 pytest.importorskip("triton")
 
-EPS, WEIGHT = 1e-6, 3.0
 # (leading, rows, width, bases, iterations, tiles): every pair of rows, width, bases and iterations is in the table.
 # "gpu" runs the tiles of the GPU, "coarse" fewer and larger ones, which the interpreter needs to end in time.
 CASES = [
@@ -132,82 +130,6 @@ def test_without_triton_the_backend_imports_and_says_why() -> None:
 # What follows runs in the process with the interpreter.
 
 
-def error_against(expected: Tensor, *terms: Tensor) -> Callable[[Tensor], float]:
-    """Relative error, where a result that cancels to nearly nothing is measured by the terms that cancelled."""
-    measure = max(float(torch.linalg.vector_norm(tensor.detach())) for tensor in (expected, *terms))
-    return lambda actual: float(torch.linalg.vector_norm(actual.detach().double() - expected.detach())) / measure
-
-
-def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to(dtype).double()
-
-
-def chain_errors(
-    leading: tuple[int, ...], rows: int, width: int, num_bases: int, num_iters: int, dtype: torch.dtype
-) -> dict[str, tuple[float, float]]:
-    """(error of Triton, error of plain torch) of each output, each op fed with the reference's inputs."""
-    from emcl_kernels.backends import triton_backend
-
-    errors = {}
-
-    def compare(output: str, actual: Tensor, plain: Tensor, expected: Tensor, *terms: Tensor) -> None:
-        assert actual.shape == expected.shape, output
-        error = error_against(expected, *terms)
-        errors[output] = (error(actual), error(plain))
-
-    def low(tensor: Tensor, to: torch.dtype = torch.float32) -> Tensor:
-        return tensor.detach().to(to).requires_grad_()
-
-    # Length 3: at length 1 the first responsibilities are nearly uniform, and much could be wrong unseen.
-    x = rounded(3 * clustered_rows(*leading, rows, width), dtype).requires_grad_()
-    gram, colsum = reference.em_moments(x)
-    d_gram, d_colsum = (rounded(torch.randn(tensor.shape), torch.float32) for tensor in (gram, colsum))
-    (d_x,) = torch.autograd.grad((gram, colsum), x, (d_gram, d_colsum))
-    plain_x = low(x, dtype)
-    plain_gram, plain_colsum = reference.em_moments(plain_x)
-    gradients = (d_gram.to(dtype), d_colsum.to(dtype))
-    (plain_d_x,) = torch.autograd.grad((plain_gram, plain_colsum), plain_x, gradients)
-    actual_gram, actual_colsum = triton_backend.moments(x.detach().to(dtype))
-    compare("gram", actual_gram, plain_gram, gram)
-    compare("colsum", actual_colsum, plain_colsum, colsum)
-    compare("moments d_x", triton_backend.moments_backward(plain_x, d_gram.float(), d_colsum.float()), plain_d_x, d_x)
-
-    options = {"num_iters": num_iters, "temperature": 1.0, "eps": EPS}
-    # One start per row: from one value per basis, nine iterations can amplify rounding until no float32 agrees.
-    bases = torch.randn(*leading, rows, num_bases, dtype=torch.float64)
-    start = x.mT @ (bases / torch.linalg.vector_norm(bases, dim=-2, keepdim=True))
-    # Not symmetric: the gradient must be right for any matrix, though EM only sees xᵀx.
-    gram = rounded(gram + 1e-3 * torch.rand(gram.shape), torch.float32).requires_grad_()
-    start = rounded(start, torch.float32).requires_grad_()
-    responsibilities, scale = reference.em_fit(gram, start, **options)
-    d_r, d_scale = (rounded(torch.randn(tensor.shape), torch.float32) for tensor in (responsibilities, scale))
-    d_gram, d_start = torch.autograd.grad((responsibilities, scale), (gram, start), (d_r, d_scale))
-    plain_gram, plain_start = low(gram), low(start)
-    plain_fit = reference.em_fit(plain_gram, plain_start, **options)
-    plain = torch.autograd.grad(plain_fit, (plain_gram, plain_start), (d_r.float(), d_scale.float()))
-    actual_fit = triton_backend.fit(plain_gram, plain_start, *options.values())
-    actual = triton_backend.fit_backward(plain_gram, plain_start, d_r.float(), d_scale.float(), *options.values())
-    compare("responsibilities", actual_fit[0], plain_fit[0], responsibilities)
-    compare("scale", actual_fit[1], plain_fit[1], scale)
-    compare("d_gram", actual[0], plain[0], d_gram)
-    compare("d_logits", actual[1], plain[1], d_start, d_r * responsibilities / options["temperature"])
-
-    r, s = (rounded(tensor, torch.float32).requires_grad_() for tensor in (responsibilities, scale))
-    y = reference.em_reconstruct(x, r, s, weight=WEIGHT)
-    d_y = rounded(torch.randn(y.shape), dtype)
-    d_x, d_r, d_s = torch.autograd.grad(y, (x, r, s), d_y)
-    plain_r, plain_s = low(r, dtype), low(s, dtype)
-    plain_y = reference.em_reconstruct(plain_x, plain_r, plain_s, weight=WEIGHT)
-    plain = torch.autograd.grad(plain_y, (plain_x, plain_r, plain_s), d_y.to(dtype))
-    actual_y = triton_backend.reconstruct(x.detach().to(dtype), low(r), low(s), WEIGHT)
-    actual = triton_backend.reconstruct_backward(d_y.to(dtype), plain_x, low(r), low(s), WEIGHT)
-    compare("reconstruction", actual_y.double() - x, plain_y.double() - x, y - x)
-    compare("reconstruct d_x", actual[0].double() - d_y, plain[0].double() - d_y, d_x - d_y)
-    compare("d_responsibilities", actual[1], plain[1], d_r)
-    compare("d_scale", actual[2], plain[2], d_s)
-    return errors
-
-
 def project_errors(per_row: bool) -> list[float]:
     from emcl_kernels.backends import triton_backend
 
@@ -253,7 +175,7 @@ def special_cases() -> dict[str, Any]:
 
 
 def main() -> None:
-    from emcl_kernels.backends import triton_common
+    from emcl_kernels.backends import triton_backend, triton_common
 
     torch.set_num_threads(1)
     # New memory is filled with NaN, so that an output that no kernel wrote cannot pass.
@@ -265,10 +187,10 @@ def main() -> None:
     for case in CASES:
         torch.manual_seed(0)
         triton_common.COARSE_TILES = case[-1] == "coarse"
-        show(name(case), chain_errors(*case[:-1], dtype=torch.float32))
+        show(name(case), rows_errors(triton_backend, *case[:-1], dtype=torch.float32))
     triton_common.COARSE_TILES = True
     for dtype in LOW_PRECISION:
-        show(str(dtype), chain_errors((), 130, 63, 7, 1, dtype=dtype))
+        show(str(dtype), rows_errors(triton_backend, (), 130, 63, 7, 1, dtype=dtype))
     show("one value per basis", project_errors(per_row=False))
     show("one start per row", project_errors(per_row=True))
     for case, result in special_cases().items():

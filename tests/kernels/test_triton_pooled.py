@@ -8,16 +8,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from accuracy import pooled_errors, pooled_outputs, pooled_sample
 
-from emcl_kernels import pooled_cosine_similarity, pooled_similarity, reference, use_backend
-from emcl_kernels.testing import TOLERANCE, clustered_rows, distinct_init, relative_error
+from emcl_kernels import pooled_similarity, reference, use_backend
+from emcl_kernels.testing import TOLERANCE, relative_error
 
 pytest.importorskip("triton")
 
@@ -107,60 +106,16 @@ def test_reasons_are_given_for_what_cannot_run(results: dict[str, Any]) -> None:
     assert reasons["fits"] is None
 
 
-def sample(a: int, b: int, f: int, d: int, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """text, frames, frame_mask (bool, or for an even number of frames any numbers), init."""
-    mask = torch.rand(b, f) < 0.7
-    mask[:, 0] = True
-    numbers = mask * (0.5 + torch.rand(b, f, dtype=torch.float64))
-    return 3 * clustered_rows(a, d), 3 * clustered_rows(b, f, d), mask if f % 2 else numbers, distinct_init(k)
-
-
-def outputs(
-    op: Callable[..., Any], inputs: tuple[Tensor, ...], dtype: torch.dtype, **options: Any
-) -> dict[str, Tensor]:
-    """Similarity and gradients, of text and frames, and of init and mean_bases where EM runs with all its gradient."""
-    text, frames, mask, *init = inputs
-    leaves = [tensor.to(dtype).requires_grad_() for tensor in (text, frames, *init)]
-    similarity, *_ = result if isinstance(result := op(*leaves[:2], mask, *leaves[2:], **options), tuple) else (result,)
-    differentiated = leaves if options.get("gradient") == "full" else leaves[:2]
-    weight = torch.linspace(-1, 1, similarity.numel(), dtype=dtype).view_as(similarity).cos()
-    gradients = torch.autograd.grad((similarity * weight).sum(), differentiated)
-    named = {"similarity": similarity} | dict(zip(("d_text", "d_frames", "d_init"), gradients, strict=False))
-    return named | ({"mean_bases": result[1]} if isinstance(result, tuple) else {})
-
-
-def errors(inputs: tuple[Tensor, ...], dtype: torch.dtype, gradient: str | None) -> dict[str, tuple[float, float]]:
-    """(error of Triton, error of plain torch) of each output."""
-    if gradient is None:
-        ours, truth, inputs = pooled_cosine_similarity, reference.pooled_cosine_similarity, inputs[:3]
-        options: dict[str, Any] = {"pooling_temperature": 2.0}
-    else:
-        ours, truth = pooled_similarity, reference.pooled_similarity_materialized
-        # Three iterations, no very low temperature: EM amplifies rounding, and these are no tests of EM.
-        options = {"gradient": gradient, "num_iters": 3, "pooling_temperature": 2.0}
-    expected = outputs(truth, inputs, torch.float64, **options)
-    with use_backend("triton"):
-        actual = outputs(ours, inputs, dtype, **options)
-    with use_backend("reference"):
-        plain = outputs(ours, inputs, dtype, **options)
-    # With one frame nothing depends on the weights, and with one row of each the cosine is nearly one.
-    return {
-        output: (relative_error(actual[output], value), relative_error(plain[output], value))
-        for output, value in expected.items()
-        if float(value.detach().abs().max()) > 1e-9
-    }
-
-
 def special_cases() -> dict[str, Any]:
     from emcl_kernels.backends import triton_backend
 
-    inputs = sample(41, 3, 5, 63, 7)
+    inputs = pooled_sample(41, 3, 5, 63, 7)
     text, frames, mask, init = inputs
-    runs = [outputs(pooled_similarity, inputs, torch.float32, gradient="full", num_iters=2) for _ in range(2)]
+    runs = [pooled_outputs(pooled_similarity, inputs, torch.float32, gradient="full", num_iters=2) for _ in range(2)]
 
     invalid = mask.clone()
     invalid[1] = False
-    without = outputs(pooled_similarity, (text, frames, invalid, init), torch.float32, num_iters=2)
+    without = pooled_outputs(pooled_similarity, (text, frames, invalid, init), torch.float32, num_iters=2)
     alone = without["similarity"][:, [0, 2]]
 
     low_text, low_frames = text.float(), frames.float()
@@ -208,18 +163,18 @@ def main() -> None:
 
     for case in CASES:
         torch.manual_seed(0)
-        inputs = sample(*case[:-1])
+        inputs = pooled_sample(*case[:-1])
         triton_common.COARSE_TILES = case[-1] == "coarse"
-        show(f"{name(case)} without EM", errors(inputs, torch.float32, None))
+        show(f"{name(case)} without EM", pooled_errors("triton", inputs, torch.float32, None))
         triton_common.COARSE_TILES = True
         for gradient in GRADIENTS:
-            show(f"{name(case)} {gradient}", errors(inputs, torch.float32, gradient))
+            show(f"{name(case)} {gradient}", pooled_errors("triton", inputs, torch.float32, gradient))
     torch.manual_seed(0)
-    text, frames, mask, init = sample(41, 4, 12, 63, 7)
+    text, frames, mask, init = pooled_sample(41, 4, 12, 63, 7)
     for dtype in LOW_PRECISION:
         inputs = (text.to(dtype).double(), frames.to(dtype).double(), mask, init.to(dtype).double())
         for gradient in (*GRADIENTS, None):
-            show(f"{dtype} {gradient or 'without EM'}", errors(inputs, dtype, gradient))
+            show(f"{dtype} {gradient or 'without EM'}", pooled_errors("triton", inputs, dtype, gradient))
     with use_backend("triton"):
         for case, result in special_cases().items():
             show(case, result)

@@ -1,0 +1,231 @@
+"""The benchmark on one GPU: python benchmarks/gpu.py, or make bench-gpu. Under 9 minutes.
+
+A few of the GPU tests run first; figures of a backend that fails them are not recorded. Then two ceilings are measured,
+and every case of gpu_cases.py. All is written to benchmarks/results/<date>-<gpu>.{json,md,png} as it comes, so that a
+run which is cut off leaves what it has. The measuring process is another than this one: where a kernel crashes, hangs
+or loses the CUDA context, that way is recorded as failed, and a new process goes on with the rest.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from gpu_cases import CASES, Case
+from gpu_timing import Gpu, Host
+from gpu_worker import BACKENDS, Worker, build, reason_of, ways_of
+from record import RESULTS, AlreadyThere, Record, refuse_to_overwrite, save, slug
+
+import emcl_kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests" / "gpu"))
+from watch import run_watched  # noqa: E402
+
+SILENCE = 120.0  # seconds that a single step may take
+RESTARTS = 8
+METHOD = """
+K = 32, T = 9, clustered rows, starts that differ; float32 products without TF32, as is torch's default. "eager" is
+the release's formula in plain torch, "compiled + graph" the same under torch.compile with all of it captured in one
+CUDA graph, "+ graph" the way of that name captured in one. Each way is compared with the float64 truth before it is
+timed: an error is ‖out − truth‖ / ‖truth‖ of what EMCL adds to the rows, or of the output where it adds to nothing.
+Times are by CUDA events, in rounds over all ways of a case. Before each sample the device is idle, so launches count,
+and the L2 cache is flushed, unless the case says warm. Medians; IQR is the interquartile range. Peak memory is what a
+call takes beside its inputs. FLOP/s and byte/s are the cost model's work over the median, in brackets the share of
+the ceiling (float32: of TF32).
+""".replace("\n", " ").strip()
+
+
+def short_tests(folder: Path, device: str) -> dict[str, str]:
+    """By backend: why nothing of it may be recorded, or an empty string."""
+    summary = folder / "gpu-tests.json"
+    command = [sys.executable, str(ROOT / "tests" / "gpu" / "run.py"), "--short", "--device", device]
+    subprocess.run([*command, "--summary", str(summary), "--silence", str(SILENCE)], check=False)
+    outcomes = json.loads(summary.read_text()) if summary.exists() else {}
+    summary.unlink(missing_ok=True)
+    found = {}
+    for backend in BACKENDS[device]:
+        tests = outcomes.get(backend, {})
+        failed = [
+            f"{name.rpartition('::')[2]}: {test['reason']}"
+            for name, test in tests.items()
+            if test["outcome"] == "failed"
+        ]
+        if not tests:
+            failed = ["they did not run"]
+        found[backend] = f"{len(failed)} of its {len(tests)} short tests failed, such as {failed[0]}" if failed else ""
+    return found
+
+
+def commit_of(given: str | None) -> Record:
+    """The commit, by git or as it was given where there is no git, and a hash of what was measured."""
+    digest = hashlib.sha256()
+    for folder, pattern in (("emcl_kernels", "**/*.py"), ("csrc", "**/*"), ("benchmarks", "*.py")):
+        for file in sorted((ROOT / folder).glob(pattern)):
+            if file.is_file():
+                digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    sources = digest.hexdigest()[:16]
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        return {"id": head, "dirty": bool(changes.strip()), "sources": sources}
+    except (OSError, subprocess.CalledProcessError):
+        return {"id": given or "not known (no git here, and no --commit)", "dirty": None, "sources": sources}
+
+
+def new_record(options: argparse.Namespace, device_name: str, tests: dict[str, str]) -> Record:
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = "not installed"
+    return {
+        "title": f"GPU: {device_name}",
+        "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC",
+        "commit": commit_of(options.commit),
+        "command": "make bench-gpu",
+        "machine": {},
+        "versions": {
+            "Python": platform.python_version(),
+            "torch": torch.__version__,
+            "Triton": triton,
+            "emcl": emcl_kernels.__version__,
+        },
+        "method": METHOD,
+        "tests": tests,
+        "cases": [],
+        "deadline": options.deadline,
+    }
+
+
+def watch(options: argparse.Namespace, name: str) -> None:
+    """Start measuring processes until everything has been measured or has failed."""
+    file = options.out / f"{name}.json"
+    command = [sys.executable, str(Path(__file__)), "--worker", name, "--out", str(options.out)]
+    command += ["--device", options.device, "--cases", options.cases]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    for _ in range(1 + RESTARTS):
+        code = run_watched(command, file, SILENCE, env=environment)
+        if code == 0:
+            return
+        how = f"nothing for {SILENCE:.0f} s" if code is None else f"its process ended with {code}"
+        record = json.loads(file.read_text(encoding="utf-8"))
+        went_on = note_failure(record, how)
+        save(record, options.out, name)
+        if not went_on:
+            break
+    print(f"given up: {how}; {file} has what was measured")
+
+
+def note_failure(record: Record, how: str) -> bool:
+    """Write down what the measuring process did last.
+
+    Returns: whether that was part of a case, which the next process will leave out.
+    """
+    running = record.get("running") or {}
+    for case in record["cases"]:
+        if case["name"] == running.get("case"):
+            if running["way"] in case["ways"]:
+                case["ways"][running["way"]] = {"failed": how}
+            else:
+                case["ways"][running["way"] or "inputs"] = {"failed": how}
+                case["done"] = True
+            print(f"{case['name']}, {running['way']}: {how}", flush=True)
+            return True
+    return False
+
+
+def profile(name: str, device: Gpu | Host) -> None:
+    """Print the kernels of every way of one case."""
+    from torch.profiler import ProfilerActivity
+
+    case = next((case for case in CASES if case.name == name), None)
+    if case is None:
+        raise SystemExit(f"there is no case {name}; there are {', '.join(case.name for case in CASES)}")
+    case = case if device.kind == "cuda" else case.tiny()
+    inputs = case.inputs(device.kind)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.kind == "cuda" else [])
+    for way in ways_of(case, BACKENDS[device.kind]):
+        if way.captured:
+            continue
+        run = build(way, case, inputs, device)
+        print(f"\n{case.shape}, {way.name}")
+        try:
+            for _ in range(3):
+                run()
+            with torch.profiler.profile(activities=activities) as profiler:
+                run()
+                if device.kind == "cuda":
+                    torch.cuda.synchronize()
+        except Exception as error:  # the other ways' kernels are wanted all the same
+            print(reason_of(error))
+            continue
+        order = "self_cuda_time_total" if device.kind == "cuda" else "self_cpu_time_total"
+        print(profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=70))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record (default: %(default)s)")
+    parser.add_argument("--name", help="of the record's files; by default <date>-<gpu>")
+    parser.add_argument("--commit", help="the commit, where there is no git to ask")
+    parser.add_argument("--cases", default="", help="only cases with one of these in their name, separated by commas")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time for everything, tests included")
+    parser.add_argument("--profile", metavar="CASE", help="print the kernels of one case instead, and record nothing")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", metavar="NAME", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.deadline = time.time() + 60 * options.minutes
+    return options
+
+
+def selected(pattern: str, device: str) -> tuple[Case, ...]:
+    chosen = tuple(case for case in CASES if any(part in case.name for part in pattern.split(",")))
+    if not chosen:
+        raise SystemExit(f"no case has {pattern} in its name; there are {', '.join(case.name for case in CASES)}")
+    return chosen if device == "cuda" else tuple(case.tiny() for case in chosen)
+
+
+def main() -> int:
+    options = parse()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print(f"no GPU benchmark: torch {torch.__version__} sees no CUDA device; nothing was written")
+        return 0
+    if options.profile:
+        profile(options.profile, Gpu() if options.device == "cuda" else Host())
+        return 0
+    cases = selected(options.cases, options.device)
+    if options.worker:
+        Worker(Gpu() if options.device == "cuda" else Host(), cases, options.out, options.worker).run()
+        return 0
+    if options.device == "cpu" and options.out.resolve() == RESULTS.resolve():
+        raise SystemExit("a run on the CPU tests this program and is no record; pass --out")
+
+    device_name = torch.cuda.get_device_name() if options.device == "cuda" else "none"
+    name = options.name or f"{datetime.now(timezone.utc):%Y-%m-%d}-{slug(device_name)}"
+    try:
+        refuse_to_overwrite(options.out, name)
+    except AlreadyThere as there:
+        print(there, file=sys.stderr)
+        return 1
+    options.out.mkdir(parents=True, exist_ok=True)
+    tests = short_tests(options.out, options.device)
+    if all(tests.values()):
+        print("nothing is recorded, because no backend passes its tests: " + "; ".join(tests.values()))
+        return 1
+    save(new_record(options, device_name, tests), options.out, name)
+    watch(options, name)
+    print((options.out / f"{name}.md").read_text(encoding="utf-8"))
+    return 1 if any(tests.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

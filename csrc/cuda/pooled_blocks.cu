@@ -1,0 +1,104 @@
+// The evaluation's similarity: every block of texts and videos is a problem of its own, from moments to cosine.
+#include "pooled_weights.cuh"
+
+namespace emcl {
+namespace pooled {
+namespace {
+
+constexpr int64_t kHeldBytes = int64_t(256) << 20;  // of the problems that are solved together
+constexpr int kThreads = 256;
+
+// (G0) logits [problems, D, K] = colsum ⊗ init
+__global__ void start_kernel(const float* colsum, const float* init, int64_t size, int bases, float* logits) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < size) logits[i] = colsum[i / bases] * init[i % bases];
+}
+
+// scale [problems, K] times ‖x‖ / ‖reconstruction‖ of each problem, or 0 where all rows are zero:
+// ‖x‖² = Σ_d gram[d, d], ‖reconstruction‖² = Σ_kl scale[k]·scale[l]·(rᵀ·gram·r)[k, l]·(rᵀ·r)[k, l]
+__global__ void __launch_bounds__(kThreads)
+    relative_kernel(const float* gram, const float* gram_r, const float* r, int width, int bases, float* scale) {
+  const int thread = int(threadIdx.x);
+  gram += int64_t(blockIdx.x) * width * width;
+  gram_r += int64_t(blockIdx.x) * width * bases;
+  r += int64_t(blockIdx.x) * width * bases;
+  scale += int64_t(blockIdx.x) * bases;
+  float* partial = reinterpret_cast<float*>(dynamic_shared());  // [2, kThreads]
+  float rows = 0, reconstruction = 0;
+  for (int d = thread; d < width; d += kThreads) rows += gram[int64_t(d) * width + d];
+  for (int i = thread; i < bases * bases; i += kThreads) {
+    const int k = i / bases, l = i % bases;
+    float plain = 0, through_gram = 0;
+    for (int64_t d = 0; d < int64_t(width) * bases; d += bases) {
+      plain += r[d + k] * r[d + l];
+      through_gram += gram_r[d + k] * r[d + l];
+    }
+    reconstruction += scale[k] * scale[l] * plain * through_gram;
+  }
+  partial[thread] = rows;
+  partial[kThreads + thread] = reconstruction;
+  __syncthreads();
+  rows = reconstruction = 0;
+  for (int i = 0; i < kThreads; ++i) {
+    rows += partial[i];
+    reconstruction += partial[kThreads + i];
+  }
+  const float norms = reconstruction > 0 ? sqrtf(rows / reconstruction) : 0.0f;
+  for (int k = thread; k < bases; k += kThreads) scale[k] *= norms;  // read above, before the barrier
+}
+
+void make_relative(const Call& call, const Problems& problems, const float* gram, const float* r, int width, int bases, float* scale) {
+  Product p{};
+  p.left = pack_matrix(call, gram, int64_t(problems.count) * width, width, Exact::count);
+  p.right = pack_matrix(call, r, int64_t(problems.count) * width, bases, Exact::count);
+  p.left_rows = RowsOf::all;
+  p.left_step = p.right_step = p.rows = p.depth = width;
+  p.columns = bases;
+  p.splits = 1;
+  p.sums = allocate<float>(call, int64_t(problems.count) * width * bases);
+  multiply(call, problems, p);
+  Launch shape{unsigned(problems.count)};
+  shape.threads = kThreads;
+  shape.shared = 2 * kThreads * sizeof(float);
+  launch(call.stream, shape, relative_kernel, gram, static_cast<const float*>(p.sums), r, width, bases, scale);
+}
+
+}  // namespace
+}  // namespace pooled
+
+void pooled_blocks(const Call& call, Element element, Pool size, Settings settings, int64_t em_block, const void* text, const void* frames,
+                   const float* mask, const float* init, int64_t bases, double weight, bool relative, float* cosine) {
+  using namespace pooled;
+  const int64_t width = size.width;
+  const PackedRows rows = pack_rows(call, element, size, text, frames);
+  Problems problems = one_problem(size);
+  problems.text_block = int(std::min(em_block, size.texts));
+  problems.video_block = int(std::min(em_block, size.videos));
+  const int64_t all = divide_up(size.texts, problems.text_block) * divide_up(size.videos, problems.video_block);
+
+  const int64_t kept_size = int64_t(problems.video_block) * (size.frames + 1) * problems.text_block;
+  const bool keep = kept_size * int64_t(sizeof(float)) <= kHeldBytes;
+  const int64_t numbers = 2 * width * width + (problems.frame_rows() + problems.text_block) * (width + 2 * bases) + 5 * width * bases + (keep ? kept_size : 0);
+  const int64_t together = std::clamp<int64_t>(kHeldBytes / int64_t(sizeof(float)) / numbers, 1, std::min<int64_t>(all, 4096));
+  Reused workspace(call);
+  for (int64_t first = 0; first < all; first += together) {
+    const Call& step = workspace.next_step();
+    problems.first = int(first);
+    problems.count = int(std::min(together, all - first));
+    const int64_t count = problems.count;
+    float *gram = allocate<float>(step, count * width * width), *colsum = allocate<float>(step, count * width);
+    float* kept = keep ? allocate<float>(step, count * kept_size) : nullptr;
+    moments_of(step, element, problems, rows, size, mask, gram, colsum, kept);
+
+    float *logits = allocate<float>(step, count * width * bases), *r = allocate<float>(step, count * width * bases);
+    float* scale = allocate<float>(step, count * bases);
+    Launch start{unsigned(divide_up(count * width * bases, kThreads))};
+    start.threads = kThreads;
+    launch(step.stream, start, start_kernel, static_cast<const float*>(colsum), init, count * width * bases, int(bases), logits);
+    fit(step, gram, logits, count, width, bases, settings, r, scale);
+    if (relative) make_relative(step, problems, gram, r, int(width), int(bases), scale);
+    cosine_of(step, element, problems, rows, size, Map{r, scale, bases, weight}, mask, kept, cosine, nullptr);
+  }
+}
+
+}  // namespace emcl

@@ -1,0 +1,173 @@
+// What the pooled similarity does to rows and matrices besides multiplying them.
+#include "pooled_tile.cuh"
+
+namespace emcl {
+namespace pooled {
+namespace {
+
+constexpr int kThreads = 256;
+
+// Each thread takes eight numbers of a row, padded with zeros.
+template <class E, class P>
+__global__ void pack_kernel(const E* x, int64_t rows, int64_t width, bool wide, Matrix16 out) {
+  const int64_t pieces = out.stride / 8, index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t row = index / pieces, column = index % pieces * 8;
+  if (row >= rows) return;
+  float numbers[8];
+#pragma unroll
+  for (int half = 0; half < 8; half += Piece<E>::kSize) {
+    const E* from = x + row * width + column + half;
+    const int64_t left = width - column - half;
+    const Piece<E> piece = wide && left > 0 ? load_piece(from) : gather_piece(from, left);
+#pragma unroll
+    for (int j = 0; j < Piece<E>::kSize; ++j) numbers[half + j] = piece.number(j);
+  }
+  uint32_t parts[4][P::count];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) split_pair<P>(numbers[2 * j], numbers[2 * j + 1], parts[j]);
+#pragma unroll
+  for (int part = 0; part < P::count; ++part)
+    *reinterpret_cast<uint4*>(out.numbers + part * out.part + row * out.stride + column) =
+        make_uint4(parts[0][part], parts[1][part], parts[2][part], parts[3][part]);
+}
+
+// One warp for each row: brings the largest number to between 2^14 and 2^15, and its row's scale brings it back.
+__global__ void pack_scaled_kernel(const float* x, int64_t rows, int64_t width, Matrix16 out, float* scale) {
+  const int64_t row = int64_t(blockIdx.x) * (blockDim.x / 32) + warp_of();
+  if (row >= rows) return;
+  x += row * width;
+  float largest = 0;
+  for (int64_t d = lane_of(); d < width; d += 32) largest = fmaxf(largest, fabsf(x[d]));
+  for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, shuffle_xor(largest, step));
+  const uint32_t exponent = as_bits(largest) >> 23;
+  const bool usual = exponent > 14 && exponent < 255;
+  const float factor = usual ? as_float((268 - exponent) << 23) : 1.0f;
+  for (int64_t d = 2 * lane_of(); d < out.stride; d += 64)
+    store_pair<Scaled>(out, row, d, d < width ? x[d] * factor : 0.0f, d + 1 < width ? x[d + 1] * factor : 0.0f);
+  if (lane_of() == 0) scale[row] = usual ? as_float((exponent - 14) << 23) : 1.0f;
+}
+
+void pack_scaled(const Call& call, const void* x, int64_t rows, int64_t width, Matrix16 out, float* scale) {
+  Launch shape{unsigned(divide_up(rows, kThreads / 32))};
+  shape.threads = kThreads;
+  launch(call.stream, shape, pack_scaled_kernel, static_cast<const float*>(x), rows, width, out, scale);
+}
+
+template <class E, class P>
+void pack(const Call& call, const void* x, int64_t rows, int64_t width, Matrix16 out) {
+  const E* from = static_cast<const E*>(x);
+  Launch shape{unsigned(divide_up(rows * (out.stride / 8), kThreads))};
+  shape.threads = kThreads;
+  launch(call.stream, shape, pack_kernel<E, P>, from, rows, width, rows_are_wide<E>(x, width), out);
+}
+
+__global__ void pack_symmetric_kernel(const float* x, int64_t width, Matrix16 out) {
+  const int64_t pairs = out.stride / 2, index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t row = index / pairs, column = index % pairs * 2;
+  if (row >= width) return;
+  float both[2] = {0, 0};
+  for (int j = 0; j < 2; ++j)
+    if (column + j < width) both[j] = x[row * width + column + j] + x[(column + j) * width + row];
+  store_pair(out, row, column, both[0], both[1]);
+}
+
+__global__ void add_parts_kernel(const float* parts, int64_t count, int64_t size, float* out) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= size) return;
+  const float* from = parts + int64_t(blockIdx.y) * count * size + i;
+  float sum = 0;
+  for (int64_t part = 0; part < count; ++part) sum += from[part * size];
+  out[blockIdx.y * size + i] = sum;
+}
+
+__global__ void add_upper_parts_kernel(const float* parts, int64_t count, int64_t width, float* out) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, size = width * width;
+  if (i >= size) return;
+  const int64_t row = i / width, column = i % width;
+  const float* from = parts + blockIdx.y * count * size + (row < column ? i : column * width + row);
+  float sum = 0;
+  for (int64_t part = 0; part < count; ++part) sum += from[part * size];
+  out[blockIdx.y * size + i] = sum;
+}
+
+template <class E>
+__global__ void finish_kernel(const Finish f, int64_t rows, int64_t width, E* out) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= rows * width) return;
+  float sum = 0;
+  for (int64_t part = 0; part < f.parts; ++part) sum += f.sums[part * rows * width + i];
+  if (f.own_scale != nullptr) sum += f.own_scale[i / width] * widen(static_cast<const E*>(f.own)[i]);
+  if (f.vector != nullptr) sum += (f.vector_scale == nullptr ? 1.0f : f.vector_scale[i / width]) * f.vector[i % width];
+  out[i] = narrow<E>(sum);
+}
+
+}  // namespace
+
+PackedRows pack_rows(const Call& call, Element element, const Pool& size, const void* text, const void* frames) {
+  PackedRows packed;
+  const int64_t frame_rows = size.videos * size.frames;
+  if (frame_rows + size.texts > INT32_MAX) throw std::invalid_argument("emcl: more than 2^31 rows of frames and texts");
+  with_element(element, [&](auto zero) {
+    using E = decltype(zero);
+    const auto both = [&](auto parts) {
+      using P = decltype(parts);
+      const Matrix16 out = allocate_matrix(call, frame_rows + size.texts, size.width, P::count);
+      pack<E, P>(call, frames, frame_rows, size.width, out);
+      pack<E, P>(call, text, size.texts, size.width, out.from_row(frame_rows));
+      return out;
+    };
+    packed.exact = both(ExactParts<E>());
+    if constexpr (std::is_same_v<E, float>) {
+      float* scale = allocate<float>(call, frame_rows + size.texts);
+      packed.own = allocate_matrix(call, frame_rows + size.texts, size.width);
+      pack_scaled(call, frames, frame_rows, size.width, packed.own, scale);
+      pack_scaled(call, text, size.texts, size.width, packed.own.from_row(frame_rows), scale + frame_rows);
+      packed.scale = scale;
+    } else {
+      packed.own = std::is_same_v<E, Float16> ? both(RowParts<E>()) : packed.exact;
+      packed.scale = nullptr;
+    }
+  });
+  return packed;
+}
+
+Matrix16 pack_matrix(const Call& call, const float* x, int64_t rows, int64_t width, int parts) {
+  const Matrix16 out = allocate_matrix(call, rows, width, parts);
+  if (parts == 2)
+    pack<float, Split>(call, x, rows, width, out);
+  else
+    pack<float, Exact>(call, x, rows, width, out);
+  return out;
+}
+
+Matrix16 pack_symmetric(const Call& call, const float* x, int64_t width, int parts) {
+  const Matrix16 out = allocate_matrix(call, width, width, parts);
+  Launch shape{unsigned(divide_up(width * (out.stride / 2), kThreads))};
+  shape.threads = kThreads;
+  launch(call.stream, shape, pack_symmetric_kernel, x, width, out);
+  return out;
+}
+
+void add_parts(const Call& call, const float* parts, int64_t problems, int64_t count, int64_t size, float* out) {
+  Launch shape{unsigned(divide_up(size, kThreads)), unsigned(problems)};
+  shape.threads = kThreads;
+  launch(call.stream, shape, add_parts_kernel, parts, count, size, out);
+}
+
+void add_upper_parts(const Call& call, const float* parts, int64_t problems, int64_t count, int64_t width, float* out) {
+  Launch shape{unsigned(divide_up(width * width, kThreads)), unsigned(problems)};
+  shape.threads = kThreads;
+  launch(call.stream, shape, add_upper_parts_kernel, parts, count, width, out);
+}
+
+void finish_rows(const Call& call, Element element, const Finish& f, int64_t rows, int64_t width, void* out) {
+  with_element(element, [&](auto zero) {
+    using E = decltype(zero);
+    Launch shape{unsigned(divide_up(rows * width, kThreads))};
+    shape.threads = kThreads;
+    launch(call.stream, shape, finish_kernel<E>, f, rows, width, static_cast<E*>(out));
+  });
+}
+
+}  // namespace pooled
+}  // namespace emcl

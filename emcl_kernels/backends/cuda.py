@@ -1,0 +1,139 @@
+"""The CUDA kernels: loads their library, and says where they cannot run.
+
+EMCL_CUDA_EMULATED=1 lets the backend take CPU tensors too, where it is asked for by name: the same kernels, compiled as
+C++ into libemcl_emulated.so, run in an emulator. It is for tests, and thousands of times slower than a GPU.
+"""
+
+import ctypes
+import os
+import re
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emcl_kernels.backends import compiled, few_rows, limits
+from emcl_kernels.checks import LOOP_ROWS
+
+_CUDA_LIBRARY = compiled.FOLDER / "libemcl_cuda.so"
+_EMULATED_LIBRARY = compiled.FOLDER / "libemcl_emulated.so"
+OLDEST = (8, 0)  # compute capability
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or why there is none."""
+    if not _CUDA_LIBRARY.exists():
+        return None, f"the CUDA library {compiled.not_built('cuda')}"
+    if torch.version.cuda is None:
+        return None, f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
+    try:
+        torch.ops.load_library(str(_CUDA_LIBRARY))
+        library = ctypes.CDLL(str(_CUDA_LIBRARY))
+        library.emcl_cuda_architectures.restype = ctypes.c_char_p
+        return library, ""
+    except (OSError, AttributeError) as error:
+        return None, f"the CUDA library {_CUDA_LIBRARY} does not load: {error}"
+
+
+_library, _reason = _load()
+
+
+def emulated() -> bool:
+    """Whether CPU tensors are taken."""
+    return os.environ.get("EMCL_CUDA_EMULATED") == "1"
+
+
+@cache
+def _load_emulated() -> str:
+    """Why there is no emulated library, or nothing once it is loaded."""
+    if not _EMULATED_LIBRARY.exists():
+        return "libemcl_emulated.so was not built; EMCL_BUILD_EMULATED=1 python setup.py build_ext --inplace"
+    try:
+        torch.ops.load_library(str(_EMULATED_LIBRARY))
+    except OSError as error:
+        return f"the emulated library {_EMULATED_LIBRARY} does not load: {error}"
+    return ""
+
+
+if emulated():
+    _load_emulated()
+
+
+def architectures() -> list[str]:
+    """What the library was compiled for, such as ["80", "90+PTX"]; empty where it is not loaded."""
+    return [] if _library is None else _library.emcl_cuda_architectures().decode().split()
+
+
+def status() -> dict[str, Any]:
+    """What `python -m emcl_kernels.info` prints of this backend."""
+    return {"loaded": not _reason, "path": str(_CUDA_LIBRARY), "architectures": architectures(), "reason": _reason}
+
+
+def runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for an architecture runs on a compute capability.
+
+    "80" does on the same major version, from its own minor on; "80+PTX" also on anything later, for which the driver
+    compiles it; "90a" on exactly that; "100f" on its own major version.
+    """
+    number, kind, ptx = re.fullmatch(r"(\d+)([af]?)(\+PTX)?", architecture).groups()  # type: ignore[union-attr]
+    least = int(number[:-1]), int(number[-1])
+    if kind == "a":
+        return capability == least
+    return capability >= least and (capability[0] == least[0] or (bool(ptx) and not kind))
+
+
+@cache
+def _device_reason(index: int) -> str | None:
+    """Why the library cannot run on a device, or None."""
+    assert _library is not None
+    name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+    shown = f"{name} has compute capability {capability[0]}.{capability[1]}"
+    if capability < OLDEST:
+        return f"{shown}, older than {OLDEST[0]}.{OLDEST[1]}"
+    if not any(runs_on(architecture, capability) for architecture in architectures()):
+        number = f"{capability[0]}{capability[1]}"
+        return f"{shown} and the library is for {', '.join(architectures())}; reinstall with EMCL_CUDA_ARCHS={number}"
+    built, driver = _library.emcl_cuda_runtime(), _library.emcl_cuda_driver()
+    if driver // 1000 < built // 1000:
+        return (
+            f"the library is built with CUDA {_version(built)}, the driver knows CUDA up to {_version(driver)}; "
+            "update the driver, or reinstall with CUDA_HOME of an older toolkit"
+        )
+    return None
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def supports(op: str, *tensors: Tensor) -> str | None:
+    """Reason why op, forward and backward, cannot run on its tensors, or None. Tensors: as in `triton_backend`."""
+    device = tensors[0].device
+    if device.type == "cpu" and emulated():
+        reason: str | None = _load_emulated() or None
+    elif device.type != "cuda":
+        reason = _reason or f"tensors are on {device}, not on cuda"
+    else:
+        reason = _reason or _device_reason(torch.cuda.current_device() if device.index is None else device.index)
+    if reason is None and op in ("em_fit", "em_reconstruct", "em_project") and tensors[-1].shape[-1] == 0:
+        reason = "there are no bases"
+    return reason or limits.reason(op, *tensors)
+
+
+_kernels = compiled.Kernels(lambda tensor: compiled.EMULATED if tensor.device.type == "cpu" else compiled.NATIVE)
+moments, moments_backward = _kernels.moments, _kernels.moments_backward
+fit, fit_backward = _kernels.fit, _kernels.fit_backward
+reconstruct, reconstruct_backward = _kernels.reconstruct, _kernels.reconstruct_backward
+pooled_moments, pooled_moments_backward = _kernels.pooled_moments, _kernels.pooled_moments_backward
+pooled_cosine, pooled_cosine_backward = _kernels.pooled_cosine, _kernels.pooled_cosine_backward
+pooled_blocks = _kernels.pooled_blocks
+
+
+def project(
+    x: Tensor, init: Tensor, num_iters: int, temperature: float, residual_weight: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, mean_bases, responsibilities, scale). Fewer than LOOP_ROWS rows go by the loop."""
+    if x.shape[-2] < LOOP_ROWS:
+        return few_rows.project(reconstruct, x, init, num_iters, temperature, residual_weight, eps)
+    return _kernels.project(x, init, num_iters, temperature, residual_weight, eps)

@@ -1,0 +1,287 @@
+"""Which backend runs an op: what the tables say, what is forced, and the reasons that are given."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from emcl_kernels import dispatch, tables, use_backend
+from emcl_kernels.backends import cuda, plain, triton_backend
+
+H200 = ("NVIDIA H200", "9.0")
+SIZES = {"problems": 1, "width": 512, "bases": 32}
+
+
+@pytest.fixture(autouse=True)
+def fresh_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No table of this user, and nothing remembered from one test to the next."""
+    monkeypatch.delenv("EMCL_TABLE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def forget() -> None:
+        tables.rows.cache_clear()
+        tables._look_up.cache_clear()
+        dispatch._explain.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on an H200 where every backend can run: `choose` is asked with tensors that only say where they are."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: H200[0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for module in (cuda, triton_backend):
+        monkeypatch.setattr(module, "supports", lambda op, *tensors: None)
+
+
+def on_gpu(*shape: int) -> Tensor:
+    """A tensor that says it is on a GPU, and has no memory."""
+    with FakeTensorMode():
+        return torch.empty(shape, device="cuda:0")
+
+
+def table(path: Path, *rows: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"rows": rows}))
+    return path
+
+
+def fit(width: int = 512, bases: int = 32) -> tuple[Tensor, Tensor]:
+    return on_gpu(width, width), on_gpu(width, bases)
+
+
+def test_the_shipped_table_answers_for_every_op_and_says_where_it_comes_from() -> None:
+    for op, names in tables.SIZES.items():
+        backend, origin = tables.choice("any", "12.0", op, torch.bfloat16, dict.fromkeys(names, 1))
+        assert backend in tables.BACKENDS
+        assert origin.startswith(("cost model, not measured", "measured on "))
+    last = tables.read(tables.SHIPPED)[-1]
+    assert (last.device, last.capability, last.op, last.dtype, last.shape) == ("*", "*", "*", "*", {})
+
+
+@pytest.mark.parametrize(
+    ("row", "fits"),
+    [
+        ({}, True),
+        ({"op": "em_fit"}, True),
+        ({"op": "em_moments"}, False),
+        ({"device": "NVIDIA H*", "capability": "9.*", "dtype": "float32"}, True),
+        ({"device": "NVIDIA A100*"}, False),
+        ({"capability": "8.*"}, False),
+        ({"dtype": "bfloat16"}, False),
+        ({"op": "em_fit", "shape": {"width": [512, 512], "bases": [None, 32]}}, True),
+        ({"op": "em_fit", "shape": {"width": [513, None]}}, False),
+        ({"op": "em_fit", "shape": {"width": [1, 1024], "bases": [1, 31]}}, False),
+    ],
+)
+def test_a_row_decides_where_it_fits(row: dict[str, Any], fits: bool, tmp_path: Path) -> None:
+    path = table(tmp_path / "table.json", row | {"backend": "triton", "origin": "a test"})
+    assert tables.read(path)[0].fits(*H200, "em_fit", "float32", SIZES) == fits
+
+
+def test_the_named_table_comes_before_the_users_and_both_before_the_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def origin() -> str:
+        tables.rows.cache_clear()
+        return tables.choice(*H200, "em_fit", torch.float32, SIZES)[1]
+
+    shipped = origin()
+    table(tables.user_table(), {"backend": "triton", "origin": "the user's", "op": "em_fit"})
+    assert origin() == "the user's"
+    named = table(tmp_path / "named.json", {"backend": "triton", "origin": "named", "op": "em_fit"})
+    monkeypatch.setenv("EMCL_TABLE", str(named))
+    assert origin() == "named"
+    assert tables.choice(*H200, "em_moments", torch.float32, {})[1] == shipped
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"is not a table \(FileNotFoundError"),
+        ("{", r"is not a table \(JSONDecodeError"),
+        ("[]", r"is not a table \(TypeError"),
+        ('{"rows": [{"backend": "native", "origin": ""}]}', 'row 1: backend is "native"; expected one of cuda, triton'),
+        ('{"rows": [{"backend": "cuda"}]}', "row 1: .*'origin'"),
+        ('{"rows": [{"backend": "cuda", "origin": "", "gpu": "x"}]}', "row 1: .*'gpu'"),
+        ('{"rows": [{"backend": "cuda", "origin": "", "op": "fit"}]}', 'row 1: op is "fit"; expected one of em_mom'),
+        ('{"rows": [{"backend": "cuda", "origin": "", "op": "em_fit", "shape": {"rows": [1, 2]}}]}',
+         'row 1: shape has "rows"; expected one of problems, width, bases'),
+        ('{"rows": [{"backend": "cuda", "origin": "", "op": "em_fit", "shape": {"width": 3}}]}',
+         r"row 1: width is 3; expected \[least, most\]"),
+    ],
+)  # fmt: skip
+def test_a_wrong_table_is_refused_with_its_row(
+    content: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "wrong.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("EMCL_TABLE", str(path))
+    with pytest.raises(ValueError, match=message):
+        tables.choice(*H200, "em_fit", torch.float32, SIZES)
+
+
+def test_sizes_are_those_of_the_op() -> None:
+    x, init = torch.ones(2, 3, 7, 5), torch.ones(4)
+    assert tables.sizes("em_moments", x) == {"problems": 6, "rows": 7, "width": 5}
+    assert tables.sizes("em_project", x, init) == {"problems": 6, "rows": 7, "width": 5, "bases": 4}
+    assert tables.sizes("em_fit", torch.ones(5, 5), torch.ones(5, 4)) == {"problems": 1, "width": 5, "bases": 4}
+    pooled = tables.sizes("pooled_similarity", torch.ones(2, 5), torch.ones(3, 6, 5), torch.ones(5, 4))
+    assert pooled == {"texts": 2, "videos": 3, "frames": 6, "width": 5}
+
+
+@pytest.mark.usefixtures("gpu")
+def test_on_a_gpu_the_table_chooses_and_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    narrow = {"backend": "triton", "origin": "measured on a test", "op": "em_fit", "shape": {"width": [1, 100]}}
+    monkeypatch.setenv("EMCL_TABLE", str(table(tmp_path / "table.json", narrow)))
+    with caplog.at_level("DEBUG", logger="emcl_kernels"):
+        assert dispatch.choose("em_fit", *fit(width=64)) is triton_backend
+        assert dispatch.choose("em_fit", *fit(width=512)) is cuda
+    assert "em_fit runs on triton (table: measured on a test)" in caplog.text
+    assert "em_fit runs on cuda (table: cost model, not measured)" in caplog.text
+
+
+@pytest.mark.usefixtures("gpu")
+def test_where_the_first_choice_cannot_run_the_next_does_and_the_reason_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cuda, "supports", lambda op, *tensors: "not for this device")
+    with caplog.at_level("DEBUG", logger="emcl_kernels"):
+        assert dispatch.choose("em_fit", *fit()) is triton_backend
+        monkeypatch.setattr(triton_backend, "supports", lambda op, *tensors: "not here")
+        assert dispatch.choose("em_fit", *fit()) is plain
+    assert "em_fit runs on triton (cuda: not for this device)" in caplog.text
+    assert "em_fit runs on reference (cuda: not for this device; triton: not here)" in caplog.text
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("name", ["triton", "cuda", "reference"])
+def test_a_backend_asked_for_by_name_runs_whatever_the_table_says(name: Any) -> None:
+    with use_backend(name):
+        assert dispatch.choose("em_fit", *fit()) is dispatch.MODULES[name]
+
+
+def test_a_backend_asked_for_by_name_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMCL_CUDA_EMULATED", raising=False)
+    monkeypatch.setattr(cuda, "_reason", "nvcc is missing")
+    x = torch.ones(3, 4)
+    with (
+        use_backend("cuda"),
+        pytest.raises(RuntimeError, match=r'"cuda" is not available for em_moments: nvcc is missing'),
+    ):
+        dispatch.em_moments(x)
+    monkeypatch.setattr(cuda, "_reason", "")
+    assert cuda.supports("em_moments", x) == "tensors are on cpu, not on cuda"
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton", "reference", "native"])
+def test_the_environment_forces_a_backend(name: str) -> None:
+    program = "from emcl_kernels import dispatch; print(dispatch._forced)"
+    done = subprocess.run([sys.executable, "-c", program], env={"EMCL_BACKEND": name, "PYTHONPATH": ":".join(sys.path)},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.strip() == name
+
+
+@pytest.mark.parametrize(
+    ("architecture", "capability", "runs"),
+    [
+        ("80", (8, 0), True),
+        ("80", (8, 9), True),
+        ("80", (9, 0), False),
+        ("86", (8, 0), False),
+        ("80+PTX", (12, 0), True),
+        ("90+PTX", (8, 0), False),
+        ("90a", (9, 0), True),
+        ("90a", (9, 1), False),
+        ("100f", (10, 3), True),
+        ("100f", (12, 0), False),
+        ("120", (12, 1), True),
+    ],
+)
+def test_which_device_an_architecture_serves(architecture: str, capability: tuple[int, int], runs: bool) -> None:
+    assert cuda.runs_on(architecture, capability) == runs
+
+
+class Library:
+    """What libemcl_cuda.so says of itself."""
+
+    def __init__(self, built: int, driver: int) -> None:
+        self.emcl_cuda_architectures = lambda: b"80 90+PTX"
+        self.emcl_cuda_runtime, self.emcl_cuda_driver = lambda: built, lambda: driver
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "driver", "reason"),
+    [
+        ((7, 5), 13000, 13000, "has compute capability 7.5, older than 8.0"),
+        ((8, 6), 13000, 13000, None),
+        ((12, 0), 13000, 13010, None),
+        ((9, 0), 13010, 13000, None),  # within a major version, an older driver serves
+        ((9, 0), 13000, 12080, "built with CUDA 13.0, the driver knows CUDA up to 12.8; update the driver"),
+    ],
+)
+def test_devices_and_drivers_that_cannot_run_have_their_reason(
+    capability: tuple[int, int], built: int, driver: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "_library", Library(built, driver))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    said = cuda._device_reason.__wrapped__(0)
+    assert said is None if reason is None else reason in said
+
+
+def test_an_architecture_that_was_not_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library(13000, 13000)
+    library.emcl_cuda_architectures = lambda: b"90a"
+    monkeypatch.setattr(cuda, "_library", library)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (10, 0))
+    assert "the library is for 90a; reinstall with EMCL_CUDA_ARCHS=100" in cuda._device_reason.__wrapped__(0)
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "reason"),
+    [
+        ("em_fit", [(5, 5), (5, 129)], "129 bases"),
+        ("em_fit", [(5, 5), (5, 128)], None),
+        ("em_reconstruct", [(3, 5), (5, 0)], "there are no bases"),
+        ("pooled_similarity", [(3, 5), (2, 65, 5)], "65 frames"),
+        ("pooled_similarity", [(3, 5), (2, 64, 5), (5, 0)], None),
+        ("em_moments", [(3, 1000), (1000, 1000)], None),
+    ],
+)
+def test_sizes_beyond_a_tile_are_refused(
+    op: str, shapes: list[tuple[int, ...]], reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMCL_CUDA_EMULATED", "1")
+    monkeypatch.setattr(cuda, "_load_emulated", lambda: "")
+    said = cuda.supports(op, *(torch.ones(shape) for shape in shapes))
+    assert said is None if reason is None else reason in said
+
+
+def test_float64_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMCL_CUDA_EMULATED", "1")
+    monkeypatch.setattr(cuda, "_load_emulated", lambda: "")
+    assert "not torch.float64" in str(cuda.supports("em_moments", torch.ones(3, 4, dtype=torch.float64)))
+    assert "it takes torch.float32, not" in str(cuda.supports("em_fit", *2 * [torch.ones(4, 4).half()]))
+
+
+def test_the_emulated_library_is_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMCL_CUDA_EMULATED", "1")
+    monkeypatch.setattr(cuda, "_load_emulated", lambda: "")
+    assert dispatch.choose("em_moments", torch.ones(3, 4)) is not cuda
+    with use_backend("cuda"):
+        assert dispatch.choose("em_moments", torch.ones(3, 4)) is cuda
