@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
       const Group group = group_afresh(problems.frames, videos, own_group);
       const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0), tiles = group.tiles();
       unscale<typename P::LeftParts>(dots[m], w.scale + w.text_row + first_text, problems.texts - first_text, scale);
-      float soft[8][4], weights[8][4], change[8][4] = {};
+      float soft[8][4], change[8][4] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, soft);
       if (COSINE && w.bases > 0) {
@@ -108,10 +108,19 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
 #pragma unroll
       for (int n = 0; n < 8; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) weights[n][i] = text + i / 2 < problems.texts ? soft[n][i] * mask[own_column(n, i)] : 0.0f;
-      multiply_inner(weights, inner, tiles, change);
+        for (int i = 0; i < 4; ++i) soft[n][i] = text + i / 2 < problems.texts ? soft[n][i] : 0.0f;
+      {
+        float weights[8][4];
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) weights[n][i] = soft[n][i] * mask[own_column(n, i)];
+        multiply_inner(weights, inner, tiles, change);
+      }
 
-      // from here on: `change` is the gradient to soft, and `dots` the numerator's gradient times weights
+      // From here on `change` is the gradient to soft, and `dots` the numerator's gradient times weights. Those are made
+      // again, there are no registers to keep them.
+      const float* own_mask = mask + afresh(0);
       float sums[2][8] = {};
       PairGradient pair[2] = {{0, 1}, {0, 1}};
 #pragma unroll
@@ -124,25 +133,27 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
                              ? pair_gradient(w, text + half, group.first_video + video)
                              : PairGradient{0, 0};
         }
+        float weights[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int column = own_column(n, i);
+          weights[i] = soft[n][i] * own_mask[column];
           float d_weight = pair[i / 2].square * change[n][i];
           if (COSINE) {
             d_weight += pair[i / 2].numerator * dots[m][n][i];
-            dots[m][n][i] = pair[i / 2].numerator * weights[n][i];
+            dots[m][n][i] = pair[i / 2].numerator * weights[i];
           } else {
             d_weight += shift[column];
           }
-          change[n][i] = d_weight * mask[column];
+          change[n][i] = d_weight * own_mask[column];
           sums[i / 2][n] += change[n][i] * soft[n][i];
         }
-        if (COSINE)
 #pragma unroll
-          for (int i = 0; i < 2; ++i)
-            put_pair<P>(scaled_tile, n, i, pair[0].square * weights[n][i], pair[1].square * weights[n][2 + i]);
+        for (int i = 0; i < 2; ++i) {
+          put_pair<P>(tile, n, i, weights[i], weights[2 + i]);
+          if (COSINE) put_pair<P>(scaled_tile, n, i, pair[0].square * weights[i], pair[1].square * weights[2 + i]);
+        }
       }
-      put_weights<P>(tile, weights);
 
       const Group again = group_afresh(problems.frames, videos, own_group);
       over_video(sums[0], tiles, Sum());
@@ -157,7 +168,6 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
             const int at = 2 * half + i;
             through[half] = soft[n][at] * (change[n][at] - sums[half][n]) * w.inverse_temperature;
             if (COSINE) through[half] += dots[m][n][at];
-            if (text + half >= problems.texts) through[half] = 0;
           }
           const int row = again.row(own_column(n, i));
           if (row >= 0 && text < w.through.stride) {

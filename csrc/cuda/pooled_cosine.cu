@@ -19,14 +19,34 @@ struct Comparison {
 // Weights of 16 texts as the moments kept them; kept is of the group's first video.
 __device__ __forceinline__ void take_weights(const float* kept, const Group& group, int text, int texts, int text_block,
                                              float (&weights)[8][4]) {
+  const bool in_pairs = text_block % 2 == 0;
 #pragma unroll
   for (int n = 0; n < 8; ++n)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 2; ++i) {
       const int column = own_column(n, i);
-      const bool present = text + i / 2 < texts && group.holds(column);
-      weights[n][i] = present ? kept[kept_row(group, column) * text_block + text + i / 2] : 0.0f;
+      float2 both = make_float2(0, 0);
+      if (group.holds(column)) {
+        const float* from = kept + kept_row(group, column) * text_block + text;
+        if (in_pairs && text + 1 < texts) {
+          both = *reinterpret_cast<const float2*>(from);
+        } else {
+          if (text < texts) both.x = from[0];
+          if (text + 1 < texts) both.y = from[1];
+        }
+      }
+      weights[n][i] = both.x;
+      weights[n][2 + i] = both.y;
     }
+}
+
+// Of what over_video gave, that of the group's video `video`.
+__device__ __forceinline__ float of_video(const float (&values)[8], int video, int tiles) {
+  float value = 0;
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+    if (n == video * tiles) value = values[n];
+  return value;
 }
 
 // Shared memory of a block.
@@ -116,12 +136,15 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
       over_video(numerators, tiles, Sum());
       over_video(squares, tiles, Sum());
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const int column = own_column(n, 0), video = group.video(column);
-        if (group.frame(column) != 0 || video >= group.videos || text + half >= texts.count) continue;
-        float numerator = numerators[n];
-        if (kept != nullptr) numerator += kept[(kept_row(group, column) + group.frames.count) * problems.text_block + text + half];
-        const float length = sqrtf(squares[n] > kTiny * kTiny ? squares[n] : kTiny * kTiny);
+      for (int four = 0; four < 8; four += 4) {  // videos, one for each lane of a text
+        const int video = four + lane_of() % 4;
+        if (video * tiles >= 8 || video >= group.videos || text + half >= texts.count) continue;
+        float numerator = of_video(numerators, video, tiles);
+        if (kept != nullptr) {
+          const int row = (video + 1) * (group.frames.count + 1) - 1;
+          numerator += kept[int64_t(row) * problems.text_block + text + half];
+        }
+        const float square = of_video(squares, video, tiles), length = sqrtf(square > kTiny * kTiny ? square : kTiny * kTiny);
         const int64_t pair = int64_t(texts.first + text + half) * problems.videos + videos.first + group.first_video + video;
         w.cosine[pair] = numerator / (w.mapped.text_length[int64_t(local) * problems.text_block + text + half] * length);
         if (w.length != nullptr) w.length[pair] = length;
