@@ -67,7 +67,8 @@ __global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
   const int local = int(blockIdx.y), groups = problems.groups();
   const int split = int(blockIdx.x) % w.splits, own_group = int(blockIdx.x) / w.splits * P::WARPS_N + P::warp_n();
   const Range texts = texts_of(problems, local), videos = videos_of(problems, local);
-  const int frame_row = videos.first * problems.frames.count, text_row = problems.videos * problems.frames.count + texts.first;
+  const int frame_row = videos.first * problems.frames.count,
+            text_row = problems.videos * problems.frames.count + texts.first;
 
   char* memory = dynamic_shared();
   const TextTile<P, Scaled> tile(memory);
@@ -75,22 +76,25 @@ __global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
   float* mask = reinterpret_cast<float*>(memory + P::kBytes) + P::warp_n() * kGroup;
   float* scale = mask + P::kColumns;
   load_columns(group_of(problems.frames, videos, own_group), w.mask + frame_row, mask, thread_of_group<P>());
-  if (w.scale != nullptr) load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
+  if (w.scale != nullptr)
+    load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
 
   Squares<P, Scaled> squares;
   for (int index = 0; index < w.tiles; ++index) {
     const int first = (split * w.tiles + index) * P::kRows;
     if (first >= texts.count) break;
     float dots[P::M][8][4] = {};
-    const Operand left{w.rows, 0, [&](int row) {
-      const int text = first + text_of_row(row);
-      return text < texts.count ? text_row + text : -1;
-    }};
-    const Operand right{w.rows, 0, [&](int column) {
-      const int row = group_of(problems.frames, videos, own_group - P::warp_n() + column / kGroup).row(column % kGroup);
-      return row < 0 ? row : frame_row + row;
-    }};
-    P::template run<P::kLong>(memory, dots, left, right, w.width);
+    const Operand left{w.rows, [&](int row) {
+                         const int text = first + text_of_row(row);
+                         return text < texts.count ? text_row + text : -1;
+                       }};
+    const Operand right{
+        w.rows, [&](int column) {
+          const int row =
+              group_of(problems.frames, videos, own_group - P::warp_n() + column / kGroup).row(column % kGroup);
+          return row < 0 ? row : frame_row + row;
+        }};
+    P::template run<(P::LeftParts::count > 1)>(memory, dots, left, right, w.width);
 #pragma unroll
     for (int m = 0; m < P::M; ++m) {
       const Group group = group_afresh(problems.frames, videos, own_group);
@@ -100,8 +104,10 @@ __global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, soft);
       if (w.kept != nullptr)
-        keep_weights(soft, mask + afresh(0), dots[m], group_afresh(problems.frames, videos, own_group), text, texts.count, problems.text_block,
-                     w.kept + (int64_t(local) * problems.video_block + group.first_video) * (problems.frames.count + 1) * problems.text_block);
+        keep_weights(soft, mask + afresh(0), dots[m], group_afresh(problems.frames, videos, own_group), text,
+                     texts.count, problems.text_block,
+                     w.kept + (int64_t(local) * problems.video_block + group.first_video) *
+                                  (problems.frames.count + 1) * problems.text_block);
 #pragma unroll
       for (int n = 0; n < 8; ++n)
 #pragma unroll
@@ -114,13 +120,16 @@ __global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
   }
   if (own_group < groups) {
     const int64_t part = (int64_t(local) * w.splits + split) * groups + own_group;
-    squares.write(group_of(problems.frames, videos, own_group), [&](int column) { return mask[column] / kSummed; }, w.squares + (part * kGroup << problems.frames.padded_log), w.counts + part * kGroup);
+    squares.write(
+        group_of(problems.frames, videos, own_group), [&](int column) { return mask[column] / kSummed; },
+        w.squares + (part * kGroup << problems.frames.padded_log), w.counts + part * kGroup);
   }
 }
 
 // Two columns for each thread, `step` rows for each block: Σ of count·frame and of texts.
 constexpr int kSumThreads = 128;
-__global__ void sum_rows_kernel(const Problems problems, Matrix16 rows, int width, const float* counts, int step, float* parts) {
+__global__ void sum_rows_kernel(const Problems problems, Matrix16 rows, int width, const float* counts, int step,
+                                float* parts) {
   const int local = int(blockIdx.z), column = (int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x)) * 2;
   if (column >= width) return;
   const Range texts = texts_of(problems, local), videos = videos_of(problems, local);
@@ -153,7 +162,9 @@ __global__ void copy_texts_kernel(const Problems problems, Matrix16 rows, int ro
   const int64_t to = int64_t(local) * row_step + videos_of(problems, local).count * problems.frames.count + text;
   for (int part = 0; part < out.parts; ++part)
     *reinterpret_cast<uint4*>(out.numbers + part * out.part + to * out.stride + column) =
-        part < rows.parts ? *reinterpret_cast<const uint4*>(rows.numbers + part * rows.part + from * rows.stride + column) : make_uint4(0, 0, 0, 0);
+        part < rows.parts
+            ? *reinterpret_cast<const uint4*>(rows.numbers + part * rows.part + from * rows.stride + column)
+            : make_uint4(0, 0, 0, 0);
 }
 
 template <class P>
@@ -175,13 +186,14 @@ Squares16 weigh(const Call& call, Weighing w) {
 
 }  // namespace
 
-void moments_of(const Call& call, Element element, const Problems& problems, const PackedRows& rows, const Pool& size, const float* mask,
-                float* gram, float* colsum, float* kept) {
+void moments_of(const Call& call, Element element, const Problems& problems, const PackedRows& rows, const Pool& size,
+                const float* mask, float* gram, float* colsum, float* kept) {
   const int width = int(size.width), count = problems.count;
   Squares16 sums{};
   with_element(element, [&](auto zero) {
-    using Numbers = RowParts<decltype(zero)>;
-    const Weighing w{problems, rows.own, rows.scale, width, mask, float(1 / size.temperature), 0, 0, kept, nullptr, nullptr};
+    using Numbers = OwnRows<decltype(zero)>;
+    const Weighing w{problems, rows.own, rows.scale, width,   mask,   float(1 / size.temperature),
+                     0,        0,        kept,       nullptr, nullptr};
     sums = problems.text_block <= kSmallBlock ? weigh<SmallTile<Numbers>>(call, w) : weigh<LargeTile<Numbers>>(call, w);
   });
 
@@ -224,8 +236,8 @@ void moments_of(const Call& call, Element element, const Problems& problems, con
 
 }  // namespace pooled
 
-void pooled_moments(const Call& call, Element element, Pool size, const void* text, const void* frames, const float* mask, float* gram,
-                    float* colsum, float* kept) {
+void pooled_moments(const Call& call, Element element, Pool size, const void* text, const void* frames,
+                    const float* mask, float* gram, float* colsum, float* kept) {
   const pooled::PackedRows rows = pooled::pack_rows(call, element, size, text, frames);
   pooled::moments_of(call, element, pooled::one_problem(size), rows, size, mask, gram, colsum, kept);
 }
