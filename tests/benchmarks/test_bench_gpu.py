@@ -270,7 +270,7 @@ def test_a_backend_that_failed_its_tests_is_not_timed(tmp_path: Path) -> None:
 
 def test_a_crash_is_written_down_and_measuring_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = worker(tmp_path, "fit-512", "project-256")
-    ends = iter([("fit-512", "cuda", -11), ("fit-512", "timing", None), ("facts", None, 1)])
+    ends = iter([("fit-512", "cuda", -11), (None, None, 70), ("fit-512", "timing", None), ("facts", None, 1)])
 
     def run_watched(command: list[str], progress: Path, silence: float, **_: Any) -> int | None:
         case, way, code = next(ends)
@@ -284,7 +284,7 @@ def test_a_crash_is_written_down_and_measuring_goes_on(tmp_path: Path, monkeypat
         return code
 
     monkeypatch.setattr(gpu, "run_watched", run_watched)
-    gpu.watch(options(tmp_path), "r")
+    assert not gpu.watch(options(tmp_path), "r")
     (case,) = json.loads((tmp_path / "r.json").read_text())["cases"]
     assert case["ways"]["cuda"] == {"failed": "its process ended with -11"}
     assert case["ways"]["timing"] == {"failed": "nothing for 120 s"}
