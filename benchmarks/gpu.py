@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -21,8 +22,8 @@ from pathlib import Path
 import torch
 from gpu_cases import CASES, Case
 from gpu_timing import Gpu, Host
-from gpu_worker import BACKENDS, Worker, build, reason_of, ways_of
-from record import RESULTS, AlreadyThere, Record, refuse_to_overwrite, save, slug
+from gpu_worker import BACKENDS, LOST, Worker, build, reason_of, ways_of
+from record import RESULTS, AlreadyThere, Record, refuse_to_overwrite, save, slug, targets
 
 import emcl_kernels
 
@@ -91,7 +92,7 @@ def new_record(options: argparse.Namespace, device_name: str, tests: dict[str, s
         "title": f"GPU: {device_name}",
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC",
         "commit": commit_of(options.commit),
-        "command": "make bench-gpu",
+        "command": "make bench-gpu" + (f" ARGS='{shlex.join(sys.argv[1:])}'" if sys.argv[1:] else ""),
         "machine": {},
         "versions": {
             "Python": platform.python_version(),
@@ -101,13 +102,14 @@ def new_record(options: argparse.Namespace, device_name: str, tests: dict[str, s
         },
         "method": METHOD,
         "tests": tests,
+        "plot": False,
         "cases": [],
         "deadline": options.deadline,
     }
 
 
-def watch(options: argparse.Namespace, name: str) -> None:
-    """Start measuring processes until everything has been measured or has failed."""
+def watch(options: argparse.Namespace, name: str) -> bool:
+    """Start measuring processes until everything has been measured or has failed. Returns: whether that came about."""
     file = options.out / f"{name}.json"
     command = [sys.executable, str(Path(__file__)), "--worker", name, "--out", str(options.out)]
     command += ["--device", options.device, "--cases", options.cases]
@@ -115,20 +117,23 @@ def watch(options: argparse.Namespace, name: str) -> None:
     for _ in range(1 + RESTARTS):
         code = run_watched(command, file, SILENCE, env=environment)
         if code == 0:
-            return
+            return True
+        if code == LOST:  # which the process has written down itself
+            continue
         how = f"nothing for {SILENCE:.0f} s" if code is None else f"its process ended with {code}"
         record = json.loads(file.read_text(encoding="utf-8"))
-        went_on = note_failure(record, how)
+        of_a_case = note_failure(record, how)
         save(record, options.out, name)
-        if not went_on:
+        if not of_a_case:
             break
-    print(f"given up: {how}; {file} has what was measured")
+    print(f"given up; {file} has what was measured")
+    return False
 
 
 def note_failure(record: Record, how: str) -> bool:
     """Write down what the measuring process did last.
 
-    Returns: whether that was part of a case, which the next process will leave out.
+    Returns: whether that was a part of a case, which the next process will leave out.
     """
     running = record.get("running") or {}
     for case in record["cases"]:
@@ -222,9 +227,10 @@ def main() -> int:
         print("nothing is recorded, because no backend passes its tests: " + "; ".join(tests.values()))
         return 1
     save(new_record(options, device_name, tests), options.out, name)
-    watch(options, name)
-    print((options.out / f"{name}.md").read_text(encoding="utf-8"))
-    return 1 if any(tests.values()) else 0
+    whole = watch(options, name)
+    record = json.loads((options.out / f"{name}.json").read_text(encoding="utf-8"))
+    print(f"{targets(record.get('targets', []))}\n\nwrote {options.out / name}.md, .json" + ", .png" * record["plot"])
+    return 0 if whole and not any(tests.values()) else 1
 
 
 if __name__ == "__main__":

@@ -19,10 +19,20 @@ T* allocate(const Call& call, int64_t count) {
   return static_cast<T*>(call.workspace(size_t(std::max<int64_t>(count, 1)) * sizeof(T)));
 }
 
+constexpr int kThreads = 256;  // of a block, in kernels that are no products of tiles
+// A thread, or a warp, for each of `count` things in each problem.
+inline Launch threads_for(int64_t count, int64_t problems = 1) {
+  Launch shape{unsigned(divide_up(count, kThreads)), unsigned(problems)};
+  shape.threads = kThreads;
+  return shape;
+}
+inline Launch warps_for(int64_t count, int64_t problems = 1) { return threads_for(32 * count, problems); }
+
 // Workspace for steps that follow each other on the stream: each takes what the one before had.
 class Reused {
  public:
-  explicit Reused(const Call& call) : outer_(call), call_{call.stream, call.device, [this](size_t bytes) { return take(bytes); }} {}
+  explicit Reused(const Call& call)
+      : outer_(call), call_{call.stream, call.device, [this](size_t bytes) { return take(bytes); }} {}
   Reused(const Reused&) = delete;
   Reused& operator=(const Reused&) = delete;
   const Call& next_step() {
@@ -96,13 +106,13 @@ inline Problems one_problem(const Pool& size) {
 
 // All rows of a call, frames [B·F, D] and below them texts [A, D].
 struct PackedRows {
-  Matrix16 own;         // as they are multiplied by each other,
-  const float* scale;   // each row times this, or null for 1
-  Matrix16 exact;       // as they are multiplied by float32 matrices
+  Matrix16 own;        // as they are multiplied by each other,
+  const float* scale;  // each row times this, or null for 1
+  Matrix16 exact;      // as they are multiplied by float32 matrices
 };
 // Parts of small float32 matrices beside such rows.
 inline int small_parts(const PackedRows& rows) { return rows.exact.parts == 1 ? 2 : 3; }
-PackedRows pack_rows(const Call&, Element, const Pool&, const void* text, const void* frames);
+PackedRows pack_rows(const Call&, Element, const Pool&, const void* text, const void* frames, bool with_own = true);
 Matrix16 pack_matrix(const Call&, const float* x, int64_t rows, int64_t width, int parts);
 // x [width, width] + its transpose
 Matrix16 pack_symmetric(const Call&, const float* x, int64_t width, int parts);
@@ -131,12 +141,12 @@ enum class RowsOf { all, frames, texts, frames_and_texts };
 struct Product {
   Matrix16 left, right;
   bool transposed;
-  RowsOf left_rows;  // which of all packed rows each problem takes
-  int left_step;     // RowsOf::all: so many, one problem after the other
-  int right_step;    // rows of right, likewise
+  RowsOf left_rows;          // which of all packed rows each problem takes
+  int left_step;             // RowsOf::all: so many, one problem after the other
+  int right_step;            // rows of right, likewise
   int rows, columns, depth;  // of the result
-  bool upper;        // only tiles on and above the diagonal
-  int splits;        // parts in which the depth is summed
+  bool upper;                // only tiles on and above the diagonal
+  int splits;                // parts in which the depth is summed
   // Either float32 [problems, splits, rows, columns], written or added to, ...
   float* sums;
   bool add;
@@ -168,8 +178,8 @@ Squares16 sum_squares(const Call&, const Problems&, const float* squares, const 
 struct SquareTimes {
   Matrix16 squares, rows;  // rows: of all frames
   int columns;
-  int out_step;            // rows of the result, one problem after the other
-  float* sums;             // as in Product
+  int out_step;  // rows of the result, one problem after the other
+  float* sums;   // as in Product
   bool add;
   Matrix16 out;
 };
@@ -179,24 +189,27 @@ void multiply_squares(const Call&, const Problems&, const SquareTimes&);
 
 // What a fitted map makes of the rows. M is what corrects inner products, C with both factors mapped, E with one.
 struct Mapped {
-  int bases;             // as a multiple of 8
-  Matrix16 texts;        // [problems·text_block, 2·bases]: t·r, and t·r·C
-  Matrix16 frames;       // [problems·frame_rows, 2·bases]: f·r, and f·r·M
-  Matrix16 transposed;   // [bases, D]: (r·M)ᵀ
-  float* text_length;    // [problems, text_block]
-  Matrix16 inner;        // InnerProducts of mapped frames
+  int bases;           // as a multiple of 8
+  Matrix16 texts;      // [problems·text_block, 2·bases]: t·r, and t·r·C
+  Matrix16 frames;     // [problems·frame_rows, 2·bases]: f·r, and f·r·M
+  Matrix16 matrix;     // [problems·D, 2·bases]: r, and r·M
+  float* text_length;  // [problems, text_block]
+  Matrix16 inner;      // InnerProducts of mapped frames
 };
 // map.responsibilities [problems, D, K], map.scale [problems, K]
 Mapped map_rows(const Call&, const Problems&, const PackedRows&, int64_t width, const Map& map, bool twice);
 
+// [columns, rows]
+Matrix16 transpose(const Call&, const Matrix16&, int64_t rows, int64_t columns);
+
 // ---- moments and cosine of several problems at a time --------------------------------------------------------------
 
 // gram [problems, D, D], colsum [problems, D], kept [problems, video_block, F + 1, text_block] or null
-void moments_of(const Call&, Element, const Problems&, const PackedRows&, const Pool&, const float* mask, float* gram, float* colsum,
-                float* kept);
+void moments_of(const Call&, Element, const Problems&, const PackedRows&, const Pool&, const float* mask, float* gram,
+                float* colsum, float* kept);
 // cosine and length [texts, videos] of all problems; length may be null
-void cosine_of(const Call&, Element, const Problems&, const PackedRows&, const Pool&, const Map&, const float* mask, const float* kept,
-               float* cosine, float* length);
+void cosine_of(const Call&, Element, const Problems&, const PackedRows&, const Pool&, const Map&, const float* mask,
+               const float* kept, float* cosine, float* length);
 
 }  // namespace pooled
 }  // namespace emcl

@@ -17,11 +17,11 @@ struct Backward {
   Matrix16 rows;      // of all frames, then of the texts
   const float* scale;
   int first_frame, text_row, width;  // where the frames at hand and the texts start
-  const float* mask;  // [videos, F]
+  const float* mask;                 // [videos, F]
   float inverse_temperature;
-  int splits, tiles;  // parts of the texts, and tiles of each
-  Matrix16 inner;     // InnerProducts
-  Matrix16 through;   // [videos·F, A]
+  int splits, tiles;        // parts of the texts, and tiles of each
+  Matrix16 inner;           // InnerProducts
+  Matrix16 through;         // [videos·F, A]
   float *squares, *counts;  // [splits, groups·64, padded frames] and [splits, groups·64]: see Squares
   // of the moments
   const float* shift;  // [videos, F]: added to the gradient of every weight
@@ -51,7 +51,8 @@ struct Layout {
   // the pulls on the map are small differences of what is summed up here
   using Weights = std::conditional_t<COSINE, SmallParts<typename P::LeftParts>, Split>;
   using Texts = TextTile<P, Weights>;
-  static constexpr int kInner = std::max({P::kBytes, BasesTile<P>::kBytes, 2 * Texts::kBytes});  // before it, one after the other
+  static constexpr int kInner =
+      std::max({P::kBytes, BasesTile<P>::kBytes, 2 * Texts::kBytes});  // before it, one after the other
   static constexpr int kColumns = kInner + P::WARPS_N * InnerTile<P>::kBytes;
   static constexpr int kBytes = kColumns + (COSINE ? 2 : 3) * P::kColumns * int(sizeof(float));
 };
@@ -70,7 +71,8 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
   float* mask = reinterpret_cast<float*>(memory + L::kColumns) + P::warp_n() * kGroup;
   float *scale = mask + P::kColumns, *shift = scale + P::kColumns;
   load_columns(group_of(problems.frames, videos, own_group), w.mask, mask, thread_of_group<P>());
-  if (w.scale != nullptr) load_columns(group_of(problems.frames, videos, own_group), w.scale + w.first_frame, scale, thread_of_group<P>());
+  if (w.scale != nullptr)
+    load_columns(group_of(problems.frames, videos, own_group), w.scale + w.first_frame, scale, thread_of_group<P>());
   if (!COSINE) load_columns(group_of(problems.frames, videos, own_group), w.shift, shift, thread_of_group<P>());
   load_inner<P>(w.inner, own_group, own_group < problems.groups(), inner);
 
@@ -89,29 +91,39 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
     float dots[P::M][8][4] = {};
     const auto left = [&](int row) { return text_at(row, w.text_row); };
     const auto right = [&](int column) { return frame_at(column, w.first_frame); };
-    P::template run<P::kLong>(memory, dots, Operand{w.rows, 0, left}, Operand{w.rows, 0, right}, w.width);
+    P::template run<(P::LeftParts::count > 1)>(memory, dots, Operand{w.rows, left}, Operand{w.rows, right}, w.width);
 #pragma unroll
     for (int m = 0; m < P::M; ++m) {
       const Group group = group_afresh(problems.frames, videos, own_group);
-      const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0), tiles = group.tiles();
+      const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0),
+                tiles = group.tiles();
       unscale<typename P::LeftParts>(dots[m], w.scale + w.text_row + first_text, problems.texts - first_text, scale);
-      float soft[8][4], weights[8][4], change[8][4] = {};
+      float soft[8][4], change[8][4] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, soft);
       if (COSINE && w.bases > 0) {
         const auto mapped_text = [&](int row) { return text_at(row / 16 * 16 * P::M + 16 * m + row % 16, 0); };
         const auto mapped_frame = [&](int column) { return frame_at(column, 0); };
-        auto& corrected = reinterpret_cast<float(&)[1][8][4]>(dots[m]);
-        BasesTile<P>::template run<false>(memory, corrected, Operand{w.mapped_texts, 0, mapped_text}, Operand{w.mapped_frames, 0, mapped_frame},
-                               w.bases);
+        auto& corrected = reinterpret_cast<float (&)[1][8][4]>(dots[m]);
+        BasesTile<P>::template run<false>(memory, corrected, Operand{w.mapped_texts, mapped_text},
+                                          Operand{w.mapped_frames, mapped_frame}, w.bases);
       }
 #pragma unroll
       for (int n = 0; n < 8; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) weights[n][i] = text + i / 2 < problems.texts ? soft[n][i] * mask[own_column(n, i)] : 0.0f;
-      multiply_inner(weights, inner, tiles, change);
+        for (int i = 0; i < 4; ++i) soft[n][i] = text + i / 2 < problems.texts ? soft[n][i] : 0.0f;
+      {
+        float weights[8][4];
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) weights[n][i] = soft[n][i] * mask[own_column(n, i)];
+        multiply_inner(weights, inner, tiles, change);
+      }
 
-      // from here on: `change` is the gradient to soft, and `dots` the numerator's gradient times weights
+      // From here on `change` is the gradient to soft, and `dots` the numerator's gradient times weights. Those are made
+      // again, there are no registers to keep them.
+      const float* own_mask = mask + afresh(0);
       float sums[2][8] = {};
       PairGradient pair[2] = {{0, 1}, {0, 1}};
 #pragma unroll
@@ -124,25 +136,27 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
                              ? pair_gradient(w, text + half, group.first_video + video)
                              : PairGradient{0, 0};
         }
+        float weights[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int column = own_column(n, i);
+          weights[i] = soft[n][i] * own_mask[column];
           float d_weight = pair[i / 2].square * change[n][i];
           if (COSINE) {
             d_weight += pair[i / 2].numerator * dots[m][n][i];
-            dots[m][n][i] = pair[i / 2].numerator * weights[n][i];
+            dots[m][n][i] = pair[i / 2].numerator * weights[i];
           } else {
             d_weight += shift[column];
           }
-          change[n][i] = d_weight * mask[column];
+          change[n][i] = d_weight * own_mask[column];
           sums[i / 2][n] += change[n][i] * soft[n][i];
         }
-        if (COSINE)
 #pragma unroll
-          for (int i = 0; i < 2; ++i)
-            put_pair<P>(scaled_tile, n, i, pair[0].square * weights[n][i], pair[1].square * weights[n][2 + i]);
+        for (int i = 0; i < 2; ++i) {
+          put_pair<P>(tile, n, i, weights[i], weights[2 + i]);
+          if (COSINE) put_pair<P>(scaled_tile, n, i, pair[0].square * weights[i], pair[1].square * weights[2 + i]);
+        }
       }
-      put_weights<P>(tile, weights);
 
       const Group again = group_afresh(problems.frames, videos, own_group);
       over_video(sums[0], tiles, Sum());
@@ -157,7 +171,6 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
             const int at = 2 * half + i;
             through[half] = soft[n][at] * (change[n][at] - sums[half][n]) * w.inverse_temperature;
             if (COSINE) through[half] += dots[m][n][at];
-            if (text + half >= problems.texts) through[half] = 0;
           }
           const int row = again.row(own_column(n, i));
           if (row >= 0 && text < w.through.stride) {
@@ -172,22 +185,27 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
   }
   if (own_group < problems.groups()) {
     const int64_t part = int64_t(split) * problems.groups() + own_group;
-    squares.write(group_of(problems.frames, videos, own_group), [](int) { return 1.0f; }, w.squares + (part * kGroup << problems.frames.padded_log), w.counts + part * kGroup);
+    squares.write(
+        group_of(problems.frames, videos, own_group), [](int) { return 1.0f; },
+        w.squares + (part * kGroup << problems.frames.padded_log), w.counts + part * kGroup);
   }
 }
 
 // One warp for each text: sums [A] = −Σ over videos of d_cosine·cosine / length², zero at the lower bound.
-__global__ void text_square_kernel(int texts, int64_t videos, const float* d_cosine, const float* cosine, const float* length, float* sums) {
+__global__ void text_square_kernel(int texts, int64_t videos, const float* d_cosine, const float* cosine,
+                                   const float* length, float* sums) {
   const int text = int(blockIdx.x) * int(blockDim.x / 32) + warp_of();
   if (text >= texts) return;
   float sum = 0;
-  for (int64_t video = lane_of(); video < videos; video += 32) sum -= d_cosine[text * videos + video] * cosine[text * videos + video];
+  for (int64_t video = lane_of(); video < videos; video += 32)
+    sum -= d_cosine[text * videos + video] * cosine[text * videos + video];
   for (int step = 16; step > 0; step /= 2) sum += shuffle_xor(sum, step);
   if (lane_of() == 0) sums[text] = length[text] > kTiny ? sum / (length[text] * length[text]) : 0.0f;
 }
 
 // pull [A, K] = Σ parts + scale·(t·r)
-__global__ void text_pull_kernel(const float* parts, int splits, const float* scale, Matrix16 mapped_texts, int texts, int bases, float* pull) {
+__global__ void text_pull_kernel(const float* parts, int splits, const float* scale, Matrix16 mapped_texts, int texts,
+                                 int bases, float* pull) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, size = int64_t(texts) * bases;
   if (i >= size) return;
   float sum = scale[i / bases] * number(mapped_texts, i / bases, i % bases);
@@ -204,8 +222,6 @@ __global__ void dot_kernel(Matrix16 x, int rows, int width, const float* vector,
   for (int step = 16; step > 0; step /= 2) sum += shuffle_xor(sum, step);
   if (lane_of() == 0) out[row] = sum;
 }
-
-constexpr int kThreads = 256;
 
 // The videos that are taken at a time: whole groups.
 int64_t videos_at_a_time(const Pool& size, const Frames& frames) {
@@ -231,7 +247,8 @@ void each_chunk(const Pool& size, const F& f) {
   const int step = int(videos_at_a_time(size, problems.frames));
   for (int first = 0; first < size.videos; first += step) {
     problems.videos = problems.video_block = std::min(step, int(size.videos) - first);
-    f(Chunk{problems, first, first * problems.frames.count, problems.frame_rows(), first / problems.frames.videos_of_group()});
+    f(Chunk{problems, first, first * problems.frames.count, problems.frame_rows(),
+            first / problems.frames.videos_of_group()});
   }
 }
 
@@ -239,7 +256,7 @@ template <bool COSINE>
 Squares16 run_backward(const Call& call, Element element, Backward w) {
   Squares16 sums{};
   with_element(element, [&](auto zero) {
-    using P = LargeTile<RowParts<decltype(zero)>>;
+    using P = LargeTile<OwnRows<decltype(zero)>>;
     const Problems& problems = w.problems;
     const int64_t blocks = divide_up(problems.groups(), P::WARPS_N);
     const Splits splits = split_rows(blocks, problems.texts, P::kRows, P::kRows / 2);
@@ -257,7 +274,8 @@ Squares16 run_backward(const Call& call, Element element, Backward w) {
 }
 
 // sums [rows, columns] = left·right, or added to it
-Product plain_product(const Matrix16& left, const Matrix16& right, int64_t rows, int64_t columns, int64_t depth, float* sums, bool add) {
+Product plain_product(const Matrix16& left, const Matrix16& right, int64_t rows, int64_t columns, int64_t depth,
+                      float* sums, bool add) {
   Product p{};
   p.left = left;
   p.right = right;
@@ -276,8 +294,10 @@ Product plain_product(const Matrix16& left, const Matrix16& right, int64_t rows,
 class TransposedSum {
  public:
   TransposedSum(const Call& call, int64_t rows, int64_t columns, int64_t depth)
-      : rows_(rows), columns_(columns),
-        splits_(int(split_rows(divide_up(rows, 128) * divide_up(columns, columns <= kGroup ? 64 : 128), depth, 32, 256).count)),
+      : rows_(rows),
+        columns_(columns),
+        splits_(int(
+            split_rows(divide_up(rows, 128) * divide_up(columns, columns <= kGroup ? 64 : 128), depth, 32, 256).count)),
         parts_(allocate<float>(call, splits_ * rows * columns)) {}
   void add(const Call& call, const Problems& problems, const Matrix16& left, const Matrix16& right, int64_t depth) {
     Product p = plain_product(left, right, rows_, columns_, depth, parts_, started_);
@@ -310,8 +330,9 @@ SquareTimes times_squares(const Matrix16& squares, const Matrix16& rows, int64_t
 }  // namespace
 }  // namespace pooled
 
-void pooled_moments_backward(const Call& call, Element element, Pool size, const void* text, const void* frames, const float* mask,
-                             const float* d_gram, const float* d_colsum, void* d_text, void* d_frames) {
+void pooled_moments_backward(const Call& call, Element element, Pool size, const void* text, const void* frames,
+                             const float* mask, const float* d_gram, const float* d_colsum, void* d_text,
+                             void* d_frames) {
   using namespace pooled;
   const int64_t texts = size.texts, width = size.width, frame_rows = size.videos * size.frames;
   const Problems all = one_problem(size);
@@ -330,9 +351,7 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
   inner.width = int(width);
   const Matrix16 products = inner_products(call, all, inner);
   float* shift = allocate<float>(call, frame_rows);
-  Launch dotted{unsigned(divide_up(frame_rows, kThreads / 32))};
-  dotted.threads = kThreads;
-  launch(call.stream, dotted, dot_kernel, rows.exact, int(frame_rows), int(width), d_colsum, shift);
+  launch(call.stream, warps_for(frame_rows), dot_kernel, rows.exact, int(frame_rows), int(width), d_colsum, shift);
 
   TransposedSum text_sum(call, texts, width, frame_rows);
   const int64_t held = std::min(frame_rows, videos_at_a_time(size, all.frames) * size.frames);
@@ -355,19 +374,23 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
     w.shift = shift + chunk.first_frame;
     const Squares16 sums = run_backward<false>(step, element, w);
 
-    multiply_squares(step, chunk.problems, times_squares(sums.squares, frames_twice.from_row(chunk.first_frame), width, frame_sum, false));
-    multiply(step, chunk.problems, plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
+    multiply_squares(step, chunk.problems,
+                     times_squares(sums.squares, frames_twice.from_row(chunk.first_frame), width, frame_sum, false));
+    multiply(step, chunk.problems,
+             plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
     char* out = static_cast<char*>(d_frames) + chunk.first_frame * width * bytes_of(element);
     finish_rows(step, element, {frame_sum, 1, nullptr, nullptr, sums.counts, d_colsum}, chunk.frame_rows, width, out);
     text_sum.add(step, chunk.problems, through, packed.from_row(chunk.first_frame), chunk.frame_rows);
   });
-  multiply(call, all, plain_product(rows.exact.from_row(frame_rows), twice, texts, width, width, text_sum.parts(), true));
-  finish_rows(call, element, {text_sum.parts(), text_sum.splits(), nullptr, nullptr, nullptr, d_colsum}, texts, width, d_text);
+  multiply(call, all,
+           plain_product(rows.exact.from_row(frame_rows), twice, texts, width, width, text_sum.parts(), true));
+  finish_rows(call, element, {text_sum.parts(), text_sum.splits(), nullptr, nullptr, nullptr, d_colsum}, texts, width,
+              d_text);
 }
 
-void pooled_cosine_backward(const Call& call, Element element, Pool size, Map map, bool linear, const float* d_cosine, const float* cosine,
-                            const float* length, const void* text, const void* frames, const float* mask, void* d_text, void* d_frames,
-                            float* pull_text, float* pull_frames) {
+void pooled_cosine_backward(const Call& call, Element element, Pool size, Map map, bool linear, const float* d_cosine,
+                            const float* cosine, const float* length, const void* text, const void* frames,
+                            const float* mask, void* d_text, void* d_frames, float* pull_text, float* pull_frames) {
   using namespace pooled;
   const int64_t texts = size.texts, width = size.width, frame_rows = size.videos * size.frames, bases = map.bases;
   const Problems all = one_problem(size);
@@ -375,14 +398,17 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
   const int small = small_parts(rows), parts = through_parts(element, size);
   const Matrix16 packed = rows.exact.with_parts(parts), packed_texts = packed.from_row(frame_rows);
   const Mapped mapped = map_rows(call, all, rows, width, map, linear);
+  Matrix16 map_transposed{};  // (r·M)ᵀ
+  if (bases > 0) map_transposed = transpose(call, mapped.matrix.from_column(mapped.bases), width, mapped.bases);
   float* text_squares = allocate<float>(call, texts);
-  Launch squared{unsigned(divide_up(texts, kThreads / 32))};
-  squared.threads = kThreads;
-  launch(call.stream, squared, text_square_kernel, int(texts), size.videos, d_cosine, cosine, mapped.text_length, text_squares);
+  launch(call.stream, warps_for(texts), text_square_kernel, int(texts), size.videos, d_cosine, cosine,
+         mapped.text_length, text_squares);
 
-  TransposedSum text_sum(call, texts, width, frame_rows), pull_sum(call, texts, std::max<int64_t>(bases, 1), frame_rows);
+  TransposedSum text_sum(call, texts, width, frame_rows),
+      pull_sum(call, texts, std::max<int64_t>(bases, 1), frame_rows);
   const int64_t held = std::min(frame_rows, videos_at_a_time(size, all.frames) * size.frames);
-  const Matrix16 through = allocate_matrix(call, held, texts, parts), weights = allocate_matrix(call, bases > 0 ? held : 1, texts, small);
+  const Matrix16 through = allocate_matrix(call, held, texts, parts),
+                 weights = allocate_matrix(call, bases > 0 ? held : 1, texts, small);
   float* frame_sum = allocate<float>(call, held * width);
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
@@ -410,8 +436,10 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
     const Squares16 sums = run_backward<true>(step, element, w);
 
     const Matrix16 chunk_rows = packed.from_row(chunk.first_frame);
-    multiply_squares(step, chunk.problems, times_squares(sums.squares, rows.exact.from_row(chunk.first_frame), width, frame_sum, false));
-    multiply(step, chunk.problems, plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
+    multiply_squares(step, chunk.problems,
+                     times_squares(sums.squares, rows.exact.from_row(chunk.first_frame), width, frame_sum, false));
+    multiply(step, chunk.problems,
+             plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
     text_sum.add(step, chunk.problems, through, chunk_rows, chunk.frame_rows);
     if (bases > 0) {
       const Matrix16 mapped_frames = mapped.frames.from_row(chunk.first_frame);
@@ -419,20 +447,21 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
       multiply_squares(step, chunk.problems, times_squares(sums.squares, mapped_frames, bases, pull, false));
       multiply(step, chunk.problems, plain_product(weights, mapped.texts, chunk.frame_rows, bases, texts, pull, true));
       const Matrix16 packed_pull = pack_matrix(step, pull, chunk.frame_rows, bases, small);
-      multiply(step, chunk.problems, plain_product(packed_pull, mapped.transposed, chunk.frame_rows, width, bases, frame_sum, true));
+      multiply(step, chunk.problems,
+               plain_product(packed_pull, map_transposed, chunk.frame_rows, width, bases, frame_sum, true));
       pull_sum.add(step, chunk.problems, weights, mapped_frames, chunk.frame_rows);
     }
     char* out = static_cast<char*>(d_frames) + chunk.first_frame * width * bytes_of(element);
     finish_rows(step, element, {frame_sum, 1, nullptr, nullptr, nullptr, nullptr}, chunk.frame_rows, width, out);
   });
   if (bases > 0) {
-    Launch pulled{unsigned(divide_up(texts * bases, kThreads))};
-    pulled.threads = kThreads;
-    launch(call.stream, pulled, text_pull_kernel, pull_sum.parts(), pull_sum.splits(), text_squares, mapped.texts, int(texts), int(bases), pull_text);
+    launch(call.stream, threads_for(texts * bases), text_pull_kernel, pull_sum.parts(), pull_sum.splits(), text_squares,
+           mapped.texts, int(texts), int(bases), pull_text);
     const Matrix16 packed_pull = pack_matrix(call, pull_text, texts, bases, small);
-    multiply(call, all, plain_product(packed_pull, mapped.transposed, texts, width, bases, text_sum.parts(), true));
+    multiply(call, all, plain_product(packed_pull, map_transposed, texts, width, bases, text_sum.parts(), true));
   }
-  finish_rows(call, element, {text_sum.parts(), text_sum.splits(), text_squares, text, nullptr, nullptr}, texts, width, d_text);
+  finish_rows(call, element, {text_sum.parts(), text_sum.splits(), text_squares, text, nullptr, nullptr}, texts, width,
+              d_text);
 }
 
 }  // namespace emcl

@@ -6,7 +6,6 @@ namespace pooled {
 namespace {
 
 constexpr int64_t kHeldBytes = int64_t(256) << 20;  // of the problems that are solved together
-constexpr int kThreads = 256;
 
 // (G0) logits [problems, D, K] = colsum ⊗ init
 __global__ void start_kernel(const float* colsum, const float* init, int64_t size, int bases, float* logits) {
@@ -47,7 +46,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int k = thread; k < bases; k += kThreads) scale[k] *= norms;  // read above, before the barrier
 }
 
-void make_relative(const Call& call, const Problems& problems, const float* gram, const float* r, int width, int bases, float* scale) {
+void make_relative(const Call& call, const Problems& problems, const float* gram, const float* r, int width, int bases,
+                   float* scale) {
   Product p{};
   p.left = pack_matrix(call, gram, int64_t(problems.count) * width, width, Exact::count);
   p.right = pack_matrix(call, r, int64_t(problems.count) * width, bases, Exact::count);
@@ -66,8 +66,9 @@ void make_relative(const Call& call, const Problems& problems, const float* gram
 }  // namespace
 }  // namespace pooled
 
-void pooled_blocks(const Call& call, Element element, Pool size, Settings settings, int64_t em_block, const void* text, const void* frames,
-                   const float* mask, const float* init, int64_t bases, double weight, bool relative, float* cosine) {
+void pooled_blocks(const Call& call, Element element, Pool size, Settings settings, int64_t em_block, const void* text,
+                   const void* frames, const float* mask, const float* init, int64_t bases, double weight,
+                   bool relative, float* cosine) {
   using namespace pooled;
   const int64_t width = size.width;
   const PackedRows rows = pack_rows(call, element, size, text, frames);
@@ -78,8 +79,10 @@ void pooled_blocks(const Call& call, Element element, Pool size, Settings settin
 
   const int64_t kept_size = int64_t(problems.video_block) * (size.frames + 1) * problems.text_block;
   const bool keep = kept_size * int64_t(sizeof(float)) <= kHeldBytes;
-  const int64_t numbers = 2 * width * width + (problems.frame_rows() + problems.text_block) * (width + 2 * bases) + 5 * width * bases + (keep ? kept_size : 0);
-  const int64_t together = std::clamp<int64_t>(kHeldBytes / int64_t(sizeof(float)) / numbers, 1, std::min<int64_t>(all, 4096));
+  const int64_t numbers = 2 * width * width + (problems.frame_rows() + problems.text_block) * (width + 2 * bases) +
+                          5 * width * bases + (keep ? kept_size : 0);
+  const int64_t together =
+      std::clamp<int64_t>(kHeldBytes / int64_t(sizeof(float)) / numbers, 1, std::min<int64_t>(all, 4096));
   Reused workspace(call);
   for (int64_t first = 0; first < all; first += together) {
     const Call& step = workspace.next_step();
@@ -92,9 +95,8 @@ void pooled_blocks(const Call& call, Element element, Pool size, Settings settin
 
     float *logits = allocate<float>(step, count * width * bases), *r = allocate<float>(step, count * width * bases);
     float* scale = allocate<float>(step, count * bases);
-    Launch start{unsigned(divide_up(count * width * bases, kThreads))};
-    start.threads = kThreads;
-    launch(step.stream, start, start_kernel, static_cast<const float*>(colsum), init, count * width * bases, int(bases), logits);
+    launch(step.stream, threads_for(count * width * bases), start_kernel, static_cast<const float*>(colsum), init,
+           count * width * bases, int(bases), logits);
     fit(step, gram, logits, count, width, bases, settings, r, scale);
     if (relative) make_relative(step, problems, gram, r, int(width), int(bases), scale);
     cosine_of(step, element, problems, rows, size, Map{r, scale, bases, weight}, mask, kept, cosine, nullptr);

@@ -19,14 +19,34 @@ struct Comparison {
 // Weights of 16 texts as the moments kept them; kept is of the group's first video.
 __device__ __forceinline__ void take_weights(const float* kept, const Group& group, int text, int texts, int text_block,
                                              float (&weights)[8][4]) {
+  const bool in_pairs = text_block % 2 == 0;
 #pragma unroll
   for (int n = 0; n < 8; ++n)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 2; ++i) {
       const int column = own_column(n, i);
-      const bool present = text + i / 2 < texts && group.holds(column);
-      weights[n][i] = present ? kept[kept_row(group, column) * text_block + text + i / 2] : 0.0f;
+      float2 both = make_float2(0, 0);
+      if (group.holds(column)) {
+        const float* from = kept + kept_row(group, column) * text_block + text;
+        if (in_pairs && text + 1 < texts) {
+          both = *reinterpret_cast<const float2*>(from);
+        } else {
+          if (text < texts) both.x = from[0];
+          if (text + 1 < texts) both.y = from[1];
+        }
+      }
+      weights[n][i] = both.x;
+      weights[n][2 + i] = both.y;
     }
+}
+
+// Of what over_video gave, that of the group's video `video`.
+__device__ __forceinline__ float of_video(const float (&values)[8], int video, int tiles) {
+  float value = 0;
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+    if (n == video * tiles) value = values[n];
+  return value;
 }
 
 // Shared memory of a block.
@@ -44,7 +64,8 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
   const int first = int(blockIdx.x) % tiles_of_texts * P::kRows;
   const int own_group = int(blockIdx.x) / tiles_of_texts * P::WARPS_N + P::warp_n();
   const Range texts = texts_of(problems, local), videos = videos_of(problems, local);
-  const int frame_row = videos.first * problems.frames.count, text_row = problems.videos * problems.frames.count + texts.first;
+  const int frame_row = videos.first * problems.frames.count,
+            text_row = problems.videos * problems.frames.count + texts.first;
   if (first >= texts.count) return;
 
   using L = Layout<P>;
@@ -54,7 +75,8 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
   float* mask = reinterpret_cast<float*>(memory + L::kColumns) + P::warp_n() * kGroup;
   float* scale = mask + P::kColumns;
   load_columns(group_of(problems.frames, videos, own_group), w.mask + frame_row, mask, thread_of_group<P>());
-  if (w.scale != nullptr) load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
+  if (w.scale != nullptr)
+    load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
   load_inner<P>(w.mapped.inner, local * problems.groups() + own_group, own_group < problems.groups(), inner);
 
   float dots[P::M][8][4] = {};
@@ -69,16 +91,18 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
   if (w.kept == nullptr) {
     const auto left = [&](int row) { return text_at(row, text_row); };
     const auto right = [&](int column) { return frame_at(column, frame_row); };
-    P::template run<P::kLong>(memory, dots, Operand{w.rows, 0, left}, Operand{w.rows, 0, right}, w.width);
+    P::template run<(P::LeftParts::count > 1)>(memory, dots, Operand{w.rows, left}, Operand{w.rows, right}, w.width);
   }
 #pragma unroll
   for (int m = 0; m < P::M; ++m) {
     const Group group = group_afresh(problems.frames, videos, own_group);
-    const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0), tiles = group.tiles();
+    const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0),
+              tiles = group.tiles();
     const float* kept = nullptr;
     float weights[8][4];
     if (w.kept != nullptr) {
-      kept = w.kept + (int64_t(local) * problems.video_block + group.first_video) * (problems.frames.count + 1) * problems.text_block;
+      kept = w.kept + (int64_t(local) * problems.video_block + group.first_video) * (problems.frames.count + 1) *
+                          problems.text_block;
       take_weights(kept, group, text, texts.count, problems.text_block, weights);
     } else {
       unscale<typename P::LeftParts>(dots[m], w.scale + text_row + first_text, texts.count - first_text, scale);
@@ -90,11 +114,13 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
         for (int i = 0; i < 4; ++i) weights[n][i] *= mask[own_column(n, i)];
     }
     if (w.mapped.bases > 0) {
-      const auto left = [&](int row) { return text_at(row / 16 * 16 * P::M + 16 * m + row % 16, local * problems.text_block); };
+      const auto left = [&](int row) {
+        return text_at(row / 16 * 16 * P::M + 16 * m + row % 16, local * problems.text_block);
+      };
       const auto right = [&](int column) { return frame_at(column, local * problems.frame_rows()); };
-      auto& corrected = reinterpret_cast<float(&)[1][8][4]>(dots[m]);
-      InBases::template run<false>(memory, corrected, Operand{w.mapped.texts, 0, left},
-                             Operand{w.mapped.frames.from_column(w.mapped.bases), 0, right}, w.mapped.bases);
+      auto& corrected = reinterpret_cast<float (&)[1][8][4]>(dots[m]);
+      InBases::template run<false>(memory, corrected, Operand{w.mapped.texts, left},
+                                   Operand{w.mapped.frames.from_column(w.mapped.bases), right}, w.mapped.bases);
     } else if (m == 0) {
       copies_wait<0>();
       __syncthreads();
@@ -116,14 +142,20 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
       over_video(numerators, tiles, Sum());
       over_video(squares, tiles, Sum());
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const int column = own_column(n, 0), video = group.video(column);
-        if (group.frame(column) != 0 || video >= group.videos || text + half >= texts.count) continue;
-        float numerator = numerators[n];
-        if (kept != nullptr) numerator += kept[(kept_row(group, column) + group.frames.count) * problems.text_block + text + half];
-        const float length = sqrtf(squares[n] > kTiny * kTiny ? squares[n] : kTiny * kTiny);
-        const int64_t pair = int64_t(texts.first + text + half) * problems.videos + videos.first + group.first_video + video;
-        w.cosine[pair] = numerator / (w.mapped.text_length[int64_t(local) * problems.text_block + text + half] * length);
+      for (int four = 0; four < 8; four += 4) {  // videos, one for each lane of a text
+        const int video = four + lane_of() % 4;
+        if (video * tiles >= 8 || video >= group.videos || text + half >= texts.count) continue;
+        float numerator = of_video(numerators, video, tiles);
+        if (kept != nullptr) {
+          const int row = (video + 1) * (group.frames.count + 1) - 1;
+          numerator += kept[int64_t(row) * problems.text_block + text + half];
+        }
+        const float square = of_video(squares, video, tiles),
+                    length = sqrtf(square > kTiny * kTiny ? square : kTiny * kTiny);
+        const int64_t pair =
+            int64_t(texts.first + text + half) * problems.videos + videos.first + group.first_video + video;
+        w.cosine[pair] =
+            numerator / (w.mapped.text_length[int64_t(local) * problems.text_block + text + half] * length);
         if (w.length != nullptr) w.length[pair] = length;
       }
     }
@@ -133,7 +165,8 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
 template <class P>
 void compare(const Call& call, const Comparison& w) {
   const Problems& problems = w.problems;
-  Launch shape{unsigned(divide_up(problems.text_block, P::kRows) * divide_up(problems.groups(), P::WARPS_N)), unsigned(problems.count)};
+  Launch shape{unsigned(divide_up(problems.text_block, P::kRows) * divide_up(problems.groups(), P::WARPS_N)),
+               unsigned(problems.count)};
   shape.threads = P::kThreads;
   shape.shared = Layout<P>::kBytes;
   launch(call.stream, shape, cosine_kernel<P>, w);
@@ -141,12 +174,20 @@ void compare(const Call& call, const Comparison& w) {
 
 }  // namespace
 
-void cosine_of(const Call& call, Element element, const Problems& problems, const PackedRows& rows, const Pool& size, const Map& map,
-               const float* mask, const float* kept, float* cosine, float* length) {
-  const Comparison w{problems, rows.own, rows.scale, int(size.width), mask, kept, float(1 / size.temperature),
-                     map_rows(call, problems, rows, size.width, map, true), cosine, length};
+void cosine_of(const Call& call, Element element, const Problems& problems, const PackedRows& rows, const Pool& size,
+               const Map& map, const float* mask, const float* kept, float* cosine, float* length) {
+  const Comparison w{problems,
+                     rows.own,
+                     rows.scale,
+                     int(size.width),
+                     mask,
+                     kept,
+                     float(1 / size.temperature),
+                     map_rows(call, problems, rows, size.width, map, true),
+                     cosine,
+                     length};
   with_element(element, [&](auto zero) {
-    using Numbers = RowParts<decltype(zero)>;
+    using Numbers = OwnRows<decltype(zero)>;
     if (problems.text_block <= kSmallBlock) return compare<SmallTile<Numbers>>(call, w);
     compare<LargeTile<Numbers>>(call, w);
   });
@@ -154,9 +195,9 @@ void cosine_of(const Call& call, Element element, const Problems& problems, cons
 
 }  // namespace pooled
 
-void pooled_cosine(const Call& call, Element element, Pool size, Map map, const void* text, const void* frames, const float* mask,
-                   const float* kept, float* cosine, float* length) {
-  const pooled::PackedRows rows = pooled::pack_rows(call, element, size, text, frames);
+void pooled_cosine(const Call& call, Element element, Pool size, Map map, const void* text, const void* frames,
+                   const float* mask, const float* kept, float* cosine, float* length) {
+  const pooled::PackedRows rows = pooled::pack_rows(call, element, size, text, frames, kept == nullptr);
   pooled::cosine_of(call, element, pooled::one_problem(size), rows, size, map, mask, kept, cosine, length);
 }
 

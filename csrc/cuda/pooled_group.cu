@@ -7,8 +7,6 @@ namespace emcl {
 namespace pooled {
 namespace {
 
-constexpr int kThreads = 256;
-
 // Which rows the columns of a block's group are: in the rows of all frames, and among those of its problem.
 struct GroupRows {
   Group group;
@@ -28,15 +26,15 @@ __global__ void __launch_bounds__(P::kThreads) inner_kernel(const Problems probl
     const int own = group.row(column);
     return own < 0 ? own : first + own;
   };
-  P::template run<true>(dynamic_shared(), sums, Operand{p.left, 0, row}, Operand{p.frames, 0, row}, p.width);
+  P::template run<true>(dynamic_shared(), sums, Operand{p.left, row}, Operand{p.frames, row}, p.width);
   if (p.bases > 0) {
     const int first_mapped = local * problems.frame_rows();
     const auto mapped_row = [&](int column) {
       const int own = group.row(column);
       return own < 0 ? own : first_mapped + own;
     };
-    C::template run<true>(dynamic_shared(), sums, Operand{p.mapped, 0, mapped_row},
-                          Operand{p.mapped.from_column(p.bases), 0, mapped_row}, p.bases);
+    C::template run<true>(dynamic_shared(), sums, Operand{p.mapped, mapped_row},
+                          Operand{p.mapped.from_column(p.bases), mapped_row}, p.bases);
   }
 #pragma unroll
   for (int n = 0; n < 8; ++n)
@@ -63,8 +61,8 @@ __global__ void __launch_bounds__(P::kThreads) square_kernel(const Problems prob
     const int own = group.row(column);
     return own < 0 ? own : first + own;
   };
-  P::template run<true>(dynamic_shared(), sums, Operand{p.squares, 0, square_row},
-                        Operand{p.rows.from_column(first_column), p.columns - first_column, row}, kGroup);
+  P::template run<true>(dynamic_shared(), sums, Operand{p.squares, square_row},
+                        Operand{p.rows.from_column(first_column), row, p.columns - first_column}, kGroup);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int own = group.row(P::warp_m() * 16 + sum_row(2 * half));
@@ -73,16 +71,11 @@ __global__ void __launch_bounds__(P::kThreads) square_kernel(const Problems prob
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
       const int column = first_column + P::warp_n() * kGroup + own_column(n, 0);
-      const float *both = &sums[0][n][2 * half];
-      if (p.sums == nullptr) {
-        if (column < p.out.stride) store_pair<Exact>(p.out, to, column, both[0], both[1]);
-        continue;
-      }
-      for (int i = 0; i < 2; ++i)
-        if (column + i < p.columns) {
-          float& sum = p.sums[to * p.columns + column + i];
-          sum = both[i] + (p.add ? sum : 0.0f);
-        }
+      const float one = sums[0][n][2 * half], other = sums[0][n][2 * half + 1];
+      if (p.sums != nullptr)
+        write_pair(p.sums + to * p.columns, column, p.columns, one, other, p.add);
+      else if (column < p.out.stride)
+        store_pair<Exact>(p.out, to, column, one, other);
     }
   }
 }
@@ -91,7 +84,8 @@ __global__ void sum_squares_kernel(const Problems problems, const float* squares
                                    Matrix16 out, float* all_counts) {
   const int groups = problems.groups(), local = int(blockIdx.y);
   const int index = int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x);  // two neighbours each
-  const int own_group = index / (kGroup * kGroup / 2), row = index / (kGroup / 2) % kGroup, column = index % (kGroup / 2) * 2;
+  const int own_group = index / (kGroup * kGroup / 2), row = index / (kGroup / 2) % kGroup,
+            column = index % (kGroup / 2) * 2;
   if (own_group >= groups) return;
   const Group group = rows_of(problems, local, own_group).group;
   float both[2] = {0, 0}, count = 0;
@@ -130,12 +124,13 @@ Matrix16 inner_products(const Call& call, const Problems& problems, InnerProduct
   return p.out;
 }
 
-Squares16 sum_squares(const Call& call, const Problems& problems, const float* squares, const float* counts, int splits) {
+Squares16 sum_squares(const Call& call, const Problems& problems, const float* squares, const float* counts,
+                      int splits) {
   const int groups = problems.groups();
-  const Squares16 sum{allocate_matrix(call, int64_t(problems.count) * groups * kGroup, kGroup, Exact::count), allocate<float>(call, int64_t(problems.count) * problems.frame_rows())};
-  Launch shape{unsigned(divide_up(int64_t(groups) * kGroup * kGroup / 2, kThreads)), unsigned(problems.count)};
-  shape.threads = kThreads;
-  launch(call.stream, shape, sum_squares_kernel, problems, squares, counts, splits, sum.squares, sum.counts);
+  const Squares16 sum{allocate_matrix(call, int64_t(problems.count) * groups * kGroup, kGroup, Exact::count),
+                      allocate<float>(call, int64_t(problems.count) * problems.frame_rows())};
+  launch(call.stream, threads_for(int64_t(groups) * kGroup * kGroup / 2, problems.count), sum_squares_kernel, problems,
+         squares, counts, splits, sum.squares, sum.counts);
   return sum;
 }
 

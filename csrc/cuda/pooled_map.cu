@@ -5,7 +5,8 @@ namespace emcl {
 namespace pooled {
 namespace {
 
-constexpr int kThreads = 256, kSide = 16, kDepth = 128;
+constexpr int kSide = 16, kDepth = 128;
+static_assert(kSide * kSide == kThreads);
 
 // inner [problems, K, K] = rᵀ·r. Blocks of 16x16, the depth in steps of 128 through shared memory.
 __global__ void __launch_bounds__(kThreads) inner_kernel(const float* r, int width, int bases, float* inner) {
@@ -33,16 +34,18 @@ struct Corrections {
   const float *r, *scale, *inner;  // [problems, D, K], [problems, K], [problems, K, K]
   float weight;
   int width, bases, padded;
-  Matrix16 twice, once;            // [problems·D, 2·padded]: r and r·C; r and r·E
+  Matrix16 twice;  // [problems·D, 2·padded]: r and r·C
+  Matrix16 once;   // r and r·E, or none
 };
 
-// Both matrices that r is multiplied by, and r itself, two bases at a time.
+// Two bases for each thread.
 __global__ void correct_kernel(const Corrections p) {
   const int pairs = p.padded / 2, index = int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x);
   const int d = index / pairs, k = index % pairs * 2;
   if (d >= p.width) return;
   const int64_t problem = blockIdx.y, row = problem * p.width + d;
-  const float *r = p.r + row * p.bases, *scale = p.scale + problem * p.bases, *inner = p.inner + problem * p.bases * p.bases;
+  const float *r = p.r + row * p.bases, *scale = p.scale + problem * p.bases,
+              *inner = p.inner + problem * p.bases * p.bases;
   float own[2] = {}, once[2] = {}, twice[2] = {};
   for (int i = 0; i < 2; ++i)
     if (k + i < p.bases) {
@@ -54,21 +57,23 @@ __global__ void correct_kernel(const Corrections p) {
     }
   store_pair<Exact>(p.twice, row, k, own[0], own[1]);
   store_pair<Exact>(p.twice, row, p.padded + k, twice[0], twice[1]);
+  if (p.once.numbers == nullptr) return;
   store_pair<Exact>(p.once, row, k, own[0], own[1]);
   store_pair<Exact>(p.once, row, p.padded + k, once[0], once[1]);
 }
 
-// out [columns, rows], parts as they are
 __global__ void transpose_kernel(Matrix16 x, int rows, int columns, Matrix16 out) {
   const int index = int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x);
   const int row = index % int(out.stride), column = index / int(out.stride);
   if (column >= columns) return;
   for (int part = 0; part < x.parts; ++part)
-    out.numbers[part * out.part + column * out.stride + row] = row < rows ? x.numbers[part * x.part + row * x.stride + column] : uint16_t(0);
+    out.numbers[part * out.part + column * out.stride + row] =
+        row < rows ? x.numbers[part * x.part + row * x.stride + column] : uint16_t(0);
 }
 
 // (PL) of the texts: one warp each. mapped [problems·text_block, 2·padded]: text·r, and that times C
-__global__ void length_kernel(const Problems problems, Matrix16 rows, int width, Matrix16 mapped, int padded, float* length) {
+__global__ void length_kernel(const Problems problems, Matrix16 rows, int width, Matrix16 mapped, int padded,
+                              float* length) {
   const int local = int(blockIdx.y), text = int(blockIdx.x) * (int(blockDim.x) / 32) + warp_of();
   const Range texts = texts_of(problems, local);
   if (text >= texts.count) return;
@@ -79,14 +84,16 @@ __global__ void length_kernel(const Problems problems, Matrix16 rows, int width,
     const float x = number(rows, row, d);
     square += x * x;
   }
-  for (int k = lane_of(); k < padded; k += 32) square += number(mapped, mapped_row, k) * number(mapped, mapped_row, padded + k);
+  for (int k = lane_of(); k < padded; k += 32)
+    square += number(mapped, mapped_row, k) * number(mapped, mapped_row, padded + k);
   for (int step = 16; step > 0; step /= 2) square += shuffle_xor(square, step);
   if (lane_of() == 0) length[mapped_row] = sqrtf(square > kTiny * kTiny ? square : kTiny * kTiny);
 }
 
 }  // namespace
 
-Mapped map_rows(const Call& call, const Problems& problems, const PackedRows& rows, int64_t width, const Map& map, bool twice) {
+Mapped map_rows(const Call& call, const Problems& problems, const PackedRows& rows, int64_t width, const Map& map,
+                bool twice) {
   Mapped mapped{};
   const int64_t padded = round_up(map.bases, 8), count = problems.count;
   mapped.bases = int(padded);
@@ -98,14 +105,13 @@ Mapped map_rows(const Call& call, const Problems& problems, const PackedRows& ro
     inners.shared = 2 * kDepth * kSide * sizeof(float);
     launch(call.stream, inners, inner_kernel, map.responsibilities, int(width), int(map.bases), inner);
 
-    const Corrections p{map.responsibilities, map.scale, inner, float(map.weight), int(width), int(map.bases), int(padded),
-                        allocate_matrix(call, count * width, 2 * padded, Exact::count),
-                        allocate_matrix(call, count * width, 2 * padded, Exact::count)};
-    Launch corrected{unsigned(divide_up(width * padded / 2, kThreads)), unsigned(count)};
-    corrected.threads = kThreads;
-    launch(call.stream, corrected, correct_kernel, p);
+    Corrections p{map.responsibilities, map.scale, inner, float(map.weight), int(width), int(map.bases),
+                  int(padded),          {},        {}};
+    p.twice = allocate_matrix(call, count * width, 2 * padded, Exact::count);
+    if (!twice) p.once = allocate_matrix(call, count * width, 2 * padded, Exact::count);
+    launch(call.stream, threads_for(width * padded / 2, count), correct_kernel, p);
 
-    const Matrix16& of_frames = twice ? p.twice : p.once;
+    mapped.matrix = (twice ? p.twice : p.once).with_parts(small_parts(rows));
     const auto times = [&](RowsOf which, int64_t rows_of_problem, const Matrix16& right) {
       Product product{};
       product.left = rows.exact;
@@ -120,16 +126,11 @@ Mapped map_rows(const Call& call, const Problems& problems, const PackedRows& ro
       multiply(call, problems, product);
       return product.out;
     };
-    mapped.frames = times(RowsOf::frames, problems.frame_rows(), of_frames);
+    mapped.frames = times(RowsOf::frames, problems.frame_rows(), mapped.matrix);
     mapped.texts = times(RowsOf::texts, problems.text_block, p.twice);
-    mapped.transposed = allocate_matrix(call, padded, width, small_parts(rows));
-    Launch transposed{unsigned(divide_up(padded * mapped.transposed.stride, kThreads))};
-    transposed.threads = kThreads;
-    launch(call.stream, transposed, transpose_kernel, of_frames.from_column(padded).with_parts(small_parts(rows)), int(width), int(padded), mapped.transposed);
   }
-  Launch lengths{unsigned(divide_up(problems.text_block, kThreads / 32)), unsigned(count)};
-  lengths.threads = kThreads;
-  launch(call.stream, lengths, length_kernel, problems, rows.exact, int(width), mapped.texts, int(padded), mapped.text_length);
+  launch(call.stream, warps_for(problems.text_block, count), length_kernel, problems, rows.exact, int(width),
+         mapped.texts, int(padded), mapped.text_length);
   InnerProducts p{};
   p.left = p.frames = rows.exact;
   p.width = int(width);
@@ -137,6 +138,12 @@ Mapped map_rows(const Call& call, const Problems& problems, const PackedRows& ro
   p.bases = int(padded);
   mapped.inner = inner_products(call, problems, p);
   return mapped;
+}
+
+Matrix16 transpose(const Call& call, const Matrix16& x, int64_t rows, int64_t columns) {
+  const Matrix16 out = allocate_matrix(call, columns, rows, x.parts);
+  launch(call.stream, threads_for(columns * out.stride), transpose_kernel, x, int(rows), int(columns), out);
+  return out;
 }
 
 }  // namespace pooled

@@ -22,32 +22,42 @@ struct Weighing {
 // What softmax gives is summed up, and the mask taken in afterwards, so that float16 need only hold numbers up to this.
 constexpr float kSummed = 4096;
 
-// kept: of the group's first video.
-__device__ __forceinline__ void keep_weights(const float (&soft)[8][4], const float* mask, const float (&dots)[8][4], const Group& group,
-                                             int text, int texts, int text_block, float* kept) {
+// The first `count` of two neighbours. in_pairs: `to` is aligned to both.
+__device__ __forceinline__ void store_texts(float* to, float first, float second, int count, bool in_pairs) {
+  if (in_pairs && count > 1) {
+    *reinterpret_cast<float2*>(to) = make_float2(first, second);
+  } else {
+    if (count > 0) to[0] = first;
+    if (count > 1) to[1] = second;
+  }
+}
+// Keeps weights and numerators of 16 texts; kept is of the group's first video.
+__device__ __forceinline__ void keep_weights(const float (&soft)[8][4], const float* mask, const float (&dots)[8][4],
+                                             const Group& group, int text, int texts, int text_block, float* kept) {
+  const bool in_pairs = text_block % 2 == 0;
+  float numerators[2][8] = {};
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const bool present = text + half < texts;
-    float numerators[8];
+  for (int n = 0; n < 8; ++n)
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      numerators[n] = 0;
+    for (int i = 0; i < 2; ++i) {
+      const int column = own_column(n, i);
+      float weights[2];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int column = own_column(n, i);
-        const float weight = soft[n][2 * half + i] * mask[column];
-        numerators[n] += weight * dots[n][2 * half + i];
-        if (present && group.holds(column))
-          kept[kept_row(group, column) * text_block + text + half] = weight;
+      for (int half = 0; half < 2; ++half) {
+        weights[half] = soft[n][2 * half + i] * mask[column];
+        numerators[half][n] += weights[half] * dots[n][2 * half + i];
       }
+      if (group.holds(column))
+        store_texts(kept + kept_row(group, column) * text_block + text, weights[0], weights[1], texts - text, in_pairs);
     }
-    over_video(numerators, group.tiles(), Sum());
+  over_video(numerators[0], group.tiles(), Sum());
+  over_video(numerators[1], group.tiles(), Sum());
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
-      const int column = own_column(n, 0);
-      if (present && group.holds(column) && group.frame(column) == 0)
-        kept[(kept_row(group, column) + group.frames.count) * text_block + text + half] = numerators[n];
-    }
+  for (int n = 0; n < 8; ++n) {
+    const int column = own_column(n, 0);
+    if (group.holds(column) && group.frame(column) == 0)
+      store_texts(kept + (kept_row(group, column) + group.frames.count) * text_block + text, numerators[0][n],
+                  numerators[1][n], texts - text, in_pairs);
   }
 }
 
@@ -57,7 +67,8 @@ __global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
   const int local = int(blockIdx.y), groups = problems.groups();
   const int split = int(blockIdx.x) % w.splits, own_group = int(blockIdx.x) / w.splits * P::WARPS_N + P::warp_n();
   const Range texts = texts_of(problems, local), videos = videos_of(problems, local);
-  const int frame_row = videos.first * problems.frames.count, text_row = problems.videos * problems.frames.count + texts.first;
+  const int frame_row = videos.first * problems.frames.count,
+            text_row = problems.videos * problems.frames.count + texts.first;
 
   char* memory = dynamic_shared();
   const TextTile<P, Scaled> tile(memory);
@@ -65,33 +76,38 @@ __global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
   float* mask = reinterpret_cast<float*>(memory + P::kBytes) + P::warp_n() * kGroup;
   float* scale = mask + P::kColumns;
   load_columns(group_of(problems.frames, videos, own_group), w.mask + frame_row, mask, thread_of_group<P>());
-  if (w.scale != nullptr) load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
+  if (w.scale != nullptr)
+    load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
 
   Squares<P, Scaled> squares;
   for (int index = 0; index < w.tiles; ++index) {
     const int first = (split * w.tiles + index) * P::kRows;
     if (first >= texts.count) break;
     float dots[P::M][8][4] = {};
-    const Operand left{w.rows, 0, [&](int row) {
-      const int text = first + text_of_row(row);
-      return text < texts.count ? text_row + text : -1;
-    }};
-    const Operand right{w.rows, 0, [&](int column) {
-      const int row = group_of(problems.frames, videos, own_group - P::warp_n() + column / kGroup).row(column % kGroup);
-      return row < 0 ? row : frame_row + row;
-    }};
-    P::template run<P::kLong>(memory, dots, left, right, w.width);
-    const Group group = group_afresh(problems.frames, videos, own_group);
+    const Operand left{w.rows, [&](int row) {
+                         const int text = first + text_of_row(row);
+                         return text < texts.count ? text_row + text : -1;
+                       }};
+    const Operand right{
+        w.rows, [&](int column) {
+          const int row =
+              group_of(problems.frames, videos, own_group - P::warp_n() + column / kGroup).row(column % kGroup);
+          return row < 0 ? row : frame_row + row;
+        }};
+    P::template run<(P::LeftParts::count > 1)>(memory, dots, left, right, w.width);
 #pragma unroll
     for (int m = 0; m < P::M; ++m) {
+      const Group group = group_afresh(problems.frames, videos, own_group);
       const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0);
       unscale<typename P::LeftParts>(dots[m], w.scale + text_row + first_text, texts.count - first_text, scale);
       float soft[8][4];
 #pragma unroll
       for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, soft);
       if (w.kept != nullptr)
-        keep_weights(soft, mask, dots[m], group, text, texts.count, problems.text_block,
-                     w.kept + (int64_t(local) * problems.video_block + group.first_video) * (problems.frames.count + 1) * problems.text_block);
+        keep_weights(soft, mask + afresh(0), dots[m], group_afresh(problems.frames, videos, own_group), text,
+                     texts.count, problems.text_block,
+                     w.kept + (int64_t(local) * problems.video_block + group.first_video) *
+                                  (problems.frames.count + 1) * problems.text_block);
 #pragma unroll
       for (int n = 0; n < 8; ++n)
 #pragma unroll
@@ -104,13 +120,16 @@ __global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
   }
   if (own_group < groups) {
     const int64_t part = (int64_t(local) * w.splits + split) * groups + own_group;
-    squares.write(group_of(problems.frames, videos, own_group), [&](int column) { return mask[column] / kSummed; }, w.squares + (part * kGroup << problems.frames.padded_log), w.counts + part * kGroup);
+    squares.write(
+        group_of(problems.frames, videos, own_group), [&](int column) { return mask[column] / kSummed; },
+        w.squares + (part * kGroup << problems.frames.padded_log), w.counts + part * kGroup);
   }
 }
 
 // Two columns for each thread, `step` rows for each block: Σ of count·frame and of texts.
 constexpr int kSumThreads = 128;
-__global__ void sum_rows_kernel(const Problems problems, Matrix16 rows, int width, const float* counts, int step, float* parts) {
+__global__ void sum_rows_kernel(const Problems problems, Matrix16 rows, int width, const float* counts, int step,
+                                float* parts) {
   const int local = int(blockIdx.z), column = (int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x)) * 2;
   if (column >= width) return;
   const Range texts = texts_of(problems, local), videos = videos_of(problems, local);
@@ -143,7 +162,9 @@ __global__ void copy_texts_kernel(const Problems problems, Matrix16 rows, int ro
   const int64_t to = int64_t(local) * row_step + videos_of(problems, local).count * problems.frames.count + text;
   for (int part = 0; part < out.parts; ++part)
     *reinterpret_cast<uint4*>(out.numbers + part * out.part + to * out.stride + column) =
-        part < rows.parts ? *reinterpret_cast<const uint4*>(rows.numbers + part * rows.part + from * rows.stride + column) : make_uint4(0, 0, 0, 0);
+        part < rows.parts
+            ? *reinterpret_cast<const uint4*>(rows.numbers + part * rows.part + from * rows.stride + column)
+            : make_uint4(0, 0, 0, 0);
 }
 
 template <class P>
@@ -165,13 +186,14 @@ Squares16 weigh(const Call& call, Weighing w) {
 
 }  // namespace
 
-void moments_of(const Call& call, Element element, const Problems& problems, const PackedRows& rows, const Pool& size, const float* mask,
-                float* gram, float* colsum, float* kept) {
+void moments_of(const Call& call, Element element, const Problems& problems, const PackedRows& rows, const Pool& size,
+                const float* mask, float* gram, float* colsum, float* kept) {
   const int width = int(size.width), count = problems.count;
   Squares16 sums{};
   with_element(element, [&](auto zero) {
-    using Numbers = RowParts<decltype(zero)>;
-    const Weighing w{problems, rows.own, rows.scale, width, mask, float(1 / size.temperature), 0, 0, kept, nullptr, nullptr};
+    using Numbers = OwnRows<decltype(zero)>;
+    const Weighing w{problems, rows.own, rows.scale, width,   mask,   float(1 / size.temperature),
+                     0,        0,        kept,       nullptr, nullptr};
     sums = problems.text_block <= kSmallBlock ? weigh<SmallTile<Numbers>>(call, w) : weigh<LargeTile<Numbers>>(call, w);
   });
 
@@ -214,8 +236,8 @@ void moments_of(const Call& call, Element element, const Problems& problems, con
 
 }  // namespace pooled
 
-void pooled_moments(const Call& call, Element element, Pool size, const void* text, const void* frames, const float* mask, float* gram,
-                    float* colsum, float* kept) {
+void pooled_moments(const Call& call, Element element, Pool size, const void* text, const void* frames,
+                    const float* mask, float* gram, float* colsum, float* kept) {
   const pooled::PackedRows rows = pooled::pack_rows(call, element, size, text, frames);
   pooled::moments_of(call, element, pooled::one_problem(size), rows, size, mask, gram, colsum, kept);
 }

@@ -8,16 +8,22 @@ namespace {
 // Rows of the packed rows that belong to a problem: its frames, then its texts.
 struct Selection {
   int first, count, first_text, all;
-  __device__ __forceinline__ int row(int i) const { return i < count ? first + i : i < all ? first_text + i - count : -1; }
+  __device__ __forceinline__ int row(int i) const {
+    return i < count ? first + i : i < all ? first_text + i - count : -1;
+  }
 };
 __device__ __forceinline__ Selection select(const Problems& p, const Product& product, int local) {
   const Range texts = texts_of(p, local), videos = videos_of(p, local);
   const int frames = p.frames.count, first_text = p.videos * frames + texts.first;
   switch (product.left_rows) {
-    case RowsOf::frames: return {videos.first * frames, videos.count * frames, 0, videos.count * frames};
-    case RowsOf::texts: return {first_text, texts.count, 0, texts.count};
-    case RowsOf::frames_and_texts: return {videos.first * frames, videos.count * frames, first_text, videos.count * frames + texts.count};
-    default: return {local * product.left_step, product.left_step, 0, product.left_step};
+    case RowsOf::frames:
+      return {videos.first * frames, videos.count * frames, 0, videos.count * frames};
+    case RowsOf::texts:
+      return {first_text, texts.count, 0, texts.count};
+    case RowsOf::frames_and_texts:
+      return {videos.first * frames, videos.count * frames, first_text, videos.count * frames + texts.count};
+    default:
+      return {local * product.left_step, product.left_step, 0, product.left_step};
   }
 }
 
@@ -26,7 +32,8 @@ struct Plan {
 };
 
 template <class P, Depth LEFT>
-__global__ void __launch_bounds__(P::kThreads) multiply_kernel(const Product p, const Problems problems, const Plan plan) {
+__global__ void __launch_bounds__(P::kThreads)
+    multiply_kernel(const Product p, const Problems problems, const Plan plan) {
   const int local = int(blockIdx.z), split = int(blockIdx.y);
   int row_tile = int(blockIdx.x) / plan.column_tiles, column_tile = int(blockIdx.x) % plan.column_tiles;
   if (p.upper) {
@@ -35,7 +42,8 @@ __global__ void __launch_bounds__(P::kThreads) multiply_kernel(const Product p, 
     for (; column_tile >= plan.column_tiles - row_tile; ++row_tile) column_tile -= plan.column_tiles - row_tile;
     column_tile += row_tile;
   }
-  const int first_row = row_tile * P::kRows, first_column = column_tile * P::kColumns, first = split * plan.depth_per_split;
+  const int first_row = row_tile * P::kRows, first_column = column_tile * P::kColumns,
+            first = split * plan.depth_per_split;
   const Selection selected = select(problems, p, local);
   const int rows = LEFT == Depth::columns ? selected.all : p.rows;
   const int all = LEFT == Depth::columns ? p.depth : selected.all;
@@ -48,8 +56,8 @@ __global__ void __launch_bounds__(P::kThreads) multiply_kernel(const Product p, 
     return selected.row(first + i);
   };
   const auto right_row = [&](int i) { return local * p.right_step + first + i; };
-  const Operand left{p.left.from_column(LEFT == Depth::columns ? first : first_row), rows - first_row, left_row};
-  const Operand right{p.right.from_column(first_column), p.columns - first_column, right_row};
+  const Operand left{p.left.from_column(LEFT == Depth::columns ? first : first_row), left_row, rows - first_row};
+  const Operand right{p.right.from_column(first_column), right_row, p.columns - first_column};
   P::template run<true>(dynamic_shared(), sums, left, right, depth);
 
 #pragma unroll
@@ -61,20 +69,12 @@ __global__ void __launch_bounds__(P::kThreads) multiply_kernel(const Product p, 
         const int row = first_row + (P::warp_m() * P::M + m) * 16 + sum_row(2 * half);
         const int column = first_column + P::warp_n() * kGroup + 8 * n + sum_column(0);
         if (row >= rows) continue;
-        float *both = &sums[m][n][2 * half];
+        const float first = sums[m][n][2 * half], second = sums[m][n][2 * half + 1];
         if (p.sums == nullptr) {
-          if (column >= p.out.stride) continue;
-          store_pair(p.out, local * p.rows + row, column, both[0], both[1]);
-          continue;
-        }
-        float* to = p.sums + ((int64_t(local) * p.splits + split) * p.rows + row) * p.columns + column;
-        if (column + 1 < p.columns && p.columns % 2 == 0) {
-          float2& pair = *reinterpret_cast<float2*>(to);
-          const float2 before = p.add ? pair : make_float2(0, 0);
-          pair = make_float2(before.x + both[0], before.y + both[1]);
+          if (column < p.out.stride) store_pair(p.out, int64_t(local) * p.rows + row, column, first, second);
         } else {
-          for (int i = 0; i < 2; ++i)
-            if (column + i < p.columns) to[i] = (p.add ? to[i] : 0.0f) + both[i];
+          const int64_t part = int64_t(local) * p.splits + split;
+          write_pair(p.sums + (part * p.rows + row) * p.columns, column, p.columns, first, second, p.add);
         }
       }
 }
@@ -82,7 +82,8 @@ __global__ void __launch_bounds__(P::kThreads) multiply_kernel(const Product p, 
 template <class L, class R, Depth LEFT, int WARPS_N>
 void multiply_as(const Call& call, const Problems& problems, const Product& p) {
   using P = TileProduct<L, LEFT, R, Depth::rows, 2, 4, WARPS_N, L::count + R::count == 6 ? 2 : 3>;
-  const Plan plan{int(divide_up(p.rows, P::kRows)), int(divide_up(p.columns, P::kColumns)), int(round_up(divide_up(p.depth, p.splits), P::kStep))};
+  const Plan plan{int(divide_up(p.rows, P::kRows)), int(divide_up(p.columns, P::kColumns)),
+                  int(round_up(divide_up(p.depth, p.splits), P::kStep))};
   const int tiles = p.upper ? plan.row_tiles * (plan.row_tiles + 1) / 2 : plan.row_tiles * plan.column_tiles;
   Launch shape{unsigned(tiles), unsigned(p.splits), unsigned(problems.count)};
   shape.threads = P::kThreads;
@@ -100,14 +101,24 @@ void multiply(const Call& call, const Problems& problems, const Product& p) {
   const auto are = [&](int left, int right) { return p.left.parts == left && p.right.parts == right; };
   if (p.transposed) {
     if (are(1, 3)) return multiply_as<One, Exact, kRows, 2>(call, problems, p);
-    if (are(3, 3)) return thin && !p.upper ? multiply_as<Exact, Exact, kRows, 1>(call, problems, p) : multiply_as<Exact, Exact, kRows, 2>(call, problems, p);
+    if (are(3, 3))
+      return thin && !p.upper ? multiply_as<Exact, Exact, kRows, 1>(call, problems, p)
+                              : multiply_as<Exact, Exact, kRows, 2>(call, problems, p);
     if (are(2, 1)) return multiply_as<Split, One, kRows, 2>(call, problems, p);
-    if (are(2, 2)) return thin ? multiply_as<Split, Split, kRows, 1>(call, problems, p) : multiply_as<Split, Split, kRows, 2>(call, problems, p);
+    if (are(2, 2))
+      return thin ? multiply_as<Split, Split, kRows, 1>(call, problems, p)
+                  : multiply_as<Split, Split, kRows, 2>(call, problems, p);
   } else {
-    if (are(1, 2)) return thin ? multiply_as<One, Split, kColumns, 1>(call, problems, p) : multiply_as<One, Split, kColumns, 2>(call, problems, p);
-    if (are(3, 3)) return thin ? multiply_as<Exact, Exact, kColumns, 1>(call, problems, p) : multiply_as<Exact, Exact, kColumns, 2>(call, problems, p);
+    if (are(1, 2))
+      return thin ? multiply_as<One, Split, kColumns, 1>(call, problems, p)
+                  : multiply_as<One, Split, kColumns, 2>(call, problems, p);
+    if (are(3, 3))
+      return thin ? multiply_as<Exact, Exact, kColumns, 1>(call, problems, p)
+                  : multiply_as<Exact, Exact, kColumns, 2>(call, problems, p);
     if (are(2, 1)) return multiply_as<Split, One, kColumns, 2>(call, problems, p);
-    if (are(2, 2)) return thin ? multiply_as<Split, Split, kColumns, 1>(call, problems, p) : multiply_as<Split, Split, kColumns, 2>(call, problems, p);
+    if (are(2, 2))
+      return thin ? multiply_as<Split, Split, kColumns, 1>(call, problems, p)
+                  : multiply_as<Split, Split, kColumns, 2>(call, problems, p);
   }
   throw std::logic_error("emcl: no product of matrices in so many parts");
 }

@@ -5,8 +5,6 @@ namespace emcl {
 namespace pooled {
 namespace {
 
-constexpr int kThreads = 256;
-
 // Each thread takes eight numbers of a row, padded with zeros.
 template <class E, class P>
 __global__ void pack_kernel(const E* x, int64_t rows, int64_t width, bool wide, Matrix16 out) {
@@ -48,17 +46,14 @@ __global__ void pack_scaled_kernel(const float* x, int64_t rows, int64_t width, 
 }
 
 void pack_scaled(const Call& call, const void* x, int64_t rows, int64_t width, Matrix16 out, float* scale) {
-  Launch shape{unsigned(divide_up(rows, kThreads / 32))};
-  shape.threads = kThreads;
-  launch(call.stream, shape, pack_scaled_kernel, static_cast<const float*>(x), rows, width, out, scale);
+  launch(call.stream, warps_for(rows), pack_scaled_kernel, static_cast<const float*>(x), rows, width, out, scale);
 }
 
 template <class E, class P>
-void pack(const Call& call, const void* x, int64_t rows, int64_t width, Matrix16 out) {
+void pack_into(const Call& call, const void* x, int64_t rows, int64_t width, Matrix16 out) {
   const E* from = static_cast<const E*>(x);
-  Launch shape{unsigned(divide_up(rows * (out.stride / 8), kThreads))};
-  shape.threads = kThreads;
-  launch(call.stream, shape, pack_kernel<E, P>, from, rows, width, rows_are_wide<E>(x, width), out);
+  launch(call.stream, threads_for(rows * (out.stride / 8)), pack_kernel<E, P>, from, rows, width,
+         rows_are_wide<E>(x, width), out);
 }
 
 __global__ void pack_symmetric_kernel(const float* x, int64_t width, Matrix16 out) {
@@ -90,21 +85,50 @@ __global__ void add_upper_parts_kernel(const float* parts, int64_t count, int64_
   out[blockIdx.y * size + i] = sum;
 }
 
+// One warp for each row, four numbers for each lane at a time.
 template <class E>
-__global__ void finish_kernel(const Finish f, int64_t rows, int64_t width, E* out) {
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= rows * width) return;
-  float sum = 0;
-  for (int64_t part = 0; part < f.parts; ++part) sum += f.sums[part * rows * width + i];
-  if (f.own_scale != nullptr) sum += f.own_scale[i / width] * widen(static_cast<const E*>(f.own)[i]);
-  if (f.vector != nullptr) sum += (f.vector_scale == nullptr ? 1.0f : f.vector_scale[i / width]) * f.vector[i % width];
-  out[i] = narrow<E>(sum);
+__global__ void finish_kernel(const Finish f, int64_t rows, int64_t width, bool wide, E* out) {
+  const int64_t row = int64_t(blockIdx.x) * (blockDim.x / 32) + warp_of();
+  if (row >= rows) return;
+  const float own_scale = f.own_scale == nullptr ? 0.0f : f.own_scale[row];
+  const float vector_scale = f.vector_scale == nullptr ? 1.0f : f.vector_scale[row];
+  for (int64_t column = 4 * lane_of(); column < width; column += 128) {
+    const int64_t at = row * width + column, count = width - column < 4 ? width - column : 4;
+    float sums[4] = {};
+    for (int64_t part = 0; part < f.parts; ++part) {
+      const float* from = f.sums + part * rows * width + at;
+      if (wide) {
+        const float4 four = *reinterpret_cast<const float4*>(from);
+        sums[0] += four.x;
+        sums[1] += four.y;
+        sums[2] += four.z;
+        sums[3] += four.w;
+      } else {
+        for (int j = 0; j < count; ++j) sums[j] += from[j];
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (j < count) {
+        if (f.own_scale != nullptr) sums[j] += own_scale * widen(static_cast<const E*>(f.own)[at + j]);
+        if (f.vector != nullptr) sums[j] += vector_scale * f.vector[column + j];
+      }
+    if (wide) {
+      if constexpr (sizeof(E) == 4)
+        *reinterpret_cast<float4*>(out + at) = make_float4(sums[0], sums[1], sums[2], sums[3]);
+      else
+        *reinterpret_cast<uint2*>(out + at) = make_uint2(pack<E>(sums[0], sums[1]), pack<E>(sums[2], sums[3]));
+    } else {
+      for (int j = 0; j < count; ++j) out[at + j] = narrow<E>(sums[j]);
+    }
+  }
 }
 
 }  // namespace
 
-PackedRows pack_rows(const Call& call, Element element, const Pool& size, const void* text, const void* frames) {
-  PackedRows packed;
+PackedRows pack_rows(const Call& call, Element element, const Pool& size, const void* text, const void* frames,
+                     bool with_own) {
+  PackedRows packed{};
   const int64_t frame_rows = size.videos * size.frames;
   if (frame_rows + size.texts > INT32_MAX) throw std::invalid_argument("emcl: more than 2^31 rows of frames and texts");
   with_element(element, [&](auto zero) {
@@ -112,20 +136,23 @@ PackedRows pack_rows(const Call& call, Element element, const Pool& size, const 
     const auto both = [&](auto parts) {
       using P = decltype(parts);
       const Matrix16 out = allocate_matrix(call, frame_rows + size.texts, size.width, P::count);
-      pack<E, P>(call, frames, frame_rows, size.width, out);
-      pack<E, P>(call, text, size.texts, size.width, out.from_row(frame_rows));
+      pack_into<E, P>(call, frames, frame_rows, size.width, out);
+      pack_into<E, P>(call, text, size.texts, size.width, out.from_row(frame_rows));
       return out;
     };
-    packed.exact = both(ExactParts<E>());
-    if constexpr (std::is_same_v<E, float>) {
+    packed.exact = both(ExactRows<E>());
+    if constexpr (std::is_same_v<E, BFloat16>) {
+      packed.own = packed.exact;
+    } else if (!with_own) {
+      return;
+    } else if constexpr (std::is_same_v<E, float>) {
       float* scale = allocate<float>(call, frame_rows + size.texts);
       packed.own = allocate_matrix(call, frame_rows + size.texts, size.width);
       pack_scaled(call, frames, frame_rows, size.width, packed.own, scale);
       pack_scaled(call, text, size.texts, size.width, packed.own.from_row(frame_rows), scale + frame_rows);
       packed.scale = scale;
     } else {
-      packed.own = std::is_same_v<E, Float16> ? both(RowParts<E>()) : packed.exact;
-      packed.scale = nullptr;
+      packed.own = both(OwnRows<E>());
     }
   });
   return packed;
@@ -134,38 +161,32 @@ PackedRows pack_rows(const Call& call, Element element, const Pool& size, const 
 Matrix16 pack_matrix(const Call& call, const float* x, int64_t rows, int64_t width, int parts) {
   const Matrix16 out = allocate_matrix(call, rows, width, parts);
   if (parts == 2)
-    pack<float, Split>(call, x, rows, width, out);
+    pack_into<float, Split>(call, x, rows, width, out);
   else
-    pack<float, Exact>(call, x, rows, width, out);
+    pack_into<float, Exact>(call, x, rows, width, out);
   return out;
 }
 
 Matrix16 pack_symmetric(const Call& call, const float* x, int64_t width, int parts) {
   const Matrix16 out = allocate_matrix(call, width, width, parts);
-  Launch shape{unsigned(divide_up(width * (out.stride / 2), kThreads))};
-  shape.threads = kThreads;
-  launch(call.stream, shape, pack_symmetric_kernel, x, width, out);
+  launch(call.stream, threads_for(width * (out.stride / 2)), pack_symmetric_kernel, x, width, out);
   return out;
 }
 
 void add_parts(const Call& call, const float* parts, int64_t problems, int64_t count, int64_t size, float* out) {
-  Launch shape{unsigned(divide_up(size, kThreads)), unsigned(problems)};
-  shape.threads = kThreads;
-  launch(call.stream, shape, add_parts_kernel, parts, count, size, out);
+  launch(call.stream, threads_for(size, problems), add_parts_kernel, parts, count, size, out);
 }
 
 void add_upper_parts(const Call& call, const float* parts, int64_t problems, int64_t count, int64_t width, float* out) {
-  Launch shape{unsigned(divide_up(width * width, kThreads)), unsigned(problems)};
-  shape.threads = kThreads;
-  launch(call.stream, shape, add_upper_parts_kernel, parts, count, width, out);
+  launch(call.stream, threads_for(width * width, problems), add_upper_parts_kernel, parts, count, width, out);
 }
 
 void finish_rows(const Call& call, Element element, const Finish& f, int64_t rows, int64_t width, void* out) {
   with_element(element, [&](auto zero) {
     using E = decltype(zero);
-    Launch shape{unsigned(divide_up(rows * width, kThreads))};
-    shape.threads = kThreads;
-    launch(call.stream, shape, finish_kernel<E>, f, rows, width, static_cast<E*>(out));
+    const bool wide =
+        (reinterpret_cast<uintptr_t>(f.sums) | reinterpret_cast<uintptr_t>(out) | size_t(width) * 4) % 16 == 0;
+    launch(call.stream, warps_for(rows), finish_kernel<E>, f, rows, width, wide, static_cast<E*>(out));
   });
 }
 

@@ -11,6 +11,8 @@ namespace emcl {
 namespace pooled {
 namespace {
 
+constexpr float kTiny = 1e-12f;  // shortest length that a vector is divided by
+
 struct Range {
   int first, count;
 };
@@ -18,7 +20,9 @@ __device__ __forceinline__ Range block_of(int index, int block, int all) {
   const int first = index * block;
   return {first, all - first < block ? all - first : block};
 }
-__device__ __forceinline__ int video_blocks(const Problems& p) { return (p.videos + p.video_block - 1) / p.video_block; }
+__device__ __forceinline__ int video_blocks(const Problems& p) {
+  return (p.videos + p.video_block - 1) / p.video_block;
+}
 // Of the problem `local` of a launch.
 __device__ __forceinline__ Range texts_of(const Problems& p, int local) {
   return block_of((p.first + local) / video_blocks(p), p.text_block, p.texts);
@@ -33,8 +37,12 @@ struct Group {
   int first_video, videos;  // of the problem's, from the group's first on
   __device__ __forceinline__ int video(int column) const { return column >> frames.padded_log; }
   __device__ __forceinline__ int frame(int column) const { return column & ((1 << frames.padded_log) - 1); }
-  __device__ __forceinline__ int tiles() const { return 1 << (frames.padded_log - 3); }  // of eight columns, of one video
-  __device__ __forceinline__ bool holds(int column) const { return frame(column) < frames.count && video(column) < videos; }
+  __device__ __forceinline__ int tiles() const {
+    return 1 << (frames.padded_log - 3);
+  }  // of eight columns, of one video
+  __device__ __forceinline__ bool holds(int column) const {
+    return frame(column) < frames.count && video(column) < videos;
+  }
   // Which row of the problem's frames the column is, or -1.
   __device__ __forceinline__ int row(int column) const {
     return holds(column) ? (first_video + video(column)) * frames.count + frame(column) : -1;
@@ -111,8 +119,8 @@ __device__ __forceinline__ void over_video(float (&values)[8], int tiles, const 
 }
 
 // (PW) before the mask, of one text: dots and the result are sums [2·half] and [2·half + 1] of the fragments.
-__device__ __forceinline__ void soften(const float (&dots)[8][4], int half, const Group& group, float inverse_temperature,
-                                       float (&soft)[8][4]) {
+__device__ __forceinline__ void soften(const float (&dots)[8][4], int half, const Group& group,
+                                       float inverse_temperature, float (&soft)[8][4]) {
   float values[8];
   const auto inside = [&](int n, int i) { return group.frame(own_column(n, i)) < group.frames.count; };
 #pragma unroll
@@ -142,7 +150,9 @@ __device__ __forceinline__ void soften(const float (&dots)[8][4], int half, cons
 }
 
 // Whether two runs of 16 columns have a video in common.
-__device__ __forceinline__ bool same_video(int a, int b, int tiles) { return tiles <= 2 ? a == b : 2 * a / tiles == 2 * b / tiles; }
+__device__ __forceinline__ bool same_video(int a, int b, int tiles) {
+  return tiles <= 2 ? a == b : 2 * a / tiles == 2 * b / tiles;
+}
 
 // Inner products of a group's frames, [64, 64].
 template <class P>
@@ -159,7 +169,8 @@ __device__ __forceinline__ void load_inner(const Matrix16& inner, int64_t group,
 }
 // products += weights·inner, of the warp's [16, 64]
 template <class Inner>
-__device__ __forceinline__ void multiply_inner(const float (&weights)[8][4], const Inner& inner, int tiles, float (&products)[8][4]) {
+__device__ __forceinline__ void multiply_inner(const float (&weights)[8][4], const Inner& inner, int tiles,
+                                               float (&products)[8][4]) {
 #pragma unroll
   for (int run = 0; run < 4; ++run) {
     const auto left = left_of_sums<typename Inner::Numbers>(weights[2 * run], weights[2 * run + 1]);
@@ -184,7 +195,8 @@ __device__ __forceinline__ void put_pair(const TextTile<P, Numbers>& tile, int n
   split_in_parts<Numbers>(first, second, parts);
 #pragma unroll
   for (int part = 0; part < Numbers::count; ++part)
-    *reinterpret_cast<uint32_t*>(tile.at(part, P::warp_n() * kGroup + own_column(n, i), P::warp_m() * 16 + own_text(0, 0))) = parts[part];
+    *reinterpret_cast<uint32_t*>(
+        tile.at(part, P::warp_n() * kGroup + own_column(n, i), P::warp_m() * 16 + own_text(0, 0))) = parts[part];
 }
 template <class P, class Numbers>
 __device__ __forceinline__ void put_weights(const TextTile<P, Numbers>& tile, const float (&weights)[8][4]) {
@@ -200,10 +212,11 @@ struct Squares {
   static constexpr int kOwn = 4 / P::WARPS_M;  // runs of 16 rows of each warp
   float sums[kOwn][8][4] = {}, counts[kOwn][4] = {};
 
-  __device__ __forceinline__ void add(const TextTile<P, Numbers>& left, const TextTile<P, Numbers>& weights, int tiles) {
+  __device__ __forceinline__ void add(const TextTile<P, Numbers>& left, const TextTile<P, Numbers>& weights,
+                                      int tiles) {
     using Number = typename Numbers::Number;
     Right<Parts<Number, 1>> ones;
-    for (uint32_t(&half)[2] : ones.part[0]) half[0] = half[1] = pack<Number>(1, 1);
+    for (uint32_t (&half)[2] : ones.part[0]) half[0] = half[1] = pack<Number>(1, 1);
     const int first = P::warp_n() * kGroup;
 #pragma unroll
     for (int own = 0; own < kOwn; ++own) {
@@ -243,7 +256,8 @@ struct Squares {
         for (int n = 0; n < 8; ++n) {
           const int column = own_column(n, i);
           if (group.video(row) == group.video(column))
-            squares[(row << group.frames.padded_log) + group.frame(column)] = sums[own][n][i] * factor(row) * factor(column);
+            squares[(row << group.frames.padded_log) + group.frame(column)] =
+                sums[own][n][i] * factor(row) * factor(column);
         }
         if (lane_of() % 4 == 0 && i % 2 == 0) all_counts[row] = counts[own][i] * factor(row);
       }

@@ -166,6 +166,21 @@ def test_ways_of_a_case() -> None:
     assert names == ["eager", "compiled + graph", "cuda"]
 
 
+def test_what_is_written_of_calls_of_a_second(tmp_path: Path) -> None:
+    class Slow(Host):
+        def seconds(self, run: Callable[[], Any], calls: int = 1, flush: bool = True) -> float:
+            return 1.0
+
+    made = worker(tmp_path, "fit-512", "project-16512", device=Slow())
+    made.run()
+    fit, project = json.loads((tmp_path / "r.json").read_text())["cases"]
+    assert fit["ways"]["reference"]["median_s"] == 1.0
+    assert fit["ways"]["reference + graph"]["median_s"] == 0.1, "ten copies in a graph"
+    assert project["ways"]["reference + graph"]["median_s"] == 1.0
+    # 40 rows of 16 float32 numbers, and a copy that reads and writes 2¹⁶ bytes in a second
+    assert project["limit_s"] == 3 * 40 * 16 * 4 / 2**17
+
+
 def test_a_failing_way_is_recorded_and_the_others_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = worker(tmp_path, "fit-512")
     build = gpu_worker.build
@@ -255,7 +270,7 @@ def test_a_backend_that_failed_its_tests_is_not_timed(tmp_path: Path) -> None:
 
 def test_a_crash_is_written_down_and_measuring_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = worker(tmp_path, "fit-512", "project-256")
-    ends = iter([("fit-512", "cuda", -11), ("fit-512", "timing", None), ("facts", None, 1)])
+    ends = iter([("fit-512", "cuda", -11), (None, None, 70), ("fit-512", "timing", None), ("facts", None, 1)])
 
     def run_watched(command: list[str], progress: Path, silence: float, **_: Any) -> int | None:
         case, way, code = next(ends)
@@ -269,7 +284,7 @@ def test_a_crash_is_written_down_and_measuring_goes_on(tmp_path: Path, monkeypat
         return code
 
     monkeypatch.setattr(gpu, "run_watched", run_watched)
-    gpu.watch(options(tmp_path), "r")
+    assert not gpu.watch(options(tmp_path), "r")
     (case,) = json.loads((tmp_path / "r.json").read_text())["cases"]
     assert case["ways"]["cuda"] == {"failed": "its process ended with -11"}
     assert case["ways"]["timing"] == {"failed": "nothing for 120 s"}

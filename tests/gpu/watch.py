@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,9 @@ def run_watched(command: list[str], progress: Path, silence: float, **options: A
     Returns: the exit code (negative: the signal that ended it), or None where it was silent and was killed. What it
         started and left behind is killed in any case.
     """
-    process = subprocess.Popen(command, start_new_session=True, **options)
+    # a group of its own to be killed, in the session of its parent to be ended with it
+    group = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+    process = subprocess.Popen(command, **group, **options)
     written, since = _written(progress), time.monotonic()
     try:
         while process.poll() is None:
