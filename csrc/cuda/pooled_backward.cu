@@ -58,7 +58,7 @@ struct Layout {
 };
 
 template <class P, bool COSINE>
-__global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w) {
+__global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward w) {
   const Problems& problems = w.problems;
   const int split = int(blockIdx.x) % w.splits, own_group = int(blockIdx.x) / w.splits * P::WARPS_N + P::warp_n();
   const Range videos{0, problems.videos};
@@ -80,30 +80,24 @@ __global__ void __launch_bounds__(P::kThreads) backward_kernel(const Backward w)
   for (int index = 0; index < w.tiles; ++index) {
     const int first = (split * w.tiles + index) * P::kRows;
     if (first >= problems.texts) break;
-    const auto text_at = [&](int row, int from) {
-      const int text = first + text_of_row(row);
-      return text < problems.texts ? from + text : -1;
-    };
-    const auto frame_at = [&](int column, int from) {
-      const int row = group_of(problems.frames, videos, own_group - P::warp_n() + column / kGroup).row(column % kGroup);
-      return row < 0 ? row : from + row;
-    };
+    const TileRows tile_rows{problems.frames, videos, own_group - P::warp_n(), first, problems.texts};
+    const auto text_at = [&](int row) { return tile_rows.text(row, w.text_row); };
+    const auto frame_at = [&](int column) { return tile_rows.frame(column, w.first_frame); };
     float dots[P::M][8][4] = {};
-    const auto left = [&](int row) { return text_at(row, w.text_row); };
-    const auto right = [&](int column) { return frame_at(column, w.first_frame); };
-    P::template run<(P::LeftParts::count > 1)>(memory, dots, Operand{w.rows, left}, Operand{w.rows, right}, w.width);
+    P::template run<(P::LeftParts::count > 1)>(memory, dots, Operand{w.rows, text_at}, Operand{w.rows, frame_at},
+                                               w.width);
 #pragma unroll
     for (int m = 0; m < P::M; ++m) {
       const Group group = group_afresh(problems.frames, videos, own_group);
-      const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0),
-                tiles = group.tiles();
+      const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0);
+      const int tiles = group.tiles();
       unscale<typename P::LeftParts>(dots[m], w.scale + w.text_row + first_text, problems.texts - first_text, scale);
       float soft[8][4], change[8][4] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, soft);
       if (COSINE && w.bases > 0) {
-        const auto mapped_text = [&](int row) { return text_at(row / 16 * 16 * P::M + 16 * m + row % 16, 0); };
-        const auto mapped_frame = [&](int column) { return frame_at(column, 0); };
+        const auto mapped_text = [&](int row) { return tile_rows.text(row / 16 * 16 * P::M + 16 * m + row % 16, 0); };
+        const auto mapped_frame = [&](int column) { return tile_rows.frame(column, 0); };
         auto& corrected = reinterpret_cast<float (&)[1][8][4]>(dots[m]);
         BasesTile<P>::template run<false>(memory, corrected, Operand{w.mapped_texts, mapped_text},
                                           Operand{w.mapped_frames, mapped_frame}, w.bases);

@@ -76,6 +76,7 @@ void pooled_blocks(const Call& call, Element element, Pool size, Settings settin
   problems.text_block = int(std::min(em_block, size.texts));
   problems.video_block = int(std::min(em_block, size.videos));
   const int64_t all = divide_up(size.texts, problems.text_block) * divide_up(size.videos, problems.video_block);
+  if (all > INT32_MAX) throw std::invalid_argument("emcl: more than 2^31 blocks; pass a larger em_block");
 
   const int64_t kept_size = int64_t(problems.video_block) * (size.frames + 1) * problems.text_block;
   const bool keep = kept_size * int64_t(sizeof(float)) <= kHeldBytes;

@@ -58,7 +58,7 @@ struct Layout {
 };
 
 template <class P>
-__global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w) {
+__global__ void __launch_bounds__(P::kThreads, 1) cosine_kernel(const Comparison w) {
   const Problems& problems = w.problems;
   const int local = int(blockIdx.y), tiles_of_texts = (problems.text_block + P::kRows - 1) / P::kRows;
   const int first = int(blockIdx.x) % tiles_of_texts * P::kRows;
@@ -80,23 +80,16 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
   load_inner<P>(w.mapped.inner, local * problems.groups() + own_group, own_group < problems.groups(), inner);
 
   float dots[P::M][8][4] = {};
-  const auto frame_at = [&](int column, int from) {
-    const int row = group_of(problems.frames, videos, own_group - P::warp_n() + column / kGroup).row(column % kGroup);
-    return row < 0 ? row : from + row;
-  };
-  const auto text_at = [&](int row, int from) {
-    const int text = first + text_of_row(row);
-    return text < texts.count ? from + text : -1;
-  };
+  const TileRows tile_rows{problems.frames, videos, own_group - P::warp_n(), first, texts.count};
   if (w.kept == nullptr) {
-    const auto left = [&](int row) { return text_at(row, text_row); };
-    const auto right = [&](int column) { return frame_at(column, frame_row); };
+    const auto left = [&](int row) { return tile_rows.text(row, text_row); };
+    const auto right = [&](int column) { return tile_rows.frame(column, frame_row); };
     P::template run<(P::LeftParts::count > 1)>(memory, dots, Operand{w.rows, left}, Operand{w.rows, right}, w.width);
   }
 #pragma unroll
   for (int m = 0; m < P::M; ++m) {
     const Group group = group_afresh(problems.frames, videos, own_group);
-    const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0),
+    const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0),
               tiles = group.tiles();
     const float* kept = nullptr;
     float weights[8][4];
@@ -115,9 +108,9 @@ __global__ void __launch_bounds__(P::kThreads) cosine_kernel(const Comparison w)
     }
     if (w.mapped.bases > 0) {
       const auto left = [&](int row) {
-        return text_at(row / 16 * 16 * P::M + 16 * m + row % 16, local * problems.text_block);
+        return tile_rows.text(row / 16 * 16 * P::M + 16 * m + row % 16, local * problems.text_block);
       };
-      const auto right = [&](int column) { return frame_at(column, local * problems.frame_rows()); };
+      const auto right = [&](int column) { return tile_rows.frame(column, local * problems.frame_rows()); };
       auto& corrected = reinterpret_cast<float (&)[1][8][4]>(dots[m]);
       InBases::template run<false>(memory, corrected, Operand{w.mapped.texts, left},
                                    Operand{w.mapped.frames.from_column(w.mapped.bases), right}, w.mapped.bases);
@@ -176,16 +169,17 @@ void compare(const Call& call, const Comparison& w) {
 
 void cosine_of(const Call& call, Element element, const Problems& problems, const PackedRows& rows, const Pool& size,
                const Map& map, const float* mask, const float* kept, float* cosine, float* length) {
-  const Comparison w{problems,
-                     rows.own,
-                     rows.scale,
-                     int(size.width),
-                     mask,
-                     kept,
-                     float(1 / size.temperature),
-                     map_rows(call, problems, rows, size.width, map, true),
-                     cosine,
-                     length};
+  Comparison w{};
+  w.problems = problems;
+  w.rows = rows.own;
+  w.scale = rows.scale;
+  w.width = int(size.width);
+  w.mask = mask;
+  w.kept = kept;
+  w.inverse_temperature = float(1 / size.temperature);
+  w.mapped = map_rows(call, problems, rows, size.width, map, true);
+  w.cosine = cosine;
+  w.length = length;
   with_element(element, [&](auto zero) {
     using Numbers = OwnRows<decltype(zero)>;
     if (problems.text_block <= kSmallBlock) return compare<SmallTile<Numbers>>(call, w);

@@ -18,7 +18,7 @@ __device__ __forceinline__ GroupRows rows_of(const Problems& p, int local, int g
 }
 
 template <class P, class C>
-__global__ void __launch_bounds__(P::kThreads) inner_kernel(const Problems problems, const InnerProducts p) {
+__global__ void __launch_bounds__(P::kThreads, 1) inner_kernel(const Problems problems, const InnerProducts p) {
   const int local = int(blockIdx.y), groups = problems.groups();
   const auto [group, first] = rows_of(problems, local, int(blockIdx.x));
   float sums[1][8][4] = {};
@@ -51,7 +51,7 @@ template <class R>
 using SquareProduct = TileProduct<Exact, Depth::columns, R, Depth::rows, 1, 4, 2, 2>;
 
 template <class P>
-__global__ void __launch_bounds__(P::kThreads) square_kernel(const Problems problems, const SquareTimes p) {
+__global__ void __launch_bounds__(P::kThreads, 1) square_kernel(const Problems problems, const SquareTimes p) {
   const int local = int(blockIdx.y), groups = problems.groups();
   const int own_group = int(blockIdx.x) % groups, first_column = int(blockIdx.x) / groups * P::kColumns;
   const auto [group, first] = rows_of(problems, local, own_group);
@@ -83,9 +83,9 @@ __global__ void __launch_bounds__(P::kThreads) square_kernel(const Problems prob
 __global__ void sum_squares_kernel(const Problems problems, const float* squares, const float* counts, int splits,
                                    Matrix16 out, float* all_counts) {
   const int groups = problems.groups(), local = int(blockIdx.y);
-  const int index = int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x);  // two neighbours each
-  const int own_group = index / (kGroup * kGroup / 2), row = index / (kGroup / 2) % kGroup,
-            column = index % (kGroup / 2) * 2;
+  const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;  // two neighbours each
+  const int own_group = int(index / (kGroup * kGroup / 2));
+  const int row = int(index / (kGroup / 2) % kGroup), column = int(index % (kGroup / 2)) * 2;
   if (own_group >= groups) return;
   const Group group = rows_of(problems, local, own_group).group;
   float both[2] = {0, 0}, count = 0;

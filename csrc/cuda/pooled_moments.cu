@@ -62,7 +62,7 @@ __device__ __forceinline__ void keep_weights(const float (&soft)[8][4], const fl
 }
 
 template <class P>
-__global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
+__global__ void __launch_bounds__(P::kThreads, 1) weigh_kernel(const Weighing w) {
   const Problems& problems = w.problems;
   const int local = int(blockIdx.y), groups = problems.groups();
   const int split = int(blockIdx.x) % w.splits, own_group = int(blockIdx.x) / w.splits * P::WARPS_N + P::warp_n();
@@ -83,22 +83,16 @@ __global__ void __launch_bounds__(P::kThreads) weigh_kernel(const Weighing w) {
   for (int index = 0; index < w.tiles; ++index) {
     const int first = (split * w.tiles + index) * P::kRows;
     if (first >= texts.count) break;
+    const TileRows tile_rows{problems.frames, videos, own_group - P::warp_n(), first, texts.count};
+    const auto text_at = [&](int row) { return tile_rows.text(row, text_row); };
+    const auto frame_at = [&](int column) { return tile_rows.frame(column, frame_row); };
     float dots[P::M][8][4] = {};
-    const Operand left{w.rows, [&](int row) {
-                         const int text = first + text_of_row(row);
-                         return text < texts.count ? text_row + text : -1;
-                       }};
-    const Operand right{
-        w.rows, [&](int column) {
-          const int row =
-              group_of(problems.frames, videos, own_group - P::warp_n() + column / kGroup).row(column % kGroup);
-          return row < 0 ? row : frame_row + row;
-        }};
-    P::template run<(P::LeftParts::count > 1)>(memory, dots, left, right, w.width);
+    P::template run<(P::LeftParts::count > 1)>(memory, dots, Operand{w.rows, text_at}, Operand{w.rows, frame_at},
+                                               w.width);
 #pragma unroll
     for (int m = 0; m < P::M; ++m) {
       const Group group = group_afresh(problems.frames, videos, own_group);
-      const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0, 0);
+      const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0);
       unscale<typename P::LeftParts>(dots[m], w.scale + text_row + first_text, texts.count - first_text, scale);
       float soft[8][4];
 #pragma unroll
@@ -154,8 +148,9 @@ __global__ void sum_rows_kernel(const Problems problems, Matrix16 rows, int widt
 
 // The texts below the frames of each problem, in all parts.
 __global__ void copy_texts_kernel(const Problems problems, Matrix16 rows, int row_step, Matrix16 out) {
-  const int local = int(blockIdx.y), index = int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x);
-  const int pieces = int(rows.stride / 8), text = index / pieces, column = index % pieces * 8;
+  const int local = int(blockIdx.y);
+  const int64_t index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, pieces = rows.stride / 8;
+  const int64_t text = index / pieces, column = index % pieces * 8;
   const Range texts = texts_of(problems, local);
   if (text >= texts.count) return;
   const int64_t from = int64_t(problems.videos) * problems.frames.count + texts.first + text;
@@ -192,8 +187,14 @@ void moments_of(const Call& call, Element element, const Problems& problems, con
   Squares16 sums{};
   with_element(element, [&](auto zero) {
     using Numbers = OwnRows<decltype(zero)>;
-    const Weighing w{problems, rows.own, rows.scale, width,   mask,   float(1 / size.temperature),
-                     0,        0,        kept,       nullptr, nullptr};
+    Weighing w{};
+    w.problems = problems;
+    w.rows = rows.own;
+    w.scale = rows.scale;
+    w.width = width;
+    w.mask = mask;
+    w.inverse_temperature = float(1 / size.temperature);
+    w.kept = kept;
     sums = problems.text_block <= kSmallBlock ? weigh<SmallTile<Numbers>>(call, w) : weigh<LargeTile<Numbers>>(call, w);
   });
 
@@ -207,9 +208,8 @@ void moments_of(const Call& call, Element element, const Problems& problems, con
   times.out_step = all;
   times.out = weighted;
   multiply_squares(call, problems, times);
-  Launch copied{unsigned(divide_up(problems.text_block * (weighted.stride / 8), kSumThreads)), unsigned(count)};
-  copied.threads = kSumThreads;
-  launch(call.stream, copied, copy_texts_kernel, problems, rows.exact, all, weighted);
+  launch(call.stream, threads_for(problems.text_block * (weighted.stride / 8), count), copy_texts_kernel, problems,
+         rows.exact, all, weighted);
 
   const int64_t tiles = divide_up(width, 128), pairs = tiles * (tiles + 1) / 2;
   Product product{};

@@ -32,7 +32,7 @@ struct Plan {
 };
 
 template <class P, Depth LEFT>
-__global__ void __launch_bounds__(P::kThreads)
+__global__ void __launch_bounds__(P::kThreads, 1)
     multiply_kernel(const Product p, const Problems problems, const Plan plan) {
   const int local = int(blockIdx.z), split = int(blockIdx.y);
   int row_tile = int(blockIdx.x) / plan.column_tiles, column_tile = int(blockIdx.x) % plan.column_tiles;

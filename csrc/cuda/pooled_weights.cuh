@@ -37,9 +37,7 @@ struct Group {
   int first_video, videos;  // of the problem's, from the group's first on
   __device__ __forceinline__ int video(int column) const { return column >> frames.padded_log; }
   __device__ __forceinline__ int frame(int column) const { return column & ((1 << frames.padded_log) - 1); }
-  __device__ __forceinline__ int tiles() const {
-    return 1 << (frames.padded_log - 3);
-  }  // of eight columns, of one video
+  __device__ __forceinline__ int tiles() const { return 1 << (frames.padded_log - 3); }  // of 8 columns, of a video
   __device__ __forceinline__ bool holds(int column) const {
     return frame(column) < frames.count && video(column) < videos;
   }
@@ -57,10 +55,25 @@ __device__ __forceinline__ Group group_afresh(Frames frames, const Range& videos
   return group_of({afresh(frames.count), afresh(frames.padded_log)}, videos, group);
 }
 
-__device__ __forceinline__ int text_of_row(int row) { return row / 16 * 16 + row % 8 * 2 + row / 8 % 2; }
-// The texts of sums [2·half] and [2·half + 1] of fragment m.
-__device__ __forceinline__ int own_text(int m, int half) { return 16 * m + lane_of() / 4 * 2 + half; }
+// Of a fragment's 16 texts, that of sums [2·half] and [2·half + 1].
+__device__ __forceinline__ int own_text(int half) { return lane_of() / 4 * 2 + half; }
+// Of a group's 64 columns, that of sums [i] of fragment n.
 __device__ __forceinline__ int own_column(int n, int i) { return 8 * n + sum_column(i); }
+
+// In which row of a matrix the texts and frames of a block's tile are: those of the problem follow row `from`.
+struct TileRows {
+  Frames frames;
+  Range videos;
+  int first_group, first_text, texts;
+  __device__ __forceinline__ int text(int row, int from) const {
+    const int text = first_text + row / 16 * 16 + row % 8 * 2 + row / 8 % 2;
+    return text < texts ? from + text : -1;
+  }
+  __device__ __forceinline__ int frame(int column, int from) const {
+    const int row = group_of(frames, videos, first_group + column / kGroup).row(column % kGroup);
+    return row < 0 ? row : from + row;
+  }
+};
 
 // In which row of what is kept, [videos·(F + 1), texts], the weights of a column are; a video's numerators follow.
 __device__ __forceinline__ int64_t kept_row(const Group& group, int column) {
@@ -86,7 +99,7 @@ __device__ __forceinline__ void unscale(float (&dots)[8][4], const float* text, 
   if constexpr (std::is_same_v<Numbers, Scaled>) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float scale = own_text(0, half) < texts ? text[own_text(0, half)] : 0.0f;
+      const float scale = own_text(half) < texts ? text[own_text(half)] : 0.0f;
 #pragma unroll
       for (int n = 0; n < 8; ++n)
 #pragma unroll
@@ -196,7 +209,7 @@ __device__ __forceinline__ void put_pair(const TextTile<P, Numbers>& tile, int n
 #pragma unroll
   for (int part = 0; part < Numbers::count; ++part)
     *reinterpret_cast<uint32_t*>(
-        tile.at(part, P::warp_n() * kGroup + own_column(n, i), P::warp_m() * 16 + own_text(0, 0))) = parts[part];
+        tile.at(part, P::warp_n() * kGroup + own_column(n, i), P::warp_m() * 16 + own_text(0))) = parts[part];
 }
 template <class P, class Numbers>
 __device__ __forceinline__ void put_weights(const TextTile<P, Numbers>& tile, const float (&weights)[8][4]) {
