@@ -35,7 +35,7 @@ from emcl_train.models import RetrievalModel, build_model
 from emcl_train.optim import build_optimizer, schedule, set_learning_rate
 from emcl_train.report import render_table, write_report
 
-# The others wait while the first process prepares a data set or evaluates; after torch's 10 to 30 minutes they would end.
+# The others wait while the first process prepares data or evaluates; after torch's 10 to 30 minutes they would end.
 PATIENCE = timedelta(hours=12)
 WRITTEN_BEFORE_TRAINING = {checkpoint.CONFIG, checkpoint.ENVIRONMENT, TOKENIZER}
 
