@@ -163,7 +163,7 @@ class Run:
         with accelerator.main_process_first():  # it writes what the others read
             self.annotations: Annotations = prepare(config)
         self.tokenizer = load_tokenizer(config, self.out)
-        self.model: RetrievalModel = build_model(config, self.tokenizer)
+        self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
             checkpoint.write_json_atomic(self.out / checkpoint.ENVIRONMENT, environment(config, accelerator.device))
         self.wrapped: nn.Module
@@ -178,6 +178,10 @@ class Run:
         self.epoch = self.batch = self.step = 0
         self.best_score, self.best_epoch = -math.inf, -1
         self.resume()
+
+    def build_model(self) -> RetrievalModel:
+        """The model of the configuration; an experiment may put another layer into it."""
+        return build_model(self.config, self.tokenizer)
 
     def pairs_per_step(self) -> int:
         """`train.batch_size`, or all training clips where there are fewer, which is said.
