@@ -246,6 +246,23 @@ void each_chunk(const Pool& size, const F& f) {
   }
 }
 
+Backward backward_of(const Pool& size, const Chunk& chunk, const PackedRows& rows, const float* mask,
+                     const Matrix16& inner, const Matrix16& through) {
+  Backward w{};
+  w.problems = chunk.problems;
+  w.rows = rows.own;
+  w.scale = rows.scale;
+  w.first_frame = chunk.first_frame;
+  w.text_row = int(size.videos * size.frames);
+  w.width = int(size.width);
+  w.mask = mask + chunk.first_frame;
+  w.inverse_temperature = float(1 / size.temperature);
+  w.inner = inner.from_row(int64_t(chunk.first_group) * kGroup);
+  w.through = through;
+  return w;
+}
+
+// Fills `through`, and gives Σ of what is in Squares.
 template <bool COSINE>
 Squares16 run_backward(const Call& call, Element element, Backward w) {
   Squares16 sums{};
@@ -354,17 +371,7 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
     const Call& step = workspace.next_step();
-    Backward w{};
-    w.problems = chunk.problems;
-    w.rows = rows.own;
-    w.scale = rows.scale;
-    w.first_frame = chunk.first_frame;
-    w.text_row = int(frame_rows);
-    w.width = int(width);
-    w.mask = mask + chunk.first_frame;
-    w.inverse_temperature = float(1 / size.temperature);
-    w.inner = products.from_row(int64_t(chunk.first_group) * kGroup);
-    w.through = through;
+    Backward w = backward_of(size, chunk, rows, mask, products, through);
     w.shift = shift + chunk.first_frame;
     const Squares16 sums = run_backward<false>(step, element, w);
 
@@ -407,17 +414,7 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
     const Call& step = workspace.next_step();
-    Backward w{};
-    w.problems = chunk.problems;
-    w.rows = rows.own;
-    w.scale = rows.scale;
-    w.first_frame = chunk.first_frame;
-    w.text_row = int(frame_rows);
-    w.width = int(width);
-    w.mask = mask + chunk.first_frame;
-    w.inverse_temperature = float(1 / size.temperature);
-    w.inner = mapped.inner.from_row(int64_t(chunk.first_group) * kGroup);
-    w.through = through;
+    Backward w = backward_of(size, chunk, rows, mask, mapped.inner, through);
     w.bases = mapped.bases;
     w.mapped_texts = mapped.texts;
     if (bases > 0) w.mapped_frames = mapped.frames.from_row(chunk.first_frame).from_column(mapped.bases);
@@ -429,12 +426,11 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
     w.weights = weights;
     const Squares16 sums = run_backward<true>(step, element, w);
 
-    const Matrix16 chunk_rows = packed.from_row(chunk.first_frame);
     multiply_squares(step, chunk.problems,
                      times_squares(sums.squares, rows.exact.from_row(chunk.first_frame), width, frame_sum, false));
     multiply(step, chunk.problems,
              plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
-    text_sum.add(step, chunk.problems, through, chunk_rows, chunk.frame_rows);
+    text_sum.add(step, chunk.problems, through, packed.from_row(chunk.first_frame), chunk.frame_rows);
     if (bases > 0) {
       const Matrix16 mapped_frames = mapped.frames.from_row(chunk.first_frame);
       float* pull = pull_frames + chunk.first_frame * bases;
