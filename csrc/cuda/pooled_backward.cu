@@ -54,7 +54,9 @@ struct Layout {
   static constexpr int kInner =
       std::max({P::kBytes, BasesTile<P>::kBytes, 2 * Texts::kBytes});  // before it, one after the other
   static constexpr int kColumns = kInner + P::WARPS_N * InnerTile<P>::kBytes;
-  static constexpr int kBytes = kColumns + (COSINE ? 2 : 3) * P::kColumns * int(sizeof(float));
+  static constexpr bool kScaled = std::is_same_v<typename P::LeftParts, Scaled>;
+  static constexpr int kBytes = kColumns + (1 + kScaled + !COSINE) * P::kColumns * int(sizeof(float));
+  static_assert(kBytes <= kMostShared);
 };
 
 template <class P, bool COSINE>
@@ -69,9 +71,9 @@ __global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward
   const typename L::Texts tile(memory), scaled_tile(memory + tile.kBytes);
   const InnerTile<P> inner(memory + L::kInner + P::warp_n() * InnerTile<P>::kBytes);
   float* mask = reinterpret_cast<float*>(memory + L::kColumns) + P::warp_n() * kGroup;
-  float *scale = mask + P::kColumns, *shift = scale + P::kColumns;
+  float *scale = mask + P::kColumns, *shift = L::kScaled ? scale + P::kColumns : scale;  // where there are any
   load_columns(group_of(problems.frames, videos, own_group), w.mask, mask, thread_of_group<P>());
-  if (w.scale != nullptr)
+  if (L::kScaled)
     load_columns(group_of(problems.frames, videos, own_group), w.scale + w.first_frame, scale, thread_of_group<P>());
   if (!COSINE) load_columns(group_of(problems.frames, videos, own_group), w.shift, shift, thread_of_group<P>());
   load_inner<P>(w.inner, own_group, own_group < problems.groups(), inner);
