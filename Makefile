@@ -75,7 +75,7 @@ $(VENV)/.created:
 $(VENV)/.deps: $(VENV)/.created constraints.txt pyproject.toml
 	@echo 'Installing into $(VENV); this happens once and takes a few minutes'
 	$(PIP_INSTALL) torch setuptools wheel ninja pybind11
-	$(PIP_INSTALL) --no-build-isolation -e ".[train,triton,test,lint]"
+	$(PIP_INSTALL) --no-build-isolation -e ".[train,onnx,triton,test,lint]"
 	@touch $@
 
 # An installation that hides why something was not built would be no help: build again where it is seen.

@@ -5,6 +5,7 @@ import platform
 import random
 import time
 from dataclasses import asdict, replace
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import InitProcessGroupKwargs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -33,6 +35,8 @@ from emcl_train.models import RetrievalModel, build_model
 from emcl_train.optim import build_optimizer, schedule, set_learning_rate
 from emcl_train.report import render_table, write_report
 
+# The others wait while the first process prepares data or evaluates; after torch's 10 to 30 minutes they would end.
+PATIENCE = timedelta(hours=12)
 WRITTEN_BEFORE_TRAINING = {checkpoint.CONFIG, checkpoint.ENVIRONMENT, TOKENIZER}
 
 
@@ -66,7 +70,11 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
 def start_processes(config: RunConfig) -> Accelerator:
     """Join the processes that torchrun or `accelerate launch` started, if any: over NCCL on GPUs, over gloo on CPUs."""
     # Asked for an accelerator where there is none, accelerate would take each process for the only one.
-    return Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.train.precision)
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=config.train.precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
 
 
 def open_run_folder(config: RunConfig) -> None:

@@ -5,98 +5,112 @@
 
 namespace {
 
-// Adds up xᵀy, known to be symmetric, and the column sums of x, strip by strip of the rows. Strips and tiles do not
-// depend on the number of threads, so neither do the bits of the result.
+// Packed rows of a product xᵀy: columns [panel * W, panel * W + W) of row i are at [panel][i].
+template <class T>
+class Strip {
+ public:
+  explicit Strip(int64_t width, int64_t most_rows = kStrip)
+      : panels(divide_up(width, kPanel<T>)), most_rows_(most_rows), packed_(panels * most_rows * kPanel<T>) {}
+  T* at(int64_t row, int64_t panel) const { return packed_.get() + (panel * most_rows_ + row) * kPanel<T>; }
+  template <class E>
+  void pack(int64_t row, const E* x, int64_t width) const {
+    for (int64_t panel = 0; panel < panels; ++panel)
+      pack_panel<E, T>(x, 1, width, width, 1, panel * kPanel<T>, at(row, panel));
+  }
+  const int64_t panels;
+
+ private:
+  int64_t most_rows_;
+  Scratch<T> packed_;
+};
+
+// A sum over rows is shared out into parts of about kPartRows, each added up by one thread: threads that read the same
+// packed rows would wait for each other's caches. The number of parts depends on that of the rows alone, and so do the
+// bits of the sum.
+inline int64_t parts_of(int64_t rows) {
+  int64_t parts = 1;
+  while (parts < kMostParts && rows >= 2 * parts * kPartRows) parts *= 2;
+  return parts;
+}
+
+// Adds up xᵀy, known to be symmetric, and the column sums of x.
 template <class T>
 class GramSum {
  public:
-  GramSum(emcl::ParallelFor run, int64_t strip, int64_t width)
-      : run_(run), width_(width), panels_(divide_up(width, W)), pairs_(panels_ * (panels_ + 1) / 2), strip_(strip),
-        packed_x_(panels_ * strip_ * W), blocks_(pairs_ * W * W), sums_(panels_ * W),
-        partial_(divide_up(strip_, kRowBlock) * panels_ * W) {
-    blocks_.clear(pairs_ * W * W);
-    sums_.clear(panels_ * W);
+  GramSum(int64_t parts, int64_t width)
+      : parts_(parts), width_(width), panels_(divide_up(width, W)), pairs_(panels_ * (panels_ + 1) / 2),
+        blocks_(parts * pairs_ * W * W), sums_(parts * panels_ * W) {}
+
+  void start(int64_t part) {
+    std::memset(blocks_of(part), 0, size_t(pairs_ * W * W) * sizeof(T));
+    std::memset(&sums_[part * panels_ * W], 0, size_t(panels_ * W) * sizeof(T));
   }
 
-  // A strip whose columns [panel * W, panel * W + W) the caller has written to x_at and to packed_y, which is laid out
-  // alike. A row of x counts `count` times in the column sums.
-  T* x_at(int64_t row, int64_t panel) const { return packed_x_.get() + (panel * strip_ + row) * W; }
-  void add_packed(int64_t rows, const T* packed_y, const T* count) {
-    sum_columns(rows, count, [](int64_t, int64_t) {});
-    multiply_strip(rows, packed_y, nullptr);
+  // Adds xᵀy. Of a block on the diagonal, and of the last column of blocks, only the vectors that are needed.
+  void add(int64_t part, int64_t rows, const Strip<T>& x, const Strip<T>& y) {
+    constexpr int64_t V = kLanes<T>;
+    for (int64_t pair = 0, right = 0; right < panels_; ++right)
+      for (int64_t left = 0; left <= right; ++left, ++pair) {
+        const T *a = x.at(0, left), *b = y.at(0, right);
+        T* block = blocks_of(part) + pair * W * W;
+        const int64_t m = least(W, width_ - left * W), vectors = divide_up(least(W, width_ - right * W), V);
+        if (left < right) {
+          part_of_panel_product<T, true>(vectors, m, rows, a, 1, W, b, block, W);
+        } else {
+          for (int64_t i = 0; i < m; i += V)
+            part_of_panel_product<T, true>(vectors - i / V, least(V, m - i), rows, a + i, 1, W, b + i, block + i * W + i, W);
+        }
+      }
   }
 
-  // The last rows, each of which serves as both factors; then the sums.
+  // Adds rows of x to the column sums, each `count` times, or once where that is null. To be called for few rows at a
+  // time, while they are in the cache: short sums first keep float32 sums of many rows exact.
+  void add_columns(int64_t part, int64_t begin, int64_t end, const Strip<T>& x, const T* count) {
+    for (int64_t panel = 0; panel < panels_; ++panel)
+      for (int64_t j = 0; j < W; j += kLanes<T>) {
+        Vec<T> sum = {};
+        for (int64_t row = begin; row < end; ++row)
+          sum += count == nullptr ? load(x.at(row, panel) + j) : load(x.at(row, panel) + j) * count[row];
+        add_to(&sums_[(part * panels_ + panel) * W + j], sum);
+      }
+  }
+
+  // Adds rows that are both factors.
   template <class E>
-  void finish(const E* x, int64_t rows, T* gram, T* colsum) {
-    for (int64_t begin = 0; begin < rows; begin += strip_) {
-      const int64_t depth = least(strip_, rows - begin);
-      sum_columns(depth, nullptr, [&](int64_t row, int64_t panel) {
-        pack_panel<E, T>(x + (begin + row) * width_, 1, width_, width_, 1, panel * W, x_at(row, panel));
-      });
-      multiply_strip(depth, packed_x_.get(), begin + depth == rows ? gram : nullptr);
+  void add_rows(int64_t part, const E* x, int64_t rows, const Strip<T>& strip) {
+    for (int64_t begin = 0; begin < rows; begin += kStrip) {
+      const int64_t depth = least(kStrip, rows - begin);
+      for (int64_t block = 0; block < depth; block += kRowBlock) {
+        const int64_t end = least(depth, block + kRowBlock);
+        for (int64_t i = block; i < end; ++i) strip.pack(i, x + (begin + i) * width_, width_);
+        add_columns(part, block, end, strip, nullptr);
+      }
+      add(part, depth, strip, strip);
     }
+  }
+
+  // The sums of all parts, in their order.
+  void total(emcl::ParallelFor run, T* gram, T* colsum) {
+    parallel(run, panels_, grain_of(parts_ * panels_ * W * W), [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {  // from both ends in turn: a column of blocks is the longer the later
+        const int64_t right = i % 2 == 0 ? i / 2 : panels_ - 1 - i / 2;
+        for (int64_t left = 0; left <= right; ++left) {
+          const int64_t at = (right * (right + 1) / 2 + left) * W * W;
+          for (int64_t part = 1; part < parts_; ++part)
+            for (int64_t j = 0; j < W * W; j += kLanes<T>) add_to(&blocks_[at + j], load(blocks_of(part) + at + j));
+          write(&blocks_[at], left, right, gram);
+        }
+      }
+    });
+    for (int64_t part = 1; part < parts_; ++part)
+      for (int64_t d = 0; d < panels_ * W; ++d) sums_[d] += sums_[part * panels_ * W + d];
     std::memcpy(colsum, sums_.get(), size_t(width_) * sizeof(T));
   }
 
  private:
   static constexpr int64_t W = kPanel<T>;
-
-  // prepare(row, panel) writes a row of packed x before it is added. Short sums first: they keep float32 sums of many
-  // rows exact.
-  template <class F>
-  void sum_columns(int64_t depth, const T* count, const F& prepare) {
-    const int64_t blocks = divide_up(depth, kRowBlock), size = panels_ * W;
-    parallel(run_, blocks, grain_of(kRowBlock * size / 4), [&](int64_t first, int64_t last) {
-      for (int64_t block = first; block < last; ++block) {
-        T* sums = &partial_[block * size];
-        for (int64_t d = 0; d < size; ++d) sums[d] = 0;
-        for (int64_t row = block * kRowBlock; row < least(depth, (block + 1) * kRowBlock); ++row)
-          for (int64_t panel = 0; panel < panels_; ++panel) {
-            prepare(row, panel);
-            for (int64_t j = 0; j < W; j += kLanes<T>) {
-              const Vec<T> x = load(x_at(row, panel) + j);
-              T* sum = sums + panel * W + j;
-              store(sum, load(sum) + (count == nullptr ? x : x * count[row]));
-            }
-          }
-      }
-    });
-    for (int64_t block = 0; block < blocks; ++block)
-      for (int64_t d = 0; d < size; ++d) sums_[d] += partial_[block * size + d];
-  }
-
-  // f(pair, left, right) for blocks of the upper half; pair = right * (right + 1) / 2 + left, left <= right. Taken from
-  // both ends in turn, so that the smaller blocks of the last column are shared out evenly.
-  template <class F>
-  void each_pair(int64_t first, int64_t last, const F& f) const {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t pair = i % 2 == 0 ? i / 2 : pairs_ - 1 - i / 2;
-      int64_t right = 0;
-      while ((right + 1) * (right + 2) / 2 <= pair) ++right;
-      f(pair, pair - right * (right + 1) / 2, right);
-    }
-  }
-
-  // Of a block on the diagonal, and of the last column of blocks, only the vectors that are needed. Blocks are complete,
-  // and written out, where `gram` is not null.
-  void multiply_strip(int64_t depth, const T* packed_y, T* gram) {
-    constexpr int64_t V = kLanes<T>;
-    parallel(run_, pairs_, grain_of(depth * W * W), [&](int64_t first, int64_t last) {
-      each_pair(first, last, [&](int64_t pair, int64_t left, int64_t right) {
-        const T *a = packed_x_.get() + left * strip_ * W, *b = packed_y + right * strip_ * W;
-        T* block = &blocks_[pair * W * W];
-        const int64_t m = least(W, width_ - left * W), vectors = divide_up(least(W, width_ - right * W), V);
-        if (left < right) {
-          part_of_panel_product<T, true>(vectors, m, depth, a, 1, W, b, block, W);
-        } else {
-          for (int64_t i = 0; i < m; i += V)
-            part_of_panel_product<T, true>(vectors - i / V, least(V, m - i), depth, a + i, 1, W, b + i, block + i * W + i, W);
-        }
-        if (gram != nullptr) write(block, left, right, gram);
-      });
-    });
-  }
+  static void add_to(T* to, Vec<T> value) { store(to, load(to) + value); }
+  T* blocks_of(int64_t part) const { return blocks_.get() + part * pairs_ * W * W; }
 
   // A block and, below the diagonal, its mirror image.
   void write(const T* block, int64_t left, int64_t right, T* gram) const {
@@ -111,19 +125,28 @@ class GramSum {
     }
   }
 
-  emcl::ParallelFor run_;
-  int64_t width_, panels_, pairs_, strip_;
-  Scratch<T> packed_x_, blocks_, sums_, partial_;
+  int64_t parts_, width_, panels_, pairs_;
+  Scratch<T> blocks_, sums_;  // [parts][pairs][W][W], [parts][panels][W]
 };
 
-// Equal strips of about kStrip rows.
-inline int64_t strip_of(int64_t rows) { return divide_up(rows, most<int64_t>(1, (rows + kStrip / 2) / kStrip)); }
+// Where a part of `count` things begins.
+inline int64_t part_begin(int64_t part, int64_t parts, int64_t count) { return part * count / parts; }
 
 template <class E>
-void moments(emcl::ParallelFor run, const void* x, int64_t rows, int64_t width, void* gram, void* colsum) {
+void moments(emcl::ParallelFor run, const void* x_, int64_t rows, int64_t width, void* gram, void* colsum) {
   using T = Compute<E>;
-  GramSum<T>(run, strip_of(rows), width)
-      .finish(static_cast<const E*>(x), rows, static_cast<T*>(gram), static_cast<T*>(colsum));
+  const E* x = static_cast<const E*>(x_);
+  const int64_t parts = parts_of(rows);
+  GramSum<T> sum(parts, width);
+  parallel(run, parts, grain_of(rows / parts * width * width / 2), [&](int64_t first, int64_t last) {
+    const Strip<T> strip(width);
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t begin = part_begin(part, parts, rows), end = part_begin(part + 1, parts, rows);
+      sum.start(part);
+      sum.add_rows(part, x + begin * width, end - begin, strip);
+    }
+  });
+  sum.total(run, static_cast<T*>(gram), static_cast<T*>(colsum));
 }
 
 // d_x = x·(d_gram + d_gramᵀ) + 1·d_colsumᵀ

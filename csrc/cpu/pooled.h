@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t kGroupRows = 96;                 // frames that are taken together
 constexpr int64_t kSplits = 32;                    // sums over videos are kept in this many parts
-constexpr int64_t kHeldGroups = 16;                // groups that forward weighs before they are added to the moments
 constexpr int64_t kHeld = int64_t(1) << 20;        // numbers that backward keeps of pairs of text and frame at a time
 
 // The inputs of a call, and the texts as panels with one text per lane.
@@ -172,64 +171,73 @@ void group_runs(const Pooling<E>& pool, int64_t first_group, int64_t last_group,
 }
 
 // Calls f(group, video of it, square [F, F], counts [F]) for every video of some groups: Σ over texts of w·wᵀ and of w.
-// kept: where to keep the weights, or null.
+// kept: where to keep the weights, or null. One thread.
 template <class E, class F>
 void weigh_videos(const Pooling<E>& pool, int64_t first_group, int64_t last_group, Compute<E>* kept, const F& f) {
   using T = Compute<E>;
   constexpr int64_t W = kPanel<T>, V = kLanes<T>;
   const int64_t frames = pool.size.frames;
-  group_runs(pool, first_group, last_group, [&](int64_t first, int64_t last) {
-    Group<E> g(pool);
-    PairSums<T> pairs(pool.videos_per_group, frames);
-    Scratch<T> count_lanes(pool.videos_per_group * frames * V), square(frames * frames), counts(frames);
-    for (int64_t group = first; group < last; ++group) {
-      g.start(group);
-      pairs.clear(g.videos);
-      count_lanes.clear(g.rows * V);
-      for (int64_t panel = 0; panel < pool.panels; ++panel) {
-        g.weigh(panel, kept);
-        for (int64_t v = 0; v < g.videos; ++v) {
-          const T* w = &g.weights[v * frames * W];
-          pairs.add(v, w, w);
-        }
-        for (int64_t i = 0; i < g.rows; ++i)
-          for (int64_t j = 0; j < W; j += V)
-            store(&count_lanes[i * V], load(&count_lanes[i * V]) + load(&g.weights[i * W + j]));
-      }
+  Group<E> g(pool);
+  PairSums<T> pairs(pool.videos_per_group, frames);
+  Scratch<T> count_lanes(pool.videos_per_group * frames * V), square(frames * frames), counts(frames);
+  for (int64_t group = first_group; group < last_group; ++group) {
+    g.start(group);
+    pairs.clear(g.videos);
+    count_lanes.clear(g.rows * V);
+    for (int64_t panel = 0; panel < pool.panels; ++panel) {
+      g.weigh(panel, kept);
       for (int64_t v = 0; v < g.videos; ++v) {
-        pairs.write(v, T(1), square.get());
-        for (int64_t i = 0; i < frames; ++i) counts[i] = sum_of_lanes<T>(load(&count_lanes[(v * frames + i) * V]));
-        f(g, v, square.get(), counts.get());
+        const T* w = &g.weights[v * frames * W];
+        pairs.add(v, w, w);
       }
+      for (int64_t i = 0; i < g.rows; ++i)
+        for (int64_t j = 0; j < W; j += V)
+          store(&count_lanes[i * V], load(&count_lanes[i * V]) + load(&g.weights[i * W + j]));
     }
-  });
+    for (int64_t v = 0; v < g.videos; ++v) {
+      pairs.write(v, T(1), square.get());
+      for (int64_t i = 0; i < frames; ++i) counts[i] = sum_of_lanes<T>(load(&count_lanes[(v * frames + i) * V]));
+      f(g, v, square.get(), counts.get());
+    }
+  }
 }
 
-// (PG), (PS): gram and colsum of all A·B + A rows [pooled; text].
+// (PG), (PS): gram and colsum of all A·B + A rows [pooled; text]. Each part has its share of the groups and of the texts.
 template <class E>
 void pooled_moments(const Pooling<E>& pool, Compute<E>* gram, Compute<E>* colsum, Compute<E>* kept) {
   using T = Compute<E>;
   constexpr int64_t W = kPanel<T>;
   const int64_t F = pool.size.frames, width = pool.size.width, texts = pool.size.texts;
-  const int64_t held_rows = least(kHeldGroups, pool.groups) * pool.videos_per_group * F;
-  const int64_t strip = most(held_rows, strip_of(texts));
-  GramSum<T> sum(pool.run, strip, width);
-  Scratch<T> weighted(strip * round_up(width, W)), all_counts(strip);
-  for (int64_t held = 0; held < pool.groups; held += kHeldGroups) {
-    const int64_t held_row = held * pool.videos_per_group * F;
-    weigh_videos(pool, held, least(pool.groups, held + kHeldGroups), kept,
-                 [&](const Group<E>& g, int64_t v, const T* square, const T* counts) {
-      const int64_t row = g.first_row - held_row + v * F;
-      std::memcpy(&all_counts[row], counts, size_t(F) * sizeof(T));
-      for (int64_t panel = 0; panel * W < width; ++panel) {
-        const T* f = &g.f[v * F * g.depth + panel * W];
-        panel_product<T>(F, F, square, F, 1, f, &weighted[(panel * strip + row) * W], W, g.depth);
-        for (int64_t i = 0; i < F; ++i) std::memcpy(sum.x_at(row + i, panel), f + i * g.depth, size_t(W) * sizeof(T));
-      }
-    });
-    sum.add_packed(least(held_rows, pool.rows - held_row), weighted.get(), all_counts.get());
-  }
-  sum.finish(pool.text, texts, gram, colsum);
+  const int64_t parts = least(parts_of(pool.rows + texts), pool.groups), most_rows = most(kStrip, F);
+  GramSum<T> sum(parts, width);
+  parallel(pool.run, parts, 1, [&](int64_t first, int64_t last) {
+    const Strip<T> x(width, most_rows), y(width, most_rows);
+    Scratch<T> counts(most_rows);
+    for (int64_t part = first; part < last; ++part) {
+      int64_t rows = 0;
+      sum.start(part);
+      const auto add = [&] {
+        sum.add(part, rows, x, y);
+        rows = 0;
+      };
+      weigh_videos(pool, part_begin(part, parts, pool.groups), part_begin(part + 1, parts, pool.groups), kept,
+                   [&](const Group<E>& g, int64_t v, const T* square, const T* count) {
+        if (rows + F > most_rows) add();
+        std::memcpy(&counts[rows], count, size_t(F) * sizeof(T));
+        for (int64_t panel = 0; panel < x.panels; ++panel) {
+          const T* f = &g.f[v * F * g.depth + panel * W];
+          panel_product<T>(F, F, square, F, 1, f, y.at(rows, panel), W, g.depth);
+          for (int64_t i = 0; i < F; ++i) std::memcpy(x.at(rows + i, panel), f + i * g.depth, size_t(W) * sizeof(T));
+        }
+        sum.add_columns(part, rows, rows + F, x, counts.get());
+        rows += F;
+      });
+      add();
+      const int64_t begin = part_begin(part, parts, texts), end = part_begin(part + 1, parts, texts);
+      sum.add_rows(part, pool.text + begin * width, end - begin, x);
+    }
+  });
+  sum.total(pool.run, gram, colsum);
 }
 
 // A fitted map, and what the texts are in its bases. C and `once` are the corrections of rank K to an inner product of

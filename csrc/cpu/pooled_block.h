@@ -22,10 +22,12 @@ struct Generators {
     for (int64_t i = 0; i < texts * width; ++i) x[pool.rows * width + i] = widen(pool.text[i]);
     Scratch<T> counts(rows);
     for (int64_t i = pool.rows; i < rows; ++i) counts[i] = 1;
-    weigh_videos(pool, 0, pool.groups, kept, [&](const Group<E>& g, int64_t v, const T* square, const T* count) {
-      const int64_t video = g.first_video + v;
-      std::memcpy(&squares[video * frames * frames], square, size_t(frames * frames) * sizeof(T));
-      std::memcpy(&counts[video * frames], count, size_t(frames) * sizeof(T));
+    group_runs(pool, 0, pool.groups, [&](int64_t first, int64_t last) {
+      weigh_videos(pool, first, last, kept, [&](const Group<E>& g, int64_t v, const T* square, const T* count) {
+        const int64_t video = g.first_video + v;
+        std::memcpy(&squares[video * frames * frames], square, size_t(frames * frames) * sizeof(T));
+        std::memcpy(&counts[video * frames], count, size_t(frames) * sizeof(T));
+      });
     });
     colsum.clear(width);
     for (int64_t i = 0; i < rows; ++i)

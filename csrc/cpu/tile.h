@@ -12,7 +12,7 @@ constexpr int kPanelVectors = kVectorBytes == 16 ? 4 : 3;
 constexpr int kPanelRows = kRegisters == 32 ? 8 : 4;
 template <class T>
 constexpr int kPanel = kPanelVectors * kLanes<T>;  // columns of a packed panel
-using emcl::kChannelBlock, emcl::kDepth, emcl::kRowBlock, emcl::kStrip;
+using emcl::kChannelBlock, emcl::kDepth, emcl::kMostParts, emcl::kPartRows, emcl::kRowBlock, emcl::kStrip;
 
 template <class F>
 void parallel(emcl::ParallelFor run, int64_t count, int64_t grain, const F& body) {

@@ -101,6 +101,8 @@ def main(root: Path, out: Path) -> None:
     found["chunks"] = one_step(step_config(root, out / "chunks", "full", chunks=2))
     rank, world = dist.get_rank(), dist.get_world_size()
     found["loss"] = spread_loss(rank, world)
+    backend = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+    found["patience"] = backend.options._timeout.total_seconds()
     torch.save(found, out / f"process{rank}.pt")
     whole_run(root, out)
 

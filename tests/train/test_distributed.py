@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from several_processes import CASES, one_step, spread_loss, step_config
 
-from emcl_train import checkpoint
+from emcl_train import checkpoint, trainer
 from emcl_train.distributed import gather_rows, max_over_processes, sum_over_processes
 
 WORLD = 2
@@ -87,6 +87,12 @@ def test_the_loss_is_that_of_all_rows(alone, together):
         assert loss == pytest.approx(expected, rel=1e-12)
     # As many times too large as there are processes, which DistributedDataParallel divides by.
     torch.testing.assert_close(torch.cat([part for _, part in parts]) / WORLD, gradient)
+
+
+@needs_gloo
+def test_the_others_wait_while_the_first_evaluates(together):
+    for found in together[1]:
+        assert found["patience"] == trainer.PATIENCE.total_seconds()
 
 
 @needs_gloo
