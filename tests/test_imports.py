@@ -24,7 +24,7 @@ LAYERS = {
         {"__init__", "errors"},
         {"config"},
         {"recipes", "checkpoint", "chunks", "distributed"},
-        {"data", "models", "losses", "metrics", "optim", "rerank"},
+        {"bootstrap", "data", "models", "losses", "metrics", "optim", "rerank"},
         {"evaluate", "report"},
         {"trainer"},
         {"cli"},
