@@ -1,4 +1,4 @@
-"""Re-ranking that looks at more than one query at a time. Its figures stand beside the raw ones, never in their place."""
+"""Re-ranking that looks at more than one query. Its figures stand beside the raw ones, never in their place."""
 
 import math
 
@@ -42,7 +42,7 @@ def inverted_softmax(similarity: Float[Tensor, "Q G"], temperature: float, axis:
 
 
 def qb_norm(
-    similarity: Float[Tensor, "Q G"], bank_similarity: Float[Tensor, "R G"], *, temperature: float
+    similarity: Float[Tensor, "Q G"], bank_similarity: Float[Tensor, "R _"], *, temperature: float
 ) -> Float[Tensor, "Q G"]:
     """Query bank normalisation with the dynamic inverted softmax (Bogolin et al., CVPR 2022).
 
