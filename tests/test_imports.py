@@ -27,6 +27,7 @@ LAYERS = {
         {"bootstrap", "data", "models", "losses", "metrics", "optim", "rerank"},
         {"evaluate", "report"},
         {"trainer"},
+        {"seeds"},
         {"cli"},
         {"__main__"},
     ],
