@@ -22,7 +22,7 @@ usage: emcl-train [--debug] COMMAND ...
   data shapes DIR                     render the bundled video set
   data doctor RECIPE DIR              examine a data set: counts, captions, clips that are missing or damaged
   data compress DIR OUT               small copies of videos: 3 frames a second, short side 224, no sound
-  report RUN [RUN ...]                write report.html of each run and compare them in one table
+  report RUN [RUN ...]                write report.html of each run, and compare them query by query
 
   --debug    show the traceback of an error
   --help     after any command: all its options
@@ -83,10 +83,12 @@ class CompressArguments:
 
 @dataclass
 class ReportArguments:
-    """Write report.html of each run and compare them in one table."""
+    """Write report.html of each run, and compare them in one table and query by query."""
 
     runs: tyro.conf.Positional[list[Path]]
-    """Folders of training runs."""
+    """Folders of training runs; a folder of runs with several seeds counts as one. Each is compared with the first."""
+    json: Path | None = None
+    """Write the comparisons to this file as well."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,9 +151,14 @@ def run_train(recipe: str, arguments: list[str]) -> int:
     default, description = load_recipe(recipe), RECIPES[recipe].__doc__
     prog = f"emcl-train train {recipe}"
     config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
-    from emcl_train.trainer import train
+    if config.seeds > 1:
+        from emcl_train.seeds import train_seeds
 
-    train(config)
+        train_seeds(config)
+    else:
+        from emcl_train.trainer import train
+
+        train(config)
     return 0
 
 
@@ -202,7 +209,7 @@ def run_report(arguments: ReportArguments) -> int:
         raise UserError("report needs the folder of at least one run, such as runs/shapes")
     from emcl_train.report import report_runs
 
-    report_runs(arguments.runs)
+    report_runs(arguments.runs, json_path=arguments.json)
     return 0
 
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Suppress
+from tyro.conf import Suppress, arg
 
 from emcl_train.errors import UserError
 
@@ -128,6 +128,12 @@ class EMCLConfig:
     """What backward goes through: nothing of EM (as released), the fitted linear map, or every iteration."""
 
 
+Tracker = Literal[
+    "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio", "none"
+]
+"""Those that accelerate knows."""
+
+
 @dataclass
 class TrainConfig:
     """Optimisation. The defaults are EMCL-Net's recipe."""
@@ -158,6 +164,11 @@ class TrainConfig:
     """Fixes weights, order and captions."""
     save_every: int = 100
     """Steps between full states for resuming; one is also saved after every epoch."""
+    select_on_test: Annotated[bool, arg(prefix_name=False)] = False
+    """Keep the epoch that is best on the test split instead of the validation split. Published figures often do, and
+    are too high for it; the table says so."""
+    tracker: Tracker = "tensorboard"
+    """Where losses and validations are logged besides metrics.jsonl; "tensorboard" writes to `tracker` in `out`."""
 
 
 @dataclass
@@ -182,6 +193,8 @@ class RunConfig:
     """Run folder; it is created, and never overwritten without --resume."""
     resume: bool = False
     """Go on from the last full state in `out`."""
+    seeds: int = 1
+    """Train this many times, with seeds from `train.seed` on, in folders of `out`; report mean ± deviation."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     emcl: EMCLConfig = field(default_factory=EMCLConfig)
@@ -213,6 +226,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield "train.chunks", train.chunks, 1 <= train.chunks <= train.batch_size, valid_chunks
     yield "train.weight_decay", train.weight_decay, train.weight_decay >= 0, "0 or more"
     yield "train.warmup", train.warmup, 0 <= train.warmup <= 1, "a share between 0 and 1"
+    yield "seeds", config.seeds, config.seeds >= 1, "1 or more"
     yield "train.betas", train.betas, all(0 <= beta < 1 for beta in train.betas), "two numbers from 0 to below 1"
     yield "emcl.momentum", emcl.momentum, 0 <= emcl.momentum <= 1, "a share between 0 and 1"
     yield "data.workers", config.data.workers, config.data.workers >= 0, "0 or more (0: the main process decodes)"

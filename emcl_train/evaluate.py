@@ -34,6 +34,10 @@ Step = TypeVar("Step")
 MAIN_ROW = {"train": "EMCL-Net", "inference": "EMCL at inference only", "off": "Trained without EMCL"}
 
 
+# What a table says of the split that an epoch was selected on.
+SELECTED_BY = {"val": "validation", "test": "TEST SET (which makes the figures too high)"}
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """What the towers make of a split, on the CPU: Q captions and G clips."""
@@ -254,7 +258,7 @@ def selection_of(run_dir: Path) -> str:
     if not validations:
         return f"an unknown rule: {METRICS} has no validation"
     best = max(validations, key=lambda record: record["text_to_video"]["R@1"])
-    return f"validation text→video R@1: epoch {best['epoch']}"
+    return f"{SELECTED_BY[best.get('split', 'val')]} text→video R@1: epoch {best['epoch']}"
 
 
 def _row(name: str, for_texts: Tensor, for_videos: Tensor, caption_clip: Tensor, note: str = "") -> Row:
