@@ -33,24 +33,35 @@ class ShapesConfig:
     """Fixes every clip and caption."""
 
 
+Layout = Literal["msrvtt", "activitynet", "lsmdc", "msvd", "didemo", "vatex", "jsonl", "shapes"]
+
+
 @dataclass
 class DataConfig:
     """Which clips and captions, and how they become tensors."""
 
-    layout: Literal["msrvtt", "shapes"] = "msrvtt"
-    """How the files lie: "msrvtt", or "shapes", which is the MSR-VTT layout rendered at first use."""
+    layout: Layout = "msrvtt"
+    """Whose files they are; "jsonl" is for one's own, and "shapes" is the MSR-VTT layout rendered at first use."""
     root: Path = Path("data/msrvtt")
-    """Folder with the annotation files and a `videos/` folder."""
+    """Folder with the annotation files."""
+    videos: Path = Path("videos")
+    """Folder of the clips, and of folders of clips, inside `root` or anywhere; layout "jsonl" has paths instead."""
+    msrvtt_split: Literal["9k", "7k", "full"] = "9k"
+    """For layout "msrvtt": 1k-A with the training list of 9 000 or of 7 010 clips, or the full split of the JSON."""
     num_frames: int = 12
-    """Frames per clip, spread uniformly over its duration."""
+    """Frames per clip at most."""
+    frame_sampling: Literal["1fps", "uniform"] = "uniform"
+    """"1fps": a frame a second, of which `num_frames` are chosen uniformly; "uniform": spread over the duration."""
     image_size: int = 224
     """Height and width of a frame after resizing and centre cropping, in pixels."""
+    augment: Literal["none", "randaugment"] = "none"
+    """"randaugment": the same four random operations on all frames of a training clip, as released."""
     max_words: int = 32
     """Tokens per caption, start and end included."""
     train_captions: Literal["one", "all"] = "one"
     """"one": in an epoch each clip comes once, with one of its captions; "all": once with each of them, as released."""
     test_captions: Literal["one", "all"] = "one"
-    """"one": the test file's sentence (1k-A); "all": every caption of each test clip is a query."""
+    """"one": the test file's sentence (1k-A) or each clip's first; "all": every caption of a test clip is a query."""
     validation_clips: int = 500
     """Held out of the training list to select the epoch, where the annotations name no separate validation clips."""
     on_bad_video: Literal["stop", "skip"] = "stop"

@@ -84,6 +84,8 @@ def differences(runs: Sequence[tuple[Path, Results]]) -> list[str]:
         "gallery": "clips",
         "em_block": "EM block",
         "sampler": "video sampler",
+        "sampling": "sampled frames",
+        "decoder": "decoder",
     }
     lines = []
     for key, name in facts.items():

@@ -11,6 +11,7 @@ import torch
 from fake_run import make_run
 from rich.console import Console
 
+from emcl_train.data.annotations import Clip
 from emcl_train.report import render_table, report_runs, retrievals, write_report
 from emcl_train.report.plots import rank_bins
 from emcl_train.report.retrievals import best_and_worst
@@ -151,10 +152,11 @@ def test_the_report_shows_frames_from_the_data_set(tmp_path, shared_data):
 
 def test_a_clip_that_cannot_be_decoded_says_so_in_its_place(tmp_path, monkeypatch):
     make_run(tmp_path, clips=10)
-    paths = {f"video{i}": tmp_path / f"video{i}.mp4" for i in range(9)}  # video9 is not there any more
-    for path in paths.values():
-        path.write_bytes(b"no video")
-    monkeypatch.setattr(retrievals, "_clip_paths", lambda *_: paths)
+    names = [f"video{i}" for i in range(9)]  # video9 is not there any more
+    clips = {name: Clip(name, tmp_path / f"{name}.mp4") for name in names}
+    for clip in clips.values():
+        clip.path.write_bytes(b"no video")
+    monkeypatch.setattr(retrievals, "_clips", lambda *_: clips)
     pictures, problem = retrievals.strips(load_run(tmp_path), {3, 9})
     assert problem == ""
     assert pictures[3].jpeg is None
