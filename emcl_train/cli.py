@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from emcl_train.config import EMCLConfig, EvalConfig, RunConfig, ShapesConfig, inference_emcl
+from emcl_train.config import EMCLConfig, EvalConfig, Layout, RunConfig, ShapesConfig, inference_emcl
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
 
@@ -20,8 +20,9 @@ usage: emcl-train [--debug] COMMAND ...
   train RECIPE [--OPTION VALUE ...]   train, evaluate and write a report; recipes: {", ".join(sorted(RECIPES))}
   eval RUN [--OPTION VALUE ...]       evaluate the best weights of a run folder again, on its test split
   data shapes DIR                     render the bundled video set
-  data doctor LAYOUT DIR              decode every clip of a data set and name the damaged ones
-  report RUN [RUN ...]                write report.html of each run and compare them in one table
+  data doctor RECIPE DIR              examine a data set: counts, captions, clips that are missing or damaged
+  data compress DIR OUT               small copies of videos: 3 frames a second, short side 224, no sound
+  report RUN [RUN ...]                write report.html of each run, and compare them query by query
 
   --debug    show the traceback of an error
   --help     after any command: all its options
@@ -52,22 +53,44 @@ class ShapesArguments:
 
 @dataclass
 class DoctorArguments:
-    """Decode every clip of a data set; exits with 1 where clips are damaged or missing."""
+    """Examine a data set; exits with 1 where clips are damaged or missing, or the annotations cannot be used."""
 
-    layout: tyro.conf.Positional[Literal["msrvtt", "shapes"]]
-    """How the files lie."""
+    layout: tyro.conf.Positional[Layout | Literal["msrvtt-9k", "msrvtt-7k", "msrvtt-full"]]
+    """How the files lie: a layout, or a recipe ("msrvtt" is msrvtt-9k)."""
     root: tyro.conf.Positional[Path]
     """Folder with the annotation files and a `videos/` folder."""
+    videos: Path | None = None
+    """Folder of the clips, in place of `videos/`."""
+    deep: bool = False
+    """Decode what a run samples of every clip, not only headers, packets and the first frame."""
     json: Path | None = None
-    """Write what was found to this file as well."""
+    """Write what was found to this file, in place of doctor.json in the data set's `.emcl` folder."""
+
+
+@dataclass
+class CompressArguments:
+    """Copy every video of a folder, small; started again it goes on. Exits with 1 where videos cannot be decoded."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of videos, and of folders of them. Nothing in it is changed."""
+    out: tyro.conf.Positional[Path]
+    """Folder for the copies, which keep their places and names, as .mp4."""
+    fps: float = 3.0
+    """Frames a second."""
+    short_side: int = 224
+    """Height or width of a copy in pixels, whichever is smaller."""
+    workers: int = 0
+    """Videos at a time; 0: one for each core."""
 
 
 @dataclass
 class ReportArguments:
-    """Write report.html of each run and compare them in one table."""
+    """Write report.html of each run, and compare them in one table and query by query."""
 
     runs: tyro.conf.Positional[list[Path]]
-    """Folders of training runs."""
+    """Folders of training runs; a folder of runs with several seeds counts as one. Each is compared with the first."""
+    json: Path | None = None
+    """Write the comparisons to this file as well."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,6 +135,8 @@ def dispatch(arguments: list[str]) -> int:
             return run_shapes(parse(ShapesArguments, "data shapes", rest))
         case ["data", "doctor", *rest]:
             return run_doctor_command(parse(DoctorArguments, "data doctor", rest))
+        case ["data", "compress", *rest]:
+            return run_compress(parse(CompressArguments, "data compress", rest))
         case ["report", *rest]:
             return run_report(parse(ReportArguments, "report", rest))
     raise UserError(f"there is no command {' '.join(arguments[:2])!r}; see emcl-train --help")
@@ -131,9 +156,14 @@ def run_train(recipe: str, arguments: list[str]) -> int:
     if config.emcl.mode == "inference" != default.emcl.mode:
         default = replace(default, emcl=inference_emcl())
         config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
-    from emcl_train.trainer import train
+    if config.seeds > 1:
+        from emcl_train.seeds import train_seeds
 
-    train(config)
+        train_seeds(config)
+    else:
+        from emcl_train.trainer import train
+
+        train(config)
     return 0
 
 
@@ -170,7 +200,21 @@ def run_shapes(arguments: ShapesArguments) -> int:
 def run_doctor_command(arguments: DoctorArguments) -> int:
     from emcl_train.data.doctor import run_doctor
 
-    return run_doctor(arguments.layout, arguments.root, json_path=arguments.json)
+    return run_doctor(
+        arguments.layout, arguments.root, videos=arguments.videos, deep=arguments.deep, json_path=arguments.json
+    )
+
+
+def run_compress(arguments: CompressArguments) -> int:
+    from emcl_train.data.compress import compress
+
+    return compress(
+        arguments.folder,
+        arguments.out,
+        fps=arguments.fps,
+        short_side=arguments.short_side,
+        workers=arguments.workers,
+    )
 
 
 def run_report(arguments: ReportArguments) -> int:
@@ -178,7 +222,7 @@ def run_report(arguments: ReportArguments) -> int:
         raise UserError("report needs the folder of at least one run, such as runs/shapes")
     from emcl_train.report import report_runs
 
-    report_runs(arguments.runs)
+    report_runs(arguments.runs, json_path=arguments.json)
     return 0
 
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Suppress
+from tyro.conf import Suppress, arg
 
 from emcl_train.errors import UserError
 
@@ -33,24 +33,35 @@ class ShapesConfig:
     """Fixes every clip and caption."""
 
 
+Layout = Literal["msrvtt", "activitynet", "lsmdc", "msvd", "didemo", "vatex", "jsonl", "shapes"]
+
+
 @dataclass
 class DataConfig:
     """Which clips and captions, and how they become tensors."""
 
-    layout: Literal["msrvtt", "shapes"] = "msrvtt"
-    """How the files lie: "msrvtt", or "shapes", which is the MSR-VTT layout rendered at first use."""
+    layout: Layout = "msrvtt"
+    """Whose files they are; "jsonl" is for one's own, and "shapes" is the MSR-VTT layout rendered at first use."""
     root: Path = Path("data/msrvtt")
-    """Folder with the annotation files and a `videos/` folder."""
+    """Folder with the annotation files."""
+    videos: Path = Path("videos")
+    """Folder of the clips, and of folders of clips, inside `root` or anywhere; layout "jsonl" has paths instead."""
+    msrvtt_split: Literal["9k", "7k", "full"] = "9k"
+    """For layout "msrvtt": 1k-A with the training list of 9 000 or of 7 010 clips, or the full split of the JSON."""
     num_frames: int = 12
-    """Frames per clip, spread uniformly over its duration."""
+    """Frames per clip at most."""
+    frame_sampling: Literal["1fps", "uniform"] = "uniform"
+    """"1fps": a frame a second, of which `num_frames` are chosen uniformly; "uniform": spread over the duration."""
     image_size: int = 224
     """Height and width of a frame after resizing and centre cropping, in pixels."""
+    augment: Literal["none", "randaugment"] = "none"
+    """"randaugment": the same four random operations on all frames of a training clip, as released."""
     max_words: int = 32
     """Tokens per caption, start and end included."""
     train_captions: Literal["one", "all"] = "one"
     """"one": in an epoch each clip comes once, with one of its captions; "all": once with each of them, as released."""
     test_captions: Literal["one", "all"] = "one"
-    """"one": the test file's sentence (1k-A); "all": every caption of each test clip is a query."""
+    """"one": the test file's sentence (1k-A) or each clip's first; "all": every caption of a test clip is a query."""
     validation_clips: int = 500
     """Held out of the training list to select the epoch, where the annotations name no separate validation clips."""
     on_bad_video: Literal["stop", "skip"] = "stop"
@@ -133,6 +144,12 @@ def inference_emcl() -> EMCLConfig:
     return EMCLConfig(mode="inference", num_bases=7, num_iters=10, temperature=0.1, residual_weight=4.0)
 
 
+Tracker = Literal[
+    "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio", "none"
+]
+"""Those that accelerate knows."""
+
+
 @dataclass
 class TrainConfig:
     """Optimisation. The defaults are EMCL-Net's recipe."""
@@ -167,6 +184,11 @@ class TrainConfig:
     """Fixes weights, order and captions."""
     save_every: int = 100
     """Steps between full states for resuming; one is also saved after every epoch."""
+    select_on_test: Annotated[bool, arg(prefix_name=False)] = False
+    """Keep the epoch that is best on the test split instead of the validation split. Published figures often do, and
+    are too high for it; the table says so."""
+    tracker: Tracker = "tensorboard"
+    """Where losses and validations are logged besides metrics.jsonl; "tensorboard" writes to `tracker` in `out`."""
 
 
 @dataclass
@@ -191,6 +213,8 @@ class RunConfig:
     """Run folder; it is created, and never overwritten without --resume."""
     resume: bool = False
     """Go on from the last full state in `out`."""
+    seeds: int = 1
+    """Train this many times, with seeds from `train.seed` on, in folders of `out`; report mean ± deviation."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     emcl: EMCLConfig = field(default_factory=EMCLConfig)
@@ -225,6 +249,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         value = getattr(train, name)
         yield f"train.{name}", value, value >= 0 and math.isfinite(value), "0 or more"
     yield "train.warmup", train.warmup, 0 <= train.warmup <= 1, "a share between 0 and 1"
+    yield "seeds", config.seeds, config.seeds >= 1, "1 or more"
     yield "train.betas", train.betas, all(0 <= beta < 1 for beta in train.betas), "two numbers from 0 to below 1"
     yield "emcl.momentum", emcl.momentum, 0 <= emcl.momentum <= 1, "a share between 0 and 1"
     yield "data.workers", config.data.workers, config.data.workers >= 0, "0 or more (0: the main process decodes)"

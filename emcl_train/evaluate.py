@@ -26,9 +26,10 @@ from emcl_train.checkpoint import (
 )
 from emcl_train.config import EMCLConfig, EvalConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
+from emcl_train.data.container import decoder_version
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.text import load_tokenizer
-from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+from emcl_train.data.video import VIDEO_SAMPLER_VERSION, sampling_of
 from emcl_train.errors import UserError
 from emcl_train.metrics import text_to_video, video_to_text_best_rank, video_to_text_best_similarity
 from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, build_model
@@ -41,6 +42,10 @@ Step = TypeVar("Step")
 MAIN_ROW = {"train": "EMCL-Net", "inference": "EMCL at inference only", "off": "Trained without EMCL"}
 MAIN_ROW_OF_HEAD = {"train": "{} + EMCL", "inference": "{}, EMCL at inference only", "off": "{}"}
 MEAN_POOLING = {"mean": "CLIP4Clip meanP", "lstm": "CLIP4Clip seqLSTM", "transformer": "CLIP4Clip seqTransf"}
+
+
+# What a table says of the split that an epoch was selected on.
+SELECTED_BY = {"val": "validation", "test": "TEST SET (which makes the figures too high)"}
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,8 @@ def evaluate_split(
         "emcl": asdict(config.emcl),
         "selection": selection,
         "sampler": VIDEO_SAMPLER_VERSION,
+        "sampling": sampling_of(config.data),
+        "decoder": decoder_version(),
         "left_out": dict(left_out or {}),
         "notes": list(notes),
     }
@@ -215,7 +222,7 @@ def evaluate_run(
     config.emcl = emcl or trained_with
     check_config(config, command="eval")
     state = read_weights(run_dir)
-    _warn_of_sampler(run_dir)
+    _warn_of_sampler(run_dir, config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     annotations = prepare(config)
     tokenizer = load_tokenizer(config, run_dir)
@@ -310,7 +317,7 @@ def selection_of(run_dir: Path) -> str:
     if not validations:
         return f"an unknown rule: {METRICS} has no validation"
     best = max(validations, key=lambda record: record["text_to_video"]["R@1"])
-    return f"validation text→video R@1: epoch {best['epoch']}"
+    return f"{SELECTED_BY[best.get('split', 'val')]} text→video R@1: epoch {best['epoch']}"
 
 
 def _row(name: str, for_texts: Tensor, for_videos: Tensor, caption_clip: Tensor, note: str = "") -> Row:
@@ -368,11 +375,16 @@ def _require_finite(features: Tensor, tower: str, unit: str, names: list[str]) -
         )
 
 
-def _warn_of_sampler(run_dir: Path) -> None:
+def _warn_of_sampler(run_dir: Path, config: RunConfig) -> None:
+    """Say where frames come out otherwise than in training."""
     path = run_dir / ENVIRONMENT
-    trained_with = json.loads(path.read_text(encoding="utf-8")).get("sampler") if path.is_file() else None
-    if trained_with != VIDEO_SAMPLER_VERSION:
-        Console(stderr=True).print(
-            f"[yellow]warning:[/yellow] {run_dir} was trained on frames of video sampler version {trained_with}, and "
-            f"is now evaluated on those of version {VIDEO_SAMPLER_VERSION}; the figures may differ from the run's own"
-        )
+    then = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    now = {"sampler": VIDEO_SAMPLER_VERSION, "decoder": decoder_version(), "sampling": sampling_of(config.data)}
+    names = {"sampler": "video sampler version", "decoder": "the decoder", "sampling": "the sampling settings"}
+    for key, value in now.items():
+        if (key in then or key == "sampler") and then.get(key) != value:
+            Console(stderr=True).print(
+                f"[yellow]warning:[/yellow] {run_dir} was trained on frames of {names[key]} {then.get(key)}, and "
+                f"is now evaluated on those of {value}; the figures may differ from the run's own",
+                soft_wrap=True,
+            )

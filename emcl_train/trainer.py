@@ -4,6 +4,7 @@ import math
 import platform
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import timedelta
 from importlib import metadata
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,12 +26,13 @@ from emcl_train.checkpoint import TrainingState
 from emcl_train.chunks import ChunkedFeatures
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.annotations import Annotations
+from emcl_train.data.container import decoder_version
 from emcl_train.data.loader import prepare, training_loader
 from emcl_train.data.text import TOKENIZER, load_tokenizer
-from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+from emcl_train.data.video import VIDEO_SAMPLER_VERSION, sampling_of
 from emcl_train.distributed import gather_rows, sum_over_processes
 from emcl_train.errors import UserError
-from emcl_train.evaluate import embed_split, evaluate, evaluate_run
+from emcl_train.evaluate import SELECTED_BY, embed_split, evaluate, evaluate_run
 from emcl_train.losses import channel_decorrelation, symmetric_info_nce
 from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model
 from emcl_train.optim import build_optimizer, schedule, set_learning_rate
@@ -37,6 +40,9 @@ from emcl_train.report import render_table, write_report
 
 # The others wait while the first process prepares data or evaluates; after torch's 10 to 30 minutes they would end.
 PATIENCE = timedelta(hours=12)
+TRACKER = "tracker"
+"""Project name for a tracker, and the folder of one that writes files."""
+NOT_OF_THE_MODEL = ("out", "resume", "seeds", "train.tracker")
 WRITTEN_BEFORE_TRAINING = {checkpoint.CONFIG, checkpoint.ENVIRONMENT, checkpoint.CLIP_CONFIG, TOKENIZER}
 
 
@@ -56,6 +62,8 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     try:
         run = Run(config, accelerator, console)
         run.fit()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         if accelerator.is_main_process:
             results = evaluate_run(config.out)
             console.print(render_table(results))
@@ -69,10 +77,18 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
 
 def start_processes(config: RunConfig) -> Accelerator:
     """Join the processes that torchrun or `accelerate launch` started, if any: over NCCL on GPUs, over gloo on CPUs."""
+    tracker = config.train.tracker
+    if tracker not in ("none", *map(str, get_available_trackers())):
+        raise UserError(
+            f"train.tracker is {tracker}, whose package is not installed; install it with `pip install {tracker}`, or "
+            f"pass --train.tracker none"
+        )
     # Asked for an accelerator where there is none, accelerate would take each process for the only one.
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.train.precision,
+        log_with=None if tracker == "none" else tracker,
+        project_dir=config.out,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
 
@@ -108,9 +124,9 @@ def open_run_folder(config: RunConfig) -> None:
 
 
 def differing_settings(saved: RunConfig, asked: RunConfig) -> list[str]:
-    """Settings of two runs that differ, as "name: saved, now asked"; where and whether to resume is none."""
+    """Settings of two runs that differ, as "name: saved, now asked", but for those that change nothing of the model."""
     first, second = flatten(asdict(saved)), flatten(asdict(asked))
-    names = [name for name in first if name not in ("out", "resume") and first[name] != second[name]]
+    names = [name for name in first if name not in NOT_OF_THE_MODEL and first[name] != second[name]]
     return [f"{name} was {first[name]}, now {second[name]}" for name in names]
 
 
@@ -119,6 +135,18 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, str]:
     for name, value in tree.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
     return flat
+
+
+def scalars(record: Mapping[str, object]) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl by the names that a tracker shows: train/loss, for example."""
+    kind, numbers = record["kind"], dict[str, float]()
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            # "@" is no character of a name in some trackers.
+            numbers |= {f"{kind}/{name}/{metric.replace('@', '')}": float(number) for metric, number in value.items()}
+        elif isinstance(value, (int, float)) and name not in ("step", "epoch"):
+            numbers[f"{kind}/{name}"] = float(value)
+    return numbers
 
 
 def seed_everything(seed: int, device: torch.device) -> None:
@@ -142,8 +170,9 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "seed": config.train.seed,
-        "decoder": f"PyAV {installed_version('av')}",
+        "decoder": decoder_version(),
         "sampler": VIDEO_SAMPLER_VERSION,
+        "sampling": sampling_of(config.data),
     }
 
 
@@ -163,7 +192,7 @@ class Run:
         with accelerator.main_process_first():  # it writes what the others read
             self.annotations: Annotations = prepare(config)
         self.tokenizer = load_tokenizer(config, self.out)
-        self.model: RetrievalModel = build_model(config, self.tokenizer)
+        self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
             checkpoint.write_json_atomic(self.out / checkpoint.ENVIRONMENT, environment(config, accelerator.device))
             checkpoint.write_json_atomic(self.out / checkpoint.CLIP_CONFIG, self.model.towers.clip.config.to_dict())
@@ -179,6 +208,10 @@ class Run:
         self.epoch = self.batch = self.step = 0
         self.best_score, self.best_epoch = -math.inf, -1
         self.resume()
+
+    def build_model(self) -> RetrievalModel:
+        """The model of the configuration; an experiment may put another layer into it."""
+        return build_model(self.config, self.tokenizer)
 
     def pairs_per_step(self) -> int:
         """`train.batch_size`, or all training clips where there are fewer, which is said.
@@ -303,15 +336,17 @@ class Run:
         return loss
 
     def validate(self, loss: float) -> None:
-        """Score the weights on the validation split and keep them if their text→video R@1 is the best so far."""
+        """Score the weights on the split that selects, and keep them if their text→video R@1 is the best so far."""
         if not self.accelerator.is_main_process:
             return
-        embeddings = embed_split(self.model, self.annotations.val, self.tokenizer, self.config, self.accelerator.device)
+        split = self.annotations.test if self.config.train.select_on_test else self.annotations.val
+        embeddings = embed_split(self.model, split, self.tokenizer, self.config, self.accelerator.device)
         row = evaluate(self.model, embeddings, self.config)[0]
         self.log(
             kind="validation",
             step=self.step,
             epoch=self.epoch + 1,
+            split=split.name,
             text_to_video=row.text_to_video,
             video_to_text=row.video_to_text,
         )
@@ -321,7 +356,8 @@ class Run:
             self.best_score, self.best_epoch = score, self.epoch + 1
             checkpoint.save_tensors_atomic(self.out / checkpoint.WEIGHTS, self.model.state_dict())
         self.print(
-            f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  validation R@1: text→video {score:.1f}, "
+            f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {SELECTED_BY[split.name]} R@1: "
+            f"text→video {score:.1f}, "
             f"video→text {row.video_to_text['R@1']:.1f}{'  best so far' if best else ''}"
         )
 
@@ -330,8 +366,17 @@ class Run:
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def log(self, **values: object) -> None:
-        if self.accelerator.is_main_process:
-            checkpoint.append_line(self.out / checkpoint.METRICS, values)
+        """A line of metrics.jsonl, and its numbers to the tracker."""
+        if not self.accelerator.is_main_process:
+            return
+        checkpoint.append_line(self.out / checkpoint.METRICS, values)
+        if self.config.train.tracker == "none":
+            return
+        if not self.accelerator.trackers:
+            # Not before the first step: a run that ended before it has left nothing behind.
+            kwargs = {"tensorboard": {"purge_step": self.step}} if self.config.train.tracker == "tensorboard" else {}
+            self.accelerator.init_trackers(TRACKER, init_kwargs=kwargs)
+        self.accelerator.log(scalars(values), step=self.step)
 
     def save(self) -> None:
         """The full state, so that a killed run goes on from here."""

@@ -13,6 +13,8 @@ from emcl_train.config import EMCLConfig, EvalConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
 
+KNOWN = "activitynet, didemo, jsonl, lsmdc, msrvtt-7k, msrvtt-9k, msrvtt-full, msvd, shapes, vatex"
+
 
 @pytest.fixture
 def trained(monkeypatch):
@@ -52,7 +54,7 @@ def test_flags_override_single_settings_of_a_recipe(trained):
 
 def test_the_recipe_of_the_paper_trains_on_every_caption():
     captions = {name: load_recipe(name).data.train_captions for name in RECIPES}
-    assert captions == {"msrvtt-9k": "all", "shapes": "one"}
+    assert captions == dict.fromkeys(RECIPES, "all") | {"shapes": "one"}
 
 
 def test_the_default_of_every_recipe_has_emcl_on_in_training():
@@ -62,8 +64,8 @@ def test_the_default_of_every_recipe_has_emcl_on_in_training():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "shape"], "there is no recipe 'shape'; known recipes: msrvtt-9k, shapes"),
-        (["train"], "train needs a recipe before its options; known recipes: msrvtt-9k, shapes"),
+        (["train", "shape"], "there is no recipe 'shape'; known recipes: " + KNOWN),
+        (["train"], "train needs a recipe before its options; known recipes: " + KNOWN),
         (["train", "--train.lr", "1", "shapes"], "train needs a recipe before its options"),
         (["trian", "shapes"], "there is no command 'trian shapes'; see emcl-train --help"),
         (["eval"], "eval needs the folder of a run before its options, such as runs/shapes"),
@@ -182,7 +184,7 @@ def test_the_doctor_writes_json_where_asked(monkeypatch, flags, path):
 
     calls = []
 
-    def run_doctor(layout, root, *, json_path):
+    def run_doctor(layout, root, *, videos, deep, json_path):
         calls.append((layout, root, json_path))
         return 1
 
@@ -208,7 +210,7 @@ def test_python_m_is_the_same_program_and_starts_without_torch():
         [sys.executable, "-m", "emcl_train", "train", "no"], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 1
-    assert ended.stderr == "error: there is no recipe 'no'; known recipes: msrvtt-9k, shapes\n"
+    assert ended.stderr == f"error: there is no recipe 'no'; known recipes: {KNOWN}\n"
 
 
 def test_configurations_of_recipes_are_not_shared():

@@ -34,13 +34,13 @@ def config(tmp_path):
 def decoded(monkeypatch):
     """The names of the files that are decoded."""
     names = []
-    real = loader.decode_frames
+    real = loader.decode_clip
 
-    def decode_frames(path, *arguments):
-        names.append(path.name)
-        return real(path, *arguments)
+    def decode_clip(clip, config):
+        names.append(clip.path.name)
+        return real(clip, config)
 
-    monkeypatch.setattr(loader, "decode_frames", decode_frames)
+    monkeypatch.setattr(loader, "decode_clip", decode_clip)
     return names
 
 
@@ -229,7 +229,7 @@ def test_a_cache_of_other_files_is_not_used(config, decoded):
 
 def test_an_interrupted_cache_leaves_nothing_that_counts(config, monkeypatch):
     config.data.cache_frames = True
-    monkeypatch.setattr(loader, "decode_frames", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(loader, "decode_clip", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare(config)
     assert not list(config.data.root.glob(".emcl/*frames*"))
