@@ -26,7 +26,7 @@ LAYERS = {
         {"recipes", "checkpoint", "chunks", "distributed", "weights"},
         {"bootstrap", "data", "models", "losses", "metrics", "optim", "rerank"},
         {"evaluate", "report"},
-        {"trainer"},
+        {"export", "trainer"},
         {"seeds"},
         {"cli"},
         {"__main__"},
