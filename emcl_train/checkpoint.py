@@ -23,6 +23,8 @@ from emcl_train.errors import UserError
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
+CLIP_CONFIG = "clip_config.json"
+"""Of the towers, in transformers' format: a run is evaluated without the checkpoint that it started from."""
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

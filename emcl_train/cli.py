@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from emcl_train.config import EvalConfig, Layout, RunConfig, ShapesConfig
+from emcl_train.config import EMCLConfig, EvalConfig, Layout, RunConfig, ShapesConfig, inference_emcl
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
 
@@ -35,6 +35,8 @@ class EvalArguments:
 
     settings: Annotated[EvalConfig, tyro.conf.arg(name="")]
     """In place of the run's."""
+    emcl: EMCLConfig
+    """In place of the run's. "--emcl.mode inference" alone, for a run without EMCL, has the paper's settings: K = 7."""
     split: Literal["val", "test"] = "test"
     """Which clips."""
 
@@ -151,6 +153,9 @@ def run_train(recipe: str, arguments: list[str]) -> int:
     default, description = load_recipe(recipe), RECIPES[recipe].__doc__
     prog = f"emcl-train train {recipe}"
     config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
+    if config.emcl.mode == "inference" != default.emcl.mode:
+        default = replace(default, emcl=inference_emcl())
+        config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
     if config.seeds > 1:
         from emcl_train.seeds import train_seeds
 
@@ -169,10 +174,18 @@ def run_eval(run: Path, arguments: list[str]) -> int:
     from emcl_train.evaluate import evaluate_run
     from emcl_train.report import render_table, write_report
 
-    default = EvalArguments(load_config(run).eval)
-    asked = tyro.cli(EvalArguments, args=arguments, default=default, prog=f"emcl-train eval {run}")
+    config = load_config(run)
+
+    def asked_with(emcl: EMCLConfig) -> EvalArguments:
+        return tyro.cli(
+            EvalArguments, args=arguments, default=EvalArguments(config.eval, emcl), prog=f"emcl-train eval {run}"
+        )
+
+    asked = asked_with(config.emcl)
+    if asked.emcl.mode == "inference" and config.emcl.mode == "off":
+        asked = asked_with(inference_emcl())
     console = Console()
-    console.print(render_table(evaluate_run(run, asked.settings, split=asked.split)))
+    console.print(render_table(evaluate_run(run, asked.settings, emcl=asked.emcl, split=asked.split)))
     console.print(f"report: {write_report(run)}")
     return 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError
@@ -15,8 +15,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emcl_kernels import SimilarityStream
-from emcl_train.checkpoint import ENVIRONMENT, METRICS, WEIGHTS, load_config, save_tensors_atomic, write_json_atomic
-from emcl_train.config import EvalConfig, RunConfig, check_config
+from emcl_train.checkpoint import (
+    CLIP_CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    WEIGHTS,
+    load_config,
+    save_tensors_atomic,
+    write_json_atomic,
+)
+from emcl_train.config import EMCLConfig, EvalConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
 from emcl_train.data.container import decoder_version
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
@@ -24,14 +32,16 @@ from emcl_train.data.text import load_tokenizer
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION, sampling_of
 from emcl_train.errors import UserError
 from emcl_train.metrics import text_to_video, video_to_text_best_rank, video_to_text_best_similarity
-from emcl_train.models import RetrievalModel, build_model
+from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, build_model
 from emcl_train.rerank import inverted_softmax
 
 Metrics = dict[str, float]
 Step = TypeVar("Step")
 
-# The name of the row that a run is judged by, for each `emcl.mode`.
+# The name of the row that a run is judged by, for each `emcl.mode`; {} is the name of another head than EMCL-Net's.
 MAIN_ROW = {"train": "EMCL-Net", "inference": "EMCL at inference only", "off": "Trained without EMCL"}
+MAIN_ROW_OF_HEAD = {"train": "{} + EMCL", "inference": "{}, EMCL at inference only", "off": "{}"}
+MEAN_POOLING = {"mean": "CLIP4Clip meanP", "lstm": "CLIP4Clip seqLSTM", "transformer": "CLIP4Clip seqTransf"}
 
 
 # What a table says of the split that an epoch was selected on.
@@ -42,10 +52,17 @@ SELECTED_BY = {"val": "validation", "test": "TEST SET (which makes the figures t
 class Embeddings:
     """What the towers make of a split, on the CPU: Q captions and G clips."""
 
-    text: Float[Tensor, "Q D"]
-    frames: Float[Tensor, "G F D"]
-    frame_mask: Bool[Tensor, "G F"]
+    text: TextFeatures
+    video: VideoFeatures
     caption_clip: Int64[Tensor, "Q"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As embeddings.safetensors names them."""
+        names = {"pooled": "text", "tokens": "tokens", "mask": "token_mask", "weights": "token_weights"}
+        text = {names[name]: value for name, value in self.text.tensors().items()}
+        names = {"frames": "frames", "mask": "frame_mask", "weights": "frame_weights"}
+        video = {names[name]: value for name, value in self.video.tensors().items()}
+        return {**text, **video, "caption_clip": self.caption_clip}
 
 
 @dataclass(frozen=True)
@@ -85,18 +102,18 @@ def embed_split(
     was_training = model.training
     model.eval()
     try:
-        frames, frame_mask = _encode_clips(model, split, config, device)
+        video = _encode_clips(model, split, config, device)
         text = _encode_captions(model, split, tokenizer, config, device)
     finally:
         model.train(was_training)
-    return Embeddings(text, frames, frame_mask, torch.tensor(split.caption_clip))
+    return Embeddings(text, video, torch.tensor(split.caption_clip))
 
 
 @torch.no_grad()
 def similarities(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> Similarities:
     """All captions against all clips, with EMCL (unless the run has it nowhere) and without."""
     device = next(model.parameters()).device
-    inputs = [t.to(device) for t in (embeddings.text, embeddings.frames, embeddings.frame_mask)]
+    inputs = embeddings.text.to(device), embeddings.video.to(device)
     on = None
     if config.emcl.mode != "off":
         stream = model.similarity_stream(*inputs, emcl=True, em_block=config.eval.em_block)
@@ -113,7 +130,7 @@ def evaluate(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -
 def rows_of(scores: Similarities, caption_clip: Int64[Tensor, "Q"], config: RunConfig) -> list[Row]:
     """Metrics of the run's similarity, of the same weights without EMCL, and of the inverted softmax beside them."""
     temperature = config.eval.inverted_softmax_temperature
-    name = MAIN_ROW[config.emcl.mode]
+    name = main_row(config)
     rows = [_row(name, scores.main, scores.main, caption_clip)]
     if scores.emcl_on is not None:
         rows.append(_row("EMCL off (same weights)", scores.emcl_off, scores.emcl_off, caption_clip))
@@ -127,6 +144,14 @@ def rows_of(scores: Similarities, caption_clip: Int64[Tensor, "Q"], config: RunC
         )
     )
     return rows
+
+
+def main_row(config: RunConfig) -> str:
+    """The name of the row that a run is judged by."""
+    if config.model.head == "text-conditioned":
+        return MAIN_ROW[config.emcl.mode]
+    head = MEAN_POOLING[config.model.temporal] if config.model.head == "mean" else "WTI"
+    return MAIN_ROW_OF_HEAD[config.emcl.mode].format(head)
 
 
 def evaluate_split(
@@ -156,6 +181,7 @@ def evaluate_split(
         "queries": len(split.captions),
         "gallery": len(split.clips),
         "em_block": config.eval.em_block,
+        "emcl": asdict(config.emcl),
         "selection": selection,
         "sampler": VIDEO_SAMPLER_VERSION,
         "sampling": sampling_of(config.data),
@@ -163,8 +189,7 @@ def evaluate_split(
         "left_out": dict(left_out or {}),
         "notes": list(notes),
     }
-    tensors = {name: getattr(embeddings, name) for name in ("text", "frames", "frame_mask", "caption_clip")}
-    tensors["similarity_off"] = scores.emcl_off
+    tensors = embeddings.tensors() | {"similarity_off": scores.emcl_off}
     if scores.emcl_on is not None:
         tensors |= {"similarity_on": scores.emcl_on, "bases": model.emcl.bases}
     queries = {"video_ids": [clip.video_id for clip in split.clips], "captions": list(split.captions)}
@@ -178,24 +203,31 @@ def evaluate_split(
 
 
 def evaluate_run(
-    run_dir: Path, eval_config: EvalConfig | None = None, *, split: Literal["val", "test"] = "test"
+    run_dir: Path,
+    eval_config: EvalConfig | None = None,
+    *,
+    emcl: EMCLConfig | None = None,
+    split: Literal["val", "test"] = "test",
 ) -> dict[str, Any]:
     """Evaluate the selected weights of a run folder again, and write its results anew.
 
-    Args: eval_config: settings in place of those the run has. split: which split.
+    Args: eval_config, emcl: settings in place of those the run has. split: which split.
     Returns: what results.json holds.
     Raises: UserError where the folder lacks a file, or the weights are not those of the configuration.
     """
     config = load_config(run_dir)
     if eval_config is not None:
         config.eval = eval_config
+    trained_with = config.emcl
+    config.emcl = emcl or trained_with
     check_config(config, command="eval")
     state = read_weights(run_dir)
     _warn_of_sampler(run_dir, config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     annotations = prepare(config)
     tokenizer = load_tokenizer(config, run_dir)
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer, clip_config=read_clip_config(run_dir))
+    notes = [*annotations.notes, *_start_bases(model, state, config, trained_with)]
     put_weights(model, state, run_dir)
     return evaluate_split(
         model.to(device),
@@ -203,7 +235,7 @@ def evaluate_run(
         tokenizer,
         config,
         run_dir,
-        notes=annotations.notes,
+        notes=notes,
         left_out=annotations.left_out,
         selection=selection_of(run_dir),
         device=device,
@@ -225,6 +257,33 @@ def read_weights(run_dir: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors ({error}); copy it again, or train again") from error
+
+
+def read_clip_config(run_dir: Path) -> dict[str, Any] | None:
+    """Configuration of a run's towers; None in folders of versions that did not write it."""
+    path = run_dir / CLIP_CONFIG
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(
+            f"{path} cannot be read as JSON ({error}); copy it again from the run, or train anew"
+        ) from error
+
+
+def _start_bases(
+    model: RetrievalModel, state: dict[str, Tensor], config: RunConfig, trained_with: EMCLConfig
+) -> list[str]:
+    """Put a fresh start of the bases into weights whose own are of another number or kind. Returns notes on that."""
+    asked = (config.emcl.num_bases, config.emcl.init)
+    if asked == (trained_with.num_bases, trained_with.init):
+        return []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        model.emcl.reset_parameters()
+    state["emcl.bases"] = model.emcl.bases.clone()
+    return [f"EM starts from {asked[0]} fresh bases ({asked[1]}, seed {config.train.seed}), not from those of the run."]
 
 
 def put_weights(model: nn.Module, state: dict[str, Tensor], run_dir: Path) -> None:
@@ -272,35 +331,31 @@ def _row(name: str, for_texts: Tensor, for_videos: Tensor, caption_clip: Tensor,
     )
 
 
-def _encode_clips(
-    model: RetrievalModel, split: Split, config: RunConfig, device: torch.device | str
-) -> tuple[Float[Tensor, "G F D"], Bool[Tensor, "G F"]]:
-    frames, masks = [], []
+def _encode_clips(model: RetrievalModel, split: Split, config: RunConfig, device: torch.device | str) -> VideoFeatures:
+    parts = []
     loader = clip_loader(split, config.data, batch_size=config.eval.batch_size)
     for batch in _progress(loader, f"Encode {split.name}: clips"):
-        mask = batch["frame_mask"]
-        features = model.encode_video(batch["frames"].to(device), mask.to(device)).float().cpu()
+        part = model.encode_video(batch["frames"].to(device), batch["frame_mask"].to(device)).to("cpu")
         names = [split.clips[i].video_id for i in batch["index"].tolist()]
-        _require_finite(features.masked_fill(~mask[..., None], 0.0), "video", "clip", names)
-        frames.append(features)
-        masks.append(mask)
-    return torch.cat(frames), torch.cat(masks)
+        _require_finite(part.frames.masked_fill(~part.mask[..., None], 0.0), "video", "clip", names)
+        parts.append(part)
+    return VideoFeatures.cat(parts)
 
 
 def _encode_captions(
     model: RetrievalModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str
-) -> Float[Tensor, "Q D"]:
-    texts = []
+) -> TextFeatures:
+    parts = []
     loader = caption_loader(split, tokenizer, config.data, batch_size=config.eval.batch_size)
     for batch in _progress(loader, f"Encode {split.name}: captions"):
-        features = model.encode_text(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-        texts.append(features.float().cpu())
-        _require_finite(texts[-1], "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
-    return torch.cat(texts)
+        part = model.encode_text(batch["input_ids"].to(device), batch["attention_mask"].to(device)).to("cpu")
+        _require_finite(part.pooled, "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
+        parts.append(part)
+    return TextFeatures.cat(parts)
 
 
 def _gather(stream: SimilarityStream, embeddings: Embeddings, description: str) -> Float[Tensor, "Q G"]:
-    similarity, start = torch.empty(len(embeddings.text), len(embeddings.frames)), 0
+    similarity, start = torch.empty(len(embeddings.text), len(embeddings.video)), 0
     for rows in _progress(stream, description):
         similarity[start : start + len(rows)] = rows
         start += len(rows)

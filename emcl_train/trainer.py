@@ -33,8 +33,8 @@ from emcl_train.data.video import VIDEO_SAMPLER_VERSION, sampling_of
 from emcl_train.distributed import gather_rows, sum_over_processes
 from emcl_train.errors import UserError
 from emcl_train.evaluate import SELECTED_BY, embed_split, evaluate, evaluate_run
-from emcl_train.losses import symmetric_info_nce
-from emcl_train.models import RetrievalModel, build_model
+from emcl_train.losses import channel_decorrelation, symmetric_info_nce
+from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model
 from emcl_train.optim import build_optimizer, schedule, set_learning_rate
 from emcl_train.report import render_table, write_report
 
@@ -43,7 +43,7 @@ PATIENCE = timedelta(hours=12)
 TRACKER = "tracker"
 """Project name for a tracker, and the folder of one that writes files."""
 NOT_OF_THE_MODEL = ("out", "resume", "seeds", "train.tracker")
-WRITTEN_BEFORE_TRAINING = {checkpoint.CONFIG, checkpoint.ENVIRONMENT, TOKENIZER}
+WRITTEN_BEFORE_TRAINING = {checkpoint.CONFIG, checkpoint.ENVIRONMENT, checkpoint.CLIP_CONFIG, TOKENIZER}
 
 
 def train(config: RunConfig, console: Console | None = None) -> Path:
@@ -195,6 +195,7 @@ class Run:
         self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
             checkpoint.write_json_atomic(self.out / checkpoint.ENVIRONMENT, environment(config, accelerator.device))
+            checkpoint.write_json_atomic(self.out / checkpoint.CLIP_CONFIG, self.model.towers.clip.config.to_dict())
         self.wrapped: nn.Module
         self.optimizer: AcceleratedOptimizer
         self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config))
@@ -292,8 +293,9 @@ class Run:
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         inputs = [batch[name] for name in ("input_ids", "attention_mask", "frames", "frame_mask")]
         chunked = ChunkedFeatures(self.wrapped, inputs, config.train.chunks) if config.train.chunks > 1 else None
-        text, frames, logit_scale = (*chunked.features, chunked.logit_scale) if chunked else self.wrapped(*inputs)
-        loss = self.loss(text, frames, batch["frame_mask"], logit_scale)
+        *values, logit_scale = (*chunked.features, chunked.logit_scale) if chunked else self.wrapped(*inputs)
+        text, video = self.model.features(values, batch["attention_mask"], batch["frame_mask"])
+        loss = self.loss(text, video, logit_scale)
         value = loss.item()
         if not math.isfinite(value):
             raise UserError(
@@ -318,16 +320,20 @@ class Run:
         )
         return value
 
-    def loss(self, text: Tensor, frames: Tensor, frame_mask: Tensor, logit_scale: Tensor) -> Tensor:
+    def loss(self, text: TextFeatures, video: VideoFeatures, logit_scale: Tensor) -> Tensor:
         """The loss over the pairs of all processes, from this process's own: its texts meet the videos of all."""
         similarity = self.model.similarity(
             text,
-            gather_rows(frames),
-            gather_rows(frame_mask),
+            VideoFeatures(**{name: gather_rows(value) for name, value in video.tensors().items()}),
             emcl=self.config.emcl.mode == "train",
             add_up=sum_over_processes if self.processes > 1 else None,
         )
-        return symmetric_info_nce(similarity, logit_scale)
+        loss = symmetric_info_nce(similarity, logit_scale)
+        weight = self.config.train.decorrelation_weight
+        if weight and isinstance(self.model.head, TokenWiseHead):
+            pairs, off_diagonal = self.model.head.pairs(text, video), self.config.train.decorrelation_off_diagonal
+            loss = loss + weight * channel_decorrelation(pairs, len(text), off_diagonal=off_diagonal)
+        return loss
 
     def validate(self, loss: float) -> None:
         """Score the weights on the split that selects, and keep them if their text→video R@1 is the best so far."""

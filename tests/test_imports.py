@@ -23,7 +23,7 @@ LAYERS = {
     "emcl_train": [
         {"__init__", "errors"},
         {"config"},
-        {"recipes", "checkpoint", "chunks", "distributed"},
+        {"recipes", "checkpoint", "chunks", "distributed", "weights"},
         {"bootstrap", "data", "models", "losses", "metrics", "optim", "rerank"},
         {"evaluate", "report"},
         {"trainer"},

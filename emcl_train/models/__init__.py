@@ -1,5 +1,7 @@
-"""The retrieval model: CLIP's towers, temporal aggregation, and EMCL-Net's similarity."""
+"""The retrieval model: CLIP's towers, temporal aggregation, and a similarity head with EMCL."""
 
+from emcl_train.models.features import TextFeatures, VideoFeatures
+from emcl_train.models.heads import TokenWiseHead
 from emcl_train.models.retrieval import RetrievalModel, build_model
 
-__all__ = ["RetrievalModel", "build_model"]
+__all__ = ["RetrievalModel", "TextFeatures", "TokenWiseHead", "VideoFeatures", "build_model"]

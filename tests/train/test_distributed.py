@@ -54,7 +54,7 @@ def test_a_step_is_the_one_of_a_single_process(case, alone, together):
     expected = alone[case]
     everything = torch.cat([gradient.flatten() for gradient in expected["gradients"].values()]).norm()
     for found in together[1]:
-        assert found[case]["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+        assert found[case]["loss"] == pytest.approx(expected["loss"], rel=3e-7, abs=1e-6)
         for name, gradient in expected["gradients"].items():
             error = (found[case]["gradients"][name] - gradient).norm()
             # In exact arithmetic the biases of the keys have no gradient at all.
@@ -76,7 +76,7 @@ def test_the_cases_differ(alone):
     gradients = [torch.cat([g.flatten() for g in alone[case]["gradients"].values()]) for case in CASES]
     for i, one in enumerate(gradients):
         for other in gradients[:i]:
-            assert (one - other).norm() > 1e-3 * one.norm()
+            assert one.shape != other.shape or (one - other).norm() > 1e-3 * one.norm()
 
 
 @needs_gloo
@@ -102,7 +102,7 @@ def test_each_process_takes_its_part_of_the_batch(alone, together):
 
 
 @needs_gloo
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if "head" not in CASES[case]])
 def test_no_text_is_gathered_and_nothing_of_the_size_of_the_pairs(case, alone, together):
     parameters = sum(gradient.numel() for gradient in alone[case]["gradients"].values())
     moments = [] if case == "off" else [("allreduce_", [WIDTH * WIDTH + WIDTH + 1])]
@@ -124,17 +124,32 @@ def test_no_text_is_gathered_and_nothing_of_the_size_of_the_pairs(case, alone, t
 
 
 @needs_gloo
-def test_chunks_of_several_processes_exchange_gradients_once(alone, together):
-    expected = alone["full"]
+@pytest.mark.parametrize("case", [case for case in CASES if "head" in CASES[case]])
+def test_other_heads_gather_frames_and_sum_moments(case, alone, together):
+    clips = [("allgather_", [TEXTS, FRAMES, WIDTH]), ("allgather_", [TEXTS, FRAMES])]
+    weights = [("allgather_", [TEXTS, FRAMES])] if case.startswith("wti") else []
+    moments = ("allreduce_", [WIDTH * WIDTH + WIDTH + 1])
+    parameters = sum(gradient.numel() for gradient in alone[case]["gradients"].values())
+    for found in together[1]:
+        exchanges = [exchange for exchange in found[case]["exchanges"] if exchange[0] != "broadcast_"]
+        assert [exchange for exchange in exchanges if exchange[0] == "allgather_"] == clips + weights
+        assert exchanges.count(moments) == (0 if case.endswith("off") else 2 if case.endswith("full") else 1)
+        assert exchanges.count(("allreduce_", [parameters])) == 1
+    assert alone[case]["exchanges"] == []
+
+
+@needs_gloo
+@pytest.mark.parametrize(("case", "whole"), [("chunks", "full"), ("wti-chunks", "wti-full")])
+def test_chunks_of_several_processes_exchange_gradients_once(case, whole, alone, together):
+    expected = alone[whole]
     everything = torch.cat([gradient.flatten() for gradient in expected["gradients"].values()]).norm()
     for found in together[1]:
-        assert found["chunks"]["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+        assert found[case]["loss"] == pytest.approx(expected["loss"], rel=3e-7, abs=1e-6)
         for name, gradient in expected["gradients"].items():
-            error = (found["chunks"]["gradients"][name] - gradient).norm()
+            error = (found[case]["gradients"][name] - gradient).norm()
             assert error <= 1e-5 * gradient.norm() + 1e-8 * everything, name
         ours, others = (
-            [exchange for exchange in found[case]["exchanges"] if exchange[0] != "broadcast_"]
-            for case in ("chunks", "full")
+            [exchange for exchange in found[name]["exchanges"] if exchange[0] != "broadcast_"] for name in (case, whole)
         )
         assert ours == others
 
