@@ -165,7 +165,8 @@ class TrainConfig:
     lr: float = 1e-4
     """Peak learning rate of everything that is not CLIP."""
     clip_lr_factor: float | None = None
-    """CLIP's learning rate as a share of `lr`. None: 1e-3 for trained weights, as in the recipe, 1 for random ones."""
+    """CLIP's learning rate as a share of `lr`. None: 1e-3 for trained weights, as in the recipe, 1 for random ones. 0
+    freezes the towers; the logit scale then learns with the rest."""
     weight_decay: float = 0.2
     """Decoupled weight decay; biases, norms and scales have none."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -211,6 +212,8 @@ class RunConfig:
     """Name of the recipe that this configuration started from."""
     out: Path = Path("runs/shapes")
     """Run folder; it is created, and never overwritten without --resume."""
+    from_features: Path | None = None
+    """Train and evaluate on the features in this folder, which `embed` wrote, in place of videos; towers are frozen."""
     resume: bool = False
     """Go on from the last full state in `out`."""
     seeds: int = 1
@@ -248,6 +251,10 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     for name in ("decorrelation_weight", "decorrelation_off_diagonal"):
         value = getattr(train, name)
         yield f"train.{name}", value, value >= 0 and math.isfinite(value), "0 or more"
+    factor = train.clip_lr_factor
+    frozen = factor is None or config.from_features is None
+    yield "train.clip_lr_factor", factor, frozen or factor == 0, "0 or none, since towers of features are frozen"
+    yield "train.clip_lr_factor", factor, factor is None or (factor >= 0 and math.isfinite(factor)), "0 or more"
     yield "train.warmup", train.warmup, 0 <= train.warmup <= 1, "a share between 0 and 1"
     yield "seeds", config.seeds, config.seeds >= 1, "1 or more"
     yield "train.betas", train.betas, all(0 <= beta < 1 for beta in train.betas), "two numbers from 0 to below 1"

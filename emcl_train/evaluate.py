@@ -1,7 +1,7 @@
 """From a model and a split to embeddings, similarities and rows of metrics; from a run folder to its results."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +20,7 @@ from emcl_train.checkpoint import (
     ENVIRONMENT,
     METRICS,
     WEIGHTS,
+    hash_of_tensors,
     load_config,
     save_tensors_atomic,
     write_json_atomic,
@@ -27,14 +28,17 @@ from emcl_train.checkpoint import (
 from emcl_train.config import EMCLConfig, EvalConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
 from emcl_train.data.container import decoder_version
+from emcl_train.data.features import TOWERS, read_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.text import load_tokenizer
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION, sampling_of
 from emcl_train.errors import UserError
 from emcl_train.metrics import text_to_video, video_to_text_best_rank, video_to_text_best_similarity
-from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, build_model
+from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model
 from emcl_train.rerank import inverted_softmax
+from emcl_train.weights.release import CLIP
 
+LOGIT_SCALE = f"{CLIP}logit_scale"
 Metrics = dict[str, float]
 Step = TypeVar("Step")
 
@@ -183,9 +187,7 @@ def evaluate_split(
         "em_block": config.eval.em_block,
         "emcl": asdict(config.emcl),
         "selection": selection,
-        "sampler": VIDEO_SAMPLER_VERSION,
-        "sampling": sampling_of(config.data),
-        "decoder": decoder_version(),
+        **frames_of(config),
         "left_out": dict(left_out or {}),
         "notes": list(notes),
     }
@@ -207,11 +209,13 @@ def evaluate_run(
     eval_config: EvalConfig | None = None,
     *,
     emcl: EMCLConfig | None = None,
+    from_features: Path | None = None,
     split: Literal["val", "test"] = "test",
 ) -> dict[str, Any]:
     """Evaluate the selected weights of a run folder again, and write its results anew.
 
-    Args: eval_config, emcl: settings in place of those the run has. split: which split.
+    Args: eval_config, emcl: settings in place of those the run has. from_features: a folder of features, in place of
+        the videos or of the folder that the run was trained from. split: which split.
     Returns: what results.json holds.
     Raises: UserError where the folder lacks a file, or the weights are not those of the configuration.
     """
@@ -221,6 +225,7 @@ def evaluate_run(
     trained_with = config.emcl
     config.emcl = emcl or trained_with
     check_config(config, command="eval")
+    config.from_features = from_features or config.from_features
     state = read_weights(run_dir)
     _warn_of_sampler(run_dir, config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -228,6 +233,9 @@ def evaluate_run(
     tokenizer = load_tokenizer(config, run_dir)
     model = build_model(config, tokenizer, clip_config=read_clip_config(run_dir))
     notes = [*annotations.notes, *_start_bases(model, state, config, trained_with)]
+    if config.from_features is not None:
+        model.store_towers()
+        state = _of_features(state, config, run_dir)
     put_weights(model, state, run_dir)
     return evaluate_split(
         model.to(device),
@@ -270,6 +278,53 @@ def read_clip_config(run_dir: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} cannot be read as JSON ({error}); copy it again from the run, or train anew"
         ) from error
+
+
+def clip_config_of(model: RetrievalModel, config: RunConfig) -> dict[str, Any]:
+    """Configuration of a model's towers, or of those that its features are of."""
+    if config.from_features is not None:
+        return dict(read_features(config.from_features)["clip_config"])
+    assert isinstance(model.towers, CLIPTowers)
+    return dict(model.towers.clip.config.to_dict())
+
+
+def frames_of(config: RunConfig) -> dict[str, object]:
+    """How frames were taken from files: here and now, or when the features of a run were made."""
+    if config.from_features is not None:
+        record = read_features(config.from_features)
+        return {name: record[name] for name in ("sampler", "sampling", "decoder")} | {"features": record["weights"]}
+    return {"sampler": VIDEO_SAMPLER_VERSION, "sampling": sampling_of(config.data), "decoder": decoder_version()}
+
+
+def model_on_features(config: RunConfig, tokenizer: Any) -> RetrievalModel:
+    """The model that a run on features starts with: its weights are those it would have beside its towers."""
+    folder = Path(config.from_features or "")
+    towers = load_file(folder / TOWERS)
+    model = build_model(config, tokenizer, read_features(folder)["clip_config"], towers)
+    model.store_towers()
+    return model
+
+
+def _of_features(state: dict[str, Tensor], config: RunConfig, run_dir: Path) -> dict[str, Tensor]:
+    """Weights of a run without its towers, which must be those that made the features.
+
+    Raises: UserError where they are others.
+    """
+    made_by = read_features(Path(config.from_features or ""))["weights"]
+    towers = {name: value for name, value in state.items() if name.startswith(CLIP) and name != LOGIT_SCALE}
+    path = run_dir / ENVIRONMENT
+    own = hash_of_towers(state) if towers else json.loads(path.read_text(encoding="utf-8")).get("features")
+    if own != made_by:
+        raise UserError(
+            f"the features in {config.from_features} are of towers with weights {made_by}, and {run_dir} has "
+            f"{own}; embed with the towers of the run: emcl-train embed {run_dir} --out DIR"
+        )
+    return {name: value for name, value in state.items() if name not in towers}
+
+
+def hash_of_towers(state: Mapping[str, Tensor]) -> str:
+    """Fingerprint of the towers in a model's weights; the logit scale, which no feature depends on, left out."""
+    return hash_of_tensors({name: v for name, v in state.items() if name.startswith(CLIP) and name != LOGIT_SCALE})
 
 
 def _start_bases(
@@ -379,9 +434,9 @@ def _warn_of_sampler(run_dir: Path, config: RunConfig) -> None:
     """Say where frames come out otherwise than in training."""
     path = run_dir / ENVIRONMENT
     then = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    now = {"sampler": VIDEO_SAMPLER_VERSION, "decoder": decoder_version(), "sampling": sampling_of(config.data)}
+    now = frames_of(config)
     names = {"sampler": "video sampler version", "decoder": "the decoder", "sampling": "the sampling settings"}
-    for key, value in now.items():
+    for key, value in ((key, now[key]) for key in names):
         if (key in then or key == "sampler") and then.get(key) != value:
             Console(stderr=True).print(
                 f"[yellow]warning:[/yellow] {run_dir} was trained on frames of {names[key]} {then.get(key)}, and "

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from emcl_train.checkpoint import write_atomic
+from emcl_train.checkpoint import load_config, write_atomic
+from emcl_train.data.features import TOWERS
 from emcl_train.data.text import TOKENIZER
 from emcl_train.errors import UserError
 from emcl_train.evaluate import read_clip_config, read_weights
@@ -25,6 +26,10 @@ def export_run(run_dir: Path, out: Path, layout: str, say: Callable[[str], objec
     if out.exists():
         raise UserError(f"{out} exists already and is not overwritten; choose another name, or remove it")
     state = read_weights(run_dir)
+    config = load_config(run_dir)
+    if config.from_features is not None:  # the run has all but the towers, which are beside the features
+        towers = load_towers(config.from_features)
+        state = {**{CLIP + name: value for name, value in towers.items()}, **state}
     if layout == "transformers":
         left_out = export_transformers(run_dir, state, out)
     else:
@@ -34,6 +39,16 @@ def export_run(run_dir: Path, out: Path, layout: str, say: Callable[[str], objec
     if left_out:
         parts = sorted({".".join(name.split(".")[:2]) for name in left_out})
         say(f"not in this layout, and left out ({len(left_out)} tensors): {', '.join(parts)}")
+
+
+def load_towers(folder: Path) -> dict[str, Tensor]:
+    """CLIP's weights beside features."""
+    path = folder / TOWERS
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing, which holds the towers of the run; the run was trained from features there"
+        )
+    return load_file(path)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -56,7 +71,7 @@ def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> l
     clip.load_state_dict({name.removeprefix(CLIP): value for name, value in state.items() if name.startswith(CLIP)})
     clip.save_pretrained(out)
     tokenizer = Tokenizer.from_file(str(run_dir / TOKENIZER))
-    special = tokenizer.padding["pad_token"]
+    special = (tokenizer.padding or {}).get("pad_token")
     start, end = (tokenizer.id_to_token(i) for i in tokenizer.encode("").ids[:2])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special, bos_token=start, eos_token=end)
     fast.save_pretrained(out)

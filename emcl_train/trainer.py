@@ -26,16 +26,22 @@ from emcl_train.checkpoint import TrainingState
 from emcl_train.chunks import ChunkedFeatures
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.annotations import Annotations
-from emcl_train.data.container import decoder_version
 from emcl_train.data.loader import prepare, training_loader
 from emcl_train.data.text import TOKENIZER, load_tokenizer
-from emcl_train.data.video import VIDEO_SAMPLER_VERSION, sampling_of
 from emcl_train.distributed import gather_rows, sum_over_processes
 from emcl_train.errors import UserError
-from emcl_train.evaluate import SELECTED_BY, embed_split, evaluate, evaluate_run
+from emcl_train.evaluate import (
+    SELECTED_BY,
+    clip_config_of,
+    embed_split,
+    evaluate,
+    evaluate_run,
+    frames_of,
+    model_on_features,
+)
 from emcl_train.losses import channel_decorrelation, symmetric_info_nce
 from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model
-from emcl_train.optim import build_optimizer, schedule, set_learning_rate
+from emcl_train.optim import build_optimizer, clip_lr_factor, freeze_towers, schedule, set_learning_rate
 from emcl_train.report import render_table, write_report
 
 # The others wait while the first process prepares data or evaluates; after torch's 10 to 30 minutes they would end.
@@ -170,9 +176,7 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "seed": config.train.seed,
-        "decoder": decoder_version(),
-        "sampler": VIDEO_SAMPLER_VERSION,
-        "sampling": sampling_of(config.data),
+        **frames_of(config),
     }
 
 
@@ -195,7 +199,7 @@ class Run:
         self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
             checkpoint.write_json_atomic(self.out / checkpoint.ENVIRONMENT, environment(config, accelerator.device))
-            checkpoint.write_json_atomic(self.out / checkpoint.CLIP_CONFIG, self.model.towers.clip.config.to_dict())
+            checkpoint.write_json_atomic(self.out / checkpoint.CLIP_CONFIG, clip_config_of(self.model, config))
         self.wrapped: nn.Module
         self.optimizer: AcceleratedOptimizer
         self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config))
@@ -211,7 +215,12 @@ class Run:
 
     def build_model(self) -> RetrievalModel:
         """The model of the configuration; an experiment may put another layer into it."""
-        return build_model(self.config, self.tokenizer)
+        if self.config.from_features is not None:
+            return model_on_features(self.config, self.tokenizer)
+        model = build_model(self.config, self.tokenizer)
+        if clip_lr_factor(self.config) == 0:
+            freeze_towers(model)
+        return model
 
     def pairs_per_step(self) -> int:
         """`train.batch_size`, or all training clips where there are fewer, which is said.
@@ -272,6 +281,8 @@ class Run:
             TimeRemainingColumn(),
         )
         self.wrapped.train()
+        if clip_lr_factor(self.config) == 0:
+            self.model.towers.eval()  # frozen in all respects
         losses: list[float] = []
         silent = not (self.accelerator.is_main_process and self.console.is_terminal)
         with Progress(*columns, console=self.console, transient=True, disable=silent) as progress:

@@ -27,7 +27,7 @@ LAYERS = {
         {"bootstrap", "data", "models", "losses", "metrics", "optim", "rerank"},
         {"evaluate", "report"},
         {"export", "trainer"},
-        {"seeds"},
+        {"embed", "seeds"},
         {"cli"},
         {"__main__"},
     ],

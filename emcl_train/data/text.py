@@ -72,15 +72,16 @@ class CaptionTokenizer:
 
 
 def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTokenizer:
-    """The tokenizer of a run: from its folder where it is there, else made as `config.model` says, and saved there.
+    """The tokenizer of a run: from its folder where it is there, else as `config` says, and saved there.
 
     Raises: UserError where `model.tokenizer` or `model.clip` names none that can be read.
     """
     if run_dir is not None and (run_dir / TOKENIZER).is_file():
         return CaptionTokenizer.load(run_dir / TOKENIZER)
-    max_words = config.data.max_words
-    name = tokenizer_name(config.model)
-    if name is None:
+    max_words, name = config.data.max_words, tokenizer_name(config.model)
+    if config.from_features is not None:
+        tokenizer = CaptionTokenizer.load(config.from_features / TOKENIZER)
+    elif name is None:
         tokenizer = word_tokenizer(load_annotations(config.data).train.captions, max_words)
     else:
         tokenizer = pretrained_tokenizer(name, max_words, setting="tokenizer" if name != config.model.clip else "clip")

@@ -59,6 +59,32 @@ class CLIPTowers(nn.Module):
         return self.clip.visual_projection(pooled).float().unflatten(0, frames.shape[:2])
 
 
+class LogitScale(nn.Module):
+    """Where `CLIPModel` has it, without the rest."""
+
+    def __init__(self, clip: CLIPModel) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(clip.logit_scale.detach().clone())
+
+
+class StoredTowers(nn.Module):
+    """In place of towers whose features lie in files: passes them on, and keeps CLIP's logit scale, which may learn."""
+
+    def __init__(self, towers: CLIPTowers) -> None:
+        super().__init__()
+        self.width = towers.width
+        self.clip = LogitScale(towers.clip)
+
+    def encode_text(
+        self, features: Float[Tensor, "A T D"], attention_mask: Int64[Tensor, "A L"], *, tokens: bool = False
+    ) -> tuple[Float[Tensor, "A D"], Float[Tensor, "A L D"] | None]:
+        """The feature of the whole caption stands first, those of its tokens, where they are wanted, behind it."""
+        return features[:, 0], features[:, 1:] if tokens else None
+
+    def encode_frames(self, features: Float[Tensor, "B F D"]) -> Float[Tensor, "B F D"]:
+        return features
+
+
 def build_towers(
     config: ModelConfig,
     vocabulary: Vocabulary,

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int64, UInt8
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from emcl_kernels import EMCL, SimilarityStream
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
-from emcl_train.models.clip import CLIPTowers, Vocabulary, build_towers
+from emcl_train.models.clip import CLIPTowers, StoredTowers, Vocabulary, build_towers
 from emcl_train.models.features import TextFeatures, VideoFeatures
 from emcl_train.models.heads import Head, TokenWiseHead, build_head
 from emcl_train.models.temporal import build_temporal
@@ -32,6 +33,8 @@ class Tokenizer(Protocol):
 class RetrievalModel(nn.Module):
     """Texts [A] and clips [B] to cosine similarities [A, B]."""
 
+    towers: CLIPTowers | StoredTowers
+
     def __init__(self, towers: CLIPTowers, temporal: nn.Module, head: Head, emcl: EMCL) -> None:
         super().__init__()
         self.towers = towers
@@ -44,7 +47,12 @@ class RetrievalModel(nn.Module):
         """CLIP's factor from cosine to logits, at most 100."""
         return self.towers.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
-    def encode_text(self, input_ids: Int64[Tensor, "A L"], attention_mask: Int64[Tensor, "A L"]) -> TextFeatures:
+    def store_towers(self) -> None:
+        """Do without the towers from now on: token ids and frames are then their features, see `StoredTowers`."""
+        assert isinstance(self.towers, CLIPTowers)
+        self.towers = StoredTowers(self.towers)
+
+    def encode_text(self, input_ids: Shaped[Tensor, "A ..."], attention_mask: Int64[Tensor, "A L"]) -> TextFeatures:
         if not isinstance(self.head, TokenWiseHead):
             return TextFeatures(self.towers.encode_text(input_ids, attention_mask)[0])
         pooled, tokens = self.towers.encode_text(input_ids, attention_mask, tokens=True)
@@ -52,7 +60,7 @@ class RetrievalModel(nn.Module):
         assert tokens is not None
         return TextFeatures(pooled, tokens, mask, self.head.weigh_text(tokens, mask))
 
-    def encode_video(self, frames: UInt8[Tensor, "B F 3 S S"], frame_mask: Bool[Tensor, "B F"]) -> VideoFeatures:
+    def encode_video(self, frames: Shaped[Tensor, "B F ..."], frame_mask: Bool[Tensor, "B F"]) -> VideoFeatures:
         features = self.temporal(self.towers.encode_frames(frames), frame_mask)
         if not isinstance(self.head, TokenWiseHead):
             return VideoFeatures(features, frame_mask)
@@ -60,9 +68,9 @@ class RetrievalModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Int64[Tensor, "B L"],
+        input_ids: Shaped[Tensor, "B ..."],
         attention_mask: Int64[Tensor, "B L"],
-        frames: UInt8[Tensor, "B F 3 S S"],
+        frames: Shaped[Tensor, "B F ..."],
         frame_mask: Bool[Tensor, "B F"],
     ) -> tuple[Tensor, ...]:
         """What one process computes of a training step, all that has a gradient: features and the logit scale, last.
@@ -111,17 +119,24 @@ class RetrievalModel(nn.Module):
 
 
 def build_model(
-    config: RunConfig, tokenizer: Tokenizer, clip_config: Mapping[str, Any] | None = None
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    clip_config: Mapping[str, Any] | None = None,
+    clip_weights: Mapping[str, Tensor] | None = None,
 ) -> RetrievalModel:
     """The model of a run, its random parts drawn from torch's global generator, its weights those the run starts with.
 
-    Args: clip_config: configuration of the towers, to whose random weights others will be put; then no checkpoint of
-        `config.model` is read.
+    Args: clip_config: configuration of the towers; the checkpoint that `config.model.clip` names is then not read.
+        clip_weights: for them, in the layout of transformers. Without any, the model is one that waits for the weights
+        of a run, and `config.model.init_from` is not read either.
     Raises: UserError where a checkpoint cannot be read, or does not fit.
     """
     vocabulary = Vocabulary(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    start = config.model.init_from.expanduser() if config.model.init_from and clip_config is None else None
+    waits = clip_config is not None and clip_weights is None
+    start = config.model.init_from.expanduser() if config.model.init_from and not waits else None
     state = read_state(start) if start else {}
+    # Towers from a checkpoint draw as many numbers as their reader pleases; the rest starts alike whatever that is.
+    seed = None if config.model.clip == "random" and start is None else int(torch.randint(2**31, ()))
     towers = build_towers(
         config.model,
         vocabulary,
@@ -130,6 +145,10 @@ def build_model(
         clip_config=clip_config,
         sizes=towers_in(state) or None,
     )
+    if clip_weights is not None:
+        towers.clip.load_state_dict(clip_weights)
+    if seed is not None:
+        torch.manual_seed(seed)
     temporal = build_temporal(config.model, towers.clip, width=towers.width, num_frames=config.data.num_frames)
     emcl = build_emcl(config.emcl, width=towers.width)
     # Last: the numbers that the rest is drawn from do not depend on the head.

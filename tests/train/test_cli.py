@@ -120,7 +120,7 @@ def evaluated(monkeypatch):
 
     calls = []
 
-    def evaluate_run(run, eval_config, *, emcl, split):
+    def evaluate_run(run, eval_config, *, emcl, split, from_features):
         calls.append((run, eval_config, split, emcl))
         return {}
 
