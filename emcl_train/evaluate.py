@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from jaxtyping import Float, Int64
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -25,10 +26,9 @@ from emcl_train.checkpoint import (
 )
 from emcl_train.config import EMCLConfig, EvalConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
-from emcl_train.data.container import decoder_version
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
+from emcl_train.data.provenance import changes, provenance
 from emcl_train.data.text import load_tokenizer
-from emcl_train.data.video import VIDEO_SAMPLER_VERSION, sampling_of
 from emcl_train.errors import UserError
 from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, build_model
 from emcl_train.rows import Bank, Row, Similarities, rows_of
@@ -145,9 +145,7 @@ def evaluate_split(
         "em_block": config.eval.em_block,
         "emcl": asdict(config.emcl),
         "selection": selection,
-        "sampler": VIDEO_SAMPLER_VERSION,
-        "sampling": sampling_of(config.data),
-        "decoder": decoder_version(),
+        **provenance(config.data),
         "left_out": dict(left_out or {}),
         "notes": list(notes),
     }
@@ -184,7 +182,7 @@ def evaluate_run(
     config.emcl = emcl or trained_with
     check_config(config, command="eval")
     state = read_weights(run_dir)
-    _warn_of_sampler(run_dir, config)
+    _warn_of_frames(run_dir, config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     annotations = prepare(config)
     tokenizer = load_tokenizer(config, run_dir)
@@ -332,16 +330,13 @@ def _require_finite(features: Tensor, tower: str, unit: str, names: list[str]) -
         )
 
 
-def _warn_of_sampler(run_dir: Path, config: RunConfig) -> None:
+def _warn_of_frames(run_dir: Path, config: RunConfig) -> None:
     """Say where frames come out otherwise than in training."""
     path = run_dir / ENVIRONMENT
     then = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    now = {"sampler": VIDEO_SAMPLER_VERSION, "decoder": decoder_version(), "sampling": sampling_of(config.data)}
-    names = {"sampler": "video sampler version", "decoder": "the decoder", "sampling": "the sampling settings"}
-    for key, value in now.items():
-        if (key in then or key == "sampler") and then.get(key) != value:
-            Console(stderr=True).print(
-                f"[yellow]warning:[/yellow] {run_dir} was trained on frames of {names[key]} {then.get(key)}, and "
-                f"is now evaluated on those of {value}; the figures may differ from the run's own",
-                soft_wrap=True,
-            )
+    for change in changes(then, config.data):
+        Console(stderr=True).print(
+            f"[yellow]warning:[/yellow] {run_dir} was trained on other frames: {escape(change)}; the figures may "
+            f"differ from the run's own",
+            soft_wrap=True,
+        )

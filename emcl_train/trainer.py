@@ -26,10 +26,9 @@ from emcl_train.checkpoint import TrainingState
 from emcl_train.chunks import ChunkedFeatures
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.annotations import Annotations
-from emcl_train.data.container import decoder_version
 from emcl_train.data.loader import prepare, training_loader
+from emcl_train.data.provenance import provenance
 from emcl_train.data.text import TOKENIZER, load_tokenizer
-from emcl_train.data.video import VIDEO_SAMPLER_VERSION, sampling_of
 from emcl_train.distributed import gather_rows, sum_over_processes
 from emcl_train.errors import UserError
 from emcl_train.evaluate import SELECTED_BY, embed_split, evaluate, evaluate_run
@@ -170,9 +169,7 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "seed": config.train.seed,
-        "decoder": decoder_version(),
-        "sampler": VIDEO_SAMPLER_VERSION,
-        "sampling": sampling_of(config.data),
+        **provenance(config.data),
     }
 
 

@@ -86,6 +86,7 @@ def differences(runs: Sequence[tuple[Path, Results]]) -> list[str]:
         "sampler": "video sampler",
         "sampling": "sampled frames",
         "decoder": "decoder",
+        "compression": "compression of the videos",
     }
     lines = []
     for key, name in facts.items():
