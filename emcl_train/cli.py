@@ -19,6 +19,7 @@ usage: emcl-train [--debug] COMMAND ...
 
   train RECIPE [--OPTION VALUE ...]   train, evaluate and write a report; recipes: {", ".join(sorted(RECIPES))}
   eval RUN [--OPTION VALUE ...]       evaluate the best weights of a run folder again, on its test split
+  export RUN FILE --layout LAYOUT     write a run's weights under the names of CLIP4Clip, the EMCL release, OpenAI, ...
   data shapes DIR                     render the bundled video set
   data doctor RECIPE DIR              examine a data set: counts, captions, clips that are missing or damaged
   data compress DIR OUT               small copies of videos: 3 frames a second, short side 224, no sound
@@ -39,6 +40,18 @@ class EvalArguments:
     """In place of the run's. "--emcl.mode inference" alone, for a run without EMCL, has the paper's settings: K = 7."""
     split: Literal["val", "test"] = "test"
     """Which clips."""
+
+
+@dataclass
+class ExportArguments:
+    """Write the best weights of a run under the names of another program."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a training run."""
+    out: tyro.conf.Positional[Path]
+    """File to write, as safetensors where its name ends so; a folder for "transformers". It must not exist."""
+    layout: Literal["clip4clip", "emcl", "openai", "transformers"]
+    """Whose names: of the whole model CLIP4Clip's or the EMCL release's, or of CLIP alone OpenAI's or transformers'."""
 
 
 @dataclass
@@ -131,6 +144,8 @@ def dispatch(arguments: list[str]) -> int:
                 print(USAGE, end="")
                 return 0
             raise UserError("eval needs the folder of a run before its options, such as runs/shapes")
+        case ["export", *rest]:
+            return run_export(parse(ExportArguments, "export", rest))
         case ["data", "shapes", *rest]:
             return run_shapes(parse(ShapesArguments, "data shapes", rest))
         case ["data", "doctor", *rest]:
@@ -187,6 +202,13 @@ def run_eval(run: Path, arguments: list[str]) -> int:
     console = Console()
     console.print(render_table(evaluate_run(run, asked.settings, emcl=asked.emcl, split=asked.split)))
     console.print(f"report: {write_report(run)}")
+    return 0
+
+
+def run_export(arguments: ExportArguments) -> int:
+    from emcl_train.export import export_run
+
+    export_run(arguments.run, arguments.out, arguments.layout)
     return 0
 
 

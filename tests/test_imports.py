@@ -27,7 +27,7 @@ LAYERS = {
         {"bootstrap", "data", "models", "losses", "metrics", "optim", "rerank"},
         {"rows"},
         {"evaluate", "report"},
-        {"trainer"},
+        {"export", "trainer"},
         {"seeds"},
         {"cli"},
         {"__main__"},
