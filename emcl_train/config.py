@@ -202,6 +202,10 @@ class EvalConfig:
     """EM inside blocks of this many texts × videos (the release: 32), or over everything at once."""
     inverted_softmax_temperature: float = 0.01
     """Temperature of the inverted softmax row."""
+    query_bank: int = 1000
+    """Training clips, each with a caption, that QB-Norm takes for its bank; 0 leaves its row out."""
+    qb_norm_temperature: float = 0.05
+    """Temperature of QB-Norm, 1 / β; its paper uses β = 20."""
 
 
 @dataclass
@@ -256,6 +260,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield "train.clip_lr_factor", factor, frozen or factor == 0, "0 or none, since towers of features are frozen"
     yield "train.clip_lr_factor", factor, factor is None or (factor >= 0 and math.isfinite(factor)), "0 or more"
     yield "train.warmup", train.warmup, 0 <= train.warmup <= 1, "a share between 0 and 1"
+    yield "eval.query_bank", config.eval.query_bank, config.eval.query_bank >= 0, "0 or more (0: no QB-Norm)"
     yield "seeds", config.seeds, config.seeds >= 1, "1 or more"
     yield "train.betas", train.betas, all(0 <= beta < 1 for beta in train.betas), "two numbers from 0 to below 1"
     yield "emcl.momentum", emcl.momentum, 0 <= emcl.momentum <= 1, "a share between 0 and 1"
@@ -274,5 +279,5 @@ _POSITIVE = {
     "model": ("pooling_temperature",),
     "emcl": ("temperature",),
     "train": ("lr", "max_grad_norm"),
-    "eval": ("inverted_softmax_temperature",),
+    "eval": ("inverted_softmax_temperature", "qb_norm_temperature"),
 }

@@ -63,7 +63,7 @@ def embed(
             "tokens": tokens,
             "root": config.data.root,
             "run": run_dir,
-            **frames_of(config),
+            "frames": frames_of(config),
             "notes": annotations.notes,
             "left_out": annotations.left_out,
         }

@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeVar
 import torch
 from jaxtyping import Float, Int64
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from emcl_kernels import SimilarityStream
 from emcl_train.checkpoint import (
     CLIP_CONFIG,
     ENVIRONMENT,
@@ -27,26 +27,17 @@ from emcl_train.checkpoint import (
 )
 from emcl_train.config import EMCLConfig, EvalConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
-from emcl_train.data.container import decoder_version
 from emcl_train.data.features import TOWERS, read_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
+from emcl_train.data.provenance import changes, provenance
 from emcl_train.data.text import load_tokenizer
-from emcl_train.data.video import VIDEO_SAMPLER_VERSION, sampling_of
 from emcl_train.errors import UserError
-from emcl_train.metrics import text_to_video, video_to_text_best_rank, video_to_text_best_similarity
 from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model
-from emcl_train.rerank import inverted_softmax
+from emcl_train.rows import Bank, Row, Similarities, rows_of
 from emcl_train.weights.release import CLIP
 
 LOGIT_SCALE = f"{CLIP}logit_scale"
-Metrics = dict[str, float]
 Step = TypeVar("Step")
-
-# The name of the row that a run is judged by, for each `emcl.mode`; {} is the name of another head than EMCL-Net's.
-MAIN_ROW = {"train": "EMCL-Net", "inference": "EMCL at inference only", "off": "Trained without EMCL"}
-MAIN_ROW_OF_HEAD = {"train": "{} + EMCL", "inference": "{}, EMCL at inference only", "off": "{}"}
-MEAN_POOLING = {"mean": "CLIP4Clip meanP", "lstm": "CLIP4Clip seqLSTM", "transformer": "CLIP4Clip seqTransf"}
-
 
 # What a table says of the split that an epoch was selected on.
 SELECTED_BY = {"val": "validation", "test": "TEST SET (which makes the figures too high)"}
@@ -67,32 +58,6 @@ class Embeddings:
         names = {"frames": "frames", "mask": "frame_mask", "weights": "frame_weights"}
         video = {names[name]: value for name, value in self.video.tensors().items()}
         return {**text, **video, "caption_clip": self.caption_clip}
-
-
-@dataclass(frozen=True)
-class Similarities:
-    """Cosine similarities of all captions with all clips; `emcl_on` is None where the run has EMCL nowhere."""
-
-    emcl_on: Float[Tensor, "Q G"] | None
-    emcl_off: Float[Tensor, "Q G"]
-
-    @property
-    def main(self) -> Float[Tensor, "Q G"]:
-        """Those that the run is judged by."""
-        return self.emcl_off if self.emcl_on is None else self.emcl_on
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    text_to_video: Metrics
-    video_to_text: Metrics
-    """By best similarity: each clip's captions count as one gallery item."""
-    video_to_text_by_rank: Metrics | None
-    """By best rank among all captions; None where every clip has one caption, and the definitions are one."""
-    note: str = ""
 
 
 @torch.no_grad()
@@ -116,46 +81,34 @@ def embed_split(
 @torch.no_grad()
 def similarities(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> Similarities:
     """All captions against all clips, with EMCL (unless the run has it nowhere) and without."""
-    device = next(model.parameters()).device
-    inputs = embeddings.text.to(device), embeddings.video.to(device)
-    on = None
-    if config.emcl.mode != "off":
-        stream = model.similarity_stream(*inputs, emcl=True, em_block=config.eval.em_block)
-        on = _gather(stream, embeddings, "Similarity with EMCL")
-    stream = model.similarity_stream(*inputs, emcl=False)
-    return Similarities(on, _gather(stream, embeddings, "Similarity without EMCL"))
+    inputs = embeddings.text, embeddings.video
+    on = None if config.emcl.mode == "off" else _similarity(model, *inputs, config, emcl=True)
+    return Similarities(on, _similarity(model, *inputs, config, emcl=False))
+
+
+@torch.no_grad()
+def compare_bank(model: RetrievalModel, embeddings: Embeddings, bank: Embeddings, config: RunConfig) -> Bank:
+    """Training captions against the clips of a split, and its captions against training clips, as the run compares."""
+    emcl = config.emcl.mode != "off"
+    return Bank(
+        _similarity(model, bank.text, embeddings.video, config, emcl=emcl),
+        _similarity(model, embeddings.text, bank.video, config, emcl=emcl),
+    )
+
+
+def bank_of(train: Split, size: int) -> Split:
+    """A bank of training queries: the first caption of each of `size` clips, spread evenly, or of all of them."""
+    number = min(size, len(train.clips))
+    chosen = {index * len(train.clips) // number: index for index in range(number)}
+    first: dict[int, int] = {}
+    for caption, clip in enumerate(train.caption_clip):
+        first.setdefault(clip, caption)
+    return train.of_pairs("query bank", [(clip, first[clip]) for clip in chosen])
 
 
 def evaluate(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> list[Row]:
     """The rows of the table; the first is the one that the run is judged by."""
     return rows_of(similarities(model, embeddings, config), embeddings.caption_clip, config)
-
-
-def rows_of(scores: Similarities, caption_clip: Int64[Tensor, "Q"], config: RunConfig) -> list[Row]:
-    """Metrics of the run's similarity, of the same weights without EMCL, and of the inverted softmax beside them."""
-    temperature = config.eval.inverted_softmax_temperature
-    name = main_row(config)
-    rows = [_row(name, scores.main, scores.main, caption_clip)]
-    if scores.emcl_on is not None:
-        rows.append(_row("EMCL off (same weights)", scores.emcl_off, scores.emcl_off, caption_clip))
-    rows.append(
-        _row(
-            f"{name} + inverted softmax",
-            inverted_softmax(scores.main, temperature, axis=0),
-            inverted_softmax(scores.main, temperature, axis=1),
-            caption_clip,
-            note=f"sees all test queries at once; temperature {temperature:g}",
-        )
-    )
-    return rows
-
-
-def main_row(config: RunConfig) -> str:
-    """The name of the row that a run is judged by."""
-    if config.model.head == "text-conditioned":
-        return MAIN_ROW[config.emcl.mode]
-    head = MEAN_POOLING[config.model.temporal] if config.model.head == "mean" else "WTI"
-    return MAIN_ROW_OF_HEAD[config.emcl.mode].format(head)
 
 
 def evaluate_split(
@@ -168,19 +121,23 @@ def evaluate_split(
     notes: Iterable[str] = (),
     left_out: dict[str, str] | None = None,
     selection: str,
+    bank: Split | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Evaluate a split and write results.json, queries.json and embeddings.safetensors into the run folder.
 
     Args: notes: sentences about the annotations. left_out: reason for each clip that is not in the split.
-        selection: how the weights were chosen, such as "validation R@1: epoch 3".
+        selection: how the weights were chosen, such as "validation R@1: epoch 3". bank: training queries for QB-Norm.
     Returns: what results.json holds.
     """
     embeddings = embed_split(model, split, tokenizer, config, device)
     scores = similarities(model, embeddings, config)
+    compared = None
+    if bank is not None:
+        compared = compare_bank(model, embeddings, embed_split(model, bank, tokenizer, config, device), config)
     results = {
         "recipe": config.recipe,
-        "rows": [asdict(row) for row in rows_of(scores, embeddings.caption_clip, config)],
+        "rows": [asdict(row) for row in rows_of(scores, embeddings.caption_clip, config, compared)],
         "split": split.name,
         "queries": len(split.captions),
         "gallery": len(split.clips),
@@ -227,7 +184,7 @@ def evaluate_run(
     check_config(config, command="eval")
     config.from_features = from_features or config.from_features
     state = read_weights(run_dir)
-    _warn_of_sampler(run_dir, config)
+    _warn_of_frames(run_dir, config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     annotations = prepare(config)
     tokenizer = load_tokenizer(config, run_dir)
@@ -246,6 +203,7 @@ def evaluate_run(
         notes=notes,
         left_out=annotations.left_out,
         selection=selection_of(run_dir),
+        bank=bank_of(annotations.train, config.eval.query_bank) if config.eval.query_bank else None,
         device=device,
     )
 
@@ -288,12 +246,12 @@ def clip_config_of(model: RetrievalModel, config: RunConfig) -> dict[str, Any]:
     return dict(model.towers.clip.config.to_dict())
 
 
-def frames_of(config: RunConfig) -> dict[str, object]:
+def frames_of(config: RunConfig) -> dict[str, Any]:
     """How frames were taken from files: here and now, or when the features of a run were made."""
     if config.from_features is not None:
         record = read_features(config.from_features)
-        return {name: record[name] for name in ("sampler", "sampling", "decoder")} | {"features": record["weights"]}
-    return {"sampler": VIDEO_SAMPLER_VERSION, "sampling": sampling_of(config.data), "decoder": decoder_version()}
+        return {**record["frames"], "features": record["weights"]}
+    return provenance(config.data)
 
 
 def model_on_features(config: RunConfig, tokenizer: Any) -> RetrievalModel:
@@ -375,17 +333,6 @@ def selection_of(run_dir: Path) -> str:
     return f"{SELECTED_BY[best.get('split', 'val')]} text→video R@1: epoch {best['epoch']}"
 
 
-def _row(name: str, for_texts: Tensor, for_videos: Tensor, caption_clip: Tensor, note: str = "") -> Row:
-    several = len(caption_clip) > for_videos.shape[1]
-    return Row(
-        name,
-        text_to_video(for_texts, caption_clip),
-        video_to_text_best_similarity(for_videos, caption_clip),
-        video_to_text_best_rank(for_videos, caption_clip) if several else None,
-        note,
-    )
-
-
 def _encode_clips(model: RetrievalModel, split: Split, config: RunConfig, device: torch.device | str) -> VideoFeatures:
     parts = []
     loader = clip_loader(split, config.data, batch_size=config.eval.batch_size)
@@ -409,9 +356,14 @@ def _encode_captions(
     return TextFeatures.cat(parts)
 
 
-def _gather(stream: SimilarityStream, embeddings: Embeddings, description: str) -> Float[Tensor, "Q G"]:
-    similarity, start = torch.empty(len(embeddings.text), len(embeddings.video)), 0
-    for rows in _progress(stream, description):
+def _similarity(
+    model: RetrievalModel, text: TextFeatures, video: VideoFeatures, config: RunConfig, *, emcl: bool
+) -> Float[Tensor, "Q G"]:
+    device = next(model.parameters()).device
+    em_block = config.eval.em_block if emcl else None
+    stream = model.similarity_stream(text.to(device), video.to(device), emcl=emcl, em_block=em_block)
+    similarity, start = torch.empty(len(text), len(video)), 0
+    for rows in _progress(stream, f"Similarity {'with' if emcl else 'without'} EMCL"):
         similarity[start : start + len(rows)] = rows
         start += len(rows)
     return similarity
@@ -430,16 +382,13 @@ def _require_finite(features: Tensor, tower: str, unit: str, names: list[str]) -
         )
 
 
-def _warn_of_sampler(run_dir: Path, config: RunConfig) -> None:
+def _warn_of_frames(run_dir: Path, config: RunConfig) -> None:
     """Say where frames come out otherwise than in training."""
     path = run_dir / ENVIRONMENT
     then = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    now = frames_of(config)
-    names = {"sampler": "video sampler version", "decoder": "the decoder", "sampling": "the sampling settings"}
-    for key, value in ((key, now[key]) for key in names):
-        if (key in then or key == "sampler") and then.get(key) != value:
-            Console(stderr=True).print(
-                f"[yellow]warning:[/yellow] {run_dir} was trained on frames of {names[key]} {then.get(key)}, and "
-                f"is now evaluated on those of {value}; the figures may differ from the run's own",
-                soft_wrap=True,
-            )
+    for change in changes(then, frames_of(config)):
+        Console(stderr=True).print(
+            f"[yellow]warning:[/yellow] {run_dir} was trained on other frames: {escape(change)}; the figures may "
+            f"differ from the run's own",
+            soft_wrap=True,
+        )

@@ -25,6 +25,7 @@ LAYERS = {
         {"config"},
         {"recipes", "checkpoint", "chunks", "distributed", "weights"},
         {"bootstrap", "data", "models", "losses", "metrics", "optim", "rerank"},
+        {"rows"},
         {"evaluate", "report"},
         {"export", "trainer"},
         {"embed", "seeds"},

@@ -22,12 +22,12 @@ from rich.markup import escape
 from emcl_train.checkpoint import raise_if_disk_full, write_atomic, write_json_atomic
 from emcl_train.data.container import VideoError, decoder_version, open_video, whole_timeline
 from emcl_train.data.loader import in_parallel
+from emcl_train.data.provenance import COMPRESSED
 from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.splits import Clip
 from emcl_train.data.video import frames_shown_at, upright
 from emcl_train.errors import UserError
 
-MANIFEST = "compressed.json"
 ANNOTATIONS = {".json", ".jsonl", ".csv", ".txt", ".pkl"}
 ENCODING = {"crf": "20", "preset": "medium", "g": "12", "threads": "1"}
 
@@ -75,7 +75,7 @@ def compress(
         _check_manifest(out, settings)
         for partial in out.rglob(".*.partial"):
             partial.unlink()
-        write_json_atomic(out / MANIFEST, _manifest(settings, {}))
+        write_json_atomic(out / COMPRESSED, _manifest(settings, {}))
         pending = [job for job in jobs if not _is_done(job)]
         console.print(
             f"{len(jobs)} videos in {escape(str(folder))}, {len(jobs) - len(pending)} of them done before; "
@@ -84,7 +84,7 @@ def compress(
         )
         _copy_annotations(folder, out)
         broken = _run(pending, folder, settings, workers)
-        write_json_atomic(out / MANIFEST, _manifest(settings, broken))
+        write_json_atomic(out / COMPRESSED, _manifest(settings, broken))
     for path in twins:
         console.print(f"left out, since a file beside it has the same name: {escape(str(path))}", soft_wrap=True)
     for name, reason in broken.items():
@@ -187,7 +187,7 @@ def _jobs(folder: Path, out: Path) -> tuple[list[Job], list[Path]]:
 
 def _copy_annotations(folder: Path, out: Path) -> None:
     for path in sorted(folder.iterdir()):
-        copied = path.suffix.lower() in ANNOTATIONS and path.name != MANIFEST and path.name[0] != "."
+        copied = path.suffix.lower() in ANNOTATIONS and path.name != COMPRESSED and path.name[0] != "."
         if copied and path.is_file():
             _copy(path, out / path.name)
 
@@ -227,11 +227,11 @@ def _manifest(settings: Settings, broken: dict[str, str]) -> dict[str, object]:
 
 def _check_manifest(out: Path, settings: Settings) -> None:
     """Copies of other settings, or files of somebody else, are not to be mixed with those of this run."""
-    path = out / MANIFEST
+    path = out / COMPRESSED
     if not path.is_file():
         if any(file.suffix.lower() in VIDEO_SUFFIXES for file in visible_files(out)):
             raise UserError(
-                f"{out} holds videos and no {MANIFEST}: they are no copies of this program; pass an empty folder"
+                f"{out} holds videos and no {COMPRESSED}: they are no copies of this program; pass an empty folder"
             )
         return
     try:

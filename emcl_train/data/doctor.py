@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -215,17 +216,18 @@ def print_report(report: Report, name: str, console: Console) -> None:
     else:
         console.print(f"All {total} clips of {escape(str(report.root))} ({name}) {does}.", soft_wrap=True)
     if not report.deep:
-        console.print("Headers, packets and first frames were examined; --deep decodes what a run samples.")
+        text = "Headers, packets and first frames were examined; --deep decodes what a run samples."
+        console.print(text, soft_wrap=True)
 
 
 def _split_table(splits: dict[str, Summary]) -> Table:
-    table = Table()
-    table.add_column("split")
-    for name in ("clips", "captions", "repeated", "missing", "damaged", "seconds: min", "median", "max"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("split", no_wrap=True)
+    for name in ("clips", "captions", "repeated", "missing", "damaged", "shortest", "median", "longest"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, split in splits.items():
         numbers = (split.clips, split.captions, split.repeated, split.missing, split.damaged)
-        seconds = [f"{value:.1f}" for value in split.seconds] if split.seconds else ["?"] * 3
+        seconds = [f"{value:.1f} s" for value in split.seconds] if split.seconds else ["?"] * 3
         table.add_row(name, *map(str, numbers), *seconds)
     return table
 

@@ -21,7 +21,8 @@ from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
 
 FEATURES, TOWERS = "features.json", "towers.safetensors"
-ARRAYS = ("frames", "frame_mask", "text", "token_mask")
+ARRAYS = {"frames": "clips", "frame_mask": "clips", "text": "captions", "token_mask": "captions"}
+"""Names of the arrays, and what their rows are."""
 SPLITS = ("train", "val", "test")
 VERSION = 1
 
@@ -32,6 +33,13 @@ class FeatureSplit(Split):
     whole caption, or [Q, 1 + L, D] with those of its tokens behind, and token_mask [Q, L]."""
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+
+    def of_pairs(self, name: str, pairs: Sequence[tuple[int, int]]) -> "FeatureSplit":
+        """See `Split.of_pairs`; its features are read into memory."""
+        split = super().of_pairs(name, pairs)
+        rows = dict(zip(("clips", "captions"), map(list, zip(*pairs, strict=True)), strict=True))
+        arrays = {array: self.arrays[array][rows[unit]] for array, unit in ARRAYS.items()}
+        return FeatureSplit(split.name, split.clips, split.captions, split.caption_clip, arrays)
 
 
 class FeatureDataset(Dataset):
@@ -114,8 +122,9 @@ def open_features(config: RunConfig) -> Annotations:
     different = [
         f"{name} is {made.get(name)} there, {value} here" for name, value in asked.items() if made.get(name) != value
     ]
-    if record["sampler"] != VIDEO_SAMPLER_VERSION:
-        different.append(f"the video sampler's version is {record['sampler']} there, {VIDEO_SAMPLER_VERSION} here")
+    sampler = record["frames"]["sampler"]
+    if sampler != VIDEO_SAMPLER_VERSION:
+        different.append(f"the video sampler's version is {sampler} there, {VIDEO_SAMPLER_VERSION} here")
     if config.model.head == "wti" and not record["tokens"]:
         different.append("model.head is wti here, and there are no tokens there (embed with --tokens)")
     if different:
@@ -133,8 +142,8 @@ def _open_split(folder: Path, name: str) -> FeatureSplit:
         arrays = {array: np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS}
     except (OSError, ValueError) as error:
         raise UserError(f"the features in {folder} are damaged: {error}; copy them again, or embed again") from error
-    clips, captions = len(lists["video_ids"]), len(lists["captions"])
-    for array, rows in zip(ARRAYS, (clips, clips, captions, captions), strict=True):
+    counts = {"clips": len(lists["video_ids"]), "captions": len(lists["captions"])}
+    for array, rows in ((array, counts[unit]) for array, unit in ARRAYS.items()):
         if len(arrays[array]) != rows:
             raise UserError(
                 f"the features in {folder} are damaged: {name}_{array}.npy has {len(arrays[array])} rows, expected "

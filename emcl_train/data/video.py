@@ -3,7 +3,7 @@
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -68,11 +68,6 @@ def decode_clip(clip: Clip, config: DataConfig) -> tuple[UInt8[Tensor, "F 3 S S"
     return decode_frames(
         clip.path, config.num_frames, config.image_size, config.frame_sampling, start=clip.start, end=clip.end
     )
-
-
-def sampling_of(config: DataConfig) -> dict[str, object]:
-    """The settings that decide which pixels are taken from a file."""
-    return {name: asdict(config)[name] for name in ("frame_sampling", "num_frames", "image_size")}
 
 
 def decode_frames(

@@ -86,6 +86,7 @@ def differences(runs: Sequence[tuple[Path, Results]]) -> list[str]:
         "sampler": "video sampler",
         "sampling": "sampled frames",
         "decoder": "decoder",
+        "compression": "compression of the videos",
     }
     lines = []
     for key, name in facts.items():
@@ -127,4 +128,4 @@ def _cell(metrics: dict[str, float], key: str) -> str:
 
 
 def _published_cell(metrics: dict[str, float], key: str) -> str:
-    return f"{metrics[key]:g}" if key in metrics else "–"
+    return f"{metrics[key]:.1f}" if key in metrics else "–"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tiny_run import tiny_run
 
 from emcl_train import checkpoint, cli, trainer
+from emcl_train.checkpoint import load_config
 from emcl_train.config import RunConfig
 from emcl_train.data import loader
 from emcl_train.data.features import FEATURES, TOWERS, open_features
@@ -103,6 +104,9 @@ def test_a_run_on_videos_is_evaluated_on_its_features(root, both, tmp_path, caps
     rows = evaluate_run(out, from_features=tmp_path / "features")["rows"]
     for row, other in zip(before, rows, strict=True):
         assert other["text_to_video"] == pytest.approx(row["text_to_video"])
+    settings = load_config(out).eval
+    with_bank = evaluate_run(out, replace(settings, query_bank=5), from_features=tmp_path / "features")["rows"]
+    assert with_bank[-1] == evaluate_run(out, replace(settings, query_bank=5))["rows"][-1]
 
 
 def test_a_run_on_features_is_exported_whole(both, tmp_path):
@@ -170,10 +174,11 @@ def test_features_of_other_settings_are_refused_by_name(root, folder, tmp_path, 
 def test_what_made_them_is_recorded(folder, tmp_path):
     record = json.loads((folder / FEATURES).read_text())
     assert record["tokens"] is True
-    assert {"weights", "sampler", "sampling", "decoder", "clip_config", "settings"} <= record.keys()
+    assert {"weights", "frames", "clip_config", "settings"} <= record.keys()
+    assert record["frames"].keys() >= {"sampler", "sampling", "decoder"}
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    (copy / FEATURES).write_text(json.dumps(record | {"sampler": 99, "tokens": False}))
+    (copy / FEATURES).write_text(json.dumps(record | {"frames": {"sampler": 99}, "tokens": False}))
     config = configuration(tmp_path, tmp_path, "wti")
     settings = replace(config, from_features=copy)
     with pytest.raises(UserError, match=r"sampler's version is 99 there, .* wti here, and there are no tokens"):

@@ -15,7 +15,9 @@ from rich.console import Console
 from tiny_videos import level, write_video
 
 from emcl_train import cli
-from emcl_train.data.compress import MANIFEST, compress
+from emcl_train.config import DataConfig
+from emcl_train.data.compress import compress
+from emcl_train.data.provenance import COMPRESSED, changes, provenance
 from emcl_train.data.video import decode_frames, probe
 from emcl_train.errors import UserError
 
@@ -55,7 +57,7 @@ def test_copies_have_the_frames_of_their_times_and_the_size_asked_for(folder, tm
     frames, mask = decode_frames(tmp_path / "small" / "a.mp4", 6, 16)
     assert mask.all()
     assert [level(frame) for frame in frames] == [0, 3, 6, 10, 13, 16]
-    assert json.loads((tmp_path / "small" / MANIFEST).read_text())["broken"].keys() == {"broken.mp4"}
+    assert json.loads((tmp_path / "small" / COMPRESSED).read_text())["broken"].keys() == {"broken.mp4"}
     assert (tmp_path / "small" / "list.txt").read_text() == "a\n"
 
 
@@ -68,6 +70,16 @@ def test_a_frame_a_second_is_the_same_of_the_copy_and_of_the_original(folder, tm
         return [level(frame) for frame in frames[mask]]
 
     assert of(tmp_path / "small" / "long.mp4") == of(folder / "long.mp4") == [0, 10, 20, 30]
+
+
+def test_a_run_on_copies_records_how_they_were_made(folder, tmp_path):
+    run(folder, tmp_path / "small", short_side=32)
+    made = provenance(DataConfig(root=tmp_path, videos=Path("small")))["compression"]
+    assert (made["fps"], made["short_side"]) == (3.0, 32)
+    assert provenance(DataConfig(root=tmp_path, videos=folder))["compression"] is None
+    assert changes(
+        {"sampler": 1, "compression": None}, provenance(DataConfig(root=tmp_path, videos=Path("small")))
+    ) == ["compression was None, now fps 3.0, short_side 32, encoding crf 20, preset medium, g 12, threads 1"]
 
 
 def test_sound_is_dropped(tmp_path):
