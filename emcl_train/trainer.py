@@ -1,5 +1,6 @@
 """Train a run from its configuration to its report, from the start or from the last saved state."""
 
+import copy
 import math
 import platform
 import random
@@ -43,6 +44,14 @@ from emcl_train.losses import channel_decorrelation, symmetric_info_nce
 from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model
 from emcl_train.optim import build_optimizer, clip_lr_factor, freeze_towers, schedule, set_learning_rate
 from emcl_train.report import render_table, write_report
+from emcl_train.sharding import (
+    is_sharded,
+    optimizer_state_of,
+    put_optimizer_state_into,
+    put_weights_into,
+    weights_of,
+    widen_scalars,
+)
 
 # The others wait while the first process prepares data or evaluates; after torch's 10 to 30 minutes they would end.
 PATIENCE = timedelta(hours=12)
@@ -200,6 +209,12 @@ class Run:
         if accelerator.is_main_process:
             checkpoint.write_json_atomic(self.out / checkpoint.ENVIRONMENT, environment(config, accelerator.device))
             checkpoint.write_json_atomic(self.out / checkpoint.CLIP_CONFIG, clip_config_of(self.model, config))
+        self.sharded = is_sharded(accelerator)
+        # What the first process evaluates: methods of sharded weights would need the other processes.
+        self.whole = copy.deepcopy(self.model) if self.sharded and accelerator.is_main_process else self.model
+        self.shapes = {name: value.shape for name, value in self.model.state_dict().items()}
+        if self.sharded:
+            widen_scalars(self.model)
         self.wrapped: nn.Module
         self.optimizer: AcceleratedOptimizer
         self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config))
@@ -348,11 +363,15 @@ class Run:
 
     def validate(self, loss: float) -> None:
         """Score the weights on the split that selects, and keep them if their text→video R@1 is the best so far."""
+        weights = self.weights()
         if not self.accelerator.is_main_process:
             return
+        if self.sharded:
+            self.whole.load_state_dict(weights)
+            self.whole.to(self.accelerator.device)
         split = self.annotations.test if self.config.train.select_on_test else self.annotations.val
-        embeddings = embed_split(self.model, split, self.tokenizer, self.config, self.accelerator.device)
-        row = evaluate(self.model, embeddings, self.config)[0]
+        embeddings = embed_split(self.whole, split, self.tokenizer, self.config, self.accelerator.device)
+        row = evaluate(self.whole, embeddings, self.config)[0]
         self.log(
             kind="validation",
             step=self.step,
@@ -365,7 +384,7 @@ class Run:
         best = score > self.best_score
         if best:
             self.best_score, self.best_epoch = score, self.epoch + 1
-            checkpoint.save_tensors_atomic(self.out / checkpoint.WEIGHTS, self.model.state_dict())
+            checkpoint.save_tensors_atomic(self.out / checkpoint.WEIGHTS, weights)
         self.print(
             f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {SELECTED_BY[split.name]} R@1: "
             f"text→video {score:.1f}, "
@@ -389,8 +408,16 @@ class Run:
             self.accelerator.init_trackers(TRACKER, init_kwargs=kwargs)
         self.accelerator.log(scalars(values), step=self.step)
 
+    def weights(self) -> dict[str, Tensor]:
+        """The state_dict of the whole model; every process has to ask where weights are sharded."""
+        return weights_of(self.wrapped, self.shapes) if self.sharded else self.model.state_dict()
+
     def save(self) -> None:
         """The full state, so that a killed run goes on from here."""
+        weights = self.weights()
+        optimizer = (
+            optimizer_state_of(self.wrapped, self.optimizer.optimizer) if self.sharded else self.optimizer.state_dict()
+        )
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -401,8 +428,8 @@ class Run:
             best_score=self.best_score,
             best_epoch=self.best_epoch,
             metrics_lines=checkpoint.count_lines(self.out / checkpoint.METRICS),
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            model=weights,
+            optimizer=optimizer,
             scaler=scaler.state_dict() if scaler else {},
             random=checkpoint.random_states(),
         )
@@ -419,8 +446,12 @@ class Run:
         if state is None:
             self.print(f"no state had been saved in {self.out} yet: starting from the first step")
             return
-        self.model.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.optimizer)
+        if self.sharded:
+            put_weights_into(self.wrapped, state.model)
+            put_optimizer_state_into(self.wrapped, self.optimizer.optimizer, state.optimizer)
+        else:
+            self.model.load_state_dict(state.model)
+            self.optimizer.load_state_dict(state.optimizer)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
         checkpoint.restore_random_states(state.random)

@@ -23,7 +23,7 @@ LAYERS = {
     "emcl_train": [
         {"__init__", "errors"},
         {"config"},
-        {"recipes", "checkpoint", "chunks", "distributed", "weights"},
+        {"recipes", "checkpoint", "chunks", "distributed", "sharding", "weights"},
         {"bootstrap", "data", "models", "losses", "metrics", "optim", "rerank"},
         {"rows"},
         {"evaluate", "report"},

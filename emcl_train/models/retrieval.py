@@ -45,7 +45,7 @@ class RetrievalModel(nn.Module):
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
         """CLIP's factor from cosine to logits, at most 100."""
-        return self.towers.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        return self.towers.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE).reshape(())  # [1] where it is sharded
 
     def store_towers(self) -> None:
         """Do without the towers from now on: token ids and frames are then their features, see `StoredTowers`."""

@@ -5,15 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import several_processes
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 from several_processes import CASES, one_step, spread_loss, step_config
 
 from emcl_train import checkpoint, trainer
 from emcl_train.distributed import gather_rows, max_over_processes, sum_over_processes
+from emcl_train.errors import UserError
+from emcl_train.sharding import is_sharded
 
 WORLD = 2
 TEXTS, VIDEOS, FRAMES, WIDTH = 4, 8, 3, 16
@@ -174,3 +180,37 @@ def test_one_process_exchanges_nothing():
     assert gather_rows(rows) is rows
     assert sum_over_processes(rows) is rows
     assert torch.equal(max_over_processes(rows), rows)
+
+
+@needs_gloo
+def test_a_run_with_sharded_weights_ends_as_with_one_process(tiny_whole_run, tmp_path):
+    """Ended and gone on with in the middle of the second epoch; validation and the final weights are whole."""
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
+    script = [str(Path(several_processes.__file__).with_name("sharded_processes.py")), str(tiny_whole_run[0])]
+    done = subprocess.run(
+        [*launch, *script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    (lines, results), (other_lines, other_results) = record(tiny_whole_run[1]), record(tmp_path / "run")
+    assert len(lines) == len(other_lines)
+    for line, other in zip(lines, other_lines, strict=True):
+        for name in line.keys() - {"seconds", "kind", "split"}:
+            assert other[name] == pytest.approx(line[name], rel=1e-4), name
+    assert other_results["rows"] == results["rows"]
+    weights, others = (load_file(out / checkpoint.WEIGHTS) for out in (tiny_whole_run[1], tmp_path / "run"))
+    assert others.keys() == weights.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, atol=1e-5, rtol=1e-3)
+
+
+def test_another_version_of_sharding_is_refused():
+    accelerator = object.__new__(Accelerator)
+    accelerator.state = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False)
+    with pytest.raises(UserError, match="set up for version 1 of FSDP, expected 2"):
+        is_sharded(accelerator)
