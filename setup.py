@@ -274,7 +274,8 @@ def check_nvcc(nvcc: str, architectures: list[tuple[str, str]]) -> tuple[str, Pa
 
     # It may be a script that starts another one, so where it looks for files is asked and not guessed.
     plan = ask("--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull)
-    folders = [Path(folder) for folder in re.findall(r'"-[IL]([^"]+)"', plan)]
+    system = ("/usr/include", "/usr/lib", f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}")
+    folders = [Path(folder) for folder in (*re.findall(r'"-[IL]([^"]+)"', plan), *system)]
     holders = {file: [folder for folder in folders if (folder / file).exists()]
                for file in ("cuda_runtime.h", "libcudart_static.a")}  # fmt: skip
     for file, found in holders.items():
@@ -283,7 +284,10 @@ def check_nvcc(nvcc: str, architectures: list[tuple[str, str]]) -> tuple[str, Pa
     known = ask("--list-gpu-arch").split()
     for name, flag in architectures:
         if re.sub(r"[af]?,.*", "", flag.partition("arch=")[2]) not in known:
-            raise SystemExit(f"emcl: EMCL_CUDA_ARCHS names {name}; {nvcc} only knows {', '.join(known)}")
+            message = f"{nvcc} does not know {name}, only {', '.join(known)}"
+            if os.environ.get("EMCL_CUDA_ARCHS"):
+                raise SystemExit(f"emcl: EMCL_CUDA_ARCHS names {name}: {message}")
+            raise CannotBuild(f"{message}; set CUDA_HOME to a later toolkit, or EMCL_CUDA_ARCHS, and reinstall")
     release = re.search(r"release ([\d.]+)", ask("--version"))
     return release[1] if release else "unknown", holders["libcudart_static.a"][0].resolve()
 

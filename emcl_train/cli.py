@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from emcl_train.config import EvalConfig, RunConfig, ShapesConfig
+from emcl_train.config import EMCLConfig, EvalConfig, Layout, RunConfig, ShapesConfig, inference_emcl
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
 
@@ -19,9 +19,12 @@ usage: emcl-train [--debug] COMMAND ...
 
   train RECIPE [--OPTION VALUE ...]   train, evaluate and write a report; recipes: {", ".join(sorted(RECIPES))}
   eval RUN [--OPTION VALUE ...]       evaluate the best weights of a run folder again, on its test split
+  embed RECIPE|RUN --out DIR          encode frames and captions once; then train RECIPE --from-features DIR
+  export RUN FILE --layout LAYOUT     write a run's weights under the names of CLIP4Clip, the EMCL release, OpenAI, ...
   data shapes DIR                     render the bundled video set
-  data doctor LAYOUT DIR              decode every clip of a data set and name the damaged ones
-  report RUN [RUN ...]                write report.html of each run and compare them in one table
+  data doctor RECIPE DIR              examine a data set: counts, captions, clips that are missing or damaged
+  data compress DIR OUT               small copies of videos: 3 frames a second, short side 224, no sound
+  report RUN [RUN ...]                write report.html of each run, and compare them query by query
 
   --debug    show the traceback of an error
   --help     after any command: all its options
@@ -34,8 +37,44 @@ class EvalArguments:
 
     settings: Annotated[EvalConfig, tyro.conf.arg(name="")]
     """In place of the run's."""
+    emcl: EMCLConfig
+    """In place of the run's. "--emcl.mode inference" alone, for a run without EMCL, has the paper's settings: K = 7."""
     split: Literal["val", "test"] = "test"
     """Which clips."""
+    from_features: Path | None = None
+    """Evaluate on the features in this folder, which `embed RUN` wrote, in place of videos."""
+
+
+@dataclass
+class EmbedArguments:
+    """Encode the frames and captions of a recipe's data set once, into the folder `--out`."""
+
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")]
+    """Of the recipe; those that no feature depends on are left as they are in training."""
+    tokens: bool = False
+    """Store the features of every token too, as the head "wti" needs them."""
+
+
+@dataclass
+class EmbedRunArguments:
+    """Encode the frames and captions of a run's data set with the run's towers, into the folder `--out`."""
+
+    out: Path
+    """Folder to write."""
+    tokens: bool = False
+    """Store the features of every token too, as the head "wti" needs them."""
+
+
+@dataclass
+class ExportArguments:
+    """Write the best weights of a run under the names of another program."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a training run."""
+    out: tyro.conf.Positional[Path]
+    """File to write, as safetensors where its name ends so; a folder for "transformers". It must not exist."""
+    layout: Literal["clip4clip", "emcl", "openai", "transformers"]
+    """Whose names: of the whole model CLIP4Clip's or the EMCL release's, or of CLIP alone OpenAI's or transformers'."""
 
 
 @dataclass
@@ -50,22 +89,44 @@ class ShapesArguments:
 
 @dataclass
 class DoctorArguments:
-    """Decode every clip of a data set; exits with 1 where clips are damaged or missing."""
+    """Examine a data set; exits with 1 where clips are damaged or missing, or the annotations cannot be used."""
 
-    layout: tyro.conf.Positional[Literal["msrvtt", "shapes"]]
-    """How the files lie."""
+    layout: tyro.conf.Positional[Layout | Literal["msrvtt-9k", "msrvtt-7k", "msrvtt-full"]]
+    """How the files lie: a layout, or a recipe ("msrvtt" is msrvtt-9k)."""
     root: tyro.conf.Positional[Path]
     """Folder with the annotation files and a `videos/` folder."""
+    videos: Path | None = None
+    """Folder of the clips, in place of `videos/`."""
+    deep: bool = False
+    """Decode what a run samples of every clip, not only headers, packets and the first frame."""
     json: Path | None = None
-    """Write what was found to this file as well."""
+    """Write what was found to this file, in place of doctor.json in the data set's `.emcl` folder."""
+
+
+@dataclass
+class CompressArguments:
+    """Copy every video of a folder, small; started again it goes on. Exits with 1 where videos cannot be decoded."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of videos, and of folders of them. Nothing in it is changed."""
+    out: tyro.conf.Positional[Path]
+    """Folder for the copies, which keep their places and names, as .mp4."""
+    fps: float = 3.0
+    """Frames a second."""
+    short_side: int = 224
+    """Height or width of a copy in pixels, whichever is smaller."""
+    workers: int = 0
+    """Videos at a time; 0: one for each core."""
 
 
 @dataclass
 class ReportArguments:
-    """Write report.html of each run and compare them in one table."""
+    """Write report.html of each run, and compare them in one table and query by query."""
 
     runs: tyro.conf.Positional[list[Path]]
-    """Folders of training runs."""
+    """Folders of training runs; a folder of runs with several seeds counts as one. Each is compared with the first."""
+    json: Path | None = None
+    """Write the comparisons to this file as well."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,10 +167,21 @@ def dispatch(arguments: list[str]) -> int:
                 print(USAGE, end="")
                 return 0
             raise UserError("eval needs the folder of a run before its options, such as runs/shapes")
+        case ["embed", what, *rest] if not what.startswith("-"):
+            return run_embed(what, rest)
+        case ["embed", *rest]:
+            if "--help" in rest or "-h" in rest:
+                print(USAGE, end="")
+                return 0
+            raise UserError("embed needs a recipe or the folder of a run before its options")
+        case ["export", *rest]:
+            return run_export(parse(ExportArguments, "export", rest))
         case ["data", "shapes", *rest]:
             return run_shapes(parse(ShapesArguments, "data shapes", rest))
         case ["data", "doctor", *rest]:
             return run_doctor_command(parse(DoctorArguments, "data doctor", rest))
+        case ["data", "compress", *rest]:
+            return run_compress(parse(CompressArguments, "data compress", rest))
         case ["report", *rest]:
             return run_report(parse(ReportArguments, "report", rest))
     raise UserError(f"there is no command {' '.join(arguments[:2])!r}; see emcl-train --help")
@@ -126,9 +198,17 @@ def run_train(recipe: str, arguments: list[str]) -> int:
     default, description = load_recipe(recipe), RECIPES[recipe].__doc__
     prog = f"emcl-train train {recipe}"
     config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
-    from emcl_train.trainer import train
+    if config.emcl.mode == "inference" != default.emcl.mode:
+        default = replace(default, emcl=inference_emcl())
+        config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
+    if config.seeds > 1:
+        from emcl_train.seeds import train_seeds
 
-    train(config)
+        train_seeds(config)
+    else:
+        from emcl_train.trainer import train
+
+        train(config)
     return 0
 
 
@@ -139,11 +219,50 @@ def run_eval(run: Path, arguments: list[str]) -> int:
     from emcl_train.evaluate import evaluate_run
     from emcl_train.report import render_table, write_report
 
-    default = EvalArguments(load_config(run).eval)
-    asked = tyro.cli(EvalArguments, args=arguments, default=default, prog=f"emcl-train eval {run}")
+    config = load_config(run)
+
+    def asked_with(emcl: EMCLConfig) -> EvalArguments:
+        return tyro.cli(
+            EvalArguments, args=arguments, default=EvalArguments(config.eval, emcl), prog=f"emcl-train eval {run}"
+        )
+
+    asked = asked_with(config.emcl)
+    if asked.emcl.mode == "inference" and config.emcl.mode == "off":
+        asked = asked_with(inference_emcl())
     console = Console()
-    console.print(render_table(evaluate_run(run, asked.settings, split=asked.split)))
+    results = evaluate_run(run, asked.settings, emcl=asked.emcl, split=asked.split, from_features=asked.from_features)
+    console.print(render_table(results))
     console.print(f"report: {write_report(run)}")
+    return 0
+
+
+def run_embed(what: str, arguments: list[str]) -> int:
+    """A recipe, by its name, or else the folder of a run."""
+    prog, run_dir = f"emcl-train embed {what}", None
+    if what in RECIPES or not Path(what).is_dir():
+        recipe = EmbedArguments(load_recipe(what))
+        if not any(argument == "--out" or argument.startswith("--out=") for argument in arguments) and not (
+            {"--help", "-h"} & {*arguments}
+        ):
+            raise UserError("embed needs --out, the folder to write features to")
+        asked = tyro.cli(EmbedArguments, args=arguments, default=recipe, prog=prog)
+        config, out, tokens = asked.settings, asked.settings.out, asked.tokens
+    else:
+        from emcl_train.checkpoint import load_config
+
+        run_dir, config = Path(what), load_config(Path(what))
+        of_run = tyro.cli(EmbedRunArguments, args=arguments, prog=prog)
+        out, tokens = of_run.out, of_run.tokens
+    from emcl_train.embed import embed
+
+    embed(config, out, tokens=tokens, run_dir=run_dir)
+    return 0
+
+
+def run_export(arguments: ExportArguments) -> int:
+    from emcl_train.export import export_run
+
+    export_run(arguments.run, arguments.out, arguments.layout)
     return 0
 
 
@@ -157,7 +276,21 @@ def run_shapes(arguments: ShapesArguments) -> int:
 def run_doctor_command(arguments: DoctorArguments) -> int:
     from emcl_train.data.doctor import run_doctor
 
-    return run_doctor(arguments.layout, arguments.root, json_path=arguments.json)
+    return run_doctor(
+        arguments.layout, arguments.root, videos=arguments.videos, deep=arguments.deep, json_path=arguments.json
+    )
+
+
+def run_compress(arguments: CompressArguments) -> int:
+    from emcl_train.data.compress import compress
+
+    return compress(
+        arguments.folder,
+        arguments.out,
+        fps=arguments.fps,
+        short_side=arguments.short_side,
+        workers=arguments.workers,
+    )
 
 
 def run_report(arguments: ReportArguments) -> int:
@@ -165,7 +298,7 @@ def run_report(arguments: ReportArguments) -> int:
         raise UserError("report needs the folder of at least one run, such as runs/shapes")
     from emcl_train.report import report_runs
 
-    report_runs(arguments.runs)
+    report_runs(arguments.runs, json_path=arguments.json)
     return 0
 
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
-from emcl_train.config import DataConfig, EvalConfig, ModelConfig, RandomClipConfig, RunConfig, TrainConfig
+from emcl_train.config import DataConfig, EvalConfig, Layout, ModelConfig, RandomClipConfig, RunConfig, TrainConfig
 from emcl_train.errors import UserError
 
 
@@ -27,16 +28,91 @@ def shapes() -> RunConfig:
 
 def msrvtt_9k() -> RunConfig:
     """EMCL-Net's recipe on MSR-VTT 1k-A: 9 000 training clips, 1 000 test pairs, CLIP ViT-B/32."""
+    return _emcl_net("msrvtt-9k", "msrvtt", test_captions="one")
+
+
+def msrvtt_7k() -> RunConfig:
+    """The same test pairs as msrvtt-9k, trained on the list of 7 010 clips."""
+    return _emcl_net("msrvtt-7k", "msrvtt", test_captions="one", msrvtt_split="7k")
+
+
+def msrvtt_full() -> RunConfig:
+    """MSR-VTT's own split, 6 513 / 497 / 2 990 clips; each of a test clip's 20 captions is a query."""
+    return _emcl_net("msrvtt-full", "msrvtt", msrvtt_split="full")
+
+
+def activitynet() -> RunConfig:
+    """Paragraph retrieval on ActivityNet Captions: 10 009 training videos, the 4 917 of val_1 to test; 64 frames."""
+    return _emcl_net("activitynet", "activitynet", num_frames=64, max_words=64)
+
+
+def lsmdc() -> RunConfig:
+    """LSMDC: 101 079 training sentences, 1 000 test pairs."""
+    return _emcl_net("lsmdc", "lsmdc")
+
+
+def msvd() -> RunConfig:
+    """MSVD: 1 200 / 100 / 670 clips with about 40 captions each, every one a query; 20 epochs."""
+    return _emcl_net("msvd", "msvd", epochs=20)
+
+
+def didemo() -> RunConfig:
+    """Paragraph retrieval on the first 30 s of DiDeMo's videos; 64 frames."""
+    return _emcl_net("didemo", "didemo", num_frames=64, max_words=64)
+
+
+def vatex() -> RunConfig:
+    """VATEX: 25 991 / 1 500 / 1 500 clips with ten English captions each, every one a query."""
+    return _emcl_net("vatex", "vatex")
+
+
+def jsonl() -> RunConfig:
+    """Your own videos: train.jsonl, test.jsonl and perhaps val.jsonl; a line has a "video" path and its "captions"."""
+    return _emcl_net("jsonl", "jsonl")
+
+
+def _emcl_net(
+    name: str,
+    layout: Layout,
+    *,
+    num_frames: int = 12,
+    max_words: int = 32,
+    epochs: int = 5,
+    test_captions: Literal["one", "all"] = "all",
+    msrvtt_split: Literal["9k", "7k", "full"] = "9k",
+) -> RunConfig:
+    """EMCL-Net's settings, in which data sets differ by these alone."""
     return RunConfig(
-        recipe="msrvtt-9k",
-        out=Path("runs/msrvtt-9k"),
-        data=DataConfig(layout="msrvtt", root=Path("data/msrvtt"), train_captions="all"),
-        train=TrainConfig(precision="no"),
+        recipe=name,
+        out=Path("runs") / name,
+        data=DataConfig(
+            layout=layout,
+            root=Path("data") / layout,
+            msrvtt_split=msrvtt_split,
+            num_frames=num_frames,
+            frame_sampling="1fps",
+            augment="randaugment",
+            max_words=max_words,
+            train_captions="all",
+            test_captions=test_captions,
+        ),
+        train=TrainConfig(epochs=epochs, precision="no"),
         eval=EvalConfig(em_block=32),
     )
 
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {"shapes": shapes, "msrvtt-9k": msrvtt_9k}
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "shapes": shapes,
+    "msrvtt-9k": msrvtt_9k,
+    "msrvtt-7k": msrvtt_7k,
+    "msrvtt-full": msrvtt_full,
+    "activitynet": activitynet,
+    "lsmdc": lsmdc,
+    "msvd": msvd,
+    "didemo": didemo,
+    "vatex": vatex,
+    "jsonl": jsonl,
+}
 
 
 def load_recipe(name: str) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Re-ranking that looks at all test queries at once. Its figures stand beside the raw ones, never in their place."""
+"""Re-ranking that looks at more than one query. Its figures stand beside the raw ones, never in their place."""
 
 import math
 
@@ -39,3 +39,43 @@ def inverted_softmax(similarity: Float[Tensor, "Q G"], temperature: float, axis:
         )
     # The logarithm keeps the order and cannot underflow into ties: at temperature 0.01 softmax reaches exp(-200).
     return torch.log_softmax(similarity.double() / temperature, dim=axis)
+
+
+def qb_norm(
+    similarity: Float[Tensor, "Q G"], bank_similarity: Float[Tensor, "R _"], *, temperature: float
+) -> Float[Tensor, "Q G"]:
+    """Query bank normalisation with the dynamic inverted softmax (Bogolin et al., CVPR 2022).
+
+    A gallery item that is the nearest one of any bank query is a suspected hub. A query whose nearest item is one has
+    its whole row normalised by what the bank makes of each item:
+
+        out[q, g] = similarity[q, g] / temperature − log Σ_r exp(bank_similarity[r, g] / temperature)
+
+    Other rows stay as they are, so that a row may be ranked, and rows may not be compared with each other. The bank
+    holds queries of the training split: no test query sees another one.
+
+    Args: similarity: queries × gallery. bank_similarity: bank queries × the same gallery. temperature: 1 / β; 0.05 is
+        the paper's.
+    Returns: float64 scores, to be ranked along the gallery.
+    Raises: UserError where temperature is not positive, the galleries differ, the bank is empty, or a similarity is not
+        finite.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise UserError(
+            f"temperature of QB-Norm must be a positive number, got {temperature}; its paper uses 0.05 "
+            "(--eval.qb-norm-temperature 0.05)"
+        )
+    if bank_similarity.shape[0] == 0 or bank_similarity.shape[1:] != similarity.shape[1:]:
+        raise UserError(
+            f"bank_similarity must hold at least one bank query against the same {similarity.shape[1]} gallery items, "
+            f"got shape {list(bank_similarity.shape)}; compare the bank with the gallery of the test queries"
+        )
+    if not (torch.isfinite(similarity).all() and torch.isfinite(bank_similarity).all()):
+        raise UserError(
+            "similarity and bank_similarity must be finite for QB-Norm, got NaN or infinity; look for non-finite "
+            "features or a diverged training run"
+        )
+    suspected = torch.zeros(similarity.shape[1], dtype=torch.bool, device=similarity.device)
+    suspected[bank_similarity.argmax(dim=1)] = True
+    normalised = similarity.double() / temperature - (bank_similarity.double() / temperature).logsumexp(dim=0)
+    return torch.where(suspected[similarity.argmax(dim=1)][:, None], normalised, similarity.double())

@@ -251,7 +251,10 @@ def test_architectures_are_those_asked_for(cuda_checkout: Path, tmp_path: Path) 
     [
         ({"EMCL_CUDA_ARCHS": "8.0"}, 'EMCL_CUDA_ARCHS is "8.0", where "8.0" is no architecture from 80 on; expected'),
         ({"EMCL_CUDA_ARCHS": "80;70"}, 'where "70" is no architecture from 80 on; expected such as "80;90.PTX", "90a"'),
-        ({"EMCL_CUDA_ARCHS": "100"}, "EMCL_CUDA_ARCHS names 100; .*nvcc only knows compute_80, compute_90, compute_12"),
+        (
+            {"EMCL_CUDA_ARCHS": "100"},
+            "EMCL_CUDA_ARCHS names 100: .*nvcc does not know 100, only compute_80, compute_90",
+        ),
         ({"EMCL_BUILD_CUDA": "yes"}, 'EMCL_BUILD_CUDA is "yes"; expected 0 or 1'),
         (
             {"EMCL_BUILD_CUDA": "1", "CUDA_HOME": "/nowhere"},
@@ -283,13 +286,17 @@ def test_the_toolkit_is_that_of_cuda_home_then_cuda_path_then_path(cuda_checkout
         del environment[name]
 
 
-@pytest.mark.parametrize("missing", ["include/cuda_runtime.h", "lib/libcudart_static.a"])
-def test_a_toolkit_that_is_not_whole_is_explained(cuda_checkout: Path, missing: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["include/cuda_runtime.h", "lib/libcudart_static.a", "compute_90"])
+def test_a_toolkit_that_is_old_or_not_whole_is_explained(cuda_checkout: Path, missing: str, tmp_path: Path) -> None:
     home = toolkit(tmp_path / "13.7")
-    (home / missing).unlink()
+    expected = f"nvcc has no {Path(missing).name}; install the whole CUDA toolkit, or set CUDA_HOME"
+    if missing == "compute_90":
+        (home / "bin" / "nvcc").write_text(NVCC.replace('"compute_90", ', ""))
+        expected = "nvcc does not know 90+PTX, only compute_80, compute_120; set CUDA_HOME to a later toolkit"
+    else:
+        (home / missing).unlink()
     build(cuda_checkout, without=("torch",), CUDA_HOME=str(home))
-    reason = targets(cuda_checkout)["cuda"]["reason"]
-    assert f"nvcc has no {Path(missing).name}; install the whole CUDA toolkit, or set CUDA_HOME" in reason
+    assert expected in targets(cuda_checkout)["cuda"]["reason"]
 
 
 @needs_compiler

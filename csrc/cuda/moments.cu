@@ -59,8 +59,8 @@ struct GramTile {
   static constexpr int kShared = kSlots + (Rows::kConverts ? 4 * Rows::Target::kBytes : 0);
 };
 
-// One block for each pair of tiles and each split: the split's sum for that pair, and for pairs on the diagonal the column
-// sums. With one split they are written as they are, otherwise for `add_splits`.
+// One block for each pair of tiles and each split: the split's sum for that pair, and for pairs on the diagonal the
+// column sums. With one split they are written as they are, otherwise for `add_splits`.
 template <class E, int COUNT>
 __global__ void __launch_bounds__(kThreads, 1)
     gram_tiles(const E* x, Rows shape, GramPlan plan, bool wide, float* gram, float* colsum,
@@ -72,7 +72,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   using Target = typename Fetched::Target;
   const int64_t width = shape.width, block = blockIdx.x;
   const auto [left, right] = pair_of(block % plan.pairs, plan.tiles);
-  const int64_t part = block / plan.pairs, problem = part / plan.splits, first = part % plan.splits * plan.rows_per_split;
+  const int64_t part = block / plan.pairs, problem = part / plan.splits;
+  const int64_t first = part % plan.splits * plan.rows_per_split;
   const int64_t rows = shape.rows - first < plan.rows_per_split ? shape.rows - first : plan.rows_per_split;
   const bool diagonal = left == right;
   x += (problem * shape.rows + first) * width;
@@ -143,12 +144,12 @@ __global__ void __launch_bounds__(kThreads)
     add_splits(const float4* parts, const float* colsum_parts, Rows shape, GramPlan plan, float* gram, float* colsum) {
   const int fragment = blockIdx.x % (kM * kN);
   const int64_t pair = blockIdx.x / (kM * kN) % plan.pairs, problem = blockIdx.x / (kM * kN) / plan.pairs;
-  const int64_t width = shape.width;
+  const int64_t width = shape.width, first = problem * plan.splits;
   const auto [left, right] = pair_of(pair, plan.tiles);
   float total[4] = {};
 #pragma unroll 4
-  for (int64_t split = 0; split < plan.splits; ++split) {
-    const float4 own = parts[(((problem * plan.splits + split) * plan.pairs + pair) * kM * kN + fragment) * kThreads + threadIdx.x];
+  for (int64_t part = first; part < first + plan.splits; ++part) {
+    const float4 own = parts[((part * plan.pairs + pair) * kM * kN + fragment) * kThreads + threadIdx.x];
     total[0] += own.x;
     total[1] += own.y;
     total[2] += own.z;
@@ -160,11 +161,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t channel = left * kTile + threadIdx.x;
   if (left != right || fragment != 0 || threadIdx.x >= kTile || channel >= width) return;
   float sum = 0;
-  for (int64_t split = 0; split < plan.splits; ++split) sum += colsum_parts[(problem * plan.splits + split) * width + channel];
+  for (int64_t part = first; part < first + plan.splits; ++part) sum += colsum_parts[part * width + channel];
   colsum[problem * width + channel] = sum;
 }
 
-// ---- backward --------------------------------------------------------------------------------------------------------
+// ---- backward -------------------------------------------------------------------------------------------------------
 
 // Rows of h in memory, of whole pieces.
 __host__ __device__ constexpr int64_t pitch_of(int64_t width) { return divide_up(width, 8) * 8; }
@@ -236,14 +237,15 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int64_t channel = int64_t(step) * B::kChannels;
         Fetched::start(slot(step), x + channel, width, shape.rows - row, width - channel, wide);
         for (int part = 0; part < B::Numbers::count; ++part)
-          B::MatrixPart::start(matrix(step).at(part, 0, 0), h + (part * width + channel) * pitch, pitch, width - channel,
-                               pitch - column, true);
+          B::MatrixPart::start(matrix(step).at(part, 0, 0), h + (part * width + channel) * pitch, pitch,
+                               width - channel, pitch - column, true);
       },
       [&](int step) { Fetched::finish(slot(step), tile(step)); },
       [&](int step) {
 #pragma unroll
         for (int depth = 0; depth < B::kChannels; depth += 16)
-          multiply_tiles<Depth::columns, Depth::rows>(sums, tile(step), warp_row(), matrix(step), warp_column(), depth, depth);
+          multiply_tiles<Depth::columns, Depth::rows>(sums, tile(step), warp_row(), matrix(step), warp_column(), depth,
+                                                      depth);
         if ((step + 1) % (kFlushDepth<typename B::Numbers> / B::kChannels) == 0) flush(total, sums);
       });
   flush(total, sums);
@@ -266,8 +268,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int64_t r = warp_row() + 16 * m + line, c = column + warp_column() + own;
       if (row + r >= shape.rows) continue;
       float numbers[kPiece];
-      for (int j = 0; j < kPiece; ++j) numbers[j] = lines[line * B::kLine + own + j] + (c + j < width ? d_colsum[c + j] : 0.0f);
-      write_numbers(d_x + r * width + c, numbers, width - c, wide);
+      for (int j = 0; j < kPiece; ++j)
+        numbers[j] = lines[line * B::kLine + own + j] + (c + j < width ? d_colsum[c + j] : 0.0f);
+      write_numbers(d_x + r * width + c, numbers, int(width - c), wide);
     }
     __syncwarp();
   }
@@ -280,9 +283,9 @@ void moments(const Call& call, Element element, const void* x, Rows shape, float
   float4* parts = nullptr;
   float* colsum_parts = nullptr;
   if (plan.splits > 1) {
-    const int64_t sums = shape.problems * plan.splits * plan.pairs * kM * kN * kThreads;
-    parts = static_cast<float4*>(call.workspace(size_t(sums) * sizeof(float4)));
-    colsum_parts = static_cast<float*>(call.workspace(size_t(shape.problems * plan.splits * shape.width) * sizeof(float)));
+    const int64_t count = shape.problems * plan.splits;
+    parts = static_cast<float4*>(call.workspace(size_t(count * plan.pairs * kM * kN * kThreads) * sizeof(float4)));
+    colsum_parts = static_cast<float*>(call.workspace(size_t(count * shape.width) * sizeof(float)));
   }
   with_precision(element, shape, [&](auto zero, auto count) {
     using E = decltype(zero);
@@ -290,14 +293,14 @@ void moments(const Call& call, Element element, const void* x, Rows shape, float
     Launch launched{unsigned(shape.problems * plan.splits * plan.pairs)};
     launched.threads = kThreads;
     launched.shared = G::kShared;
-    launch(call.stream, launched, gram_tiles<E, count>, static_cast<const E*>(x), shape, plan, rows_are_wide<E>(x, shape.width),
-           gram, colsum, parts, colsum_parts);
+    launch(call.stream, launched, gram_tiles<E, count>, static_cast<const E*>(x), shape, plan,
+           rows_are_wide<E>(x, shape.width), gram, colsum, parts, colsum_parts);
   });
   if (plan.splits == 1) return;
   Launch added{unsigned(shape.problems * plan.pairs * kM * kN)};
   added.threads = kThreads;
-  launch(call.stream, added, add_splits, static_cast<const float4*>(parts), static_cast<const float*>(colsum_parts), shape,
-         plan, gram, colsum);
+  launch(call.stream, added, add_splits, static_cast<const float4*>(parts), static_cast<const float*>(colsum_parts),
+         shape, plan, gram, colsum);
 }
 
 void moments_backward(const Call& call, Element element, const void* x, const float* d_gram, const float* d_colsum,
@@ -316,8 +319,9 @@ void moments_backward(const Call& call, Element element, const void* x, const fl
     Launch multiplied{unsigned(shape.problems * divide_up(shape.rows, kTile) * divide_up(shape.width, kTile))};
     multiplied.threads = kThreads;
     multiplied.shared = B::kShared;
-    launch(call.stream, multiplied, multiply_symmetric<E, count>, static_cast<const E*>(x), static_cast<const BFloat16*>(h),
-           d_colsum, shape, rows_are_wide<E>(x, shape.width) && rows_are_wide<E>(d_x, shape.width), static_cast<E*>(d_x));
+    const bool wide = rows_are_wide<E>(x, shape.width) && rows_are_wide<E>(d_x, shape.width);
+    launch(call.stream, multiplied, multiply_symmetric<E, count>, static_cast<const E*>(x),
+           static_cast<const BFloat16*>(h), d_colsum, shape, wide, static_cast<E*>(d_x));
   });
 }
 

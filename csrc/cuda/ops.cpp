@@ -7,7 +7,6 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>

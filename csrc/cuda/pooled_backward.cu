@@ -54,7 +54,9 @@ struct Layout {
   static constexpr int kInner =
       std::max({P::kBytes, BasesTile<P>::kBytes, 2 * Texts::kBytes});  // before it, one after the other
   static constexpr int kColumns = kInner + P::WARPS_N * InnerTile<P>::kBytes;
-  static constexpr int kBytes = kColumns + (COSINE ? 2 : 3) * P::kColumns * int(sizeof(float));
+  static constexpr bool kScaled = std::is_same_v<typename P::LeftParts, Scaled>;
+  static constexpr int kBytes = kColumns + (1 + kScaled + !COSINE) * P::kColumns * int(sizeof(float));
+  static_assert(kBytes <= kMostShared);
 };
 
 template <class P, bool COSINE>
@@ -69,9 +71,9 @@ __global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward
   const typename L::Texts tile(memory), scaled_tile(memory + tile.kBytes);
   const InnerTile<P> inner(memory + L::kInner + P::warp_n() * InnerTile<P>::kBytes);
   float* mask = reinterpret_cast<float*>(memory + L::kColumns) + P::warp_n() * kGroup;
-  float *scale = mask + P::kColumns, *shift = scale + P::kColumns;
+  float *scale = mask + P::kColumns, *shift = L::kScaled ? scale + P::kColumns : scale;  // where there are any
   load_columns(group_of(problems.frames, videos, own_group), w.mask, mask, thread_of_group<P>());
-  if (w.scale != nullptr)
+  if (L::kScaled)
     load_columns(group_of(problems.frames, videos, own_group), w.scale + w.first_frame, scale, thread_of_group<P>());
   if (!COSINE) load_columns(group_of(problems.frames, videos, own_group), w.shift, shift, thread_of_group<P>());
   load_inner<P>(w.inner, own_group, own_group < problems.groups(), inner);
@@ -246,6 +248,23 @@ void each_chunk(const Pool& size, const F& f) {
   }
 }
 
+Backward backward_of(const Pool& size, const Chunk& chunk, const PackedRows& rows, const float* mask,
+                     const Matrix16& inner, const Matrix16& through) {
+  Backward w{};
+  w.problems = chunk.problems;
+  w.rows = rows.own;
+  w.scale = rows.scale;
+  w.first_frame = chunk.first_frame;
+  w.text_row = int(size.videos * size.frames);
+  w.width = int(size.width);
+  w.mask = mask + chunk.first_frame;
+  w.inverse_temperature = float(1 / size.temperature);
+  w.inner = inner.from_row(int64_t(chunk.first_group) * kGroup);
+  w.through = through;
+  return w;
+}
+
+// Fills `through`, and gives Σ of what is in Squares.
 template <bool COSINE>
 Squares16 run_backward(const Call& call, Element element, Backward w) {
   Squares16 sums{};
@@ -354,17 +373,7 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
     const Call& step = workspace.next_step();
-    Backward w{};
-    w.problems = chunk.problems;
-    w.rows = rows.own;
-    w.scale = rows.scale;
-    w.first_frame = chunk.first_frame;
-    w.text_row = int(frame_rows);
-    w.width = int(width);
-    w.mask = mask + chunk.first_frame;
-    w.inverse_temperature = float(1 / size.temperature);
-    w.inner = products.from_row(int64_t(chunk.first_group) * kGroup);
-    w.through = through;
+    Backward w = backward_of(size, chunk, rows, mask, products, through);
     w.shift = shift + chunk.first_frame;
     const Squares16 sums = run_backward<false>(step, element, w);
 
@@ -407,17 +416,7 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
     const Call& step = workspace.next_step();
-    Backward w{};
-    w.problems = chunk.problems;
-    w.rows = rows.own;
-    w.scale = rows.scale;
-    w.first_frame = chunk.first_frame;
-    w.text_row = int(frame_rows);
-    w.width = int(width);
-    w.mask = mask + chunk.first_frame;
-    w.inverse_temperature = float(1 / size.temperature);
-    w.inner = mapped.inner.from_row(int64_t(chunk.first_group) * kGroup);
-    w.through = through;
+    Backward w = backward_of(size, chunk, rows, mask, mapped.inner, through);
     w.bases = mapped.bases;
     w.mapped_texts = mapped.texts;
     if (bases > 0) w.mapped_frames = mapped.frames.from_row(chunk.first_frame).from_column(mapped.bases);
@@ -429,12 +428,11 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
     w.weights = weights;
     const Squares16 sums = run_backward<true>(step, element, w);
 
-    const Matrix16 chunk_rows = packed.from_row(chunk.first_frame);
     multiply_squares(step, chunk.problems,
                      times_squares(sums.squares, rows.exact.from_row(chunk.first_frame), width, frame_sum, false));
     multiply(step, chunk.problems,
              plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
-    text_sum.add(step, chunk.problems, through, chunk_rows, chunk.frame_rows);
+    text_sum.add(step, chunk.problems, through, packed.from_row(chunk.first_frame), chunk.frame_rows);
     if (bases > 0) {
       const Matrix16 mapped_frames = mapped.frames.from_row(chunk.first_frame);
       float* pull = pull_frames + chunk.first_frame * bases;

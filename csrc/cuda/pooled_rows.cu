@@ -5,55 +5,74 @@ namespace emcl {
 namespace pooled {
 namespace {
 
-// Each thread takes eight numbers of a row, padded with zeros.
-template <class E, class P>
-__global__ void pack_kernel(const E* x, int64_t rows, int64_t width, bool wide, Matrix16 out) {
-  const int64_t pieces = out.stride / 8, index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t row = index / pieces, column = index % pieces * 8;
-  if (row >= rows) return;
-  float numbers[8];
+// Eight numbers of a row from `column` on, padded with zeros. wide: see rows_are_wide
+template <class E>
+__device__ __forceinline__ void load_eight(const E* row, int64_t column, int64_t width, bool wide,
+                                           float (&numbers)[8]) {
 #pragma unroll
   for (int half = 0; half < 8; half += Piece<E>::kSize) {
-    const E* from = x + row * width + column + half;
+    const E* from = row + column + half;
     const int64_t left = width - column - half;
     const Piece<E> piece = wide && left > 0 ? load_piece(from) : gather_piece(from, left);
 #pragma unroll
     for (int j = 0; j < Piece<E>::kSize; ++j) numbers[half + j] = piece.number(j);
   }
+}
+template <class P>
+__device__ __forceinline__ void store_eight(const Matrix16& to, int64_t row, int64_t column,
+                                            const float (&numbers)[8]) {
   uint32_t parts[4][P::count];
 #pragma unroll
-  for (int j = 0; j < 4; ++j) split_pair<P>(numbers[2 * j], numbers[2 * j + 1], parts[j]);
+  for (int j = 0; j < 4; ++j) split_in_parts<P>(numbers[2 * j], numbers[2 * j + 1], parts[j]);
 #pragma unroll
   for (int part = 0; part < P::count; ++part)
-    *reinterpret_cast<uint4*>(out.numbers + part * out.part + row * out.stride + column) =
+    *reinterpret_cast<uint4*>(to.numbers + part * to.part + row * to.stride + column) =
         make_uint4(parts[0][part], parts[1][part], parts[2][part], parts[3][part]);
 }
 
-// One warp for each row: brings the largest number to between 2^14 and 2^15, and its row's scale brings it back.
-__global__ void pack_scaled_kernel(const float* x, int64_t rows, int64_t width, Matrix16 out, float* scale) {
+// One warp for each row of frames and then of texts.
+template <class E>
+__global__ void pack_rows_kernel(const E* frames, int64_t frame_rows, const E* text, int64_t rows, int64_t width,
+                                 bool wide, Matrix16 exact, Matrix16 own, float* scale) {
   const int64_t row = int64_t(blockIdx.x) * (blockDim.x / 32) + warp_of();
   if (row >= rows) return;
-  x += row * width;
-  float largest = 0;
-  for (int64_t d = lane_of(); d < width; d += 32) largest = fmaxf(largest, fabsf(x[d]));
-  for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, shuffle_xor(largest, step));
-  const uint32_t exponent = as_bits(largest) >> 23;
-  const bool usual = exponent > 14 && exponent < 255;
-  const float factor = usual ? as_float((268 - exponent) << 23) : 1.0f;
-  for (int64_t d = 2 * lane_of(); d < out.stride; d += 64)
-    store_pair<Scaled>(out, row, d, d < width ? x[d] * factor : 0.0f, d + 1 < width ? x[d + 1] * factor : 0.0f);
-  if (lane_of() == 0) scale[row] = usual ? as_float((exponent - 14) << 23) : 1.0f;
+  const E* from = row < frame_rows ? frames + row * width : text + (row - frame_rows) * width;
+  float factor = 1;
+  if constexpr (std::is_same_v<OwnRows<E>, Scaled>) {
+    // a power of two that brings the largest number to between 2^14 and 2^15
+    float largest = 0;
+    for (int64_t column = 8 * lane_of(); column < width; column += 256) {
+      float numbers[8];
+      load_eight(from, column, width, wide, numbers);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) largest = fmaxf(largest, fabsf(numbers[j]));
+    }
+    for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, shuffle_xor(largest, step));
+    const uint32_t exponent = as_bits(largest) >> 23;
+    const bool usual = exponent > 14 && exponent < 255;
+    if (usual) factor = as_float((268 - exponent) << 23);
+    if (own.numbers != nullptr && lane_of() == 0) scale[row] = usual ? as_float((exponent - 14) << 23) : 1.0f;
+  }
+  for (int64_t column = 8 * lane_of(); column < exact.stride; column += 256) {
+    float numbers[8];
+    load_eight(from, column, width, wide, numbers);
+    store_eight<ExactRows<E>>(exact, row, column, numbers);
+    if (own.numbers == nullptr) continue;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) numbers[j] *= factor;
+    store_eight<OwnRows<E>>(own, row, column, numbers);
+  }
 }
 
-void pack_scaled(const Call& call, const void* x, int64_t rows, int64_t width, Matrix16 out, float* scale) {
-  launch(call.stream, warps_for(rows), pack_scaled_kernel, static_cast<const float*>(x), rows, width, out, scale);
-}
-
-template <class E, class P>
-void pack_into(const Call& call, const void* x, int64_t rows, int64_t width, Matrix16 out) {
-  const E* from = static_cast<const E*>(x);
-  launch(call.stream, threads_for(rows * (out.stride / 8)), pack_kernel<E, P>, from, rows, width,
-         rows_are_wide<E>(x, width), out);
+// Each thread takes eight numbers of a row.
+template <class P>
+__global__ void pack_kernel(const float* x, int64_t rows, int64_t width, bool wide, Matrix16 out) {
+  const int64_t pieces = out.stride / 8, index = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t row = index / pieces, column = index % pieces * 8;
+  if (row >= rows) return;
+  float numbers[8];
+  load_eight(x + row * width, column, width, wide, numbers);
+  store_eight<P>(out, row, column, numbers);
 }
 
 __global__ void pack_symmetric_kernel(const float* x, int64_t width, Matrix16 out) {
@@ -129,41 +148,27 @@ __global__ void finish_kernel(const Finish f, int64_t rows, int64_t width, bool 
 PackedRows pack_rows(const Call& call, Element element, const Pool& size, const void* text, const void* frames,
                      bool with_own) {
   PackedRows packed{};
-  const int64_t frame_rows = size.videos * size.frames;
-  if (frame_rows + size.texts > INT32_MAX) throw std::invalid_argument("emcl: more than 2^31 rows of frames and texts");
+  const int64_t frame_rows = size.videos * size.frames, rows = frame_rows + size.texts;
+  if (rows > INT32_MAX) throw std::invalid_argument("emcl: more than 2^31 rows of frames and texts");
   with_element(element, [&](auto zero) {
     using E = decltype(zero);
-    const auto both = [&](auto parts) {
-      using P = decltype(parts);
-      const Matrix16 out = allocate_matrix(call, frame_rows + size.texts, size.width, P::count);
-      pack_into<E, P>(call, frames, frame_rows, size.width, out);
-      pack_into<E, P>(call, text, size.texts, size.width, out.from_row(frame_rows));
-      return out;
-    };
-    packed.exact = both(ExactRows<E>());
-    if constexpr (std::is_same_v<E, BFloat16>) {
-      packed.own = packed.exact;
-    } else if (!with_own) {
-      return;
-    } else if constexpr (std::is_same_v<E, float>) {
-      float* scale = allocate<float>(call, frame_rows + size.texts);
-      packed.own = allocate_matrix(call, frame_rows + size.texts, size.width);
-      pack_scaled(call, frames, frame_rows, size.width, packed.own, scale);
-      pack_scaled(call, text, size.texts, size.width, packed.own.from_row(frame_rows), scale + frame_rows);
-      packed.scale = scale;
-    } else {
-      packed.own = both(OwnRows<E>());
-    }
+    constexpr bool kSame = std::is_same_v<OwnRows<E>, ExactRows<E>>;
+    packed.exact = allocate_matrix(call, rows, size.width, ExactRows<E>::count);
+    if (with_own && !kSame) packed.own = allocate_matrix(call, rows, size.width, OwnRows<E>::count);
+    float* scale = with_own && std::is_same_v<OwnRows<E>, Scaled> ? allocate<float>(call, rows) : nullptr;
+    packed.scale = scale;
+    const bool wide = rows_are_wide<E>(text, size.width) && rows_are_wide<E>(frames, size.width);
+    launch(call.stream, warps_for(rows), pack_rows_kernel<E>, static_cast<const E*>(frames), frame_rows,
+           static_cast<const E*>(text), rows, size.width, wide, packed.exact, packed.own, scale);
+    if (kSame) packed.own = packed.exact;
   });
   return packed;
 }
 
 Matrix16 pack_matrix(const Call& call, const float* x, int64_t rows, int64_t width, int parts) {
   const Matrix16 out = allocate_matrix(call, rows, width, parts);
-  if (parts == 2)
-    pack_into<float, Split>(call, x, rows, width, out);
-  else
-    pack_into<float, Exact>(call, x, rows, width, out);
+  launch(call.stream, threads_for(rows * (out.stride / 8)), parts == 2 ? pack_kernel<Split> : pack_kernel<Exact>, x,
+         rows, width, rows_are_wide<float>(x, width), out);
   return out;
 }
 

@@ -136,7 +136,8 @@ template <class LEFT_PARTS, Depth LEFT, class RIGHT_PARTS, Depth RIGHT, int M_, 
 struct TileProduct {
   static constexpr int M = M_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
   static constexpr int kThreads = 32 * WARPS_M * WARPS_N, kRows = 16 * M * WARPS_M, kColumns = kGroup * WARPS_N;
-  static constexpr int kStep = 32, kStages = STAGES;
+  // of the depth; numbers of one part are multiplied so quickly that steps must be longer
+  static constexpr int kStep = LEFT_PARTS::count * RIGHT_PARTS::count == 1 ? 64 : 32, kStages = STAGES;
   using LeftParts = LEFT_PARTS;
   static constexpr int kLeftRows = LEFT == Depth::columns ? kRows : kStep,
                        kLeftColumns = LEFT == Depth::columns ? kStep : kRows;
@@ -189,11 +190,12 @@ struct TileProduct {
 };
 
 // Texts by frames.
-constexpr int kSmallBlock = 64;  // texts of a problem for which the small tile is used
+constexpr int kMostShared = 163 * 1024;  // of a block on every device that is served
+constexpr int kSmallBlock = 64;          // texts of a problem for which the small tile is used
 template <class P>
-using LargeTile = TileProduct<P, Depth::columns, P, Depth::columns, 2, 4, 2, P::count == 2 ? 2 : 4>;
+using LargeTile = TileProduct<P, Depth::columns, P, Depth::columns, 2, 4, 2, P::count == 2 ? 2 : 3>;
 template <class P>
-using SmallTile = TileProduct<P, Depth::columns, P, Depth::columns, 1, 2, 1, P::count == 2 ? 3 : 4>;
+using SmallTile = TileProduct<P, Depth::columns, P, Depth::columns, 1, 2, 1, 3>;
 // The same for 16 texts of each warp, both sides in the bases.
 template <class P, class Parts = SmallParts<typename P::LeftParts>>
 using BasesTile = TileProduct<Parts, Depth::columns, Parts, Depth::columns, 1, P::WARPS_M, P::WARPS_N, 2>;

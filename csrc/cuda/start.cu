@@ -75,7 +75,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       [&](int step) {
 #pragma unroll
         for (int depth = 0; depth < T::kRows; depth += 16)
-          multiply_tiles<Depth::rows, Depth::rows>(sums, row_tile(step), warp_of() * 16, thin_tile(step), 0, depth, depth);
+          multiply_tiles<Depth::rows, Depth::rows>(sums, row_tile(step), 16 * warp_of(), thin_tile(step), 0, depth,
+                                                   depth);
         if ((step + 1) % (kFlushDepth<typename T::ThinNumbers> / T::kRows) == 0) flush(total, sums);
       });
   flush(total, sums);

@@ -17,7 +17,7 @@
 //   flush                     moves the tensor cores' sums into float32 ones
 //
 // A product's depth runs along the columns of a tile (x·yᵀ of rows x and y) or along its rows (xᵀ·y); each operand says
-// which. Sums are laid out as the PTX ISA says: sums[i] of a 16x8 fragment is at row `sum_row(i)`, column `sum_column(i)`.
+// which. Sums are laid out as the PTX ISA says: sums[i] of a 16x8 fragment is at sum_row(i), sum_column(i).
 #pragma once
 
 #include <stdexcept>
@@ -29,7 +29,7 @@
 namespace emcl {
 namespace {
 
-// ---- numbers ---------------------------------------------------------------------------------------------------------
+// ---- numbers --------------------------------------------------------------------------------------------------------
 
 template <class NUMBER, int COUNT>
 struct Parts {
@@ -56,8 +56,8 @@ void with_element(Element element, const F& f) {
   throw std::invalid_argument("emcl: unknown type of rows");
 }
 
-// f(E{}, number of parts of float32). The errors of two parts, up to 2^-17 of a number, average out where there are many
-// numbers; for few, three parts cost next to nothing.
+// f(E{}, number of parts of float32). The errors of two parts, up to 2^-17 of a number, average out where there are
+// many numbers; for few, three parts cost next to nothing.
 template <class F>
 void with_precision(Element element, const Rows& shape, const F& f) {
   with_element(element, [&](auto zero) {
@@ -121,7 +121,7 @@ __device__ __forceinline__ void store_piece(E* to, const Piece<E>& piece) {
 }
 // From any address, number by number: the first `count`, zero beyond.
 template <class E>
-__device__ __forceinline__ Piece<E> gather_piece(const E* from, int64_t count) {
+__device__ __forceinline__ Piece<E> gather_piece(const E* from, int count) {
   Piece<E> piece{};
 #pragma unroll
   for (int j = 0; j < Piece<E>::kSize; ++j)
@@ -136,7 +136,7 @@ __device__ __forceinline__ Piece<E> gather_piece(const E* from, int64_t count) {
 
 // The first `count` of a piece's numbers to rows at `to`, which is aligned to 16 bytes where `wide`.
 template <class E>
-__device__ __forceinline__ void write_numbers(E* to, const float (&numbers)[Piece<E>::kSize], int64_t count, bool wide) {
+__device__ __forceinline__ void write_numbers(E* to, const float (&numbers)[Piece<E>::kSize], int count, bool wide) {
   if (wide) {
     Piece<E> piece;
 #pragma unroll
@@ -153,7 +153,7 @@ __device__ __forceinline__ void write_numbers(E* to, const float (&numbers)[Piec
   }
 }
 
-// ---- tiles -----------------------------------------------------------------------------------------------------------
+// ---- tiles ----------------------------------------------------------------------------------------------------------
 
 // The pitch is an odd number of 16 bytes, so that eight rows below each other lie in different banks.
 template <class P, int ROWS, int COLUMNS>
@@ -195,15 +195,16 @@ struct Fetch {
   // rows_are_wide. To be followed by copies_commit.
   static __device__ __forceinline__ void start(void* raw, const E* from, int64_t stride, int64_t rows, int64_t columns,
                                                bool wide) {
-    const int column = own_column();
+    const int last_row = rows < ROWS ? int(rows) : ROWS;
+    const int left = (columns < COLUMNS ? int(columns) : COLUMNS) - own_column();
+    const E* piece = from + own_row() * stride + own_column();
 #pragma unroll
-    for (int row = own_row(); row < ROWS; row += kRowStep) {
-      const E* piece = from + row * stride + column;
-      const bool inside = row < rows && column < columns;
+    for (int row = own_row(); row < ROWS; row += kRowStep, piece += kRowStep * stride) {
+      const int count = row < last_row ? left : 0;
       if (wide)
-        copy_async(place(raw, row, column), inside ? piece : from, inside);
+        copy_async(place(raw, row, own_column()), piece, count > 0);
       else
-        store_piece(place(raw, row, column), gather_piece(piece, inside ? columns - column : 0));
+        store_piece(place(raw, row, own_column()), gather_piece(piece, count));
     }
   }
 
@@ -239,7 +240,7 @@ struct Fetch {
   }
 };
 
-// ---- fragments -------------------------------------------------------------------------------------------------------
+// ---- fragments ------------------------------------------------------------------------------------------------------
 
 // Where a tile's depth runs.
 enum class Depth { columns, rows };
@@ -270,7 +271,8 @@ __device__ __forceinline__ Left<typename T::Numbers> load_left(const T& tile, in
     if constexpr (DEPTH == Depth::columns)
       load_matrices(left.part[part], tile.at(part, row + lane % 16, depth + lane / 16 * 8));
     else
-      load_matrices_transposed(left.part[part], tile.at(part, depth + lane / 16 * 8 + lane % 8, row + lane / 8 % 2 * 8));
+      load_matrices_transposed(left.part[part],
+                               tile.at(part, depth + lane / 16 * 8 + lane % 8, row + lane / 8 % 2 * 8));
   return left;
 }
 
@@ -307,7 +309,7 @@ __device__ __forceinline__ Left<P> left_of_sums(const float (&first)[4], const f
   return left;
 }
 
-// ---- products --------------------------------------------------------------------------------------------------------
+// ---- products -------------------------------------------------------------------------------------------------------
 
 template <class Number>
 __device__ __forceinline__ void multiply_parts(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -333,8 +335,8 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const Left<A>& left, 
 
 // sums[16·M, 8·N] += left[row to row + 16·M, 16 of depth]·right[16 of depth, column to column + 8·N]
 template <Depth LEFT, Depth RIGHT, class A, class B, int M, int N>
-__device__ __forceinline__ void multiply_tiles(float (&sums)[M][N][4], const A& left, int row, const B& right, int column,
-                                               int left_depth, int right_depth) {
+__device__ __forceinline__ void multiply_tiles(float (&sums)[M][N][4], const A& left, int row, const B& right,
+                                               int column, int left_depth, int right_depth) {
   static_assert(N % 2 == 0);
   Left<typename A::Numbers> lefts[M];
 #pragma unroll
@@ -353,8 +355,8 @@ __device__ __forceinline__ void multiply_tiles(float (&sums)[M][N][4], const A& 
 // Calls start(s) for each of `steps` steps ahead of its turn, and in its turn finish(s), a barrier, and multiply(s).
 //
 // `start` fetches into slot s % STAGES. PRIVATE: `finish` moves all that this thread fetched into tiles, of which there
-// are two, s % 2, so that a slot is free again at once and STAGES fetches are on their way. Otherwise `multiply` may read
-// the slot itself, and there is one less.
+// are two, s % 2, so that a slot is free again at once and STAGES fetches are on their way. Otherwise `multiply` may
+// read the slot itself, and there is one less.
 template <int STAGES, bool PRIVATE, class Start, class Finish, class Multiply>
 __device__ __forceinline__ void each_step(int steps, const Start& start, const Finish& finish,
                                           const Multiply& multiply) {

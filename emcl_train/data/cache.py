@@ -1,7 +1,8 @@
 """What is known of clips from earlier runs: which of them decode, and their sampled frames.
 
 Everything lies in `<data.root>/.emcl`, or in the user's cache folder where the data may not be written. An entry holds
-for one size and modification time of its video file and one version of the sampler; otherwise it is as if absent.
+for one size and modification time of its video file, one span of it, one way of sampling and one version of the
+sampler; otherwise it is as if absent.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from emcl_train.checkpoint import raise_if_disk_full, write_json_atomic
 from emcl_train.config import DataConfig
-from emcl_train.data.annotations import Clip
+from emcl_train.data.splits import Clip
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
 
@@ -46,6 +47,13 @@ def fingerprint(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
+def entry_key(clip: Clip, root: Path) -> str:
+    """What a clip is remembered by: its file, relative to the data set where it lies there, and the span of it."""
+    path = clip.path.relative_to(root) if clip.path.is_relative_to(root) else clip.path
+    span = "" if clip.start is None and clip.end is None else f"#{clip.start}-{clip.end}"
+    return f"{path.as_posix()}{span}"
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -58,34 +66,40 @@ class CheckedClips:
     """Which video files gave their frames, and why the others did not."""
 
     def __init__(self, config: DataConfig) -> None:
-        self.path = cache_folder(config.root) / f"checked-v{VIDEO_SAMPLER_VERSION}-{config.num_frames}.json"
+        self.root = config.root
+        name = f"checked-v{VIDEO_SAMPLER_VERSION}-{_sampling(config)}.json"
+        self.path = cache_folder(config.root) / name
         self._entries: dict[str, dict[str, Any]] = _read_json(self.path)
 
     def knows(self, clip: Clip) -> bool:
         now = fingerprint(clip.path)
-        return now is not None and self._entries.get(clip.path.name, {}).get("file") == now
+        return now is not None and self._entries.get(entry_key(clip, self.root), {}).get("file") == now
 
     def reason(self, clip: Clip) -> str | None:
         """Why a known clip cannot be decoded; None where it can."""
-        return self._entries[clip.path.name]["reason"]
+        return self._entries[entry_key(clip, self.root)]["reason"]
 
     def add(self, clip: Clip, reason: str | None) -> None:
-        self._entries[clip.path.name] = {"file": fingerprint(clip.path), "reason": reason}
+        self._entries[entry_key(clip, self.root)] = {"file": fingerprint(clip.path), "reason": reason}
 
     def save(self) -> None:
         write_json_atomic(self.path, self._entries)
 
 
 def _index_path(config: DataConfig) -> Path:
-    name = f"frames-v{VIDEO_SAMPLER_VERSION}-{config.num_frames}x{config.image_size}.json"
+    name = f"frames-v{VIDEO_SAMPLER_VERSION}-{_sampling(config)}x{config.image_size}.json"
     return cache_folder(config.root) / name
+
+
+def _sampling(config: DataConfig) -> str:
+    return f"{config.frame_sampling}-{config.num_frames}"
 
 
 class FrameCache:
     """Sampled frames of clips in one memory-mapped file, uint8 [clips, F, 3, S, S]."""
 
-    def __init__(self, frames: np.ndarray, entries: dict[str, dict[str, Any]]) -> None:
-        self._frames, self._entries = frames, entries
+    def __init__(self, frames: np.ndarray, entries: dict[str, dict[str, Any]], root: Path) -> None:
+        self._frames, self._entries, self._root = frames, entries, root
 
     @classmethod
     def open(cls, config: DataConfig, clips: Iterable[Clip]) -> "FrameCache | None":
@@ -93,18 +107,18 @@ class FrameCache:
         index = _read_json(_index_path(config))
         entries = index.get("clips", {})
         for clip in clips:
-            if clip.path.name not in entries or entries[clip.path.name]["file"] != fingerprint(clip.path):
+            if entries.get(entry_key(clip, config.root), {}).get("file", []) != fingerprint(clip.path):
                 return None
         try:
             frames = np.load(_index_path(config).with_name(index["frames"]), mmap_mode="r")
         except (KeyError, OSError, ValueError):
             return None
         shape = (config.num_frames, 3, config.image_size, config.image_size)
-        return cls(frames, entries) if frames.shape[1:] == shape and frames.dtype == np.uint8 else None
+        return cls(frames, entries, config.root) if frames.shape[1:] == shape and frames.dtype == np.uint8 else None
 
     def read(self, clip: Clip) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
         """What `decode_frames` returned for a clip."""
-        entry = self._entries[clip.path.name]
+        entry = self._entries[entry_key(clip, self._root)]
         frames = torch.from_numpy(np.array(self._frames[entry["row"]]))
         return frames, torch.arange(len(frames)) < entry["valid"]
 
@@ -114,12 +128,12 @@ class FrameCacheWriter:
 
     def __init__(self, config: DataConfig, clips: Sequence[Clip]) -> None:
         self._index = _index_path(config)
-        self._folder = self._index.parent
-        self._files = {clip.path.name: fingerprint(clip.path) for clip in clips}
+        self._folder, self._root = self._index.parent, config.root
+        self._files = {entry_key(clip, config.root): fingerprint(clip.path) for clip in clips}
         self._rows = {name: row for row, name in enumerate(self._files)}
         self._valid: dict[str, int] = {}
         shape = (len(self._rows), config.num_frames, 3, config.image_size, config.image_size)
-        key = json.dumps([VIDEO_SAMPLER_VERSION, shape, sorted(self._files.items())])
+        key = json.dumps([VIDEO_SAMPLER_VERSION, config.frame_sampling, shape, sorted(self._files.items())])
         self._name = f"frames-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
         self._partial = self._folder / f".{self._name}.{os.getpid()}.partial"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -153,8 +167,9 @@ class FrameCacheWriter:
 
     def write(self, clip: Clip, frames: UInt8[Tensor, "F 3 S S"], mask: Bool[Tensor, "F"]) -> None:
         """Take up one clip. Several threads may write different clips."""
-        self._frames[self._rows[clip.path.name]] = frames.numpy()
-        self._valid[clip.path.name] = int(mask.sum())
+        key = entry_key(clip, self._root)
+        self._frames[self._rows[key]] = frames.numpy()
+        self._valid[key] = int(mask.sum())
 
     def finish(self) -> None:
         """Put the cache in the place of an earlier one, whole or not at all."""

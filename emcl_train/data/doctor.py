@@ -1,30 +1,36 @@
-"""Examine a data set before a run does: decode every clip, count what the protocol counts, and name what is wrong."""
+"""Examine a data set before a run does: look into every clip, count what the protocol counts, name what is wrong."""
 
 import os
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from emcl_train.checkpoint import write_json_atomic
 from emcl_train.config import DataConfig
-from emcl_train.data.annotations import VIDEO_SUFFIXES, Annotations, Clip, Split, load_annotations
-from emcl_train.data.loader import in_parallel, unlisted_clips
-from emcl_train.data.video import VideoError, VideoInfo, decode_frames, probe
+from emcl_train.data.annotations import LAYOUTS, Annotations, Clip, Split
+from emcl_train.data.cache import cache_folder
+from emcl_train.data.container import VideoError, VideoInfo, check_packets, probe
+from emcl_train.data.lists import assemble
+from emcl_train.data.loader import in_parallel
+from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
+from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
-
-PROTOCOL = {"train": 9000, "test": 1000}
-"""Clips in the lists of MSR-VTT 1k-A; those held out for validation count as training clips here."""
+from emcl_train.recipes import load_recipe
 
 LONGEST_TABLE = 200
 """Clips up to which the table shows all of them, and above which only the damaged ones."""
 
-NUM_FRAMES, IMAGE_SIZE = 12, 32
+IMAGE_SIZE = 32
+"""Frames are decoded whole and thrown away: small ones do."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,22 @@ class Diagnosis:
     """Where annotations name it; empty where they do not."""
     info: VideoInfo | None
     reason: str | None
+    missing: bool
+    """There is no such file."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One split in numbers."""
+
+    clips: int
+    captions: int
+    repeated: int
+    """Captions that another clip or caption of the split has word for word."""
+    missing: int
+    damaged: int
+    seconds: tuple[float, float, float] | None
+    """Shortest, median and longest clip; None where no header gives a duration."""
 
 
 @dataclass
@@ -44,7 +66,11 @@ class Report:
     """What is known of a data set."""
 
     root: Path
+    deep: bool = False
     clips: list[Diagnosis] = field(default_factory=list)
+    splits: dict[str, Summary] = field(default_factory=dict)
+    counts: list[str] = field(default_factory=list)
+    """A sentence for each count that the protocol gives."""
     problems: list[str] = field(default_factory=list)
     """Sentences about what keeps a run from starting, beside the clips."""
     notes: list[str] = field(default_factory=list)
@@ -61,101 +87,158 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         return {
             "root": str(self.root),
+            "deep": self.deep,
+            "splits": {name: asdict(summary) for name, summary in self.splits.items()},
             "clips": [asdict(clip) for clip in self.clips],
+            "missing": [clip.video_id for clip in self.clips if clip.missing],
             "damaged": {clip.video_id: clip.reason for clip in self.damaged},
+            "counts": self.counts,
             "problems": self.problems,
             "notes": self.notes,
         }
 
 
 def run_doctor(
-    layout: Literal["msrvtt", "shapes"], root: Path, *, json_path: Path | None = None, console: Console | None = None
+    name: str,
+    root: Path,
+    *,
+    videos: Path | None = None,
+    deep: bool = False,
+    json_path: Path | None = None,
+    console: Console | None = None,
 ) -> int:
-    """Examine the data set in `root` and print what was found, to a JSON file as well where one is named.
+    """Examine the data set in `root`, print what was found, and write it to a JSON file.
 
-    Returns: 1 where a clip cannot be decoded or the annotations cannot be used, else 0.
+    Args: name: a layout or a recipe. videos: as `data.videos`. deep: decode what a run would sample of every clip,
+        instead of headers, packets and the first frame. json_path: in place of `doctor.json` where results about the
+        data set are remembered.
+    Returns: 1 where a clip is missing or damaged, or the annotations cannot be used, else 0.
     Raises: UserError where there is no such folder.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; pass the one that holds the annotation files and videos/")
-    report = examine(root)
-    print_report(report, layout, console or Console())
-    if json_path is not None:
-        write_json_atomic(json_path, report.to_json())
+    config = config_of(name, root)
+    report = examine(config if videos is None else replace(config, videos=videos), deep=deep)
+    console = console or Console()
+    print_report(report, name, console)
+    json_path = json_path or cache_folder(root) / "doctor.json"
+    write_json_atomic(json_path, report.to_json())
+    console.print(f"everything found: {escape(str(json_path))}", soft_wrap=True)
     return report.exit_code
 
 
-def examine(root: Path) -> Report:
-    """Decode every clip that annotations name or that lies in the folder, and count captions."""
-    report = Report(root)
+def config_of(name: str, root: Path) -> DataConfig:
+    """What a recipe, or the recipe of a layout, reads."""
+    recipe = "msrvtt-9k" if name == "msrvtt" else name
+    return replace(load_recipe(recipe).data, root=root)
+
+
+def examine(config: DataConfig, *, deep: bool = False) -> Report:
+    """Look into every clip that annotations name or that lies in the folder, and count captions."""
+    report = Report(config.root, deep)
     annotations = None
     try:
-        # "shapes" is the same layout; what is not rendered yet is to be reported, not rendered.
-        annotations = load_annotations(DataConfig(layout="msrvtt", root=root))
+        # Not `load_annotations`: a set of shapes that is not rendered yet is to be reported, not rendered.
+        annotations = assemble(LAYOUTS[config.layout](config), config)
     except UserError as error:
         report.problems.append(f"The annotations cannot be used: {error}.")
-    places: dict[str, list[str]] = {}
-    clips = {clip.path: clip for clip in _clips_in_folder(root / "videos")}
+    places: dict[Clip, list[str]] = {}
     if annotations:
-        for name, group in _groups(annotations, root):
-            clips |= {clip.path: clip for clip in group}
+        for name, group in _groups(annotations):
             for clip in group:
-                places.setdefault(clip.video_id, []).append(name)
-        report.notes += [*annotations.notes, *_counts(annotations)]
+                places.setdefault(clip, []).append(name)
+        report.counts, report.notes = list(annotations.counts), list(annotations.notes)
+    named = {clip.path for clip in places}
+    folder = config.root if config.layout == "jsonl" else config.root / config.videos
+    clips = [*places, *(clip for clip in _clips_in_folder(folder) if clip.path not in named)]
     if not clips:
-        report.problems.append(f"There are no clips: {root / 'videos'} holds no {', '.join(VIDEO_SUFFIXES)} file.")
+        report.problems.append(f"There are no clips: {folder} holds no {', '.join(VIDEO_SUFFIXES)} file.")
+    small = replace(config, image_size=IMAGE_SIZE)
+
+    @cache  # several clips may be spans of one file
+    def look_into(path: Path) -> tuple[VideoInfo | None, str | None]:
+        info = None
+        try:
+            info = probe(path)
+            if not deep:
+                check_packets(path)
+        except VideoError as error:
+            return info, error.reason
+        return info, None
 
     def diagnose(clip: Clip) -> Diagnosis:
-        info, reason = None, None
-        try:
-            info = probe(clip.path)
-            decode_frames(clip.path, NUM_FRAMES, IMAGE_SIZE)
-        except VideoError as error:
-            reason = error.reason
-        return Diagnosis(clip.video_id, clip.path, tuple(places.get(clip.video_id, ())), info, reason)
+        info, reason = look_into(clip.path)
+        if deep and reason is None:
+            try:
+                decode_clip(clip, small)
+            except VideoError as error:
+                reason = error.reason
+        missing = reason is not None and not clip.path.exists()
+        return Diagnosis(clip.video_id, clip.path, tuple(places.get(clip, ())), info, reason, missing)
 
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = in_parallel(diagnose, list(clips.values()), workers, "Decode clips")
+    found = in_parallel(diagnose, clips, workers, "Decode clips" if deep else "Examine clips")
     report.clips = sorted((diagnosis for _, diagnosis in found), key=lambda d: _natural(d.path.name))
+    if annotations:
+        for split in (annotations.train, annotations.val, annotations.test):
+            report.splits[split.name] = _summary(split, report.clips)
     return report
 
 
-def print_report(report: Report, layout: str, console: Console) -> None:
-    """A table of the clips, then everything else in sentences."""
+def print_report(report: Report, name: str, console: Console) -> None:
+    """A table of the splits, one of the clips, then everything else in sentences."""
     damaged = report.damaged
+    if report.splits:
+        console.print(_split_table(report.splits))
     shown = report.clips if len(report.clips) <= LONGEST_TABLE else damaged
     if shown:
-        console.print(_table(shown))
+        console.print(_clip_table(shown))
     if len(shown) < len(report.clips):
         kinds = Counter(f"{d.info.codec} in {d.info.container}" for d in report.clips if d.info)
         listed = ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
         console.print(f"The table shows damaged clips only. All {len(report.clips)}: {escape(listed)}.")
-    for note in report.notes:
-        console.print(escape(note), soft_wrap=True)
+    for sentence in dict.fromkeys([*report.counts, *report.notes]):
+        console.print(escape(sentence), soft_wrap=True)
     for problem in report.problems:
         console.print(f"[red]{escape(problem)}[/red]", soft_wrap=True)
     for clip in damaged:
         where = ", ".join(clip.splits) or "not annotated"
         line = f"{clip.video_id} ({where}) cannot be decoded: {clip.reason} [{clip.path}]"
         console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
-    total = len(report.clips)
+    total, does = len(report.clips), "decode" if report.deep else "are whole"
     if damaged:
+        missing = sum(clip.missing for clip in damaged)
         console.print(
-            f"{total - len(damaged)} of {total} clips decode, {len(damaged)} {'do' if len(damaged) > 1 else 'does'} "
-            f"not. Replace the files, or train with --data.on-bad-video skip.",
+            f"{total - len(damaged)} of {total} clips {does}; {missing} {'is' if missing == 1 else 'are'} missing, "
+            f"{len(damaged) - missing} damaged. Replace the files, or train with --data.on-bad-video skip.",
             soft_wrap=True,
         )
     else:
-        console.print(f"All {total} clips of {escape(str(report.root))} ({layout}) decode.", soft_wrap=True)
+        console.print(f"All {total} clips of {escape(str(report.root))} ({name}) {does}.", soft_wrap=True)
+    if not report.deep:
+        text = "Headers, packets and first frames were examined; --deep decodes what a run samples."
+        console.print(text, soft_wrap=True)
 
 
-def _table(clips: list[Diagnosis]) -> Table:
+def _split_table(splits: dict[str, Summary]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("split", no_wrap=True)
+    for name in ("clips", "captions", "repeated", "missing", "damaged", "shortest", "median", "longest"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, split in splits.items():
+        numbers = (split.clips, split.captions, split.repeated, split.missing, split.damaged)
+        seconds = [f"{value:.1f} s" for value in split.seconds] if split.seconds else ["?"] * 3
+        table.add_row(name, *map(str, numbers), *seconds)
+    return table
+
+
+def _clip_table(clips: list[Diagnosis]) -> Table:
     table = Table()
     for name in ("clip", "split", "codec"):
         table.add_column(name)
     for name in ("size", "frames/s", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("decodes")
+    table.add_column("whole")
     for clip in clips:
         cells = ["", "", "", ""]
         if info := clip.info:
@@ -166,38 +249,31 @@ def _table(clips: list[Diagnosis]) -> Table:
     return table
 
 
-def _groups(annotations: Annotations, root: Path) -> Iterable[tuple[str, Sequence[Clip]]]:
+def _groups(annotations: Annotations) -> Iterable[tuple[str, Sequence[Clip]]]:
     """Clips that annotations name, by where they do."""
     for split in (annotations.train, annotations.val, annotations.test):
         yield split.name, split.clips
-    yield "in no list", unlisted_clips(root, annotations)
+    yield "in no list", annotations.unlisted
 
 
 def _clips_in_folder(folder: Path) -> list[Clip]:
     if not folder.is_dir():
         return []
-    return [Clip(path.stem, path) for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
+    return [Clip(path.stem, path) for path in visible_files(folder) if path.suffix.lower() in VIDEO_SUFFIXES]
 
 
-def _counts(annotations: Annotations) -> list[str]:
-    clips = {
-        "train": len(annotations.train.clips) + len(annotations.val.clips),
-        "test": len(annotations.test.clips),
-    }
-    lines = [
-        f"{name}: {clips[name]} clips; MSR-VTT 1k-A has {expected}."
-        for name, expected in PROTOCOL.items()
-        if clips[name] != expected
-    ] or ["The lists have as many clips as MSR-VTT 1k-A: 9000 and 1000."]
-    for split in (annotations.train, annotations.val, annotations.test):
-        lines.append(f"{split.name}: {len(split.clips)} clips with {len(split.captions)} captions{_flaws(split)}.")
-    return lines
-
-
-def _flaws(split: Split) -> str:
-    empty = sum(not caption.strip() for caption in split.captions)
-    repeated = len(split.captions) - len(set(split.captions))
-    return (f", {empty} of them empty" if empty else "") + (f", {repeated} of them repeated" if repeated else "")
+def _summary(split: Split, clips: list[Diagnosis]) -> Summary:
+    own = [clip for clip in clips if split.name in clip.splits]
+    seconds = [clip.info.duration for clip in own if clip.info and clip.info.duration is not None]
+    missing = sum(clip.missing for clip in own)
+    return Summary(
+        clips=len(split.clips),
+        captions=len(split.captions),
+        repeated=len(split.captions) - len(set(split.captions)),
+        missing=missing,
+        damaged=sum(clip.reason is not None for clip in own) - missing,
+        seconds=(min(seconds), statistics.median(seconds), max(seconds)) if seconds else None,
+    )
 
 
 def _natural(name: str) -> tuple[str, int, str]:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,16 +14,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from emcl_train.checkpoint import write_text_atomic
 from emcl_train.config import DataConfig, RunConfig
-from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations, read_msrvtt, video_files
-from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter
-from emcl_train.data.video import VideoError, decode_frames
+from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
+from emcl_train.data.augment import rand_augment
+from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter, cache_folder
+from emcl_train.data.features import FeatureSplit, feature_loader, open_features
+from emcl_train.data.video import VideoError, decode_clip
 from emcl_train.errors import UserError
 
 Item = dict[str, Tensor]
 
 SHOWN = 10
-"""Bad clips that an error names; `emcl-train data doctor` shows all."""
+"""Bad clips that an error names; of more, a file has them all."""
 
 
 @runtime_checkable
@@ -35,29 +37,23 @@ class Tokenizer(Protocol):
 
 
 def prepare(config: RunConfig) -> Annotations:
-    """Read the annotations and check every clip they name.
+    """Read the annotations and check every clip they name; or open the features that stand in for them.
 
     Returns: the splits of clips that decode; `left_out` and a note say which do not, where `on_bad_video` is "skip".
     Raises: UserError where the annotations cannot be used, or clips cannot be decoded and `on_bad_video` is "stop".
     """
+    if config.from_features is not None:
+        return open_features(config)
     annotations = load_annotations(config.data)
     splits = annotations.train, annotations.val, annotations.test
     clips = list({clip.video_id: clip for split in splits for clip in split.clips}.values())
     bad = check_clips(clips, config.data)
-    unlisted = unlisted_clips(config.data.root, annotations)
-    bad |= check_clips(unlisted, replace(config.data, cache_frames=False))
+    bad |= check_clips(annotations.unlisted, replace(config.data, cache_frames=False))
     if not bad:
         return annotations
     if config.data.on_bad_video == "stop":
-        raise UserError(_bad_clips_message(bad, len(clips) + len(unlisted), config.data))
+        raise UserError(_bad_clips_message(bad, len(clips) + len(annotations.unlisted), config.data))
     return _leave_out(annotations, bad, config.data)
-
-
-def unlisted_clips(root: Path, annotations: Annotations) -> list[Clip]:
-    """Clips that have captions and a file, but that no list names: a run with other lists would use them."""
-    listed = {clip.video_id for split in (annotations.train, annotations.val, annotations.test) for clip in split.clips}
-    files = video_files(root)
-    return [Clip(i, files[i]) for i in read_msrvtt(root).splits if i in files and i not in listed]
 
 
 def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
@@ -78,7 +74,7 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
 
     def decode(clip: Clip) -> str | None:
         try:
-            frames, mask = decode_frames(clip.path, config.num_frames, config.image_size)
+            frames, mask = decode_clip(clip, config)
         except VideoError as error:
             return error.reason
         if writer:
@@ -100,7 +96,8 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
     for clip in clips:
         if clip.video_id not in reasons:
             reasons[clip.video_id] = checked.reason(clip)
-    return {video_id: reason for video_id, reason in reasons.items() if reason is not None}
+    in_order = ((clip.video_id, reasons[clip.video_id]) for clip in clips)  # not as they got ready
+    return {video_id: reason for video_id, reason in in_order if reason is not None}
 
 
 def in_parallel(
@@ -143,17 +140,22 @@ def training_loader(
     interrupted one had left. Batches that are skipped are not decoded, and of the others each of `world` processes
     decodes its own part, `batch_size / world` pairs.
     """
-    captions: Sequence[str]
+    chosen: Sequence[int]
+    clips: Sequence[int]
     if config.train_captions == "all":
         batches = batches_of_captions(split, batch_size, seed, epoch)
-        captions, clips = split.captions, split.caption_clip
+        chosen, clips = range(len(split.captions)), split.caption_clip
     else:
         order = np.random.default_rng((seed, epoch)).permutation(len(split.clips))
         batches = [order[i : i + batch_size].tolist() for i in range(0, len(order) - batch_size + 1, batch_size)]
-        captions, clips = [split.captions[i] for i in draw_captions(split, seed, epoch)], None
-    dataset = ClipDataset(split, config, tokenizer.encode(captions) if captions else None, clips)
+        chosen, clips = draw_captions(split, seed, epoch), range(len(split.clips))
     own = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-    return _loader(dataset, config, batch_sampler=[batch[own] for batch in batches[start_batch:]])
+    own_batches = [batch[own] for batch in batches[start_batch:]]
+    if isinstance(split, FeatureSplit):
+        return feature_loader(split, clips=clips, captions=chosen, batch_sampler=own_batches)
+    encoded = tokenizer.encode([split.captions[i] for i in chosen]) if chosen else None
+    dataset = ClipDataset(split, config, encoded, clips, (seed, epoch) if config.augment == "randaugment" else None)
+    return _loader(dataset, config, batch_sampler=own_batches)
 
 
 def draw_captions(split: Split, seed: int, epoch: int) -> list[int]:
@@ -194,18 +196,23 @@ def batches_of_captions(split: Split, batch_size: int, seed: int, epoch: int) ->
 
 def clip_loader(split: Split, config: DataConfig, batch_size: int) -> DataLoader:
     """Every clip of a split once, in order: frames, frame_mask, index."""
+    if isinstance(split, FeatureSplit):
+        return feature_loader(split, clips=range(len(split.clips)), batch_size=batch_size)
     return _loader(ClipDataset(split, config), config, batch_size=batch_size)
 
 
 def caption_loader(split: Split, tokenizer: Tokenizer, config: DataConfig, batch_size: int) -> DataLoader:
     """Every caption of a split once, in order: input_ids, attention_mask, index."""
+    if isinstance(split, FeatureSplit):
+        return feature_loader(split, captions=range(len(split.captions)), batch_size=batch_size)
     return DataLoader(CaptionDataset(*tokenizer.encode(split.captions)), batch_size=batch_size)
 
 
 class ClipDataset(Dataset):
     """Clips of a split as uint8 frames, from the frame cache where it holds them all, with captions if given.
 
-    An item is a clip, or with `caption_clip` a caption and its clip.
+    An item is a clip, or with `caption_clip` a caption and its clip. With `augment`, seed and epoch, frames are
+    augmented as these and the item's index decide.
     """
 
     def __init__(
@@ -214,8 +221,9 @@ class ClipDataset(Dataset):
         config: DataConfig,
         captions: tuple[Int64[Tensor, "A L"], Int64[Tensor, "A L"]] | None = None,
         caption_clip: Sequence[int] | None = None,
+        augment: tuple[int, int] | None = None,
     ) -> None:
-        self.clips, self.config, self.captions = split.clips, config, captions
+        self.clips, self.config, self.captions, self.augment = split.clips, config, captions, augment
         self.caption_clip = range(len(split.clips)) if caption_clip is None else caption_clip
         self.cache = FrameCache.open(config, split.clips) if config.cache_frames else None
 
@@ -232,6 +240,8 @@ class ClipDataset(Dataset):
                 f"clip {clip.video_id} ({clip.path}) was whole before the run and cannot be decoded now: "
                 f"{error.reason}; restore the file and go on with --resume"
             )
+        if self.augment is not None:
+            frames = rand_augment(frames, mask, np.random.default_rng((*self.augment, index)))
         item = {"frames": frames, "frame_mask": mask, "index": torch.tensor(self.caption_clip[index])}
         if self.captions is not None:
             item["input_ids"], item["attention_mask"] = (tensor[index] for tensor in self.captions)
@@ -240,7 +250,7 @@ class ClipDataset(Dataset):
     def _frames(self, clip: Clip) -> tuple[Tensor, Tensor]:
         if self.cache is not None:
             return self.cache.read(clip)
-        return decode_frames(clip.path, self.config.num_frames, self.config.image_size)
+        return decode_clip(clip, self.config)
 
 
 class CaptionDataset(Dataset):
@@ -287,12 +297,22 @@ def _loader(dataset: ClipDataset, config: DataConfig, **batching: Any) -> DataLo
 
 def _bad_clips_message(bad: dict[str, str], total: int, config: DataConfig) -> str:
     shown = "; ".join(f"{video_id} ({reason})" for video_id, reason in list(bad.items())[:SHOWN])
-    more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    more = ""
+    if len(bad) > SHOWN:
+        path = cache_folder(config.root) / "bad-clips.txt"
+        write_text_atomic(path, "".join(f"{video_id}\t{reason}\n" for video_id, reason in bad.items()))
+        more = f"; and {len(bad) - SHOWN} more, all of which stand in {path}"
     return (
         f"{len(bad)} of {total} clips in {config.root} cannot be decoded: {shown}{more}. Replace the files, or pass "
         f"--data.on-bad-video skip to leave them out and have them counted in the results; "
-        f"`emcl-train data doctor {config.layout} {config.root}` shows every clip"
+        f"`{_doctor(config)}` shows every clip"
     )
+
+
+def _doctor(config: DataConfig) -> str:
+    split = f"-{config.msrvtt_split}" if config.layout == "msrvtt" and config.msrvtt_split != "9k" else ""
+    videos = f" --videos {config.videos}" if config.videos != DataConfig.videos else ""
+    return f"emcl-train data doctor {config.layout}{split} {config.root}{videos}"
 
 
 def _leave_out(annotations: Annotations, bad: dict[str, str], config: DataConfig) -> Annotations:
@@ -303,7 +323,7 @@ def _leave_out(annotations: Annotations, bad: dict[str, str], config: DataConfig
         if not split.clips:
             raise UserError(
                 f"none of the {counts[name]} clips of the {name} split in {config.root} can be decoded, for example "
-                f"{next(f'{i} ({bad[i]})' for i in bad)}; see `emcl-train data doctor {config.layout} {config.root}`"
+                f"{next(f'{i} ({bad[i]})' for i in bad)}; see `{_doctor(config)}`"
             )
     where = ", ".join(f"{counts[name]} of {name}" for name in splits)
     note = f"{len(bad)} of the annotated clips cannot be decoded. Left out are {where}."

@@ -1,13 +1,14 @@
-"""Frames of a video file, uniform in time, as uint8 tensors; and why a file cannot give them."""
+"""Frames of a video file, chosen by time, as uint8 tensors; and why a file cannot give them."""
 
-from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import av
+import numpy as np
 import torch
 from av.container import InputContainer
 from av.video.frame import VideoFrame
@@ -16,183 +17,102 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from emcl_train.config import DataConfig
+from emcl_train.data.container import (
+    Timeline,
+    VideoError,
+    VideoInfo,
+    declared_duration,
+    decode,
+    has_no_stamps,
+    open_video,
+    probe,
+    whole_timeline,
+)
+from emcl_train.data.splits import Clip
+
+__all__ = ["VIDEO_SAMPLER_VERSION", "VideoError", "VideoInfo", "decode_clip", "decode_frames", "probe"]
+
 VIDEO_SAMPLER_VERSION = 1
 """Goes up with every change of which pixels `decode_frames` returns; remembered results and caches depend on it."""
 
 SEEK_FROM = 60.0
-"""Clips of this many seconds and more are entered by seeking; below, decoding straight through is as fast."""
+"""Clips of this many seconds and more are entered by seeking, for 12 frames; below, decoding on is as fast."""
 
-
-class VideoError(Exception):
-    """A video file that cannot be decoded, and why."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # both, so that it can be pickled on its way from a worker process
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+Sampling = Literal["1fps", "uniform"]
 
 
 @dataclass(frozen=True)
-class VideoInfo:
-    """What a file says of its video stream, in pixels, frames per second, and seconds. None: it does not say."""
+class _Request:
+    """The arguments of `decode_frames`."""
 
-    container: str
-    codec: str
-    width: int
-    height: int
-    fps: float | None
-    duration: float | None
-    frames: int | None
+    path: Path
+    num_frames: int
+    sampling: Sampling
+    start: float | None
+    end: float | None
 
 
-def probe(path: Path) -> VideoInfo:
-    """Read the headers of a video file; nothing is decoded.
+@dataclass(frozen=True)
+class _Span:
+    """The part of a stream that is sampled, in its presentation times."""
 
-    Raises: VideoError.
-    """
-    with _open(path) as (container, stream):
-        codec = stream.codec_context
-        return VideoInfo(
-            container=container.format.name,
-            codec=codec.name,
-            width=codec.width,
-            height=codec.height,
-            fps=float(stream.average_rate) if stream.average_rate else None,
-            duration=_declared_duration(container, stream),
-            frames=stream.frames or None,
-        )
+    start: float
+    end: float
+    last_frame: float
+    """When the last frame of the whole stream begins."""
 
 
-def decode_frames(path: Path, num_frames: int, image_size: int) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
-    """The frames on display at the centres of `num_frames` equal parts of the clip's duration.
+def decode_clip(clip: Clip, config: DataConfig) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
+    """The frames of a clip that a configuration asks for; see `decode_frames`."""
+    return decode_frames(
+        clip.path, config.num_frames, config.image_size, config.frame_sampling, start=clip.start, end=clip.end
+    )
+
+
+def decode_frames(
+    path: Path,
+    num_frames: int,
+    image_size: int,
+    sampling: Sampling = "uniform",
+    *,
+    start: float | None = None,
+    end: float | None = None,
+) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
+    """Frames of a clip, or of the seconds from `start` to `end` of it, both counted from its first frame.
+
+    "uniform": those on display at the centres of `num_frames` equal parts. "1fps": those at 0, 1, 2, … seconds; of
+    more than `num_frames`, that many whose numbers are spread evenly from the first to the last.
 
     Time is that of the presentation time stamps, so a variable frame rate is sampled as it is watched. Frames are
     resized by their short side and cropped at the centre.
 
     Returns: frames; mask, False on padding, which follows the frames of a clip that has fewer than `num_frames`.
-    Raises: VideoError where any of the frames cannot be had.
+    Raises: VideoError where any of the frames cannot be had, or the clip ends before `start`.
     """
-    with _open(path) as (container, stream):
-        duration = _declared_duration(container, stream)
-        chosen = None
-        if duration is not None and duration >= SEEK_FROM:
-            chosen = _choose_by_seeking(container, stream, num_frames, duration)
-            if chosen is None:
-                container.seek(0)
+    with open_video(path) as (container, stream):
+        request = _Request(path, num_frames, sampling, start, end)
+        chosen = _choose_by_seeking(container, stream, request)
         if chosen is None:
-            chosen = _choose_by_decoding(container, stream, num_frames, path)
+            container.seek(0)
+            chosen = _choose_by_decoding(container, stream, request)
         pixels = [_resize_and_crop(frame, image_size) for frame in chosen]
     frames = torch.zeros(num_frames, 3, image_size, image_size, dtype=torch.uint8)
     frames[: len(pixels)] = torch.stack(pixels)
     return frames, torch.arange(num_frames) < len(pixels)
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its video stream. Whatever FFmpeg cannot do inside the block becomes a VideoError."""
-    try:
-        with av.open(str(path)) as container:
-            streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-            if not streams:
-                raise VideoError(path, "it has no video stream")
-            stream = streams[0]
-            # Clips are decoded side by side already: threads inside each would only fight for the same cores.
-            stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
-            yield container, stream
-    except FileNotFoundError as error:
-        raise VideoError(path, "there is no such file") from error
-    except PermissionError as error:
-        raise VideoError(path, "the file may not be read") from error
-    except av.error.FFmpegError as error:
-        raise VideoError(path, f"{error.strerror} ({type(error).__name__})") from error
-    except OSError as error:
-        raise VideoError(path, str(error)) from error
+def frames_shown_at(
+    container: InputContainer, stream: VideoStream, path: Path, timeline: Timeline, targets: Sequence[float]
+) -> Iterator[VideoFrame]:
+    """The frame on display at each of these times, which must ascend, decoded from the start.
 
-
-def _declared_duration(container: InputContainer, stream: VideoStream) -> float | None:
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else None
-
-
-def _targets(start: float, duration: float, num_frames: int) -> list[float]:
-    return [start + duration * (i + 0.5) / num_frames for i in range(num_frames)]
-
-
-@dataclass(frozen=True)
-class _Timeline:
-    """When the packets of a stream are shown, in seconds."""
-
-    times: list[float]
-    """Sorted presentation times."""
-    end: float
-    """When the last of them is over."""
-    complete: bool
-    """False where the file ends before its headers say."""
-
-
-def _read_timeline(container: InputContainer, stream: VideoStream, path: Path) -> _Timeline:
-    """Read all packets without decoding any, which also finds out whether the file is whole."""
-    times: list[float] = []
-    end, packets, end_of_any = 0.0, 0, 0.0
-    for packet in container.demux():
-        if not packet.size:
-            continue
-        packets += packet.stream_index == stream.index
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is None or packet.is_discard:
-            continue
-        time = float(stamp * packet.time_base)
-        over = time + float((packet.duration or 0) * packet.time_base)
-        end_of_any = max(end_of_any, over)
-        if packet.stream_index == stream.index:
-            times.append(time)
-            end = max(end, over)
-    if not times:
-        raise VideoError(path, "its video stream has no frames")
-    times.sort()
-    interval = _interval(times, stream)
-    end = max(end, times[-1] + interval)
-    if stream.frames:
-        complete = packets >= stream.frames
-    elif container.duration:
-        # Without a count of frames, at least one of the streams must reach the end that the container declares, which
-        # Matroska counts from zero even where the first frame comes later.
-        complete = max(end, end_of_any) >= container.duration / av.time_base - max(0.5, 3 * interval)
-    else:
-        complete = True
-    return _Timeline(times, end, complete)
-
-
-def _interval(times: list[float], stream: VideoStream) -> float:
-    """Usual seconds from one frame to the next."""
-    gaps = sorted(later - earlier for earlier, later in pairwise(times))
-    if gaps:
-        return gaps[len(gaps) // 2]
-    return float(1 / stream.average_rate) if stream.average_rate else 0.0
-
-
-def _choose_by_decoding(
-    container: InputContainer, stream: VideoStream, num_frames: int, path: Path
-) -> list[VideoFrame]:
-    """Decode from the start up to the last target."""
-    timeline = _read_timeline(container, stream, path)
-    times, end = timeline.times, timeline.end
-    if not timeline.complete:
-        declared = _declared_duration(container, stream)
-        raise VideoError(
-            path,
-            f"it is truncated: its frames end at {end - times[0]:.2f} s"
-            + (f" of {declared:.2f} s" if declared else f", {len(times)} of {stream.frames}"),
-        )
-    targets = _targets(times[0], end - times[0], num_frames)
+    Raises: VideoError where one of them is missing or damaged.
+    """
+    times, tolerance, found = timeline.times, 3 * timeline.interval + 1e-3, 0
     container.seek(0)
-    tolerance = 3 * _interval(times, stream) + 1e-3
-    chosen: list[VideoFrame] = []
-    decoded = _decode(container, stream)
-    if _has_no_stamps(container):
+    decoded = decode(container, stream)
+    if has_no_stamps(container):
         decoded = ((time, frame) for time, (_, frame) in zip(times, decoded, strict=False))
     for target, (time, frame) in zip(targets, _frames_at(decoded, targets), strict=False):
         shown = times[max(0, bisect_right(times, target + 1e-6) - 1)]
@@ -200,29 +120,65 @@ def _choose_by_decoding(
             raise VideoError(path, f"the frame at {shown - times[0]:.2f} s is missing; the file is damaged there")
         if frame.is_corrupt:
             raise VideoError(path, f"the frame at {time - times[0]:.2f} s is damaged")
-        chosen.append(frame)
-    if len(chosen) < num_frames:
+        found += 1
+        yield frame
+    if found < len(targets):
         raise VideoError(path, f"none of its {len(times)} frames can be decoded")
-    if len(times) >= num_frames:
+
+
+def upright(frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture as it is meant to be seen: phones store it on its side."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+
+
+def _span(request: _Request, first: float, last_frame: float, over: float) -> _Span:
+    """Args: first, last_frame: when the stream's first and last frame begin. over: when the last one is over."""
+    start, end = request.start or 0.0, math.inf if request.end is None else request.end
+    if start > 0 and first + start >= over - 1e-6:
+        raise VideoError(request.path, f"it ends at {over - first:.2f} s, before the span from {start:g} s on")
+    return _Span(first + start, min(over, first + end), last_frame)
+
+
+def _targets(span: _Span, request: _Request) -> list[float]:
+    seconds, wanted = span.end - span.start, request.num_frames
+    if request.sampling == "uniform":
+        return [span.start + seconds * (i + 0.5) / wanted for i in range(wanted)]
+    # Whole seconds before the end at which a frame begins or goes on; the last frame is not shown once more.
+    within = math.ceil(seconds - 1e-6), math.floor(span.last_frame - span.start + 1e-6) + 1
+    number = max(1, min(within))
+    chosen = range(number) if number <= wanted else np.linspace(0, number - 1, num=wanted, dtype=int).tolist()
+    return [span.start + second for second in chosen]
+
+
+def _choose_by_decoding(container: InputContainer, stream: VideoStream, request: _Request) -> list[VideoFrame]:
+    """Decode from the start up to the last target."""
+    timeline = whole_timeline(container, stream, request.path)
+    times = timeline.times
+    span = _span(request, times[0], times[-1], timeline.end)
+    chosen = list(frames_shown_at(container, stream, request.path, timeline, _targets(span, request)))
+    shown = bisect_left(times, span.end - 1e-6) - max(0, bisect_right(times, span.start + 1e-6) - 1)
+    if request.sampling == "1fps" or shown >= request.num_frames:
         return chosen
     return [frame for i, frame in enumerate(chosen) if i == 0 or frame is not chosen[i - 1]]
 
 
-def _choose_by_seeking(
-    container: InputContainer, stream: VideoStream, num_frames: int, duration: float
-) -> list[VideoFrame] | None:
-    """Decode from the keyframe before each target. None where the index of the file does not lead there."""
-    if _has_no_stamps(container):
+def _choose_by_seeking(container: InputContainer, stream: VideoStream, request: _Request) -> list[VideoFrame] | None:
+    """Decode from the keyframe before each target. None for short clips, and where the index of the file fails."""
+    duration = declared_duration(container, stream)
+    if duration is None or has_no_stamps(container) or stream.time_base is None:
         return None
-    assert stream.time_base is not None
-    start = float((stream.start_time or 0) * stream.time_base)
+    first = float((stream.start_time or 0) * stream.time_base)
     if not stream.duration:
-        duration -= start  # a container without durations of its streams (Matroska) counts its own from zero
+        duration -= first  # a container without durations of its streams (Matroska) counts its own from zero
+    interval = float(1 / stream.average_rate) if stream.average_rate else 0.0
+    span = _span(request, first, first + duration - interval, first + duration)
+    if span.end - first < SEEK_FROM * max(1.0, request.num_frames / 12):
+        return None
     chosen = []
-    for target in _targets(start, duration, num_frames):
+    for target in _targets(span, request):
         try:
             container.seek(int(target / stream.time_base), stream=stream)
-            time, frame = next(_frames_at(_decode(container, stream), [target]))
+            time, frame = next(_frames_at(decode(container, stream), [target]))
         except (StopIteration, av.error.FFmpegError):
             return None
         over = time + float((frame.duration or 0) * stream.time_base)
@@ -234,21 +190,9 @@ def _choose_by_seeking(
     return chosen
 
 
-def _has_no_stamps(container: InputContainer) -> bool:
-    # AVI stores no presentation times. FFmpeg counts packets in storage order instead, which B-frames contradict; but
-    # frames leave the decoder in the order of display, and their times are those of the packets, sorted.
-    return container.format.name == "avi"
-
-
-def _decode(container: InputContainer, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames with their presentation times in seconds."""
-    for frame in container.decode(stream):
-        stamp = frame.dts if frame.pts is None else frame.pts
-        if stamp is not None and frame.time_base is not None:
-            yield float(stamp * frame.time_base), frame
-
-
-def _frames_at(decoded: Iterator[tuple[float, VideoFrame]], targets: list[float]) -> Iterator[tuple[float, VideoFrame]]:
+def _frames_at(
+    decoded: Iterator[tuple[float, VideoFrame]], targets: Sequence[float]
+) -> Iterator[tuple[float, VideoFrame]]:
     """For each target the last frame at or before it, or the first of all. Stops decoding after the last target."""
     shown, i = None, 0
     for time, frame in decoded:
@@ -265,8 +209,7 @@ def _frames_at(decoded: Iterator[tuple[float, VideoFrame]], targets: list[float]
 
 def _resize_and_crop(frame: VideoFrame, image_size: int) -> UInt8[Tensor, "3 S S"]:
     """Short side to `image_size` by antialiased bicubic interpolation, upright, cropped at the centre."""
-    image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1).float()  # [3, H, W]
-    image = torch.rot90(image, round(frame.rotation / 90), dims=(1, 2))
+    image = torch.from_numpy(upright(frame).copy()).permute(2, 0, 1).float()  # [3, H, W]
     height, width = image.shape[1:]
     scale = image_size / min(height, width)
     size = max(image_size, round(height * scale)), max(image_size, round(width * scale))

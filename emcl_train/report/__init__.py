@@ -1,15 +1,18 @@
 """What a run found: a table in the terminal, and report.html, one file that needs nothing beside it."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from emcl_train.checkpoint import write_text_atomic
+from emcl_train.checkpoint import write_json_atomic, write_text_atomic
+from emcl_train.report.compare import compare, render_comparison_of
+from emcl_train.report.groups import load_group, render_group
 from emcl_train.report.html import page
 from emcl_train.report.run_folder import load_run
 from emcl_train.report.table import render_comparison, render_table
 
-__all__ = ["render_table", "report_runs", "write_report"]
+__all__ = ["render_group", "render_table", "report_runs", "write_report"]
 
 
 def write_report(run_dir: Path) -> Path:
@@ -25,13 +28,32 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def report_runs(run_dirs: list[Path], console: Console | None = None) -> list[Path]:
-    """Print the table of one run, or of several beside each other, and write each one's report.html."""
+def report_runs(run_dirs: list[Path], console: Console | None = None, json_path: Path | None = None) -> list[Path]:
+    """Print the table of one run, or of several beside each other, compare them, and write each one's report.html.
+
+    A folder of runs with different seeds counts as one run, of which mean and deviation are printed. Every other run
+    is compared with the first one, query by query.
+
+    Args: json_path: write the comparisons to this file as well.
+    """
     console = console or Console()
-    runs = [load_run(run_dir) for run_dir in run_dirs]
-    several = [(run.path, run.results) for run in runs]
-    console.print(render_table(runs[0].results) if len(runs) == 1 else render_comparison(several))
-    paths = [write_report(run_dir) for run_dir in run_dirs]
+    groups = [load_group(path) for path in run_dirs]
+    several = [(run.path, run.results) for group in groups for run in group.runs]
+    console.print(render_table(several[0][1]) if len(several) == 1 else render_comparison(several))
+    for group in groups:
+        if len(group.runs) > 1:
+            console.print(render_group(group.path, [run.results for run in group.runs]))
+    comparisons = [(other, compare(groups[0], other)) for other in groups[1:]]
+    for other, comparison in comparisons:
+        console.print(render_comparison_of(groups[0], other, comparison))
+    if json_path is not None:
+        first = str(groups[0].path)
+        found = [
+            {"first": first, "second": str(other.path), "verdict": comparison.verdict} | asdict(comparison)
+            for other, comparison in comparisons
+        ]
+        write_json_atomic(json_path, found)
+    paths = [write_report(path) for path, _ in several]
     for path in paths:
         console.print(f"report: {path}", soft_wrap=True, highlight=False)
     return paths

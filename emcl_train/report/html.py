@@ -1,14 +1,16 @@
 """report.html: one page, no script, nothing loaded from elsewhere, light or dark as the reader has it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
 from typing import Any
 
 from emcl_train.report import plots
+from emcl_train.report.published import Metrics, published_rows
 from emcl_train.report.retrievals import Retrieval, Strip, best_and_worst, strips
 from emcl_train.report.run_folder import Run
 from emcl_train.report.style import CSS
-from emcl_train.report.table import BY_RANK, COLUMNS, sentences, standard_error
+from emcl_train.report.table import BY_RANK, columns_of, sentences, standard_error
 
 
 def page(run: Run) -> str:
@@ -81,27 +83,31 @@ def _tiles(run: Run) -> str:
 
 
 def _results(run: Run) -> str:
-    heads = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    columns = columns_of(run.results)
+    heads = "".join(f"<th>{name}</th>" for name in columns)
     body = ""
     for row in run.results["rows"]:
-        body += _row(row["name"], row["text_to_video"], row["video_to_text"])
+        body += _row(columns, row["name"], row["text_to_video"], row["video_to_text"])
         by_rank = row.get("video_to_text_by_rank")
         if by_rank:
-            body += _row(BY_RANK, None, by_rank, "second")
+            body += _row(columns, BY_RANK, {}, by_rank, "second")
+    for other in published_rows(run.results):
+        body += _row(columns, f"published: {other.name}", other.text_to_video, other.video_to_text, "second")
     notes = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(run.results))
     return (
         "<section><h2>Results</h2><div class=scroll><table class=results><thead>"
-        f'<tr><td></td><th colspan="{len(COLUMNS)}" class=group>text → video</th>'
-        f'<th colspan="{len(COLUMNS)}" class=group>video → text</th></tr>'
+        f'<tr><td></td><th colspan="{len(columns)}" class=group>text → video</th>'
+        f'<th colspan="{len(columns)}" class=group>video → text</th></tr>'
         f"<tr><td></td>{heads}{heads}</tr></thead><tbody>{body}</tbody></table></div>"
         f"<ul class=notes>{notes}<li>R@k: share of queries in % whose right item is among the first k. MdR, MnR: "
         "median and mean rank, 1 is best.</li></ul></section>"
     )
 
 
-def _row(name: str, left: dict[str, float] | None, right: dict[str, float], kind: str = "") -> str:
-    cells = "".join(f"<td>{left[key]:.1f}</td>" if left else "<td></td>" for key in COLUMNS)
-    cells += "".join(f"<td>{right[key]:.1f}</td>" for key in COLUMNS)
+def _row(columns: Sequence[str], name: str, left: Metrics, right: Metrics, kind: str = "") -> str:
+    cells = "".join(
+        f"<td>{side[key]:.1f}</td>" if key in side else "<td></td>" for side in (left, right) for key in columns
+    )
     return f'<tr class="{kind}"><th scope=row>{escape(name)}</th>{cells}</tr>'
 
 

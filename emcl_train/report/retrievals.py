@@ -3,7 +3,6 @@
 import base64
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
@@ -11,7 +10,7 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotations import load_annotations
+from emcl_train.data.annotations import Clip, load_annotations
 from emcl_train.data.video import VideoError, decode_frames
 from emcl_train.errors import UserError
 from emcl_train.metrics import ranks
@@ -73,27 +72,27 @@ def best_and_worst(run: Run) -> tuple[list[Retrieval], list[Retrieval]]:
 def strips(run: Run, clips: set[int]) -> tuple[dict[int, Strip], str]:
     """Frames of clips, from the data set of the run's configuration, and why there are none at all, if so."""
     try:
-        paths = _clip_paths(run.config.data, run.results["split"])
+        found = _clips(run.config.data, run.results["split"])
     except (UserError, OSError) as error:
         return {}, f"the data set of the run cannot be read here: {error}"
-    return {clip: _strip(paths.get(run.video_ids[clip]), run.video_ids[clip]) for clip in sorted(clips)}, ""
+    return {clip: _strip(found.get(run.video_ids[clip]), run.video_ids[clip]) for clip in sorted(clips)}, ""
 
 
-def _clip_paths(config: DataConfig, split: str) -> dict[str, Path]:
+def _clips(config: DataConfig, split: str) -> dict[str, Clip]:
     if not config.root.is_dir():  # loading would render the bundled set anew, which no report should do
         raise UserError(f"there is no folder {config.root}")
     annotations = load_annotations(config)
     for part in (annotations.test, annotations.val):
         if part.name == split:
-            return {clip.video_id: clip.path for clip in part.clips}
+            return {clip.video_id: clip for clip in part.clips}
     raise UserError(f"it has no {split} split")
 
 
-def _strip(path: Path | None, video_id: str) -> Strip:
-    if path is None:
+def _strip(clip: Clip | None, video_id: str) -> Strip:
+    if clip is None:
         return Strip(None, f"the data set has no clip {video_id} any more")
     try:
-        frames, mask = decode_frames(path, FRAMES, FRAME_SIZE)
+        frames, mask = decode_frames(clip.path, FRAMES, FRAME_SIZE, start=clip.start, end=clip.end)
     except VideoError as error:
         return Strip(None, str(error))
     return Strip(_jpeg(frames[mask]))

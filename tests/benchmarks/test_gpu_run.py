@@ -1,5 +1,6 @@
 """tests/gpu/run.py on made-up tests: none hides another, whatever it does to its process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 MADE_UP = """
-import os, time
+import os
 import pytest
 
 def test_first(backend): assert backend == "made-up"
@@ -23,7 +24,6 @@ def test_wrong(): assert 1 == 2
 def test_crash(): os.kill(os.getpid(), 11)
 @pytest.mark.short
 def test_between(): pass
-def test_hang(): time.sleep(100)
 @pytest.mark.cuda_only
 def test_gpu_only(): raise AssertionError("not here")
 def test_skipped(): pytest.skip("no second device")
@@ -41,50 +41,82 @@ def outcomes(done: run.Job) -> dict[str, str]:
     return {test.rpartition("::test_")[2]: outcome for test, (outcome, _) in done.outcomes.items()}
 
 
-def test_crashes_and_hangs_hide_no_other_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = run.run_job(job(tmp_path, MADE_UP), "cpu", threads=1, silence=12, arguments=[])
+def test_a_crash_hides_no_other_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run.run_job(job(tmp_path, MADE_UP), "cpu", threads=1, silence=300, arguments=[])
     assert outcomes(done) == {
         "first[made-up]": "passed",
         "wrong": "failed",
         "crash": "failed",
         "between": "passed",
-        "hang": "failed",
         "skipped": "skipped",
         "last": "passed",
     }
     reasons = {test.rpartition("::test_")[2]: why for test, (_, why) in done.outcomes.items()}
     assert "assert 1 == 2" in reasons["wrong"]
     assert reasons["crash"] == "the process ended with -11"
-    assert reasons["hang"] == "nothing for 12 s"
     assert not run.report([done])
     printed = capsys.readouterr().out
-    assert "FAILED [made-up] test_gpu_made_up.py::test_hang: nothing for 12 s" in printed
+    assert "FAILED [made-up] test_gpu_made_up.py::test_crash: the process ended with -11" in printed
     assert "skipped 1: Skipped: no second device" in printed
-    assert "3 passed, 3 failed, 1 skipped" in printed
+    assert "3 passed, 2 failed, 1 skipped" in printed
+
+
+def test_a_hang_and_a_lost_context_hide_no_other_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines(*tests: tuple[str, str | None]) -> str:
+        found = []
+        for test, outcome in tests:
+            found.append({"start": test})
+            if outcome:
+                found.append({"end": test, "outcome": outcome, "reason": "it says"})
+        return "".join(json.dumps(line) + "\n" for line in found)
+
+    rounds = iter(
+        [
+            (lines(("a", "passed"), ("hang", None)), None),
+            (lines(("loses", "failed")), run.LOST),
+            (lines(("last", "passed")), 1),
+        ]
+    )
+
+    def run_watched(command: list[str], progress: Path, silence: float, **_: object) -> int | None:
+        text, code = next(rounds)
+        with progress.open("a") as file:
+            file.write(text)
+        return code
+
+    monkeypatch.setattr(run, "run_watched", run_watched)
+    done = run.run_job(job(tmp_path, ""), "cpu", 1, 12, [])
+    assert done.outcomes == {
+        "a": ("passed", "it says"),
+        "hang": ("failed", "nothing for 12 s"),
+        "loses": ("failed", "it says"),
+        "last": ("passed", "it says"),
+    }
+    assert next(rounds, None) is None
 
 
 def test_shards_share_the_tests_of_a_file(tmp_path: Path) -> None:
     content = "import pytest\n@pytest.mark.parametrize('i', range(5))\ndef test_each(i): pass\n"
-    parts = [outcomes(run.run_job(job(tmp_path, content, (i, 2)), "cpu", 1, 60, [])) for i in range(2)]
+    parts = [outcomes(run.run_job(job(tmp_path, content, (i, 2)), "cpu", 1, 300, [])) for i in range(2)]
     assert [len(part) for part in parts] == [3, 2]
     assert not parts[0].keys() & parts[1].keys()
 
 
 def test_a_file_that_cannot_be_imported_is_a_failure(tmp_path: Path) -> None:
-    done = run.run_job(job(tmp_path, "import nothing_of_that_name"), "cpu", 1, 60, [])
+    done = run.run_job(job(tmp_path, "import nothing_of_that_name"), "cpu", 1, 300, [])
     assert "before any test" in done.outcomes[done.name][1]
 
 
 def test_the_real_tests_run_on_the_cpu(tmp_path: Path) -> None:
     made = run.Job("reference", run.TESTS / "test_gpu_project.py", 0, 1, tmp_path)
-    done = run.run_job(made, "cpu", 2, 100, ["-k", "(odd and 41) or strided"])
+    done = run.run_job(made, "cpu", 1, 300, ["-k", "(odd_sizes and 17 and float32) or strided"])
     assert set(outcomes(done).values()) == {"passed"}, done.outcomes
-    assert len(done.outcomes) > 9
+    assert len(done.outcomes) == 4
 
 
 def test_a_backend_that_is_not_here_is_one_failure(tmp_path: Path) -> None:
     made = run.Job("cuda", run.TESTS / "test_gpu_ops.py", 0, 1, tmp_path)
-    done = run.run_job(made, "cpu", 2, 100, ["-k", "available or (test_moments and 63)"])
+    done = run.run_job(made, "cpu", 1, 300, ["-k", "available or (test_moments and 63)"])
     assert outcomes(done).pop("backend_is_available[cuda]") == "failed"
     assert [*outcomes(done).values()].count("skipped") == len(done.outcomes) - 1 > 0
 
@@ -110,10 +142,12 @@ def test_a_command_that_stays_silent_is_killed_with_its_children(tmp_path: Path)
     script = f"sleep 60 & echo $! > {child}; for i in 1 2 3; do echo $i >> {progress}; sleep 0.4; done; wait"
     began = time.monotonic()
     assert run_watched(["sh", "-c", script], progress, silence=1.0) is None
-    assert 1.5 < time.monotonic() - began < 30
+    assert time.monotonic() - began > 1.5
     assert progress.read_text() == "1\n2\n3\n"
     state = Path(f"/proc/{child.read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().split()[2] in "ZX"
+    while state.exists() and state.read_text().split()[2] not in "ZX":  # a kill takes a moment
+        assert time.monotonic() - began < 30
+        time.sleep(0.1)
 
 
 def test_a_command_that_ends_gives_its_exit_code(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from emcl_kernels import em_fit, em_moments, em_project, pooled, pooled_similarity, pooled_similarity_blocks, reference
 from emcl_kernels import use_backend as use
-from emcl_kernels.backends import cuda
+from emcl_kernels.backends import cuda, few_rows
 from emcl_kernels.testing import TOLERANCE, assert_close, clustered_rows, distinct_init, relative_error
 
 pytestmark = pytest.mark.skipif(bool(cuda._load_emulated()), reason=cuda._load_emulated())
@@ -32,9 +32,17 @@ ROWS = [
     ((2, 2), 33, 24, 41, 2),
     ((), 130, 130, 7, 2),
     ((), 300, 40, 128, 1),
+    ((), 50, 300, 128, 1),
 ]
 # (texts, videos, frames, width, bases)
-POOLED = [(1, 1, 1, 16, 1), (5, 3, 1, 63, 7), (9, 2, 12, 32, 33), (41, 3, 7, 41, 7), (3, 2, 64, 130, 128)]
+POOLED = [
+    (1, 1, 1, 16, 1),
+    (5, 3, 1, 63, 7),
+    (9, 2, 12, 32, 33),
+    (41, 3, 7, 41, 7),
+    (300, 2, 5, 20, 4),
+    (3, 2, 64, 130, 128),
+]
 GRADIENTS = ["identity", "linear", "full"]
 
 
@@ -93,6 +101,14 @@ def test_a_projection_is_the_released_loop(rows: int, width: int, bases: int, pe
     assert_close("mean_bases", mean_bases, truth_mean)
 
 
+@pytest.mark.parametrize(("rows", "by_the_loop"), [(15, True), (16, False)])
+def test_a_handful_of_rows_goes_by_the_loop(rows: int, by_the_loop: bool) -> None:
+    arguments = clustered_rows(rows, 20).float(), distinct_init(5).float(), 3, 1.0, 3.0, 1e-6
+    mean_bases, of_the_loop = cuda.project(*arguments)[1], few_rows.project(cuda.reconstruct, *arguments)[1]
+    assert torch.equal(mean_bases, of_the_loop) == by_the_loop
+    assert_close("mean_bases", mean_bases, of_the_loop)
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_gradients_of_a_projection(gradient: Any) -> None:
     x, init = clustered_rows(40, 24).float(), distinct_init(5).float()
@@ -129,7 +145,9 @@ def every_output(width: int = 33) -> list[Tensor]:
     responsibilities, scale = em_fit(gram, colsum.unsqueeze(-1) * distinct_init(2, 1, 9).float(), num_iters=2)
     y = torch.ops.emcl.em_reconstruct(x, responsibilities, scale, 3.0)
     rows = [gram, colsum, responsibilities, scale, y, *torch.autograd.grad(y.cos().sum(), x)]
-    text, frames, mask, init = (tensor.float() for tensor in pooled_sample(20, 3, 5, width, 7))
+    wide, many = torch.randn(40, 300), torch.rand(300, 128)
+    rows += [cuda.reconstruct(wide, many, many[0], 3.0), *cuda.reconstruct_backward(wide, wide, many, many[0], 3.0)]
+    text, frames, mask, init = (tensor.float() for tensor in pooled_sample(300, 3, 5, width, 7))
     leaves = text.requires_grad_(), frames.requires_grad_()
     similarity, mean_bases = pooled_similarity(*leaves, mask, init, num_iters=2, gradient="full")
     blocks = pooled_similarity_blocks(text.detach(), frames.detach(), mask, init, em_block=8)

@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from itertools import product
+from itertools import pairwise, product
+from math import sqrt
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +39,11 @@ def test_every_shape_goes_with_one_cell(op: str) -> None:
     reaches = [
         tune.reach(op, dict(zip(tune.GRIDS[op], values, strict=True))) for values in product(*tune.GRIDS[op].values())
     ]
-    for values in product((1, 40, 300, 5000, 10**6), repeat=len(tune.GRIDS[op])):
+    edges = [
+        (1, 10**6, *(int(sqrt(a * b)) + step for a, b in pairwise(grid) for step in (0, 1)))
+        for grid in tune.GRIDS[op].values()
+    ]
+    for values in product(*edges):
         sizes = dict(zip(tune.GRIDS[op], values, strict=True))
         rows = [
             tables.Row("cuda", "", op=op, shape={name: (low, high) for name, (low, high) in reach.items()})

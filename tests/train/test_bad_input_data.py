@@ -86,7 +86,10 @@ def doctor_of_nothing(root):
 BAD_INPUTS = {
     "damaged-clip": (damaged_clip, r"1 of 14 clips in .* cannot be decoded: video1 \(.+--data.on-bad-video skip"),
     "missing-clip": (missing_clip, r"1 of 14 clips in .*: video5 \(there is no such file\)"),
-    "many-damaged-clips": (many_damaged_clips, r"14 of 14 clips .*; and 4 more\. Replace .*emcl-train data doctor"),
+    "many-damaged-clips": (
+        many_damaged_clips,
+        r"14 of 14 clips .*; and 4 more, all of which stand in .*bad-clips.txt. Replace .*emcl-train data doctor",
+    ),
     "no-clip-left": (no_clip_left, r"none of the 2 clips of the test split in .* video12 .*data doctor"),
     "clip-lost-in-mid-run": (clip_lost_in_mid_run, r"^clip video2 \(.*\) was whole .*: there is no such file; restore"),
     "clip-lost-in-a-worker": (clip_lost_in_a_worker, r"^clip video2 \(.*\) was whole .*: there is no such file"),

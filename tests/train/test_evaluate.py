@@ -10,8 +10,12 @@ from tiny_evaluation import CLIPS, FRAMES, TinyTokenizer, tiny_config, tiny_data
 from emcl_train import evaluate as evaluation
 from emcl_train.checkpoint import append_line, save_config, save_tensors_atomic, write_json_atomic
 from emcl_train.config import EvalConfig, RunConfig
+from emcl_train.data.provenance import provenance
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
-from emcl_train.evaluate import Similarities, embed_split, evaluate, evaluate_run, rows_of, similarities
+from emcl_train.evaluate import bank_of, compare_bank, embed_split, evaluate, evaluate_run, similarities
+from emcl_train.metrics import text_to_video
+from emcl_train.rerank import qb_norm
+from emcl_train.rows import Similarities, rows_of
 
 __all__ = ["tiny_data"]  # a fixture
 
@@ -19,11 +23,11 @@ EYE = 0.5 * torch.eye(CLIPS) + 0.1
 SHIFTED = 0.5 * torch.eye(CLIPS).roll(1, dims=1) + 0.1
 
 
-def save_run(path, config: RunConfig, sampler: object = VIDEO_SAMPLER_VERSION) -> None:
+def save_run(path, config: RunConfig, **environment: object) -> None:
     path.mkdir()
     save_config(path, config)
     save_tensors_atomic(path / "model.safetensors", tiny_model(config).state_dict())
-    write_json_atomic(path / "environment.json", {"sampler": sampler})
+    write_json_atomic(path / "environment.json", provenance(config.data) | environment)
     for epoch, recall in ((1, 20.0), (2, 40.0), (3, 40.0)):
         record = {"epoch": epoch, "text_to_video": {"R@1": recall}, "video_to_text": {"R@1": 0.0}}
         append_line(path / "metrics.jsonl", {"kind": "validation", **record})
@@ -38,11 +42,10 @@ def test_embeddings_do_not_depend_on_the_batch_size(tiny_data, batch_size):
     config.eval.batch_size = batch_size
     parts = embed_split(model, tiny_data, TinyTokenizer(), config)
     assert model.training
-    assert parts.frames.shape == (CLIPS, FRAMES, 16)
-    assert parts.frame_mask.sum() == CLIPS * FRAMES - 2
-    torch.testing.assert_close(parts.text, whole.text)
-    torch.testing.assert_close(parts.frames, whole.frames)
-    assert not parts.text.requires_grad
+    assert parts.video.frames.shape == (CLIPS, FRAMES, 16)
+    assert parts.video.mask.sum() == CLIPS * FRAMES - 2
+    torch.testing.assert_close(parts.tensors(), whole.tensors())
+    assert not parts.text.pooled.requires_grad
 
 
 def test_evaluation_does_not_move_the_maintained_bases(tiny_data):
@@ -159,8 +162,69 @@ def test_evaluating_a_run_twice_gives_the_same_bytes(tiny_data, tmp_path):
     assert [(tmp_path / "run" / file).read_bytes() for file in files] == first
 
 
-@pytest.mark.parametrize(("trained_with", "warns"), [(VIDEO_SAMPLER_VERSION, False), ("another", True)])
-def test_frames_of_another_sampler_are_warned_of(tiny_data, tmp_path, capsys, trained_with, warns):
-    save_run(tmp_path / "run", tiny_config(), sampler=trained_with)
+@pytest.mark.parametrize(
+    ("then", "warning"),
+    [
+        ({}, ""),
+        ({"sampler": "another"}, f"video sampler version was another, now {VIDEO_SAMPLER_VERSION};"),
+        ({"decoder": "PyAV 1, libavcodec 2"}, "decoder was PyAV 1, libavcodec 2, now PyAV "),
+        (
+            {"sampling": {"frame_sampling": "1fps"}},
+            "sampling was frame_sampling 1fps, now frame_sampling uniform, num_f",
+        ),
+        ({"compression": {"fps": 3.0}}, "compression was fps 3.0, now None;"),
+    ],
+)
+def test_frames_that_come_out_otherwise_are_warned_of(tiny_data, tmp_path, capsys, then, warning):
+    save_run(tmp_path / "run", tiny_config(), **then)
     evaluate_run(tmp_path / "run")
-    assert ("trained on frames of video sampler version another" in " ".join(capsys.readouterr().err.split())) == warns
+    err = " ".join(capsys.readouterr().err.split())
+    assert ("was trained on other frames" in err) == bool(warning)
+    assert warning in err
+
+
+def test_a_run_that_recorded_no_decoder_yet_is_warned_of_its_sampler_alone(tiny_data, tmp_path, capsys):
+    save_run(tmp_path / "run", tiny_config())
+    write_json_atomic(tmp_path / "run" / "environment.json", {"sampler": 0})
+    evaluate_run(tmp_path / "run")
+    assert capsys.readouterr().err.count("warning:") == 1
+
+
+def test_results_say_what_their_frames_depend_on(tiny_data, tmp_path):
+    save_run(tmp_path / "run", tiny_config())
+    results = evaluate_run(tmp_path / "run")
+    assert results | provenance(tiny_config().data) == results
+    assert results["sampling"] == {"frame_sampling": "uniform", "num_frames": 3, "image_size": 16}
+
+
+def test_qb_norm_stands_beside_the_raw_row_and_takes_its_bank_from_training_clips(tiny_data, tmp_path):
+    config = tiny_config()
+    save_run(tmp_path / "run", config)
+    results = evaluate_run(tmp_path / "run", EvalConfig(query_bank=5))
+    *others, row = results["rows"]
+    assert row["name"] == "EMCL-Net + QB-Norm"
+    assert "bank of 5 training captions" in row["note"]
+
+    # The tiny data give the same features whatever the split, so the bank's are known.
+    model = tiny_model(config).eval()
+    whole = embed_split(model, tiny_data, TinyTokenizer(), config)
+    chosen = embed_split(model, bank_of(tiny_data, 5), TinyTokenizer(), config)
+    bank = compare_bank(model, whole, chosen, config)
+    main = similarities(model, whole, config).main
+    assert row["text_to_video"] == text_to_video(
+        qb_norm(main, bank.text_to_video, temperature=0.05), whole.caption_clip
+    )
+    by_clip = qb_norm(main.T, bank.video_to_text.T, temperature=0.05)
+    assert row["video_to_text"] == text_to_video(by_clip, torch.arange(CLIPS))
+
+    without = evaluate_run(tmp_path / "run", EvalConfig(query_bank=0))["rows"]
+    assert without == others
+
+
+def test_a_bank_is_spread_over_the_training_clips():
+    split = tiny_split(captions_per_clip=2)
+    bank = bank_of(split, 3)
+    assert [clip.video_id for clip in bank.clips] == ["video0", "video2", "video4"]
+    assert bank.captions == ("caption 0", "caption 4", "caption 8")
+    assert bank.caption_clip == (0, 1, 2)
+    assert len(bank_of(split, 1000).clips) == CLIPS

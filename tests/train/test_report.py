@@ -11,6 +11,7 @@ import torch
 from fake_run import make_run
 from rich.console import Console
 
+from emcl_train.data.annotations import Clip
 from emcl_train.report import render_table, report_runs, retrievals, write_report
 from emcl_train.report.plots import rank_bins
 from emcl_train.report.retrievals import best_and_worst
@@ -151,10 +152,11 @@ def test_the_report_shows_frames_from_the_data_set(tmp_path, shared_data):
 
 def test_a_clip_that_cannot_be_decoded_says_so_in_its_place(tmp_path, monkeypatch):
     make_run(tmp_path, clips=10)
-    paths = {f"video{i}": tmp_path / f"video{i}.mp4" for i in range(9)}  # video9 is not there any more
-    for path in paths.values():
-        path.write_bytes(b"no video")
-    monkeypatch.setattr(retrievals, "_clip_paths", lambda *_: paths)
+    names = [f"video{i}" for i in range(9)]  # video9 is not there any more
+    clips = {name: Clip(name, tmp_path / f"{name}.mp4") for name in names}
+    for clip in clips.values():
+        clip.path.write_bytes(b"no video")
+    monkeypatch.setattr(retrievals, "_clips", lambda *_: clips)
     pictures, problem = retrievals.strips(load_run(tmp_path), {3, 9})
     assert problem == ""
     assert pictures[3].jpeg is None
@@ -178,3 +180,27 @@ def test_best_and_worst_are_those_of_a_hand_computed_case(tmp_path):
 )
 def test_rank_bins_end_at_the_gallery(gallery, edges):
     assert rank_bins(gallery) == edges
+
+
+def test_published_rows_stand_beside_a_recipes_own_and_are_marked(tmp_path):
+    make_run(tmp_path)
+    results = results_of(tmp_path)
+    assert "published" not in printed(render_table(results), width=200)
+    text = printed(render_table(results | {"recipe": "msrvtt-9k"}), width=200)
+    line = next(line for line in text.splitlines() if "published: EMCL-Net  " in line)
+    assert re.findall(r"[\d.]+", line) == ["46.8", "73.1", "83.1", "2.0", "12.8", "46.5", "73.5", "83.5", "2.0", "8.8"]
+    assert "not computed here" in text
+    assert "gallery has 40 clips, that of the published rows 1000" in text
+    whole = printed(render_table(results | {"recipe": "msrvtt-9k", "gallery": 1000, "queries": 1000}), width=200)
+    assert "cannot be compared" not in whole
+    assert "published" not in printed(render_table(results | {"recipe": "msrvtt-9k", "split": "val"}), width=200)
+
+
+def test_activitynet_has_the_metrics_of_its_literature(tmp_path):
+    make_run(tmp_path)
+    text = printed(render_table(results_of(tmp_path) | {"recipe": "activitynet"}), width=200)
+    assert "R@50" in text
+    assert "R@10" not in text.replace("R@10)", "")
+    line = next(line for line in text.splitlines() if "published: CLIP4Clip" in line)
+    assert re.findall(r"(?<!p)\d[\d.]*", line.split("Clip", 2)[-1])[:4] == ["40.5", "72.4", "98.1", "2.0"]
+    assert "–" in line

@@ -1,12 +1,13 @@
-"""The inverted softmax, by hand and in the cases it is made for."""
+"""The inverted softmax and QB-Norm, by hand and in the cases they are made for."""
 
 import math
 
 import pytest
 import torch
 
+from emcl_train.errors import UserError
 from emcl_train.metrics import text_to_video
-from emcl_train.rerank import inverted_softmax
+from emcl_train.rerank import inverted_softmax, qb_norm
 
 
 def test_inverted_softmax_of_a_hand_computed_case():
@@ -50,3 +51,39 @@ def test_the_raw_similarity_is_left_alone():
     before = similarity.clone()
     inverted_softmax(similarity, 0.01, axis=0)
     assert torch.equal(similarity, before)
+
+
+def test_qb_norm_of_a_hand_computed_case():
+    similarity = torch.tensor([[1.0, 0.5], [0.2, 0.6]])
+    bank = torch.tensor([[math.log(3.0), 0.0], [math.log(2.0), 0.0]])  # both are nearest to item 0
+    scores = qb_norm(similarity, bank, temperature=1.0)
+    # Row 0 is nearest to item 0, so it is divided by what the bank makes of the items: 3 + 2 and 1 + 1.
+    assert scores[0].tolist() == pytest.approx([1.0 - math.log(5.0), 0.5 - math.log(2.0)])
+    assert scores[1].tolist() == pytest.approx([0.2, 0.6])
+
+
+def test_qb_norm_finds_behind_a_hub_what_the_bank_has_seen_of_it():
+    similarity = torch.tensor([[0.50, 0.10, 0.60], [0.10, 0.50, 0.60], [0.10, 0.10, 0.70]])
+    bank = torch.tensor([[0.2, 0.3, 0.6], [0.3, 0.2, 0.6]])
+    assert text_to_video(qb_norm(similarity, bank, temperature=0.05), torch.arange(3))["R@1"] == 100.0
+
+
+def test_qb_norm_does_not_let_a_query_see_another_one():
+    generator = torch.Generator().manual_seed(0)
+    similarity, bank = torch.rand(9, 7, generator=generator), torch.rand(5, 7, generator=generator)
+    alone = torch.cat([qb_norm(row[None], bank, temperature=0.05) for row in similarity])
+    assert torch.equal(alone, qb_norm(similarity, bank, temperature=0.05))
+
+
+@pytest.mark.parametrize(
+    ("bank", "temperature", "words"),
+    [
+        (torch.zeros(0, 3), 0.05, "at least one bank query"),
+        (torch.zeros(2, 4), 0.05, "same 3 gallery items, got shape"),
+        (torch.full((2, 3), math.nan), 0.05, "NaN or infinity"),
+        (torch.zeros(2, 3), 0.0, "positive number, got 0.0"),
+    ],
+)
+def test_qb_norm_says_what_is_wrong_with_its_bank(bank, temperature, words):
+    with pytest.raises(UserError, match=words):
+        qb_norm(torch.rand(3, 3), bank, temperature=temperature)

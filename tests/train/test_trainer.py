@@ -174,3 +174,37 @@ def test_a_full_disk_ends_with_one_error(root, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the disk is full"):
         run(config)
     assert not list(config.out.rglob("*.partial"))
+
+
+def test_losses_and_validations_go_to_the_tracker(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, _ = finished
+    events = EventAccumulator(str(out / "tracker"))
+    events.Reload()
+    expected = [(line["step"], line["loss"]) for line in metrics(out) if line["kind"] == "train"]
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [
+        (step, pytest.approx(loss)) for step, loss in expected
+    ]
+    validations = [line for line in metrics(out) if line["kind"] == "validation"]
+    assert [event.value for event in events.Scalars("validation/video_to_text/MnR")] == [
+        pytest.approx(line["video_to_text"]["MnR"]) for line in validations
+    ]
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_and_none_is_a_choice(root, tmp_path):
+    with pytest.raises(UserError, match=r"train\.tracker is wandb, whose package is not installed"):
+        run(tiny_run(root, tmp_path / "a", tracker="wandb"))
+    run(tiny_run(root, tmp_path / "b", tracker="none", max_steps=1))
+    assert not (tmp_path / "b" / "tracker").exists()
+
+
+def test_selecting_on_the_test_split_is_said_wherever_figures_stand(root, tmp_path):
+    text = run(tiny_run(root, tmp_path / "run", epochs=1, select_on_test=True))
+    assert "TEST SET (which makes the figures too high) R@1" in text
+    assert "Weights chosen by TEST SET (which makes the figures too high) text→video R@1: epoch 1." in text
+    assert "TEST SET" in (tmp_path / "run" / "report.html").read_text()
+    validation = next(line for line in metrics(tmp_path / "run") if line["kind"] == "validation")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert validation["split"] == "test"
+    assert validation["text_to_video"] == results["rows"][0]["text_to_video"]

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotations import Clip, Split, load_annotations, read_msrvtt, video_files
+from emcl_train.data.annotations import Clip, Split, load_annotations
+from emcl_train.data.layouts.msrvtt import read_msrvtt
+from emcl_train.data.reading import video_files
 
 
 def write_layout(root, *, train, test, captions, splits=None, videos=()):
@@ -74,7 +76,10 @@ def test_all_captions_of_the_test_clips_are_queries_on_request(config):
 def test_validation_clips_are_the_ones_of_the_json_that_no_list_names(config):
     annotations = load_annotations(config)
     assert pairs_of(annotations.val) == [(i, f"{i} is seen") for i in IDS[30:34]]
-    assert annotations.notes == ()
+    assert annotations.notes == (
+        "train: 30 clips; MSR-VTT 1k-A has 9000.",
+        "test: 6 clips; MSR-VTT 1k-A has 1000.",
+    )
 
 
 def test_without_validation_clips_a_tenth_of_the_training_list_is_held_out(tmp_path):
@@ -121,7 +126,7 @@ def test_other_containers_are_found_and_mp4_comes_first(config):
     (config.root / "videos" / "video2.mp4").unlink()
     (config.root / "videos" / ".video3.mp4").touch()
     (config.root / "videos" / "notes.txt").touch()
-    files = video_files(config.root)
+    files = video_files(config.root / "videos")
     assert {files[i].name for i in IDS[:3]} == {"video0.webm", "video1.mp4", "video2.MKV"}
     assert set(files) == set(IDS)
 

@@ -34,13 +34,13 @@ def config(tmp_path):
 def decoded(monkeypatch):
     """The names of the files that are decoded."""
     names = []
-    real = loader.decode_frames
+    real = loader.decode_clip
 
-    def decode_frames(path, *arguments):
-        names.append(path.name)
-        return real(path, *arguments)
+    def decode_clip(clip, config):
+        names.append(clip.path.name)
+        return real(clip, config)
 
-    monkeypatch.setattr(loader, "decode_frames", decode_frames)
+    monkeypatch.setattr(loader, "decode_clip", decode_clip)
     return names
 
 
@@ -229,7 +229,7 @@ def test_a_cache_of_other_files_is_not_used(config, decoded):
 
 def test_an_interrupted_cache_leaves_nothing_that_counts(config, monkeypatch):
     config.data.cache_frames = True
-    monkeypatch.setattr(loader, "decode_frames", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(loader, "decode_clip", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare(config)
     assert not list(config.data.root.glob(".emcl/*frames*"))
@@ -277,3 +277,60 @@ def test_each_of_several_processes_decodes_its_part_of_the_same_batches(config, 
     for batch, *slices in zip(whole, *parts, strict=True):
         assert all(torch.equal(torch.cat([part[name] for part in slices]), batch[name]) for name in batch)
     assert torch.equal(batches(config, epoch=1, start_batch=1, rank=1, world=2)[0]["index"], parts[1][1]["index"])
+
+
+def test_spans_of_one_file_are_remembered_apart(config, decoded):
+    root = config.data.root
+    path = write_video(root / "videos" / "long.mp4", range(20))
+    clips = [Clip(f"span{n}", path, start=n * 0.5, end=(n + 1) * 0.5) for n in range(4)]
+    config.data.cache_frames = True
+    assert loader.check_clips(clips, config.data) == {}
+    cache = loader.FrameCache.open(config.data, clips)
+    assert [[level(frame) for frame in cache.read(clip)[0]] for clip in clips] == [
+        [0, 2, 4],
+        [5, 7, 9],
+        [10, 12, 14],
+        [15, 17, 19],
+    ]
+    past = Clip("past", path, start=2.0, end=3.0)
+    assert loader.FrameCache.open(config.data, [*clips, past]) is None
+    assert loader.check_clips([*clips, past], replace(config.data, cache_frames=False)) == {
+        "past": "it ends at 2.00 s, before the span from 2 s on"
+    }
+    decoded.clear()
+    assert "past" in loader.check_clips([*clips, past], replace(config.data, cache_frames=False))
+    assert decoded == []
+
+
+def test_files_of_one_name_in_two_folders_are_remembered_apart(config):
+    videos = config.data.root / "videos"
+    clips = []
+    for n in range(2):
+        (videos / f"film{n}").mkdir()
+        clips.append(Clip(f"clip{n}", write_video(videos / f"film{n}" / "a.mp4", [n + 3] * 4)))
+    config.data.cache_frames = True
+    assert loader.check_clips(clips, config.data) == {}
+    cache = loader.FrameCache.open(config.data, clips)
+    assert [level(cache.read(clip)[0][0]) for clip in clips] == [3, 4]
+
+
+def test_another_sampling_is_another_cache(config, decoded):
+    config.data.cache_frames = True
+    prepare(config)
+    by_second = replace(config.data, frame_sampling="1fps")
+    assert loader.FrameCache.open(by_second, load_annotations(by_second).train.clips) is None
+    decoded.clear()
+    prepare(replace(config, data=by_second))
+    assert len(decoded) == 14
+    clips = next(iter(clip_loader(load_annotations(by_second).train, by_second, 4)))
+    assert clips["frame_mask"].sum(dim=1).tolist() == [1] * 4  # of 0.4 s
+    assert loader.FrameCache.open(config.data, load_annotations(config.data).train.clips) is not None
+
+
+def test_more_bad_clips_than_an_error_names_stand_in_a_file(config):
+    for n in range(12):
+        (config.data.root / "videos" / f"video{n}.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"and 2 more, all of which stand in .*bad-clips\.txt\. Replace"):
+        prepare(config)
+    lines = (config.data.root / ".emcl" / "bad-clips.txt").read_text().splitlines()
+    assert lines == [f"video{n}\tthe file is empty" for n in range(12)]

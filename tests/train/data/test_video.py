@@ -85,6 +85,81 @@ def test_probe_reads_what_the_file_says(tmp_path):
     assert "mp4" in info.container
 
 
+def seconds(path: Path, num_frames: int = 4, **span: float) -> list[int]:
+    """The written frames that a frame a second takes."""
+    frames, mask = decode_frames(path, num_frames, 16, "1fps", **span)
+    assert mask.tolist() == [True] * int(mask.sum()) + [False] * (num_frames - int(mask.sum()))
+    assert frames[~mask].sum() == 0
+    return [level(frame) for frame in frames[mask]]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_a_frame_a_second_is_taken_and_of_too_many_evenly_spread_ones(tmp_path, suffix):
+    path = write_video(tmp_path / f"a.{suffix}", range(45))  # 4.5 s: 0, 1, 2, 3, 4
+    assert seconds(path, 7) == [0, 10, 20, 30, 40]
+    assert seconds(path, 5) == [0, 10, 20, 30, 40]
+    # Numbers 0 to 4 in three even steps, and in four that are rounded down: 0, 1.33, 2.67, 4.
+    assert seconds(path, 3) == [0, 20, 40]
+    assert seconds(path, 4) == [0, 10, 20, 40]
+    assert seconds(path, 1) == [0]
+
+
+def test_a_clip_of_whole_seconds_has_no_frame_at_its_end(tmp_path):
+    assert seconds(write_video(tmp_path / "a.mp4", range(30)), 7) == [0, 10, 20]
+    assert seconds(write_video(tmp_path / "b.mp4", range(31)), 7) == [0, 10, 20, 30]
+    assert seconds(write_video(tmp_path / "c.mp4", range(4)), 7) == [0]
+
+
+def test_a_frame_that_stays_is_taken_at_every_second_but_the_last(tmp_path):
+    # Shown from 0, 0.1 and 2.5 s on: the second one at 1 and 2 s, and the last not again after it began.
+    path = write_video(tmp_path / "a.mkv", range(3), times=[0, 1, 25])
+    assert seconds(path, 7) == [0, 1, 1]
+
+
+@pytest.mark.parametrize("seek_from", [0.0, 60.0])
+def test_a_span_is_sampled_as_a_clip_of_its_own(tmp_path, monkeypatch, seek_from):
+    monkeypatch.setattr(video, "SEEK_FROM", seek_from)
+    path = write_video(tmp_path / "a.mp4", range(40), options={"g": "7"})
+    assert seconds(path, 9, start=1.0, end=3.0) == [10, 20]
+    assert seconds(path, 9, start=0.5) == [5, 15, 25, 35]
+    assert seconds(path, 9, end=2.5) == [0, 10, 20]
+    assert seconds(path, 9, end=30.0) == [0, 10, 20, 30]
+    assert seconds(path, 9, start=3.95) == [39]
+
+    def spread(num_frames: int, **span: float) -> list[int]:
+        frames, mask = decode_frames(path, num_frames, 16, **span)
+        return [level(frame) for frame in frames[mask]]
+
+    assert spread(4, start=1.0, end=3.0) == [12, 17, 22, 27]
+    assert spread(2, end=1.0) == [2, 7]
+    with pytest.raises(VideoError, match=r"it ends at 4\.00 s, before the span from 4 s on"):
+        decode_frames(path, 4, 16, start=4.0)
+
+
+def test_a_short_span_has_fewer_valid_frames(tmp_path):
+    path = write_video(tmp_path / "a.mp4", range(40))
+    frames, mask = decode_frames(path, 5, 16, start=2.0, end=2.2)
+    assert [level(frame) for frame in frames[mask]] == [20, 21]
+
+
+def test_a_span_counts_from_the_first_frame(tmp_path):
+    path = write_video(tmp_path / "a.mkv", range(30), times=range(50, 80))
+    assert seconds(path, 9, start=1.0) == [10, 20]
+
+
+def test_many_frames_of_a_clip_that_is_not_so_long_are_decoded_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "SEEK_FROM", 2.0)
+    path = write_video(tmp_path / "a.mp4", range(40))
+    sought = []
+    real = video._frames_at
+    monkeypatch.setattr(video, "_frames_at", lambda *of: sought.append(len(of[1])) or real(*of))
+    assert seconds(path, 36) == [0, 10, 20, 30]  # 4 s for 36 frames: less than three times 2 s
+    assert sought == [4]
+    sought.clear()
+    assert seconds(path, 4) == [0, 10, 20, 30]
+    assert sought == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_a_truncated_file_is_an_error_and_never_fewer_frames(tmp_path, suffix, share):

@@ -1,0 +1,1 @@
+"""One module for each data set's own annotation files: `read(config)` gives its lists."""

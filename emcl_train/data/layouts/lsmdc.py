@@ -1,0 +1,60 @@
+"""LSMDC: tab-separated files without a header; clip id, four times, sentence."""
+
+from pathlib import Path
+
+from emcl_train.config import DataConfig
+from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder, queries
+from emcl_train.data.reading import count, read_text
+from emcl_train.errors import UserError
+
+FILES = {
+    "train": "LSMDC16_annos_training.csv",
+    "val": "LSMDC16_annos_val.csv",
+    "test": "LSMDC16_challenge_1000_publictect.csv",
+}
+PROTOCOL = Protocol("LSMDC", train=(101079,), val=(7408,), test=(1000,), unit="sentence")
+
+# As they are distributed, these files cannot be decoded, and all published figures are without them.
+BROKEN = {
+    "0017_Pianist_00.23.28.872-00.23.34.843",
+    "0017_Pianist_00.30.36.767-00.30.38.009",
+    "3064_SPARKLE_2012_01.41.07.000-01.41.11.793",
+}
+
+
+def read(config: DataConfig) -> Lists:
+    """Every sentence with its clip; a clip may have several. Files lie in one folder, or in one for each film."""
+    check_root(config, FILES["train"])
+    notes: list[str] = []
+    counted, found = {}, {}
+    for split, name in FILES.items():
+        path = config.root / name
+        captions, counted[split] = read_sentences(path)
+        broken = BROKEN & captions.keys()
+        if broken:
+            notes.append(f"{name}: {count(len(broken), 'clip')} known to be broken as distributed and left out.")
+        ids = [clip_id for clip_id in captions if clip_id not in broken]
+        found[split] = captions_of(ids, captions, path, path, notes)
+    val, test = (queries(found[name], config) for name in ("val", "test"))
+    clip = clip_finder(config)
+    return Lists(found["train"], val, test, clip, config.root / FILES["train"], PROTOCOL, counted, notes)
+
+
+def read_sentences(path: Path) -> tuple[Captions, int]:
+    """The sentences of each clip, and the number of lines.
+
+    Raises: UserError with the line that has not six columns.
+    """
+    captions: Captions = {}
+    lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()]
+    for number, line in lines:
+        columns = line.rstrip("\r").split("\t", maxsplit=5)
+        if len(columns) != 6 or not columns[0].strip():
+            raise UserError(
+                f"{path}, line {number}: {count(len(columns), 'column')}, expected 6, separated by tabs: clip id, "
+                f"start and end twice, sentence; correct the line"
+            )
+        captions.setdefault(columns[0].strip(), []).append(columns[5].strip())
+    if not lines:
+        raise UserError(f"{path} has no line; copy or download it again")
+    return captions, len(lines)

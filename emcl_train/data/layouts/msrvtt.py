@@ -1,0 +1,163 @@
+"""MSR-VTT: `MSRVTT_data.json`, and for 1k-A the list `MSRVTT_train.9k.csv` or `.7k.csv` and the test file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from emcl_train.config import DataConfig
+from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder, queries
+from emcl_train.data.reading import count, few, read_csv, read_json, shortened
+from emcl_train.errors import UserError
+
+DATA_JSON, TEST_CSV = "MSRVTT_data.json", "MSRVTT_JSFUSION_test.csv"
+TRAIN_CSV = {"9k": "MSRVTT_train.9k.csv", "7k": "MSRVTT_train.7k.csv"}
+
+PROTOCOLS = {
+    "9k": Protocol("MSR-VTT 1k-A", train=(9000,), test=(1000,)),
+    "7k": Protocol("MSR-VTT 1k-A with 7k training clips", train=(7010,), test=(1000,)),
+    "full": Protocol("MSR-VTT full", train=(6513,), val=(497,), test=(2990,)),
+}
+
+
+@dataclass(frozen=True)
+class MsrvttFiles:
+    """What the files say, in their order and with their repetitions; without lists for the full split."""
+
+    train_ids: list[str]
+    test_ids: list[str]
+    test_sentences: list[str]
+    """One for each of `test_ids`."""
+    captions: Captions
+    """Every caption of each clip in the JSON file."""
+    splits: dict[str, str]
+    """The split that the JSON file gives each clip: "train", "validate" or "test"."""
+
+
+def read(config: DataConfig) -> Lists:
+    """The lists of the split that `msrvtt_split` names.
+
+    1k-A: the validation clips are what the JSON file calls "validate" and neither list names. `test_captions` holds
+    for them as well, so that the number an epoch is selected by is of the kind that is reported.
+    """
+    files = read_msrvtt(config.root, config.msrvtt_split)
+    return _full(files, config) if config.msrvtt_split == "full" else _one_k_a(files, config)
+
+
+def read_msrvtt(root: Path, split: Literal["9k", "7k", "full"] = "9k") -> MsrvttFiles:
+    """Read the annotation files, and nothing of the videos.
+
+    Raises: UserError with the file, what is wrong with it, and the way out.
+    """
+    check_root(DataConfig(root=root), DATA_JSON)
+    train = test = []
+    if split != "full":
+        train = read_csv(root / TRAIN_CSV[split], ("video_id",))
+        test = read_csv(root / TEST_CSV, ("video_id", "sentence"))
+    captions, splits = _read_data(root / DATA_JSON)
+    return MsrvttFiles(
+        train_ids=[row["video_id"] for row in train],
+        test_ids=[row["video_id"] for row in test],
+        test_sentences=[row["sentence"] for row in test],
+        captions=captions,
+        splits=splits,
+    )
+
+
+def _one_k_a(files: MsrvttFiles, config: DataConfig) -> Lists:
+    notes: list[str] = []
+    data, train_csv, test_csv = (config.root / name for name in (DATA_JSON, TRAIN_CSV[config.msrvtt_split], TEST_CSV))
+    train = captions_of(files.train_ids, files.captions, train_csv, data, notes)
+    listed = train.keys() | set(files.test_ids)
+    val_ids = [video_id for video_id, split in files.splits.items() if split == "validate" and video_id not in listed]
+    val = captions_of(val_ids, files.captions, data, data, notes)
+    if config.test_captions == "all":
+        test = captions_of(files.test_ids, files.captions, test_csv, data, notes)
+    else:
+        test = {}
+        for video_id, sentence in zip(files.test_ids, files.test_sentences, strict=True):
+            test.setdefault(video_id, []).append(sentence)
+        if repeated := len(files.test_ids) - len(test):
+            notes.append(f"{TEST_CSV} repeats {count(repeated, 'id')}; each clip is used once.")
+    clip = clip_finder(config)
+    unlisted = [i for i in files.splits if i not in listed and i not in val and clip(i).path.exists()]
+    return Lists(
+        train,
+        queries(val, config),
+        test,
+        clip,
+        train_csv,
+        None if config.layout == "shapes" else PROTOCOLS[config.msrvtt_split],
+        notes=notes,
+        # The 7k list leaves out clips on purpose; nobody who trains on it wants them all decoded.
+        unlisted=unlisted if config.msrvtt_split == "9k" else [],
+        hold_out_from=f'mark validation clips as "split": "validate" in {DATA_JSON}',
+    )
+
+
+def _full(files: MsrvttFiles, config: DataConfig) -> Lists:
+    data = config.root / DATA_JSON
+    notes: list[str] = []
+    unknown = sorted(set(files.splits.values()) - {"train", "validate", "test"})
+    if unknown:
+        raise UserError(
+            f'{data}: "split" of a clip is {unknown[0]!r}, expected "train", "validate" or "test"; correct the entry'
+        )
+
+    def part(name: str) -> Captions:
+        ids = [video_id for video_id, split in files.splits.items() if split == name]
+        if not ids and name != "validate":
+            raise UserError(
+                f'{data} marks no clip as "split": "{name}", which the full split needs; pass another recipe'
+            )
+        return captions_of(ids, files.captions, data, data, notes)
+
+    return Lists(
+        part("train"),
+        queries(part("validate"), config),
+        queries(part("test"), config),
+        clip_finder(config),
+        data,
+        PROTOCOLS["full"],
+        notes=notes,
+        hold_out_from=f'mark validation clips as "split": "validate" in {DATA_JSON}',
+    )
+
+
+def _read_data(path: Path) -> tuple[Captions, dict[str, str]]:
+    """Captions and split of every clip."""
+    content = read_json(path, "MSR-VTT annotations")
+    splits = {entry["video_id"]: entry["split"] for entry in _entries(path, content, "videos", ("video_id", "split"))}
+    captions: Captions = {}
+    for entry in _entries(path, content, "sentences", ("video_id", "caption")):
+        captions.setdefault(entry["video_id"], []).append(entry["caption"])
+    return captions, splits
+
+
+def _entries(
+    path: Path, content: Any, key: Literal["videos", "sentences"], names: tuple[str, ...]
+) -> list[dict[str, str]]:
+    """The objects of a list in the JSON file, each with these strings, stripped of surrounding space."""
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        found = (
+            f"its keys are {few(list(content))}" if isinstance(content, dict) else f"it is a {type(content).__name__}"
+        )
+        raise UserError(f'{path} has no list "{key}": {found}; pass the folder of MSR-VTT\'s own annotation files')
+    if not content[key]:
+        raise UserError(f'{path}: the list "{key}" is empty; copy or download the file again')
+    entries, flaws = [], []
+    for index, entry in enumerate(content[key]):
+        values = {name: entry.get(name) if isinstance(entry, dict) else None for name in names}
+        texts = {name: value.strip() for name, value in values.items() if isinstance(value, str)}
+        bare = [name for name in names if not texts.get(name)]
+        if bare:
+            flaws.append((index, bare[0]))
+        else:
+            entries.append(texts)
+    if flaws:
+        index, name = flaws[0]
+        more = f" (and {len(flaws) - 1} more like it)" if len(flaws) > 1 else ""
+        raise UserError(
+            f'{path}: "{key}"[{index}] has no text under "{name}": {shortened(content[key][index])}{more}; '
+            f"fill it, or delete the entry"
+        )
+    return entries

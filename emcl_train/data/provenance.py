@@ -1,0 +1,54 @@
+"""What a run's frames depend on beside the videos: recorded with the run, and compared when it is evaluated."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from emcl_train.config import DataConfig
+from emcl_train.data.container import decoder_version
+from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+
+COMPRESSED = "compressed.json"
+"""Written by `emcl-train data compress` into the folder of its copies."""
+
+
+def provenance(config: DataConfig) -> dict[str, Any]:
+    """The decoder, the sampler's version and settings, and how the files were compressed, if this program did it."""
+    settings = asdict(config)
+    return {
+        "decoder": decoder_version(),
+        "sampler": VIDEO_SAMPLER_VERSION,
+        "sampling": {name: settings[name] for name in ("frame_sampling", "num_frames", "image_size")},
+        "compression": _compression(config.root / config.videos) or _compression(config.root),
+    }
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Sentences about what is another thing in one record than it was in another."""
+    names = {
+        "decoder": "decoder",
+        "sampler": "video sampler version",
+        "sampling": "sampling",
+        "compression": "compression",
+    }
+    found = []
+    for key, name in names.items():
+        # The sampler was always recorded; a record without one of the others is older than it.
+        if (key in then or key == "sampler") and then.get(key) != now[key]:
+            found.append(f"{name} was {_shown(then.get(key))}, now {_shown(now[key])}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    return (
+        ", ".join(f"{name} {_shown(entry)}" for name, entry in value.items()) if isinstance(value, dict) else str(value)
+    )
+
+
+def _compression(folder: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads((folder / COMPRESSED).read_text(encoding="utf-8"))
+        return {name: content[name] for name in ("fps", "short_side", "encoding")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,192 @@
+"""Two runs query by query: how much the second differs from the first, and whether that may be chance."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from rich import box
+from rich.console import Group as Lines
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from emcl_train.bootstrap import Interval, paired_bootstrap
+from emcl_train.errors import UserError
+from emcl_train.metrics import ranks, video_to_text_ranks_by_similarity
+from emcl_train.report.groups import Group
+from emcl_train.report.run_folder import Run
+
+METRICS = ("R@1", "R@5", "R@10", "MnR")
+Ranks = dict[Hashable, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of both runs over the queries that they share."""
+
+    direction: str
+    metric: str
+    first: float
+    second: float
+    interval: Interval
+    """Of second − first."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.interval.low > 0 or self.interval.high < 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All metrics, and what a reader must know of them."""
+
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        shown = [f"{d.direction} {d.metric} {d.interval}" for d in self.differences if d.shown]
+        if not shown:
+            return "no difference shown: every 95 % interval holds zero."
+        return f"a difference is shown in {', '.join(shown)}."
+
+
+def compare(first: Group, second: Group, *, seed: int = 0) -> Comparison:
+    """Compare two runs, or two sets of runs with different seeds, whose scores of a query are then averaged.
+
+    Text→video queries are captions, video→text queries are clips (by best similarity). Captions of one clip are not
+    independent: what is drawn in the bootstrap is clips, with all their captions.
+
+    Raises: UserError where the runs share no query.
+    """
+    notes: list[str] = []
+    keys = [caption_keys(group.runs[0]) for group in (first, second)]
+    alike = set(keys[0]) == set(keys[1])
+    by_text = not alike and Counter(first.runs[0].captions) == Counter(second.runs[0].captions)
+    if by_text:
+        notes.append("The captions are the same, but some belong to other clips in the second run.")
+    elif not alike:
+        common = len(set(keys[0]) & set(keys[1]))
+        notes.append(
+            f"Only {common} captions with their clip are in both: {first.path} has {len(keys[0])}, {second.path} has "
+            f"{len(keys[1])}. The galleries differ too, so that this is no fair comparison."
+        )
+    differences = []
+    for direction in ("T→V", "V→T"):
+        tables = [_mean_scores(group, direction, by_text=by_text) for group in (first, second)]
+        shared = [key for key in tables[0] if key in tables[1]]
+        if not shared:
+            raise UserError(
+                f"{first.path} and {second.path} share no {'caption' if direction == 'T→V' else 'clip'}, so that they "
+                "cannot be compared query by query; evaluate both on the same split of the same data set"
+            )
+        owners = _owners(first.runs[0], by_text=by_text) if direction == "T→V" else {key: key for key in shared}
+        scores = [np.stack([table[key] for key in shared]) for table in tables]
+        cluster = [owners[key] for key in shared]
+        for column, metric in enumerate(METRICS):
+            before, after = (values[:, column] for values in scores)
+            interval = paired_bootstrap(*_by_cluster(before, after, cluster), seed=seed)
+            differences.append(Difference(direction, metric, float(before.mean()), float(after.mean()), interval))
+    for group in (first, second):
+        if len(group.runs) > 1:
+            notes.append(
+                f"{group.path}: scores of a query are averaged over {len(group.runs)} seeds; the interval is about "
+                "other queries, not about other seeds."
+            )
+    return Comparison(tuple(differences), tuple(notes))
+
+
+def render_comparison_of(first: Group, second: Group, comparison: Comparison) -> Lines:
+    """A table with an interval for each metric, and the verdict; for `console.print`."""
+    table = Table(
+        title=f"{second.path} against {first.path}, query by query",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+        title_justify="left",
+    )
+    for name in ("", "first", "second", "difference", "95 % interval", ""):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for d in comparison.differences:
+        verdict = "no difference shown"
+        if d.shown:
+            better = (d.interval.mean > 0) == (d.metric != "MnR")
+            verdict = f"second is {'better' if better else 'worse'}"
+        table.add_row(
+            f"{d.direction} {d.metric}",
+            f"{d.first:.1f}",
+            f"{d.second:.1f}",
+            f"{d.interval.mean:+.1f}",
+            f"{d.interval.low:+.1f} to {d.interval.high:+.1f}",
+            verdict,
+            style="bold" if d.shown else None,
+        )
+    notes = [
+        "Paired bootstrap over clips with their captions, 10 000 resamples; R@k in points, MnR in ranks.",
+        *comparison.notes,
+    ]
+    return Lines(
+        table, *(Text(f"· {line}", style="dim") for line in notes), Text(f"Verdict: {comparison.verdict}", style="bold")
+    )
+
+
+def caption_keys(run: Run) -> list[tuple[str, str, int]]:
+    """(clip, caption, how many times both came before) of every caption query."""
+    seen: Counter[tuple[str, str]] = Counter()
+    keys = []
+    for caption, clip in zip(run.captions, run.tensors["caption_clip"].tolist(), strict=True):
+        pair = (run.video_ids[clip], caption)
+        keys.append((*pair, seen[pair]))
+        seen[pair] += 1
+    return keys
+
+
+def _text_keys(run: Run) -> list[tuple[str, int]]:
+    """(caption, how many times it came before): the k-th of equal captions in both runs is one query."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for caption in run.captions:
+        keys.append((caption, seen[caption]))
+        seen[caption] += 1
+    return keys
+
+
+def _owners(run: Run, *, by_text: bool) -> dict[Hashable, Hashable]:
+    """The clip of each caption query."""
+    keys: Sequence[Hashable] = _text_keys(run) if by_text else caption_keys(run)
+    return {key: run.video_ids[i] for key, i in zip(keys, run.tensors["caption_clip"].tolist(), strict=True)}
+
+
+def _mean_scores(group: Group, direction: str, *, by_text: bool) -> dict[Hashable, Float[np.ndarray, " M"]]:
+    """What each query adds to each of METRICS, averaged over the runs of a group that all have it."""
+    tables = []
+    for run in group.runs:
+        similarity, caption_clip = run.similarity, run.tensors["caption_clip"]
+        keys: Sequence[Hashable]
+        if direction == "T→V":
+            keys, values = _text_keys(run) if by_text else caption_keys(run), ranks(similarity, caption_clip)
+        else:
+            keys, values = run.video_ids, video_to_text_ranks_by_similarity(similarity, caption_clip)
+        tables.append(dict(zip(keys, _scores(values), strict=True)))
+    shared = [key for key in tables[0] if all(key in table for table in tables)]
+    return {key: np.mean([table[key] for table in tables], axis=0) for key in shared}
+
+
+def _scores(values: Tensor) -> Float[np.ndarray, "Q M"]:
+    rank = values.double().numpy()
+    return np.stack([rank if metric == "MnR" else 100.0 * (rank <= int(metric[2:])) for metric in METRICS], axis=1)
+
+
+def _by_cluster(
+    before: Float[np.ndarray, " Q"], after: Float[np.ndarray, " Q"], cluster: Sequence[Hashable]
+) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
+    """One score for each cluster, such that their mean is the mean of all queries."""
+    number = {key: index for index, key in enumerate(dict.fromkeys(cluster))}
+    place = np.array([number[key] for key in cluster])
+    share = len(number) / len(place)  # sums of clusters over the mean size of one
+    first, second = (np.bincount(place, weights=scores) * share for scores in (before, after))
+    return first, second

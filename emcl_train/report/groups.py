@@ -1,0 +1,91 @@
+"""Runs that differ only in their seed: a folder of run folders, and mean ± deviation over them."""
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Group as Lines
+from rich.table import Table
+from rich.text import Text
+
+from emcl_train.errors import UserError
+from emcl_train.report.run_folder import Run, load_run
+from emcl_train.report.table import BY_RANK, Results, columns_of, sentences
+
+SEED_FOLDER = re.compile(r"seed-(\d+)")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One run, or several of one configuration with different seeds."""
+
+    path: Path
+    runs: tuple[Run, ...]
+
+
+def seed_folders(path: Path) -> list[Path]:
+    """The run folders in a folder of seeds, by seed; none where `path` is no such folder."""
+    found = [entry for entry in path.iterdir() if SEED_FOLDER.fullmatch(entry.name)] if path.is_dir() else []
+    return sorted(found, key=lambda entry: int(entry.name.removeprefix("seed-")))
+
+
+def load_group(path: Path) -> Group:
+    """Read a run folder, or each one in a folder of seeds.
+
+    Raises: UserError where a run is not finished or damaged.
+    """
+    folders = [path] if (path / "config.json").is_file() else seed_folders(path) or [path]
+    return Group(path, tuple(load_run(folder) for folder in folders))
+
+
+def render_group(path: Path, results: Sequence[Results]) -> Lines:
+    """The rows of runs with different seeds as mean ± standard deviation; for `console.print`.
+
+    Raises: UserError where the runs do not have the same rows.
+    """
+    names = [row["name"] for row in results[0]["rows"]]
+    for other in results[1:]:
+        if [row["name"] for row in other["rows"]] != names:
+            raise UserError(
+                f"the runs in {path} do not have the same rows: {names} and {[row['name'] for row in other['rows']]}; "
+                "evaluate them again with the same settings (emcl-train eval RUN)"
+            )
+    columns = columns_of(results[0])
+    table = Table(
+        title=f"{path}: {len(results)} seeds, mean ± deviation, {results[0]['split']} split",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),
+        pad_edge=False,
+        title_justify="left",
+    )
+    table.add_column("", overflow="fold", min_width=14)
+    for direction, colour in (("T→V", "cyan"), ("V→T", "magenta")):
+        for metric in columns:
+            table.add_column(f"{direction}\n{metric}", justify="right", no_wrap=True, header_style=colour)
+    for index, name in enumerate(names):
+        rows = [result["rows"][index] for result in results]
+        cells = [
+            _spread([row[way][key] for row in rows]) for way in ("text_to_video", "video_to_text") for key in columns
+        ]
+        table.add_row(Text(name), *cells, style="bold" if index == 0 else None)
+        if rows[0].get("video_to_text_by_rank"):
+            by_rank = [_spread([row["video_to_text_by_rank"][key] for row in rows]) for key in columns]
+            table.add_row(BY_RANK, *[""] * len(columns), *by_rank, style="dim")
+    lines = [f"The deviation is the sample standard deviation of {len(results)} runs that differ only in their seed."]
+    lines += [line for line in sentences(results[0]) if not line.startswith("Weights chosen")]
+    selections = sorted({str(result["selection"]).split(":")[0] for result in results})
+    lines.append(f"Weights chosen by {', '.join(selections)}.")
+    return Lines(table, *(Text(f"· {line}", style="dim") for line in lines))
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; 0 of one value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:.1f}±{deviation:.1f}"
