@@ -13,7 +13,7 @@ PIP_INSTALL := $(PIP) install --quiet --no-compile --disable-pip-version-check -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-cuda-load test-gpu lint format bench bench-gpu clean
+.PHONY: help setup train test test-cuda-load test-gpu lint format bench bench-gpu refine clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ bench: $(VENV)/.built  ## Compare the kernels with eager and compiled torch
 
 bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Compare on a GPU, in under 9 minutes, and write a record
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(ARGS)
+
+# Two arrays [2, N, D] of embeddings; see benchmarks/refine/run.py for their names.
+EMBEDDINGS ?= ../shared/data/embeddings
+
+refine: $(VENV)/.built  ## Compare EMRefiner with simpler refinements on real embeddings, and write the table
+	$(BIN)/python -m benchmarks.refine.run $(EMBEDDINGS) $(ARGS)
 
 clean:  ## Remove what was built and installed; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests" / "gpu")]
+sys.path += [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests" / "gpu")]
 
 
 @pytest.fixture(autouse=True)
