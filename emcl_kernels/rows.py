@@ -86,13 +86,14 @@ def flat(x: Any) -> Any:
 
 
 def put(out: Any, start: int, rows: Tensor) -> None:
-    """Write float64 rows into `out`, rounded as torch does."""
+    """Write float64 rows into `out`, rounded as torch does; pages of a mapped file are handed back."""
     end = start + len(rows)
     if isinstance(out, Tensor):
         out[start:end] = rows.to(out.dtype)
     else:
         dtype = {2: torch.float16, 4: torch.float32, 8: torch.float64}[np.dtype(out.dtype).itemsize]
         out[start:end] = rows.cpu().to(dtype).numpy()
+        _page_release(out)()
 
 
 def _page_release(x: Any) -> Any:
