@@ -8,18 +8,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 
-from tiny_layouts import WRITERS
+from tiny_layouts import SMALL, WRITERS
 
 from emcl_train import cli
 from emcl_train.recipes import RECIPES, load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SMALL = [
-    *("--model.clip", "random", "--model.random-clip.width", "16", "--model.random-clip.layers", "1"),
-    *("--model.random-clip.heads", "2", "--model.temporal-layers", "1", "--emcl.num-bases", "4"),
-    *("--data.image-size", "16", "--data.workers", "0", "--train.max-steps", "2", "--train.batch-size", "4"),
-]
 
 # Clips and captions of the test split, and words of the paragraph or caption that comes first.
 EXPECTED = {
