@@ -166,6 +166,38 @@ class EMCL(nn.Module):
             relative=self.scale == "relative",
         )
 
+    def fit(
+        self, gram: Tensor, colsum: Tensor, num_rows: Tensor | int, *, update: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Fit to rows that are known by their moments, which add up over chunks, modalities and processes.
+
+        Args:
+            gram, colsum: `[*, D, D]`, `[*, D]`, from `emcl_kernels.em_moments`. num_rows: how many rows they sum.
+            update: in training mode move the maintained bases, as `forward` does.
+        Returns: responsibilities `[*, D, K]` and scale `[*, K]` for `transform`; with scale="relative" the latter has
+            that factor in it. Constants to autograd unless gradient="full".
+        Raises: ValueError where num_bases is larger than the width, or shapes disagree.
+        """
+        self._check_width(gram.shape[-1])
+        if self.gradient != "full":
+            gram, colsum = gram.detach(), colsum.detach()
+        logits = colsum.unsqueeze(-1) * self._start().to(colsum.dtype)  # (G0)
+        responsibilities, scale = em_fit(
+            gram, logits, num_iters=self.num_iters, temperature=self.temperature, eps=self.eps
+        )
+        if update:
+            self._update(reference.mean_of_bases(colsum, responsibilities, scale, 1) / num_rows)
+        if self.scale == "relative":
+            scale = scale * pooled.relative_scale(gram, responsibilities, scale).unsqueeze(-1)
+        return responsibilities, scale
+
+    def transform(self, x: Tensor, responsibilities: Tensor, scale: Tensor) -> Tensor:
+        """Apply what `fit` returned to rows `[*, N, D]`, which need not be the ones that were fitted."""
+        if self.gradient == "identity":
+            fixed = x.detach()
+            return x + (em_reconstruct(fixed, responsibilities, scale, weight=self.residual_weight) - fixed)
+        return em_reconstruct(x, responsibilities, scale, weight=self.residual_weight)
+
     def extra_repr(self) -> str:
         names = ("num_bases", "num_iters", "temperature", "residual_weight", "momentum", "init", "scale", "gradient")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -5,13 +5,14 @@ process, a file that carries its real name is complete.
 """
 
 import errno
+import hashlib
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, get_type_hints
+from typing import Any, BinaryIO, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from emcl_train.errors import UserError
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
+CLIP_CONFIG = "clip_config.json"
+"""Of the towers, in transformers' format: a run is evaluated without the checkpoint that it started from."""
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -69,6 +72,16 @@ def save_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file. Tensors that share memory are written once each."""
     data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
     write_atomic(path, lambda file: file.write(data))
+
+
+def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """A fingerprint of names, shapes and values; the same whatever file they were read from."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)};".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def append_line(path: Path, value: object) -> None:
@@ -134,7 +147,7 @@ def _from_json(kind: Any, value: Any) -> Any:
         if unknown:
             raise TypeError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}")
         return kind(**{name: _from_json(hints[name], entry) for name, entry in value.items()})
-    if kind is Path:
+    if kind is Path or (value is not None and Path in get_args(kind)):
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
 

@@ -51,7 +51,9 @@ class ChunkedFeatures:
                 outputs = self._model(*chunk)
                 # Zeros, since DistributedDataParallel expects every parameter to take part.
                 d_scale = d_logit_scale if i == last else torch.zeros_like(d_logit_scale)
-                torch.autograd.backward(outputs, [*d_chunk, d_scale])
+                pairs = zip(outputs, [*d_chunk, d_scale], strict=True)
+                learning = [pair for pair in pairs if pair[0].requires_grad]  # not what frozen towers gave
+                torch.autograd.backward([output for output, _ in learning], [gradient for _, gradient in learning])
 
 
 def _gradient(leaf: Tensor) -> Tensor:

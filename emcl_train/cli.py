@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from emcl_train.config import EvalConfig, Layout, RunConfig, ShapesConfig
+from emcl_train.config import EMCLConfig, EvalConfig, Layout, RunConfig, ShapesConfig, inference_emcl
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
 
@@ -19,6 +19,8 @@ usage: emcl-train [--debug] COMMAND ...
 
   train RECIPE [--OPTION VALUE ...]   train, evaluate and write a report; recipes: {", ".join(sorted(RECIPES))}
   eval RUN [--OPTION VALUE ...]       evaluate the best weights of a run folder again, on its test split
+  embed RECIPE|RUN --out DIR          encode frames and captions once; then train RECIPE --from-features DIR
+  export RUN FILE --layout LAYOUT     write a run's weights under the names of CLIP4Clip, the EMCL release, OpenAI, ...
   data shapes DIR                     render the bundled video set
   data doctor RECIPE DIR              examine a data set: counts, captions, clips that are missing or damaged
   data compress DIR OUT               small copies of videos: 3 frames a second, short side 224, no sound
@@ -35,8 +37,44 @@ class EvalArguments:
 
     settings: Annotated[EvalConfig, tyro.conf.arg(name="")]
     """In place of the run's."""
+    emcl: EMCLConfig
+    """In place of the run's. "--emcl.mode inference" alone, for a run without EMCL, has the paper's settings: K = 7."""
     split: Literal["val", "test"] = "test"
     """Which clips."""
+    from_features: Path | None = None
+    """Evaluate on the features in this folder, which `embed RUN` wrote, in place of videos."""
+
+
+@dataclass
+class EmbedArguments:
+    """Encode the frames and captions of a recipe's data set once, into the folder `--out`."""
+
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")]
+    """Of the recipe; those that no feature depends on are left as they are in training."""
+    tokens: bool = False
+    """Store the features of every token too, as the head "wti" needs them."""
+
+
+@dataclass
+class EmbedRunArguments:
+    """Encode the frames and captions of a run's data set with the run's towers, into the folder `--out`."""
+
+    out: Path
+    """Folder to write."""
+    tokens: bool = False
+    """Store the features of every token too, as the head "wti" needs them."""
+
+
+@dataclass
+class ExportArguments:
+    """Write the best weights of a run under the names of another program."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a training run."""
+    out: tyro.conf.Positional[Path]
+    """File to write, as safetensors where its name ends so; a folder for "transformers". It must not exist."""
+    layout: Literal["clip4clip", "emcl", "openai", "transformers"]
+    """Whose names: of the whole model CLIP4Clip's or the EMCL release's, or of CLIP alone OpenAI's or transformers'."""
 
 
 @dataclass
@@ -129,6 +167,15 @@ def dispatch(arguments: list[str]) -> int:
                 print(USAGE, end="")
                 return 0
             raise UserError("eval needs the folder of a run before its options, such as runs/shapes")
+        case ["embed", what, *rest] if not what.startswith("-"):
+            return run_embed(what, rest)
+        case ["embed", *rest]:
+            if "--help" in rest or "-h" in rest:
+                print(USAGE, end="")
+                return 0
+            raise UserError("embed needs a recipe or the folder of a run before its options")
+        case ["export", *rest]:
+            return run_export(parse(ExportArguments, "export", rest))
         case ["data", "shapes", *rest]:
             return run_shapes(parse(ShapesArguments, "data shapes", rest))
         case ["data", "doctor", *rest]:
@@ -151,6 +198,9 @@ def run_train(recipe: str, arguments: list[str]) -> int:
     default, description = load_recipe(recipe), RECIPES[recipe].__doc__
     prog = f"emcl-train train {recipe}"
     config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
+    if config.emcl.mode == "inference" != default.emcl.mode:
+        default = replace(default, emcl=inference_emcl())
+        config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
     if config.seeds > 1:
         from emcl_train.seeds import train_seeds
 
@@ -169,11 +219,50 @@ def run_eval(run: Path, arguments: list[str]) -> int:
     from emcl_train.evaluate import evaluate_run
     from emcl_train.report import render_table, write_report
 
-    default = EvalArguments(load_config(run).eval)
-    asked = tyro.cli(EvalArguments, args=arguments, default=default, prog=f"emcl-train eval {run}")
+    config = load_config(run)
+
+    def asked_with(emcl: EMCLConfig) -> EvalArguments:
+        return tyro.cli(
+            EvalArguments, args=arguments, default=EvalArguments(config.eval, emcl), prog=f"emcl-train eval {run}"
+        )
+
+    asked = asked_with(config.emcl)
+    if asked.emcl.mode == "inference" and config.emcl.mode == "off":
+        asked = asked_with(inference_emcl())
     console = Console()
-    console.print(render_table(evaluate_run(run, asked.settings, split=asked.split)))
+    results = evaluate_run(run, asked.settings, emcl=asked.emcl, split=asked.split, from_features=asked.from_features)
+    console.print(render_table(results))
     console.print(f"report: {write_report(run)}")
+    return 0
+
+
+def run_embed(what: str, arguments: list[str]) -> int:
+    """A recipe, by its name, or else the folder of a run."""
+    prog, run_dir = f"emcl-train embed {what}", None
+    if what in RECIPES or not Path(what).is_dir():
+        recipe = EmbedArguments(load_recipe(what))
+        if not any(argument == "--out" or argument.startswith("--out=") for argument in arguments) and not (
+            {"--help", "-h"} & {*arguments}
+        ):
+            raise UserError("embed needs --out, the folder to write features to")
+        asked = tyro.cli(EmbedArguments, args=arguments, default=recipe, prog=prog)
+        config, out, tokens = asked.settings, asked.settings.out, asked.tokens
+    else:
+        from emcl_train.checkpoint import load_config
+
+        run_dir, config = Path(what), load_config(Path(what))
+        of_run = tyro.cli(EmbedRunArguments, args=arguments, prog=prog)
+        out, tokens = of_run.out, of_run.tokens
+    from emcl_train.embed import embed
+
+    embed(config, out, tokens=tokens, run_dir=run_dir)
+    return 0
+
+
+def run_export(arguments: ExportArguments) -> int:
+    from emcl_train.export import export_run
+
+    export_run(arguments.run, arguments.out, arguments.layout)
     return 0
 
 

@@ -93,15 +93,25 @@ class ModelConfig:
     """CLIP's towers and what stands between them and the similarity."""
 
     clip: str = "openai/clip-vit-base-patch32"
-    """A hub name, a local folder in the transformers layout, or "random" for a small CLIP with random weights."""
+    """A hub name, a folder in the transformers layout, a file with OpenAI's names (`ViT-B-32.pt`), or "random" for a
+    small CLIP with random weights."""
     random_clip: RandomClipConfig = field(default_factory=RandomClipConfig)
     """Size of the towers when `clip` is "random"."""
     temporal: Literal["mean", "lstm", "transformer"] = "transformer"
     """What relates the frames of a clip: nothing, an LSTM, or a transformer, the latter two with a residual."""
     temporal_layers: int = 4
     """Layers of the temporal transformer."""
+    head: Literal["text-conditioned", "mean", "wti"] = "text-conditioned"
+    """How features become a similarity: EMCL-Net's pooling for each text, CLIP4Clip's mean of unit frames, or DRL's
+    weighted token-wise interaction."""
     pooling_temperature: float = 3.0
     """Temperature of the text-conditioned softmax over frames."""
+    init_from: Path | None = None
+    """Start from the whole model in this file: a checkpoint of the EMCL release or of CLIP4Clip, or the weights of
+    another run. Sizes of the towers are those of the file; `clip` then only names the tokenizer."""
+    tokenizer: str | None = None
+    """A hub name or a folder with CLIP's tokenizer. None: that of `clip`, openai/clip-vit-base-patch32 where that is a
+    file, and words counted in the training captions where it is "random"."""
 
 
 @dataclass
@@ -109,7 +119,8 @@ class EMCLConfig:
     """Expectation-maximization contrastive learning."""
 
     mode: Literal["train", "inference", "off"] = "train"
-    """"train": in training and evaluation; "inference": in evaluation only; "off": nowhere."""
+    """"train": in training and evaluation; "inference": in evaluation only, for which the other settings then have the
+    paper's values, K = 7, T = 10, temperature 0.1, weight 4; "off": nowhere."""
     num_bases: int = 32
     """Number of bases K."""
     num_iters: int = 9
@@ -126,6 +137,11 @@ class EMCLConfig:
     """"relative" weighs the reconstruction by the ratio of the features' norm to its own."""
     gradient: Literal["identity", "linear", "full"] = "identity"
     """What backward goes through: nothing of EM (as released), the fitted linear map, or every iteration."""
+
+
+def inference_emcl() -> EMCLConfig:
+    """The paper's settings for EMCL as an inference module, on weights that were trained without it."""
+    return EMCLConfig(mode="inference", num_bases=7, num_iters=10, temperature=0.1, residual_weight=4.0)
 
 
 Tracker = Literal[
@@ -149,13 +165,18 @@ class TrainConfig:
     lr: float = 1e-4
     """Peak learning rate of everything that is not CLIP."""
     clip_lr_factor: float | None = None
-    """CLIP's learning rate as a share of `lr`. None: 1e-3 for trained weights, as in the recipe, 1 for random ones."""
+    """CLIP's learning rate as a share of `lr`. None: 1e-3 for trained weights, as in the recipe, 1 for random ones. 0
+    freezes the towers; the logit scale then learns with the rest."""
     weight_decay: float = 0.2
     """Decoupled weight decay; biases, norms and scales have none."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Adam's decay rates."""
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises linearly; then it falls as a half cosine."""
+    decorrelation_weight: float = 1.4e-4
+    """Weight in the loss of DRL's channel decorrelation on pairs, for the head "wti"; 0 leaves it out."""
+    decorrelation_off_diagonal: float = 0.0
+    """In it, weight of correlations between different channels beside that of equal ones; 0 as DRL was released."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     precision: Literal["no", "fp16", "bf16"] = "no"
@@ -181,6 +202,10 @@ class EvalConfig:
     """EM inside blocks of this many texts × videos (the release: 32), or over everything at once."""
     inverted_softmax_temperature: float = 0.01
     """Temperature of the inverted softmax row."""
+    query_bank: int = 1000
+    """Training clips, each with a caption, that QB-Norm takes for its bank; 0 leaves its row out."""
+    qb_norm_temperature: float = 0.05
+    """Temperature of QB-Norm, 1 / β; its paper uses β = 20."""
 
 
 @dataclass
@@ -191,6 +216,8 @@ class RunConfig:
     """Name of the recipe that this configuration started from."""
     out: Path = Path("runs/shapes")
     """Run folder; it is created, and never overwritten without --resume."""
+    from_features: Path | None = None
+    """Train and evaluate on the features in this folder, which `embed` wrote, in place of videos; towers are frozen."""
     resume: bool = False
     """Go on from the last full state in `out`."""
     seeds: int = 1
@@ -225,7 +252,15 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     valid_chunks = f"1 to {train.batch_size}, the pairs of a batch"
     yield "train.chunks", train.chunks, 1 <= train.chunks <= train.batch_size, valid_chunks
     yield "train.weight_decay", train.weight_decay, train.weight_decay >= 0, "0 or more"
+    for name in ("decorrelation_weight", "decorrelation_off_diagonal"):
+        value = getattr(train, name)
+        yield f"train.{name}", value, value >= 0 and math.isfinite(value), "0 or more"
+    factor = train.clip_lr_factor
+    frozen = factor is None or config.from_features is None
+    yield "train.clip_lr_factor", factor, frozen or factor == 0, "0 or none, since towers of features are frozen"
+    yield "train.clip_lr_factor", factor, factor is None or (factor >= 0 and math.isfinite(factor)), "0 or more"
     yield "train.warmup", train.warmup, 0 <= train.warmup <= 1, "a share between 0 and 1"
+    yield "eval.query_bank", config.eval.query_bank, config.eval.query_bank >= 0, "0 or more (0: no QB-Norm)"
     yield "seeds", config.seeds, config.seeds >= 1, "1 or more"
     yield "train.betas", train.betas, all(0 <= beta < 1 for beta in train.betas), "two numbers from 0 to below 1"
     yield "emcl.momentum", emcl.momentum, 0 <= emcl.momentum <= 1, "a share between 0 and 1"
@@ -244,5 +279,5 @@ _POSITIVE = {
     "model": ("pooling_temperature",),
     "emcl": ("temperature",),
     "train": ("lr", "max_grad_norm"),
-    "eval": ("inverted_softmax_temperature",),
+    "eval": ("inverted_softmax_temperature", "qb_norm_temperature"),
 }

@@ -1,13 +1,13 @@
 """From a model and a split to embeddings, similarities and rows of metrics; from a run folder to its results."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -15,24 +15,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from emcl_kernels import SimilarityStream
-from emcl_train.checkpoint import ENVIRONMENT, METRICS, WEIGHTS, load_config, save_tensors_atomic, write_json_atomic
-from emcl_train.config import EvalConfig, RunConfig, check_config
+from emcl_train.checkpoint import (
+    CLIP_CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    WEIGHTS,
+    hash_of_tensors,
+    load_config,
+    save_tensors_atomic,
+    write_json_atomic,
+)
+from emcl_train.config import EMCLConfig, EvalConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
+from emcl_train.data.features import TOWERS, read_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.provenance import changes, provenance
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.metrics import text_to_video, video_to_text_best_rank, video_to_text_best_similarity
-from emcl_train.models import RetrievalModel, build_model
-from emcl_train.rerank import inverted_softmax
+from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model
+from emcl_train.rows import Bank, Row, Similarities, rows_of
+from emcl_train.weights.release import CLIP
 
-Metrics = dict[str, float]
+LOGIT_SCALE = f"{CLIP}logit_scale"
 Step = TypeVar("Step")
-
-# The name of the row that a run is judged by, for each `emcl.mode`.
-MAIN_ROW = {"train": "EMCL-Net", "inference": "EMCL at inference only", "off": "Trained without EMCL"}
-
 
 # What a table says of the split that an epoch was selected on.
 SELECTED_BY = {"val": "validation", "test": "TEST SET (which makes the figures too high)"}
@@ -42,36 +47,17 @@ SELECTED_BY = {"val": "validation", "test": "TEST SET (which makes the figures t
 class Embeddings:
     """What the towers make of a split, on the CPU: Q captions and G clips."""
 
-    text: Float[Tensor, "Q D"]
-    frames: Float[Tensor, "G F D"]
-    frame_mask: Bool[Tensor, "G F"]
+    text: TextFeatures
+    video: VideoFeatures
     caption_clip: Int64[Tensor, "Q"]
 
-
-@dataclass(frozen=True)
-class Similarities:
-    """Cosine similarities of all captions with all clips; `emcl_on` is None where the run has EMCL nowhere."""
-
-    emcl_on: Float[Tensor, "Q G"] | None
-    emcl_off: Float[Tensor, "Q G"]
-
-    @property
-    def main(self) -> Float[Tensor, "Q G"]:
-        """Those that the run is judged by."""
-        return self.emcl_off if self.emcl_on is None else self.emcl_on
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    text_to_video: Metrics
-    video_to_text: Metrics
-    """By best similarity: each clip's captions count as one gallery item."""
-    video_to_text_by_rank: Metrics | None
-    """By best rank among all captions; None where every clip has one caption, and the definitions are one."""
-    note: str = ""
+    def tensors(self) -> dict[str, Tensor]:
+        """As embeddings.safetensors names them."""
+        names = {"pooled": "text", "tokens": "tokens", "mask": "token_mask", "weights": "token_weights"}
+        text = {names[name]: value for name, value in self.text.tensors().items()}
+        names = {"frames": "frames", "mask": "frame_mask", "weights": "frame_weights"}
+        video = {names[name]: value for name, value in self.video.tensors().items()}
+        return {**text, **video, "caption_clip": self.caption_clip}
 
 
 @torch.no_grad()
@@ -85,48 +71,44 @@ def embed_split(
     was_training = model.training
     model.eval()
     try:
-        frames, frame_mask = _encode_clips(model, split, config, device)
+        video = _encode_clips(model, split, config, device)
         text = _encode_captions(model, split, tokenizer, config, device)
     finally:
         model.train(was_training)
-    return Embeddings(text, frames, frame_mask, torch.tensor(split.caption_clip))
+    return Embeddings(text, video, torch.tensor(split.caption_clip))
 
 
 @torch.no_grad()
 def similarities(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> Similarities:
     """All captions against all clips, with EMCL (unless the run has it nowhere) and without."""
-    device = next(model.parameters()).device
-    inputs = [t.to(device) for t in (embeddings.text, embeddings.frames, embeddings.frame_mask)]
-    on = None
-    if config.emcl.mode != "off":
-        stream = model.similarity_stream(*inputs, emcl=True, em_block=config.eval.em_block)
-        on = _gather(stream, embeddings, "Similarity with EMCL")
-    stream = model.similarity_stream(*inputs, emcl=False)
-    return Similarities(on, _gather(stream, embeddings, "Similarity without EMCL"))
+    inputs = embeddings.text, embeddings.video
+    on = None if config.emcl.mode == "off" else _similarity(model, *inputs, config, emcl=True)
+    return Similarities(on, _similarity(model, *inputs, config, emcl=False))
+
+
+@torch.no_grad()
+def compare_bank(model: RetrievalModel, embeddings: Embeddings, bank: Embeddings, config: RunConfig) -> Bank:
+    """Training captions against the clips of a split, and its captions against training clips, as the run compares."""
+    emcl = config.emcl.mode != "off"
+    return Bank(
+        _similarity(model, bank.text, embeddings.video, config, emcl=emcl),
+        _similarity(model, embeddings.text, bank.video, config, emcl=emcl),
+    )
+
+
+def bank_of(train: Split, size: int) -> Split:
+    """A bank of training queries: the first caption of each of `size` clips, spread evenly, or of all of them."""
+    number = min(size, len(train.clips))
+    chosen = {index * len(train.clips) // number: index for index in range(number)}
+    first: dict[int, int] = {}
+    for caption, clip in enumerate(train.caption_clip):
+        first.setdefault(clip, caption)
+    return train.of_pairs("query bank", [(clip, first[clip]) for clip in chosen])
 
 
 def evaluate(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> list[Row]:
     """The rows of the table; the first is the one that the run is judged by."""
     return rows_of(similarities(model, embeddings, config), embeddings.caption_clip, config)
-
-
-def rows_of(scores: Similarities, caption_clip: Int64[Tensor, "Q"], config: RunConfig) -> list[Row]:
-    """Metrics of the run's similarity, of the same weights without EMCL, and of the inverted softmax beside them."""
-    temperature = config.eval.inverted_softmax_temperature
-    name = MAIN_ROW[config.emcl.mode]
-    rows = [_row(name, scores.main, scores.main, caption_clip)]
-    if scores.emcl_on is not None:
-        rows.append(_row("EMCL off (same weights)", scores.emcl_off, scores.emcl_off, caption_clip))
-    rows.append(
-        _row(
-            f"{name} + inverted softmax",
-            inverted_softmax(scores.main, temperature, axis=0),
-            inverted_softmax(scores.main, temperature, axis=1),
-            caption_clip,
-            note=f"sees all test queries at once; temperature {temperature:g}",
-        )
-    )
-    return rows
 
 
 def evaluate_split(
@@ -139,30 +121,34 @@ def evaluate_split(
     notes: Iterable[str] = (),
     left_out: dict[str, str] | None = None,
     selection: str,
+    bank: Split | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Evaluate a split and write results.json, queries.json and embeddings.safetensors into the run folder.
 
     Args: notes: sentences about the annotations. left_out: reason for each clip that is not in the split.
-        selection: how the weights were chosen, such as "validation R@1: epoch 3".
+        selection: how the weights were chosen, such as "validation R@1: epoch 3". bank: training queries for QB-Norm.
     Returns: what results.json holds.
     """
     embeddings = embed_split(model, split, tokenizer, config, device)
     scores = similarities(model, embeddings, config)
+    compared = None
+    if bank is not None:
+        compared = compare_bank(model, embeddings, embed_split(model, bank, tokenizer, config, device), config)
     results = {
         "recipe": config.recipe,
-        "rows": [asdict(row) for row in rows_of(scores, embeddings.caption_clip, config)],
+        "rows": [asdict(row) for row in rows_of(scores, embeddings.caption_clip, config, compared)],
         "split": split.name,
         "queries": len(split.captions),
         "gallery": len(split.clips),
         "em_block": config.eval.em_block,
+        "emcl": asdict(config.emcl),
         "selection": selection,
-        **provenance(config.data),
+        **frames_of(config),
         "left_out": dict(left_out or {}),
         "notes": list(notes),
     }
-    tensors = {name: getattr(embeddings, name) for name in ("text", "frames", "frame_mask", "caption_clip")}
-    tensors["similarity_off"] = scores.emcl_off
+    tensors = embeddings.tensors() | {"similarity_off": scores.emcl_off}
     if scores.emcl_on is not None:
         tensors |= {"similarity_on": scores.emcl_on, "bases": model.emcl.bases}
     queries = {"video_ids": [clip.video_id for clip in split.clips], "captions": list(split.captions)}
@@ -176,24 +162,37 @@ def evaluate_split(
 
 
 def evaluate_run(
-    run_dir: Path, eval_config: EvalConfig | None = None, *, split: Literal["val", "test"] = "test"
+    run_dir: Path,
+    eval_config: EvalConfig | None = None,
+    *,
+    emcl: EMCLConfig | None = None,
+    from_features: Path | None = None,
+    split: Literal["val", "test"] = "test",
 ) -> dict[str, Any]:
     """Evaluate the selected weights of a run folder again, and write its results anew.
 
-    Args: eval_config: settings in place of those the run has. split: which split.
+    Args: eval_config, emcl: settings in place of those the run has. from_features: a folder of features, in place of
+        the videos or of the folder that the run was trained from. split: which split.
     Returns: what results.json holds.
     Raises: UserError where the folder lacks a file, or the weights are not those of the configuration.
     """
     config = load_config(run_dir)
     if eval_config is not None:
         config.eval = eval_config
+    trained_with = config.emcl
+    config.emcl = emcl or trained_with
     check_config(config, command="eval")
+    config.from_features = from_features or config.from_features
     state = read_weights(run_dir)
     _warn_of_frames(run_dir, config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     annotations = prepare(config)
     tokenizer = load_tokenizer(config, run_dir)
-    model = build_model(config, tokenizer)
+    model = build_model(config, tokenizer, clip_config=read_clip_config(run_dir))
+    notes = [*annotations.notes, *_start_bases(model, state, config, trained_with)]
+    if config.from_features is not None:
+        model.store_towers()
+        state = _of_features(state, config, run_dir)
     put_weights(model, state, run_dir)
     return evaluate_split(
         model.to(device),
@@ -201,9 +200,10 @@ def evaluate_run(
         tokenizer,
         config,
         run_dir,
-        notes=annotations.notes,
+        notes=notes,
         left_out=annotations.left_out,
         selection=selection_of(run_dir),
+        bank=bank_of(annotations.train, config.eval.query_bank) if config.eval.query_bank else None,
         device=device,
     )
 
@@ -223,6 +223,80 @@ def read_weights(run_dir: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors ({error}); copy it again, or train again") from error
+
+
+def read_clip_config(run_dir: Path) -> dict[str, Any] | None:
+    """Configuration of a run's towers; None in folders of versions that did not write it."""
+    path = run_dir / CLIP_CONFIG
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(
+            f"{path} cannot be read as JSON ({error}); copy it again from the run, or train anew"
+        ) from error
+
+
+def clip_config_of(model: RetrievalModel, config: RunConfig) -> dict[str, Any]:
+    """Configuration of a model's towers, or of those that its features are of."""
+    if config.from_features is not None:
+        return dict(read_features(config.from_features)["clip_config"])
+    assert isinstance(model.towers, CLIPTowers)
+    return dict(model.towers.clip.config.to_dict())
+
+
+def frames_of(config: RunConfig) -> dict[str, Any]:
+    """How frames were taken from files: here and now, or when the features of a run were made."""
+    if config.from_features is not None:
+        record = read_features(config.from_features)
+        return {**record["frames"], "features": record["weights"]}
+    return provenance(config.data)
+
+
+def model_on_features(config: RunConfig, tokenizer: Any) -> RetrievalModel:
+    """The model that a run on features starts with: its weights are those it would have beside its towers."""
+    folder = Path(config.from_features or "")
+    towers = load_file(folder / TOWERS)
+    model = build_model(config, tokenizer, read_features(folder)["clip_config"], towers)
+    model.store_towers()
+    return model
+
+
+def _of_features(state: dict[str, Tensor], config: RunConfig, run_dir: Path) -> dict[str, Tensor]:
+    """Weights of a run without its towers, which must be those that made the features.
+
+    Raises: UserError where they are others.
+    """
+    made_by = read_features(Path(config.from_features or ""))["weights"]
+    towers = {name: value for name, value in state.items() if name.startswith(CLIP) and name != LOGIT_SCALE}
+    path = run_dir / ENVIRONMENT
+    own = hash_of_towers(state) if towers else json.loads(path.read_text(encoding="utf-8")).get("features")
+    if own != made_by:
+        raise UserError(
+            f"the features in {config.from_features} are of towers with weights {made_by}, and {run_dir} has "
+            f"{own}; embed with the towers of the run: emcl-train embed {run_dir} --out DIR"
+        )
+    return {name: value for name, value in state.items() if name not in towers}
+
+
+def hash_of_towers(state: Mapping[str, Tensor]) -> str:
+    """Fingerprint of the towers in a model's weights; the logit scale, which no feature depends on, left out."""
+    return hash_of_tensors({name: v for name, v in state.items() if name.startswith(CLIP) and name != LOGIT_SCALE})
+
+
+def _start_bases(
+    model: RetrievalModel, state: dict[str, Tensor], config: RunConfig, trained_with: EMCLConfig
+) -> list[str]:
+    """Put a fresh start of the bases into weights whose own are of another number or kind. Returns notes on that."""
+    asked = (config.emcl.num_bases, config.emcl.init)
+    if asked == (trained_with.num_bases, trained_with.init):
+        return []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        model.emcl.reset_parameters()
+    state["emcl.bases"] = model.emcl.bases.clone()
+    return [f"EM starts from {asked[0]} fresh bases ({asked[1]}, seed {config.train.seed}), not from those of the run."]
 
 
 def put_weights(model: nn.Module, state: dict[str, Tensor], run_dir: Path) -> None:
@@ -259,47 +333,37 @@ def selection_of(run_dir: Path) -> str:
     return f"{SELECTED_BY[best.get('split', 'val')]} text→video R@1: epoch {best['epoch']}"
 
 
-def _row(name: str, for_texts: Tensor, for_videos: Tensor, caption_clip: Tensor, note: str = "") -> Row:
-    several = len(caption_clip) > for_videos.shape[1]
-    return Row(
-        name,
-        text_to_video(for_texts, caption_clip),
-        video_to_text_best_similarity(for_videos, caption_clip),
-        video_to_text_best_rank(for_videos, caption_clip) if several else None,
-        note,
-    )
-
-
-def _encode_clips(
-    model: RetrievalModel, split: Split, config: RunConfig, device: torch.device | str
-) -> tuple[Float[Tensor, "G F D"], Bool[Tensor, "G F"]]:
-    frames, masks = [], []
+def _encode_clips(model: RetrievalModel, split: Split, config: RunConfig, device: torch.device | str) -> VideoFeatures:
+    parts = []
     loader = clip_loader(split, config.data, batch_size=config.eval.batch_size)
     for batch in _progress(loader, f"Encode {split.name}: clips"):
-        mask = batch["frame_mask"]
-        features = model.encode_video(batch["frames"].to(device), mask.to(device)).float().cpu()
+        part = model.encode_video(batch["frames"].to(device), batch["frame_mask"].to(device)).to("cpu")
         names = [split.clips[i].video_id for i in batch["index"].tolist()]
-        _require_finite(features.masked_fill(~mask[..., None], 0.0), "video", "clip", names)
-        frames.append(features)
-        masks.append(mask)
-    return torch.cat(frames), torch.cat(masks)
+        _require_finite(part.frames.masked_fill(~part.mask[..., None], 0.0), "video", "clip", names)
+        parts.append(part)
+    return VideoFeatures.cat(parts)
 
 
 def _encode_captions(
     model: RetrievalModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str
-) -> Float[Tensor, "Q D"]:
-    texts = []
+) -> TextFeatures:
+    parts = []
     loader = caption_loader(split, tokenizer, config.data, batch_size=config.eval.batch_size)
     for batch in _progress(loader, f"Encode {split.name}: captions"):
-        features = model.encode_text(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-        texts.append(features.float().cpu())
-        _require_finite(texts[-1], "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
-    return torch.cat(texts)
+        part = model.encode_text(batch["input_ids"].to(device), batch["attention_mask"].to(device)).to("cpu")
+        _require_finite(part.pooled, "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
+        parts.append(part)
+    return TextFeatures.cat(parts)
 
 
-def _gather(stream: SimilarityStream, embeddings: Embeddings, description: str) -> Float[Tensor, "Q G"]:
-    similarity, start = torch.empty(len(embeddings.text), len(embeddings.frames)), 0
-    for rows in _progress(stream, description):
+def _similarity(
+    model: RetrievalModel, text: TextFeatures, video: VideoFeatures, config: RunConfig, *, emcl: bool
+) -> Float[Tensor, "Q G"]:
+    device = next(model.parameters()).device
+    em_block = config.eval.em_block if emcl else None
+    stream = model.similarity_stream(text.to(device), video.to(device), emcl=emcl, em_block=em_block)
+    similarity, start = torch.empty(len(text), len(video)), 0
+    for rows in _progress(stream, f"Similarity {'with' if emcl else 'without'} EMCL"):
         similarity[start : start + len(rows)] = rows
         start += len(rows)
     return similarity
@@ -322,7 +386,7 @@ def _warn_of_frames(run_dir: Path, config: RunConfig) -> None:
     """Say where frames come out otherwise than in training."""
     path = run_dir / ENVIRONMENT
     then = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for change in changes(then, config.data):
+    for change in changes(then, frames_of(config)):
         Console(stderr=True).print(
             f"[yellow]warning:[/yellow] {run_dir} was trained on other frames: {escape(change)}; the figures may "
             f"differ from the run's own",

@@ -18,18 +18,34 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> AdamW:
 
 
 def clip_lr_factor(config: RunConfig) -> float:
-    """CLIP's rate as a share of `train.lr`: as set, or 1e-3 for trained weights (the recipe) and 1 for random ones."""
+    """CLIP's rate as a share of `train.lr`: as set, or 1e-3 for trained weights (the recipe) and 1 for random ones; 0
+    for features, whose towers are frozen."""
+    if config.from_features is not None:
+        return 0.0
     if config.train.clip_lr_factor is not None:
         return config.train.clip_lr_factor
-    return 1.0 if config.model.clip == "random" else PRETRAINED_CLIP_LR_FACTOR
+    return 1.0 if config.model.clip == "random" and config.model.init_from is None else PRETRAINED_CLIP_LR_FACTOR
+
+
+def freeze_towers(model: nn.Module) -> None:
+    """Every parameter under `towers.` but the logit scale stays as it is, and is spared its gradient."""
+    for name, parameter in model.named_parameters():
+        if name.startswith("towers.") and not name.endswith("logit_scale"):
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig, *, clip_lr: float) -> list[dict]:
-    """Parameters under `towers.` at `clip_lr`, the others at `config.lr`; only matrices and larger are decayed."""
+    """Parameters under `towers.` at `clip_lr`, the others at `config.lr`; only matrices and larger are decayed.
+
+    Frozen parameters are in no group. Where the towers are, the logit scale is one of the others.
+    """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         # Vectors and scalars are biases, norms, the class embedding and the logit scale.
-        groups.setdefault((name.startswith("towers."), parameter.dim() >= 2), []).append(parameter)
+        is_clip = name.startswith("towers.") and clip_lr > 0
+        groups.setdefault((is_clip, parameter.dim() >= 2), []).append(parameter)
     return [
         {
             "params": parameters,

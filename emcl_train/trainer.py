@@ -1,5 +1,6 @@
 """Train a run from its configuration to its report, from the start or from the last saved state."""
 
+import copy
 import math
 import platform
 import random
@@ -27,22 +28,37 @@ from emcl_train.chunks import ChunkedFeatures
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, training_loader
-from emcl_train.data.provenance import provenance
 from emcl_train.data.text import TOKENIZER, load_tokenizer
 from emcl_train.distributed import gather_rows, sum_over_processes
 from emcl_train.errors import UserError
-from emcl_train.evaluate import SELECTED_BY, embed_split, evaluate, evaluate_run
-from emcl_train.losses import symmetric_info_nce
-from emcl_train.models import RetrievalModel, build_model
-from emcl_train.optim import build_optimizer, schedule, set_learning_rate
+from emcl_train.evaluate import (
+    SELECTED_BY,
+    clip_config_of,
+    embed_split,
+    evaluate,
+    evaluate_run,
+    frames_of,
+    model_on_features,
+)
+from emcl_train.losses import channel_decorrelation, symmetric_info_nce
+from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model
+from emcl_train.optim import build_optimizer, clip_lr_factor, freeze_towers, schedule, set_learning_rate
 from emcl_train.report import render_table, write_report
+from emcl_train.sharding import (
+    is_sharded,
+    optimizer_state_of,
+    put_optimizer_state_into,
+    put_weights_into,
+    weights_of,
+    widen_scalars,
+)
 
 # The others wait while the first process prepares data or evaluates; after torch's 10 to 30 minutes they would end.
 PATIENCE = timedelta(hours=12)
 TRACKER = "tracker"
 """Project name for a tracker, and the folder of one that writes files."""
 NOT_OF_THE_MODEL = ("out", "resume", "seeds", "train.tracker")
-WRITTEN_BEFORE_TRAINING = {checkpoint.CONFIG, checkpoint.ENVIRONMENT, TOKENIZER}
+WRITTEN_BEFORE_TRAINING = {checkpoint.CONFIG, checkpoint.ENVIRONMENT, checkpoint.CLIP_CONFIG, TOKENIZER}
 
 
 def train(config: RunConfig, console: Console | None = None) -> Path:
@@ -169,7 +185,7 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "seed": config.train.seed,
-        **provenance(config.data),
+        **frames_of(config),
     }
 
 
@@ -192,6 +208,13 @@ class Run:
         self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
             checkpoint.write_json_atomic(self.out / checkpoint.ENVIRONMENT, environment(config, accelerator.device))
+            checkpoint.write_json_atomic(self.out / checkpoint.CLIP_CONFIG, clip_config_of(self.model, config))
+        self.sharded = is_sharded(accelerator)
+        # What the first process evaluates: methods of sharded weights would need the other processes.
+        self.whole = copy.deepcopy(self.model) if self.sharded and accelerator.is_main_process else self.model
+        self.shapes = {name: value.shape for name, value in self.model.state_dict().items()}
+        if self.sharded:
+            widen_scalars(self.model)
         self.wrapped: nn.Module
         self.optimizer: AcceleratedOptimizer
         self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config))
@@ -207,7 +230,12 @@ class Run:
 
     def build_model(self) -> RetrievalModel:
         """The model of the configuration; an experiment may put another layer into it."""
-        return build_model(self.config, self.tokenizer)
+        if self.config.from_features is not None:
+            return model_on_features(self.config, self.tokenizer)
+        model = build_model(self.config, self.tokenizer)
+        if clip_lr_factor(self.config) == 0:
+            freeze_towers(model)
+        return model
 
     def pairs_per_step(self) -> int:
         """`train.batch_size`, or all training clips where there are fewer, which is said.
@@ -268,6 +296,8 @@ class Run:
             TimeRemainingColumn(),
         )
         self.wrapped.train()
+        if clip_lr_factor(self.config) == 0:
+            self.model.towers.eval()  # frozen in all respects
         losses: list[float] = []
         silent = not (self.accelerator.is_main_process and self.console.is_terminal)
         with Progress(*columns, console=self.console, transient=True, disable=silent) as progress:
@@ -289,8 +319,9 @@ class Run:
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
         inputs = [batch[name] for name in ("input_ids", "attention_mask", "frames", "frame_mask")]
         chunked = ChunkedFeatures(self.wrapped, inputs, config.train.chunks) if config.train.chunks > 1 else None
-        text, frames, logit_scale = (*chunked.features, chunked.logit_scale) if chunked else self.wrapped(*inputs)
-        loss = self.loss(text, frames, batch["frame_mask"], logit_scale)
+        *values, logit_scale = (*chunked.features, chunked.logit_scale) if chunked else self.wrapped(*inputs)
+        text, video = self.model.features(values, batch["attention_mask"], batch["frame_mask"])
+        loss = self.loss(text, video, logit_scale)
         value = loss.item()
         if not math.isfinite(value):
             raise UserError(
@@ -315,24 +346,32 @@ class Run:
         )
         return value
 
-    def loss(self, text: Tensor, frames: Tensor, frame_mask: Tensor, logit_scale: Tensor) -> Tensor:
+    def loss(self, text: TextFeatures, video: VideoFeatures, logit_scale: Tensor) -> Tensor:
         """The loss over the pairs of all processes, from this process's own: its texts meet the videos of all."""
         similarity = self.model.similarity(
             text,
-            gather_rows(frames),
-            gather_rows(frame_mask),
+            VideoFeatures(**{name: gather_rows(value) for name, value in video.tensors().items()}),
             emcl=self.config.emcl.mode == "train",
             add_up=sum_over_processes if self.processes > 1 else None,
         )
-        return symmetric_info_nce(similarity, logit_scale)
+        loss = symmetric_info_nce(similarity, logit_scale)
+        weight = self.config.train.decorrelation_weight
+        if weight and isinstance(self.model.head, TokenWiseHead):
+            pairs, off_diagonal = self.model.head.pairs(text, video), self.config.train.decorrelation_off_diagonal
+            loss = loss + weight * channel_decorrelation(pairs, len(text), off_diagonal=off_diagonal)
+        return loss
 
     def validate(self, loss: float) -> None:
         """Score the weights on the split that selects, and keep them if their text→video R@1 is the best so far."""
+        weights = self.weights()
         if not self.accelerator.is_main_process:
             return
+        if self.sharded:
+            self.whole.load_state_dict(weights)
+            self.whole.to(self.accelerator.device)
         split = self.annotations.test if self.config.train.select_on_test else self.annotations.val
-        embeddings = embed_split(self.model, split, self.tokenizer, self.config, self.accelerator.device)
-        row = evaluate(self.model, embeddings, self.config)[0]
+        embeddings = embed_split(self.whole, split, self.tokenizer, self.config, self.accelerator.device)
+        row = evaluate(self.whole, embeddings, self.config)[0]
         self.log(
             kind="validation",
             step=self.step,
@@ -345,7 +384,7 @@ class Run:
         best = score > self.best_score
         if best:
             self.best_score, self.best_epoch = score, self.epoch + 1
-            checkpoint.save_tensors_atomic(self.out / checkpoint.WEIGHTS, self.model.state_dict())
+            checkpoint.save_tensors_atomic(self.out / checkpoint.WEIGHTS, weights)
         self.print(
             f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {SELECTED_BY[split.name]} R@1: "
             f"text→video {score:.1f}, "
@@ -369,8 +408,16 @@ class Run:
             self.accelerator.init_trackers(TRACKER, init_kwargs=kwargs)
         self.accelerator.log(scalars(values), step=self.step)
 
+    def weights(self) -> dict[str, Tensor]:
+        """The state_dict of the whole model; every process has to ask where weights are sharded."""
+        return weights_of(self.wrapped, self.shapes) if self.sharded else self.model.state_dict()
+
     def save(self) -> None:
         """The full state, so that a killed run goes on from here."""
+        weights = self.weights()
+        optimizer = (
+            optimizer_state_of(self.wrapped, self.optimizer.optimizer) if self.sharded else self.optimizer.state_dict()
+        )
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
@@ -381,8 +428,8 @@ class Run:
             best_score=self.best_score,
             best_epoch=self.best_epoch,
             metrics_lines=checkpoint.count_lines(self.out / checkpoint.METRICS),
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
+            model=weights,
+            optimizer=optimizer,
             scaler=scaler.state_dict() if scaler else {},
             random=checkpoint.random_states(),
         )
@@ -399,8 +446,12 @@ class Run:
         if state is None:
             self.print(f"no state had been saved in {self.out} yet: starting from the first step")
             return
-        self.model.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.optimizer)
+        if self.sharded:
+            put_weights_into(self.wrapped, state.model)
+            put_optimizer_state_into(self.wrapped, self.optimizer.optimizer, state.optimizer)
+        else:
+            self.model.load_state_dict(state.model)
+            self.optimizer.load_state_dict(state.optimizer)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
         checkpoint.restore_random_states(state.random)

@@ -18,8 +18,9 @@ from benchmarks.training.variants import AFTERWARDS, BASELINE, VARIANTS, Variant
 from emcl_kernels import EMCL
 from emcl_train import checkpoint
 from emcl_train.config import RunConfig
-from emcl_train.evaluate import Row, embed_split, put_weights, read_weights, rows_of, similarities
+from emcl_train.evaluate import embed_split, put_weights, read_weights, similarities
 from emcl_train.models import RetrievalModel
+from emcl_train.rows import Row, rows_of
 from emcl_train.trainer import Run, environment, open_run_folder, seed_everything, start_processes
 
 RESULTS = Path(__file__).parent / "results"

@@ -19,6 +19,7 @@ from emcl_train.config import DataConfig, RunConfig
 from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
 from emcl_train.data.augment import rand_augment
 from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter, cache_folder
+from emcl_train.data.features import FeatureSplit, feature_loader, open_features
 from emcl_train.data.video import VideoError, decode_clip
 from emcl_train.errors import UserError
 
@@ -36,11 +37,13 @@ class Tokenizer(Protocol):
 
 
 def prepare(config: RunConfig) -> Annotations:
-    """Read the annotations and check every clip they name.
+    """Read the annotations and check every clip they name; or open the features that stand in for them.
 
     Returns: the splits of clips that decode; `left_out` and a note say which do not, where `on_bad_video` is "skip".
     Raises: UserError where the annotations cannot be used, or clips cannot be decoded and `on_bad_video` is "stop".
     """
+    if config.from_features is not None:
+        return open_features(config)
     annotations = load_annotations(config.data)
     splits = annotations.train, annotations.val, annotations.test
     clips = list({clip.video_id: clip for split in splits for clip in split.clips}.values())
@@ -137,18 +140,22 @@ def training_loader(
     interrupted one had left. Batches that are skipped are not decoded, and of the others each of `world` processes
     decodes its own part, `batch_size / world` pairs.
     """
-    captions: Sequence[str]
+    chosen: Sequence[int]
+    clips: Sequence[int]
     if config.train_captions == "all":
         batches = batches_of_captions(split, batch_size, seed, epoch)
-        captions, clips = split.captions, split.caption_clip
+        chosen, clips = range(len(split.captions)), split.caption_clip
     else:
         order = np.random.default_rng((seed, epoch)).permutation(len(split.clips))
         batches = [order[i : i + batch_size].tolist() for i in range(0, len(order) - batch_size + 1, batch_size)]
-        captions, clips = [split.captions[i] for i in draw_captions(split, seed, epoch)], None
-    encoded = tokenizer.encode(captions) if captions else None
-    dataset = ClipDataset(split, config, encoded, clips, (seed, epoch) if config.augment == "randaugment" else None)
+        chosen, clips = draw_captions(split, seed, epoch), range(len(split.clips))
     own = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-    return _loader(dataset, config, batch_sampler=[batch[own] for batch in batches[start_batch:]])
+    own_batches = [batch[own] for batch in batches[start_batch:]]
+    if isinstance(split, FeatureSplit):
+        return feature_loader(split, clips=clips, captions=chosen, batch_sampler=own_batches)
+    encoded = tokenizer.encode([split.captions[i] for i in chosen]) if chosen else None
+    dataset = ClipDataset(split, config, encoded, clips, (seed, epoch) if config.augment == "randaugment" else None)
+    return _loader(dataset, config, batch_sampler=own_batches)
 
 
 def draw_captions(split: Split, seed: int, epoch: int) -> list[int]:
@@ -189,11 +196,15 @@ def batches_of_captions(split: Split, batch_size: int, seed: int, epoch: int) ->
 
 def clip_loader(split: Split, config: DataConfig, batch_size: int) -> DataLoader:
     """Every clip of a split once, in order: frames, frame_mask, index."""
+    if isinstance(split, FeatureSplit):
+        return feature_loader(split, clips=range(len(split.clips)), batch_size=batch_size)
     return _loader(ClipDataset(split, config), config, batch_size=batch_size)
 
 
 def caption_loader(split: Split, tokenizer: Tokenizer, config: DataConfig, batch_size: int) -> DataLoader:
     """Every caption of a split once, in order: input_ids, attention_mask, index."""
+    if isinstance(split, FeatureSplit):
+        return feature_loader(split, captions=range(len(split.captions)), batch_size=batch_size)
     return DataLoader(CaptionDataset(*tokenizer.encode(split.captions)), batch_size=batch_size)
 
 

@@ -24,8 +24,8 @@ def provenance(config: DataConfig) -> dict[str, Any]:
     }
 
 
-def changes(then: dict[str, Any], config: DataConfig) -> list[str]:
-    """Sentences about what is another thing now than it was in a run's record."""
+def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Sentences about what is another thing in one record than it was in another."""
     names = {
         "decoder": "decoder",
         "sampler": "video sampler version",
@@ -33,10 +33,10 @@ def changes(then: dict[str, Any], config: DataConfig) -> list[str]:
         "compression": "compression",
     }
     found = []
-    for key, now in provenance(config).items():
+    for key, name in names.items():
         # The sampler was always recorded; a record without one of the others is older than it.
-        if (key in then or key == "sampler") and then.get(key) != now:
-            found.append(f"{names[key]} was {_shown(then.get(key))}, now {_shown(now)}")
+        if (key in then or key == "sampler") and then.get(key) != now[key]:
+            found.append(f"{name} was {_shown(then.get(key))}, now {_shown(now[key])}")
     return found
 
 

@@ -1,5 +1,6 @@
 """Clips, captions, and the splits they are in: what every layout of files is read into."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,15 @@ class Split:
             clips=tuple(self.clips[index] for index in kept),
             captions=tuple(text for text, _ in pairs),
             caption_clip=tuple(index for _, index in pairs),
+        )
+
+    def of_pairs(self, name: str, pairs: Sequence[tuple[int, int]]) -> "Split":
+        """A split of these clips, each with this one of its captions."""
+        return Split(
+            name,
+            clips=tuple(self.clips[clip] for clip, _ in pairs),
+            captions=tuple(self.captions[caption] for _, caption in pairs),
+            caption_clip=tuple(range(len(pairs))),
         )
 
 

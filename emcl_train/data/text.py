@@ -12,11 +12,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 
 from emcl_train.checkpoint import write_text_atomic
-from emcl_train.config import RunConfig
+from emcl_train.config import ModelConfig, RunConfig
 from emcl_train.data.annotations import load_annotations
 from emcl_train.errors import UserError
 
 TOKENIZER = "tokenizer.json"
+OPENAI_TOKENIZER = "openai/clip-vit-base-patch32"
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
 
 
@@ -71,21 +72,32 @@ class CaptionTokenizer:
 
 
 def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTokenizer:
-    """The tokenizer of a run: from its folder where it is there, else made as `model.clip` says, and saved there.
+    """The tokenizer of a run: from its folder where it is there, else as `config` says, and saved there.
 
-    Raises: UserError where `model.clip` names no tokenizer that can be read.
+    Raises: UserError where `model.tokenizer` or `model.clip` names none that can be read.
     """
     if run_dir is not None and (run_dir / TOKENIZER).is_file():
         return CaptionTokenizer.load(run_dir / TOKENIZER)
-    max_words = config.data.max_words
-    if config.model.clip == "random":
+    max_words, name = config.data.max_words, tokenizer_name(config.model)
+    if config.from_features is not None:
+        tokenizer = CaptionTokenizer.load(config.from_features / TOKENIZER)
+    elif name is None:
         tokenizer = word_tokenizer(load_annotations(config.data).train.captions, max_words)
     else:
-        tokenizer = pretrained_tokenizer(config.model.clip, max_words)
+        tokenizer = pretrained_tokenizer(name, max_words, setting="tokenizer" if name != config.model.clip else "clip")
     first_process = not dist.is_initialized() or dist.get_rank() == 0
     if run_dir is not None and first_process:
         tokenizer.save(run_dir / TOKENIZER)
     return tokenizer
+
+
+def tokenizer_name(config: ModelConfig) -> str | None:
+    """Hub name or folder of the tokenizer; None where words are counted."""
+    if config.tokenizer is not None:
+        return config.tokenizer
+    if config.clip == "random":
+        return None
+    return OPENAI_TOKENIZER if Path(config.clip).expanduser().is_file() else config.clip
 
 
 def word_tokenizer(captions: Sequence[str], max_words: int) -> CaptionTokenizer:
@@ -108,28 +120,34 @@ def word_tokenizer(captions: Sequence[str], max_words: int) -> CaptionTokenizer:
     return CaptionTokenizer(tokenizer)
 
 
-def pretrained_tokenizer(name: str, max_words: int) -> CaptionTokenizer:
+def pretrained_tokenizer(name: str, max_words: int, *, setting: str = "clip") -> CaptionTokenizer:
     """The tokenizer of a checkpoint on the hub or in a folder.
 
+    Args: setting: of `model`, which names it in errors.
     Raises: UserError.
     """
     from transformers import AutoTokenizer
 
     way_out = (
-        "pass --model.clip with a hub name such as openai/clip-vit-base-patch32, with a folder that holds a "
-        'tokenizer.json, or with "random"'
+        f"pass --model.{setting} with a hub name such as {OPENAI_TOKENIZER}, or with a folder that holds a "
+        "tokenizer.json" + (', or with "random"' if setting == "clip" else "; without a network, a folder")
     )
+    name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
         pretrained = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model.clip is {name!r}, of which no tokenizer can be loaded ({reason}); {way_out}") from error
+        raise UserError(
+            f"model.{setting} is {name!r}, of which no tokenizer can be loaded ({reason}); {way_out}"
+        ) from error
     if not getattr(pretrained, "is_fast", False) or pretrained.pad_token_id is None:
-        raise UserError(f"model.clip is {name!r}, whose tokenizer is not CLIP's: it has no tokenizer.json; {way_out}")
+        raise UserError(
+            f"model.{setting} is {name!r}, whose tokenizer is not CLIP's: it has no tokenizer.json; {way_out}"
+        )
     tokenizer = Tokenizer.from_str(pretrained.backend_tokenizer.to_str())
     tokenizer.enable_truncation(max_words)
     tokenizer.enable_padding(length=max_words, pad_id=pretrained.pad_token_id, pad_token=pretrained.pad_token)
     try:
         return CaptionTokenizer(tokenizer)
     except ValueError as error:
-        raise UserError(f"model.clip is {name!r}, whose tokenizer is not CLIP's: {error}; {way_out}") from error
+        raise UserError(f"model.{setting} is {name!r}, whose tokenizer is not CLIP's: {error}; {way_out}") from error

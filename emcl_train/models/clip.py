@@ -1,5 +1,6 @@
-"""CLIP's two towers: from a hub name, a local folder, or a small configuration with random weights."""
+"""CLIP's two towers: from a hub name, a local folder, OpenAI's archive, or a small one with random weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from transformers import CLIPConfig, CLIPModel
 
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
+from emcl_train.weights.files import read_state
+from emcl_train.weights.keys import require_keys
+from emcl_train.weights.openai import NO_WEIGHTS, clip_from_openai, clip_to_openai, openai_clip_config
+from emcl_train.weights.release import HINTS
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -41,10 +46,12 @@ class CLIPTowers(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 
     def encode_text(
-        self, input_ids: Int64[Tensor, "A L"], attention_mask: Int64[Tensor, "A L"]
-    ) -> Float[Tensor, "A D"]:
-        pooled = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
-        return self.clip.text_projection(pooled).float()
+        self, input_ids: Int64[Tensor, "A L"], attention_mask: Int64[Tensor, "A L"], *, tokens: bool = False
+    ) -> tuple[Float[Tensor, "A D"], Float[Tensor, "A L D"] | None]:
+        """Features of the captions at their end tokens, and with `tokens` those at every token too."""
+        encoded = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask)
+        pooled = self.clip.text_projection(encoded.pooler_output).float()
+        return pooled, self.clip.text_projection(encoded.last_hidden_state).float() if tokens else None
 
     def encode_frames(self, frames: UInt8[Tensor, "B F 3 S S"]) -> Float[Tensor, "B F D"]:
         pixels = (frames.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std  # [B·F, 3, S, S]
@@ -52,31 +59,104 @@ class CLIPTowers(nn.Module):
         return self.clip.visual_projection(pooled).float().unflatten(0, frames.shape[:2])
 
 
-def build_towers(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int, max_words: int) -> CLIPTowers:
+class LogitScale(nn.Module):
+    """Where `CLIPModel` has it, without the rest."""
+
+    def __init__(self, clip: CLIPModel) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(clip.logit_scale.detach().clone())
+
+
+class StoredTowers(nn.Module):
+    """In place of towers whose features lie in files: passes them on, and keeps CLIP's logit scale, which may learn."""
+
+    def __init__(self, towers: CLIPTowers) -> None:
+        super().__init__()
+        self.width = towers.width
+        self.clip = LogitScale(towers.clip)
+
+    def encode_text(
+        self, features: Float[Tensor, "A T D"], attention_mask: Int64[Tensor, "A L"], *, tokens: bool = False
+    ) -> tuple[Float[Tensor, "A D"], Float[Tensor, "A L D"] | None]:
+        """The feature of the whole caption stands first, those of its tokens, where they are wanted, behind it."""
+        return features[:, 0], features[:, 1:] if tokens else None
+
+    def encode_frames(self, features: Float[Tensor, "B F D"]) -> Float[Tensor, "B F D"]:
+        return features
+
+
+def build_towers(
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    *,
+    image_size: int,
+    max_words: int,
+    clip_config: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, Tensor] | None = None,
+) -> CLIPTowers:
     """The towers that `config.clip` names, checked against the data they will see.
 
+    Args: clip_config: build these towers, with random weights, instead; nothing is read. sizes: CLIP's weights under
+        OpenAI's names: build towers of their sizes, with random weights, instead.
     Raises: UserError where the checkpoint cannot be read, is not CLIP's, or does not fit the data.
     """
-    if config.clip == "random":
+    if clip_config is not None:
+        return CLIPTowers(CLIPModel(CLIPConfig.from_dict(dict(clip_config))))
+    source = f"model.init_from {config.init_from}" if sizes is not None else config.clip
+    if sizes is not None:
+        clip = CLIPModel(archive_config(config, sizes, vocabulary, source))
+    elif config.clip == "random":
         return CLIPTowers(random_clip(config, vocabulary, image_size=image_size, max_words=max_words))
-    clip = pretrained_clip(config.clip)
+    elif Path(config.clip).expanduser().is_file():
+        clip = archived_clip(config, vocabulary)
+    else:
+        clip = pretrained_clip(config.clip)
     expected_size, longest = clip.vision_model.config.image_size, clip.text_model.config.max_position_embeddings
     if image_size != expected_size:
         raise UserError(
-            f"data.image_size is {image_size} but the vision tower of {config.clip} takes {expected_size}; "
+            f"data.image_size is {image_size} but the vision tower of {source} takes {expected_size}; "
             f"pass --data.image-size {expected_size}"
         )
     if max_words > longest:
         raise UserError(
-            f"data.max_words is {max_words} but the text tower of {config.clip} takes at most {longest} tokens; "
+            f"data.max_words is {max_words} but the text tower of {source} takes at most {longest} tokens; "
             f"pass --data.max-words {longest} or less"
         )
     if vocabulary.size > clip.text_model.config.vocab_size:
         raise UserError(
-            f"the tokenizer has {vocabulary.size} tokens but the text tower of {config.clip} knows "
+            f"the tokenizer has {vocabulary.size} tokens but the text tower of {source} knows "
             f"{clip.text_model.config.vocab_size}; tokenizer and weights must come from the same checkpoint"
         )
     return CLIPTowers(clip)
+
+
+def archived_clip(config: ModelConfig, vocabulary: Vocabulary) -> CLIPModel:
+    """Weights from a file with OpenAI's names, such as `ViT-B-32.pt`; every key must be known and there."""
+    path = Path(config.clip).expanduser()
+    state = {name: value for name, value in read_state(path).items() if not NO_WEIGHTS.fullmatch(name)}
+    clip = CLIPModel(archive_config(config, state, vocabulary, str(path)))
+    expected = {name: value.shape for name, value in clip_to_openai(clip.state_dict()).items()}
+    require_keys(state, expected, source=f"model.clip {path}", hints=HINTS)
+    clip.load_state_dict(clip_from_openai(state))
+    return clip
+
+
+def archive_config(config: ModelConfig, state: Mapping[str, Tensor], vocabulary: Vocabulary, source: str) -> CLIPConfig:
+    """Sizes of towers from OpenAI-named weights. With model.clip "random", heads are those of model.random_clip."""
+    heads = config.random_clip.heads if config.clip == "random" else None
+    special = {"eos_token_id": vocabulary.eos_token_id, "pad_token_id": vocabulary.pad_token_id}
+    try:
+        return CLIPConfig(**openai_clip_config(state, heads=heads, **special))
+    except KeyError as error:
+        resnet = (
+            " It has a ResNet; only vision transformers are supported."
+            if "visual.layer1.0.conv1.weight" in state
+            else ""
+        )
+        raise UserError(
+            f"{source} is no CLIP with OpenAI's names: it has no {error.args[0]}.{resnet} Pass OpenAI's archive, such "
+            f"as ViT-B-32.pt, or its state_dict, or a folder in the transformers layout"
+        ) from error
 
 
 def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int, max_words: int) -> CLIPModel:
@@ -112,9 +192,11 @@ def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int,
 
 def pretrained_clip(name: str) -> CLIPModel:
     """Weights from a hub name or a local folder in the layout of `save_pretrained`; every weight must be there."""
-    way_out = 'pass --model.clip a CLIP hub name, a folder written by save_pretrained, or "random"'
+    way_out = (
+        'pass --model.clip a CLIP hub name, a folder written by save_pretrained, an archive of OpenAI, or "random"'
+    )
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise UserError(f"model.clip is {name}, which is not a folder; {way_out}")
+        raise UserError(f"model.clip is {name}, which is neither a folder nor a file; {way_out}")
     folder = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
         model_type = CLIPConfig.get_config_dict(folder)[0].get("model_type")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL
+from emcl_train.config import EMCLConfig
 from emcl_train.metrics import ranks, video_to_text_ranks_by_similarity
 from emcl_train.report.run_folder import Run
 
@@ -163,11 +164,14 @@ def modalities(run: Run) -> tuple[str, str] | None:
 
 
 def _paired_rows(run: Run) -> tuple[Float[Tensor, "P D"], Float[Tensor, "P D"]]:
-    """The first caption of each of some clips, and these clips' frames as pooled for that caption."""
+    """The first caption of each of some clips, and these clips' frames as the head pools them, or their mean."""
     tensors = run.tensors
     clips = _evenly(run.similarity.shape[1], POINTS)
     captions = _first_captions(run, clips)
     text, frames, mask = tensors["text"][captions], tensors["frames"][clips], tensors["frame_mask"][clips]
+    if run.config.model.head != "text-conditioned":
+        frames = normalize(frames, dim=-1) * mask[..., None]
+        return normalize(text, dim=-1), normalize(frames.sum(1), dim=-1)
     logits = torch.einsum("pd,pfd->pf", text, frames) / run.config.model.pooling_temperature
     weights = torch.softmax(logits, dim=1) * mask
     return text, torch.einsum("pf,pfd->pd", weights, frames)
@@ -175,7 +179,7 @@ def _paired_rows(run: Run) -> tuple[Float[Tensor, "P D"], Float[Tensor, "P D"]]:
 
 def _emcl(run: Run) -> EMCL:
     """The run's EMCL layer with the maintained bases that it was evaluated with."""
-    config = run.config.emcl
+    config = EMCLConfig(**run.results["emcl"]) if "emcl" in run.results else run.config.emcl
     layer = EMCL(
         num_bases=config.num_bases,
         num_iters=config.num_iters,

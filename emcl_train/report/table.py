@@ -128,4 +128,4 @@ def _cell(metrics: dict[str, float], key: str) -> str:
 
 
 def _published_cell(metrics: dict[str, float], key: str) -> str:
-    return f"{metrics[key]:g}" if key in metrics else "–"
+    return f"{metrics[key]:.1f}" if key in metrics else "–"

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from emcl_kernels import EMCL, em_project, pooled_similarity, reference
+from emcl_kernels import EMCL, em_moments, em_project, pooled_similarity, reference
 from emcl_kernels.testing import assert_close, clustered_rows
 
 
@@ -87,3 +87,24 @@ def test_copies_and_moves_of_dtype() -> None:
     y = layer(clustered_rows(20, 16).to(torch.bfloat16))
     assert isinstance(y, torch.Tensor)
     assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("gradient", ["identity", "linear", "full"])
+@pytest.mark.parametrize("scale", ["release", "relative"])
+def test_fit_and_transform_are_forward_in_parts(scale: str, gradient: str) -> None:
+    settings = {"num_bases": 7, "init": "normal", "scale": scale, "gradient": gradient, "residual_weight": 0.4}
+    layer = EMCL(**settings).double()
+    other = copy.deepcopy(layer)
+    text, video = clustered_rows(10, 32).requires_grad_(), clustered_rows(25, 32)
+    expected = layer(text, video)[0]
+    moments = [em_moments(rows) for rows in (text, video)]
+    fitted = other.fit(*(sum(values) for values in zip(*moments, strict=True)), 35)
+    found = other.transform(text, *fitted)
+    assert_close("rows", found, expected)
+    assert_close("bases", other.bases, layer.bases)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((rows * weight).sum(), text)[0] for rows in (found, expected)]
+    assert_close("gradient", *gradients)
+    before = other.bases.clone()
+    other.fit(*moments[1], 25, update=False)
+    assert torch.equal(other.bases, before)

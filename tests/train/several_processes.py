@@ -19,6 +19,8 @@ from emcl_train import trainer
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.losses import symmetric_info_nce
 
+# Tokens are many rows: at the others' temperature rounding alone would move the gradient by 2e-5.
+MANY_ROWS = {"temperature": 0.2}
 CASES: dict[str, dict[str, Any]] = {
     "identity": {},
     "linear": {"gradient": "linear"},
@@ -26,6 +28,11 @@ CASES: dict[str, dict[str, Any]] = {
     "relative": {"scale": "relative", "residual_weight": -1.0},
     "relative-full": {"scale": "relative", "residual_weight": -1.0, "gradient": "full"},
     "off": {"mode": "off"},
+    "mean": {"head": "mean"},
+    "mean-full": {"head": "mean", "gradient": "full", "scale": "relative", "residual_weight": -1.0},
+    "wti": {"head": "wti"},
+    "wti-full": {"head": "wti", "gradient": "full", "scale": "relative", "residual_weight": -0.5, **MANY_ROWS},
+    "wti-off": {"head": "wti", "mode": "off"},
 }
 
 
@@ -33,8 +40,9 @@ def step_config(root: Path, out: Path, case: str, **train: object) -> RunConfig:
     """One step of eight pairs. The softmax of the E-step is far from uniform, and the reconstruction from small."""
     config = tiny_run(root, out / case, max_steps=1, **train)
     config.emcl = EMCLConfig(num_bases=4, num_iters=3, temperature=0.02, residual_weight=-20.0, init="normal")
+    config.train.decorrelation_weight, config.train.decorrelation_off_diagonal = 0.1, 0.5
     for name, value in CASES[case].items():
-        setattr(config.emcl, name, value)
+        setattr(config.model if name == "head" else config.emcl, name, value)
     return config
 
 
@@ -99,6 +107,7 @@ def whole_run(root: Path, out: Path) -> None:
 def main(root: Path, out: Path) -> None:
     found = {case: one_step(step_config(root, out, case)) for case in CASES}
     found["chunks"] = one_step(step_config(root, out / "chunks", "full", chunks=2))
+    found["wti-chunks"] = one_step(step_config(root, out / "chunks", "wti-full", chunks=2))
     rank, world = dist.get_rank(), dist.get_world_size()
     found["loss"] = spread_loss(rank, world)
     backend = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))

@@ -9,7 +9,7 @@ import pytest
 
 from emcl_train import cli
 from emcl_train.checkpoint import save_config
-from emcl_train.config import EvalConfig, RunConfig
+from emcl_train.config import EMCLConfig, EvalConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
 
@@ -120,8 +120,8 @@ def evaluated(monkeypatch):
 
     calls = []
 
-    def evaluate_run(run, eval_config, *, split):
-        calls.append((run, eval_config, split))
+    def evaluate_run(run, eval_config, *, emcl, split, from_features):
+        calls.append((run, eval_config, split, emcl))
         return {}
 
     monkeypatch.setattr(emcl_train.evaluate, "evaluate_run", evaluate_run)
@@ -138,11 +138,25 @@ def test_evaluation_takes_the_settings_of_the_run_unless_told_otherwise(evaluate
     flags = ["--em-block", "7", "--inverted-softmax-temperature", "0.2", "--batch-size", "9"]
     assert cli.main(["eval", str(tmp_path), *flags]) == 0
     assert evaluated == [
-        (tmp_path, own, "test"),
-        (tmp_path, replace(own, em_block=None), "val"),
-        (tmp_path, EvalConfig(batch_size=9, em_block=7, inverted_softmax_temperature=0.2), "test"),
+        (tmp_path, own, "test", EMCLConfig()),
+        (tmp_path, replace(own, em_block=None), "val", EMCLConfig()),
+        (tmp_path, EvalConfig(batch_size=9, em_block=7, inverted_softmax_temperature=0.2), "test", EMCLConfig()),
     ]
     assert "report.html" in capsys.readouterr().out
+
+
+def test_emcl_at_inference_has_the_settings_of_the_paper_unless_told_otherwise(evaluated, tmp_path):
+    save_config(tmp_path, RunConfig(emcl=EMCLConfig(mode="off", num_bases=5)))
+    assert cli.main(["eval", str(tmp_path), "--emcl.mode", "inference", "--emcl.num-iters", "3"]) == 0
+    save_config(tmp_path, RunConfig(emcl=EMCLConfig(num_bases=5)))
+    assert cli.main(["eval", str(tmp_path), "--emcl.mode", "inference"]) == 0
+    paper = EMCLConfig("inference", num_bases=7, num_iters=3, temperature=0.1, residual_weight=4.0)
+    assert [call[3] for call in evaluated] == [paper, EMCLConfig("inference", num_bases=5)]
+
+
+def test_a_recipe_with_emcl_at_inference_has_the_settings_of_the_paper(trained):
+    assert cli.main(["train", "msrvtt-9k", "--emcl.mode", "inference", "--emcl.residual-weight", "2"]) == 0
+    assert trained[0].emcl == EMCLConfig("inference", num_bases=7, num_iters=10, temperature=0.1, residual_weight=2.0)
 
 
 def test_a_setting_of_the_evaluation_out_of_range_is_named_with_its_flag(tmp_path, capsys):

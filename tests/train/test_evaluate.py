@@ -12,7 +12,10 @@ from emcl_train.checkpoint import append_line, save_config, save_tensors_atomic,
 from emcl_train.config import EvalConfig, RunConfig
 from emcl_train.data.provenance import provenance
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
-from emcl_train.evaluate import Similarities, embed_split, evaluate, evaluate_run, rows_of, similarities
+from emcl_train.evaluate import bank_of, compare_bank, embed_split, evaluate, evaluate_run, similarities
+from emcl_train.metrics import text_to_video
+from emcl_train.rerank import qb_norm
+from emcl_train.rows import Similarities, rows_of
 
 __all__ = ["tiny_data"]  # a fixture
 
@@ -39,11 +42,10 @@ def test_embeddings_do_not_depend_on_the_batch_size(tiny_data, batch_size):
     config.eval.batch_size = batch_size
     parts = embed_split(model, tiny_data, TinyTokenizer(), config)
     assert model.training
-    assert parts.frames.shape == (CLIPS, FRAMES, 16)
-    assert parts.frame_mask.sum() == CLIPS * FRAMES - 2
-    torch.testing.assert_close(parts.text, whole.text)
-    torch.testing.assert_close(parts.frames, whole.frames)
-    assert not parts.text.requires_grad
+    assert parts.video.frames.shape == (CLIPS, FRAMES, 16)
+    assert parts.video.mask.sum() == CLIPS * FRAMES - 2
+    torch.testing.assert_close(parts.tensors(), whole.tensors())
+    assert not parts.text.pooled.requires_grad
 
 
 def test_evaluation_does_not_move_the_maintained_bases(tiny_data):
@@ -194,3 +196,36 @@ def test_results_say_what_their_frames_depend_on(tiny_data, tmp_path):
     results = evaluate_run(tmp_path / "run")
     assert results | provenance(tiny_config().data) == results
     assert results["sampling"] == {"frame_sampling": "uniform", "num_frames": 3, "image_size": 16}
+
+
+def test_qb_norm_stands_beside_the_raw_row_and_takes_its_bank_from_training_clips(tiny_data, tmp_path):
+    config = tiny_config()
+    save_run(tmp_path / "run", config)
+    results = evaluate_run(tmp_path / "run", EvalConfig(query_bank=5))
+    *others, row = results["rows"]
+    assert row["name"] == "EMCL-Net + QB-Norm"
+    assert "bank of 5 training captions" in row["note"]
+
+    # The tiny data give the same features whatever the split, so the bank's are known.
+    model = tiny_model(config).eval()
+    whole = embed_split(model, tiny_data, TinyTokenizer(), config)
+    chosen = embed_split(model, bank_of(tiny_data, 5), TinyTokenizer(), config)
+    bank = compare_bank(model, whole, chosen, config)
+    main = similarities(model, whole, config).main
+    assert row["text_to_video"] == text_to_video(
+        qb_norm(main, bank.text_to_video, temperature=0.05), whole.caption_clip
+    )
+    by_clip = qb_norm(main.T, bank.video_to_text.T, temperature=0.05)
+    assert row["video_to_text"] == text_to_video(by_clip, torch.arange(CLIPS))
+
+    without = evaluate_run(tmp_path / "run", EvalConfig(query_bank=0))["rows"]
+    assert without == others
+
+
+def test_a_bank_is_spread_over_the_training_clips():
+    split = tiny_split(captions_per_clip=2)
+    bank = bank_of(split, 3)
+    assert [clip.video_id for clip in bank.clips] == ["video0", "video2", "video4"]
+    assert bank.captions == ("caption 0", "caption 4", "caption 8")
+    assert bank.caption_clip == (0, 1, 2)
+    assert len(bank_of(split, 1000).clips) == CLIPS

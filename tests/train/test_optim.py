@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from emcl_train.config import ModelConfig, RunConfig, TrainConfig
-from emcl_train.optim import build_optimizer, clip_lr_factor, schedule, set_learning_rate
+from emcl_train.optim import build_optimizer, clip_lr_factor, freeze_towers, schedule, set_learning_rate
 
 
 class Net(nn.Module):
@@ -29,6 +29,17 @@ def test_each_parameter_has_its_rate_and_its_decay():
     assert found[id(net.towers[0].bias)] == found[id(net.towers[1].weight)] == (pytest.approx(1e-3), 0.0)
     assert found[id(net.temporal.weight)] == (1e-2, 0.2)
     assert found[id(net.temporal.bias)] == found[id(net.scale)] == (1e-2, 0.0)
+
+
+def test_frozen_towers_leave_their_logit_scale_to_the_rest():
+    net = Net()
+    net.towers.register_parameter("logit_scale", nn.Parameter(torch.tensor(1.0)))
+    config = run_config(lr=1e-2, clip_lr_factor=0.0)
+    freeze_towers(net)
+    optimizer = build_optimizer(net, config)
+    found = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    learning = [net.towers.logit_scale, net.temporal.weight, net.temporal.bias, net.scale]
+    assert found == {id(parameter): 1e-2 for parameter in learning}
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_published_rows_stand_beside_a_recipes_own_and_are_marked(tmp_path):
     assert "published" not in printed(render_table(results), width=200)
     text = printed(render_table(results | {"recipe": "msrvtt-9k"}), width=200)
     line = next(line for line in text.splitlines() if "published: EMCL-Net  " in line)
-    assert re.findall(r"[\d.]+", line) == ["46.8", "73.1", "83.1", "2", "12.8", "46.5", "73.5", "83.5", "2", "8.8"]
+    assert re.findall(r"[\d.]+", line) == ["46.8", "73.1", "83.1", "2.0", "12.8", "46.5", "73.5", "83.5", "2.0", "8.8"]
     assert "not computed here" in text
     assert "gallery has 40 clips, that of the published rows 1000" in text
     whole = printed(render_table(results | {"recipe": "msrvtt-9k", "gallery": 1000, "queries": 1000}), width=200)
@@ -202,5 +202,5 @@ def test_activitynet_has_the_metrics_of_its_literature(tmp_path):
     assert "R@50" in text
     assert "R@10" not in text.replace("R@10)", "")
     line = next(line for line in text.splitlines() if "published: CLIP4Clip" in line)
-    assert re.findall(r"(?<!p)\d[\d.]*", line.split("Clip", 2)[-1])[:4] == ["40.5", "72.4", "98.1", "2"]
+    assert re.findall(r"(?<!p)\d[\d.]*", line.split("Clip", 2)[-1])[:4] == ["40.5", "72.4", "98.1", "2.0"]
     assert "–" in line

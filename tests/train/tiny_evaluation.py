@@ -50,15 +50,16 @@ def tiny_data(monkeypatch: pytest.MonkeyPatch) -> Split:
         frames = torch.randint(0, 256, (CLIPS, FRAMES, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
         mask = torch.ones(CLIPS, FRAMES, dtype=torch.bool)
         mask[2, 1:] = False
-        for index in torch.arange(CLIPS).split(batch_size):
-            yield {"frames": frames[index], "frame_mask": mask[index], "index": index}
+        own = torch.tensor([int(clip.video_id.removeprefix("video")) for clip in split.clips])
+        for index in torch.arange(len(own)).split(batch_size):
+            yield {"frames": frames[own[index]], "frame_mask": mask[own[index]], "index": index}
 
     def caption_loader(split, tokenizer, config, *, batch_size, **_):
         generator = torch.Generator().manual_seed(2)
-        count = len(split.captions)
-        input_ids = torch.randint(2, len(tokenizer), (count, WORDS), generator=generator)
+        own = [int(caption.removeprefix("caption ")) for caption in split.captions]
+        input_ids = torch.randint(2, len(tokenizer), (max(own) + 1, WORDS), generator=generator)[own]
         input_ids[:, -1] = tokenizer.eos_token_id
-        for index in torch.arange(count).split(batch_size):
+        for index in torch.arange(len(own)).split(batch_size):
             ones = torch.ones(len(index), WORDS, dtype=torch.int64)
             yield {"input_ids": input_ids[index], "attention_mask": ones, "index": index}
 

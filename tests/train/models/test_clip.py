@@ -29,15 +29,18 @@ def checkpoint(tmp_path_factory):
 def test_both_towers_end_in_the_same_width():
     model = towers()
     ids = torch.tensor([[5, 6, 1, 0], [7, 1, 0, 0], [9, 9, 9, 1]])
-    assert model.encode_text(ids, (ids != 0).long()).shape == (3, 16)
+    assert model.encode_text(ids, (ids != 0).long())[0].shape == (3, 16)
     assert model.encode_frames(torch.zeros(3, 5, 3, 16, 16, dtype=torch.uint8)).shape == (3, 5, 16)
 
 
 def test_padding_after_the_end_token_changes_nothing():
     model = towers().eval()
     short, long = torch.tensor([[5, 6, 1]]), torch.tensor([[5, 6, 1, 0, 0, 0]])
-    expected = model.encode_text(short, torch.ones_like(short))
-    torch.testing.assert_close(model.encode_text(long, (long != 0).long()), expected)
+    expected, tokens = model.encode_text(short, torch.ones_like(short), tokens=True)
+    found, padded = model.encode_text(long, (long != 0).long(), tokens=True)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(padded[:, :3], tokens)
+    torch.testing.assert_close(tokens[:, 2], expected)  # the end token's is the caption's
 
 
 def test_frames_are_normalised_as_clip_was_trained():

@@ -5,7 +5,7 @@ import torch
 
 from emcl_train.config import DataConfig, EMCLConfig, ModelConfig, RandomClipConfig, RunConfig
 from emcl_train.errors import UserError
-from emcl_train.models import build_model
+from emcl_train.models import TextFeatures, VideoFeatures, build_model
 
 
 class Tokenizer:
@@ -29,7 +29,8 @@ def features(texts=7, clips=5):
     generator = torch.Generator().manual_seed(3)
     mask = torch.ones(clips, 4, dtype=torch.bool)
     mask[0, 2:] = False
-    return torch.randn(texts, 16, generator=generator), torch.randn(clips, 4, 16, generator=generator), mask
+    text, frames = torch.randn(texts, 16, generator=generator), torch.randn(clips, 4, 16, generator=generator)
+    return TextFeatures(text), VideoFeatures(frames, mask)
 
 
 def test_em_changes_the_similarity_and_leaves_it_a_cosine():
@@ -41,19 +42,19 @@ def test_em_changes_the_similarity_and_leaves_it_a_cosine():
 
 
 def test_blocks_are_tiles_in_dataset_order_with_an_em_of_their_own():
-    net, (text, frames, mask) = model().eval(), features()
+    net, (text, video) = model().eval(), features()
 
     def stream(**options):
-        return torch.cat(list(net.similarity_stream(text, frames, mask, **options)))
+        return torch.cat(list(net.similarity_stream(text, video, **options)))
 
     blocks = stream(emcl=True, em_block=3)
-    alone = net.similarity(text[3:6], frames[3:5], mask[3:5], emcl=True)
+    alone = net.similarity(text[3:6], video[3:5], emcl=True)
     torch.testing.assert_close(blocks[3:6, 3:5], alone)
-    whole = net.similarity(text, frames, mask, emcl=True)
+    whole = net.similarity(text, video, emcl=True)
     assert not torch.allclose(blocks, whole, atol=1e-4)
     torch.testing.assert_close(stream(emcl=True, em_block=100), whole)
     torch.testing.assert_close(stream(emcl=True), whole)
-    torch.testing.assert_close(stream(emcl=False), net.similarity(text, frames, mask, emcl=False))
+    torch.testing.assert_close(stream(emcl=False), net.similarity(text, video, emcl=False))
 
 
 def test_only_training_with_em_moves_the_bases():

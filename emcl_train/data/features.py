@@ -1,0 +1,158 @@
+"""A folder of features: what frozen towers make of the frames and captions of a data set, computed once.
+
+It stands in for the data set: splits with the clips and captions that were encoded, in loaders that give features in
+place of frames and token ids. Arrays are memory-mapped; `features.json` says what made them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from emcl_train.config import RunConfig
+from emcl_train.data.splits import Annotations, Clip, Split
+from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+from emcl_train.errors import UserError
+
+FEATURES, TOWERS = "features.json", "towers.safetensors"
+ARRAYS = {"frames": "clips", "frame_mask": "clips", "text": "captions", "token_mask": "captions"}
+"""Names of the arrays, and what their rows are."""
+SPLITS = ("train", "val", "test")
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class FeatureSplit(Split):
+    """A split whose arrays lie in a folder: frames [G, F, D], frame_mask [G, F], text [Q, 1, D] with the feature of the
+    whole caption, or [Q, 1 + L, D] with those of its tokens behind, and token_mask [Q, L]."""
+
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+
+    def of_pairs(self, name: str, pairs: Sequence[tuple[int, int]]) -> "FeatureSplit":
+        """See `Split.of_pairs`; its features are read into memory."""
+        split = super().of_pairs(name, pairs)
+        rows = dict(zip(("clips", "captions"), map(list, zip(*pairs, strict=True)), strict=True))
+        arrays = {array: self.arrays[array][rows[unit]] for array, unit in ARRAYS.items()}
+        return FeatureSplit(split.name, split.clips, split.captions, split.caption_clip, arrays)
+
+
+class FeatureDataset(Dataset):
+    """Clips and captions by number, one of each in an item, or one kind alone."""
+
+    def __init__(self, split: FeatureSplit, clips: Sequence[int] | None, captions: Sequence[int] | None) -> None:
+        self.arrays, self.clips, self.captions = split.arrays, clips, captions
+
+    def __len__(self) -> int:
+        return len(self.captions if self.clips is None else self.clips)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        item: dict[str, Tensor] = {}
+        if self.captions is not None:
+            names = {"input_ids": "text", "attention_mask": "token_mask"}
+            item |= {name: self._read(array, self.captions[index]) for name, array in names.items()}
+            item["index"] = torch.tensor(self.captions[index])
+        if self.clips is not None:
+            item |= {name: self._read(name, self.clips[index]) for name in ("frames", "frame_mask")}
+            item["index"] = torch.tensor(self.clips[index])
+        return item
+
+    def _read(self, name: str, row: int) -> Tensor:
+        return torch.from_numpy(np.array(self.arrays[name][row]))
+
+
+def feature_loader(
+    split: FeatureSplit,
+    *,
+    clips: Sequence[int] | None = None,
+    captions: Sequence[int] | None = None,
+    **batching: Any,
+) -> DataLoader:
+    """Features in the order of these numbers; keys are those of the loaders of frames and token ids."""
+    generator = torch.Generator().manual_seed(0)  # draws nothing from the state that dropout depends on
+    return DataLoader(FeatureDataset(split, clips, captions), generator=generator, **batching)
+
+
+def settings_of_features(config: RunConfig) -> dict[str, object]:
+    """What decides which features a recipe has, as flags name it."""
+    data, model = asdict(config.data), asdict(config.model)
+    names = ("layout", "msrvtt_split", "num_frames", "frame_sampling", "image_size", "max_words")
+    found: dict[str, object] = {"recipe": config.recipe}
+    found |= {f"data.{name}": data[name] for name in (*names, "test_captions", "validation_clips")}
+    if config.data.layout == "shapes":
+        found |= {f"data.shapes.{name}": value for name, value in data["shapes"].items()}
+    found |= {f"model.{name}": model[name] for name in ("clip", "tokenizer", "init_from")}
+    if config.model.clip == "random" and config.model.init_from is None:
+        found |= {f"model.random_clip.{name}": value for name, value in model["random_clip"].items()}
+        found["train.seed"] = config.train.seed
+    return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
+
+
+def read_features(folder: Path) -> dict[str, Any]:
+    """What `features.json` says.
+
+    Raises: UserError where the folder was not written by `embed`, or not to its end.
+    """
+    path = folder / FEATURES
+    if not path.is_file():
+        raise UserError(f"{folder} is no folder of features: it has no {FEATURES}; `emcl-train embed` writes one")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}); embed again") from error
+    if version != VERSION:
+        raise UserError(f"{path} is of version {version}, expected {VERSION}; embed again with this version")
+    return record
+
+
+def open_features(config: RunConfig) -> Annotations:
+    """The splits of the folder that `config.from_features` names.
+
+    Raises: UserError naming every setting in which the folder differs from the run.
+    """
+    folder = Path(config.from_features or "")
+    record = read_features(folder)
+    made, asked = record["settings"], settings_of_features(config)
+    different = [
+        f"{name} is {made.get(name)} there, {value} here" for name, value in asked.items() if made.get(name) != value
+    ]
+    sampler = record["frames"]["sampler"]
+    if sampler != VIDEO_SAMPLER_VERSION:
+        different.append(f"the video sampler's version is {sampler} there, {VIDEO_SAMPLER_VERSION} here")
+    if config.model.head == "wti" and not record["tokens"]:
+        different.append("model.head is wti here, and there are no tokens there (embed with --tokens)")
+    if different:
+        raise UserError(
+            f"the features in {folder} are not those of this run: {'; '.join(different)}. Embed again, or pass the "
+            f"settings that made them"
+        )
+    train, val, test = (_open_split(folder, name) for name in SPLITS)
+    return Annotations(train, val, test, notes=tuple(record["notes"]), left_out=dict(record["left_out"]))
+
+
+def _open_split(folder: Path, name: str) -> FeatureSplit:
+    try:
+        lists = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        arrays = {array: np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS}
+    except (OSError, ValueError) as error:
+        raise UserError(f"the features in {folder} are damaged: {error}; copy them again, or embed again") from error
+    counts = {"clips": len(lists["video_ids"]), "captions": len(lists["captions"])}
+    for array, rows in ((array, counts[unit]) for array, unit in ARRAYS.items()):
+        if len(arrays[array]) != rows:
+            raise UserError(
+                f"the features in {folder} are damaged: {name}_{array}.npy has {len(arrays[array])} rows, expected "
+                f"{rows}, those of {name}.json; copy them again, or embed again"
+            )
+    return FeatureSplit(
+        lists["name"],
+        clips=tuple(Clip(i, Path(path)) for i, path in zip(lists["video_ids"], lists["paths"], strict=True)),
+        captions=tuple(lists["captions"]),
+        caption_clip=tuple(lists["caption_clip"]),
+        arrays=arrays,
+    )

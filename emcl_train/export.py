@@ -1,0 +1,78 @@
+"""A run's selected weights under the names of other programs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+from emcl_train.checkpoint import load_config, write_atomic
+from emcl_train.data.features import TOWERS
+from emcl_train.data.text import TOKENIZER
+from emcl_train.errors import UserError
+from emcl_train.evaluate import read_clip_config, read_weights
+from emcl_train.weights.release import CLIP, model_to_layout
+
+
+def export_run(run_dir: Path, out: Path, layout: str, say: Callable[[str], object] = print) -> None:
+    """Write a run's weights to a file, or for "transformers" to a folder.
+
+    Args: layout: one of `LAYOUTS`. say: takes a sentence on what was written, and on what has no place in the layout.
+    Raises: UserError where the run has no weights yet, or `out` exists.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists already and is not overwritten; choose another name, or remove it")
+    state = read_weights(run_dir)
+    config = load_config(run_dir)
+    if config.from_features is not None:  # the run has all but the towers, which are beside the features
+        towers = load_towers(config.from_features)
+        state = {**{CLIP + name: value for name, value in towers.items()}, **state}
+    if layout == "transformers":
+        left_out = export_transformers(run_dir, state, out)
+    else:
+        tensors, left_out = model_to_layout(state, layout)
+        write_tensors(out, {name: value.contiguous().clone() for name, value in tensors.items()})
+    say(f"{out}: weights of {run_dir} in the layout {layout}")
+    if left_out:
+        parts = sorted({".".join(name.split(".")[:2]) for name in left_out})
+        say(f"not in this layout, and left out ({len(left_out)} tensors): {', '.join(parts)}")
+
+
+def load_towers(folder: Path) -> dict[str, Tensor]:
+    """CLIP's weights beside features."""
+    path = folder / TOWERS
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing, which holds the towers of the run; the run was trained from features there"
+        )
+    return load_file(path)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A file of `torch.save`, or safetensors where the name says so."""
+    if path.suffix == ".safetensors":
+        data = save(tensors)
+        write_atomic(path, lambda file: file.write(data))
+    else:
+        write_atomic(path, lambda file: torch.save(tensors, file))
+
+
+def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> list[str]:
+    """CLIP and the run's tokenizer as a folder for `from_pretrained`. Returns names of what is not CLIP's."""
+    config = read_clip_config(run_dir)
+    if config is None:
+        raise UserError(
+            f"{run_dir} was written by an earlier version, which kept no configuration of CLIP; train again"
+        )
+    clip = CLIPModel(CLIPConfig.from_dict(config))
+    clip.load_state_dict({name.removeprefix(CLIP): value for name, value in state.items() if name.startswith(CLIP)})
+    clip.save_pretrained(out)
+    tokenizer = Tokenizer.from_file(str(run_dir / TOKENIZER))
+    special = (tokenizer.padding or {}).get("pad_token")
+    start, end = (tokenizer.id_to_token(i) for i in tokenizer.encode("").ids[:2])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special, bos_token=start, eos_token=end)
+    fast.save_pretrained(out)
+    return sorted(name for name in state if not name.startswith(CLIP))

@@ -1,0 +1,135 @@
+"""A file of weights to named tensors, by reading alone: nothing that a checkpoint holds is executed.
+
+Safetensors hold no code. Files of `torch.save` are read with `weights_only=True`. TorchScript archives, such as
+OpenAI's `ViT-B-32.pt`, are not handed to the TorchScript interpreter: their pickle, which lists modules and tensors, is
+read with a few allowed names, and the tensors' bytes are taken from the archive.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from emcl_train.errors import UserError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training programs put the weights beside other things."""
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a checkpoint, on the CPU, with half precision brought to float32.
+
+    Raises: UserError where there is no such file, it is damaged, it would need code to be run, or holds no tensors.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path} is no file; pass a checkpoint: .safetensors, a file of torch.save, or OpenAI's archive"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        elif _is_torchscript(path):
+            state = _read_torchscript(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # readers raise whatever the damaged bytes lead to
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"{path} cannot be read as weights: {reason}. Only tensors are read, never code: if the file is whole, "
+            f"save its state_dict alone, by torch.save or as safetensors"
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(
+            f"{path} holds no named tensors; pass a state_dict, saved by torch.save or as safetensors, or an archive"
+        )
+    if all(name.startswith("module.") for name in state):  # of DataParallel
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+class _Module:
+    """A module of the archive: its attributes by name."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.attributes = state
+
+
+def _plain(value: Any) -> Any:
+    return value
+
+
+class _Reader(pickle.Unpickler):
+    """Builds modules, containers and tensors; refuses every other name."""
+
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
+        super().__init__(archive.open(f"{folder}/data.pkl"))
+        self._archive, self._folder = archive, folder
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "__torch__":
+            return _Module
+        allowed: dict[tuple[str, str], Callable[..., Any]] = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+        }
+        if module == "torch" and name in STORAGES:
+            return name
+        if module == "torch.jit._pickle" and name.startswith("build_"):
+            return _plain
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which weights do not need")
+        return allowed[module, name]
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        _, storage, key, _, count = pid
+        data = bytearray(self._archive.read(f"{self._folder}/data/{key}"))
+        dtype = STORAGES[storage]
+        return torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+
+
+def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _read_torchscript(path: Path) -> dict[str, Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        data = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        root = _Reader(archive, data.rsplit("/", 1)[0]).load()
+    return dict(_tensors(root, ""))
+
+
+def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, value in getattr(module, "attributes", {}).items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value.contiguous()
+        elif isinstance(value, _Module):
+            yield from _tensors(value, f"{prefix}{name}.")

@@ -1,0 +1,142 @@
+"""Logits, loss and gradients against the recipe's formulas written down independently, from token ids and frames on."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transcription
+from transcription import Settings
+
+from emcl_train.config import DataConfig, EMCLConfig, ModelConfig, RandomClipConfig, RunConfig, TrainConfig
+from emcl_train.models import build_model
+from emcl_train.trainer import Run
+from emcl_train.weights.release import model_to_layout
+
+EOS, WORDS, FRAMES, BASES = 1, 7, 4, 5
+CASES = [
+    ("text-conditioned", "transformer"),
+    ("text-conditioned", "mean"),
+    ("mean", "mean"),
+    ("mean", "lstm"),
+    ("mean", "transformer"),
+    ("wti", "transformer"),
+]
+RELATIVE = {"scale": "relative", "residual_weight": -0.5}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Tokenizer:
+    eos_token_id, pad_token_id = EOS, 0
+
+    def __len__(self):
+        return 30
+
+
+def model_and_weights(head, temporal, **emcl):
+    """A small model whose weights are all random, and the same weights under the public names in float64."""
+    torch.manual_seed(0)
+    config = RunConfig(
+        data=DataConfig(num_frames=FRAMES, image_size=16, max_words=WORDS),
+        model=ModelConfig("random", RandomClipConfig(16, layers=2, heads=2, patch_size=8), temporal, 2, head),
+        emcl=EMCLConfig(**({"num_bases": BASES, "init": "normal", "num_iters": 3, "temperature": 0.3} | emcl)),
+        train=TrainConfig(decorrelation_weight=0.05, decorrelation_off_diagonal=0.3),
+    )
+    model = build_model(config, Tokenizer())
+    with torch.no_grad():
+        for parameter in model.parameters():  # no bias is zero and no norm the identity
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        model.towers.clip.logit_scale.fill_(2.0)
+        # Texts about as long as frames are: longer ones make float32's error in the pooling's softmax the larger.
+        model.towers.clip.text_projection.weight.mul_(0.3)
+    weights = {name: value.double() for name, value in model_to_layout(model.state_dict(), "emcl")[0].items()}
+    mu = weights.pop("emcl.mu")[0]
+    settings = Settings(
+        head,
+        temporal,
+        heads=2,
+        eos=EOS,
+        num_iters=config.emcl.num_iters,
+        temperature=config.emcl.temperature,
+        weight=config.emcl.residual_weight,
+        relative=config.emcl.scale == "relative",
+    )
+    return model, config, {name: value.requires_grad_() for name, value in weights.items()}, mu, settings
+
+
+def inputs(captions, clips, seed=1):
+    """Captions of different lengths, some as long as can be, and clips with fewer frames than places."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(2, 30, (captions, WORDS), generator=generator)
+    lengths = torch.randint(2, WORDS + 1, (captions,), generator=generator)
+    place = torch.arange(WORDS)
+    ids = ids.masked_fill(place > lengths[:, None] - 1, 0).masked_fill(place == lengths[:, None] - 1, EOS)
+    frames = torch.randint(0, 256, (clips, FRAMES, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    valid = torch.randint(1, FRAMES + 1, (clips,), generator=generator)
+    return ids, (place < lengths[:, None]).long(), frames, torch.arange(FRAMES) < valid[:, None]
+
+
+@pytest.mark.parametrize("emcl", [{}, RELATIVE, {"mode": "off"}], ids=["on", "relative", "off"])
+@pytest.mark.parametrize(("head", "temporal"), CASES)
+def test_a_training_step(head, temporal, emcl):
+    model, config, weights, mu, settings = model_and_weights(head, temporal, **emcl)
+    ids, mask, frames, frame_mask = inputs(6, 6)
+    on = config.emcl.mode == "train"
+    batch = ids, mask.bool(), frames, frame_mask
+    expected, bases = transcription.training_loss(weights, *batch, mu if on else None, settings, 0.05, 0.3)
+    expected.backward()
+
+    *values, scale = model.train()(ids, mask, frames, frame_mask)
+    text, video = model.features(values, mask, frame_mask)
+    loss = Run.loss(SimpleNamespace(model=model, config=config, processes=1), text, video, scale)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    if on:
+        torch.testing.assert_close(model.emcl.bases.double(), bases, atol=1e-5, rtol=1e-5)
+    state = {name: value.grad for name, value in model.named_parameters()} | {"emcl.bases": model.emcl.bases}
+    found, left_out = model_to_layout(state, "clip4clip")
+    assert left_out == ["emcl.bases"]
+    total = torch.cat([value.grad.flatten() for value in weights.values() if value.grad is not None]).norm()
+    compared = 0
+    for name, value in weights.items():
+        if value.grad is None:
+            # Of the LSTM's frame positions: the layout has them, and nothing reads them.
+            assert (name, temporal) == ("frame_position_embeddings.weight", "lstm")
+            continue
+        # The layout's further frame positions are no parameters here.
+        difference = found[name] - value.grad
+        error = (difference[:FRAMES] if name == "frame_position_embeddings.weight" else difference).norm()
+        assert error <= 1e-5 * value.grad.norm() + 1e-6 * total, name
+        compared += 1
+    assert compared >= 50
+
+
+@pytest.mark.parametrize("emcl", [{}, RELATIVE, {"mode": "off"}], ids=["on", "relative", "off"])
+@pytest.mark.parametrize(("head", "temporal"), CASES)
+def test_evaluation_in_blocks_of_32(head, temporal, emcl):
+    model, config, weights, mu, settings = model_and_weights(head, temporal, **emcl)
+    ids, mask, frames, frame_mask = inputs(39, 41)
+    on = config.emcl.mode == "train"
+    with torch.no_grad():
+        batch = ids, mask.bool(), frames, frame_mask
+        expected = transcription.evaluation(weights, *batch, mu if on else None, settings, 32)
+        text, video = model.eval().encode_text(ids, mask), model.encode_video(frames, frame_mask)
+    found = torch.cat(list(model.similarity_stream(text, video, emcl=on, em_block=32)))
+    assert found.shape == (39, 41)
+    assert (found - expected).abs().max() <= 1e-5
+    assert expected.std() > 0.01
+    logits, right = model.logit_scale * found, transcription.logit_scale(weights) * expected
+    torch.testing.assert_close(logits.double(), right, atol=1e-4, rtol=1e-5)
+
+
+def test_the_formulas_differ():
+    """Else one head could stand for another, and blocks for the whole."""
+    seen = []
+    for head in ("text-conditioned", "mean", "wti"):
+        _, _, weights, mu, settings = model_and_weights(head, "mean")
+        ids, mask, frames, frame_mask = inputs(39, 41)
+        with torch.no_grad():
+            for start, block in ((None, 64), (mu, 64), (mu, 32)):
+                batch = ids, mask.bool(), frames, frame_mask
+                seen.append(transcription.evaluation(weights, *batch, start, settings, block))
+    for i, one in enumerate(seen):
+        assert all((one - other).abs().max() > 1e-3 for other in seen[:i])

@@ -1,0 +1,65 @@
+"""A run whose weights are sharded over processes, ended in the middle and gone on with.
+
+accelerate turns FSDP on for GPUs alone; torch has it for CPUs too, so the switch is set here.
+As a script: `torchrun --nproc-per-node 2 sharded_processes.py ROOT OUT`.
+"""
+
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from rich.console import Console
+from tiny_run import tiny_run
+from torch.distributed.tensor import DTensor
+
+from emcl_train import trainer
+from emcl_train.config import RunConfig
+
+
+def start_sharded(config: RunConfig) -> Accelerator:
+    accelerator = start_processes(config)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["CLIPEncoderLayer"]
+    )
+    AcceleratorState._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+    return accelerator
+
+
+class Ended(Exception):
+    """In place of a kill."""
+
+
+def interrupted(config: RunConfig, after: int) -> None:
+    step = trainer.Run.training_step
+
+    def training_step(run: trainer.Run, batch: dict) -> float:
+        if run.step == after:
+            raise Ended
+        parameters = dict(run.wrapped.named_parameters())
+        assert all(isinstance(value, DTensor) for value in parameters.values())
+        layer = parameters["towers.clip.text_model.encoder.layers.0.mlp.fc1.weight"]
+        assert layer.to_local().numel() * 2 == layer.numel()
+        return step(run, batch)
+
+    trainer.Run.training_step = training_step
+    try:
+        trainer.train(config, Console(file=io.StringIO()))
+    except Ended:
+        pass
+    finally:
+        trainer.Run.training_step = step
+
+
+if __name__ == "__main__":
+    root, out = map(Path, sys.argv[1:])
+    torch.set_num_threads(1)
+    start_processes, trainer.start_processes = trainer.start_processes, start_sharded
+    trainer.write_report = lambda out: out
+    config = tiny_run(root, out / "run")
+    interrupted(config, after=7)
+    trainer.train(replace(config, resume=True), Console(file=io.StringIO()))

@@ -1,0 +1,157 @@
+"""Checkpoints of others: there and back with equal outputs, and every key accounted for."""
+
+import pytest
+import torch
+from small_clip import config, other_model, random_model, similarities
+
+from emcl_train.errors import UserError
+from emcl_train.weights.openai import clip_from_openai, clip_to_openai
+from emcl_train.weights.release import model_to_layout
+
+MODELS = [
+    ("transformer", "text-conditioned"),
+    ("mean", "mean"),
+    ("lstm", "mean"),
+    ("transformer", "wti"),
+]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def write(path, state, half=False):
+    torch.save({name: value.half() if half else value for name, value in state.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize(("temporal", "head"), MODELS)
+@pytest.mark.parametrize("layout", ["clip4clip", "emcl"])
+def test_a_whole_model_there_and_back(tmp_path, temporal, head, layout):
+    run = config(temporal, head)
+    model = random_model(run)
+    state, left_out = model_to_layout(model.state_dict(), layout)
+    assert left_out == ([] if layout == "emcl" else ["emcl.bases"])
+    run.model.init_from = write(tmp_path / "pytorch_model.bin", state)
+    back = other_model(run)
+    for name, value in model.state_dict().items():
+        if name != "emcl.bases" or layout == "emcl":
+            assert torch.equal(back.state_dict()[name], value), name
+    assert torch.equal(similarities(back, emcl=False), similarities(model, emcl=False))
+    assert torch.equal(similarities(back, emcl=True), similarities(model, emcl=True)) == (layout == "emcl")
+
+
+def test_our_own_weights_start_another_run(tmp_path):
+    run = config()
+    model = random_model(run)
+    run.model.init_from = write(tmp_path / "weights.bin", model.state_dict())
+    assert torch.equal(similarities(other_model(run), emcl=True), similarities(model, emcl=True))
+
+
+def test_the_release_has_its_names(tmp_path):
+    names = set(model_to_layout(random_model(config()).state_dict(), "clip4clip")[0])
+    assert names >= {
+        "clip.logit_scale",
+        "clip.visual.conv1.weight",
+        "clip.visual.proj",
+        "clip.visual.transformer.resblocks.1.attn.in_proj_weight",
+        "clip.transformer.resblocks.0.mlp.c_fc.bias",
+        "clip.token_embedding.weight",
+        "clip.positional_embedding",
+        "clip.ln_final.weight",
+        "clip.text_projection",
+        "transformerClip.resblocks.1.ln_2.bias",
+        "transformerClip.resblocks.0.attn.out_proj.weight",
+        "frame_position_embeddings.weight",
+    }
+
+
+def test_sizes_are_those_of_the_checkpoint(tmp_path):
+    """Nothing of the towers is told: width, layers, patches and words are in the shapes."""
+    run = config()
+    model = random_model(run)
+    run.model.init_from = write(tmp_path / "bin", model_to_layout(model.state_dict(), "emcl")[0])
+    run.model.random_clip.width, run.model.random_clip.layers = 128, 7
+    assert torch.equal(similarities(other_model(run), emcl=True), similarities(model, emcl=True))
+
+
+def test_half_precision_and_what_is_not_read(tmp_path):
+    """As CLIP4Clip saves: half precision, the frame positions of all text positions, an idle cross encoder."""
+    run = config()
+    model = random_model(run)
+    state = model_to_layout(model.state_dict(), "clip4clip")[0]
+    assert state["frame_position_embeddings.weight"].shape == (7, 16)
+    extras = {
+        "cross.embeddings.position_embeddings.weight": torch.ones(3, 2),
+        "similarity_dense.weight": torch.ones(1, 2),
+        "clip.input_resolution": torch.tensor(224),
+    }
+    state = {f"module.{name}": value for name, value in (state | extras).items()}
+    run.model.init_from = write(tmp_path / "bin", state, half=True)
+    back = other_model(run)
+    assert {value.dtype for value in back.parameters()} == {torch.float32}
+    expected = model.state_dict()["temporal.layers.1.mlp.fc1.weight"].half().float()
+    assert torch.equal(back.state_dict()["temporal.layers.1.mlp.fc1.weight"], expected)
+    torch.testing.assert_close(similarities(back, emcl=False), similarities(model, emcl=False), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "clip.visual.transformer.resblocks.1.ln_1.weight",
+        "transformerClip.resblocks.0.attn.in_proj_bias",
+        "frame_position_embeddings.weight",
+        "clip.logit_scale",
+    ],
+)
+def test_a_renamed_key_is_named(tmp_path, name):
+    run = config()
+    state = model_to_layout(random_model(run).state_dict(), "emcl")[0]
+    state[f"{name}_renamed"] = state.pop(name)
+    run.model.init_from = write(tmp_path / "bin", state)
+    with pytest.raises(UserError) as error:
+        other_model(run)
+    assert f"{name} is missing" in str(error.value)
+    assert f"{name}_renamed is unknown" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("saved", "built", "advice"),
+    [
+        (("transformer", "mean"), ("mean", "mean"), "--model.temporal transformer"),
+        (("lstm", "mean"), ("transformer", "mean"), "--model.temporal lstm"),
+        (("mean", "wti"), ("mean", "mean"), "--model.head wti"),
+    ],
+)
+def test_another_model_is_told_how_to_build_it(tmp_path, saved, built, advice):
+    state = model_to_layout(random_model(config(*saved)).state_dict(), "emcl")[0]
+    run = config(*built, init_from=write(tmp_path / "bin", state))
+    with pytest.raises(UserError, match=advice):
+        other_model(run)
+
+
+def test_too_few_frame_positions(tmp_path):
+    run = config()
+    state = model_to_layout(random_model(run).state_dict(), "emcl")[0]
+    state["frame_position_embeddings.weight"] = state["frame_position_embeddings.weight"][:3]
+    run.model.init_from = write(tmp_path / "bin", state)
+    with pytest.raises(UserError, match=r"expected at least \[4, 16\].*pass --data.num-frames 3 or less"):
+        other_model(run)
+
+
+def test_other_files_are_refused(tmp_path):
+    run = config("mean", "mean")
+    towers = model_to_layout(random_model(run).state_dict(), "openai")[0]
+    run.model.init_from = write(tmp_path / "clip.pt", towers)
+    with pytest.raises(UserError, match=r"holds CLIP alone; pass it as --model.clip"):
+        other_model(run)
+    run.model.init_from = write(tmp_path / "bin", {"backbone.weight": torch.ones(2)})
+    with pytest.raises(UserError, match=r"a layout that is not known: it begins with backbone.weight"):
+        other_model(run)
+
+
+def test_names_of_openai_and_of_transformers_are_one_to_one():
+    clip = random_model(config("mean", "mean")).towers.clip.state_dict()
+    there = clip_to_openai(clip)
+    back = clip_from_openai(there)
+    assert back.keys() == clip.keys()
+    assert all(torch.equal(back[name], value) for name, value in clip.items())
+    assert there["text_projection"].shape == (16, 16)
+    assert torch.equal(there["text_projection"], clip["text_projection.weight"].T)
