@@ -30,7 +30,7 @@ class MsrvttFiles:
     captions: Captions
     """Every caption of each clip in the JSON file."""
     splits: dict[str, str]
-    """The split that the JSON file gives each clip: "train", "validate" or "test"."""
+    """The split that the JSON file gives each clip: "train", "validate", "test", or nothing."""
 
 
 def read(config: DataConfig) -> Lists:
@@ -126,7 +126,9 @@ def _full(files: MsrvttFiles, config: DataConfig) -> Lists:
 def _read_data(path: Path) -> tuple[Captions, dict[str, str]]:
     """Captions and split of every clip."""
     content = read_json(path, "MSR-VTT annotations")
-    splits = {entry["video_id"]: entry["split"] for entry in _entries(path, content, "videos", ("video_id", "split"))}
+    _entries(path, content, "videos", ("video_id",))
+    # Lists name the clips of 1k-A: copies of the file without splits do for it.
+    splits = {entry["video_id"].strip(): str(entry.get("split", "")).strip() for entry in content["videos"]}
     captions: Captions = {}
     for entry in _entries(path, content, "sentences", ("video_id", "caption")):
         captions.setdefault(entry["video_id"], []).append(entry["caption"])

@@ -74,6 +74,19 @@ def test_the_full_split_is_the_one_of_the_json(load):
     assert load("msrvtt-full", test_captions="one").test.captions == tuple(say(f"video{n}") for n in range(10, 14))
 
 
+def test_1k_a_needs_no_splits_in_the_json_and_the_full_split_does(load):
+    def without(root):
+        content = json.loads((root / "MSRVTT_data.json").read_text())
+        for entry in content["videos"]:
+            del entry["split"]
+        write_json(root / "MSRVTT_data.json", content)
+
+    annotations = load("msrvtt-9k", without)
+    assert [len(split.clips) for split in (annotations.train, annotations.val, annotations.test)] == [7, 1, 4]
+    with pytest.raises(UserError, match=r"\"split\" of a clip is '', expected \"train\", \"validate\" or \"test\""):
+        load("msrvtt-full", without)
+
+
 def test_the_7k_list_is_read_and_named(load):
     annotations = load("msrvtt-7k")
     assert ids_of(annotations.train) == [f"video{n}" for n in range(8)]
