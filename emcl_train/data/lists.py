@@ -122,15 +122,21 @@ def clip_finder(
     """Files by their ids, in `data.videos`. A missing file keeps its place: the check of the clips reports it.
 
     Args: end: seconds at which every clip ends. also: other names that the file of an id may have.
-    Raises: UserError where the folder is missing.
+    Raises: UserError where the folder is missing; from the result, where an id has files in several folders.
     """
     folder = config.root / config.videos
     files = video_files(folder)
 
     def clip(video_id: str) -> Clip:
         names = (video_id, without_video_suffix(video_id), *also(video_id))
-        path = next((files[name] for name in names if name in files), folder / f"{video_id}.mp4")
-        return Clip(video_id, path, end=end)
+        first, *others = next((files[name] for name in names if name in files), [folder / f"{video_id}.mp4"])
+        for other in others:
+            if other.parent != first.parent:
+                raise UserError(
+                    f"{folder} has two files of clip {video_id} in different folders, {first} and {other}; remove or "
+                    f"move one, or pass --data.videos with the folder that is meant"
+                )
+        return Clip(video_id, first, end=end)
 
     return clip
 

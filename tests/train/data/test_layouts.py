@@ -359,6 +359,19 @@ def test_clips_lie_where_the_configuration_says(load, tmp_path):
     assert [clip.path.name for clip in moved.test.clips] == [clip.path.name for clip in before.test.clips]
 
 
+def test_a_clip_with_files_in_two_folders_is_refused_and_one_with_two_suffixes_is_not(load, tmp_path):
+    load("vatex")
+    videos = tmp_path / "vatex" / "videos"
+    (videos / "te1.avi").write_bytes(b"clip")
+    assert load("vatex").test.clips[1].path == videos / "te1.mp4"
+    (videos / "3fps").mkdir()
+    (videos / "3fps" / "te1.mp4").write_bytes(b"clip")
+    with pytest.raises(
+        UserError, match=r"two files of clip te1 in different folders, .*te1\.mp4; remove or move one, or"
+    ):
+        load("vatex")
+
+
 def test_links_to_folders_are_followed_and_circles_end(load, tmp_path):
     load("lsmdc")
     videos = tmp_path / "lsmdc" / "videos"
