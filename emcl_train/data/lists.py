@@ -175,7 +175,7 @@ def _compare(lists: Lists) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if not expected:
             continue
         found = lists.counted.get(name, len(getattr(lists, name)))
-        literature = " or ".join(map(str, expected))
+        literature = " or ".join(filter(None, [", ".join(map(str, expected[:-1])), str(expected[-1])]))
         if found in expected:
             of = f", of {literature} in the literature" if len(expected) > 1 else ""
             sentence = f"{name}: {count(found, protocol.unit)}, as in {protocol.name}{of}."

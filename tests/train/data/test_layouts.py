@@ -100,10 +100,10 @@ def test_the_7k_list_is_read_and_named(load):
 
 
 def test_counts_are_compared_with_the_protocol(load, monkeypatch):
-    monkeypatch.setattr(didemo, "PROTOCOL", didemo.Protocol("DiDeMo", train=(7, 8), val=(3,), test=(4,)))
+    monkeypatch.setattr(didemo, "PROTOCOL", didemo.Protocol("DiDeMo", train=(7, 8, 9), val=(3,), test=(4,)))
     annotations = load("didemo")
     assert annotations.counts == (
-        "train: 8 clips, as in DiDeMo, of 7 or 8 in the literature.",
+        "train: 8 clips, as in DiDeMo, of 7, 8 or 9 in the literature.",
         "val: 2 clips; DiDeMo has 3.",
         "test: 4 clips, as in DiDeMo.",
     )
