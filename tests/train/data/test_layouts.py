@@ -100,10 +100,10 @@ def test_the_7k_list_is_read_and_named(load):
 
 
 def test_counts_are_compared_with_the_protocol(load, monkeypatch):
-    monkeypatch.setattr(didemo, "PROTOCOL", didemo.Protocol("DiDeMo", train=(7, 8), val=(3,), test=(4,)))
+    monkeypatch.setattr(didemo, "PROTOCOL", didemo.Protocol("DiDeMo", train=(7, 8, 9), val=(3,), test=(4,)))
     annotations = load("didemo")
     assert annotations.counts == (
-        "train: 8 clips, as in DiDeMo, of 7 or 8 in the literature.",
+        "train: 8 clips, as in DiDeMo, of 7, 8 or 9 in the literature.",
         "val: 2 clips; DiDeMo has 3.",
         "test: 4 clips, as in DiDeMo.",
     )
@@ -357,6 +357,19 @@ def test_clips_lie_where_the_configuration_says(load, tmp_path):
         load("vatex")
     moved = load("vatex", videos=tmp_path / "elsewhere")
     assert [clip.path.name for clip in moved.test.clips] == [clip.path.name for clip in before.test.clips]
+
+
+def test_a_clip_with_files_in_two_folders_is_refused_and_one_with_two_suffixes_is_not(load, tmp_path):
+    load("vatex")
+    videos = tmp_path / "vatex" / "videos"
+    (videos / "te1.avi").write_bytes(b"clip")
+    assert load("vatex").test.clips[1].path == videos / "te1.mp4"
+    (videos / "3fps").mkdir()
+    (videos / "3fps" / "te1.mp4").write_bytes(b"clip")
+    with pytest.raises(
+        UserError, match=r"two files of clip te1 in different folders, .*te1\.mp4; remove or move one, or"
+    ):
+        load("vatex")
 
 
 def test_links_to_folders_are_followed_and_circles_end(load, tmp_path):
