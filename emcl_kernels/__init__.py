@@ -11,12 +11,14 @@ from emcl_kernels.ops import (
     pooled_similarity,
     pooled_similarity_blocks,
 )
+from emcl_kernels.refine import EMRefiner
 from emcl_kernels.stream import SimilarityStream, pooled_cosine_similarity_stream, pooled_similarity_stream
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EMCL",
+    "EMRefiner",
     "SimilarityStream",
     "em_fit",
     "em_moments",

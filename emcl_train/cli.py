@@ -1,4 +1,4 @@
-"""The command line: train, eval, data, report. What a user can put right is one line on stderr and exit code 1."""
+"""The command line: train, eval, data, refine, report. What a user can put right is one line on stderr, exit code 1."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from emcl_train.config import EMCLConfig, EvalConfig, Layout, RunConfig, ShapesConfig, inference_emcl
+from emcl_train.config import EMCLConfig, EvalConfig, Layout, RefineConfig, RunConfig, ShapesConfig, inference_emcl
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
 
@@ -24,6 +24,7 @@ usage: emcl-train [--debug] COMMAND ...
   data shapes DIR                     render the bundled video set
   data doctor RECIPE DIR              examine a data set: counts, captions, clips that are missing or damaged
   data compress DIR OUT               small copies of videos: 3 frames a second, short side 224, no sound
+  refine TEXT VIDEO --out DIR         improve retrieval with the embeddings that two files hold, without training
   report RUN [RUN ...]                write report.html of each run, and compare them query by query
 
   --debug    show the traceback of an error
@@ -120,6 +121,28 @@ class CompressArguments:
 
 
 @dataclass
+class RefineArguments:
+    """Improve retrieval with embeddings that exist already, without training and without pairs.
+
+    TEXT and VIDEO are files of embeddings [N, D]: .npy, .npz, .safetensors or .parquet. FILE:NAME names one of several
+    arrays of a file, and FILE.npy:0 the first part of an array [2, N, D].
+    """
+
+    text: tyro.conf.Positional[str]
+    """File of text embeddings."""
+    video: tyro.conf.Positional[str]
+    """File of video or image embeddings, of the same width."""
+    out: Path
+    """Folder for the refined files, in the formats they came in, and the map."""
+    settings: Annotated[RefineConfig, tyro.conf.arg(name="")]
+    """Of the map."""
+    paired: bool = False
+    """Row i of TEXT belongs to row i of VIDEO: print the table before and after. Fitting never uses it."""
+    pairs: Path | None = None
+    """File with the row of its video for each text, .npy or one number a line: print the table."""
+
+
+@dataclass
 class ReportArguments:
     """Write report.html of each run, and compare them in one table and query by query."""
 
@@ -182,6 +205,8 @@ def dispatch(arguments: list[str]) -> int:
             return run_doctor_command(parse(DoctorArguments, "data doctor", rest))
         case ["data", "compress", *rest]:
             return run_compress(parse(CompressArguments, "data compress", rest))
+        case ["refine", *rest]:
+            return run_refine(parse(RefineArguments, "refine", rest))
         case ["report", *rest]:
             return run_report(parse(ReportArguments, "report", rest))
     raise UserError(f"there is no command {' '.join(arguments[:2])!r}; see emcl-train --help")
@@ -291,6 +316,14 @@ def run_compress(arguments: CompressArguments) -> int:
         short_side=arguments.short_side,
         workers=arguments.workers,
     )
+
+
+def run_refine(arguments: RefineArguments) -> int:
+    from emcl_train.refine import refine_files
+
+    given = arguments.text, arguments.video, arguments.out, arguments.settings
+    refine_files(*given, paired=arguments.paired, pairs=arguments.pairs)
+    return 0
 
 
 def run_report(arguments: ReportArguments) -> int:

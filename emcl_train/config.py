@@ -209,6 +209,30 @@ class EvalConfig:
 
 
 @dataclass
+class RefineConfig:
+    """Settings of `emcl_kernels.EMRefiner`; one setting serves every set it was tried on."""
+
+    num_bases: int = 32
+    """Bases of one run of EM."""
+    num_starts: int = 4
+    """Runs of EM whose maps are averaged."""
+    num_iters: int = 5
+    """Iterations of EM."""
+    temperature: float = 0.6
+    """Of EM's softmax, in units of a channel's length."""
+    weight: float = -0.07
+    """Of the reconstruction; below zero, what rows have in common is taken out."""
+    mean_share: float = 0.58
+    """Share of each side's mean that is taken out."""
+    fit_mean_share: float = 0.7
+    """Share of each side's mean that EM does not see."""
+    seed: int = 0
+    """Which channels the bases start from."""
+    normalize: bool = True
+    """Bring rows to length one first."""
+
+
+@dataclass
 class RunConfig:
     """One run: what is trained, on what, and where it is written."""
 

@@ -184,9 +184,10 @@ def test_frames_that_come_out_otherwise_are_warned_of(tiny_data, tmp_path, capsy
     assert warning in err
 
 
-def test_a_run_that_recorded_no_decoder_yet_is_warned_of_its_sampler_alone(tiny_data, tmp_path, capsys):
+@pytest.mark.parametrize("recorded", [{}, {"sampler": 0}])
+def test_a_run_that_recorded_no_decoder_yet_is_warned_of_its_sampler_alone(tiny_data, tmp_path, capsys, recorded):
     save_run(tmp_path / "run", tiny_config())
-    write_json_atomic(tmp_path / "run" / "environment.json", {"sampler": 0})
+    write_json_atomic(tmp_path / "run" / "environment.json", recorded)
     evaluate_run(tmp_path / "run")
     assert capsys.readouterr().err.count("warning:") == 1
 

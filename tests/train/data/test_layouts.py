@@ -74,6 +74,19 @@ def test_the_full_split_is_the_one_of_the_json(load):
     assert load("msrvtt-full", test_captions="one").test.captions == tuple(say(f"video{n}") for n in range(10, 14))
 
 
+def test_1k_a_needs_no_splits_in_the_json_and_the_full_split_does(load):
+    def without(root):
+        content = json.loads((root / "MSRVTT_data.json").read_text())
+        for entry in content["videos"]:
+            del entry["split"]
+        write_json(root / "MSRVTT_data.json", content)
+
+    annotations = load("msrvtt-9k", without)
+    assert [len(split.clips) for split in (annotations.train, annotations.val, annotations.test)] == [7, 1, 4]
+    with pytest.raises(UserError, match=r"\"split\" of a clip is '', expected \"train\", \"validate\" or \"test\""):
+        load("msrvtt-full", without)
+
+
 def test_the_7k_list_is_read_and_named(load):
     annotations = load("msrvtt-7k")
     assert ids_of(annotations.train) == [f"video{n}" for n in range(8)]
@@ -351,7 +364,8 @@ def test_links_to_folders_are_followed_and_circles_end(load, tmp_path):
     videos = tmp_path / "lsmdc" / "videos"
     (videos / "te1_Some_Film").rename(tmp_path / "disk2")
     (videos / "te1_Some_Film").symlink_to(tmp_path / "disk2")
-    (videos / "again").symlink_to(videos)
+    for name in ("again", "once_more"):  # followed for ever, two circles would be endlessly many folders
+        (videos / name).symlink_to(videos)
     assert all(clip.path.is_file() for clip in load("lsmdc").test.clips)
 
 

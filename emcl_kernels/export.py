@@ -1,0 +1,98 @@
+"""Files of a refiner's map: safetensors, with its settings, and ONNX."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+FORMAT = "emcl-refiner-1"
+TENSORS = ("left", "right", "offset_text", "offset_video")
+OPSET, IR_VERSION = 17, 8  # read by every onnxruntime since 1.12
+
+
+def save(path: Path, fitted: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    data = to_bytes(
+        {name: fitted[name].contiguous() for name in TENSORS},
+        metadata={"format": FORMAT, "settings": json.dumps(settings)},
+    )
+    _write(path, lambda partial: partial.write_bytes(data))
+
+
+def load(path: Path, *, expected: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns: the tensors of the map, and the settings it was fitted with.
+
+    Raises: FileNotFoundError; ValueError where the file is something else than a saved map, or damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; pass a file that EMRefiner.save wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, names = file.metadata() or {}, set(file.keys())
+            if metadata.get("format") != FORMAT or names != set(TENSORS):
+                raise ValueError(
+                    f"{path} is a safetensors file but no map of an EMRefiner: it holds {', '.join(sorted(names))} in "
+                    f"format {metadata.get('format')!r}, not {FORMAT!r}; pass a file that EMRefiner.save wrote"
+                )
+            fitted = {name: file.get_tensor(name) for name in TENSORS}
+            settings = json.loads(metadata.get("settings", "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file ({error}); pass a file that EMRefiner.save wrote") from error
+    if set(settings) != set(expected):
+        raise ValueError(f"{path} has settings {sorted(settings)}; expected {sorted(expected)}; fit and save it again")
+    width = fitted["left"].shape[0]
+    shapes = {name: list(tensor.shape) for name, tensor in fitted.items()}
+    of_map = [width, settings["num_bases"] * settings["num_starts"]]
+    if shapes != {"left": of_map, "right": of_map, "offset_text": [width], "offset_video": [width]}:
+        raise ValueError(f"{path} has tensors of shapes {shapes}, which do not make one map; fit and save it again")
+    return fitted, settings
+
+
+def write_onnx(path: Path, matrix: Float[Tensor, "D D"], bias: Float[Tensor, " D"], *, normalize: bool) -> None:
+    """features [N, D] → unit rows, where `normalize` → · matrix + bias = refined [N, D], in float32."""
+    try:
+        from onnx import TensorProto, helper, numpy_helper, save_model
+    except ImportError as error:
+        raise ImportError("to_onnx needs the package onnx; pip install 'emcl[onnx]'") from error
+    constants = {"matrix": matrix, "bias": bias}
+    nodes, rows = [], "features"
+    if normalize:
+        constants["tiny"] = torch.tensor([1e-12])
+        nodes = [
+            helper.make_node("ReduceL2", ["features"], ["length"], axes=[-1], keepdims=1),
+            helper.make_node("Max", ["length", "tiny"], ["divisor"]),
+            helper.make_node("Div", ["features", "divisor"], ["unit"]),
+        ]
+        rows = "unit"
+    nodes += [
+        helper.make_node("MatMul", [rows, "matrix"], ["mapped"]),
+        helper.make_node("Add", ["mapped", "bias"], ["refined"]),
+    ]
+    shape: list[str | int | None] = ["N", len(bias)]
+    graph = helper.make_graph(
+        nodes,
+        "EMRefiner",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("refined", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(np.asarray(value, dtype=np.float32), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="emcl")
+    model.ir_version = IR_VERSION
+    _write(path, lambda partial: save_model(model, str(partial)))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

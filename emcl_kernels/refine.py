@@ -1,0 +1,284 @@
+"""EMCL on embeddings that exist already: one linear map and two offsets, fitted to moments, without training.
+
+docs/refine.md says what it does to retrieval and why; docs/math.md (F) has the equations.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from emcl_kernels import affine, checks, export, rows
+from emcl_kernels.moments import Moments, sum_over_processes
+from emcl_kernels.signed import signed_map
+
+SIDES = ("text", "video")
+
+
+class EMRefiner:
+    """Refine text and video embeddings of one joint space for cosine retrieval.
+
+        refined = unit(x) · matrix − offset of the side
+
+    `matrix` is EMCL's map I + weight · reconstruction, fitted by EM to the channels of both sides and their negatives;
+    `offset_text` and `offset_video` are a share of each side's mean. A negative weight takes out of each row some of
+    what the rows have in common. Which rows are pairs is never asked; both sides count alike, whatever their sizes.
+
+    Args:
+        num_bases: number of bases K of one run of EM, at most the width of the embeddings.
+        num_starts: runs of EM from different channels, whose maps are averaged; one alone depends on its draw.
+        num_iters: E-steps and M-steps.
+        temperature: of the E-step's softmax, in units of the root mean square length of the channels, so that neither
+            the number of rows nor the width changes what it means.
+        weight: of the reconstruction, in units of the rows' own size: -0.05 takes out 5 %.
+        mean_share: share of each side's mean that is taken out of its rows.
+        fit_mean_share: share of each side's mean that EM does not see. With none of it gone, EM finds little else.
+        seed: which channels the bases start from.
+        normalize: bring every row to length one first, in fitting and refining alike. Retrieval by cosine does not know
+            the lengths. False: rows are taken as they are.
+    """
+
+    _local: dict[str, Moments]
+    _shared: dict[str, Moments]
+    _map: dict[str, Tensor] | None
+    _loaded: bool
+
+    def __init__(
+        self,
+        num_bases: int = 32,
+        num_starts: int = 4,
+        num_iters: int = 5,
+        temperature: float = 0.6,
+        weight: float = -0.07,
+        mean_share: float = 0.58,
+        fit_mean_share: float = 0.7,
+        seed: int = 0,
+        normalize: bool = True,
+        eps: float = 1e-6,
+    ) -> None:
+        for name, count in (("num_bases", num_bases), ("num_starts", num_starts)):
+            if count < 1:
+                raise ValueError(f"{name} is {count}; expected at least 1")
+        checks.iterations(num_iters, temperature)
+        shares = ("mean_share", mean_share), ("fit_mean_share", fit_mean_share)
+        for name, value in (("weight", weight), *shares, ("eps", eps)):
+            if not -1e6 < value < 1e6:
+                raise ValueError(f"{name} is {value}; expected a finite number")
+        self.num_bases, self.num_starts = num_bases, num_starts
+        self.num_iters, self.temperature = num_iters, temperature
+        self.weight, self.mean_share, self.fit_mean_share = weight, mean_share, fit_mean_share
+        self.seed, self.normalize, self.eps = seed, normalize, eps
+        self._forget()
+
+    # ---- fitting -----------------------------------------------------------------------------------------------------
+
+    def fit(self, text: Any, video: Any, *, add_up: Callable[[Tensor], Tensor] | None = None) -> "EMRefiner":
+        """Fit to these rows and forget all others.
+
+        Args:
+            text, video: `[N, D]` each, of any number of rows; torch tensors or numpy arrays, also memory-mapped ones,
+                in float16, bfloat16, float32 or float64. Each row is read once, in chunks.
+            add_up: sums one float64 vector over processes that have rows of their own; see `all_reduce`.
+        Raises: TypeError or ValueError where `text` or `video` is no such array, holds NaN, has fewer than two rows, or
+            only rows that are all the same; and where num_bases is larger than D.
+        """
+        self._forget()
+        self.partial_fit(text, video)
+        if add_up is not None:
+            self.all_reduce(add_up)
+        self._fitted()
+        return self
+
+    def partial_fit(self, text: Any = None, video: Any = None) -> "EMRefiner":
+        """Add rows to those seen before; None where there are none of that side. No split or order changes the map."""
+        if self._loaded:
+            raise ValueError("a loaded map has no moments to add rows to; call fit, or start from a new EMRefiner")
+        width, width_of = self._width
+        for x, name in ((text, "text"), (video, "video")):
+            if x is not None:
+                rows.require(x, name, width=width, width_of=width_of, ndim=2)
+                width, width_of = x.shape[-1], name if width is None else width_of
+        found = {
+            side: Moments.of(x, side, normalize=self.normalize) if x is not None else Moments()
+            for x, side in ((text, "text"), (video, "video"))
+        }
+        self._local = {side: self._local[side] + found[side] for side in SIDES}
+        self._map = None
+        return self
+
+    def all_reduce(self, add_up: Callable[[Tensor], Tensor] | None = None) -> "EMRefiner":
+        """Put together what several processes have seen; every process calls it, and has the same map then.
+
+        Rows that were added up before are not added up again, so a stream can call it as often as it likes.
+
+        Args: add_up: sums one vector of 2·(D² + D + 1) numbers in float64 over the processes, by default with
+            torch.distributed.
+        """
+        width = self._width[0]
+        if width is None:
+            raise ValueError(
+                "this process has seen no rows, so it does not know D; give every process some of each side"
+            )
+        vector = torch.cat([self._local[side].packed(width) for side in SIDES])
+        summed = (add_up or sum_over_processes)(vector).cpu()
+        for side, part in zip(SIDES, summed.chunk(len(SIDES)), strict=True):
+            self._shared[side] = self._shared[side] + Moments.unpacked(part, width)
+            self._local[side] = Moments()
+        self._map = None
+        return self
+
+    # ---- refining ----------------------------------------------------------------------------------------------------
+
+    def transform_text(self, x: Any, out: Any = None) -> Any:
+        """Refined texts. A row alone gives the same bits as in a batch (docs/design/a-row-alone.md).
+
+        Args: x: `[*, D]`, torch or numpy. out: where to write, of the shape of `x`, such as a memory-mapped file.
+        Returns: the same kind, shape and dtype, without gradient; rows are no longer of length one.
+        Raises: TypeError or ValueError where `x` is no such array, is of another width, or holds NaN; ValueError where
+            nothing was fitted.
+        """
+        return self._transform(x, "text", out)
+
+    def transform_video(self, x: Any, out: Any = None) -> Any:
+        """Refined videos; see `transform_text`."""
+        return self._transform(x, "video", out)
+
+    def fit_transform(self, text: Any, video: Any) -> tuple[Any, Any]:
+        """`fit`, then both sides refined."""
+        self.fit(text, video)
+        return self.transform_text(text), self.transform_video(video)
+
+    @property
+    def matrix(self) -> Float[Tensor, "D D"]:
+        """The linear map, float64: rows are multiplied by it from the left. It is symmetric."""
+        left, right = self.factors
+        return torch.eye(len(left), dtype=left.dtype) + left @ right.T
+
+    @property
+    def factors(self) -> tuple[Float[Tensor, "D R"], Float[Tensor, "D R"]]:
+        """left and right with matrix = I + left·rightᵀ, float64; K columns for each start."""
+        fitted = self._fitted()
+        return fitted["left"], fitted["right"]
+
+    @property
+    def offset_text(self) -> Float[Tensor, " D"]:
+        """mean_share of the mean of all texts, float64; what is subtracted after the linear map."""
+        return self._fitted()["offset_text"]
+
+    @property
+    def offset_video(self) -> Float[Tensor, " D"]:
+        """mean_share of the mean of all videos, float64; what is subtracted after the linear map."""
+        return self._fitted()["offset_video"]
+
+    # ---- taking it elsewhere -----------------------------------------------------------------------------------------
+
+    def to_linear(self, side: str) -> nn.Linear:
+        """The map of one side as a float32 layer with bias, for a model, or to be folded into a projection.
+
+        With `normalize`, the layer brings its input to length one first; its weight and bias are those of the map of
+        rows of length one, so put a plain nn.Linear with them behind whatever normalises already.
+        """
+        weight, bias = self.matrix.T, -self._offset(side)
+        layer = (affine.UnitLinear if self.normalize else nn.Linear)(len(bias), len(bias))
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+        return layer
+
+    def to_onnx(self, path: str | Path, side: str) -> None:
+        """Write the map of one side as an ONNX model: `features` [N, D] in, `refined` [N, D] out, float32.
+
+        Needs the package onnx, `pip install emcl[onnx]`. With `normalize`, the model normalises rows itself.
+        """
+        export.write_onnx(Path(path), self.matrix, -self._offset(side), normalize=self.normalize)
+
+    def save(self, path: str | Path) -> None:
+        """Write the map and its settings as a safetensors file, whole or not at all."""
+        export.save(Path(path), self._fitted(), self._settings())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EMRefiner":
+        """A refiner from a file of `save`; it refines to the same bits, and has no moments to go on from.
+
+        Raises: FileNotFoundError, or ValueError where the file is no such map.
+        """
+        fitted, settings = export.load(Path(path), expected=EMRefiner(num_bases=1)._settings().keys())
+        refiner = cls(**settings)
+        refiner._map, refiner._loaded = fitted, True
+        return refiner
+
+    def __repr__(self) -> str:
+        return f"EMRefiner({', '.join(f'{name}={value!r}' for name, value in self._settings().items())})"
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        self._local = {"text": Moments(), "video": Moments()}
+        self._shared = {"text": Moments(), "video": Moments()}
+        self._map = None
+        self._loaded = False
+
+    def _settings(self) -> dict[str, Any]:
+        of_map = ("num_bases", "num_starts", "num_iters", "temperature", "weight", "mean_share", "fit_mean_share")
+        return {name: getattr(self, name) for name in (*of_map, "seed", "normalize", "eps")}
+
+    @property
+    def _width(self) -> tuple[int | None, str]:
+        """D, and which side says so."""
+        for side in SIDES:
+            for moments in (self._local[side], self._shared[side]):
+                if moments.gram is not None:
+                    return moments.gram.shape[-1], f"{side} seen before"
+        return None, ""
+
+    def _offset(self, side: str) -> Tensor:
+        if side not in SIDES:
+            raise ValueError(f'side is "{side}"; expected "text" or "video"')
+        return self._fitted()[f"offset_{side}"]
+
+    def _transform(self, x: Any, side: str, out: Any) -> Any:
+        offset, left_right = self._offset(side), self.factors
+        rows.require(x, side, width=len(offset), width_of="the fitted map")
+        if out is None:
+            out = rows.empty_like(x)
+        elif tuple(out.shape) != tuple(x.shape):
+            raise ValueError(f"out has shape {list(out.shape)} but {side} has shape {list(x.shape)}; pass the same")
+        flat, flat_out = rows.flat(x), rows.flat(out)
+        change = left_right[0] @ left_right[1].T
+        precise = str(x.dtype).endswith("float64")
+        for start, part in rows.chunks(flat, side):
+            part = affine.unit(part) if self.normalize else part
+            to = part.device
+            rows.put(flat_out, start, affine.affine(part, change.to(to), -offset.to(to), precise=precise))
+        return out
+
+    def _fitted(self) -> dict[str, Tensor]:
+        """The map of all rows seen, fitted when it is asked for the first time."""
+        if self._map is None:
+            text, video = (self._local[side] + self._shared[side] for side in SIDES)
+            if text.gram is None and video.gram is None:
+                raise ValueError("this EMRefiner is not fitted; call fit(text, video), or EMRefiner.load(path)")
+            for moments, side in ((text, "text"), (video, "video")):
+                moments.require_spread(side)
+            self._map = self._fit_map(text, video)
+        return self._map
+
+    def _fit_map(self, text: Moments, video: Moments) -> dict[str, Tensor]:
+        left, right = signed_map(
+            text.gram_without_mean(self.fit_mean_share) + video.gram_without_mean(self.fit_mean_share),  # (FG)
+            num_bases=self.num_bases,
+            num_starts=self.num_starts,
+            num_iters=self.num_iters,
+            temperature=self.temperature,
+            seed=self.seed,
+            eps=self.eps,
+        )
+        return {
+            "left": self.weight * left,
+            "right": right,
+            "offset_text": self.mean_share * text.mean,  # (FO)
+            "offset_video": self.mean_share * video.mean,
+        }

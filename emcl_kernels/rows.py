@@ -1,0 +1,106 @@
+"""Rows as users have them, torch tensors, numpy arrays or files mapped into memory, chunk after chunk in float64."""
+
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emcl_kernels import checks
+
+CHUNK_NUMBERS = 1 << 22  # of a chunk [rows, D] in float64: 32 MiB, a handful of which live at a time
+NUMPY_DTYPES = (np.float16, np.float32, np.float64)
+
+
+def require(x: Any, name: str, *, width: int | None = None, width_of: str = "", ndim: int | None = None) -> None:
+    """Raises: TypeError where `x` is no array of floats; ValueError where its shape is not `[N, D]` of that width."""
+    if isinstance(x, Tensor):
+        checks.floating(x, name)
+    elif not (hasattr(x, "shape") and hasattr(x, "dtype") and hasattr(x, "__getitem__")):
+        raise TypeError(
+            f"{name} is a {type(x).__name__}; expected a torch tensor or a numpy array; pass np.asarray({name})"
+        )
+    elif np.dtype(x.dtype).type not in NUMPY_DTYPES:
+        raise TypeError(f"{name} is {x.dtype}; expected float16, float32 or float64; pass {name}.astype('float32')")
+    shape = list(x.shape)
+    if (ndim is not None and len(shape) != ndim) or not shape or shape[-1] == 0:
+        raise ValueError(
+            f"{name} has shape {shape}; expected {'[N, D]' if ndim == 2 else '[*, D]'}, one row per text or video"
+        )
+    if width is not None and shape[-1] != width:
+        raise ValueError(
+            f"{name} has shape {shape} but {width_of} is {width} wide; both must come from one joint space"
+        )
+
+
+def chunks(x: Any, name: str) -> Iterator[tuple[int, Tensor]]:
+    """Every row once, in float64. Pages of a mapped file are handed back as soon as they are read.
+
+    Args: x: `[N, D]`.
+    Returns: pairs of the first row's place and the rows `[n, D]`, on the device of `x`.
+    Raises: ValueError where a row is not finite.
+    """
+    size = max(1, CHUNK_NUMBERS // x.shape[-1])
+    release = _page_release(x)
+    for start in range(0, len(x), size):
+        part = x[start : start + size]
+        if isinstance(part, Tensor):
+            # Metal has no float64, and there its rows are few.
+            rows = (part.detach().cpu() if part.device.type == "mps" else part.detach()).double()
+        else:
+            rows = torch.from_numpy(np.array(part, dtype=np.float64, subok=False))
+        release()
+        finite = torch.isfinite(rows).all(-1)
+        if not bool(finite.all()):
+            bad = start + int((~finite).nonzero()[0])
+            raise ValueError(
+                f"{name} holds NaN or infinite values in {int((~finite).sum())} of its rows {start} to "
+                f"{start + len(rows) - 1}, first in row {bad}; leave such rows out"
+            )
+        yield start, rows
+
+
+def empty_like(x: Any) -> Any:
+    """What takes the refined rows: of the same kind, shape, dtype and device."""
+    if isinstance(x, Tensor):
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return np.empty(x.shape, dtype=x.dtype)
+
+
+def flat(x: Any) -> Any:
+    """`[N, D]` of `[*, D]`, in the same memory.
+
+    Raises: ValueError where that needs a copy.
+    """
+    if x.ndim == 2:
+        return x
+    if isinstance(x, Tensor):
+        if not x.is_contiguous():
+            raise ValueError(f"an array of shape {list(x.shape)} is not contiguous; pass its .contiguous()")
+        return x.view(-1, x.shape[-1])
+    if not x.flags.c_contiguous:
+        raise ValueError(f"an array of shape {list(x.shape)} is not contiguous; pass np.ascontiguousarray of it")
+    return x.reshape(-1, x.shape[-1])
+
+
+def put(out: Any, start: int, rows: Tensor) -> None:
+    """Write float64 rows into `out`, rounded as torch does."""
+    end = start + len(rows)
+    if isinstance(out, Tensor):
+        out[start:end] = rows.to(out.dtype)
+    else:
+        dtype = {2: torch.float16, 4: torch.float32, 8: torch.float64}[np.dtype(out.dtype).itemsize]
+        out[start:end] = rows.cpu().to(dtype).numpy()
+
+
+def _page_release(x: Any) -> Any:
+    """A call that drops the pages of a mapped file from memory, where `x` is one; they count as the process's own."""
+    mode, base = getattr(x, "mode", "r"), x
+    while isinstance(base, np.ndarray):
+        base = base.base
+    # Private pages ("c") are the only place where what was written to them exists.
+    if isinstance(base, mmap.mmap) and mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+        return lambda: base.madvise(mmap.MADV_DONTNEED)
+    return lambda: None

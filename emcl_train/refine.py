@@ -1,0 +1,165 @@
+"""`emcl-train refine`: fit a map to two files of embeddings, write them refined, and measure where pairs are known."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from emcl_kernels import EMRefiner
+from emcl_train.arrays import Embeddings, as_float_tensor, read_embeddings
+from emcl_train.bootstrap import Interval, paired_bootstrap
+from emcl_train.checkpoint import write_json_atomic
+from emcl_train.config import RefineConfig
+from emcl_train.errors import UserError
+from emcl_train.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
+
+MAP, RESULTS = "map.safetensors", "results.json"
+LARGEST_SIMILARITY = 1 << 28  # scores of the table: 1 GiB in float32
+COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
+RECALLS = (1, 5, 10)
+DIRECTIONS = {"T→V": "text_to_video", "V→T": "video_to_text"}
+
+
+def refine_files(
+    text: str,
+    video: str,
+    out: Path,
+    settings: RefineConfig,
+    *,
+    paired: bool = False,
+    pairs: Path | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Refine two files of embeddings.
+
+    Args:
+        text, video: FILE or FILE:NAME, see `emcl_train.arrays`.
+        out: folder for the refined files, which keep their formats, and for the map.
+        paired: row i of the texts belongs to row i of the videos. Only the table uses it.
+        pairs: file with the video's row for each text: `.npy`, or text with one number a line.
+    Returns: the folder.
+    Raises: UserError where a file, its arrays or the pairs are not what they should be.
+    """
+    console = console or Console()
+    sides = {"text": read_embeddings(text), "video": read_embeddings(video)}
+    caption_clip = _pairs(sides, paired, pairs)
+    try:
+        refiner = EMRefiner(**asdict(settings)).fit(sides["text"].rows, sides["video"].rows)
+        out.mkdir(parents=True, exist_ok=True)
+        files = {
+            "text": sides["text"].write(out, "text", refiner.transform_text),
+            "video": sides["video"].write(out, "video", refiner.transform_video),
+        }
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+    refiner.save(out / MAP)
+    for side, file in files.items():
+        console.print(f"{side}: {file}, {' × '.join(map(str, sides[side].rows.shape))}")
+    console.print(f"map: {out / MAP}")
+    if caption_clip is None:
+        console.print("no table: name the pairs with --paired or --pairs FILE to see what refining does to retrieval")
+        return out
+    refined = {side: read_embeddings(str(file)) for side, file in files.items()}
+    before, after = (_query_ranks(of, caption_clip) for of in (sides, refined))
+    results = _results(before, after, refiner, sides)
+    write_json_atomic(out / RESULTS, results)
+    console.print(_table(results))
+    for name, key in DIRECTIONS.items():
+        gains = [f"R@{k} {Interval(**results['difference'][key][f'R@{k}'])}" for k in RECALLS]
+        console.print(
+            f"{name} difference in points, 95 % of a paired bootstrap over queries: {', '.join(gains)}", soft_wrap=True
+        )
+    return out
+
+
+def _pairs(sides: dict[str, Embeddings], paired: bool, pairs: Path | None) -> Tensor | None:
+    """The video's row for each text, or None where pairs are not known."""
+    texts, videos = (len(sides[side].rows) for side in ("text", "video"))
+    if paired and pairs is not None:
+        raise UserError("--paired and --pairs were both given; --paired means that row i belongs to row i")
+    if not paired and pairs is None:
+        return None
+    if texts * videos > LARGEST_SIMILARITY:
+        raise UserError(
+            f"a table of {texts} texts against {videos} videos needs {texts * videos} scores; refine without --paired "
+            "or --pairs, and measure a part of the files"
+        )
+    if pairs is None:
+        if texts != videos:
+            raise UserError(
+                f"--paired needs as many texts as videos, got {texts} and {videos}; name each text's video with --pairs"
+            )
+        return torch.arange(texts)
+    if not pairs.is_file():
+        raise UserError(f"there is no file {pairs}; --pairs takes a .npy, or text with one number a line")
+    try:
+        found = (
+            np.load(pairs, allow_pickle=False) if pairs.suffix == ".npy" else np.loadtxt(pairs, dtype=np.int64, ndmin=1)
+        )
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{pairs} holds no list of row numbers ({error}); write one number a line, from 0") from error
+    if found.ndim != 1 or found.dtype.kind not in "iu" or len(found) != texts:
+        raise UserError(
+            f"{pairs} has {found.dtype} numbers of shape {list(found.shape)}; expected {texts} whole numbers, for each "
+            "text the row of its video"
+        )
+    if found.min() < 0 or found.max() >= videos:
+        raise UserError(f"{pairs} names rows {found.min()} to {found.max()}; expected rows of {videos} videos, from 0")
+    return torch.from_numpy(found.astype(np.int64))
+
+
+def _query_ranks(sides: dict[str, Embeddings], caption_clip: Tensor) -> dict[str, Tensor]:
+    text, video = (normalize(as_float_tensor(sides[side].rows), dim=-1) for side in ("text", "video"))
+    dtype = torch.promote_types(text.dtype, video.dtype)
+    similarity = text.to(dtype) @ video.to(dtype).T
+    return {
+        "text_to_video": ranks(similarity, caption_clip),
+        "video_to_text": video_to_text_ranks_by_similarity(similarity, caption_clip),
+    }
+
+
+def _results(
+    before: dict[str, Tensor], after: dict[str, Tensor], refiner: EMRefiner, sides: dict[str, Embeddings]
+) -> dict[str, Any]:
+    difference = {
+        direction: {
+            f"R@{k}": asdict(
+                paired_bootstrap(*(100.0 * (of[direction] <= k).double().numpy() for of in (before, after)))
+            )
+            for k in RECALLS
+        }
+        for direction in DIRECTIONS.values()
+    }
+    return {
+        "refiner": repr(refiner),
+        "texts": len(sides["text"].rows),
+        "videos": len(sides["video"].rows),
+        "before": {direction: retrieval_metrics(found) for direction, found in before.items()},
+        "after": {direction: retrieval_metrics(found) for direction, found in after.items()},
+        "difference": difference,
+    }
+
+
+def _table(results: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"{results['texts']} texts, {results['videos']} videos",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        padding=(0, 0),
+        pad_edge=False,
+    )
+    table.add_column("", min_width=6, no_wrap=True)
+    for name in DIRECTIONS:
+        for column in COLUMNS:
+            table.add_column(f"{name}\n{column}", justify="right", no_wrap=True, min_width=6)
+    for label in ("before", "after"):
+        cells = [f"{results[label][key][column]:.1f}" for key in DIRECTIONS.values() for column in COLUMNS]
+        table.add_row(label, *cells, style="bold" if label == "after" else None)
+    return table

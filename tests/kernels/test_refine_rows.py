@@ -1,0 +1,179 @@
+"""What a refiner reads and writes: kinds of arrays, mapped files, and rows that do not depend on their neighbours."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from emcl_kernels import EMRefiner, affine, rows
+from emcl_kernels.testing import assert_close, clustered_rows
+
+TORCH = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> EMRefiner:
+    torch.manual_seed(0)
+    return EMRefiner(num_bases=9, weight=-0.4).fit(clustered_rows(130, 41) + 0.2, clustered_rows(63, 41))
+
+
+def queries(count: int = 130, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return (torch.randn(count, 41, dtype=torch.float64) * torch.rand(count, 1).double().exp()).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+def test_a_query_alone_has_the_bits_it_has_in_a_batch(fitted, dtype):
+    x = queries(dtype=dtype)
+    whole = fitted.transform_text(x)
+    alone = torch.cat([fitted.transform_text(row[None]) for row in x])
+    assert torch.equal(alone, whole)
+    for count in (2, 7, 41, 63):
+        chosen = torch.randperm(len(x))[:count]
+        assert torch.equal(fitted.transform_text(x[chosen]), whole[chosen])
+    assert torch.equal(fitted.transform_text(x[5]), whole[5])
+
+
+@pytest.mark.parametrize("normalize_rows", [True, False])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_no_number_of_threads_changes_a_bit(threads, normalize_rows):
+    refiner = EMRefiner(num_bases=9, weight=-0.4, normalize=normalize_rows)
+    refiner.fit(clustered_rows(130, 130), clustered_rows(63, 130))
+    x = torch.randn(300, 130)
+    whole = refiner.transform_video(x)
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(refiner.transform_video(x[100:241]), whole[100:241])
+    finally:
+        torch.set_num_threads(2)
+
+
+@pytest.mark.parametrize("precise", [False, True])
+def test_order_of_additions_does_not_matter_in_the_product(precise):
+    # The same numbers added up from the other end; where one sum is rounded, the bits would differ in some place.
+    x, change = queries(63, torch.float64), torch.randn(41, 41, dtype=torch.float64)
+    there = affine.affine(x, change, torch.zeros(41).double(), precise=precise)
+    turned = torch.arange(40, -1, -1)
+    back = affine.affine(x[:, turned], change[turned][:, turned], torch.zeros(41).double(), precise=precise)
+    assert torch.equal(there, back[:, turned])
+    assert_close("product", there, x + x @ change, 1e-12 if precise else 1e-6)
+
+
+@pytest.mark.parametrize("dtype", TORCH)
+def test_torch_in_gives_torch_out(fitted, dtype):
+    x = queries(dtype=dtype)
+    refined = fitted.transform_text(x)
+    assert (refined.dtype, refined.shape, refined.requires_grad) == (dtype, x.shape, False)
+    expected = normalize(x.double(), dim=-1) @ fitted.matrix - fitted.offset_text
+    step = {torch.float16: 5e-4, torch.bfloat16: 4e-3, torch.float32: 2e-7, torch.float64: 1e-14}[dtype]
+    assert_close("refined", refined.double(), expected, step)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+def test_numpy_in_gives_numpy_out(fitted, dtype):
+    x = queries().numpy().astype(dtype)
+    refined = fitted.transform_video(x)
+    assert isinstance(refined, np.ndarray)
+    assert (refined.dtype, refined.shape) == (x.dtype, x.shape)
+    same = fitted.transform_video(torch.from_numpy(x.astype(x.dtype.newbyteorder("="))))
+    assert np.array_equal(refined, same.numpy())
+
+
+def test_a_tensor_that_wants_a_gradient_and_leading_dimensions_pass(fitted):
+    x = queries().requires_grad_().view(2, 65, 41)
+    assert torch.equal(fitted.transform_text(x).view(130, 41), fitted.transform_text(x.reshape(130, 41)))
+
+
+def test_no_rows_give_no_rows(fitted):
+    assert fitted.transform_text(torch.zeros(0, 41)).shape == (0, 41)
+    text, video = clustered_rows(41, 24), clustered_rows(63, 24)
+    whole = EMRefiner(num_bases=5).fit(text, video).matrix
+    assert torch.equal(EMRefiner(num_bases=5).partial_fit(text, video).partial_fit(text[:0]).matrix, whole)
+
+
+def test_a_row_of_zeros_has_no_direction_and_moves_by_the_offset_alone(fitted):
+    assert_close("refined", fitted.transform_text(torch.zeros(1, 41).double())[0], -fitted.offset_text)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-30, 1e200])
+def test_lengths_do_not_overflow_or_underflow(fitted, size):
+    x = queries(7, torch.float64)
+    assert_close("refined", fitted.transform_text(size * x), fitted.transform_text(x))
+
+
+class Counting:
+    """An array that counts how often each of its rows is read; all that a refiner may ask of a source."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
+        self.reads, self.largest = np.zeros(len(rows), dtype=int), 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice) -> np.ndarray:
+        self.reads[index] += 1
+        self.largest = max(self.largest, len(self.rows[index]))
+        return self.rows[index]
+
+
+def test_fitting_reads_each_row_once_and_in_chunks(monkeypatch):
+    text, video = (clustered_rows(count, 24).numpy().astype(np.float16) for count in (1000, 410))
+    whole = EMRefiner(num_bases=5).fit(text, video).matrix
+    monkeypatch.setattr(rows, "CHUNK_NUMBERS", 63 * 24)
+    counting = Counting(text), Counting(video)
+    assert_close("matrix", EMRefiner(num_bases=5).fit(*counting).matrix, whole, 1e-9)
+    assert all((source.reads == 1).all() and source.largest == 63 for source in counting)
+
+
+def test_refined_rows_can_go_to_a_file(fitted, tmp_path):
+    x = queries().numpy()
+    out = np.lib.format.open_memmap(tmp_path / "refined.npy", mode="w+", dtype=x.dtype, shape=x.shape)
+    assert fitted.transform_text(x, out=out) is out
+    assert np.array_equal(np.load(tmp_path / "refined.npy"), fitted.transform_text(x))
+
+
+MAPPED = """
+import resource, sys
+import numpy as np
+from emcl_kernels import EMRefiner
+small = np.random.default_rng(0).normal(size=(1000, 128)).astype(np.float16)
+EMRefiner(num_bases=4, num_starts=1).fit(small, small)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rows = np.load(sys.argv[1], mmap_mode="r")
+text, video = rows[0], rows[1]
+matrix = EMRefiner(num_bases=4, num_starts=1).fit(text, video).matrix
+np.save(sys.argv[2], matrix.numpy())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_a_mapped_file_is_read_in_bounded_memory(tmp_path):
+    shape = (2, 600_000, 128)
+    file = np.lib.format.open_memmap(tmp_path / "rows.npy", mode="w+", dtype=np.float16, shape=shape)
+    some = np.random.default_rng(0).normal(1.0, 1.0, size=(6000, 128)).astype(np.float16)
+    for start in range(0, shape[1], len(some)):
+        file[:, start : start + len(some)] = some * (1 + start % 5)
+    del file
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", MAPPED, str(tmp_path / "rows.npy"), str(tmp_path / "matrix.npy")],
+        capture_output=True, text=True, timeout=300, cwd=root,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    mebibytes = 2 * np.prod(shape) / 2**20
+    assert mebibytes > 290
+    assert float(done.stdout) < 200, f"{done.stdout} MiB for a file of {mebibytes:.0f} MiB"
+    expected = EMRefiner(num_bases=4, num_starts=1).fit(some, some).matrix
+    assert_close("matrix", torch.from_numpy(np.load(tmp_path / "matrix.npy")), expected, 1e-5)
+
+
+def test_a_private_mapping_keeps_what_was_written_to_it(tmp_path):
+    np.save(tmp_path / "rows.npy", clustered_rows(41, 24).numpy())
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="c")
+    mapped[3] = 0.5
+    EMRefiner(num_bases=5).fit(mapped, mapped)
+    assert (mapped[3] == 0.5).all()
