@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -205,6 +206,14 @@ def test_towers_of_features_do_not_learn(folder, root, tmp_path):
     config = configuration(root, tmp_path / "run", "mean", clip_lr_factor=0.5)
     with pytest.raises(UserError, match=r"train.clip_lr_factor is 0.5, expected 0 or none, since towers of features"):
         trainer.train(replace(config, from_features=folder), QUIET)
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(root, tmp_path, monkeypatch):
+    config = configuration(root, tmp_path / "features", "wti")
+    monkeypatch.setattr("emcl_train.embed.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(UserError, match=r"train_frames.npy takes .* GB left; free some space, or choose another --out"):
+        embed(config, config.out, console=QUIET)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_embed_says_what_it_needs(capsys):
