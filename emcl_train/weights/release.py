@@ -56,8 +56,8 @@ def towers_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ours = {name.removeprefix(CLIP): value for name, value in state.items() if name.startswith(CLIP)}
     if ours.keys() == {"logit_scale"}:
         raise UserError(
-            "model.init_from holds a run on features, without towers; `emcl-train export RUN FILE --layout emcl` writes "
-            "it with them"
+            "model.init_from holds a run on features, without towers; `emcl-train export RUN FILE --layout emcl` "
+            "writes it with them"
         )
     if ours:
         return clip_to_openai(ours)
