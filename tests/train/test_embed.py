@@ -114,6 +114,13 @@ def test_a_run_on_features_is_exported_whole(both, tmp_path):
     out = both[0] / "text-conditioned-features"
     assert cli.main(["export", str(out), str(tmp_path / "weights.bin"), "--layout", "emcl"]) == 0
     names = torch.load(tmp_path / "weights.bin", weights_only=True)
+    config = load_config(out)
+    config.from_features, config.model.init_from = None, tmp_path / "weights.bin"
+    whole = build_model(config, load_tokenizer(config, out)).state_dict()
+    assert torch.equal(whole["towers.clip.logit_scale"], read_weights(out)["towers.clip.logit_scale"])
+    config.model.init_from = out / checkpoint.WEIGHTS
+    with pytest.raises(UserError, match=r"a run on features, without towers; `emcl-train export"):
+        build_model(config, load_tokenizer(config, out))
     assert {"clip.visual.conv1.weight", "clip.logit_scale", "transformerClip.resblocks.0.ln_1.bias"} <= names.keys()
 
 
