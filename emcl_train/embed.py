@@ -1,5 +1,7 @@
 """Encode a data set's frames and captions once, into a folder that runs train and evaluate from."""
 
+import math
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -94,7 +96,18 @@ def write_split(
     frames, width, words = config.data.num_frames, towers.width, config.data.max_words
 
     def array(kind: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
-        return open_memmap(folder / f"{name}_{kind}.npy", mode="w+", dtype=dtype, shape=shape)
+        path = folder / f"{name}_{kind}.npy"
+        size, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(folder).free
+        if size > free:
+            raise UserError(
+                f"{name}_{kind}.npy takes {size / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB left; free "
+                f"some space, or choose another --out{'; features of tokens take most' if kind == 'text' else ''}"
+            )
+        created = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # a write into a hole of a mapped file on a full disk kills the process
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return created
 
     features, masks = (
         array("frames", (clips, frames, width), np.float32),

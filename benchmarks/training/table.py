@@ -39,7 +39,7 @@ def differences(runs: Runs, name: str, way: str, metric: str) -> list[float]:
 
 def markdown(runs: Runs) -> str:
     """The table, a row for each variant."""
-    heads = ["", "T→V R@1", "T→V R@5", "T→V MnR", "V→T R@1", "T→V R@5 against no EMCL", "seeds"]
+    heads = ["", "T→V R@1", "T→V R@5", "T→V MnR", "V→T R@1", "R@5 against no EMCL", "MnR against no EMCL", "seeds"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name in names(runs):
         rows = list(runs[name].values())
@@ -48,14 +48,18 @@ def markdown(runs: Runs) -> str:
             values = [row[way][metric] for row in rows]
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{statistics.fmean(values):.1f} ± {deviation:.1f}")
-        versus = "–"
-        if name != BASELINE:
-            mean, low, high = interval(differences(runs, name, "text_to_video", "R@5"))
-            versus = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
-            if low > 0 or high < 0:
-                versus = f"**{versus}**"
-        lines.append("| " + " | ".join([name, *cells, versus, str(len(rows))]) + " |")
+        versus = [against(runs, name, metric) for metric in ("R@5", "MnR")]
+        lines.append("| " + " | ".join([name, *cells, *versus, str(len(rows))]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def against(runs: Runs, name: str, metric: str) -> str:
+    """The difference of a text→video metric to the baseline, with its interval, bold where that leaves zero out."""
+    if name == BASELINE:
+        return "–"
+    mean, low, high = interval(differences(runs, name, "text_to_video", metric))
+    text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def names(runs: Runs) -> list[str]:
@@ -78,7 +82,7 @@ def plot(runs: Runs, path: Path) -> None:
         axes.plot(mean, place, "o", color=colour, markersize=5)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(shown)), shown, fontsize=8)
-    axes.set_xlabel("text→video R@5 against no EMCL, points, 95 % interval over seeds")
+    axes.set_xlabel("text→video R@5 against no EMCL, 95 % interval")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

@@ -170,7 +170,7 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
         info, reason = look_into(clip.path)
         if deep and reason is None:
             try:
-                decode_clip(clip, small)
+                decode_clip(clip, small, whole=True)
             except VideoError as error:
                 reason = error.reason
         missing = reason is not None and not clip.path.exists()

@@ -132,11 +132,11 @@ def open_features(config: RunConfig) -> Annotations:
             f"the features in {folder} are not those of this run: {'; '.join(different)}. Embed again, or pass the "
             f"settings that made them"
         )
-    train, val, test = (_open_split(folder, name) for name in SPLITS)
+    train, val, test = (_open_split(folder, name, tokens=config.model.head == "wti") for name in SPLITS)
     return Annotations(train, val, test, notes=tuple(record["notes"]), left_out=dict(record["left_out"]))
 
 
-def _open_split(folder: Path, name: str) -> FeatureSplit:
+def _open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
     try:
         lists = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         arrays = {array: np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS}
@@ -149,6 +149,8 @@ def _open_split(folder: Path, name: str) -> FeatureSplit:
                 f"the features in {folder} are damaged: {name}_{array}.npy has {len(arrays[array])} rows, expected "
                 f"{rows}, those of {name}.json; copy them again, or embed again"
             )
+    if not tokens:
+        arrays["text"] = arrays["text"][:, :1]  # a view: what no head asks for is not read
     return FeatureSplit(
         lists["name"],
         clips=tuple(Clip(i, Path(path)) for i, path in zip(lists["video_ids"], lists["paths"], strict=True)),

@@ -122,15 +122,21 @@ def clip_finder(
     """Files by their ids, in `data.videos`. A missing file keeps its place: the check of the clips reports it.
 
     Args: end: seconds at which every clip ends. also: other names that the file of an id may have.
-    Raises: UserError where the folder is missing.
+    Raises: UserError where the folder is missing; from the result, where an id has files in several folders.
     """
     folder = config.root / config.videos
     files = video_files(folder)
 
     def clip(video_id: str) -> Clip:
         names = (video_id, without_video_suffix(video_id), *also(video_id))
-        path = next((files[name] for name in names if name in files), folder / f"{video_id}.mp4")
-        return Clip(video_id, path, end=end)
+        first, *others = next((files[name] for name in names if name in files), [folder / f"{video_id}.mp4"])
+        for other in others:
+            if other.parent != first.parent:
+                raise UserError(
+                    f"{folder} has two files of clip {video_id} in different folders, {first} and {other}; remove or "
+                    f"move one, or pass --data.videos with the folder that is meant"
+                )
+        return Clip(video_id, first, end=end)
 
     return clip
 
@@ -169,7 +175,7 @@ def _compare(lists: Lists) -> tuple[tuple[str, ...], tuple[str, ...]]:
         if not expected:
             continue
         found = lists.counted.get(name, len(getattr(lists, name)))
-        literature = " or ".join(map(str, expected))
+        literature = " or ".join(filter(None, [", ".join(map(str, expected[:-1])), str(expected[-1])]))
         if found in expected:
             of = f", of {literature} in the literature" if len(expected) > 1 else ""
             sentence = f"{name}: {count(found, protocol.unit)}, as in {protocol.name}{of}."

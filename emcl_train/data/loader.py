@@ -74,7 +74,7 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
 
     def decode(clip: Clip) -> str | None:
         try:
-            frames, mask = decode_clip(clip, config)
+            frames, mask = decode_clip(clip, config, whole=True)
         except VideoError as error:
             return error.reason
         if writer:

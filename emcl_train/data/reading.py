@@ -13,11 +13,13 @@ from emcl_train.errors import UserError
 VIDEO_SUFFIXES = (
     ".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts",
 )  # fmt: skip
-"""Of several files of one clip, the one whose suffix comes first is taken."""
+"""Of several files of one clip in a folder, the one whose suffix comes first is taken."""
 
 
-def video_files(folder: Path) -> dict[str, Path]:
-    """The video file of each id in a folder and those inside it, by its name without the suffix.
+def video_files(folder: Path) -> dict[str, list[Path]]:
+    """The video files of each id in a folder and those inside it, which is their name without the suffix.
+
+    Of several files the one whose suffix VIDEO_SUFFIXES names first comes first.
 
     Raises: UserError where the folder is missing.
     """
@@ -27,8 +29,11 @@ def video_files(folder: Path) -> dict[str, Path]:
             f"or pass --data.videos with the folder that has them"
         )
     found = [path for path in visible_files(folder) if path.suffix.lower() in VIDEO_SUFFIXES]
-    found.sort(key=lambda path: (-VIDEO_SUFFIXES.index(path.suffix.lower()), str(path)))
-    return {path.stem: path for path in found}
+    found.sort(key=lambda path: (VIDEO_SUFFIXES.index(path.suffix.lower()), str(path)))
+    files: dict[str, list[Path]] = {}
+    for path in found:
+        files.setdefault(path.stem, []).append(path)
+    return files
 
 
 def visible_files(folder: Path) -> Iterator[Path]:

@@ -51,6 +51,7 @@ class _Request:
     sampling: Sampling
     start: float | None
     end: float | None
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,12 @@ class _Span:
     """When the last frame of the whole stream begins."""
 
 
-def decode_clip(clip: Clip, config: DataConfig) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
+def decode_clip(
+    clip: Clip, config: DataConfig, *, whole: bool = False
+) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
     """The frames of a clip that a configuration asks for; see `decode_frames`."""
-    return decode_frames(
-        clip.path, config.num_frames, config.image_size, config.frame_sampling, start=clip.start, end=clip.end
-    )
+    size, sampling = config.image_size, config.frame_sampling
+    return decode_frames(clip.path, config.num_frames, size, sampling, start=clip.start, end=clip.end, whole=whole)
 
 
 def decode_frames(
@@ -78,6 +80,7 @@ def decode_frames(
     *,
     start: float | None = None,
     end: float | None = None,
+    whole: bool = False,
 ) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
     """Frames of a clip, or of the seconds from `start` to `end` of it, both counted from its first frame.
 
@@ -85,13 +88,15 @@ def decode_frames(
     more than `num_frames`, that many whose numbers are spread evenly from the first to the last.
 
     Time is that of the presentation time stamps, so a variable frame rate is sampled as it is watched. Frames are
-    resized by their short side and cropped at the centre.
+    resized by their short side and cropped at the centre. With `whole` the last frame must be there too, though it is
+    not returned, so that damage behind the last second is found; of clips that are entered by seeking it is not looked
+    for.
 
     Returns: frames; mask, False on padding, which follows the frames of a clip that has fewer than `num_frames`.
     Raises: VideoError where any of the frames cannot be had, or the clip ends before `start`.
     """
     with open_video(path) as (container, stream):
-        request = _Request(path, num_frames, sampling, start, end)
+        request = _Request(path, num_frames, sampling, start, end, whole)
         chosen = _choose_by_seeking(container, stream, request)
         if chosen is None:
             container.seek(0)
@@ -155,7 +160,10 @@ def _choose_by_decoding(container: InputContainer, stream: VideoStream, request:
     timeline = whole_timeline(container, stream, request.path)
     times = timeline.times
     span = _span(request, times[0], times[-1], timeline.end)
-    chosen = list(frames_shown_at(container, stream, request.path, timeline, _targets(span, request)))
+    targets = _targets(span, request)
+    # The whole clip is its last frame too, which is looked at and not taken.
+    to_see = [*targets, max(targets[-1], min(span.end, span.last_frame))] if request.whole else targets
+    chosen = list(frames_shown_at(container, stream, request.path, timeline, to_see))[: len(targets)]
     shown = bisect_left(times, span.end - 1e-6) - max(0, bisect_right(times, span.start + 1e-6) - 1)
     if request.sampling == "1fps" or shown >= request.num_frames:
         return chosen

@@ -61,9 +61,7 @@ def sentences(results: Results) -> list[str]:
             else f"{queries} captions, one per clip."
         ),
         f"Ties take the mean rank. One standard error of T→V R@1 is {standard_error(results):.1f} points.",
-        "EM runs over all pairs at once."
-        if results["em_block"] is None
-        else f"EM runs in blocks of {results['em_block']} texts × {results['em_block']} clips, in dataset order.",
+        *_where_em_runs(results),
         f"Weights chosen by {results['selection']}.",
     ]
     lines += [f"{row['name']}: {row['note']}." for row in results["rows"] if row.get("note")]
@@ -129,3 +127,12 @@ def _cell(metrics: dict[str, float], key: str) -> str:
 
 def _published_cell(metrics: dict[str, float], key: str) -> str:
     return f"{metrics[key]:.1f}" if key in metrics else "–"
+
+
+def _where_em_runs(results: Results) -> list[str]:
+    block = results["em_block"]
+    if results.get("emcl", {}).get("mode") == "off":
+        return []
+    if block is None:
+        return ["EM runs over all pairs at once."]
+    return [f"EM runs in blocks of {block} texts × {block} clips, in dataset order."]

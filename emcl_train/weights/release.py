@@ -49,8 +49,16 @@ HINTS = (
 
 
 def towers_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """CLIP's weights in a checkpoint of a whole model, ours or another's, under OpenAI's names, or {}."""
+    """CLIP's weights in a checkpoint of a whole model, ours or another's, under OpenAI's names, or {}.
+
+    Raises: UserError for the weights of a run on features, which have no towers.
+    """
     ours = {name.removeprefix(CLIP): value for name, value in state.items() if name.startswith(CLIP)}
+    if ours.keys() == {"logit_scale"}:
+        raise UserError(
+            "model.init_from holds a run on features, without towers; `emcl-train export RUN FILE --layout emcl` "
+            "writes it with them"
+        )
     if ours:
         return clip_to_openai(ours)
     return {

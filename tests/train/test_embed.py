@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,6 +114,13 @@ def test_a_run_on_features_is_exported_whole(both, tmp_path):
     out = both[0] / "text-conditioned-features"
     assert cli.main(["export", str(out), str(tmp_path / "weights.bin"), "--layout", "emcl"]) == 0
     names = torch.load(tmp_path / "weights.bin", weights_only=True)
+    config = load_config(out)
+    config.from_features, config.model.init_from = None, tmp_path / "weights.bin"
+    whole = build_model(config, load_tokenizer(config, out)).state_dict()
+    assert torch.equal(whole["towers.clip.logit_scale"], read_weights(out)["towers.clip.logit_scale"])
+    config.model.init_from = out / checkpoint.WEIGHTS
+    with pytest.raises(UserError, match=r"a run on features, without towers; `emcl-train export"):
+        build_model(config, load_tokenizer(config, out))
     assert {"clip.visual.conv1.weight", "clip.logit_scale", "transformerClip.resblocks.0.ln_1.bias"} <= names.keys()
 
 
@@ -205,6 +213,14 @@ def test_towers_of_features_do_not_learn(folder, root, tmp_path):
     config = configuration(root, tmp_path / "run", "mean", clip_lr_factor=0.5)
     with pytest.raises(UserError, match=r"train.clip_lr_factor is 0.5, expected 0 or none, since towers of features"):
         trainer.train(replace(config, from_features=folder), QUIET)
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(root, tmp_path, monkeypatch):
+    config = configuration(root, tmp_path / "features", "wti")
+    monkeypatch.setattr("emcl_train.embed.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(UserError, match=r"train_frames.npy takes .* GB left; free some space, or choose another --out"):
+        embed(config, config.out, console=QUIET)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_embed_says_what_it_needs(capsys):

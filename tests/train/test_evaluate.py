@@ -1,6 +1,7 @@
 """From a model to rows of metrics, and from a run folder to its results."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from tiny_evaluation import CLIPS, FRAMES, TinyTokenizer, tiny_config, tiny_data
 
 from emcl_train import evaluate as evaluation
 from emcl_train.checkpoint import append_line, save_config, save_tensors_atomic, write_json_atomic
-from emcl_train.config import EvalConfig, RunConfig
+from emcl_train.config import EvalConfig, RunConfig, inference_emcl
 from emcl_train.data.provenance import provenance
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.evaluate import bank_of, compare_bank, embed_split, evaluate, evaluate_run, similarities
@@ -183,9 +184,10 @@ def test_frames_that_come_out_otherwise_are_warned_of(tiny_data, tmp_path, capsy
     assert warning in err
 
 
-def test_a_run_that_recorded_no_decoder_yet_is_warned_of_its_sampler_alone(tiny_data, tmp_path, capsys):
+@pytest.mark.parametrize("recorded", [{}, {"sampler": 0}])
+def test_a_run_that_recorded_no_decoder_yet_is_warned_of_its_sampler_alone(tiny_data, tmp_path, capsys, recorded):
     save_run(tmp_path / "run", tiny_config())
-    write_json_atomic(tmp_path / "run" / "environment.json", {"sampler": 0})
+    write_json_atomic(tmp_path / "run" / "environment.json", recorded)
     evaluate_run(tmp_path / "run")
     assert capsys.readouterr().err.count("warning:") == 1
 
@@ -228,3 +230,28 @@ def test_a_bank_is_spread_over_the_training_clips():
     assert bank.captions == ("caption 0", "caption 4", "caption 8")
     assert bank.caption_clip == (0, 1, 2)
     assert len(bank_of(split, 1000).clips) == CLIPS
+
+
+@pytest.mark.parametrize("head", ["text-conditioned", "mean", "wti"])
+def test_emcl_at_inference_on_weights_without_it(tiny_data, tmp_path, head):
+    """Seven bases where the run has four: a fresh start, the same each time, and said; without EMCL nothing changes."""
+    config = tiny_config(mode="off")
+    config.model.head = head
+    save_run(tmp_path / "run", config)
+    off = evaluate_run(tmp_path / "run")
+    tensors = load_file(tmp_path / "run/embeddings.safetensors")
+    assert ("tokens" in tensors) == (head == "wti")
+    asked, found = replace(inference_emcl(), init="normal"), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(evaluate_run(tmp_path / "run", EvalConfig(em_block=3), emcl=asked))
+    assert found[0] == found[1]
+    assert found[0]["emcl"]["num_bases"] == 7
+    assert found[0]["notes"] == ["a note", "EM starts from 7 fresh bases (normal, seed 0), not from those of the run."]
+    assert found[0]["rows"][1]["text_to_video"] == off["rows"][0]["text_to_video"]
+    names = {"text-conditioned": "EMCL at", "mean": "CLIP4Clip meanP, EMCL at", "wti": "WTI, EMCL at"}
+    assert found[0]["rows"][0]["name"] == f"{names[head]} inference only"
+    on = load_file(tmp_path / "run/embeddings.safetensors")
+    assert on["bases"].shape == (7,)
+    assert (on["similarity_on"] - on["similarity_off"]).abs().max() > 1e-3
+    torch.testing.assert_close(on["similarity_off"], tensors["similarity_off"])

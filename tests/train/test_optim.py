@@ -1,5 +1,7 @@
 """Which parameters learn how fast, and the schedule."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +49,14 @@ def test_frozen_towers_leave_their_logit_scale_to_the_rest():
 )
 def test_trained_towers_learn_slower_unless_told(clip, factor, expected):
     assert clip_lr_factor(run_config(clip, clip_lr_factor=factor)) == expected
+
+
+def test_a_random_clip_that_starts_from_a_checkpoint_is_trained():
+    config = run_config("random")
+    config.model.init_from = Path("pytorch_model.bin")
+    assert clip_lr_factor(config) == 1e-3
+    config.from_features = Path("features")
+    assert clip_lr_factor(config) == 0
 
 
 def test_schedule_rises_to_the_peak_and_falls_to_zero():

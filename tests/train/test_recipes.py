@@ -8,18 +8,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 
-from tiny_layouts import WRITERS
+from tiny_layouts import SMALL, WRITERS
 
 from emcl_train import cli
 from emcl_train.recipes import RECIPES, load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SMALL = [
-    *("--model.clip", "random", "--model.random-clip.width", "16", "--model.random-clip.layers", "1"),
-    *("--model.random-clip.heads", "2", "--model.temporal-layers", "1", "--emcl.num-bases", "4"),
-    *("--data.image-size", "16", "--data.workers", "0", "--train.max-steps", "2", "--train.batch-size", "4"),
-]
 
 # Clips and captions of the test split, and words of the paragraph or caption that comes first.
 EXPECTED = {
@@ -118,3 +112,15 @@ def test_ten_bad_clips_are_all_named_or_left_out_and_counted(tmp_path: Path, cap
     left_out = json.loads((run / "results.json").read_text())["left_out"]
     assert list(left_out) == bad
     assert list(left_out.values())[5:] == ["there is no such file"] * 3 + ["the file is empty"] * 2
+
+
+@pytest.mark.parametrize("recipe", ["jsonl", "lsmdc"])
+def test_the_copy_of_a_folder_is_a_data_set_too(recipe: str, tmp_path: Path) -> None:
+    root, small, run = tmp_path / "set", tmp_path / "small", tmp_path / "run"
+    WRITERS[recipe](root)
+    assert cli.main(["data", "compress", str(root), str(small), "--short-side", "16"]) == 0
+    assert cli.main(["data", "doctor", recipe, str(small)]) == 0
+    assert cli.main(["train", recipe, "--data.root", str(small), "--out", str(run), *SMALL]) == 0
+    results = json.loads((run / "results.json").read_text())
+    assert (results["gallery"], results["queries"]) == EXPECTED[recipe][:2]
+    assert results["compression"]["short_side"] == 16

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 from fake_run import make_run
 from rich.console import Console
 
+from emcl_train.checkpoint import save_config
 from emcl_train.data.annotations import Clip
-from emcl_train.report import render_table, report_runs, retrievals, write_report
+from emcl_train.report import plots, render_table, report_runs, retrievals, write_report
 from emcl_train.report.plots import rank_bins
 from emcl_train.report.retrievals import best_and_worst
 from emcl_train.report.run_folder import load_run
-from emcl_train.report.table import standard_error
+from emcl_train.report.table import sentences, standard_error
 
 
 def printed(renderable: object, width: int = 120) -> str:
@@ -204,3 +206,27 @@ def test_activitynet_has_the_metrics_of_its_literature(tmp_path):
     line = next(line for line in text.splitlines() if "published: CLIP4Clip" in line)
     assert re.findall(r"(?<!p)\d[\d.]*", line.split("Clip", 2)[-1])[:4] == ["40.5", "72.4", "98.1", "2.0"]
     assert "–" in line
+
+
+@pytest.mark.parametrize(
+    ("block", "mode", "expected"),
+    [(None, "train", "over all pairs at once"), (32, "inference", "in blocks of 32 texts"), (None, "off", None)],
+)
+def test_a_table_says_where_em_runs_if_it_does(tmp_path, block, mode, expected):
+    make_run(tmp_path / "run")
+    results = load_run(tmp_path / "run").results | {"em_block": block, "emcl": {"mode": mode}}
+    said = [sentence for sentence in sentences(results) if sentence.startswith("EM runs")]
+    assert [expected in sentence for sentence in said] == ([] if expected is None else [True])
+
+
+def test_the_map_of_modalities_is_of_the_head_and_of_the_emcl_that_were_evaluated(tmp_path):
+    config = make_run(tmp_path / "run")
+    svg, caption = plots.modalities(load_run(tmp_path / "run"))
+    asked = asdict(config.emcl)
+    config.emcl.num_bases, config.model.head = 3, "mean"
+    save_config(tmp_path / "run", config)
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    (tmp_path / "run/results.json").write_text(json.dumps(results | {"emcl": asked}))
+    other, said = plots.modalities(load_run(tmp_path / "run"))
+    assert svg != other
+    assert caption != said

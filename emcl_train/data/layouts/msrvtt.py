@@ -30,7 +30,7 @@ class MsrvttFiles:
     captions: Captions
     """Every caption of each clip in the JSON file."""
     splits: dict[str, str]
-    """The split that the JSON file gives each clip: "train", "validate" or "test"."""
+    """The split that the JSON file gives each clip: "train", "validate", "test", or nothing."""
 
 
 def read(config: DataConfig) -> Lists:
@@ -79,7 +79,8 @@ def _one_k_a(files: MsrvttFiles, config: DataConfig) -> Lists:
         if repeated := len(files.test_ids) - len(test):
             notes.append(f"{TEST_CSV} repeats {count(repeated, 'id')}; each clip is used once.")
     clip = clip_finder(config)
-    unlisted = [i for i in files.splits if i not in listed and i not in val and clip(i).path.exists()]
+    # The 7k list leaves out clips on purpose: nobody who trains on it wants them all decoded.
+    others = [i for i in files.splits if i not in listed and i not in val] if config.msrvtt_split == "9k" else []
     return Lists(
         train,
         queries(val, config),
@@ -88,8 +89,7 @@ def _one_k_a(files: MsrvttFiles, config: DataConfig) -> Lists:
         train_csv,
         None if config.layout == "shapes" else PROTOCOLS[config.msrvtt_split],
         notes=notes,
-        # The 7k list leaves out clips on purpose; nobody who trains on it wants them all decoded.
-        unlisted=unlisted if config.msrvtt_split == "9k" else [],
+        unlisted=[video_id for video_id in others if clip(video_id).path.exists()],
         hold_out_from=f'mark validation clips as "split": "validate" in {DATA_JSON}',
     )
 
@@ -126,7 +126,9 @@ def _full(files: MsrvttFiles, config: DataConfig) -> Lists:
 def _read_data(path: Path) -> tuple[Captions, dict[str, str]]:
     """Captions and split of every clip."""
     content = read_json(path, "MSR-VTT annotations")
-    splits = {entry["video_id"]: entry["split"] for entry in _entries(path, content, "videos", ("video_id", "split"))}
+    _entries(path, content, "videos", ("video_id",))
+    # Lists name the clips of 1k-A: copies of the file without splits do for it.
+    splits = {entry["video_id"].strip(): str(entry.get("split", "")).strip() for entry in content["videos"]}
     captions: Captions = {}
     for entry in _entries(path, content, "sentences", ("video_id", "caption")):
         captions.setdefault(entry["video_id"], []).append(entry["caption"])

@@ -127,7 +127,7 @@ def test_other_containers_are_found_and_mp4_comes_first(config):
     (config.root / "videos" / ".video3.mp4").touch()
     (config.root / "videos" / "notes.txt").touch()
     files = video_files(config.root / "videos")
-    assert {files[i].name for i in IDS[:3]} == {"video0.webm", "video1.mp4", "video2.MKV"}
+    assert {files[i][0].name for i in IDS[:3]} == {"video0.webm", "video1.mp4", "video2.MKV"}
     assert set(files) == set(IDS)
 
 

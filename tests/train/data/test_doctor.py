@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from tiny_videos import write_data_set, write_video
 
-from emcl_train.data import doctor
+from emcl_train.data import container, doctor
 from emcl_train.data.container import VideoError, check_packets
 from emcl_train.data.doctor import run_doctor
 
@@ -93,9 +93,10 @@ def test_clips_elsewhere_are_examined_there(root, tmp_path):
     assert examine(root, videos=tmp_path / "clips")[0] == 0
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_an_overwritten_packet_is_seen_without_decoding_it(tmp_path, suffix):
-    path = write_video(tmp_path / f"a.{suffix}", range(40), noise=True)
+@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("mkv", "libx264"), ("mp4", "libx265")])
+def test_an_overwritten_packet_is_found_among_the_packets(tmp_path, suffix, codec):
+    quiet = {"x265-params": "log-level=none:pools=1:frame-threads=1"} if codec == "libx265" else {}
+    path = write_video(tmp_path / f"a.{suffix}", range(40), noise=True, codec=codec, options=quiet)
     check_packets(path)
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
@@ -103,6 +104,15 @@ def test_an_overwritten_packet_is_seen_without_decoding_it(tmp_path, suffix):
     path.write_bytes(data)
     with pytest.raises(VideoError, match=r"the packet at .* s is damaged|it is truncated"):
         check_packets(path)
+
+
+def test_a_suspect_that_decodes_is_whole(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", range(20))
+    monkeypatch.setattr(container, "_adds_up", lambda packet, _: False)
+    check_packets(path)
+    seen = []
+    monkeypatch.setattr(container, "_adds_up", lambda packet, _: seen.append(packet) or len(seen) < 7)
+    check_packets(path)
 
 
 def test_the_damaged_real_clip_is_named_by_packets_and_by_decoding(shared_data, tmp_path, monkeypatch):

@@ -74,6 +74,19 @@ def test_the_full_split_is_the_one_of_the_json(load):
     assert load("msrvtt-full", test_captions="one").test.captions == tuple(say(f"video{n}") for n in range(10, 14))
 
 
+def test_1k_a_needs_no_splits_in_the_json_and_the_full_split_does(load):
+    def without(root):
+        content = json.loads((root / "MSRVTT_data.json").read_text())
+        for entry in content["videos"]:
+            del entry["split"]
+        write_json(root / "MSRVTT_data.json", content)
+
+    annotations = load("msrvtt-9k", without)
+    assert [len(split.clips) for split in (annotations.train, annotations.val, annotations.test)] == [7, 1, 4]
+    with pytest.raises(UserError, match=r"\"split\" of a clip is '', expected \"train\", \"validate\" or \"test\""):
+        load("msrvtt-full", without)
+
+
 def test_the_7k_list_is_read_and_named(load):
     annotations = load("msrvtt-7k")
     assert ids_of(annotations.train) == [f"video{n}" for n in range(8)]
@@ -87,10 +100,10 @@ def test_the_7k_list_is_read_and_named(load):
 
 
 def test_counts_are_compared_with_the_protocol(load, monkeypatch):
-    monkeypatch.setattr(didemo, "PROTOCOL", didemo.Protocol("DiDeMo", train=(7, 8), val=(3,), test=(4,)))
+    monkeypatch.setattr(didemo, "PROTOCOL", didemo.Protocol("DiDeMo", train=(7, 8, 9), val=(3,), test=(4,)))
     annotations = load("didemo")
     assert annotations.counts == (
-        "train: 8 clips, as in DiDeMo, of 7 or 8 in the literature.",
+        "train: 8 clips, as in DiDeMo, of 7, 8 or 9 in the literature.",
         "val: 2 clips; DiDeMo has 3.",
         "test: 4 clips, as in DiDeMo.",
     )
@@ -346,12 +359,26 @@ def test_clips_lie_where_the_configuration_says(load, tmp_path):
     assert [clip.path.name for clip in moved.test.clips] == [clip.path.name for clip in before.test.clips]
 
 
+def test_a_clip_with_files_in_two_folders_is_refused_and_one_with_two_suffixes_is_not(load, tmp_path):
+    load("vatex")
+    videos = tmp_path / "vatex" / "videos"
+    (videos / "te1.avi").write_bytes(b"clip")
+    assert load("vatex").test.clips[1].path == videos / "te1.mp4"
+    (videos / "3fps").mkdir()
+    (videos / "3fps" / "te1.mp4").write_bytes(b"clip")
+    with pytest.raises(
+        UserError, match=r"two files of clip te1 in different folders, .*te1\.mp4; remove or move one, or"
+    ):
+        load("vatex")
+
+
 def test_links_to_folders_are_followed_and_circles_end(load, tmp_path):
     load("lsmdc")
     videos = tmp_path / "lsmdc" / "videos"
     (videos / "te1_Some_Film").rename(tmp_path / "disk2")
     (videos / "te1_Some_Film").symlink_to(tmp_path / "disk2")
-    (videos / "again").symlink_to(videos)
+    for name in ("again", "once_more"):  # followed for ever, two circles would be endlessly many folders
+        (videos / name).symlink_to(videos)
     assert all(clip.path.is_file() for clip in load("lsmdc").test.clips)
 
 

@@ -36,9 +36,9 @@ def decoded(monkeypatch):
     names = []
     real = loader.decode_clip
 
-    def decode_clip(clip, config):
+    def decode_clip(clip, config, **settings):
         names.append(clip.path.name)
-        return real(clip, config)
+        return real(clip, config, **settings)
 
     monkeypatch.setattr(loader, "decode_clip", decode_clip)
     return names
@@ -229,7 +229,7 @@ def test_a_cache_of_other_files_is_not_used(config, decoded):
 
 def test_an_interrupted_cache_leaves_nothing_that_counts(config, monkeypatch):
     config.data.cache_frames = True
-    monkeypatch.setattr(loader, "decode_clip", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(loader, "decode_clip", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare(config)
     assert not list(config.data.root.glob(".emcl/*frames*"))

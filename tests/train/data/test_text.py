@@ -5,7 +5,8 @@ import torch
 from tiny_videos import write_data_set
 
 from emcl_train.config import DataConfig, ModelConfig, RunConfig
-from emcl_train.data.text import CaptionTokenizer, load_tokenizer, word_tokenizer
+from emcl_train.data.text import CaptionTokenizer, load_tokenizer, tokenizer_name, word_tokenizer
+from emcl_train.errors import UserError
 
 CAPTIONS = ["A red ball, rolling.", "a red cube", "the ball"]
 
@@ -75,3 +76,20 @@ def test_a_tokenizer_in_a_folder_keeps_its_own_ids(tmp_path):
     assert ids.tolist() == [[0, 3, 1, 1], [0, 4, 3, 1]]
     assert mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 1
+
+
+def test_the_tokenizer_belongs_to_the_weights_unless_it_is_named(tmp_path):
+    archive = tmp_path / "ViT-B-32.pt"
+    archive.write_bytes(b"")
+    names = [
+        tokenizer_name(ModelConfig(clip=clip, tokenizer=tokenizer))
+        for clip in ("random", "openai/clip-vit-base-patch16", str(tmp_path), str(archive))
+        for tokenizer in (None, "some/folder")
+    ]
+    assert names[::2] == [None, "openai/clip-vit-base-patch16", str(tmp_path), "openai/clip-vit-base-patch32"]
+    assert set(names[1::2]) == {"some/folder"}
+
+
+def test_a_tokenizer_out_of_reach_is_named_with_its_setting(tmp_path):
+    with pytest.raises(UserError, match=r"model.tokenizer is '.*absent', of which no .* pass --model.tokenizer"):
+        load_tokenizer(RunConfig(model=ModelConfig(clip="random", tokenizer=str(tmp_path / "absent"))))

@@ -188,6 +188,26 @@ def test_a_truncated_long_file_is_an_error_too(tmp_path, monkeypatch):
         decode_frames(path, 12, 16)
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+@pytest.mark.parametrize("sampling", ["1fps", "uniform"])
+def test_asked_for_the_whole_clip_damage_behind_the_last_sampled_frame_is_an_error(tmp_path, suffix, sampling):
+    path = write_video(tmp_path / f"a.{suffix}", range(19), noise=True)
+    before, mask = decode_frames(path, 1, 16, sampling, whole=True)
+    assert torch.equal(decode_frames(path, 1, 16, sampling)[0], before)
+    assert mask.tolist() == [True]
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    place, size = packets[16]
+    data = bytearray(path.read_bytes())
+    start = data.index(b"\x00", place)  # in Matroska behind the header of the block
+    data[start : start + size // 2] = bytes(size // 2)
+    path.write_bytes(data)
+    assert torch.equal(decode_frames(path, 1, 16, sampling)[0], before)
+    with pytest.raises(VideoError):
+        decode_frames(path, 1, 16, sampling, whole=True)
+    decode_frames(path, 1, 16, sampling, end=1.2, whole=True)
+
+
 def test_sound_without_pictures_is_an_error(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:

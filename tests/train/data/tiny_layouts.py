@@ -7,6 +7,13 @@ from pathlib import Path
 
 from tiny_videos import write_video
 
+# Flags that make a recipe a matter of a second.
+SMALL = [
+    *("--model.clip", "random", "--model.random-clip.width", "16", "--model.random-clip.layers", "1"),
+    *("--model.random-clip.heads", "2", "--model.temporal-layers", "1", "--emcl.num-bases", "4"),
+    *("--data.image-size", "16", "--data.workers", "0", "--train.max-steps", "2", "--train.batch-size", "4"),
+]
+
 TRAIN, VAL, TEST = ([f"{split}{n}" for n in range(number)] for split, number in (("tr", 8), ("va", 2), ("te", 4)))
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
 

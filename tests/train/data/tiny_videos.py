@@ -19,6 +19,7 @@ def write_video(
     times: Sequence[int] | None = None,
     size: tuple[int, int] = (64, 48),
     noise: bool = False,
+    codec: str = "libx264",
     paint: Callable[[np.ndarray, int], None] | None = None,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
@@ -27,7 +28,7 @@ def write_video(
     draw = np.random.default_rng(0)
     levels = list(levels)
     with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream("libx264", rate=10, options={"crf": "1", "preset": "ultrafast"} | (options or {}))
+        stream = container.add_stream(codec, rate=10, options={"crf": "1", "preset": "ultrafast"} | (options or {}))
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, 10)
