@@ -74,7 +74,7 @@ def flat(x: Any) -> Any:
 
     Raises: ValueError where that needs a copy.
     """
-    if x.ndim == 2:
+    if len(x.shape) == 2:
         return x
     if isinstance(x, Tensor):
         if not x.is_contiguous():

@@ -52,8 +52,7 @@ def table(results: dict[str, Any]) -> str:
     for group, members in groups.items():
         for name, row in members.items():
             more = [
-                " / ".join(f"{cell['mean'][metric]:.1f}" for metric in ("R@5", "R@10", "MnR"))
-                for cell in row["figures"].values()
+                " / ".join(_mean(cell, metric) for metric in ("R@5", "R@10", "MnR")) for cell in row["figures"].values()
             ]
             lines.append(f"| {group + ': ' if group != name else ''}{name} | " + " | ".join(more) + " |")
     return "\n".join([*lines, "", *_sign_table(results), ""])
@@ -78,10 +77,14 @@ def _halves_table(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _mean(cell: dict[str, Any], metric: str) -> str:
+    deviation = f" ±{cell['deviation'][metric]:.1f}" if cell["deviation"][metric] else ""
+    return f"{cell['mean'][metric]:.1f}{deviation}"
+
+
 def _cell(cell: dict[str, Any]) -> str:
-    deviation = f" ±{cell['deviation']['R@1']:.1f}" if cell["deviation"]["R@1"] else ""
     gain, low, high = cell["gain"]
-    return f"{cell['mean']['R@1']:.1f}{deviation} ({gain:+.1f} [{low:+.1f}, {high:+.1f}])"
+    return f"{_mean(cell, 'R@1')} ({gain:+.1f} [{low:+.1f}, {high:+.1f}])"
 
 
 def _sign_table(results: dict[str, Any]) -> list[str]:

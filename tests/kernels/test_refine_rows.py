@@ -129,6 +129,11 @@ def test_fitting_reads_each_row_once_and_in_chunks(monkeypatch):
     assert all((source.reads == 1).all() and source.largest == 63 for source in counting)
 
 
+def test_refining_reads_any_source_that_has_slices(fitted):
+    x = queries().numpy()
+    assert np.array_equal(fitted.transform_text(Counting(x)), fitted.transform_text(x))
+
+
 def test_refined_rows_can_go_to_a_file(fitted, tmp_path):
     x = queries().numpy()
     out = np.lib.format.open_memmap(tmp_path / "refined.npy", mode="w+", dtype=x.dtype, shape=x.shape)
