@@ -13,7 +13,7 @@ PIP_INSTALL := $(PIP) install --quiet --no-compile --disable-pip-version-check -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-cuda-load test-gpu lint format bench bench-gpu refine clean
+.PHONY: help setup train test test-cuda-load test-gpu lint format bench bench-gpu refine training-table clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ EMBEDDINGS ?= ../shared/data/embeddings
 
 refine: $(VENV)/.built  ## Compare EMRefiner with simpler refinements on real embeddings, and write the table
 	$(BIN)/python -m benchmarks.refine.run $(EMBEDDINGS) $(ARGS)
+
+training-table: $(VENV)/.built  ## Train EMCL's settings and its comparators, 8 seeds each: hours; and write the table
+	$(BIN)/python -m benchmarks.training.run --seeds 8 $(ARGS)
+	$(BIN)/python -m benchmarks.training.table
 
 clean:  ## Remove what was built and installed; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
