@@ -13,7 +13,7 @@ CHUNK_DRAWS = 1 << 22  # queries drawn at a time: 32 MiB of indices
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference `after − before` and the central 95 % of what resampled queries make of it."""
+    """A mean difference `after − before` and the central part, such as 95 %, of what resampled queries make of it."""
 
     mean: float
     low: float
@@ -24,7 +24,12 @@ class Interval:
 
 
 def paired_bootstrap(
-    before: Float[np.ndarray, " _"], after: Float[np.ndarray, " _"], *, seed: int = 0, resamples: int = 10_000
+    before: Float[np.ndarray, " _"],
+    after: Float[np.ndarray, " _"],
+    *,
+    seed: int = 0,
+    resamples: int = 10_000,
+    level: float = 0.95,
 ) -> Interval:
     """Percentile bootstrap of the mean difference, over queries: each resample draws Q queries with replacement.
 
@@ -34,8 +39,10 @@ def paired_bootstrap(
     Args:
         before, after: float64, one score per query in the same order, such as 100.0 where the rank is 1 and else 0.0.
         seed: of the draws; the same arguments give the same interval.
-    Returns: the mean difference with its 95 % interval, in the unit of the scores.
-    Raises: UserError where the shapes disagree, there are no queries, a score is not finite, or resamples < 1.
+        level: share of the resamples that the interval holds.
+    Returns: the mean difference with its interval, in the unit of the scores.
+    Raises: UserError where the shapes disagree, there are no queries, a score is not finite, resamples < 1, or level
+        is not between 0 and 1.
     """
     if before.shape != after.shape:
         raise UserError(
@@ -46,6 +53,8 @@ def paired_bootstrap(
         raise UserError("before and after must hold at least one query, got none; the split is empty")
     if resamples < 1:
         raise UserError(f"resamples must be at least 1, got {resamples}; 10000 is usual")
+    if not 0 < level < 1:
+        raise UserError(f"level must be between 0 and 1, got {level}; 0.95 is usual")
     difference = after.astype(np.float64) - before.astype(np.float64)
     if not np.isfinite(difference).all():
         raise UserError("before and after must be finite, got NaN or infinity; look for queries without a rank")
@@ -55,5 +64,5 @@ def paired_bootstrap(
         difference[generator.integers(queries, size=(min(chunk, resamples - start), queries))].mean(axis=1)
         for start in range(0, resamples, chunk)
     ]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(math.fsum(difference) / queries, float(low), float(high))

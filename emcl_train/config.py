@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -251,6 +251,23 @@ class RunConfig:
     emcl: EMCLConfig = field(default_factory=EMCLConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+NOT_OF_THE_MODEL = ("out", "resume", "seeds", "train.tracker")
+
+
+def differing_settings(saved: RunConfig, asked: RunConfig) -> list[str]:
+    """Settings of two runs that differ, as "name: saved, now asked", but for those that change nothing of the model."""
+    first, second = _flatten(asdict(saved)), _flatten(asdict(asked))
+    names = [name for name in first if name not in NOT_OF_THE_MODEL and first[name] != second[name]]
+    return [f"{name} was {first[name]}, now {second[name]}" for name in names]
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
+    return flat
 
 
 def check_config(config: RunConfig, *, command: Literal["train", "eval"] = "train") -> None:

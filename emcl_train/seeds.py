@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emcl_train import checkpoint
-from emcl_train.config import RunConfig, check_config
+from emcl_train.checkpoint import CONFIG, load_config
+from emcl_train.config import RunConfig, check_config, differing_settings
 from emcl_train.distributed import rank_and_world
 from emcl_train.errors import UserError
 from emcl_train.report import render_group
@@ -28,7 +28,7 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
     console = console or Console()
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"{config.out} is a file, expected a folder for the runs; choose another one with --out")
-    if (config.out / checkpoint.CONFIG).exists():
+    if (config.out / CONFIG).exists():
         raise UserError(f"{config.out} holds a single run; choose another folder for {config.seeds} of them with --out")
     # Decided before the first process can create a folder: every process must decide alike.
     plan = [_run_of(config, seed) for seed in range(config.train.seed, config.train.seed + config.seeds)]
@@ -42,10 +42,20 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
 
 
 def _run_of(config: RunConfig, seed: int) -> RunConfig | None:
-    """The run of one seed; None where it is finished and to be kept."""
+    """The run of one seed; None where it is finished and to be kept.
+
+    Raises: UserError where a run with that seed was started with other settings.
+    """
     out = config.out / f"seed-{seed}"
-    if config.resume and (out / FINISHED).is_file():
-        return None
-    return replace(
+    run = replace(
         config, out=out, seeds=1, resume=config.resume and out.is_dir(), train=replace(config.train, seed=seed)
     )
+    if not (config.resume and (out / FINISHED).is_file()):
+        return run
+    different = differing_settings(load_config(out), run)
+    if different:
+        raise UserError(
+            f"the run in {out} was trained with other settings: {'; '.join(different)}; go on with the same ones, or "
+            "choose another --out"
+        )
+    return None

@@ -6,7 +6,7 @@ import platform
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from emcl_train import checkpoint
 from emcl_train.checkpoint import TrainingState
 from emcl_train.chunks import ChunkedFeatures
-from emcl_train.config import RunConfig, check_config
+from emcl_train.config import RunConfig, check_config, differing_settings
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, training_loader
 from emcl_train.data.text import TOKENIZER, load_tokenizer
@@ -57,7 +57,6 @@ from emcl_train.sharding import (
 PATIENCE = timedelta(hours=12)
 TRACKER = "tracker"
 """Project name for a tracker, and the folder of one that writes files."""
-NOT_OF_THE_MODEL = ("out", "resume", "seeds", "train.tracker")
 WRITTEN_BEFORE_TRAINING = {checkpoint.CONFIG, checkpoint.ENVIRONMENT, checkpoint.CLIP_CONFIG, TOKENIZER}
 
 
@@ -136,20 +135,6 @@ def open_run_folder(config: RunConfig) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     checkpoint.save_config(out, replace(config, resume=False))
-
-
-def differing_settings(saved: RunConfig, asked: RunConfig) -> list[str]:
-    """Settings of two runs that differ, as "name: saved, now asked", but for those that change nothing of the model."""
-    first, second = flatten(asdict(saved)), flatten(asdict(asked))
-    names = [name for name in first if name not in NOT_OF_THE_MODEL and first[name] != second[name]]
-    return [f"{name} was {first[name]}, now {second[name]}" for name in names]
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
-    return flat
 
 
 def scalars(record: Mapping[str, object]) -> dict[str, float]:

@@ -200,7 +200,11 @@ def _copy(source: Path, target: Path) -> None:
 
 def _is_done(job: Job) -> bool:
     # A copy carries the time of its video: a video that was replaced since is copied again.
-    return job.target.is_file() and job.target.stat().st_mtime_ns == job.source.stat().st_mtime_ns
+    if not job.target.is_file():
+        return False
+    copy, video = job.target.stat().st_mtime_ns, job.source.stat().st_mtime_ns
+    # Some file systems keep whole seconds, or every other one.
+    return copy == video or (copy % 1_000_000_000 == 0 and abs(copy - video) < 2_000_000_000)
 
 
 def _check(folder: Path, out: Path, settings: Settings) -> None:

@@ -125,7 +125,8 @@ def read_json(path: Path, what: str) -> Any:
 def read_json_lines(path: Path, what: str) -> list[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines, each with the number of its line."""
     entries = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    # By line feeds alone: a caption may hold other characters that Python takes for the end of a line.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -19,7 +19,11 @@ from emcl_train.report.groups import Group
 from emcl_train.report.run_folder import Run
 
 METRICS = ("R@1", "R@5", "R@10", "MnR")
-Ranks = dict[Hashable, float]
+DIRECTIONS = ("T→V", "V→T")
+STRICT = 1 - 0.05 / (len(METRICS) * len(DIRECTIONS))
+"""Level of the intervals that verdicts go by: together they are wrong by chance in at most one comparison of twenty."""
+FEWEST = 8
+"""Clips below which no difference is called shown: even if all of them agreed, that could be chance."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,24 @@ class Difference:
     first: float
     second: float
     interval: Interval
-    """Of second − first."""
+    """Of second − first, 95 %."""
+    strict: Interval
+    """The same, of level STRICT."""
+    clips: int
+    """That the runs share."""
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.interval.low > 0 or self.interval.high < 0
+        """Whether the strict interval leaves zero out, and clips are enough to say so."""
+        return self.clips >= FEWEST and (self.strict.low > 0 or self.strict.high < 0)
+
+    @property
+    def verdict(self) -> str:
+        """A few words."""
+        if self.shown:
+            return f"second is {'better' if (self.interval.mean > 0) == (self.metric != 'MnR') else 'worse'}"
+        alone = self.clips >= FEWEST and (self.interval.low > 0 or self.interval.high < 0)
+        return "not beside seven others" if alone else "no difference shown"
 
 
 @dataclass(frozen=True)
@@ -50,8 +66,11 @@ class Comparison:
     def verdict(self) -> str:
         """One sentence."""
         shown = [f"{d.direction} {d.metric} {d.interval}" for d in self.differences if d.shown]
+        fewest = min(d.clips for d in self.differences)
+        if fewest < FEWEST:
+            return f"no difference shown: the runs share {fewest} clips, too few to tell one from chance."
         if not shown:
-            return "no difference shown: every 95 % interval holds zero."
+            return f"no difference shown: every {100 * STRICT:.1f} % interval holds zero."
         return f"a difference is shown in {', '.join(shown)}."
 
 
@@ -76,7 +95,7 @@ def compare(first: Group, second: Group, *, seed: int = 0) -> Comparison:
             f"{len(keys[1])}. The galleries differ too, so that this is no fair comparison."
         )
     differences = []
-    for direction in ("T→V", "V→T"):
+    for direction in DIRECTIONS:
         tables = [_mean_scores(group, direction, by_text=by_text) for group in (first, second)]
         shared = [key for key in tables[0] if key in tables[1]]
         if not shared:
@@ -87,10 +106,14 @@ def compare(first: Group, second: Group, *, seed: int = 0) -> Comparison:
         owners = _owners(first.runs[0], by_text=by_text) if direction == "T→V" else {key: key for key in shared}
         scores = [np.stack([table[key] for key in shared]) for table in tables]
         cluster = [owners[key] for key in shared]
+        clips = len(set(cluster))
         for column, metric in enumerate(METRICS):
             before, after = (values[:, column] for values in scores)
-            interval = paired_bootstrap(*_by_cluster(before, after, cluster), seed=seed)
-            differences.append(Difference(direction, metric, float(before.mean()), float(after.mean()), interval))
+            clustered = _by_cluster(before, after, cluster)
+            usual = paired_bootstrap(*clustered, seed=seed)
+            strict = paired_bootstrap(*clustered, seed=seed, level=STRICT)
+            means = float(before.mean()), float(after.mean())
+            differences.append(Difference(direction, metric, *means, usual, strict, clips))
     for group in (first, second):
         if len(group.runs) > 1:
             notes.append(
@@ -112,21 +135,18 @@ def render_comparison_of(first: Group, second: Group, comparison: Comparison) ->
     for name in ("", "first", "second", "difference", "95 % interval", ""):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for d in comparison.differences:
-        verdict = "no difference shown"
-        if d.shown:
-            better = (d.interval.mean > 0) == (d.metric != "MnR")
-            verdict = f"second is {'better' if better else 'worse'}"
         table.add_row(
             f"{d.direction} {d.metric}",
             f"{d.first:.1f}",
             f"{d.second:.1f}",
             f"{d.interval.mean:+.1f}",
             f"{d.interval.low:+.1f} to {d.interval.high:+.1f}",
-            verdict,
+            d.verdict,
             style="bold" if d.shown else None,
         )
     notes = [
         "Paired bootstrap over clips with their captions, 10 000 resamples; R@k in points, MnR in ranks.",
+        f"Eight metrics are looked at: a difference is shown where the {100 * STRICT:.1f} % interval leaves zero out.",
         *comparison.notes,
     ]
     return Lines(

@@ -3,7 +3,7 @@
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich import box
@@ -11,9 +11,10 @@ from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
 
+from emcl_train.config import differing_settings
 from emcl_train.errors import UserError
 from emcl_train.report.run_folder import Run, load_run
-from emcl_train.report.table import BY_RANK, Results, columns_of, sentences
+from emcl_train.report.table import BY_RANK, Results, columns_of, differences, sentences
 
 SEED_FOLDER = re.compile(r"seed-(\d+)")
 
@@ -35,10 +36,24 @@ def seed_folders(path: Path) -> list[Path]:
 def load_group(path: Path) -> Group:
     """Read a run folder, or each one in a folder of seeds.
 
-    Raises: UserError where a run is not finished or damaged.
+    Raises: UserError where a run is not finished or damaged, or runs of a folder differ in more than their seed.
     """
     folders = [path] if (path / "config.json").is_file() else seed_folders(path) or [path]
-    return Group(path, tuple(load_run(folder) for folder in folders))
+    runs = [load_run(folder) for folder in folders]
+    first = runs[0]
+    for run in runs[1:]:
+        different = differing_settings(
+            first.config, replace(run.config, train=replace(run.config.train, seed=first.config.train.seed))
+        )
+        different += differences([(first.path, first.results), (run.path, run.results)])
+        if first.results.get("emcl") != run.results.get("emcl"):
+            different.append("evaluated with other settings of EMCL")
+        if different:
+            raise UserError(
+                f"{first.path} and {run.path} differ in more than their seed: {'; '.join(different)}; report them one "
+                "by one, or evaluate them again alike (emcl-train eval RUN)"
+            )
+    return Group(path, tuple(runs))
 
 
 def render_group(path: Path, results: Sequence[Results]) -> Lines:

@@ -44,7 +44,7 @@ def _head(run: Run) -> str:
         f"{config.data.layout} ({config.data.root})",
         model,
         f"temporal: {config.model.temporal}",
-        emcl[config.emcl.mode],
+        emcl[run.emcl.mode],
         f"{config.data.num_frames} frames of {config.data.image_size}²",
         f"batch {config.train.batch_size}",
         f"seed {config.train.seed}",
@@ -118,9 +118,10 @@ def _training(run: Run) -> str:
             plots.loss_curve(run), "Symmetric InfoNCE over each batch of training, against the optimiser's steps."
         )
     if run.of_kind("validation"):
+        split = "test" if run.of_kind("validation")[0].get("split") == "test" else "validation"
         figures += _figure(
             plots.recall_curve(run),
-            f"Recall on the validation split, on which the weights were chosen: {run.results['selection']}.",
+            f"Recall on the {split} split, on which the weights were chosen: {run.results['selection']}.",
         )
     if not figures:
         figures = "<p>metrics.jsonl has no records: this run was not trained.</p>"
@@ -145,7 +146,7 @@ def _modalities(run: Run) -> str:
         absent = "This run has EMCL nowhere, so there is no before and after."
         return f"<section><h2>The two modalities</h2><p>{absent}</p></section>"
     svg, sentence = drawn
-    config = run.config.emcl
+    config = run.emcl
     caption = (
         "Captions and clips in two dimensions; thin lines join right pairs. Each clip's frames are pooled for its own "
         f"caption. “After” is the run's EMCL layer (K = {config.num_bases}, {config.num_iters} iterations, weight "

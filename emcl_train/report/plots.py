@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL
-from emcl_train.config import EMCLConfig
 from emcl_train.metrics import ranks, video_to_text_ranks_by_similarity
 from emcl_train.report.run_folder import Run
 
@@ -179,7 +178,7 @@ def _paired_rows(run: Run) -> tuple[Float[Tensor, "P D"], Float[Tensor, "P D"]]:
 
 def _emcl(run: Run) -> EMCL:
     """The run's EMCL layer with the maintained bases that it was evaluated with."""
-    config = EMCLConfig(**run.results["emcl"]) if "emcl" in run.results else run.config.emcl
+    config = run.emcl
     layer = EMCL(
         num_bases=config.num_bases,
         num_iters=config.num_iters,

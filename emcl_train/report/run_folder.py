@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emcl_train.checkpoint import load_config
-from emcl_train.config import RunConfig
+from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
 
 # Each file of a finished run that a report reads, with what writes it again.
@@ -39,6 +39,11 @@ class Run:
     tensors: dict[str, Tensor]
     """text [Q, D], frames [G, F, D], frame_mask [G, F], caption_clip [Q], similarity_off [Q, G]; where the run has
     EMCL also similarity_on [Q, G] and bases [K]."""
+
+    @property
+    def emcl(self) -> EMCLConfig:
+        """EMCL's settings in the evaluation, which may be others than those in training."""
+        return EMCLConfig(**self.results["emcl"]) if "emcl" in self.results else self.config.emcl
 
     @property
     def similarity(self) -> Tensor:

@@ -155,3 +155,46 @@ def test_a_folder_of_seeds_counts_as_one_run(tmp_path):
     result = compare(load_group(tmp_path / "one"), load_group(tmp_path / "seeds"))
     flipped = compare(load_group(tmp_path / "one"), load_group(tmp_path / "seeds" / "seed-10"))
     assert result.differences[0].interval.mean == pytest.approx(flipped.differences[0].interval.mean / 2)
+
+
+def test_a_verdict_allows_for_eight_metrics(tmp_path):
+    """Five spoilt queries leave zero out at 95 %, as one of eight metrics does by chance in a third of cases."""
+    for name in ("a", "b"):
+        make_run(tmp_path / name, clips=200)
+
+    def spoil(tensors):
+        similarity, target = tensors["similarity_on"].clone(), tensors["caption_clip"]
+        for hit in (similarity.argmax(1) == target).nonzero().flatten()[:5].tolist():
+            second = similarity[hit].topk(2).indices[1]
+            similarity[hit, [target[hit], second]] = similarity[hit, [second, target[hit]]]
+        return tensors | {"similarity_on": similarity}
+
+    edit(tmp_path / "b", spoil)
+    first = compare(load_group(tmp_path / "a"), load_group(tmp_path / "b")).differences[0]
+    assert first.interval.high < 0 <= first.strict.high
+    assert not first.shown
+    assert first.verdict == "not beside seven others"
+
+
+def test_a_handful_of_clips_is_not_judged(tmp_path):
+    for name in ("a", "b"):
+        make_run(tmp_path / name, clips=7)
+    edit(tmp_path / "b", shuffled_captions)
+    result = compare(load_group(tmp_path / "a"), load_group(tmp_path / "b"))
+    assert result.verdict == "no difference shown: the runs share 7 clips, too few to tell one from chance."
+    assert not any(d.shown for d in result.differences)
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_no_group(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path / f"seed-{seed}")
+    results = json.loads((tmp_path / "seed-1" / "results.json").read_text())
+    write_json_atomic(tmp_path / "seed-1" / "results.json", results | {"split": "val"})
+    with pytest.raises(UserError, match=r"Not measured alike: split \(seed-0: test, seed-1: val\)"):
+        load_group(tmp_path)
+    write_json_atomic(tmp_path / "seed-1" / "results.json", results)
+    config = json.loads((tmp_path / "seed-1" / "config.json").read_text())
+    config["train"]["lr"] = 0.5
+    write_json_atomic(tmp_path / "seed-1" / "config.json", config)
+    with pytest.raises(UserError, match=r"train\.lr was 0\.0001, now 0\.5"):
+        load_group(tmp_path)

@@ -230,3 +230,20 @@ def test_the_map_of_modalities_is_of_the_head_and_of_the_emcl_that_were_evaluate
     other, said = plots.modalities(load_run(tmp_path / "run"))
     assert svg != other
     assert caption != said
+
+
+def test_the_report_names_the_settings_of_the_evaluation_and_the_split_that_chose(tmp_path):
+    make_run(tmp_path)
+    results = results_of(tmp_path)
+    emcl = {**vars(load_run(tmp_path).config.emcl), "num_bases": 8, "num_iters": 3, "residual_weight": -0.5}
+    (tmp_path / "results.json").write_text(json.dumps(results | {"emcl": emcl | {"mode": "inference"}}))
+    lines = (
+        (tmp_path / "metrics.jsonl")
+        .read_text()
+        .replace('"kind": "validation"', '"kind": "validation", "split": "test"')
+    )
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    page = write_report(tmp_path).read_text()
+    assert "EMCL in evaluation only" in page
+    assert "3 iterations, weight -0.5" in page
+    assert "Recall on the test split" in page

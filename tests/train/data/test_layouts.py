@@ -193,6 +193,14 @@ def test_jsonl_spans_are_clips_of_their_own_and_lines_about_one_clip_are_joined(
     assert any("empty and left out: 1" in note for note in annotations.notes)
 
 
+def test_jsonl_captions_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path):
+    for split in ("train", "test"):
+        lines = [{"video": f"{split}{i}.mp4", "captions": [f"one\u2028two\x85 {i}"]} for i in range(20)]
+        text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+        (tmp_path / f"{split}.jsonl").write_bytes(text.encode())
+    assert load_annotations(config_of(tmp_path, "jsonl")).test.captions[3] == "one\u2028two\x85 3"
+
+
 def test_jsonl_finds_compressed_copies_by_their_new_suffix(load):
     def compressed(root):
         for path in (root / "films").glob("tr*.mkv"):
