@@ -163,6 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if debug or not error.filename:
+            raise
+        reason = error.strerror or type(error).__name__
+        print(f"error: {error.filename}: {reason}; choose another place, or see --debug", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if debug:
             raise
@@ -173,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def dispatch(arguments: list[str]) -> int:
     """Find the command by its words and parse the rest."""
     match arguments:
-        case [] | ["-h" | "--help", *_]:
+        case [] | ["-h" | "--help", *_] | ["data", "-h" | "--help", *_]:
             print(USAGE, end="")
             return 0 if arguments else 2
         case ["train", recipe, *rest] if not recipe.startswith("-"):
@@ -252,7 +258,7 @@ def run_eval(run: Path, arguments: list[str]) -> int:
         )
 
     asked = asked_with(config.emcl)
-    if asked.emcl.mode == "inference" and config.emcl.mode == "off":
+    if asked.emcl.mode == "inference" != config.emcl.mode:
         asked = asked_with(inference_emcl())
     console = Console()
     results = evaluate_run(run, asked.settings, emcl=asked.emcl, split=asked.split, from_features=asked.from_features)

@@ -193,6 +193,10 @@ def evaluate_run(
     if config.from_features is not None:
         model.store_towers()
         state = _of_features(state, config, run_dir)
+    if trained_with.mode == "train" and config.emcl.mode == "inference":
+        notes.append(
+            "The weights were trained with EMCL as a layer; at inference it runs with the settings given here."
+        )
     put_weights(model, state, run_dir)
     return evaluate_split(
         model.to(device),

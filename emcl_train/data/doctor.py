@@ -168,6 +168,8 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
 
     def diagnose(clip: Clip) -> Diagnosis:
         info, reason = look_into(clip.path)
+        if reason is None and clip.start and info and info.duration is not None and clip.start >= info.duration:
+            reason = f"it ends at {info.duration:.2f} s, before the span from {clip.start:g} s on"
         if deep and reason is None:
             try:
                 decode_clip(clip, small, whole=True)
@@ -213,7 +215,7 @@ def print_report(report: Report, name: str, console: Console) -> None:
             f"{len(damaged) - missing} damaged. Replace the files, or train with --data.on-bad-video skip.",
             soft_wrap=True,
         )
-    else:
+    elif total:
         console.print(f"All {total} clips of {escape(str(report.root))} ({name}) {does}.", soft_wrap=True)
     if not report.deep:
         text = "Headers, packets and first frames were examined; --deep decodes what a run samples."

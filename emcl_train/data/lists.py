@@ -56,7 +56,8 @@ def assemble(lists: Lists, config: DataConfig) -> Annotations:
     """
     notes, train, val = list(lists.notes), lists.train, lists.val
     counts, differing = _compare(lists)
-    if overlap := len(train.keys() & lists.test.keys()):
+    trained_on = {lists.clip(video_id).path for video_id in train}
+    if overlap := sum(lists.clip(video_id).path in trained_on for video_id in lists.test):
         notes.append(
             f"Clips of the test list that are in the training list too: {overlap} of {len(lists.test)}. "
             f"The test numbers do not measure generalisation."
@@ -162,7 +163,11 @@ def _held_out(lists: Lists, config: DataConfig) -> set[str]:
             f"{lists.train_file} names {count(len(ids), 'clip')}, too few to hold one out to validate; "
             f"add clips to it, or {lists.hold_out_from}"
         )
-    return set(sorted(ids, key=lambda video_id: hashlib.sha256(video_id.encode()).digest())[:number])
+    chosen = sorted(ids, key=lambda video_id: hashlib.sha256(video_id.encode()).digest())[:number]
+    # Spans of one file go together: a validation clip is no part of a training video.
+    files = {lists.clip(video_id).path for video_id in chosen}
+    held = {video_id for video_id in ids if lists.clip(video_id).path in files}
+    return held if len(held) < len(ids) else set(chosen)
 
 
 def _compare(lists: Lists) -> tuple[tuple[str, ...], tuple[str, ...]]:

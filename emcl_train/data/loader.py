@@ -326,5 +326,7 @@ def _leave_out(annotations: Annotations, bad: dict[str, str], config: DataConfig
                 f"{next(f'{i} ({bad[i]})' for i in bad)}; see `{_doctor(config)}`"
             )
     where = ", ".join(f"{counts[name]} of {name}" for name in splits)
+    if unlisted := len(bad.keys() - {clip.video_id for split in splits.values() for clip in split.clips}):
+        where += f", {unlisted} in no list"
     note = f"{len(bad)} of the annotated clips cannot be decoded. Left out are {where}."
     return replace(annotations, **left, notes=(*annotations.notes, note), left_out=bad)

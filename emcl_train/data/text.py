@@ -81,6 +81,8 @@ def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTok
     max_words, name = config.data.max_words, tokenizer_name(config.model)
     if config.from_features is not None:
         tokenizer = CaptionTokenizer.load(config.from_features / TOKENIZER)
+    elif name is None and (counted := _tokenizer_beside(config.model.init_from, max_words)):
+        tokenizer = counted
     elif name is None:
         tokenizer = word_tokenizer(load_annotations(config.data).train.captions, max_words)
     else:
@@ -88,6 +90,22 @@ def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTok
     first_process = not dist.is_initialized() or dist.get_rank() == 0
     if run_dir is not None and first_process:
         tokenizer.save(run_dir / TOKENIZER)
+    return tokenizer
+
+
+def _tokenizer_beside(weights: Path | None, max_words: int) -> CaptionTokenizer | None:
+    """The counted words that another run's weights were trained with, from its folder.
+
+    Raises: UserError where it cuts captions to another length.
+    """
+    if weights is None or not (weights.parent / TOKENIZER).is_file():
+        return None
+    tokenizer = CaptionTokenizer.load(weights.parent / TOKENIZER)
+    if tokenizer.max_words != max_words:
+        raise UserError(
+            f"data.max_words is {max_words} but the run of model.init_from has {tokenizer.max_words}; pass "
+            f"--data.max-words {tokenizer.max_words}"
+        )
     return tokenizer
 
 

@@ -1,6 +1,7 @@
 """CLIP's towers, temporal aggregation, a similarity head and EMCL in one model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -159,7 +160,9 @@ def build_model(
 
 
 def build_emcl(config: EMCLConfig, *, width: int) -> EMCL:
-    """The EMCL layer of a run, with no more bases than the features are wide."""
+    """The EMCL layer of a run, with no more bases than the features are wide; cut to that where it is off."""
+    if config.mode == "off":
+        config = replace(config, num_bases=min(config.num_bases, width))
     if not 1 <= config.num_bases <= width:
         raise UserError(
             f"emcl.num_bases is {config.num_bases}, expected 1 to {width}, the width of the features; "

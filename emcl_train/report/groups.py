@@ -14,7 +14,7 @@ from rich.text import Text
 from emcl_train.config import differing_settings
 from emcl_train.errors import UserError
 from emcl_train.report.run_folder import Run, load_run
-from emcl_train.report.table import BY_RANK, Results, columns_of, differences, sentences
+from emcl_train.report.table import BY_RANK, Results, columns_of, differences, error_of_share, sentences
 
 SEED_FOLDER = re.compile(r"seed-(\d+)")
 
@@ -90,7 +90,10 @@ def render_group(path: Path, results: Sequence[Results]) -> Lines:
             by_rank = [_spread([row["video_to_text_by_rank"][key] for row in rows]) for key in columns]
             table.add_row(BY_RANK, *[""] * len(columns), *by_rank, style="dim")
     lines = [f"The deviation is the sample standard deviation of {len(results)} runs that differ only in their seed."]
-    lines += [line for line in sentences(results[0]) if not line.startswith("Weights chosen")]
+    share = statistics.fmean(result["rows"][0]["text_to_video"]["R@1"] for result in results) / 100
+    error = error_of_share(share, results[0]["queries"])
+    lines.append(f"Ties take the mean rank. One standard error of T→V R@1 is {error:.1f} points for one run's queries.")
+    lines += [line for line in sentences(results[0]) if not line.startswith(("Weights chosen", "Ties take"))]
     selections = sorted({str(result["selection"]).split(":")[0] for result in results})
     lines.append(f"Weights chosen by {', '.join(selections)}.")
     return Lines(table, *(Text(f"· {line}", style="dim") for line in lines))

@@ -97,8 +97,14 @@ def differences(runs: Sequence[tuple[Path, Results]]) -> list[str]:
 
 def standard_error(results: Results) -> float:
     """Of the first row's text→video R@1 in points, as a share of that many independent queries."""
-    share = results["rows"][0]["text_to_video"]["R@1"] / 100
-    return 100 * math.sqrt(share * (1 - share) / results["queries"])
+    return error_of_share(results["rows"][0]["text_to_video"]["R@1"] / 100, results["queries"])
+
+
+def error_of_share(share: float, queries: int) -> float:
+    """In points. Of none, or all, of the queries it is that of one more right and one more wrong, since it is not 0."""
+    if share in (0.0, 1.0):
+        share = (share * queries + 1) / (queries + 2)
+    return 100 * math.sqrt(share * (1 - share) / queries)
 
 
 def _empty_table(title: str, columns: Sequence[str]) -> Table:

@@ -151,7 +151,7 @@ def test_emcl_at_inference_has_the_settings_of_the_paper_unless_told_otherwise(e
     save_config(tmp_path, RunConfig(emcl=EMCLConfig(num_bases=5)))
     assert cli.main(["eval", str(tmp_path), "--emcl.mode", "inference"]) == 0
     paper = EMCLConfig("inference", num_bases=7, num_iters=3, temperature=0.1, residual_weight=4.0)
-    assert [call[3] for call in evaluated] == [paper, EMCLConfig("inference", num_bases=5)]
+    assert [call[3] for call in evaluated] == [paper, replace(paper, num_iters=10)]
 
 
 def test_a_recipe_with_emcl_at_inference_has_the_settings_of_the_paper(trained):
@@ -218,3 +218,18 @@ def test_configurations_of_recipes_are_not_shared():
     first.train.lr = 7.0
     assert load_recipe("shapes").train.lr != 7.0
     assert isinstance(first, RunConfig)
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("emcl_train.trainer.train", lambda config: (config.out / "run").mkdir())
+    assert cli.main(["train", "shapes", "--out", str(tmp_path / "file")]) == 1
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path / 'file' / 'run'}: Not a directory; choose another place, or see --debug\n"
+    )
+
+
+def test_help_of_a_group_of_commands(capsys):
+    assert cli.main(["data", "--help"]) == 0
+    assert "data doctor" in capsys.readouterr().out

@@ -247,3 +247,8 @@ def test_the_report_names_the_settings_of_the_evaluation_and_the_split_that_chos
     assert "EMCL in evaluation only" in page
     assert "3 iterations, weight -0.5" in page
     assert "Recall on the test split" in page
+
+
+def test_no_hit_is_not_certainty():
+    results = {"rows": [{"text_to_video": {"R@1": 0.0}}], "queries": 98}
+    assert standard_error(results) == pytest.approx(100 * (0.01 * 0.99 / 98) ** 0.5)

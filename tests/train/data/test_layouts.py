@@ -411,3 +411,14 @@ def test_reading_a_pickle_imports_nothing_that_it_names(tmp_path):
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "UserError False\n"
+
+
+def test_spans_of_one_video_in_two_splits_are_said_and_held_out_together(tmp_path):
+    spans = [{"video": f"v{i // 2}.mp4", "captions": [f"c{i}"], "start": i % 2, "end": i % 2 + 1} for i in range(24)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, spans)))
+    (tmp_path / "test.jsonl").write_text(json.dumps({"video": "v3.mp4", "captions": ["whole"]}))
+    annotations = load_annotations(config_of(tmp_path, "jsonl"))
+    assert any("in the training list too: 1 of 1." in note for note in annotations.notes)
+    trained = {clip.path for clip in annotations.train.clips}
+    assert annotations.val.clips
+    assert not trained & {clip.path for clip in annotations.val.clips}

@@ -93,3 +93,16 @@ def test_the_tokenizer_belongs_to_the_weights_unless_it_is_named(tmp_path):
 def test_a_tokenizer_out_of_reach_is_named_with_its_setting(tmp_path):
     with pytest.raises(UserError, match=r"model.tokenizer is '.*absent', of which no .* pass --model.tokenizer"):
         load_tokenizer(RunConfig(model=ModelConfig(clip="random", tokenizer=str(tmp_path / "absent"))))
+
+
+def test_counted_words_are_those_that_the_weights_were_trained_with(tmp_path, monkeypatch):
+    monkeypatch.setattr("emcl_train.data.text.load_annotations", lambda data: pytest.fail("words were counted again"))
+    word_tokenizer(["a thing"], 8).save(tmp_path / "tokenizer.json")
+    config = RunConfig(model=ModelConfig(clip="random", init_from=tmp_path / "model.safetensors"))
+    config.data.max_words = 8
+    assert load_tokenizer(config).encode(["a thing"])[0][0, :4].tolist() == [2, 4, 5, 3]
+    config.data.max_words = 9
+    with pytest.raises(
+        UserError, match=r"data\.max_words is 9 but the run of model\.init_from has 8; pass --data\.max-words 8"
+    ):
+        load_tokenizer(config)
