@@ -143,12 +143,14 @@ def _pairs(sides: dict[str, Embeddings], paired: bool, pairs: Path | None) -> Te
 
 
 def _query_ranks(sides: dict[str, Embeddings], caption_clip: Tensor) -> dict[str, Tensor]:
+    """Texts rank all videos; a video without a text has nothing to find, so only the others are queries."""
     text, video = (normalize(as_float_tensor(sides[side].rows), dim=-1) for side in ("text", "video"))
     dtype = torch.promote_types(text.dtype, video.dtype)
     similarity = text.to(dtype) @ video.to(dtype).T
+    with_text, place = caption_clip.unique(return_inverse=True)
     return {
         "text_to_video": ranks(similarity, caption_clip),
-        "video_to_text": video_to_text_ranks_by_similarity(similarity, caption_clip),
+        "video_to_text": video_to_text_ranks_by_similarity(similarity[:, with_text], place),
     }
 
 
@@ -168,6 +170,7 @@ def _results(
         "refiner": repr(refiner),
         "texts": len(sides["text"].rows),
         "videos": len(sides["video"].rows),
+        "videos_with_text": len(before["video_to_text"]),
         "before": {direction: retrieval_metrics(found) for direction, found in before.items()},
         "after": {direction: retrieval_metrics(found) for direction, found in after.items()},
         "difference": difference,
@@ -175,8 +178,11 @@ def _results(
 
 
 def _table(results: dict[str, Any]) -> Table:
+    title = f"{results['texts']} texts, {results['videos']} videos"
+    if results["videos_with_text"] < results["videos"]:
+        title += f"; V→T of the {results['videos_with_text']} with a text"
     table = Table(
-        title=f"{results['texts']} texts, {results['videos']} videos",
+        title=title,
         box=box.SIMPLE_HEAD,
         title_justify="left",
         padding=(0, 0),

@@ -116,6 +116,19 @@ def test_a_pairs_file_says_which_video_a_text_belongs_to(folder):
     assert found[0]["before"]["text_to_video"]["R@1"] > 50
 
 
+def test_videos_without_a_text_are_found_and_do_not_search(folder, capsys):
+    order = np.random.default_rng(2).permutation(63)
+    np.save("shuffled.npy", VIDEO[order])
+    np.save("pairs.npy", np.argsort(order)[:41])
+    assert run("text.npy", "shuffled.npy", "--pairs", "pairs.npy") == 0
+    assert "41 texts, 63 videos; V→T of the 41 with a text" in capsys.readouterr().out
+    before = json.loads((folder / "out" / "results.json").read_text())["before"]
+    similarity = TEXT @ (VIDEO / np.linalg.norm(VIDEO, axis=1, keepdims=True)).T
+    assert before["text_to_video"]["R@1"] == pytest.approx(100 * (similarity.argmax(1) == np.arange(41)).mean())
+    similarity = (TEXT / np.linalg.norm(TEXT, axis=1, keepdims=True)) @ VIDEO[:41].T
+    assert before["video_to_text"]["R@1"] == pytest.approx(100 * (similarity.argmax(0) == np.arange(41)).mean())
+
+
 def test_fitting_does_not_use_the_pairs(folder):
     assert run("both.npy:0", "both.npy:1", "--paired") == 0
     known = np.load("out/text.npy")
