@@ -135,7 +135,7 @@ class EMRefiner:
     def transform_text(self, x: Any, out: Any = None) -> Any:
         """Refined texts. A row alone gives the same bits as in a batch (docs/design/a-row-alone.md).
 
-        Args: x: `[*, D]`, torch or numpy. out: where to write, of the shape of `x`, such as a memory-mapped file.
+        Args: x: `[*, D]`, torch or numpy. out: floats of the shape of `x` to write to, such as a memory-mapped file.
         Returns: the same kind, shape and dtype, without gradient; rows are no longer of length one.
         Raises: TypeError or ValueError where `x` is no such array, is of another width, or holds NaN; ValueError where
             nothing was fitted.
@@ -244,7 +244,9 @@ class EMRefiner:
         rows.require(x, side, width=len(offset), width_of="the fitted map")
         if out is None:
             out = rows.empty_like(x)
-        elif tuple(out.shape) != tuple(x.shape):
+        else:
+            rows.require(out, "out")  # into integers, refined rows would be cut to zeros
+        if tuple(out.shape) != tuple(x.shape):
             raise ValueError(f"out has shape {list(out.shape)} but {side} has shape {list(x.shape)}; pass the same")
         flat, flat_out = rows.flat(x), rows.flat(out)
         change = left_right[0] @ left_right[1].T

@@ -98,10 +98,13 @@ def put(out: Any, start: int, rows: Tensor) -> None:
 
 def _page_release(x: Any) -> Any:
     """A call that drops the pages of a mapped file from memory, where `x` is one; they count as the process's own."""
-    mode, base = getattr(x, "mode", "r"), x
+    base, modes = x, set()
     while isinstance(base, np.ndarray):
+        if isinstance(base, np.memmap):
+            modes.add(base.mode)
         base = base.base
-    # Private pages ("c") are the only place where what was written to them exists.
-    if isinstance(base, mmap.mmap) and mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+    # Private pages ("c") are the only place where what was written to them exists. Only np.memmap knows its mode, so
+    # pages of a mapping without one stay.
+    if isinstance(base, mmap.mmap) and modes and modes <= {"r", "r+", "w+"} and hasattr(mmap, "MADV_DONTNEED"):
         return lambda: base.madvise(mmap.MADV_DONTNEED)
     return lambda: None

@@ -29,15 +29,17 @@ class Embeddings:
     name: str | None
     """Of the array in its file; None where the file holds one array without a name."""
 
+    def target(self, folder: Path, stem: str) -> Path:
+        """Where `write` puts the refined rows: `stem` with the suffix of the source."""
+        return folder / f"{stem}{self.path.suffix}"
+
     def write(self, folder: Path, stem: str, refine: Callable[..., Any]) -> Path:
-        """Refined rows in the format, dtype and under the array's name that they came with.
+        """Refined rows in the format, dtype and under the array's name that they came with, in place of what was there.
 
         Args: refine: called with the rows, and with `out` where they can be written as they are made.
-        Returns: the file, `stem` with the suffix of the source.
+        Returns: the file, `target`.
         """
-        target = folder / f"{stem}{self.path.suffix}"
-        if target.resolve() == self.path.resolve():
-            raise UserError(f"{target} would be written over the embeddings it is made from; choose another --out")
+        target = self.target(folder, stem)
         partial = folder / f".{stem}.partial{self.path.suffix}"
         try:
             self._write(partial, refine)

@@ -41,25 +41,28 @@ def refine_files(
 
     Args:
         text, video: FILE or FILE:NAME, see `emcl_train.arrays`.
-        out: folder for the refined files, which keep their formats, and for the map.
+        out: folder for the refined files, which keep their formats, and for the map. It replaces there only what an
+            earlier call wrote.
         paired: row i of the texts belongs to row i of the videos. Only the table uses it.
         pairs: file with the video's row for each text: `.npy`, or text with one number a line.
     Returns: the folder.
-    Raises: UserError where a file, its arrays or the pairs are not what they should be.
+    Raises: UserError where a file, its arrays or the pairs are not what they should be, or a file is in the way.
     """
     console = console or Console()
     sides = {"text": read_embeddings(text), "video": read_embeddings(video)}
     caption_clip = _pairs(sides, paired, pairs)
+    _require_free(out, sides, pairs)
     try:
         refiner = EMRefiner(**asdict(settings)).fit(sides["text"].rows, sides["video"].rows)
         out.mkdir(parents=True, exist_ok=True)
+        (out / RESULTS).unlink(missing_ok=True)  # of another map
+        refiner.save(out / MAP)  # first: should writing the rest fail, a rerun knows the folder by it
         files = {
             "text": sides["text"].write(out, "text", refiner.transform_text),
             "video": sides["video"].write(out, "video", refiner.transform_video),
         }
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
-    refiner.save(out / MAP)
     for side, file in files.items():
         console.print(f"{side}: {file}, {' × '.join(map(str, sides[side].rows.shape))}")
     console.print(f"map: {out / MAP}")
@@ -77,6 +80,30 @@ def refine_files(
             f"{name} difference in points, 95 % of a paired bootstrap over queries: {', '.join(gains)}", soft_wrap=True
         )
     return out
+
+
+def _require_free(out: Path, sides: dict[str, Embeddings], pairs: Path | None) -> None:
+    """Raises: UserError where a file that refining writes would replace an input, or what no earlier call wrote."""
+    targets = [*(of.target(out, side) for side, of in sides.items()), out / MAP, out / RESULTS]
+    inputs = {of.path.resolve(): f"the {side} embeddings" for side, of in sides.items()}
+    if pairs is not None:
+        inputs[pairs.resolve()] = "the pairs"
+    written_before = _is_map(out / MAP)
+    for target in targets:
+        if target.resolve() in inputs:
+            raise UserError(f"{target} would be written over {inputs[target.resolve()]}; choose another --out")
+        if target.exists() and not written_before:
+            raise UserError(
+                f"{target} exists, and no {MAP} of an earlier refine lies beside it; choose another --out, or move it"
+            )
+
+
+def _is_map(path: Path) -> bool:
+    try:
+        EMRefiner.load(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _pairs(sides: dict[str, Embeddings], paired: bool, pairs: Path | None) -> Tensor | None:
@@ -116,12 +143,14 @@ def _pairs(sides: dict[str, Embeddings], paired: bool, pairs: Path | None) -> Te
 
 
 def _query_ranks(sides: dict[str, Embeddings], caption_clip: Tensor) -> dict[str, Tensor]:
+    """Texts rank all videos; a video without a text has nothing to find, so only the others are queries."""
     text, video = (normalize(as_float_tensor(sides[side].rows), dim=-1) for side in ("text", "video"))
     dtype = torch.promote_types(text.dtype, video.dtype)
     similarity = text.to(dtype) @ video.to(dtype).T
+    with_text, place = caption_clip.unique(return_inverse=True)
     return {
         "text_to_video": ranks(similarity, caption_clip),
-        "video_to_text": video_to_text_ranks_by_similarity(similarity, caption_clip),
+        "video_to_text": video_to_text_ranks_by_similarity(similarity[:, with_text], place),
     }
 
 
@@ -141,6 +170,7 @@ def _results(
         "refiner": repr(refiner),
         "texts": len(sides["text"].rows),
         "videos": len(sides["video"].rows),
+        "videos_with_text": len(before["video_to_text"]),
         "before": {direction: retrieval_metrics(found) for direction, found in before.items()},
         "after": {direction: retrieval_metrics(found) for direction, found in after.items()},
         "difference": difference,
@@ -148,8 +178,11 @@ def _results(
 
 
 def _table(results: dict[str, Any]) -> Table:
+    title = f"{results['texts']} texts, {results['videos']} videos"
+    if results["videos_with_text"] < results["videos"]:
+        title += f"; V→T of the {results['videos_with_text']} with a text"
     table = Table(
-        title=f"{results['texts']} texts, {results['videos']} videos",
+        title=title,
         box=box.SIMPLE_HEAD,
         title_justify="left",
         padding=(0, 0),

@@ -66,6 +66,11 @@ BAD: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("a side", lambda: fitted.to_linear("audio"), ValueError, 'side is "audio"; expected "text" or "video"'),
     ("out of another shape", lambda: fitted.transform_text(text, out=np.empty((3, 24))), ValueError,
      r"out has shape \[3, 24\] but text has shape \[41, 24\]"),
+    ("out of integers", lambda: fitted.transform_text(text, out=torch.zeros(41, 24, dtype=torch.int64)), TypeError,
+     "out is torch.int64; expected float32"),
+    ("out of numpy integers", lambda: fitted.transform_video(video, out=np.zeros((63, 24), dtype=np.int32)), TypeError,
+     "out is int32; expected float16, float32 or float64"),
+    ("out of a list", lambda: fitted.transform_text(text, out=[]), TypeError, "out is a list; expected a torch tensor"),
     ("rows that lie apart", lambda: fitted.transform_text(torch.zeros(24, 2, 3).permute(1, 2, 0)), ValueError,
      r"an array of shape \[2, 3, 24\] is not contiguous; pass its .contiguous\(\)"),
 ]  # fmt: skip

@@ -196,3 +196,17 @@ def test_a_private_mapping_keeps_what_was_written_to_it(tmp_path):
     mapped[3] = 0.5
     EMRefiner(num_bases=5).fit(mapped, mapped)
     assert (mapped[3] == 0.5).all()
+
+
+@pytest.mark.parametrize("seen_as", [lambda m: m.view(np.ndarray), lambda m: np.asarray(m)[1:], lambda m: m[1:]])
+def test_a_view_of_a_private_mapping_keeps_what_was_written_to_it(tmp_path, fitted, seen_as):
+    np.save(tmp_path / "rows.npy", np.zeros((42, 41), dtype=np.float32))
+    written = queries(42).numpy()
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="c")
+    mapped[:] = written
+    EMRefiner().partial_fit(seen_as(mapped), None)
+    assert np.array_equal(mapped, written)
+    out = seen_as(np.load(tmp_path / "rows.npy", mmap_mode="c"))
+    refined = fitted.transform_text(seen_as(written), out=out)
+    assert np.array_equal(refined, fitted.transform_text(seen_as(written)))
+    assert not np.load(tmp_path / "rows.npy").any()

@@ -116,6 +116,19 @@ def test_a_pairs_file_says_which_video_a_text_belongs_to(folder):
     assert found[0]["before"]["text_to_video"]["R@1"] > 50
 
 
+def test_videos_without_a_text_are_found_and_do_not_search(folder, capsys):
+    order = np.random.default_rng(2).permutation(63)
+    np.save("shuffled.npy", VIDEO[order])
+    np.save("pairs.npy", np.argsort(order)[:41])
+    assert run("text.npy", "shuffled.npy", "--pairs", "pairs.npy") == 0
+    assert "41 texts, 63 videos; V→T of the 41 with a text" in capsys.readouterr().out
+    before = json.loads((folder / "out" / "results.json").read_text())["before"]
+    similarity = TEXT @ (VIDEO / np.linalg.norm(VIDEO, axis=1, keepdims=True)).T
+    assert before["text_to_video"]["R@1"] == pytest.approx(100 * (similarity.argmax(1) == np.arange(41)).mean())
+    similarity = (TEXT / np.linalg.norm(TEXT, axis=1, keepdims=True)) @ VIDEO[:41].T
+    assert before["video_to_text"]["R@1"] == pytest.approx(100 * (similarity.argmax(0) == np.arange(41)).mean())
+
+
 def test_fitting_does_not_use_the_pairs(folder):
     assert run("both.npy:0", "both.npy:1", "--paired") == 0
     known = np.load("out/text.npy")
@@ -180,12 +193,48 @@ def test_what_cannot_be_used_is_one_line(folder, capsys, arguments, message):
     assert not list(folder.glob("out/*"))
 
 
-def test_sources_are_not_written_over(folder, capsys):
-    assert cli.main(["refine", "text.npy", "video.npy", "--out", ".", *FAST]) == 1
-    assert (
-        "text.npy would be written over the embeddings it is made from; choose another --out" in capsys.readouterr().err
-    )
-    assert np.array_equal(np.load("text.npy"), TEXT)
+IN_THE_WAY = {
+    "its own source": ("text.npy", "video.npy", "text.npy would be written over the text embeddings"),
+    "the other's source": ("video.npy", "text.npy", "text.npy would be written over the video embeddings"),
+    "a file of others": ("text-two.npz:wanted", "both.npy:1", "video.npy exists, and no map.safetensors of an earlier"),
+}
+
+
+@pytest.mark.parametrize(("text", "video", "message"), IN_THE_WAY.values(), ids=IN_THE_WAY)
+def test_no_file_of_the_user_is_written_over(folder, capsys, text, video, message):
+    (folder / "text.npz").unlink()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert cli.main(["refine", text, video, "--out", ".", *FAST]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "choose another --out" in error
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["text.npy", "video.npy", "map.safetensors", "results.json"])
+def test_what_no_earlier_refine_wrote_stays(folder, capsys, name):
+    (folder / "out").mkdir()
+    (folder / "out" / name).write_text("of someone else")
+    assert run("text.npy", "video.npy") == 1
+    assert f"out/{name} exists, and no map.safetensors of an earlier refine" in capsys.readouterr().err
+    assert [path.read_text() for path in (folder / "out").iterdir()] == ["of someone else"]
+
+
+def test_pairs_and_earlier_results_as_sources_are_not_written_over(folder, capsys):
+    assert run("text.npy", "video.npy") == 0
+    assert run("out/video.npy", "video.npy") == 1
+    assert "out/video.npy would be written over the text embeddings" in capsys.readouterr().err
+    np.savetxt("out/results.json", np.arange(41), fmt="%d")
+    assert run("text.npy", "both.npy:1", "--pairs", "out/results.json") == 1
+    assert "out/results.json would be written over the pairs" in capsys.readouterr().err
+
+
+def test_a_rerun_replaces_its_own_files_and_keeps_no_table_of_another_map(folder):
+    assert run("both.npy:0", "both.npy:1", "--paired") == 0
+    assert (folder / "out" / "results.json").exists()
+    assert run("video.npy", "text.npy") == 0
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["map.safetensors", "text.npy", "video.npy"]
+    assert np.load("out/text.npy").shape == VIDEO.shape
 
 
 def test_a_large_array_is_mapped_and_not_read(folder):
