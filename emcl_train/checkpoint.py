@@ -139,6 +139,18 @@ def load_config(run_dir: Path) -> RunConfig:
         raise UserError(f"{path} cannot be read as the configuration of a run: {error}; train again") from error
 
 
+def load_environment(run_dir: Path) -> dict[str, Any]:
+    """What a run was started on; {} where that was not recorded.
+
+    Raises: UserError where the file is damaged.
+    """
+    path = run_dir / ENVIRONMENT
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); copy it again, or train anew") from error
+
+
 def _from_json(kind: Any, value: Any) -> Any:
     """Nested dataclasses, paths and tuples back from plain JSON values."""
     if isinstance(kind, type) and is_dataclass(kind):

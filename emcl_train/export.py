@@ -13,7 +13,7 @@ from emcl_train.checkpoint import load_config, write_atomic
 from emcl_train.data.features import TOWERS
 from emcl_train.data.text import TOKENIZER
 from emcl_train.errors import UserError
-from emcl_train.evaluate import read_clip_config, read_weights
+from emcl_train.evaluate import hash_of_towers, read_clip_config, read_weights, require_features_of
 from emcl_train.weights.release import CLIP, model_to_layout
 
 
@@ -28,8 +28,9 @@ def export_run(run_dir: Path, out: Path, layout: str, say: Callable[[str], objec
     state = read_weights(run_dir)
     config = load_config(run_dir)
     if config.from_features is not None:  # the run has all but the towers, which are beside the features
-        towers = load_towers(config.from_features)
-        state = {**{CLIP + name: value for name, value in towers.items()}, **state}
+        towers = {CLIP + name: value for name, value in load_towers(config.from_features).items()}
+        require_features_of(run_dir, hash_of_towers(towers), config.from_features)
+        state = {**towers, **state}
     if layout == "transformers":
         left_out = export_transformers(run_dir, state, out)
     else:

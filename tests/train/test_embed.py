@@ -160,6 +160,39 @@ def test_other_towers_are_refused(both, root, folder, tmp_path):
         evaluate_run(config.out, from_features=folder)
 
 
+def test_a_run_keeps_the_towers_that_it_was_started_on(root, folder, tmp_path, capsys):
+    """Other features at the same path are refused by a run that goes on and by export, and the record stays."""
+    copy = tmp_path / "features"
+    shutil.copytree(folder, copy)
+    config = replace(configuration(root, tmp_path / "run", "wti", max_steps=1), from_features=copy)
+    run(config)
+    recorded = (config.out / checkpoint.ENVIRONMENT).read_text()
+    towers = {name: value + 1 for name, value in load_file(copy / TOWERS).items()}
+    checkpoint.save_tensors_atomic(copy / TOWERS, towers)
+    record = json.loads((copy / FEATURES).read_text())
+    (copy / FEATURES).write_text(json.dumps(record | {"weights": "other"}))
+    with pytest.raises(UserError, match=r"are of towers with weights other, and .* the run was started on"):
+        trainer.train(replace(config, resume=True), QUIET)
+    assert (config.out / checkpoint.ENVIRONMENT).read_text() == recorded
+    assert cli.main(["export", str(config.out), str(tmp_path / "weights.bin"), "--layout", "emcl"]) == 1
+    assert "are of towers with weights" in capsys.readouterr().err
+    assert not (tmp_path / "weights.bin").exists()
+
+
+def test_a_run_that_goes_on_warns_of_other_frames_and_keeps_the_record(root, folder, tmp_path, monkeypatch):
+    config = configuration(root, tmp_path / "run", "mean", max_steps=1)
+    run(config)
+    record = checkpoint.load_environment(config.out)
+    monkeypatch.setattr("emcl_train.data.provenance.decoder_version", lambda: "another one")
+    console = Console(file=io.StringIO(), width=300)
+    trainer.train(replace(config, resume=True), console)
+    assert "now another one" in console.file.getvalue()
+    assert checkpoint.load_environment(config.out) == record
+    (config.out / checkpoint.ENVIRONMENT).write_text("{")
+    with pytest.raises(UserError, match=r"environment\.json cannot be read as JSON"):
+        checkpoint.load_environment(config.out)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
