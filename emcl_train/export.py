@@ -1,7 +1,9 @@
 """A run's selected weights under the names of other programs."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -10,10 +12,12 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from emcl_train.checkpoint import load_config, write_atomic
+from emcl_train.config import RunConfig
 from emcl_train.data.features import TOWERS
 from emcl_train.data.text import TOKENIZER
 from emcl_train.errors import UserError
 from emcl_train.evaluate import hash_of_towers, read_clip_config, read_weights, require_features_of
+from emcl_train.weights.openai import follows_openai, openai_rule, unseen_in
 from emcl_train.weights.release import CLIP, model_to_layout
 
 
@@ -34,8 +38,12 @@ def export_run(run_dir: Path, out: Path, layout: str, say: Callable[[str], objec
     if layout == "transformers":
         left_out = export_transformers(run_dir, state, out)
     else:
+        clip_config = read_clip_config(run_dir)
+        lost = require_seen(config, clip_config, out)
         tensors, left_out = model_to_layout(state, layout)
-        write_tensors(out, {name: value.contiguous().clone() for name, value in tensors.items()})
+        write_tensors(out, {name: value.contiguous().clone() for name, value in tensors.items()}, clip_config)
+        if lost:
+            say(lost)
     say(f"{out}: weights of {run_dir} in the layout {layout}")
     if left_out:
         parts = sorted({".".join(name.split(".")[:2]) for name in left_out})
@@ -52,10 +60,34 @@ def load_towers(folder: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A file of `torch.save`, or safetensors where the name says so."""
+def require_seen(config: RunConfig, clip_config: dict[str, Any] | None, out: Path) -> str | None:
+    """A sentence for who reads the file where it is no safetensors and the towers do not follow OpenAI's rule.
+
+    Raises: UserError where nobody could know, so that the towers would come out as others.
+    """
+    if clip_config is None or out.suffix == ".safetensors" or follows_openai(clip_config):
+        return None
+    unseen = unseen_in(clip_config)
+    described = "; ".join(
+        f"{tower.removesuffix('_config')} {', '.join(f'{name} {value}' for name, value in of_tower.items())}"
+        for tower, of_tower in unseen.items()
+    )
+    small = openai_rule(config.model.random_clip.width, config.model.random_clip.heads)
+    if config.model.clip == "random" and all(of_tower == small for of_tower in unseen.values()):
+        return (
+            f"warning: {out} does not say how many heads the towers have ({described}): read it as --model.init-from "
+            f"with --model.clip random and the same --model.random-clip.heads, or export to a .safetensors file"
+        )
+    raise UserError(
+        f"{out} could not say what these towers are: {described}; files with OpenAI's names are taken for quick_gelu, "
+        f"a head for every 64 channels. Export to a .safetensors file, which records it, or with --layout transformers"
+    )
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], clip_config: dict[str, Any] | None) -> None:
+    """A file of `torch.save`, or safetensors where the name says so, with CLIP's configuration as metadata."""
     if path.suffix == ".safetensors":
-        data = save(tensors)
+        data = save(tensors, None if clip_config is None else {"clip_config": json.dumps(clip_config)})
         write_atomic(path, lambda file: file.write(data))
     else:
         write_atomic(path, lambda file: torch.save(tensors, file))
