@@ -5,11 +5,13 @@ process, a file that carries its real name is complete.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, get_args, get_type_hints
@@ -58,6 +60,27 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
                 f"free some space there and go on with --resume, or choose another folder with --out"
             ) from error
         cause = cause.__cause__ or cause.__context__
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second process out of the folder; whatever ends this one lets the next one in.
+
+    Raises: UserError where another process is in it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        busy = UserError(f"another process writes to {folder}; wait for it, or pass another folder")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        # Between the two calls the other one may have renamed or removed the folder.
+        if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
+            raise busy
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

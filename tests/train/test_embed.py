@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_run import tiny_run
 
+import emcl_train.embed as embed_module
 from emcl_train import checkpoint, cli, trainer
 from emcl_train.checkpoint import load_config
 from emcl_train.config import RunConfig
@@ -254,6 +255,28 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(root, tmp_p
     with pytest.raises(UserError, match=r"train_frames.npy takes .* GB left; free some space, or choose another --out"):
         embed(config, config.out, console=QUIET)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_do_not_write_one_folder(root, tmp_path, monkeypatch):
+    """The second is told so at once, and the first one's folder is whole; what a killed one left is cleared."""
+    config = configuration(root, tmp_path / "features", "mean")
+    write_split, refused = embed_module.write_split, []
+
+    def with_another_at_work(folder, *args, **kwargs):
+        if not refused:
+            assert not (folder / "left.npy").exists()
+            refused.append(None)
+            with pytest.raises(UserError, match="another process writes to"):
+                embed(config, config.out, console=QUIET)
+        write_split(folder, *args, **kwargs)
+
+    (tmp_path / ".features.partial").mkdir()
+    (tmp_path / ".features.partial" / "left.npy").write_text("half")
+    monkeypatch.setattr(embed_module, "write_split", with_another_at_work)
+    embed(config, config.out, console=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["features"]
+    open_features(replace(config, from_features=config.out))
+    assert not (config.out / "left.npy").exists()
 
 
 def test_embed_says_what_it_needs(capsys):
