@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, get_args, get_type_hints
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from emcl_train.errors import UserError
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 CLIP_CONFIG = "clip_config.json"
 """Of the towers, in transformers' format: a run is evaluated without the checkpoint that it started from."""
 
@@ -54,7 +56,9 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
     """Raise a UserError if `error` means that nothing more can be written."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        # safetensors gives the number in the text alone.
+        in_text = isinstance(cause, SafetensorError) and any(f"(os error {code})" in str(cause) for code in DISK_FULL)
+        if in_text or (isinstance(cause, OSError) and cause.errno in DISK_FULL):
             raise UserError(
                 f"the disk is full: {path} could not be written, and is as it was before; "
                 f"free some space there and go on with --resume, or choose another folder with --out"

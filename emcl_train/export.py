@@ -1,6 +1,8 @@
 """A run's selected weights under the names of other programs."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from emcl_train.checkpoint import load_config, write_atomic
+from emcl_train.checkpoint import load_config, raise_if_disk_full, write_atomic
 from emcl_train.config import RunConfig
 from emcl_train.data.features import TOWERS
 from emcl_train.data.text import TOKENIZER
@@ -94,7 +96,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], clip_config: dict[str,
 
 
 def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> list[str]:
-    """CLIP and the run's tokenizer as a folder for `from_pretrained`. Returns names of what is not CLIP's."""
+    """CLIP and the run's tokenizer as a folder for `from_pretrained`, which appears when it is whole.
+
+    Returns: names of what is not CLIP's.
+    """
     config = read_clip_config(run_dir)
     if config is None:
         raise UserError(
@@ -102,10 +107,20 @@ def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> l
         )
     clip = CLIPModel(CLIPConfig.from_dict(config))
     clip.load_state_dict({name.removeprefix(CLIP): value for name, value in state.items() if name.startswith(CLIP)})
-    clip.save_pretrained(out)
     tokenizer = Tokenizer.from_file(str(run_dir / TOKENIZER))
     special = (tokenizer.padding or {}).get("pad_token")
     start, end = (tokenizer.id_to_token(i) for i in tokenizer.encode("").ids[:2])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special, bos_token=start, eos_token=end)
-    fast.save_pretrained(out)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        clip.save_pretrained(partial)
+        fast.save_pretrained(partial)
+        if out.exists():
+            raise UserError(f"{out} exists by now and is not overwritten; choose another name, or remove it")
+        partial.rename(out)
+    except Exception as error:  # safetensors reports a full disk by an exception of its own
+        raise_if_disk_full(error, out)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return sorted(name for name in state if not name.startswith(CLIP))

@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from transformers import CLIPModel, PreTrainedTokenizerFast
 
 from emcl_train import checkpoint, cli
 from emcl_train.checkpoint import load_config
@@ -158,3 +160,20 @@ def test_nothing_is_overwritten(run_dir, tmp_path, capsys):
     assert (tmp_path / "there").read_text() == "mine"
     assert cli.main(["export", str(tmp_path), str(tmp_path / "new"), "--layout", "emcl"]) == 1
     assert "has no model.safetensors yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (PreTrainedTokenizerFast, OSError(28, "No space left on device")),
+        (CLIPModel, SafetensorError("I/O error: No space left on device (os error 28)")),
+    ],
+)
+def test_a_folder_is_there_whole_or_not_at_all(run_dir, tmp_path, monkeypatch, capsys, kind, error):
+    def full(self, folder):
+        raise error
+
+    monkeypatch.setattr(kind, "save_pretrained", full)
+    assert cli.main(["export", str(run_dir), str(tmp_path / "clip"), "--layout", "transformers"]) == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
