@@ -5,17 +5,20 @@ process, a file that carries its real name is complete.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, get_args, get_type_hints
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -24,6 +27,7 @@ from emcl_train.errors import UserError
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 CLIP_CONFIG = "clip_config.json"
 """Of the towers, in transformers' format: a run is evaluated without the checkpoint that it started from."""
 
@@ -52,12 +56,35 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
     """Raise a UserError if `error` means that nothing more can be written."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        # safetensors gives the number in the text alone.
+        in_text = isinstance(cause, SafetensorError) and any(f"(os error {code})" in str(cause) for code in DISK_FULL)
+        if in_text or (isinstance(cause, OSError) and cause.errno in DISK_FULL):
             raise UserError(
                 f"the disk is full: {path} could not be written, and is as it was before; "
                 f"free some space there and go on with --resume, or choose another folder with --out"
             ) from error
         cause = cause.__cause__ or cause.__context__
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a second process out of the folder; whatever ends this one lets the next one in.
+
+    Raises: UserError where another process is in it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        busy = UserError(f"another process writes to {folder}; wait for it, or pass another folder")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise busy from error
+        # Between the two calls the other one may have renamed or removed the folder.
+        if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
+            raise busy
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -137,6 +164,18 @@ def load_config(run_dir: Path) -> RunConfig:
         return _from_json(RunConfig, json.loads(path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as the configuration of a run: {error}; train again") from error
+
+
+def load_environment(run_dir: Path) -> dict[str, Any]:
+    """What a run was started on; {} where that was not recorded.
+
+    Raises: UserError where the file is damaged.
+    """
+    path = run_dir / ENVIRONMENT
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); copy it again, or train anew") from error
 
 
 def _from_json(kind: Any, value: Any) -> Any:

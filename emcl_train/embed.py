@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from emcl_train.checkpoint import raise_if_disk_full, save_tensors_atomic, write_json_atomic
+from emcl_train.checkpoint import alone, raise_if_disk_full, save_tensors_atomic, write_json_atomic
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.features import FEATURES, SPLITS, TOWERS, VERSION, settings_of_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
@@ -49,33 +49,37 @@ def embed(
     if run_dir is not None:
         put_weights(model, read_weights(run_dir), run_dir)
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        model = model.eval().to(device)
-        for name in SPLITS:
-            write_split(partial, name, getattr(annotations, name), model, tokenizer, config, tokens=tokens)
-        tokenizer.save(partial / TOKENIZER)
-        save_tensors_atomic(partial / TOWERS, dict(model.towers.clip.state_dict()))
-        record = {
-            "version": VERSION,
-            "settings": settings_of_features(config),
-            "weights": hash_of_towers(model.state_dict()),
-            "clip_config": clip_config_of(model, config),
-            "tokens": tokens,
-            "root": config.data.root,
-            "run": run_dir,
-            "frames": frames_of(config),
-            "notes": annotations.notes,
-            "left_out": annotations.left_out,
-        }
-        write_json_atomic(partial / FEATURES, record)
-        partial.rename(out)
-    except OSError as error:
-        raise_if_disk_full(error, out)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    with alone(partial):
+        for left in partial.iterdir():  # of a process that was killed
+            left.unlink()
+        try:
+            model = model.eval().to(device)
+            for name in SPLITS:
+                write_split(partial, name, getattr(annotations, name), model, tokenizer, config, tokens=tokens)
+            tokenizer.save(partial / TOKENIZER)
+            save_tensors_atomic(partial / TOWERS, dict(model.towers.clip.state_dict()))
+            record = {
+                "version": VERSION,
+                "settings": settings_of_features(config),
+                "weights": hash_of_towers(model.state_dict()),
+                "clip_config": clip_config_of(model, config),
+                "tokens": tokens,
+                "root": config.data.root,
+                "run": run_dir,
+                "frames": frames_of(config),
+                "notes": annotations.notes,
+                "left_out": annotations.left_out,
+            }
+            write_json_atomic(partial / FEATURES, record)
+            if out.exists():
+                raise UserError(f"{out} exists by now and is not overwritten; choose another --out, or remove it")
+            partial.rename(out)
+        except OSError as error:
+            raise_if_disk_full(error, out)
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     clips = ", ".join(f"{len(getattr(annotations, name).clips)} {name}" for name in SPLITS)
     console.print(f"{out}: features of {clips} clips{' and of every token' if tokens else ''}", soft_wrap=True)
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from emcl_train.checkpoint import (
     CLIP_CONFIG,
-    ENVIRONMENT,
     METRICS,
     WEIGHTS,
     hash_of_tensors,
     load_config,
+    load_environment,
     save_tensors_atomic,
     write_json_atomic,
 )
@@ -274,14 +274,24 @@ def _of_features(state: dict[str, Tensor], config: RunConfig, run_dir: Path) -> 
     """
     made_by = read_features(Path(config.from_features or ""))["weights"]
     towers = {name: value for name, value in state.items() if name.startswith(CLIP) and name != LOGIT_SCALE}
-    path = run_dir / ENVIRONMENT
-    own = hash_of_towers(state) if towers else json.loads(path.read_text(encoding="utf-8")).get("features")
-    if own != made_by:
+    if towers and hash_of_towers(state) != made_by:
         raise UserError(
             f"the features in {config.from_features} are of towers with weights {made_by}, and {run_dir} has "
-            f"{own}; embed with the towers of the run: emcl-train embed {run_dir} --out DIR"
+            f"{hash_of_towers(state)}; embed with the towers of the run: emcl-train embed {run_dir} --out DIR"
         )
+    if not towers:
+        require_features_of(run_dir, made_by, config.from_features)
     return {name: value for name, value in state.items() if name not in towers}
+
+
+def require_features_of(run_dir: Path, made_by: str, folder: Path | None) -> None:
+    """Raise a UserError unless a run without towers was started on those with this fingerprint, found in `folder`."""
+    own = load_environment(run_dir).get("features")
+    if own != made_by:
+        raise UserError(
+            f"the features in {folder} are of towers with weights {made_by}, and {run_dir} has {own}; bring the folder "
+            f"back that the run was started on, or embed again as then, with the same --model.clip or run"
+        )
 
 
 def hash_of_towers(state: Mapping[str, Tensor]) -> str:
@@ -388,9 +398,7 @@ def _require_finite(features: Tensor, tower: str, unit: str, names: list[str]) -
 
 def _warn_of_frames(run_dir: Path, config: RunConfig) -> None:
     """Say where frames come out otherwise than in training."""
-    path = run_dir / ENVIRONMENT
-    then = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for change in changes(then, frames_of(config)):
+    for change in changes(load_environment(run_dir), frames_of(config)):
         Console(stderr=True).print(
             f"[yellow]warning:[/yellow] {run_dir} was trained on other frames: {escape(change)}; the figures may "
             f"differ from the run's own",

@@ -28,6 +28,7 @@ from emcl_train.chunks import ChunkedFeatures
 from emcl_train.config import RunConfig, check_config, differing_settings
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, training_loader
+from emcl_train.data.provenance import changes
 from emcl_train.data.text import TOKENIZER, load_tokenizer
 from emcl_train.distributed import gather_rows, sum_over_processes
 from emcl_train.errors import UserError
@@ -39,6 +40,7 @@ from emcl_train.evaluate import (
     evaluate_run,
     frames_of,
     model_on_features,
+    require_features_of,
 )
 from emcl_train.losses import channel_decorrelation, symmetric_info_nce
 from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model
@@ -189,10 +191,11 @@ class Run:
         self.out, self.processes = config.out, accelerator.num_processes
         with accelerator.main_process_first():  # it writes what the others read
             self.annotations: Annotations = prepare(config)
+        record = self.environment()
         self.tokenizer = load_tokenizer(config, self.out)
         self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
-            checkpoint.write_json_atomic(self.out / checkpoint.ENVIRONMENT, environment(config, accelerator.device))
+            checkpoint.write_json_atomic(self.out / checkpoint.ENVIRONMENT, record)
             checkpoint.write_json_atomic(self.out / checkpoint.CLIP_CONFIG, clip_config_of(self.model, config))
         self.sharded = is_sharded(accelerator)
         # What the first process evaluates: methods of sharded weights would need the other processes.
@@ -212,6 +215,21 @@ class Run:
         self.epoch = self.batch = self.step = 0
         self.best_score, self.best_epoch = -math.inf, -1
         self.resume()
+
+    def environment(self) -> dict[str, object]:
+        """What to record; of a run that goes on, frames and towers stay recorded as those it was started on.
+
+        Raises: UserError where it was started on features of other towers.
+        """
+        now = environment(self.config, self.accelerator.device)
+        then = checkpoint.load_environment(self.out) if self.config.resume else {}
+        if not then:
+            return now
+        if self.config.from_features is not None:
+            require_features_of(self.out, str(now["features"]), self.config.from_features)
+        for change in changes(then, now):
+            self.print(f"warning: {self.out} goes on with other frames: {change}; the record stays")
+        return now | {name: then[name] for name in frames_of(self.config) if name in then}
 
     def build_model(self) -> RetrievalModel:
         """The model of the configuration; an experiment may put another layer into it."""

@@ -4,12 +4,10 @@ Each copy is written beside its place and renamed when it is whole, so that a ru
 and ends with the same bytes: each file is encoded by one thread, and none says when it was made.
 """
 
-import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from emcl_train.checkpoint import raise_if_disk_full, write_atomic, write_json_atomic
+from emcl_train.checkpoint import alone, raise_if_disk_full, write_atomic, write_json_atomic
 from emcl_train.data.container import VideoError, decoder_version, open_video, whole_timeline
 from emcl_train.data.loader import in_parallel
 from emcl_train.data.provenance import COMPRESSED
@@ -71,7 +69,7 @@ def compress(
     _check(folder, out, settings)
     jobs, twins = _jobs(folder, out)
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with alone(out):
         _check_manifest(out, settings)
         for partial in out.rglob(".*.partial"):
             partial.unlink()
@@ -250,17 +248,3 @@ def _check_manifest(out: Path, settings: Settings) -> None:
         raise UserError(
             f"{out} holds copies of other settings: {said}; go on with the same ones, or pass another folder"
         )
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; whatever ends this one lets the next one in."""
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process writes to {out}; wait for it, or pass another folder") from error
-        yield
-    finally:
-        os.close(descriptor)

@@ -13,9 +13,9 @@ from transformers import CLIPConfig, CLIPModel
 
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
-from emcl_train.weights.files import read_state
+from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.keys import require_keys
-from emcl_train.weights.openai import NO_WEIGHTS, clip_from_openai, clip_to_openai, openai_clip_config
+from emcl_train.weights.openai import NO_WEIGHTS, clip_from_openai, clip_to_openai, openai_clip_config, unseen_in
 from emcl_train.weights.release import HINTS
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -93,18 +93,20 @@ def build_towers(
     max_words: int,
     clip_config: Mapping[str, Any] | None = None,
     sizes: Mapping[str, Tensor] | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> CLIPTowers:
     """The towers that `config.clip` names, checked against the data they will see.
 
     Args: clip_config: build these towers, with random weights, instead; nothing is read. sizes: CLIP's weights under
-        OpenAI's names: build towers of their sizes, with random weights, instead.
+        OpenAI's names: build towers of their sizes, with random weights, instead. recorded: the configuration that was
+        saved with them, for what no shape shows; without it, that of `config.clip`.
     Raises: UserError where the checkpoint cannot be read, is not CLIP's, or does not fit the data.
     """
     if clip_config is not None:
         return CLIPTowers(CLIPModel(CLIPConfig.from_dict(dict(clip_config))))
     source = f"model.init_from {config.init_from}" if sizes is not None else config.clip
     if sizes is not None:
-        clip = CLIPModel(archive_config(config, sizes, vocabulary, source))
+        clip = CLIPModel(archive_config(config, sizes, vocabulary, source, recorded or configuration_of(config.clip)))
     elif config.clip == "random":
         return CLIPTowers(random_clip(config, vocabulary, image_size=image_size, max_words=max_words))
     elif Path(config.clip).expanduser().is_file():
@@ -134,19 +136,50 @@ def archived_clip(config: ModelConfig, vocabulary: Vocabulary) -> CLIPModel:
     """Weights from a file with OpenAI's names, such as `ViT-B-32.pt`; every key must be known and there."""
     path = Path(config.clip).expanduser()
     state = {name: value for name, value in read_state(path).items() if not NO_WEIGHTS.fullmatch(name)}
-    clip = CLIPModel(archive_config(config, state, vocabulary, str(path)))
+    clip = CLIPModel(archive_config(config, state, vocabulary, str(path), clip_config_beside(path)))
     expected = {name: value.shape for name, value in clip_to_openai(clip.state_dict()).items()}
     require_keys(state, expected, source=f"model.clip {path}", hints=HINTS)
     clip.load_state_dict(clip_from_openai(state))
     return clip
 
 
-def archive_config(config: ModelConfig, state: Mapping[str, Tensor], vocabulary: Vocabulary, source: str) -> CLIPConfig:
-    """Sizes of towers from OpenAI-named weights. With model.clip "random", heads are those of model.random_clip."""
+def configuration_of(clip: str) -> dict[str, Any] | None:
+    """CLIP's configuration behind `model.clip`; None where OpenAI's rule, or model.random_clip, says it all.
+
+    Raises: UserError where it cannot be read.
+    """
+    path = Path(clip).expanduser()
+    if path.is_file():
+        return clip_config_beside(path)
+    if clip == "random" or (clip.startswith("openai/clip-vit-") and not path.is_dir()):
+        return None
+    try:
+        return dict(CLIPConfig.from_pretrained(str(path) if path.is_dir() else clip).to_dict())
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"model.clip is {clip}, whose configuration could not be read: {reason}. It says how many heads the towers "
+            f"of model.init_from have and how they are activated, which their weights do not; pass --model.clip the "
+            f"folder or name of the CLIP that they are of"
+        ) from error
+
+
+def archive_config(
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    vocabulary: Vocabulary,
+    source: str,
+    recorded: Mapping[str, Any] | None,
+) -> CLIPConfig:
+    """Sizes of towers from OpenAI-named weights, what no shape shows from the configuration recorded with them.
+
+    Without one, that is OpenAI's rule; with model.clip "random", heads are those of model.random_clip.
+    """
     heads = config.random_clip.heads if config.clip == "random" else None
     special = {"eos_token_id": vocabulary.eos_token_id, "pad_token_id": vocabulary.pad_token_id}
     try:
-        return CLIPConfig(**openai_clip_config(state, heads=heads, **special))
+        unseen = None if recorded is None else unseen_in(CLIPConfig.from_dict(dict(recorded)).to_dict())
+        return CLIPConfig(**openai_clip_config(state, heads=heads, unseen=unseen, **special))
     except KeyError as error:
         resnet = (
             " It has a ResNet; only vision transformers are supported."

@@ -174,7 +174,8 @@ def masked_softmax(logits: Float[Tensor, "N L"], mask: Bool[Tensor, "N L"]) -> F
 
 def best(products: Float[Tensor, "*any"], mask: Bool[Tensor, "*other"], *, dim: int) -> Float[Tensor, "*less"]:
     """The greatest over what is no padding; zero where all is."""
-    return torch.nan_to_num(products.masked_fill(~mask, -torch.inf).amax(dim), neginf=0.0)
+    greatest = products.masked_fill(~mask, -torch.inf).amax(dim)
+    return greatest.masked_fill(greatest == -torch.inf, 0.0)
 
 
 Head = TextConditionedHead | MeanHead | TokenWiseHead

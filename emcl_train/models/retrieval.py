@@ -15,7 +15,7 @@ from emcl_train.models.clip import CLIPTowers, StoredTowers, Vocabulary, build_t
 from emcl_train.models.features import TextFeatures, VideoFeatures
 from emcl_train.models.heads import Head, TokenWiseHead, build_head
 from emcl_train.models.temporal import build_temporal
-from emcl_train.weights.files import read_state
+from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.release import load_into, towers_in
 
 MAX_LOGIT_SCALE = 100.0
@@ -145,6 +145,7 @@ def build_model(
         max_words=config.data.max_words,
         clip_config=clip_config,
         sizes=towers_in(state) or None,
+        recorded=clip_config_beside(start) if start else None,
     )
     if clip_weights is not None:
         towers.clip.load_state_dict(clip_weights)

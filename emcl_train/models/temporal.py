@@ -32,10 +32,10 @@ class LSTMAggregation(nn.Module):
 class TransformerAggregation(nn.Module):
     """Transformer layers over the frames of a clip, with learned frame positions and a residual around all of it."""
 
-    def __init__(self, width: int, *, layers: int, heads: int, num_frames: int) -> None:
+    def __init__(self, width: int, *, layers: int, heads: int, hidden_act: str, num_frames: int) -> None:
         super().__init__()
         self.position_embedding = nn.Parameter(0.01 * torch.randn(num_frames, width))
-        self.layers = nn.ModuleList(CLIPEncoderLayer(layer_config(width, heads)) for _ in range(layers))
+        self.layers = nn.ModuleList(CLIPEncoderLayer(layer_config(width, heads, hidden_act)) for _ in range(layers))
         for name, parameter in self.layers.named_parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -63,8 +63,10 @@ class TransformerAggregation(nn.Module):
         return True
 
 
-def layer_config(width: int, heads: int) -> CLIPTextConfig:
-    config = CLIPTextConfig(hidden_size=width, intermediate_size=4 * width, num_attention_heads=heads)
+def layer_config(width: int, heads: int, hidden_act: str) -> CLIPTextConfig:
+    config = CLIPTextConfig(
+        hidden_size=width, intermediate_size=4 * width, num_attention_heads=heads, hidden_act=hidden_act
+    )
     config._attn_implementation = "sdpa"  # layers built outside a PreTrainedModel have no implementation chosen
     return config
 
@@ -75,13 +77,16 @@ def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_fram
         return MeanAggregation()
     if config.temporal == "lstm":
         return LSTMAggregation(width)
-    heads = config.random_clip.heads if config.clip == "random" else clip.text_model.config.num_attention_heads
+    text = clip.text_model.config
+    heads = text.num_attention_heads
     if width % heads:
         raise UserError(
             f"the temporal transformer is {width} wide, which the text tower's {heads} heads do not divide; "
             f"pass --model.temporal mean or lstm"
         )
-    temporal = TransformerAggregation(width, layers=config.temporal_layers, heads=heads, num_frames=num_frames)
+    temporal = TransformerAggregation(
+        width, layers=config.temporal_layers, heads=heads, hidden_act=text.hidden_act, num_frames=num_frames
+    )
     if config.clip != "random":
         temporal.copy_text_layers(clip)
     return temporal

@@ -5,6 +5,7 @@ OpenAI's `ViT-B-32.pt`, are not handed to the TorchScript interpreter: their pic
 read with a few allowed names, and the tensors' bytes are taken from the archive.
 """
 
+import json
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -66,6 +68,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in state):  # of DataParallel
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def clip_config_beside(path: Path) -> dict[str, Any] | None:
+    """CLIP's configuration in a safetensors file's metadata, or in a run's `clip_config.json` beside it, or None.
+
+    Raises: UserError where there is one that cannot be read.
+    """
+    beside, text = path.with_name("clip_config.json"), None
+    try:
+        if path.suffix == ".safetensors" and path.is_file():
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get("clip_config")
+        if text is None and beside.is_file():
+            text = beside.read_text(encoding="utf-8")
+        return None if text is None else dict(json.loads(text))
+    except (ValueError, TypeError, OSError, SafetensorError) as error:
+        raise UserError(f"CLIP's configuration in {path} or {beside} cannot be read: {error}; copy it again") from error
 
 
 def _is_torchscript(path: Path) -> bool:

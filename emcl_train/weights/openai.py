@@ -38,6 +38,8 @@ LAYER = {
 }
 # Queries, keys and values are three matrices there and the thirds of one here.
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+# What decides a tower's outputs and is in no shape.
+UNSEEN = ("num_attention_heads", "hidden_act", "layer_norm_eps")
 # What the archives hold besides weights: sizes, and a mask that the text tower makes anew.
 NO_WEIGHTS = re.compile(r"input_resolution|context_length|vocab_size|(.*\.)?attn_mask")
 
@@ -107,12 +109,34 @@ def layer_from_openai(part: Mapping[str, Tensor], ours: str) -> dict[str, Tensor
     return result
 
 
+def unseen_in(clip_config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What no shape shows of each tower, out of a whole configuration of CLIP."""
+    return {tower: {name: clip_config[tower][name] for name in UNSEEN} for tower in ("text_config", "vision_config")}
+
+
+def follows_openai(clip_config: Mapping[str, Any]) -> bool:
+    """Whether towers are those that a file with OpenAI's names is taken for: quick_gelu, 64 channels a head."""
+    towers = (clip_config["text_config"], clip_config["vision_config"])
+    return all({name: tower[name] for name in UNSEEN} == openai_rule(tower["hidden_size"]) for tower in towers)
+
+
+def openai_rule(width: int, heads: int | None = None) -> dict[str, Any]:
+    """What no shape shows of a tower of this width, in OpenAI's models."""
+    return dict(zip(UNSEEN, (heads or max(1, width // 64), "quick_gelu", 1e-5), strict=True))
+
+
 def openai_clip_config(
-    state: Mapping[str, Tensor], *, heads: int | None, eos_token_id: int, pad_token_id: int
+    state: Mapping[str, Tensor],
+    *,
+    heads: int | None,
+    eos_token_id: int,
+    pad_token_id: int,
+    unseen: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Arguments of transformers' CLIPConfig for weights under OpenAI's names: every size is in the shapes.
 
-    Args: heads: of both towers' attention, which no shape shows. None: OpenAI's rule, one for every 64 channels.
+    Args: heads: of both towers' attention. None: OpenAI's rule, one for every 64 channels. unseen: what no shape shows,
+        see `unseen_in`; without it, OpenAI's rule.
     """
     conv, positions = state["visual.conv1.weight"], state["visual.positional_embedding"]
     patch, width = conv.shape[-1], state["text_projection"].shape[1]
@@ -127,9 +151,10 @@ def openai_clip_config(
         "patch_size": patch,
         "image_size": patch * round((positions.shape[0] - 1) ** 0.5),
     }
+    unseen = unseen or {"text_config": {}, "vision_config": {}}
     return {
-        "text_config": text | {"projection_dim": width},
-        "vision_config": vision | {"projection_dim": width},
+        "text_config": text | {"projection_dim": width} | dict(unseen["text_config"]),
+        "vision_config": vision | {"projection_dim": width} | dict(unseen["vision_config"]),
         "projection_dim": width,
     }
 
@@ -140,8 +165,7 @@ def _tower_config(tower: str, state: Mapping[str, Tensor], width: int, heads: in
         "hidden_size": width,
         "intermediate_size": state[f"{tower}.resblocks.0.mlp.c_fc.bias"].shape[0],
         "num_hidden_layers": len(layers),
-        "num_attention_heads": heads or max(1, width // 64),
-        "hidden_act": "quick_gelu",
+        **openai_rule(width, heads),
     }
 
 

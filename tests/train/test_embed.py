@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_run import tiny_run
 
+import emcl_train.embed as embed_module
 from emcl_train import checkpoint, cli, trainer
 from emcl_train.checkpoint import load_config
 from emcl_train.config import RunConfig
@@ -160,6 +161,39 @@ def test_other_towers_are_refused(both, root, folder, tmp_path):
         evaluate_run(config.out, from_features=folder)
 
 
+def test_a_run_keeps_the_towers_that_it_was_started_on(root, folder, tmp_path, capsys):
+    """Other features at the same path are refused by a run that goes on and by export, and the record stays."""
+    copy = tmp_path / "features"
+    shutil.copytree(folder, copy)
+    config = replace(configuration(root, tmp_path / "run", "wti", max_steps=1), from_features=copy)
+    run(config)
+    recorded = (config.out / checkpoint.ENVIRONMENT).read_text()
+    towers = {name: value + 1 for name, value in load_file(copy / TOWERS).items()}
+    checkpoint.save_tensors_atomic(copy / TOWERS, towers)
+    record = json.loads((copy / FEATURES).read_text())
+    (copy / FEATURES).write_text(json.dumps(record | {"weights": "other"}))
+    with pytest.raises(UserError, match=r"are of towers with weights other, and .* the run was started on"):
+        trainer.train(replace(config, resume=True), QUIET)
+    assert (config.out / checkpoint.ENVIRONMENT).read_text() == recorded
+    assert cli.main(["export", str(config.out), str(tmp_path / "weights.bin"), "--layout", "emcl"]) == 1
+    assert "are of towers with weights" in capsys.readouterr().err
+    assert not (tmp_path / "weights.bin").exists()
+
+
+def test_a_run_that_goes_on_warns_of_other_frames_and_keeps_the_record(root, folder, tmp_path, monkeypatch):
+    config = configuration(root, tmp_path / "run", "mean", max_steps=1)
+    run(config)
+    record = checkpoint.load_environment(config.out)
+    monkeypatch.setattr("emcl_train.data.provenance.decoder_version", lambda: "another one")
+    console = Console(file=io.StringIO(), width=300)
+    trainer.train(replace(config, resume=True), console)
+    assert "now another one" in console.file.getvalue()
+    assert checkpoint.load_environment(config.out) == record
+    (config.out / checkpoint.ENVIRONMENT).write_text("{")
+    with pytest.raises(UserError, match=r"environment\.json cannot be read as JSON"):
+        checkpoint.load_environment(config.out)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -221,6 +255,28 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(root, tmp_p
     with pytest.raises(UserError, match=r"train_frames.npy takes .* GB left; free some space, or choose another --out"):
         embed(config, config.out, console=QUIET)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_do_not_write_one_folder(root, tmp_path, monkeypatch):
+    """The second is told so at once, and the first one's folder is whole; what a killed one left is cleared."""
+    config = configuration(root, tmp_path / "features", "mean")
+    write_split, refused = embed_module.write_split, []
+
+    def with_another_at_work(folder, *args, **kwargs):
+        if not refused:
+            assert not (folder / "left.npy").exists()
+            refused.append(None)
+            with pytest.raises(UserError, match="another process writes to"):
+                embed(config, config.out, console=QUIET)
+        write_split(folder, *args, **kwargs)
+
+    (tmp_path / ".features.partial").mkdir()
+    (tmp_path / ".features.partial" / "left.npy").write_text("half")
+    monkeypatch.setattr(embed_module, "write_split", with_another_at_work)
+    embed(config, config.out, console=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["features"]
+    open_features(replace(config, from_features=config.out))
+    assert not (config.out / "left.npy").exists()
 
 
 def test_embed_says_what_it_needs(capsys):

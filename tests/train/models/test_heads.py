@@ -5,7 +5,7 @@ import torch
 
 from emcl_kernels import EMCL
 from emcl_train.models import TextFeatures, VideoFeatures, rows
-from emcl_train.models.heads import MeanHead, TextConditionedHead, TokenWiseHead
+from emcl_train.models.heads import MeanHead, TextConditionedHead, TokenWiseHead, best
 
 WIDTH, WORDS, FRAMES = 16, 5, 4
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -182,3 +182,11 @@ def test_gradients_by_finite_differences(name, gradient):
         step = torch.randn_like(frames) * 1e-6
         slope = (value(frames + step) - value(frames - step)).item() / 2
         assert (frames.grad * step).sum().item() != pytest.approx(slope, rel=1e-4)
+
+
+def test_only_a_row_of_padding_is_brought_to_zero():
+    """NaN and infinity are the sign of broken features, and stay."""
+    products = torch.tensor([[1.0, -2.0], [torch.nan, 1.0], [torch.inf, 1.0], [5.0, 6.0]])
+    mask = torch.tensor([[False, True], [True, True], [True, True], [False, False]])
+    expected = torch.tensor([-2.0, torch.nan, torch.inf, 0.0])
+    torch.testing.assert_close(best(products, mask, dim=-1), expected, equal_nan=True)
