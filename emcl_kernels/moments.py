@@ -1,5 +1,6 @@
 """Moments of one side's rows: all that fitting a map needs to know of them, added up over chunks and processes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,31 @@ class Moments:
                 + (" but for their lengths" if size else ", namely zero")
                 + "; there is nothing to tell them apart by"
             )
+
+
+def agreed_width(width: int | None, refused: Exception | None, add_up: Callable[[Tensor], Tensor]) -> int:
+    """D of the rows of all processes, also in one that has none.
+
+    Args: width: of this process's rows, None where it has none. refused: why its rows cannot be used, where that is so.
+    Raises: ValueError where rows of any process were refused, none has rows, or widths differ. It is the same in every
+        process, and after the sum: one that raised before would leave the others waiting for it.
+    """
+    has, own = float(width is not None), float(width or 0)
+    vector = torch.tensor([1.0, float(refused is not None), has, own, own * own], dtype=torch.float64)
+    processes, refusing, having, total, squares = (round(value) for value in add_up(vector).tolist())
+    if refusing:
+        raise ValueError(
+            f"rows of {refusing} of {processes} processes were refused, so nothing was added up; what is wrong with "
+            "them is the cause of this error there"
+        ) from refused
+    if having == 0:
+        raise ValueError(f"none of {processes} processes has seen rows; pass rows of each side to at least one of them")
+    if having * squares != total * total:  # equal only where all widths are
+        raise ValueError(
+            f"rows of {having} processes are of different widths, {total / having:g} on average; all must come from "
+            "one joint space"
+        )
+    return total // having
 
 
 def sum_over_processes(vector: Float[Tensor, " M"]) -> Float[Tensor, " M"]:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from emcl_kernels import affine, checks, export, rows
-from emcl_kernels.moments import Moments, sum_over_processes
+from emcl_kernels.moments import Moments, agreed_width, sum_over_processes
 from emcl_kernels.signed import signed_map
 
 SIDES = ("text", "video")
@@ -81,14 +81,22 @@ class EMRefiner:
         Args:
             text, video: `[N, D]` each, of any number of rows; torch tensors or numpy arrays, also memory-mapped ones,
                 in float16, bfloat16, float32 or float64. Each row is read once, in chunks.
-            add_up: sums one float64 vector over processes that have rows of their own; see `all_reduce`.
+            add_up: sums one float64 vector over processes that have rows of their own; see `all_reduce`. A process
+                without rows of a side passes None for it.
         Raises: TypeError or ValueError where `text` or `video` is no such array, holds NaN, has fewer than two rows, or
-            only rows that are all the same; and where num_bases is larger than D.
+            only rows that are all the same; and where num_bases is larger than D. With add_up, ValueError in every
+            process where the rows of one were refused.
         """
         self._forget()
-        self.partial_fit(text, video)
+        refused = None
+        try:
+            self.partial_fit(text, video)
+        except Exception as error:
+            if add_up is None:
+                raise
+            refused = error
         if add_up is not None:
-            self.all_reduce(add_up)
+            self._add_up(add_up, refused)
         self._fitted()
         return self
 
@@ -114,20 +122,15 @@ class EMRefiner:
 
         Rows that were added up before are not added up again, so a stream can call it as often as it likes.
 
-        Args: add_up: sums one vector of 2·(D² + D + 1) numbers in float64 over the processes, by default with
-            torch.distributed.
+        Args: add_up: sums one vector in float64 over the processes, by default with torch.distributed. It is called
+            twice: with 5 numbers, on which the processes agree on D, and with 2·(D² + D + 1).
+        Raises: ValueError, the same in every process, where none has seen rows, their widths differ, or one holds a
+            loaded map. A process without rows takes part like the others.
         """
-        width = self._width[0]
-        if width is None:
-            raise ValueError(
-                "this process has seen no rows, so it does not know D; give every process some of each side"
-            )
-        vector = torch.cat([self._local[side].packed(width) for side in SIDES])
-        summed = (add_up or sum_over_processes)(vector).cpu()
-        for side, part in zip(SIDES, summed.chunk(len(SIDES)), strict=True):
-            self._shared[side] = self._shared[side] + Moments.unpacked(part, width)
-            self._local[side] = Moments()
-        self._map = None
+        loaded = (
+            ValueError("a loaded map has no moments to add up; start from a new EMRefiner") if self._loaded else None
+        )
+        self._add_up(add_up or sum_over_processes, loaded)
         return self
 
     # ---- refining ----------------------------------------------------------------------------------------------------
@@ -220,6 +223,14 @@ class EMRefiner:
         self._shared = {"text": Moments(), "video": Moments()}
         self._map = None
         self._loaded = False
+
+    def _add_up(self, add_up: Callable[[Tensor], Tensor], refused: Exception | None) -> None:
+        width = agreed_width(self._width[0], refused, add_up)
+        summed = add_up(torch.cat([self._local[side].packed(width) for side in SIDES])).cpu()
+        for side, part in zip(SIDES, summed.chunk(len(SIDES)), strict=True):
+            self._shared[side] = self._shared[side] + Moments.unpacked(part, width)
+            self._local[side] = Moments()
+        self._map = None
 
     def _settings(self) -> dict[str, Any]:
         of_map = ("num_bases", "num_starts", "num_iters", "temperature", "weight", "mean_share", "fit_mean_share")

@@ -133,7 +133,7 @@ class RefineArguments:
     video: tyro.conf.Positional[str]
     """File of video or image embeddings, of the same width."""
     out: Path
-    """Folder for the refined files, in the formats they came in, and the map."""
+    """Folder for the refined files, in the formats they came in, and the map. Replaces only what refine wrote there."""
     settings: Annotated[RefineConfig, tyro.conf.arg(name="")]
     """Of the map."""
     paired: bool = False

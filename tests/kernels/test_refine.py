@@ -4,6 +4,10 @@ import math
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,16 +130,74 @@ def test_fit_forgets_what_was_seen_before():
     assert torch.equal(refiner.matrix, EMRefiner(**SMALL).fit(text, video).matrix)
 
 
+def in_processes(*calls: Callable[[Callable], object]) -> list:
+    """What each call gives or raises, side by side, with an add_up that waits for all as a collective does."""
+    sent: list = [None] * len(calls)
+    meet = threading.Barrier(len(calls), timeout=20)
+
+    def run(rank: int) -> object:
+        def add_up(vector: torch.Tensor) -> torch.Tensor:
+            sent[rank] = vector
+            meet.wait()
+            summed = torch.stack(sent).sum(0)
+            meet.wait()  # nobody sends the next vector before all have read this one
+            return summed
+
+        try:
+            return calls[rank](add_up)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(run, range(len(calls))))
+
+
+def fit_in_processes(*sides: tuple) -> list:
+    return in_processes(*(partial(lambda side, add_up: EMRefiner(**SMALL).fit(*side, add_up=add_up), s) for s in sides))
+
+
 def test_parts_of_several_processes_add_up_to_the_map_of_one():
     text, video = two_sides()
     alone = EMRefiner(**SMALL).fit(text, video)
-    processes = [EMRefiner(**SMALL).partial_fit(text[i::2], video[i::2]) for i in range(2)]
-    sent = []
-    for process in processes:
-        process.all_reduce(lambda vector: sent.append(vector) or vector)
-    assert [len(vector) for vector in sent] == [2 * (24 * 24 + 24 + 1)] * 2
-    together = EMRefiner(**SMALL).fit(text[::2], video[::2], add_up=lambda _: sent[0] + sent[1])
-    assert_close("matrix", together.matrix, alone.matrix, 1e-9)
+    for together in fit_in_processes((text[::2], video[::2]), (text[1::2], video[1::2])):
+        assert_close("matrix", together.matrix, alone.matrix, 1e-9)
+
+
+@pytest.mark.parametrize("nothing", [(None, None), (torch.empty(0, 24), None)], ids=["None", "no rows"])
+def test_a_process_without_rows_has_the_map_of_the_others(nothing):
+    text, video = two_sides()
+    alone = EMRefiner(**SMALL).fit(text, video)
+    for together in fit_in_processes((text, None), nothing, (None, video)):
+        assert_close("matrix", together.matrix, alone.matrix, 1e-9)
+    streams = in_processes(EMRefiner(**SMALL).partial_fit(text, video).all_reduce, EMRefiner(**SMALL).all_reduce)
+    assert torch.equal(streams[0].matrix, streams[1].matrix)
+
+
+BAD_PART = {
+    "NaN": (lambda x: torch.full_like(x, math.nan), "rows of 1 of 3 processes were refused, so nothing was added up"),
+    "no array": (lambda x: x.tolist(), "rows of 1 of 3 processes were refused, so nothing was added up"),
+    "another width": (lambda x: x[:, :20], "rows of 3 processes are of different widths, 22.6667 on average"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_PART.values(), ids=BAD_PART)
+def test_bad_rows_of_one_process_are_the_same_error_in_all(spoil, message):
+    text, video = two_sides()
+    bad = spoil(text), spoil(video)
+    errors = fit_in_processes((text, video), bad, (text, video))
+    assert [type(error) for error in errors] == [ValueError] * 3
+    assert len({str(error) for error in errors}) == 1
+    assert message in str(errors[0])
+    if "refused" in message:
+        assert "text" in str(errors[1].__cause__)
+
+
+def test_a_loaded_map_is_an_error_in_all_processes(tmp_path):
+    refiner = EMRefiner(**SMALL).fit(*two_sides())
+    refiner.save(tmp_path / "map")
+    errors = in_processes(EMRefiner.load(tmp_path / "map").all_reduce, refiner.all_reduce)
+    assert ["rows of 1 of 2 processes were refused" in str(error) for error in errors] == [True, True]
+    assert "a loaded map has no moments" in str(errors[0].__cause__)
 
 
 def test_what_was_added_up_is_not_added_up_again():
