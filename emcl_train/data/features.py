@@ -136,6 +136,29 @@ def open_features(config: RunConfig) -> Annotations:
     return Annotations(train, val, test, notes=tuple(record["notes"]), left_out=dict(record["left_out"]))
 
 
+def require_data_of(features: Annotations, annotations: Annotations, config: RunConfig) -> None:
+    """Raise a UserError that names the first difference where features are not of these annotations."""
+    for name in SPLITS:
+        made, asked = getattr(features, name), getattr(annotations, name).without(set(features.left_out))
+        for unit, there, here in (
+            ("clip", [clip.video_id for clip in made.clips], [clip.video_id for clip in asked.clips]),
+            ("caption", made.captions, asked.captions),
+            ("clip of caption", made.caption_clip, asked.caption_clip),
+        ):
+            if list(there) == list(here):
+                continue
+            first = next((i for i, pair in enumerate(zip(there, here, strict=False)) if pair[0] != pair[1]), None)
+            said = (
+                f"{len(there)} there, {len(here)} here"
+                if first is None
+                else f"{unit} {first} is {there[first]!r} there, {here[first]!r} here"
+            )
+            raise UserError(
+                f"the features in {config.from_features} are of other data than {config.data.root}: in the split "
+                f"{made.name}, {unit}s differ: {said}. Embed again, or pass --data.root the folder that they are of"
+            )
+
+
 def _open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
     try:
         lists = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from emcl_train.config import DataConfig, RunConfig
 from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
 from emcl_train.data.augment import rand_augment
 from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter, cache_folder
-from emcl_train.data.features import FeatureSplit, feature_loader, open_features
+from emcl_train.data.features import FeatureSplit, feature_loader, open_features, require_data_of
 from emcl_train.data.video import VideoError, decode_clip
 from emcl_train.errors import UserError
 
@@ -43,7 +43,7 @@ def prepare(config: RunConfig) -> Annotations:
     Raises: UserError where the annotations cannot be used, or clips cannot be decoded and `on_bad_video` is "stop".
     """
     if config.from_features is not None:
-        return open_features(config)
+        return _features_of_data(config)
     annotations = load_annotations(config.data)
     splits = annotations.train, annotations.val, annotations.test
     clips = list({clip.video_id: clip for split in splits for clip in split.clips}.values())
@@ -54,6 +54,20 @@ def prepare(config: RunConfig) -> Annotations:
     if config.data.on_bad_video == "stop":
         raise UserError(_bad_clips_message(bad, len(clips) + len(annotations.unlisted), config.data))
     return _leave_out(annotations, bad, config.data)
+
+
+def _features_of_data(config: RunConfig) -> Annotations:
+    """The features, compared with the annotations in `data.root` where those are there: features stand in for them."""
+    features = open_features(config)
+    if config.data.layout == "shapes":  # decided by its settings, which are compared already
+        return features
+    try:
+        annotations = load_annotations(config.data)
+    except UserError as error:
+        note = f"The features were not compared with the data set, which cannot be read: {error}"
+        return replace(features, notes=(*features.notes, note))
+    require_data_of(features, annotations, config)
+    return features
 
 
 def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:

@@ -43,6 +43,7 @@ HINTS = (
     (FRAME_POSITIONS, "Frame positions belong to --model.temporal transformer."),
     ("text_weight_fc", "Token weights belong to --model.head wti."),
     (MU, "The number of bases is --emcl.num-bases."),
+    (BASES, "The number of bases is --emcl.num-bases, also where --emcl.mode gives it another default."),
     ("clip.visual.layer", "CLIPs with a ResNet are not supported, only those with a vision transformer."),
     ("visual.layer", "CLIPs with a ResNet are not supported, only those with a vision transformer."),
 )

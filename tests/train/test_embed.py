@@ -213,6 +213,37 @@ def test_features_of_other_settings_are_refused_by_name(root, folder, tmp_path, 
         open_features(config)
 
 
+def test_features_of_other_data_are_refused_by_name(root, tmp_path):
+    videos = sorted(root.rglob("*.mp4"))[:6]
+    assert len(videos) == 6
+
+    def data(name, *, caption="two", last=6):
+        (tmp_path / name).mkdir()
+        for i, split in enumerate(("train", "val", "test")):
+            lines = [
+                {"video": str(path), "captions": ["one", caption], "id": path.stem}
+                for path in videos[2 * i : min(2 * i + 2, last)]
+            ]
+            (tmp_path / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        config = configuration(tmp_path / name, tmp_path / "features", "mean")
+        config.data.layout, config.data.cache_frames = "jsonl", False
+        return config
+
+    config = data("first")
+    embed(config, config.out, console=QUIET)
+    same, other, fewer = data("same"), data("other", caption="three"), data("fewer", last=5)
+    for chosen in (config, same, other, fewer):
+        chosen.from_features = tmp_path / "features"
+    notes = loader.prepare(config).notes
+    assert loader.prepare(same).notes == notes
+    with pytest.raises(UserError, match=r"other data than .*other: in the split train.* 'two' there, 'three' here"):
+        loader.prepare(other)
+    with pytest.raises(UserError, match=r"in the split test.*, clips differ: 2 there, 1 here"):
+        loader.prepare(fewer)
+    shutil.rmtree(tmp_path / "first")
+    assert "were not compared with the data set, which cannot be read" in loader.prepare(config).notes[-1]
+
+
 def test_what_made_them_is_recorded(folder, tmp_path):
     record = json.loads((folder / FEATURES).read_text())
     assert record["tokens"] is True

@@ -45,6 +45,14 @@ def test_our_own_weights_start_another_run(tmp_path):
     assert torch.equal(similarities(other_model(run), emcl=True), similarities(model, emcl=True))
 
 
+def test_another_number_of_bases_is_named(tmp_path):
+    run = config()
+    run.model.init_from = write(tmp_path / "weights.bin", random_model(run).state_dict())
+    run.emcl.num_bases = 3
+    with pytest.raises(UserError, match=r"emcl.bases is \[5\], expected \[3\]. .* --emcl.num-bases"):
+        other_model(run)
+
+
 def test_the_release_has_its_names(tmp_path):
     names = set(model_to_layout(random_model(config()).state_dict(), "clip4clip")[0])
     assert names >= {
