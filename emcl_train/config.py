@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
 
@@ -137,6 +137,12 @@ class EMCLConfig:
     """"relative" weighs the reconstruction by the ratio of the features' norm to its own."""
     gradient: Literal["identity", "linear", "full"] = "identity"
     """What backward goes through: nothing of EM (as released), the fitted linear map, or every iteration."""
+
+    def of_layer(self) -> dict[str, Any]:
+        """The arguments of `emcl_kernels.EMCL`: all but where it is used."""
+        settings = asdict(self)
+        del settings["mode"]
+        return settings
 
 
 def inference_emcl() -> EMCLConfig:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from emcl_train.config import DataConfig
-from emcl_train.data.reading import count, few, video_files, without_video_suffix
+from emcl_train.data.reading import count, few, read_list, video_files, without_video_suffix
 from emcl_train.data.splits import Annotations, Clip, Split
 from emcl_train.errors import UserError
 
@@ -115,6 +115,23 @@ def captions_of(
     if empty := sum(len(captions[video_id]) - len(texts) for video_id, texts in found.items()):
         notes.append(f"Captions in {captions_file.name} that are empty and left out: {empty} of {list_file.name}'s.")
     return found
+
+
+def from_id_lists(
+    config: DataConfig, captions_file: str, read: Callable[[Path], Captions], protocol: Protocol
+) -> Lists:
+    """The clips of `{train,val,test}_list.txt`, each with all of its captions in one file, which `read` reads."""
+    check_root(config, captions_file)
+    notes: list[str] = []
+    path = config.root / captions_file
+    captions = read(path)
+
+    def part(split: str) -> Captions:
+        list_file = config.root / f"{split}_list.txt"
+        return captions_of(read_list(list_file), captions, list_file, path, notes)
+
+    train, val, test = part("train"), queries(part("val"), config), queries(part("test"), config)
+    return Lists(train, val, test, clip_finder(config), config.root / "train_list.txt", protocol, notes=notes)
 
 
 def clip_finder(

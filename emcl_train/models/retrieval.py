@@ -169,13 +169,4 @@ def build_emcl(config: EMCLConfig, *, width: int) -> EMCL:
             f"emcl.num_bases is {config.num_bases}, expected 1 to {width}, the width of the features; "
             f"pass --emcl.num-bases {min(32, width)}"
         )
-    return EMCL(
-        num_bases=config.num_bases,
-        num_iters=config.num_iters,
-        temperature=config.temperature,
-        residual_weight=config.residual_weight,
-        momentum=config.momentum,
-        init=config.init,
-        scale=config.scale,
-        gradient=config.gradient,
-    )
+    return EMCL(**config.of_layer())

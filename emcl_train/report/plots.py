@@ -178,17 +178,7 @@ def _paired_rows(run: Run) -> tuple[Float[Tensor, "P D"], Float[Tensor, "P D"]]:
 
 def _emcl(run: Run) -> EMCL:
     """The run's EMCL layer with the maintained bases that it was evaluated with."""
-    config = run.emcl
-    layer = EMCL(
-        num_bases=config.num_bases,
-        num_iters=config.num_iters,
-        temperature=config.temperature,
-        residual_weight=config.residual_weight,
-        momentum=config.momentum,
-        init=config.init,
-        scale=config.scale,
-        gradient=config.gradient,
-    )
+    layer = EMCL(**run.emcl.of_layer())
     layer.load_state_dict({"bases": run.tensors["bases"]})
     return layer.eval()
 

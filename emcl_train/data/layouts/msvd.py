@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder, queries
-from emcl_train.data.reading import read_bytes, read_list, shortened
+from emcl_train.data.lists import Captions, Lists, Protocol, from_id_lists
+from emcl_train.data.reading import read_bytes, shortened
 from emcl_train.errors import UserError
 
 PROTOCOL = Protocol("MSVD", train=(1200,), val=(100,), test=(670,))
@@ -18,16 +18,7 @@ RUNS_CODE = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "BUILD", "NEWOBJ
 
 def read(config: DataConfig) -> Lists:
     """Clips of the three lists, each with all of its captions."""
-    check_root(config, CAPTIONS)
-    notes: list[str] = []
-    captions = read_captions(config.root / CAPTIONS)
-
-    def part(split: str) -> Captions:
-        path = config.root / f"{split}_list.txt"
-        return captions_of(read_list(path), captions, path, config.root / CAPTIONS, notes)
-
-    train, val, test = part("train"), queries(part("val"), config), queries(part("test"), config)
-    return Lists(train, val, test, clip_finder(config), config.root / "train_list.txt", PROTOCOL, notes=notes)
+    return from_id_lists(config, CAPTIONS, read_captions, PROTOCOL)
 
 
 def read_captions(path: Path) -> Captions:

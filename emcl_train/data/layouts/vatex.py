@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder, queries
-from emcl_train.data.reading import read_json, read_list, shortened, strings
+from emcl_train.data.lists import Captions, Lists, Protocol, from_id_lists
+from emcl_train.data.reading import read_json, shortened, strings
 from emcl_train.errors import UserError
 
 PROTOCOL = Protocol("VATEX", train=(25991,), val=(1500,), test=(1500,))
@@ -14,16 +14,7 @@ CAPTIONS = "vatex_data.json"
 
 def read(config: DataConfig) -> Lists:
     """Clips of the three lists, each with all of its English captions."""
-    check_root(config, CAPTIONS)
-    notes: list[str] = []
-    captions = read_captions(config.root / CAPTIONS)
-
-    def part(split: str) -> Captions:
-        path = config.root / f"{split}_list.txt"
-        return captions_of(read_list(path), captions, path, config.root / CAPTIONS, notes)
-
-    train, val, test = part("train"), queries(part("val"), config), queries(part("test"), config)
-    return Lists(train, val, test, clip_finder(config), config.root / "train_list.txt", PROTOCOL, notes=notes)
+    return from_id_lists(config, CAPTIONS, read_captions, PROTOCOL)
 
 
 def read_captions(path: Path) -> Captions:
