@@ -39,7 +39,7 @@ class EvalArguments:
     settings: Annotated[EvalConfig, tyro.conf.arg(name="")]
     """In place of the run's."""
     emcl: EMCLConfig
-    """In place of the run's. "--emcl.mode inference" alone, for a run without EMCL, has the paper's settings: K = 7."""
+    """In place of the run's. "--emcl.mode inference" alone, for a run in another mode, has the paper's: K = 7."""
     split: Literal["val", "test"] = "test"
     """Which clips."""
     from_features: Path | None = None

@@ -69,7 +69,7 @@ def refine_files(
     if caption_clip is None:
         console.print("no table: name the pairs with --paired or --pairs FILE to see what refining does to retrieval")
         return out
-    refined = {side: read_embeddings(str(file)) for side, file in files.items()}
+    refined = {side: _read_back(file, sides[side].name) for side, file in files.items()}
     before, after = (_query_ranks(of, caption_clip) for of in (sides, refined))
     results = _results(before, after, refiner, sides)
     write_json_atomic(out / RESULTS, results)
@@ -80,6 +80,10 @@ def refine_files(
             f"{name} difference in points, 95 % of a paired bootstrap over queries: {', '.join(gains)}", soft_wrap=True
         )
     return out
+
+
+def _read_back(file: Path, name: str | None) -> Embeddings:
+    return read_embeddings(str(file) if name is None else f"{file}:{name}")  # other columns stay in a table
 
 
 def _require_free(out: Path, sides: dict[str, Embeddings], pairs: Path | None) -> None:

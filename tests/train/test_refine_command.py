@@ -78,6 +78,14 @@ def test_other_columns_of_a_parquet_file_stay(folder, source):
     assert after["id"].equals(before["id"])
 
 
+def test_two_columns_of_one_parquet_file_give_their_table(folder, capsys):
+    columns = {name: pa.array(list(part)) for name, part in zip(("text", "video"), np.load("both.npy"), strict=True)}
+    pq.write_table(pa.table(columns), "both.parquet")
+    assert run("both.parquet:text", "both.parquet:video", "--paired") == 0
+    assert "T→V" in capsys.readouterr().out
+    assert (folder / "out" / "results.json").is_file()
+
+
 def test_sides_may_come_in_different_formats_and_dtypes(folder):
     save_file({"x": torch.from_numpy(TEXT).bfloat16()}, "half.safetensors")
     np.save("double.npy", VIDEO.astype(np.float64))
