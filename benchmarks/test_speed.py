@@ -15,7 +15,7 @@ from ways import (
     training_step,
 )
 
-from emcl_kernels import reference
+from emcl_kernels import pooled, reference
 from emcl_kernels.testing import relative_error
 
 MOST_MATERIALIZED_GIB = 0.5
@@ -85,8 +85,9 @@ def test_evaluation_in_blocks(benchmark: Any, case: PooledCase, start: str, way:
 
 def cost_of(case: PooledCase, bases: int) -> dict[str, float]:
     """What the cost model says of a training step."""
+    kept = pooled.keeps_products(case.pairs, case.pairs, case.frames)
     cost = pytest.importorskip("emcl_kernels._bindings").pooled_cost(
-        case.pairs, case.pairs, case.frames, case.width, bases, ITERS
+        case.pairs, case.pairs, case.frames, case.width, bases, ITERS, kept=kept
     )
     return {
         "gflop": sum(part["flops"] for part in cost.values()) / 1e9,

@@ -39,8 +39,9 @@ py::dict plan(int64_t rows, int64_t width, int64_t bases, int64_t iters, const s
 }
 
 py::dict pooled_cost(int64_t texts, int64_t videos, int64_t frames, int64_t width, int64_t bases, int64_t iters,
-                     const std::string& dtype) {
-  const emcl::PooledCost cost = emcl::pooled_cost(texts, videos, frames, width, bases, iters, element_size(dtype));
+                     const std::string& dtype, bool kept) {
+  const emcl::PooledCost cost =
+      emcl::pooled_cost(texts, videos, frames, width, bases, iters, element_size(dtype), kept);
   py::dict result;
   result["forward"] = to_dict(cost.forward);
   result["backward"] = to_dict(cost.backward);
@@ -71,7 +72,8 @@ PYBIND11_MODULE(_bindings, module) {
              "Which form of EM the cost model picks for x [rows, width], with tiles (rows, columns), and the FLOPs and\n"
              "bytes of both forms. Raises ValueError for a size below one or a dtype that has no kernel.");
   module.def("pooled_cost", &pooled_cost, py::arg("texts"), py::arg("videos"), py::arg("frames"), py::arg("width"),
-             py::arg("bases"), py::arg("iters"), py::arg("dtype") = "float32",
+             py::arg("bases"), py::arg("iters"), py::arg("dtype") = "float32", py::arg("kept") = true,
              "FLOPs and bytes of the pooled similarity, forward and backward, by their leading terms; bases = 0: without\n"
-             "EM. Raises ValueError as plan does.");
+             "EM; kept: whether the moments keep the inner products for later passes, as emcl_kernels.pooled decides.\n"
+             "Raises ValueError as plan does.");
 }

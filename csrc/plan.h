@@ -78,9 +78,10 @@ struct PooledCost {
 };
 
 // The pooled similarity, by its leading terms: what is of size A·B·F·D, A·B·F·F, A·B·F·K, or of the rows times D and K.
-// No bases: without EM. Bytes are those of text, frames, and what is kept between passes, each pass over it counted once.
+// No bases: without EM. kept: with EM, the inner products of texts and frames are kept by the moments for the cosine and
+// for backward, and not made again. Bytes are those of text, frames, and what is kept, each pass over it counted once.
 inline PooledCost pooled_cost(int64_t texts, int64_t videos, int64_t frames, int64_t width, int64_t bases, int64_t iters,
-                              int64_t element_size) {
+                              int64_t element_size, bool kept) {
   plan_detail::require_positive("texts", texts);
   plan_detail::require_positive("videos", videos);
   plan_detail::require_positive("frames", frames);
@@ -92,12 +93,20 @@ inline PooledCost pooled_cost(int64_t texts, int64_t videos, int64_t frames, int
   const double k = double(bases), t = double(iters), rows = a + bf, pairs = a * double(videos);
   const double wide = double(std::max<int64_t>(4, element_size)), read = rows * d * double(element_size);
   const double dots = 2 * a * bf * d, products = bf * (f + 1) * d + 2 * a * bf * f;  // t·fᵀ; F×F per video, and times w
-  PooledCost cost{{dots + products, read + 2 * pairs * wide}, {3 * dots + products + a * bf * (f + 1) + 2 * bf * f * d, 2 * read + 3 * pairs * wide}};
+  PooledCost cost{{dots + products, read + 2 * pairs * wide},
+                  {3 * dots + products + a * bf * (f + 1) + 2 * bf * f * d, 2 * read + 3 * pairs * wide}};
   if (bases > 0) {
     cost.forward.flops += a * bf * (f + 1) + 2 * bf * f * d + rows * d * (d + 1)  // S, S·f, half of the Gram matrix
                           + 2 * d * d * k * t + 2 * rows * d * k + 2 * a * bf * k;  // EM; in the bases; the correction
-    cost.forward.bytes += read + d * d * t * wide + 2 * (a * bf + pairs) * wide;    // the weights written and read
+    cost.forward.bytes += read + d * d * t * wide;
     cost.backward.flops += 4 * rows * d * k + 6 * a * bf * k;
+    if (kept) {
+      cost.forward.bytes += 2 * a * bf * wide;
+      cost.backward.bytes += a * bf * wide;
+      cost.backward.flops -= dots;
+    } else {
+      cost.forward.flops += dots;
+    }
   }
   return cost;
 }

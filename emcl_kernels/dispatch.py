@@ -181,7 +181,7 @@ def pooled_moments(
     text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     checks.pooled(text, frames, frame_mask, pooling_temperature)
-    keep = pooled.keeps_weights(text.shape[0], *frames.shape[:2])
+    keep = pooled.keeps_products(text.shape[0], *frames.shape[:2])
     gram, colsum, kept = choose("pooled_similarity", text, frames).pooled_moments(
         text, frames, frame_mask, pooling_temperature, keep
     )
@@ -189,10 +189,16 @@ def pooled_moments(
 
 
 def pooled_moments_backward(
-    d_gram: Tensor, d_colsum: Tensor, text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float
+    d_gram: Tensor,
+    d_colsum: Tensor,
+    text: Tensor,
+    frames: Tensor,
+    frame_mask: Tensor,
+    kept: Tensor,
+    pooling_temperature: float,
 ) -> tuple[Tensor, Tensor]:
     backend = choose("pooled_similarity", text, frames)
-    return backend.pooled_moments_backward(d_gram, d_colsum, text, frames, frame_mask, pooling_temperature)
+    return backend.pooled_moments_backward(d_gram, d_colsum, text, frames, frame_mask, kept, pooling_temperature)
 
 
 def pooled_cosine(
@@ -222,6 +228,7 @@ def pooled_cosine_backward(
     text: Tensor,
     frames: Tensor,
     frame_mask: Tensor,
+    kept: Tensor,
     responsibilities: Tensor,
     scale: Tensor,
     weight: float,
@@ -236,6 +243,7 @@ def pooled_cosine_backward(
         text,
         frames,
         frame_mask,
+        kept,
         responsibilities,
         scale,
         weight,

@@ -41,12 +41,12 @@ for _schema in (
     "_pooled_moments(Tensor text, Tensor frames, Tensor frame_mask, float pooling_temperature) "
     "-> (Tensor gram, Tensor colsum, Tensor kept)",
     "_pooled_moments_backward(Tensor d_gram, Tensor d_colsum, Tensor text, Tensor frames, Tensor frame_mask, "
-    "float pooling_temperature) -> (Tensor d_text, Tensor d_frames)",
+    "Tensor kept, float pooling_temperature) -> (Tensor d_text, Tensor d_frames)",
     "_pooled_cosine(Tensor text, Tensor frames, Tensor frame_mask, Tensor kept, Tensor responsibilities, "
     "Tensor scale, float weight, float pooling_temperature, bool linear) -> (Tensor cosine, Tensor length)",
     "_pooled_cosine_backward(Tensor d_cosine, Tensor cosine, Tensor length, Tensor text, Tensor frames, "
-    "Tensor frame_mask, Tensor responsibilities, Tensor scale, float weight, float pooling_temperature, bool linear) "
-    "-> (Tensor d_text, Tensor d_frames, Tensor pull_text, Tensor pull_frames)",
+    "Tensor frame_mask, Tensor kept, Tensor responsibilities, Tensor scale, float weight, float pooling_temperature, "
+    "bool linear) -> (Tensor d_text, Tensor d_frames, Tensor pull_text, Tensor pull_frames)",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -279,7 +279,7 @@ def _pooled_moments_fake(
     checks.pooled(text, frames, frame_mask, pooling_temperature)
     texts, width, dtype = text.shape[0], text.shape[1], accumulation_dtype(text.dtype)
     videos, count = frames.shape[:2]
-    kept = (videos, count + 1, texts) if pooled.keeps_weights(texts, videos, count) else (0,)
+    kept = (videos, count, texts) if pooled.keeps_products(texts, videos, count) else (0,)
     return (
         text.new_empty((width, width), dtype=dtype),
         text.new_empty(width, dtype=dtype),
@@ -309,6 +309,7 @@ def _pooled_cosine_backward_fake(
     text: Tensor,
     frames: Tensor,
     frame_mask: Tensor,
+    kept: Tensor,
     responsibilities: Tensor,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -404,8 +405,9 @@ def _project_fixed_autograd(ctx: Any, d_y: Tensor, *_: Any) -> tuple[Tensor | No
 
 def _save_pooled_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.pooling_temperature = inputs
-    ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(*tensors)
+    kept = output[2]
+    ctx.mark_non_differentiable(kept)
+    ctx.save_for_backward(*tensors, kept)
 
 
 def _pooled_moments_autograd(ctx: Any, d_gram: Tensor, d_colsum: Tensor, _: Any) -> tuple[Tensor | None, ...]:
@@ -416,22 +418,20 @@ def _pooled_moments_autograd(ctx: Any, d_gram: Tensor, d_colsum: Tensor, _: Any)
 
 
 def _save_pooled_cosine(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    text, frames, frame_mask, _, responsibilities, scale, *ctx.settings = inputs
+    *tensors, ctx.weight, ctx.pooling_temperature, ctx.linear = inputs
     cosine, length = output
     ctx.mark_non_differentiable(length)
-    ctx.save_for_backward(cosine, length, text, frames, frame_mask, responsibilities, scale)
+    ctx.save_for_backward(cosine, length, *tensors)
 
 
 def _pooled_cosine_autograd(ctx: Any, d_cosine: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    _, _, text, frames, _, responsibilities, scale = ctx.saved_tensors
+    _, _, text, frames, _, _, responsibilities, scale = ctx.saved_tensors
     d_text, d_frames, pull_text, pull_frames = torch.ops.emcl._pooled_cosine_backward(
-        d_cosine, *ctx.saved_tensors, *ctx.settings
+        d_cosine, *ctx.saved_tensors, ctx.weight, ctx.pooling_temperature, ctx.linear
     )
     d_map: tuple[Tensor | None, Tensor | None] = (None, None)
     if ctx.needs_input_grad[4] or ctx.needs_input_grad[5]:
-        d_map = pooled.map_backward(
-            pull_text, pull_frames, text, frames, responsibilities, scale, weight=ctx.settings[0]
-        )
+        d_map = pooled.map_backward(pull_text, pull_frames, text, frames, responsibilities, scale, weight=ctx.weight)
     return d_text, d_frames, None, None, *d_map, None, None, None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from emcl_kernels import checks, reference
 from emcl_kernels.checks import accumulation_dtype
 
-KEPT_WEIGHTS = 1 << 26  # frame weights that forward keeps from the moments to the cosine (256 MiB)
+KEPT_PRODUCTS = 1 << 26  # of texts and frames that the moments keep for the cosine and for backward (256 MiB)
 
 
 def pooled_similarity(
@@ -64,9 +64,9 @@ def pooled_similarity(
     return cosine.to(text.dtype), mean_bases
 
 
-def keeps_weights(texts: int | torch.SymInt, videos: int | torch.SymInt, frames: int | torch.SymInt) -> bool:
-    """Whether the frame weights [B, F, A] are few enough to be kept from the moments to the cosine."""
-    return bool(texts * videos * frames <= KEPT_WEIGHTS)
+def keeps_products(texts: int | torch.SymInt, videos: int | torch.SymInt, frames: int | torch.SymInt) -> bool:
+    """Whether the inner products [B, F, A] are few enough to be kept for later passes, which make them again else."""
+    return bool(texts * videos * frames <= KEPT_PRODUCTS)
 
 
 def relative_scale(

@@ -88,7 +88,7 @@ def work(op: str, sizes: dict[str, int], dtype: torch.dtype, device: str) -> tup
         def pooled(backend: ModuleType) -> None:
             _, _, kept = backend.pooled_moments(text, clips, mask, 3.0, True)
             cosine, length = backend.pooled_cosine(text, clips, mask, kept, *map_, 3.0)
-            backend.pooled_cosine_backward(cosine, cosine, length, text, clips, mask, *map_, 3.0, False)
+            backend.pooled_cosine_backward(cosine, cosine, length, text, clips, mask, kept, *map_, 3.0, False)
 
         return (text, clips), pooled
 

@@ -50,17 +50,18 @@ struct Kernels {
   void (*project)(ParallelFor, const void* x, const void* init, bool per_row, bool loop, int64_t rows, int64_t width,
                   int64_t bases, Settings, double weight, void* y, void* mean_bases, void* responsibilities,
                   void* scale);
-  // text [A, D], frames [B, F, D], mask [B, F]; kept: B·(F+1)·A numbers that the
-  // cosine can use again, or null
+  // text [A, D], frames [B, F, D], mask [B, F]; kept: the B·F·A inner products of frames and texts, which later passes
+  // need not make again, or null
   void (*pooled_moments)(ParallelFor, Pool, const void* text, const void* frames, const void* mask, void* gram,
                          void* colsum, void* kept);
   void (*pooled_moments_backward)(ParallelFor, Pool, const void* text, const void* frames, const void* mask,
-                                  const void* d_gram, const void* d_colsum, void* d_text, void* d_frames);
+                                  const void* kept, const void* d_gram, const void* d_colsum, void* d_text,
+                                  void* d_frames);
   void (*pooled_cosine)(ParallelFor, Pool, Map, const void* text, const void* frames, const void* mask,
                         const void* kept, void* cosine, void* length);  // [A, B], [A, B]
   void (*pooled_cosine_backward)(ParallelFor, Pool, Map, bool linear, const void* d_cosine, const void* cosine,
                                  const void* length, const void* text, const void* frames, const void* mask,
-                                 void* d_text, void* d_frames, void* pull_text,  // [A, K]
+                                 const void* kept, void* d_text, void* d_frames, void* pull_text,  // [A, K]
                                  void* pull_frames);                             // [B, F, K]
   // EM and cosine for one part of the texts and videos; cosine has rows of stride `row`. init [K]
   void (*pooled_block)(ParallelFor, Pool, Settings, const void* text, const void* frames, const void* mask,

@@ -150,7 +150,7 @@ emcl::Map map_of(const Tensor& responsibilities, const Tensor& scale, double wei
   return {responsibilities.mutable_data_ptr(), scale.mutable_data_ptr(), scale.size(0), weight};
 }
 
-// text [A, D], frames [B, F, D], mask [B, F], kept [B, F + 1, A] or empty
+// text [A, D], frames [B, F, D], mask [B, F], kept [B, F, A] or empty
 void pooled_moments(const Tensor& text, const Tensor& frames, const Tensor& mask, double pooling_temperature,
                     const Tensor& gram, const Tensor& colsum, const Tensor& kept) {
   kernels(text).pooled_moments(parallel_for, pool_of(text, frames, pooling_temperature), text.mutable_data_ptr(),
@@ -159,11 +159,11 @@ void pooled_moments(const Tensor& text, const Tensor& frames, const Tensor& mask
 }
 
 void pooled_moments_backward(const Tensor& d_gram, const Tensor& d_colsum, const Tensor& text, const Tensor& frames,
-                             const Tensor& mask, double pooling_temperature, const Tensor& d_text,
+                             const Tensor& mask, const Tensor& kept, double pooling_temperature, const Tensor& d_text,
                              const Tensor& d_frames) {
   kernels(text).pooled_moments_backward(parallel_for, pool_of(text, frames, pooling_temperature),
                                         text.mutable_data_ptr(), frames.mutable_data_ptr(), mask.mutable_data_ptr(),
-                                        d_gram.mutable_data_ptr(), d_colsum.mutable_data_ptr(),
+                                        or_null(kept), d_gram.mutable_data_ptr(), d_colsum.mutable_data_ptr(),
                                         d_text.mutable_data_ptr(), d_frames.mutable_data_ptr());
 }
 
@@ -177,15 +177,16 @@ void pooled_cosine(const Tensor& text, const Tensor& frames, const Tensor& mask,
 }
 
 // pull_text [A, K], pull_frames [B, F, K]
-void pooled_cosine_backward(const Tensor& d_cosine, const Tensor& cosine, const Tensor& length, const Tensor& text, const Tensor& frames, const Tensor& mask,
+void pooled_cosine_backward(const Tensor& d_cosine, const Tensor& cosine, const Tensor& length, const Tensor& text,
+                            const Tensor& frames, const Tensor& mask, const Tensor& kept,
                             const Tensor& responsibilities, const Tensor& scale, double weight,
                             double pooling_temperature, bool linear, const Tensor& d_text, const Tensor& d_frames,
                             const Tensor& pull_text, const Tensor& pull_frames) {
-  kernels(text).pooled_cosine_backward(parallel_for, pool_of(text, frames, pooling_temperature),
-                                       map_of(responsibilities, scale, weight), linear, d_cosine.mutable_data_ptr(),
-                                       cosine.mutable_data_ptr(), length.mutable_data_ptr(), text.mutable_data_ptr(), frames.mutable_data_ptr(), mask.mutable_data_ptr(),
-                                       d_text.mutable_data_ptr(), d_frames.mutable_data_ptr(),
-                                       pull_text.mutable_data_ptr(), pull_frames.mutable_data_ptr());
+  kernels(text).pooled_cosine_backward(
+      parallel_for, pool_of(text, frames, pooling_temperature), map_of(responsibilities, scale, weight), linear,
+      d_cosine.mutable_data_ptr(), cosine.mutable_data_ptr(), length.mutable_data_ptr(), text.mutable_data_ptr(),
+      frames.mutable_data_ptr(), mask.mutable_data_ptr(), or_null(kept), d_text.mutable_data_ptr(),
+      d_frames.mutable_data_ptr(), pull_text.mutable_data_ptr(), pull_frames.mutable_data_ptr());
 }
 
 // Every block of `em_block` texts and videos is a problem of its own; init [K], cosine [A, B]

@@ -48,14 +48,14 @@ struct Group {
   const Pooling<E>& pool;
   int64_t F, depth, first_video = 0, videos = 0, first_row = 0, rows = 0;
   Scratch<T> f;  // [rows, depth]: frames, padded with zeros to whole panels
-  Scratch<T> dots, soft;
-  T present[W];  // 1 for a text, 0 for the padding of the last panel
-  // The tile at hand: weights, and the inner products of texts with pooled frames [videos, W]. Its own, or a kept one.
-  const T *weights = nullptr, *numerators = nullptr;
+  Scratch<T> dots, soft, weights;
+  Scratch<T> numerators;  // [videos, W]: inner products of texts with pooled frames
+  T present[W];           // 1 for a text, 0 for the padding of the last panel
 
   explicit Group(const Pooling<E>& p)
       : pool(p), F(p.size.frames), depth(round_up(p.size.width, W)), f(p.videos_per_group * F * depth),
-        dots(p.videos_per_group * F * W), soft(p.videos_per_group * F * W), tile_(p.videos_per_group * (F + 1) * W) {}
+        dots(p.videos_per_group * F * W), soft(p.videos_per_group * F * W), weights(p.videos_per_group * F * W),
+        numerators(p.videos_per_group * W) {}
 
   void start(int64_t group) {
     const int64_t width = pool.size.width;
@@ -72,32 +72,43 @@ struct Group {
 
   int64_t texts_of(int64_t panel) const { return least(W, pool.size.texts - panel * W); }
 
-  // Weights and numerators as an earlier pass has kept them. A tile with fewer texts is copied and padded.
-  void take(int64_t panel, const T* kept) {
-    const int64_t valid = texts_of(panel);
-    const T* from = kept + kept_at(panel);
-    if (valid < W) {
-      for (int64_t i = 0; i < rows + videos; ++i)
-        for (int64_t j = 0; j < W; ++j) tile_[i * W + j] = j < valid ? from[i * valid + j] : T(0);
-      from = tile_.get();
-    }
-    weights = from;
-    numerators = from + rows * W;
+  // dots = frames · texts of this panel; what follows from them. kept: where to keep dots, or null.
+  void weigh(int64_t panel, T* kept = nullptr) {
+    panel_product<T>(rows, pool.size.width, f.get(), depth, 1, &pool.text_lanes[panel * pool.size.width * W], dots.get(), W);
+    for (int64_t i = 0; kept != nullptr && i < rows; ++i)
+      std::memcpy(kept + kept_at(panel) + i * pool.size.texts, &dots[i * W], size_t(texts_of(panel)) * sizeof(T));
+    soften(panel);
   }
 
-  // dots = frames · texts of this panel; soft, weights and numerators from them. kept: where to keep those, or null.
-  void weigh(int64_t panel, T* kept = nullptr) {
+  // The same with dots as an earlier pass has kept them, or, where that is null, made again.
+  void weigh_known(int64_t panel, const T* kept) {
+    if (kept == nullptr) return weigh(panel);
+    const int64_t valid = texts_of(panel);
+    for (int64_t i = 0; i < rows; ++i) {
+      std::memcpy(&dots[i * W], kept + kept_at(panel) + i * pool.size.texts, size_t(valid) * sizeof(T));
+      for (int64_t j = valid; j < W; ++j) dots[i * W + j] = 0;
+    }
+    soften(panel);
+  }
+
+  // m = f·fᵀ of one video, [F, F]
+  void gram_of_video(int64_t v, T* m) const {
+    row_products<T>(F, F, depth, &f[v * F * depth], depth, &f[v * F * depth], depth, false, m, F);
+  }
+
+ private:
+  // Where the tile of this group and panel is in [B·F, A].
+  int64_t kept_at(int64_t panel) const { return first_row * pool.size.texts + panel * W; }
+
+  // soft, weights and numerators from dots
+  void soften(int64_t panel) {
     const int64_t valid = texts_of(panel);
     for (int64_t j = 0; j < W; ++j) present[j] = j < valid ? T(1) : T(0);
-    panel_product<T>(rows, pool.size.width, f.get(), depth, 1, &pool.text_lanes[panel * pool.size.width * W], dots.get(), W);
-    T* tile = kept != nullptr && valid == W ? kept + kept_at(panel) : tile_.get();
-    weights = tile;
-    numerators = tile + rows * W;
     const T inverse_temperature = T(1 / pool.size.temperature);
     for (int64_t v = 0; v < videos; ++v)
       for (int64_t j = 0; j < W; j += V) {
         const T* z = &dots[v * F * W + j];
-        T *s = &soft[v * F * W + j], *w = tile + v * F * W + j;
+        T *s = &soft[v * F * W + j], *w = &weights[v * F * W + j];
         const T* m = pool.mask + first_row + v * F;
         Vec<T> peak = load(z), total = {}, numerator = {};
         for (int64_t i = 1; i < F; ++i) peak = load(z + i * W) > peak ? load(z + i * W) : peak;
@@ -113,24 +124,9 @@ struct Group {
           store(w + i * W, weight);
           numerator += weight * load(z + i * W);
         }
-        store(tile + (rows + v) * W + j, numerator);
+        store(&numerators[v * W + j], numerator);
       }
-    if (kept == nullptr || valid == W) return;
-    for (int64_t i = 0; i < rows + videos; ++i)
-      std::memcpy(kept + kept_at(panel) + i * valid, tile + i * W, size_t(valid) * sizeof(T));
   }
-
-  // m = f·fᵀ of one video, [F, F]
-  void gram_of_video(int64_t v, T* m) const {
-    row_products<T>(F, F, depth, &f[v * F * depth], depth, &f[v * F * depth], depth, false, m, F);
-  }
-
- private:
-  // Where the tile of this group and panel is among kept ones, [rows + videos, texts of the panel].
-  int64_t kept_at(int64_t panel) const {
-    return (first_row + first_video) * pool.size.texts + (rows + videos) * panel * W;
-  }
-  Scratch<T> tile_;
 };
 
 // Σ over texts of left[i]·right[j] for the pairs i >= j of a video's frames.
@@ -171,7 +167,7 @@ void group_runs(const Pooling<E>& pool, int64_t first_group, int64_t last_group,
 }
 
 // Calls f(group, video of it, square [F, F], counts [F]) for every video of some groups: Σ over texts of w·wᵀ and of w.
-// kept: where to keep the weights, or null. One thread.
+// kept: where to keep their inner products, or null. One thread.
 template <class E, class F>
 void weigh_videos(const Pooling<E>& pool, int64_t first_group, int64_t last_group, Compute<E>* kept, const F& f) {
   using T = Compute<E>;
@@ -346,11 +342,7 @@ void pooled_cosine(const Pooling<E>& pool, const PooledMap<E>& map, const Comput
       g.start(group);
       mapped.start(g, Corrected::twice);
       for (int64_t panel = 0; panel < pool.panels; ++panel) {
-        if (kept == nullptr) {
-          g.weigh(panel);
-        } else {
-          g.take(panel, kept);
-        }
+        g.weigh_known(panel, kept);
         mapped.template correct<false>(g, panel, corrections.get());
         for (int64_t v = 0; v < g.videos; ++v) {
           const T* w = &g.weights[v * F * W];

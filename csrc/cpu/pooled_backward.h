@@ -61,7 +61,8 @@ void through_weights(const Pooling<E>& pool, Compute<E>* d_text, const Body& bod
 
 // d_text and d_frames of (PG) and (PS)
 template <class E>
-void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, const Compute<E>* d_colsum, E* d_text, E* d_frames) {
+void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, const Compute<E>* d_colsum,
+                             const Compute<E>* kept, E* d_text, E* d_frames) {
   using T = Compute<E>;
   constexpr int64_t W = kPanel<T>, V = kLanes<T>;
   const int64_t F = pool.size.frames, width = pool.size.width, depth = round_up(width, W), texts = pool.size.texts;
@@ -103,7 +104,7 @@ void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, c
           row_products<T>(F, F, depth, &f_h[v * F * depth], depth, &g.f[v * F * depth], depth, false, product, F);
         }
         for (int64_t panel = 0; panel < pool.panels; ++panel) {
-          g.weigh(panel);
+          g.weigh_known(panel, kept);
           for (int64_t v = 0; v < g.videos; ++v) {
             const T* w = &g.weights[v * F * W];
             panel_product<T>(F, F, &products[v * F * F], F, 1, w, d_weights.get(), W);
@@ -152,8 +153,8 @@ void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, c
 // gradients to text·r and frames·r before they are multiplied by the correction (docs/math.md, PB).
 template <class E>
 void pooled_cosine_backward(const Pooling<E>& pool, const PooledMap<E>& map, const Compute<E>* d_cosine,
-                            const Compute<E>* cosine, const Compute<E>* pooled_length, bool linear, E* d_text,
-                            E* d_frames, Compute<E>* pull_text, Compute<E>* pull_frames) {
+                            const Compute<E>* cosine, const Compute<E>* pooled_length, const Compute<E>* kept,
+                            bool linear, E* d_text, E* d_frames, Compute<E>* pull_text, Compute<E>* pull_frames) {
   using T = Compute<E>;
   constexpr int64_t W = kPanel<T>, V = kLanes<T>;
   const int64_t F = pool.size.frames, width = pool.size.width, depth = round_up(width, W), texts = pool.size.texts;
@@ -194,7 +195,7 @@ void pooled_cosine_backward(const Pooling<E>& pool, const PooledMap<E>& map, con
         x_frames.clear(g.rows * thin);
         for (int64_t panel = 0; panel < pool.panels; ++panel) {
           const int64_t valid = g.texts_of(panel);
-          g.weigh(panel);
+          g.weigh_known(panel, kept);
           mapped.template correct<true>(g, panel, g.dots.get());
           for (int64_t v = 0; v < g.videos; ++v)
             for (int64_t j = 0; j < W; ++j) {

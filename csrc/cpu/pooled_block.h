@@ -85,7 +85,7 @@ void pooled_block(emcl::ParallelFor run, emcl::Pool size, emcl::Settings setting
   const T* init = static_cast<const T*>(init_);
   const int64_t width = size.width;
   const Pooling<E> pool(run, text, frames, mask, size);
-  Scratch<T> kept((pool.rows + size.videos) * size.texts);
+  Scratch<T> kept(pool.rows * size.texts);
   const Distinct<T> distinct = distinct_starts(init, bases);
   Em<T> em(run, width, distinct.count, settings, distinct.times.get());
   const int64_t count = distinct.count, thin = em.thin, rows = pool.rows + size.texts;

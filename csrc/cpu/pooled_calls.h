@@ -16,11 +16,12 @@ void call_pooled_moments(emcl::ParallelFor run, emcl::Pool size, const void* tex
 
 template <class E>
 void call_pooled_moments_backward(emcl::ParallelFor run, emcl::Pool size, const void* text, const void* frames,
-                                  const void* mask, const void* d_gram, const void* d_colsum, void* d_text,
-                                  void* d_frames) {
+                                  const void* mask, const void* kept, const void* d_gram, const void* d_colsum,
+                                  void* d_text, void* d_frames) {
   using T = Compute<E>;
   pooled_moments_backward(Pooling<E>(run, text, frames, mask, size), static_cast<const T*>(d_gram),
-                          static_cast<const T*>(d_colsum), static_cast<E*>(d_text), static_cast<E*>(d_frames));
+                          static_cast<const T*>(d_colsum), static_cast<const T*>(kept), static_cast<E*>(d_text),
+                          static_cast<E*>(d_frames));
 }
 
 template <class E>
@@ -42,13 +43,13 @@ void call_pooled_cosine(emcl::ParallelFor run, emcl::Pool size, emcl::Map map, c
 template <class E>
 void call_pooled_cosine_backward(emcl::ParallelFor run, emcl::Pool size, emcl::Map map, bool linear,
                                  const void* d_cosine, const void* cosine, const void* length, const void* text,
-                                 const void* frames, const void* mask, void* d_text, void* d_frames, void* pull_text,
-                                 void* pull_frames) {
+                                 const void* frames, const void* mask, const void* kept, void* d_text, void* d_frames,
+                                 void* pull_text, void* pull_frames) {
   using T = Compute<E>;
   const Pooling<E> pool(run, text, frames, mask, size);
   pooled_cosine_backward(pool, map_of(pool, map), static_cast<const T*>(d_cosine), static_cast<const T*>(cosine),
-                         static_cast<const T*>(length), linear, static_cast<E*>(d_text), static_cast<E*>(d_frames),
-                         static_cast<T*>(pull_text), static_cast<T*>(pull_frames));
+                         static_cast<const T*>(length), static_cast<const T*>(kept), linear, static_cast<E*>(d_text),
+                         static_cast<E*>(d_frames), static_cast<T*>(pull_text), static_cast<T*>(pull_frames));
 }
 
 }  // namespace

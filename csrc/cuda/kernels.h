@@ -63,19 +63,20 @@ void reconstruct_backward(const Call&, Element, const void* d_y, const void* x, 
 void project(const Call&, Element, const void* x, const float* init, bool per_row, Rows, int64_t bases, Settings,
              double weight, void* y, float* mean_bases, float* responsibilities, float* scale);
 
-// text [A, D], frames [B, F, D], mask [B, F]; kept [B, F + 1, A]: frame weights and inner products that the cosine can
-// use again, or null
+// text [A, D], frames [B, F, D], mask [B, F]; kept [B, F, A]: the inner products of frames and texts, which later passes
+// need not make again, or null
 void pooled_moments(const Call&, Element, Pool, const void* text, const void* frames, const float* mask, float* gram,
                     float* colsum, float* kept);
 void pooled_moments_backward(const Call&, Element, Pool, const void* text, const void* frames, const float* mask,
-                             const float* d_gram, const float* d_colsum, void* d_text, void* d_frames);
+                             const float* kept, const float* d_gram, const float* d_colsum, void* d_text,
+                             void* d_frames);
 // cosine, length [A, B]
 void pooled_cosine(const Call&, Element, Pool, Map, const void* text, const void* frames, const float* mask,
                    const float* kept, float* cosine, float* length);
 // pull_text [A, K], pull_frames [B, F, K]
 void pooled_cosine_backward(const Call&, Element, Pool, Map, bool linear, const float* d_cosine, const float* cosine,
-                            const float* length, const void* text, const void* frames, const float* mask, void* d_text,
-                            void* d_frames, float* pull_text, float* pull_frames);
+                            const float* length, const void* text, const void* frames, const float* mask,
+                            const float* kept, void* d_text, void* d_frames, float* pull_text, float* pull_frames);
 // Every block of `em_block` texts and videos is a problem of its own; init [K], cosine [A, B]
 void pooled_blocks(const Call&, Element, Pool, Settings, int64_t em_block, const void* text, const void* frames,
                    const float* mask, const float* init, int64_t bases, double weight, bool relative, float* cosine);

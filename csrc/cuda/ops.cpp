@@ -149,7 +149,7 @@ void project(const Tensor& x, const Tensor& init, int64_t iters, double temperat
                 floats(responsibilities), floats(scale));
 }
 
-// text [A, D], frames [B, F, D], mask [B, F], kept [B, F + 1, A] or empty
+// text [A, D], frames [B, F, D], mask [B, F], kept [B, F, A] or empty
 void pooled_moments(const Tensor& text, const Tensor& frames, const Tensor& mask, double pooling_temperature,
                     const Tensor& gram, const Tensor& colsum, const Tensor& kept) {
   const Scope scope(text);
@@ -158,12 +158,12 @@ void pooled_moments(const Tensor& text, const Tensor& frames, const Tensor& mask
 }
 
 void pooled_moments_backward(const Tensor& d_gram, const Tensor& d_colsum, const Tensor& text, const Tensor& frames,
-                             const Tensor& mask, double pooling_temperature, const Tensor& d_text,
+                             const Tensor& mask, const Tensor& kept, double pooling_temperature, const Tensor& d_text,
                              const Tensor& d_frames) {
   const Scope scope(text);
   emcl::pooled_moments_backward(scope.call(), element(text), pool_of(text, frames, pooling_temperature), rows(text),
-                                rows(frames), floats(mask), floats(d_gram), floats(d_colsum), rows(d_text),
-                                rows(d_frames));
+                                rows(frames), floats(mask), floats_or_null(kept), floats(d_gram), floats(d_colsum),
+                                rows(d_text), rows(d_frames));
 }
 
 void pooled_cosine(const Tensor& text, const Tensor& frames, const Tensor& mask, const Tensor& kept,
@@ -177,15 +177,15 @@ void pooled_cosine(const Tensor& text, const Tensor& frames, const Tensor& mask,
 
 // pull_text [A, K], pull_frames [B, F, K]
 void pooled_cosine_backward(const Tensor& d_cosine, const Tensor& cosine, const Tensor& length, const Tensor& text,
-                            const Tensor& frames, const Tensor& mask, const Tensor& responsibilities,
-                            const Tensor& scale, double weight, double pooling_temperature, bool linear,
-                            const Tensor& d_text, const Tensor& d_frames, const Tensor& pull_text,
-                            const Tensor& pull_frames) {
+                            const Tensor& frames, const Tensor& mask, const Tensor& kept,
+                            const Tensor& responsibilities, const Tensor& scale, double weight,
+                            double pooling_temperature, bool linear, const Tensor& d_text, const Tensor& d_frames,
+                            const Tensor& pull_text, const Tensor& pull_frames) {
   const Scope scope(text);
   emcl::pooled_cosine_backward(scope.call(), element(text), pool_of(text, frames, pooling_temperature),
                                map_of(responsibilities, scale, weight), linear, floats(d_cosine), floats(cosine),
-                               floats(length), rows(text), rows(frames), floats(mask), rows(d_text), rows(d_frames),
-                               floats_or_null(pull_text), floats_or_null(pull_frames));
+                               floats(length), rows(text), rows(frames), floats(mask), floats_or_null(kept),
+                               rows(d_text), rows(d_frames), floats_or_null(pull_text), floats_or_null(pull_frames));
 }
 
 // Every block of `em_block` texts and videos is a problem of its own; init [K], cosine [A, B]

@@ -204,7 +204,7 @@ Matrix16 transpose(const Call&, const Matrix16&, int64_t rows, int64_t columns);
 
 // ---- moments and cosine of several problems at a time --------------------------------------------------------------
 
-// gram [problems, D, D], colsum [problems, D], kept [problems, video_block, F + 1, text_block] or null
+// gram [problems, D, D], colsum [problems, D], kept [problems, frame_rows, text_block] or null
 void moments_of(const Call&, Element, const Problems&, const PackedRows&, const Pool&, const float* mask, float* gram,
                 float* colsum, float* kept);
 // cosine and length [texts, videos] of all problems; length may be null

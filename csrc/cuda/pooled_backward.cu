@@ -10,7 +10,12 @@ namespace emcl {
 namespace pooled {
 namespace {
 
-constexpr int64_t kHeldBytes = int64_t(256) << 20;  // of `through` at a time
+// Of `through` at a time; few in the emulator, so that its small sizes are taken in parts too.
+#if defined(EMCL_EMULATED)
+constexpr int64_t kHeldBytes = 4 << 10;
+#else
+constexpr int64_t kHeldBytes = 256 << 20;
+#endif
 
 struct Backward {
   Problems problems;  // one, with the videos at hand
@@ -18,6 +23,7 @@ struct Backward {
   const float* scale;
   int first_frame, text_row, width;  // where the frames at hand and the texts start
   const float* mask;                 // [videos, F]
+  const float* kept;                 // [videos·F, A]: inner products as the moments left them, or null
   float inverse_temperature;
   int splits, tiles;        // parts of the texts, and tiles of each
   Matrix16 inner;           // InnerProducts
@@ -73,7 +79,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward
   float* mask = reinterpret_cast<float*>(memory + L::kColumns) + P::warp_n() * kGroup;
   float *scale = mask + P::kColumns, *shift = L::kScaled ? scale + P::kColumns : scale;  // where there are any
   load_columns(group_of(problems.frames, videos, own_group), w.mask, mask, thread_of_group<P>());
-  if (L::kScaled)
+  if (L::kScaled && w.kept == nullptr)
     load_columns(group_of(problems.frames, videos, own_group), w.scale + w.first_frame, scale, thread_of_group<P>());
   if (!COSINE) load_columns(group_of(problems.frames, videos, own_group), w.shift, shift, thread_of_group<P>());
   load_inner<P>(w.inner, own_group, own_group < problems.groups(), inner);
@@ -86,14 +92,23 @@ __global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward
     const auto text_at = [&](int row) { return tile_rows.text(row, w.text_row); };
     const auto frame_at = [&](int column) { return tile_rows.frame(column, w.first_frame); };
     float dots[P::M][8][4] = {};
-    P::template run<(P::LeftParts::count > 1)>(memory, dots, Operand{w.rows, text_at}, Operand{w.rows, frame_at},
-                                               w.width);
+    if (w.kept == nullptr) {
+      P::template run<(P::LeftParts::count > 1)>(memory, dots, Operand{w.rows, text_at}, Operand{w.rows, frame_at},
+                                                 w.width);
+    } else if (index == 0) {  // for what was loaded above
+      copies_wait<0>();
+      __syncthreads();
+    }
 #pragma unroll
     for (int m = 0; m < P::M; ++m) {
       const Group group = group_afresh(problems.frames, videos, own_group);
       const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0);
       const int tiles = group.tiles();
-      unscale<typename P::LeftParts>(dots[m], w.scale + w.text_row + first_text, problems.texts - first_text, scale);
+      if (w.kept == nullptr) {
+        unscale<typename P::LeftParts>(dots[m], w.scale + w.text_row + first_text, problems.texts - first_text, scale);
+      } else {
+        take_products(w.kept, group, text, problems.texts, problems.texts, dots[m]);
+      }
       float soft[8][4], change[8][4] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, soft);
@@ -249,7 +264,7 @@ void each_chunk(const Pool& size, const F& f) {
 }
 
 Backward backward_of(const Pool& size, const Chunk& chunk, const PackedRows& rows, const float* mask,
-                     const Matrix16& inner, const Matrix16& through) {
+                     const float* kept, const Matrix16& inner, const Matrix16& through) {
   Backward w{};
   w.problems = chunk.problems;
   w.rows = rows.own;
@@ -258,6 +273,7 @@ Backward backward_of(const Pool& size, const Chunk& chunk, const PackedRows& row
   w.text_row = int(size.videos * size.frames);
   w.width = int(size.width);
   w.mask = mask + chunk.first_frame;
+  w.kept = kept == nullptr ? nullptr : kept + chunk.first_frame * size.texts;
   w.inverse_temperature = float(1 / size.temperature);
   w.inner = inner.from_row(int64_t(chunk.first_group) * kGroup);
   w.through = through;
@@ -344,12 +360,12 @@ SquareTimes times_squares(const Matrix16& squares, const Matrix16& rows, int64_t
 }  // namespace pooled
 
 void pooled_moments_backward(const Call& call, Element element, Pool size, const void* text, const void* frames,
-                             const float* mask, const float* d_gram, const float* d_colsum, void* d_text,
-                             void* d_frames) {
+                             const float* mask, const float* kept, const float* d_gram, const float* d_colsum,
+                             void* d_text, void* d_frames) {
   using namespace pooled;
   const int64_t texts = size.texts, width = size.width, frame_rows = size.videos * size.frames;
   const Problems all = one_problem(size);
-  const PackedRows rows = pack_rows(call, element, size, text, frames);
+  const PackedRows rows = pack_rows(call, element, size, text, frames, kept == nullptr);
   const int small = small_parts(rows), parts = through_parts(element, size);
   const Matrix16 packed = rows.exact.with_parts(parts), packed_texts = packed.from_row(frame_rows);
   const Matrix16 twice = pack_symmetric(call, d_gram, width, small);
@@ -373,7 +389,7 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
     const Call& step = workspace.next_step();
-    Backward w = backward_of(size, chunk, rows, mask, products, through);
+    Backward w = backward_of(size, chunk, rows, mask, kept, products, through);
     w.shift = shift + chunk.first_frame;
     const Squares16 sums = run_backward<false>(step, element, w);
 
@@ -393,11 +409,12 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
 
 void pooled_cosine_backward(const Call& call, Element element, Pool size, Map map, bool linear, const float* d_cosine,
                             const float* cosine, const float* length, const void* text, const void* frames,
-                            const float* mask, void* d_text, void* d_frames, float* pull_text, float* pull_frames) {
+                            const float* mask, const float* kept, void* d_text, void* d_frames, float* pull_text,
+                            float* pull_frames) {
   using namespace pooled;
   const int64_t texts = size.texts, width = size.width, frame_rows = size.videos * size.frames, bases = map.bases;
   const Problems all = one_problem(size);
-  const PackedRows rows = pack_rows(call, element, size, text, frames);
+  const PackedRows rows = pack_rows(call, element, size, text, frames, kept == nullptr);
   const int small = small_parts(rows), parts = through_parts(element, size);
   const Matrix16 packed = rows.exact.with_parts(parts), packed_texts = packed.from_row(frame_rows);
   const Mapped mapped = map_rows(call, all, rows, width, map, linear);
@@ -416,7 +433,7 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
     const Call& step = workspace.next_step();
-    Backward w = backward_of(size, chunk, rows, mask, mapped.inner, through);
+    Backward w = backward_of(size, chunk, rows, mask, kept, mapped.inner, through);
     w.bases = mapped.bases;
     w.mapped_texts = mapped.texts;
     if (bases > 0) w.mapped_frames = mapped.frames.from_row(chunk.first_frame).from_column(mapped.bases);

@@ -78,7 +78,7 @@ void pooled_blocks(const Call& call, Element element, Pool size, Settings settin
   const int64_t all = divide_up(size.texts, problems.text_block) * divide_up(size.videos, problems.video_block);
   if (all > INT32_MAX) throw std::invalid_argument("emcl: more than 2^31 blocks; pass a larger em_block");
 
-  const int64_t kept_size = int64_t(problems.video_block) * (size.frames + 1) * problems.text_block;
+  const int64_t kept_size = int64_t(problems.frame_rows()) * problems.text_block;
   const bool keep = kept_size * int64_t(sizeof(float)) <= kHeldBytes;
   const int64_t numbers = 2 * width * width + (problems.frame_rows() + problems.text_block) * (width + 2 * bases) +
                           5 * width * bases + (keep ? kept_size : 0);

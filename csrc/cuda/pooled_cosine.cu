@@ -16,30 +16,6 @@ struct Comparison {
   float *cosine, *length;  // [texts, videos] of all problems; length may be null
 };
 
-// Weights of 16 texts as the moments kept them; kept is of the group's first video.
-__device__ __forceinline__ void take_weights(const float* kept, const Group& group, int text, int texts, int text_block,
-                                             float (&weights)[8][4]) {
-  const bool in_pairs = text_block % 2 == 0;
-#pragma unroll
-  for (int n = 0; n < 8; ++n)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int column = own_column(n, i);
-      float2 both = make_float2(0, 0);
-      if (group.holds(column)) {
-        const float* from = kept + kept_row(group, column) * text_block + text;
-        if (in_pairs && text + 1 < texts) {
-          both = *reinterpret_cast<const float2*>(from);
-        } else {
-          if (text < texts) both.x = from[0];
-          if (text + 1 < texts) both.y = from[1];
-        }
-      }
-      weights[n][i] = both.x;
-      weights[n][2 + i] = both.y;
-    }
-}
-
 // Of what over_video gave, that of the group's video `video`.
 __device__ __forceinline__ float of_video(const float (&values)[8], int video, int tiles) {
   float value = 0;
@@ -86,27 +62,28 @@ __global__ void __launch_bounds__(P::kThreads, 1) cosine_kernel(const Comparison
     const auto left = [&](int row) { return tile_rows.text(row, text_row); };
     const auto right = [&](int column) { return tile_rows.frame(column, frame_row); };
     P::template run<(P::LeftParts::count > 1)>(memory, dots, Operand{w.rows, left}, Operand{w.rows, right}, w.width);
+  } else {  // for what was loaded above
+    copies_wait<0>();
+    __syncthreads();
   }
 #pragma unroll
   for (int m = 0; m < P::M; ++m) {
     const Group group = group_afresh(problems.frames, videos, own_group);
     const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0),
               tiles = group.tiles();
-    const float* kept = nullptr;
-    float weights[8][4];
     if (w.kept != nullptr) {
-      kept = w.kept + (int64_t(local) * problems.video_block + group.first_video) * (problems.frames.count + 1) *
-                          problems.text_block;
-      take_weights(kept, group, text, texts.count, problems.text_block, weights);
+      take_products(w.kept + int64_t(local) * problems.frame_rows() * problems.text_block, group, text, texts.count,
+                    problems.text_block, dots[m]);
     } else {
       unscale<typename P::LeftParts>(dots[m], w.scale + text_row + first_text, texts.count - first_text, scale);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, weights);
-#pragma unroll
-      for (int n = 0; n < 8; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) weights[n][i] *= mask[own_column(n, i)];
     }
+    float weights[8][4];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, weights);
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) weights[n][i] *= mask[own_column(n, i)];
     if (w.mapped.bases > 0) {
       const auto left = [&](int row) {
         return tile_rows.text(row / 16 * 16 * P::M + 16 * m + row % 16, local * problems.text_block);
@@ -115,9 +92,6 @@ __global__ void __launch_bounds__(P::kThreads, 1) cosine_kernel(const Comparison
       auto& corrected = reinterpret_cast<float (&)[1][8][4]>(dots[m]);
       InBases::template run<false>(memory, corrected, Operand{w.mapped.texts, left},
                                    Operand{w.mapped.frames.from_column(w.mapped.bases), right}, w.mapped.bases);
-    } else if (m == 0) {
-      copies_wait<0>();
-      __syncthreads();
     }
     float products[8][4] = {};
     multiply_inner(weights, inner, tiles, products);
@@ -139,12 +113,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) cosine_kernel(const Comparison
       for (int four = 0; four < 8; four += 4) {  // videos, one for each lane of a text
         const int video = four + lane_of() % 4;
         if (video * tiles >= 8 || video >= group.videos || text + half >= texts.count) continue;
-        float numerator = of_video(numerators, video, tiles);
-        if (kept != nullptr) {
-          const int row = (video + 1) * (group.frames.count + 1) - 1;
-          numerator += kept[int64_t(row) * problems.text_block + text + half];
-        }
-        const float square = of_video(squares, video, tiles),
+        const float numerator = of_video(numerators, video, tiles), square = of_video(squares, video, tiles),
                     length = sqrtf(square > kTiny * kTiny ? square : kTiny * kTiny);
         const int64_t pair =
             int64_t(texts.first + text + half) * problems.videos + videos.first + group.first_video + video;

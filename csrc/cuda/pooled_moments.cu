@@ -14,52 +14,13 @@ struct Weighing {
   const float* mask;
   float inverse_temperature;
   int splits, tiles;  // parts of the texts, and tiles of each
-  float* kept;        // [problems, video_block, F + 1, text_block]: weights and numerators, or null
+  float* kept;        // [problems, frame_rows, text_block]: the inner products, or null
   float* squares;     // [problems, splits, groups, 64, padded frames]
   float* counts;      // [problems, splits, groups, 64]
 };
 
 // What softmax gives is summed up, and the mask taken in afterwards, so that float16 need only hold numbers up to this.
 constexpr float kSummed = 4096;
-
-// The first `count` of two neighbours. in_pairs: `to` is aligned to both.
-__device__ __forceinline__ void store_texts(float* to, float first, float second, int count, bool in_pairs) {
-  if (in_pairs && count > 1) {
-    *reinterpret_cast<float2*>(to) = make_float2(first, second);
-  } else {
-    if (count > 0) to[0] = first;
-    if (count > 1) to[1] = second;
-  }
-}
-// Keeps weights and numerators of 16 texts; kept is of the group's first video.
-__device__ __forceinline__ void keep_weights(const float (&soft)[8][4], const float* mask, const float (&dots)[8][4],
-                                             const Group& group, int text, int texts, int text_block, float* kept) {
-  const bool in_pairs = text_block % 2 == 0;
-  float numerators[2][8] = {};
-#pragma unroll
-  for (int n = 0; n < 8; ++n)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int column = own_column(n, i);
-      float weights[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        weights[half] = soft[n][2 * half + i] * mask[column];
-        numerators[half][n] += weights[half] * dots[n][2 * half + i];
-      }
-      if (group.holds(column))
-        store_texts(kept + kept_row(group, column) * text_block + text, weights[0], weights[1], texts - text, in_pairs);
-    }
-  over_video(numerators[0], group.tiles(), Sum());
-  over_video(numerators[1], group.tiles(), Sum());
-#pragma unroll
-  for (int n = 0; n < 8; ++n) {
-    const int column = own_column(n, 0);
-    if (group.holds(column) && group.frame(column) == 0)
-      store_texts(kept + (kept_row(group, column) + group.frames.count) * text_block + text, numerators[0][n],
-                  numerators[1][n], texts - text, in_pairs);
-  }
-}
 
 template <class P>
 __global__ void __launch_bounds__(P::kThreads, 1) weigh_kernel(const Weighing w) {
@@ -94,14 +55,12 @@ __global__ void __launch_bounds__(P::kThreads, 1) weigh_kernel(const Weighing w)
       const Group group = group_afresh(problems.frames, videos, own_group);
       const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0);
       unscale<typename P::LeftParts>(dots[m], w.scale + text_row + first_text, texts.count - first_text, scale);
+      if (w.kept != nullptr)
+        keep_products(dots[m], group, text, texts.count, problems.text_block,
+                      w.kept + int64_t(local) * problems.frame_rows() * problems.text_block);
       float soft[8][4];
 #pragma unroll
       for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, soft);
-      if (w.kept != nullptr)
-        keep_weights(soft, mask + afresh(0), dots[m], group_afresh(problems.frames, videos, own_group), text,
-                     texts.count, problems.text_block,
-                     w.kept + (int64_t(local) * problems.video_block + group.first_video) *
-                                  (problems.frames.count + 1) * problems.text_block);
 #pragma unroll
       for (int n = 0; n < 8; ++n)
 #pragma unroll

@@ -75,11 +75,6 @@ struct TileRows {
   }
 };
 
-// In which row of what is kept, [videos·(F + 1), texts], the weights of a column are; a video's numerators follow.
-__device__ __forceinline__ int64_t kept_row(const Group& group, int column) {
-  return group.video(column) * (group.frames.count + 1) + group.frame(column);
-}
-
 // Counted in the warps that share a group.
 template <class P>
 __device__ __forceinline__ int thread_of_group() {
@@ -106,6 +101,49 @@ __device__ __forceinline__ void unscale(float (&dots)[8][4], const float* text, 
         for (int i = 0; i < 2; ++i) dots[n][2 * half + i] = dots[n][2 * half + i] * scale * columns[own_column(n, i)];
     }
   }
+}
+
+// The inner products of a warp's 16 texts with a group's frames, to and from what is kept of a problem, [its frames,
+// text_block]. Two texts that are neighbours there are in the same lane. text: the lane's first of `texts`.
+__device__ __forceinline__ void keep_products(const float (&dots)[8][4], const Group& group, int text, int texts,
+                                              int text_block, float* kept) {
+  const bool in_pairs = text_block % 2 == 0;
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = group.row(own_column(n, i));
+      if (row < 0) continue;
+      float* to = kept + int64_t(row) * text_block + text;
+      if (in_pairs && text + 1 < texts) {
+        *reinterpret_cast<float2*>(to) = make_float2(dots[n][i], dots[n][2 + i]);
+      } else {
+        if (text < texts) to[0] = dots[n][i];
+        if (text + 1 < texts) to[1] = dots[n][2 + i];
+      }
+    }
+}
+__device__ __forceinline__ void take_products(const float* kept, const Group& group, int text, int texts,
+                                              int text_block, float (&dots)[8][4]) {
+  const bool in_pairs = text_block % 2 == 0;
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float2 both = make_float2(0, 0);
+      const int row = group.row(own_column(n, i));
+      if (row >= 0) {
+        const float* from = kept + int64_t(row) * text_block + text;
+        if (in_pairs && text + 1 < texts) {
+          both = *reinterpret_cast<const float2*>(from);
+        } else {
+          if (text < texts) both.x = from[0];
+          if (text + 1 < texts) both.y = from[1];
+        }
+      }
+      dots[n][i] = both.x;
+      dots[n][2 + i] = both.y;
+    }
 }
 
 struct Sum {

@@ -31,12 +31,12 @@ SCHEMAS = (
     "Tensor(b!) mean_bases, Tensor(c!) responsibilities, Tensor(d!) scale) -> ()",
     "pooled_moments(Tensor text, Tensor frames, Tensor mask, float pooling_temperature, Tensor(a!) gram, "
     "Tensor(b!) colsum, Tensor(c!) kept) -> ()",
-    "pooled_moments_backward(Tensor d_gram, Tensor d_colsum, Tensor text, Tensor frames, Tensor mask, "
+    "pooled_moments_backward(Tensor d_gram, Tensor d_colsum, Tensor text, Tensor frames, Tensor mask, Tensor kept, "
     "float pooling_temperature, Tensor(a!) d_text, Tensor(b!) d_frames) -> ()",
     "pooled_cosine(Tensor text, Tensor frames, Tensor mask, Tensor kept, Tensor responsibilities, Tensor scale, "
     "float weight, float pooling_temperature, Tensor(a!) cosine, Tensor(b!) length) -> ()",
     "pooled_cosine_backward(Tensor d_cosine, Tensor cosine, Tensor length, Tensor text, Tensor frames, Tensor mask, "
-    "Tensor responsibilities, Tensor scale, float weight, float pooling_temperature, bool linear, "
+    "Tensor kept, Tensor responsibilities, Tensor scale, float weight, float pooling_temperature, bool linear, "
     "Tensor(a!) d_text, Tensor(b!) d_frames, Tensor(c!) pull_text, Tensor(d!) pull_frames) -> ()",
     "pooled_blocks(Tensor text, Tensor frames, Tensor mask, Tensor init, int em_block, float pooling_temperature, "
     "int iters, float temperature, float weight, float eps, bool relative, Tensor(a!) cosine) -> ()",
@@ -147,7 +147,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype, width = accumulation_dtype(text.dtype), text.shape[-1]
         gram, colsum = text.new_empty((width, width), dtype=dtype), text.new_empty(width, dtype=dtype)
-        kept = text.new_empty((frames.shape[0], frames.shape[1] + 1, text.shape[0]) if keep else 0, dtype=dtype)
+        kept = text.new_empty((*frames.shape[:2], text.shape[0]) if keep else 0, dtype=dtype)
         pool = *_rows(text, frames, frame_mask), pooling_temperature
         self._run("pooled_moments", *pool, gram, colsum, kept)
         return gram, colsum, kept
@@ -159,10 +159,11 @@ class Kernels:
         text: Tensor,
         frames: Tensor,
         frame_mask: Tensor,
+        kept: Tensor,
         pooling_temperature: float,
     ) -> tuple[Tensor, Tensor]:
         d_text, d_frames = text.new_empty(text.shape), frames.new_empty(frames.shape)
-        pool = *_rows(text, frames, frame_mask), pooling_temperature
+        pool = *_rows(text, frames, frame_mask), kept, pooling_temperature
         self._run("pooled_moments_backward", d_gram.contiguous(), d_colsum.contiguous(), *pool, d_text, d_frames)
         return d_text, d_frames
 
@@ -192,6 +193,7 @@ class Kernels:
         text: Tensor,
         frames: Tensor,
         frame_mask: Tensor,
+        kept: Tensor,
         responsibilities: Tensor,
         scale: Tensor,
         weight: float,
@@ -202,10 +204,11 @@ class Kernels:
         pull_text = scale.new_empty((text.shape[0], *scale.shape))
         pull_frames = scale.new_empty((*frames.shape[:2], *scale.shape))
         given = d_cosine.contiguous(), cosine.contiguous(), length.contiguous()
+        pool = *_rows(text, frames, frame_mask), kept
         map_ = responsibilities.contiguous(), scale.contiguous(), weight
         settings = pooling_temperature, linear
         filled = d_text, d_frames, pull_text, pull_frames
-        self._run("pooled_cosine_backward", *given, *_rows(text, frames, frame_mask), *map_, *settings, *filled)
+        self._run("pooled_cosine_backward", *given, *pool, *map_, *settings, *filled)
         return d_text, d_frames, pull_text, pull_frames
 
     def pooled_blocks(

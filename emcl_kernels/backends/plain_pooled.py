@@ -21,13 +21,12 @@ def moments(
     pooling_temperature: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """gram [D, D] and colsum [D] of the rows [pooled; text]; what `cosine` can use again [B, F + 1, A], or nothing."""
+    """gram [D, D] and colsum [D] of the rows [pooled; text]; with keep, the inner products [B, F, A], else nothing."""
     z = _Weighing(text, frames, frame_mask, pooling_temperature)
     weighted = (z.weights @ z.weights.mT) @ z.f  # (PG) F×F per video
     gram = torch.addmm(z.t.mT @ z.t, z.f.flatten(0, 1).mT, weighted.flatten(0, 1))  # (PG)
     colsum = torch.einsum("bf,bfd->d", z.weights.sum(-1), z.f) + z.t.sum(0)  # (PS)
-    kept = torch.cat([z.weights, (z.weights * z.dots).sum(1, keepdim=True)], dim=1) if keep else gram.new_empty(0)
-    return gram, colsum, kept
+    return gram, colsum, z.dots if keep else gram.new_empty(0)
 
 
 def moments_backward(
@@ -36,10 +35,11 @@ def moments_backward(
     text: Tensor,
     frames: Tensor,
     frame_mask: Tensor,
+    kept: Tensor,
     pooling_temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `moments` to text and frames (docs/math.md, PM)."""
-    z = _Weighing(text, frames, frame_mask, pooling_temperature)
+    z = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
     twice = d_gram + d_gram.mT
     f_twice = z.f @ twice
     d_weights = (f_twice @ z.f.mT) @ z.weights + (z.f @ d_colsum).unsqueeze(-1)  # [B, F, A]
@@ -60,17 +60,11 @@ def cosine(
     pooling_temperature: float,
 ) -> tuple[Float[Tensor, "A B"], Float[Tensor, "A B"]]:
     """Cosine of mapped text with mapped pooled frames, and the length of those. kept: as of `moments`, or empty."""
-    dtype = accumulation_dtype(text.dtype)
-    t, f = text.to(dtype), frames.to(dtype)
-    if kept.numel():
-        weights, numerator = kept[:, :-1], kept[:, -1]
-    else:
-        z = _Weighing(text, frames, frame_mask, pooling_temperature)
-        weights, numerator = z.weights, (z.weights * z.dots).sum(1)
-    map_ = _Map(t, f, responsibilities, scale, weight)
+    z = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
+    map_ = _Map(z.t, z.f, responsibilities, scale, weight)
     f_twice = map_.f_r @ map_.correction
-    numerator = numerator + (weights * (f_twice @ map_.t_r.mT)).sum(1)  # (PN)
-    squares = (weights * ((f @ f.mT + f_twice @ map_.f_r.mT) @ weights)).sum(1)  # (PL)
+    numerator = (z.weights * (z.dots + f_twice @ map_.t_r.mT)).sum(1)  # (PN)
+    squares = (z.weights * ((z.f @ z.f.mT + f_twice @ map_.f_r.mT) @ z.weights)).sum(1)  # (PL)
     length = squares.clamp_min(TINY**2).sqrt()
     return (numerator / (map_.text_length * length)).mT.contiguous(), length.mT.contiguous()
 
@@ -82,6 +76,7 @@ def cosine_backward(
     text: Tensor,
     frames: Tensor,
     frame_mask: Tensor,
+    kept: Tensor,
     responsibilities: Tensor,
     scale: Tensor,
     weight: float,
@@ -89,7 +84,7 @@ def cosine_backward(
     linear: bool,
 ) -> tuple[Tensor, Tensor, Float[Tensor, "A K"], Float[Tensor, "B F K"]]:
     """d_text, d_frames and the pulls on text·r and frames·r (docs/math.md, PB)."""
-    weighing = _Weighing(text, frames, frame_mask, pooling_temperature)
+    weighing = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
     t, f, weights = weighing.t, weighing.f, weighing.weights
     z = _Map(t, f, responsibilities, scale, weight)
     once = z.correction if linear else torch.diag(weight * scale)
@@ -116,13 +111,15 @@ def cosine_backward(
 
 
 class _Weighing:
-    """Frame weights of every text, video by video: all [B, F, A]."""
+    """Frame weights of every text, video by video: all [B, F, A]. kept: the inner products, where they are known."""
 
-    def __init__(self, text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float) -> None:
+    def __init__(
+        self, text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float, kept: Tensor | None = None
+    ) -> None:
         dtype = accumulation_dtype(text.dtype)
         self.t, self.f, self.temperature = text.to(dtype), frames.to(dtype), pooling_temperature
         self.mask = frame_mask.to(dtype).unsqueeze(-1)
-        self.dots = self.f @ self.t.mT
+        self.dots = self.f @ self.t.mT if kept is None or kept.numel() == 0 else kept
         self.soft = torch.softmax(self.dots / pooling_temperature, dim=1)
         self.weights = self.soft * self.mask  # (PW)
 

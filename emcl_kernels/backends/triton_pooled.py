@@ -1,7 +1,8 @@
 """The pooled similarity in Triton: one program holds the frame weights of a tile of texts for one video.
 
-The weights are made again in every pass, or taken from what the moments kept. What is a plain product of matrices, and
-the small ones in the bases, goes to torch. Formulas: docs/math.md, P; in torch operations: plain_pooled.py.
+The inner products of texts and frames are made again in every pass, or taken from what the moments kept. What is a
+plain product of matrices, and the small ones in the bases, goes to torch. Formulas: docs/math.md, P; in torch
+operations: plain_pooled.py.
 """
 # Kernels take pointers and scalars of Triton's, which have no Python types.
 # mypy: allow-untyped-defs, allow-untyped-calls
@@ -26,12 +27,12 @@ def pooled_moments(
     pooling_temperature: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """gram [D, D] and colsum [D] of the rows [pooled; text], and the weights and numerators [B, F + 1, A] with keep."""
+    """gram [D, D] and colsum [D] of the rows [pooled; text], and with keep the inner products [B, F, A]."""
     (texts, width), (videos, count) = text.shape, frames.shape[:2]
     tiles = pooled_tiles(texts, count, width, text.dtype)
     splits, texts_per_split = text_splits(texts, videos, tiles.texts)
     f = frames.float()
-    kept = f.new_empty((videos, count + 1, texts) if keep else 0)
+    kept = f.new_empty((videos, count, texts) if keep else 0)
     square_parts, sum_parts = f.new_empty(videos, splits, count, count), f.new_empty(videos, splits, count)
     with on_device_of(text):
         pooled_moments_kernel[(videos * splits,)](
@@ -52,6 +53,7 @@ def pooled_moments_backward(
     text: Tensor,
     frames: Tensor,
     frame_mask: Tensor,
+    kept: Tensor,
     pooling_temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `pooled_moments` to text and frames (docs/math.md, PM)."""
@@ -66,9 +68,9 @@ def pooled_moments_backward(
     square_parts, sum_parts = f.new_empty(videos, splits, count, count), f.new_empty(videos, splits, count)
     with on_device_of(text):
         pooled_moments_backward_kernel[(videos * splits,)](
-            text.contiguous(), frames.contiguous(), frame_mask.float().contiguous(),
+            text.contiguous(), frames.contiguous(), frame_mask.float().contiguous(), kept.contiguous(),
             f_twice @ f.mT, f @ d_colsum, d_dots, square_parts, sum_parts,
-            texts, count, width, splits, texts_per_split, pooling_temperature,
+            texts, count, width, splits, texts_per_split, pooling_temperature, KEPT=kept.numel() > 0,
             BLOCK_A=tiles.texts, BLOCK_F=tiles.frames, BLOCK_D=tiles.inner, **dot_options(text.dtype),
             SMALL=small_product_precision(text.dtype), num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
@@ -115,6 +117,7 @@ def pooled_cosine_backward(
     text: Tensor,
     frames: Tensor,
     frame_mask: Tensor,
+    kept: Tensor,
     responsibilities: Tensor,
     scale: Tensor,
     weight: float,
@@ -138,10 +141,11 @@ def pooled_cosine_backward(
     frame_parts = f.new_empty(videos, splits, count, count)
     with on_device_of(text):
         pooled_cosine_backward_kernel[(videos * splits,)](
-            text.contiguous(), frames.contiguous(), frame_mask.float().contiguous(),
+            text.contiguous(), frames.contiguous(), frame_mask.float().contiguous(), kept.contiguous(),
             t_r, f_once, f @ f.mT + f_once @ f_r.mT, d_cosine, cosine.contiguous(), length.contiguous(), text_length,
             through, numerator_weights, frame_parts,
-            texts, videos, count, width, bases, splits, texts_per_split, pooling_temperature, BASES=bases > 0,
+            texts, videos, count, width, bases, splits, texts_per_split, pooling_temperature,
+            KEPT=kept.numel() > 0, BASES=bases > 0,
             BLOCK_A=tiles.texts, BLOCK_F=tiles.frames, BLOCK_D=tiles.inner, **dot_options(text.dtype),
             SMALL=small_product_precision(text.dtype), num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
@@ -170,11 +174,13 @@ def mapped_length(text: Float[Tensor, "A D"], t_r: Float[Tensor, "A K"], matrix:
 def text_frame_products(
     text,  # [A, D]
     frames,  # [F, D]  of one video
+    kept,  # [F, A]  of that video: the same as the moments made it, with KEPT
     a,  # [BLOCK_A]
     f,  # [BLOCK_F]
     A,
     F,
     D,
+    KEPT: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -182,13 +188,17 @@ def text_frame_products(
     PRECISION: tl.constexpr,
 ):
     """Every text of the tile times every frame, [BLOCK_A, BLOCK_F]; zero outside."""
-    dots = tl.zeros((BLOCK_A, BLOCK_F), dtype=tl.float32)
-    text += a.to(tl.int64)[:, None] * D
-    for start in range(0, D, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        t_tile = tl.load(text + d[None, :], mask=(a < A)[:, None] & (d < D)[None, :], other=0.0)
-        f_tile = tl.load(frames + f[:, None] * D + d[None, :], mask=(f < F)[:, None] & (d < D)[None, :], other=0.0)
-        dots = tl.dot(t_tile.to(DOT_TYPE), tl.trans(f_tile.to(DOT_TYPE)), dots, input_precision=PRECISION)
+    if KEPT:
+        inside = (a < A)[:, None] & (f < F)[None, :]
+        dots = tl.load(kept + f.to(tl.int64)[None, :] * A + a[:, None], mask=inside, other=0.0)
+    else:
+        dots = tl.zeros((BLOCK_A, BLOCK_F), dtype=tl.float32)
+        text += a.to(tl.int64)[:, None] * D
+        for start in range(0, D, BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            t_tile = tl.load(text + d[None, :], mask=(a < A)[:, None] & (d < D)[None, :], other=0.0)
+            f_tile = tl.load(frames + f[:, None] * D + d[None, :], mask=(f < F)[:, None] & (d < D)[None, :], other=0.0)
+            dots = tl.dot(t_tile.to(DOT_TYPE), tl.trans(f_tile.to(DOT_TYPE)), dots, input_precision=PRECISION)
     return dots
 
 
@@ -241,7 +251,7 @@ def pooled_moments_kernel(
     text,  # [A, D]
     frames,  # [B, F, D]
     frame_mask,  # [B, F]
-    kept,  # [B, F + 1, A]  out with KEEP: weights, and the sum of weights*products
+    kept,  # [B, F, A]  out with KEEP: the products
     square_parts,  # [B, splits, F, F]  out: Σ w·wᵀ over the texts of the split
     sum_parts,  # [B, splits, F]  out: Σ w
     A,
@@ -261,7 +271,7 @@ def pooled_moments_kernel(
     part = tl.program_id(0).to(tl.int64)  # video·splits + split
     video = part // splits
     frames += video * F * D
-    kept += video * (F + 1) * A
+    kept += video * F * A
     f = tl.arange(0, BLOCK_F)
     valid = tl.load(frame_mask + video * F + f, mask=f < F, other=0.0)
 
@@ -270,13 +280,14 @@ def pooled_moments_kernel(
     first = (part % splits).to(tl.int32) * texts_per_split
     for start in range(first, tl.minimum(first + texts_per_split, A), BLOCK_A):
         a = start + tl.arange(0, BLOCK_A)
-        dots = text_frame_products(text, frames, a, f, A, F, D, BLOCK_A, BLOCK_F, BLOCK_D, DOT_TYPE, PRECISION)
+        dots = text_frame_products(
+            text, frames, kept, a, f, A, F, D, False, BLOCK_A, BLOCK_F, BLOCK_D, DOT_TYPE, PRECISION
+        )
         weights = softmax_over_frames(dots, f, F, temperature) * valid[None, :]
         weights = tl.where((a < A)[:, None], weights, 0.0)
         if KEEP:
             inside = (a < A)[:, None] & (f < F)[None, :]
-            tl.store(kept + f.to(tl.int64)[None, :] * A + a[:, None], weights, mask=inside)
-            tl.store(kept + F * A + a, tl.sum(weights * dots, axis=1), mask=a < A)
+            tl.store(kept + f.to(tl.int64)[None, :] * A + a[:, None], dots, mask=inside)
         squares = tl.dot(tl.trans(weights), weights, squares, input_precision=SMALL)
         sums += tl.sum(weights, axis=0)
 
@@ -289,6 +300,7 @@ def pooled_moments_backward_kernel(
     text,  # [A, D]
     frames,  # [B, F, D]
     frame_mask,  # [B, F]
+    kept,  # [B, F, A]  with KEPT: the products
     pulls,  # [B, F, F]  symmetric: f·(d_gram + d_gramᵀ)·fᵀ
     shifts,  # [B, F]  f·d_colsum
     d_dots,  # [B, F, A]  out: gradient to the products
@@ -300,6 +312,7 @@ def pooled_moments_backward_kernel(
     splits,
     texts_per_split,
     temperature,
+    KEPT: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -310,6 +323,7 @@ def pooled_moments_backward_kernel(
     part = tl.program_id(0).to(tl.int64)  # video·splits + split
     video = part // splits
     frames += video * F * D
+    kept += video * F * A
     d_dots += video * F * A
     f = tl.arange(0, BLOCK_F)
     valid = tl.load(frame_mask + video * F + f, mask=f < F, other=0.0)
@@ -320,7 +334,9 @@ def pooled_moments_backward_kernel(
     first = (part % splits).to(tl.int32) * texts_per_split
     for start in range(first, tl.minimum(first + texts_per_split, A), BLOCK_A):
         a = start + tl.arange(0, BLOCK_A)
-        dots = text_frame_products(text, frames, a, f, A, F, D, BLOCK_A, BLOCK_F, BLOCK_D, DOT_TYPE, PRECISION)
+        dots = text_frame_products(
+            text, frames, kept, a, f, A, F, D, KEPT, BLOCK_A, BLOCK_F, BLOCK_D, DOT_TYPE, PRECISION
+        )
         soft = softmax_over_frames(dots, f, F, temperature)
         weights = tl.where((a < A)[:, None], soft * valid[None, :], 0.0)
 
@@ -343,7 +359,7 @@ def pooled_cosine_kernel(
     text,  # [A, D]
     frames,  # [B, F, D]
     frame_mask,  # [B, F]
-    kept,  # [B, F + 1, A]  in with KEPT: weights, and the sum of weights*products
+    kept,  # [B, F, A]  with KEPT: the products
     t_r,  # [A, K]  text·r
     f_twice,  # [B, F, K]  frames·r·C
     products,  # [B, F, F]  symmetric: inner products of mapped frames
@@ -368,21 +384,14 @@ def pooled_cosine_kernel(
     video = (tl.program_id(0) // tiles).to(tl.int64)
     a = tl.program_id(0) % tiles * BLOCK_A + tl.arange(0, BLOCK_A)
     f = tl.arange(0, BLOCK_F)
-    if KEPT:
-        kept += video * (F + 1) * A
-        inside = (a < A)[:, None] & (f < F)[None, :]
-        weights = tl.load(kept + f.to(tl.int64)[None, :] * A + a[:, None], mask=inside, other=0.0)
-        numerator = tl.load(kept + F * A + a, mask=a < A, other=0.0)
-    else:
-        frames += video * F * D
-        dots = text_frame_products(text, frames, a, f, A, F, D, BLOCK_A, BLOCK_F, BLOCK_D, DOT_TYPE, PRECISION)
-        valid = tl.load(frame_mask + video * F + f, mask=f < F, other=0.0)
-        weights = softmax_over_frames(dots, f, F, temperature) * valid[None, :]
-        numerator = tl.sum(weights * dots, axis=1)
+    kept += video * F * A
+    frames += video * F * D
+    dots = text_frame_products(text, frames, kept, a, f, A, F, D, KEPT, BLOCK_A, BLOCK_F, BLOCK_D, DOT_TYPE, PRECISION)
+    valid = tl.load(frame_mask + video * F + f, mask=f < F, other=0.0)
+    weights = softmax_over_frames(dots, f, F, temperature) * valid[None, :]
 
-    change = tl.zeros((BLOCK_A, BLOCK_F), dtype=tl.float32)
-    change = add_products_in_bases(change, t_r, f_twice + video * F * K, a, f, A, F, K, 16, SMALL)
-    numerator += tl.sum(weights * change, axis=1)  # (PN)
+    dots = add_products_in_bases(dots, t_r, f_twice + video * F * K, a, f, A, F, K, 16, SMALL)
+    numerator = tl.sum(weights * dots, axis=1)  # (PN)
     product = load_square(products + video * F * F, f, F, BLOCK_F)
     squares = tl.sum(weights * tl.dot(weights, product, input_precision=SMALL), axis=1)  # (PL)
     pooled_length = tl.where(squares > SHORTEST * SHORTEST, tl.sqrt(squares), SHORTEST)
@@ -398,6 +407,7 @@ def pooled_cosine_backward_kernel(
     text,  # [A, D]
     frames,  # [B, F, D]
     frame_mask,  # [B, F]
+    kept,  # [B, F, A]  with KEPT: the products
     t_r,  # [A, K]  text·r
     f_once,  # [B, F, K]  frames·r times the correction that carries gradient
     products,  # [B, F, F]  symmetric: frames times frames with that correction
@@ -416,6 +426,7 @@ def pooled_cosine_backward_kernel(
     splits,
     texts_per_split,
     temperature,
+    KEPT: tl.constexpr,
     BASES: tl.constexpr,
     BLOCK_A: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -427,6 +438,7 @@ def pooled_cosine_backward_kernel(
     part = tl.program_id(0).to(tl.int64)  # video·splits + split
     video = part // splits
     frames += video * F * D
+    kept += video * F * A
     f = tl.arange(0, BLOCK_F)
     valid = tl.load(frame_mask + video * F + f, mask=f < F, other=0.0)
 
@@ -434,7 +446,9 @@ def pooled_cosine_backward_kernel(
     first = (part % splits).to(tl.int32) * texts_per_split
     for start in range(first, tl.minimum(first + texts_per_split, A), BLOCK_A):
         a = start + tl.arange(0, BLOCK_A)
-        dots = text_frame_products(text, frames, a, f, A, F, D, BLOCK_A, BLOCK_F, BLOCK_D, DOT_TYPE, PRECISION)
+        dots = text_frame_products(
+            text, frames, kept, a, f, A, F, D, KEPT, BLOCK_A, BLOCK_F, BLOCK_D, DOT_TYPE, PRECISION
+        )
         soft = softmax_over_frames(dots, f, F, temperature)
         weights = soft * valid[None, :]
 

@@ -210,7 +210,7 @@ def test_two_frames_by_hand() -> None:
     one, two, valid = torch.tensor([[1.0, 0.0]]), torch.eye(2).unsqueeze(0), torch.ones(1, 2)
     temperature = 1 / float(torch.tensor(3.0).log())
     gram, colsum, kept = cuda.pooled_moments(one, two, valid, temperature, True)
-    torch.testing.assert_close(kept, torch.tensor([[[0.75], [0.25], [0.75]]]))
+    torch.testing.assert_close(kept, torch.tensor([[[1.0], [0.0]]]))
     torch.testing.assert_close(gram, torch.tensor([[25 / 16, 3 / 16], [3 / 16, 1 / 16]]))
     torch.testing.assert_close(colsum, torch.tensor([1.75, 0.25]))
     nothing = torch.empty(2, 0)
@@ -228,11 +228,20 @@ def test_a_clip_without_valid_frames_has_similarity_zero() -> None:
     assert all(bool(d.isfinite().all()) for d in torch.autograd.grad(similarity.sum(), leaves))
 
 
-def test_kept_weights_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    text, frames, mask, init = (tensor.float() for tensor in pooled_sample(20, 3, 5, 33, 7))
-    similarity, _ = pooled_similarity(text, frames, mask, init)
-    monkeypatch.setattr(pooled, "KEPT_WEIGHTS", 0)
-    assert relative_error(pooled_similarity(text, frames, mask, init)[0], similarity) < 1e-6
+@pytest.mark.parametrize("sizes", [(20, 3, 5, 33, 7), (7, 21, 9, 20, 3)])
+@pytest.mark.parametrize("gradient", ["identity", "full"])
+def test_kept_products_change_nothing(sizes: tuple[int, ...], gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, frames, mask, init = (tensor.float() for tensor in pooled_sample(*sizes))
+    leaves = text.requires_grad_(), frames.requires_grad_()
+
+    def run() -> tuple[Tensor, ...]:
+        similarity, _ = pooled_similarity(*leaves, mask, init, gradient=gradient, num_iters=2)
+        return similarity, *torch.autograd.grad(similarity.square().sum(), leaves)
+
+    with_products = run()
+    monkeypatch.setattr(pooled, "KEPT_PRODUCTS", 0)
+    for name, a, b in zip(("similarity", "d_text", "d_frames"), with_products, run(), strict=True):
+        assert relative_error(a, b) < 1e-6, name
 
 
 def test_nan_is_not_hidden_and_rows_of_zeros_are_no_nan() -> None:

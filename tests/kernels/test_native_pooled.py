@@ -6,7 +6,7 @@ from torch import Tensor
 
 from emcl_kernels import em_fit, em_project, pooled, pooled_similarity, pooled_similarity_blocks, reference, use_backend
 from emcl_kernels.backends import native, plain_pooled
-from emcl_kernels.testing import TOLERANCE, assert_close, clustered_rows, distinct_init, relative_error
+from emcl_kernels.testing import TOLERANCE, assert_close, clustered_rows, distinct_init
 
 pytestmark = pytest.mark.skipif(not native.status()["loaded"], reason=native.status()["reason"])
 
@@ -44,6 +44,7 @@ def test_every_kernel_equals_the_reference(shape: tuple[int, ...], dtype: torch.
     gram, colsum, kept = native.pooled_moments(text, frames, mask, 2.0, True)
     truth = plain_pooled.moments(wide_text, wide_frames, mask, 2.0, True)
     assert_close("gram", gram, truth[0], sums)
+    assert_close("kept", kept, truth[2], sums)
     assert_close("colsum", colsum, truth[1], sums)
 
     # of the size of the rows, so that the corrections of rank K are as large as what they correct
@@ -63,11 +64,12 @@ def test_every_kernel_equals_the_reference(shape: tuple[int, ...], dtype: torch.
     d_cosine = torch.randn(expected[0].shape, dtype=torch.float64)
     given = (d_cosine, *expected)
     for linear in (False, True):
-        ours = native.pooled_cosine_backward(
-            *(t.to(gram.dtype) for t in given), text, frames, mask, r_, s_, 3.0, 2.0, linear
-        )
+        pair, both = [t.to(gram.dtype) for t in given], (r_, s_, 3.0, 2.0, linear)
+        ours = native.pooled_cosine_backward(*pair, text, frames, mask, kept, *both)
+        anew = native.pooled_cosine_backward(*pair, text, frames, mask, kept.new_empty(0), *both)
+        assert all(torch.equal(a, b) for a, b in zip(ours, anew, strict=True))
         right = plain_pooled.cosine_backward(
-            *given, wide_text, wide_frames, mask, r_.double(), s_.double(), 3.0, 2.0, linear
+            *given, wide_text, wide_frames, mask, truth[2], r_.double(), s_.double(), 3.0, 2.0, linear
         )
         for name, a, b, allowed in zip(
             ("d_text", "d_frames", "pull_text", "pull_frames"), ours, right, (rows, rows, sums, sums), strict=True
@@ -77,8 +79,11 @@ def test_every_kernel_equals_the_reference(shape: tuple[int, ...], dtype: torch.
 
     d_gram, d_colsum = torch.randn_like(truth[0]), torch.randn_like(truth[1])
     d_gram_, d_colsum_ = d_gram.to(gram.dtype), d_colsum.to(gram.dtype)
-    ours = native.pooled_moments_backward(d_gram_, d_colsum_, text, frames, mask, 2.0)
-    right = plain_pooled.moments_backward(d_gram_.double(), d_colsum_.double(), wide_text, wide_frames, mask, 2.0)
+    given = d_gram_.double(), d_colsum_.double()
+    ours = native.pooled_moments_backward(d_gram_, d_colsum_, text, frames, mask, kept, 2.0)
+    anew = native.pooled_moments_backward(d_gram_, d_colsum_, text, frames, mask, kept.new_empty(0), 2.0)
+    assert all(torch.equal(a, b) for a, b in zip(ours, anew, strict=True))
+    right = plain_pooled.moments_backward(*given, wide_text, wide_frames, mask, truth[2], 2.0)
     for name, a, b in zip(("d_text", "d_frames"), ours, right, strict=True):
         assert_close(f"{name} of the moments", a, b, rows)
 
@@ -159,9 +164,31 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
         assert torch.equal(a, b)
 
 
-def test_forward_without_kept_weights_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gradient", ["identity", "full"])
+def test_kept_products_change_nothing(gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, frames, mask, init = sample(50, 20, 5, 33, 7, torch.float32)
-    similarity, _ = pooled_similarity(text, frames, mask, init)
-    monkeypatch.setattr(pooled, "KEPT_WEIGHTS", 0)
-    again, _ = pooled_similarity(text, frames, mask, init)
-    assert relative_error(again, similarity) < 1e-6
+    leaves = [text.requires_grad_(), frames.requires_grad_()]
+
+    def run() -> tuple[Tensor, ...]:
+        similarity, _ = pooled_similarity(*leaves, mask, init, gradient=gradient)
+        return similarity, *torch.autograd.grad(similarity.square().sum(), leaves)
+
+    with_products = run()
+    monkeypatch.setattr(pooled, "KEPT_PRODUCTS", 0)
+    for a, b in zip(with_products, run(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("forward", "backward"), [("native", "reference"), ("reference", "native")])
+def test_another_backend_may_run_backward(forward: str, backward: str) -> None:
+    """What the moments keep has one order, whoever made it."""
+    text, frames, mask, init = sample(50, 20, 5, 33, 7, torch.float64)
+    leaves = [text.requires_grad_(), frames.requires_grad_()]
+    gradients = []
+    for first, second in ((forward, forward), (forward, backward)):
+        with use_backend(first):
+            similarity, _ = pooled_similarity(*leaves, mask, init, gradient="full")
+        with use_backend(second):
+            gradients.append(torch.autograd.grad(similarity.square().sum(), leaves))
+    for a, b in zip(*gradients, strict=True):
+        assert_close("gradient", a, b, 1e-9)

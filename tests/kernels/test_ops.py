@@ -51,6 +51,7 @@ def arguments(dtype: torch.dtype = torch.float32, grad: bool = True) -> dict[str
             text.to(dtype),
             frames.to(dtype),
             mask,
+            nothing,
             2.0,
         ),
         "_pooled_cosine_backward": (
@@ -60,6 +61,7 @@ def arguments(dtype: torch.dtype = torch.float32, grad: bool = True) -> dict[str
             text.to(dtype),
             frames.to(dtype),
             mask,
+            nothing,
             r[0].to(dtype),
             s[0].to(dtype),
             3.0,

@@ -89,7 +89,11 @@ def test_pooled_costs_worked_out_by_hand() -> None:
     gram = 2 * 6 * 3 + 2 * 6 * 2 * 4 + 8 * 4 * 5  # S of each video, S·f, half of the Gram matrix of 8 rows
     assert on["forward"]["flops"] == dots + products + gram + 2 * 16 * 3 * 5 + 2 * 8 * 4 * 3 + 2 * 2 * 6 * 3
     assert off["backward"]["flops"] == 3 * dots + products + 2 * 6 * 3 + 2 * 6 * 2 * 4
-    assert on["backward"]["flops"] == off["backward"]["flops"] + 4 * 8 * 4 * 3 + 6 * 2 * 6 * 3
+    of_bases = 4 * 8 * 4 * 3 + 6 * 2 * 6 * 3
+    assert on["backward"]["flops"] == off["backward"]["flops"] + of_bases - dots
+    anew = _bindings.pooled_cost(bases=3, kept=False, **sizes)  # nothing kept: t·fᵀ for the cosine and for backward
+    assert anew["forward"]["flops"] == on["forward"]["flops"] + dots
+    assert anew["backward"]["flops"] == off["backward"]["flops"] + of_bases
 
     for dtype, size in (("bfloat16", 2), ("float64", 8)):  # of the rows; everything else is in float32 or wider
         off, on = (_bindings.pooled_cost(bases=bases, dtype=dtype, **sizes) for bases in (0, 3))
@@ -98,9 +102,12 @@ def test_pooled_costs_worked_out_by_hand() -> None:
         assert (
             off["backward"]["bytes"] == 2 * rows + 3 * 6 * wide
         )  # rows and their gradients; cosines, lengths, d_cosine
-        kept = 2 * (2 * 6 + 6) * wide  # weights and numerators, written and read
-        assert on["forward"]["bytes"] == off["forward"]["bytes"] + rows + 16 * 5 * wide + kept
-        assert on["backward"]["bytes"] == off["backward"]["bytes"]
+        kept = 2 * 6 * wide  # t·fᵀ, written, and read twice
+        assert on["forward"]["bytes"] == off["forward"]["bytes"] + rows + 16 * 5 * wide + 2 * kept
+        assert on["backward"]["bytes"] == off["backward"]["bytes"] + kept
+        anew = _bindings.pooled_cost(bases=3, dtype=dtype, kept=False, **sizes)
+        assert anew["forward"]["bytes"] == on["forward"]["bytes"] - 2 * kept
+        assert anew["backward"]["bytes"] == off["backward"]["bytes"]
 
 
 def test_em_costs_less_and_less_beside_the_pooling() -> None:

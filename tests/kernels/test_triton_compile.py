@@ -88,9 +88,11 @@ def test_bfloat16_reaches_the_tensor_cores(compiled: list[dict[str, Any]]) -> No
         assert all(entry["tensor_cores"] for entry in gram)
 
 
-def test_the_cosine_compiles_with_kept_weights_and_without(compiled: list[dict[str, Any]]) -> None:
-    cosine = [entry["constexprs"] for entry in compiled if entry["kernel"] == "pooled_cosine_kernel"]
-    assert len(set(cosine)) >= 2 * len({constexprs.replace("True", "False") for constexprs in cosine})
+def test_kernels_compile_with_kept_products_and_without(compiled: list[dict[str, Any]]) -> None:
+    for kernel in ("pooled_cosine_kernel", "pooled_moments_backward_kernel", "pooled_cosine_backward_kernel"):
+        variants = {entry["constexprs"] for entry in compiled if entry["kernel"] == kernel}
+        without = {variant for variant in variants if "'KEPT': False" in variant}
+        assert len(variants) == 2 * len(without) > 0
 
 
 def test_float32_products_are_exact(compiled: list[dict[str, Any]]) -> None:
@@ -159,10 +161,10 @@ def pooled_functions(shape: tuple[int, int, int, int, int], dtype: torch.dtype) 
     )
     map_ = torch.zeros(width, num_bases), torch.zeros(num_bases), 3.0
     gram, colsum, kept = triton_backend.pooled_moments(*inputs, 3.0, True)
-    triton_backend.pooled_moments_backward(gram, colsum, *inputs, 3.0)
-    cosine, length = triton_backend.pooled_cosine(*inputs, kept, *map_, 3.0)
-    triton_backend.pooled_cosine(*inputs, torch.empty(0), *map_, 3.0)
-    triton_backend.pooled_cosine_backward(cosine, cosine, length, *inputs, *map_, 3.0, True)
+    for known in (kept, torch.empty(0)):
+        triton_backend.pooled_moments_backward(gram, colsum, *inputs, known, 3.0)
+        cosine, length = triton_backend.pooled_cosine(*inputs, known, *map_, 3.0)
+        triton_backend.pooled_cosine_backward(cosine, cosine, length, *inputs, known, *map_, 3.0, True)
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
@@ -197,7 +199,7 @@ def main() -> None:
                     "kernel": kernel.__name__,
                     "pointer": next(iter(signature.values())),
                     "capability": capability,
-                    "constexprs": str(list(constexprs.values())),
+                    "constexprs": str({kernel.arg_names[position]: value for (position,), value in constexprs.items()}),
                     "shared": binary.metadata.shared,
                     "registers": registers,
                     "stack": stack,
