@@ -41,14 +41,18 @@ GPU_PYTHON ?=
 test-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Run the tests that need a GPU
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) tests/gpu/run.py $(ARGS)
 
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/*/*/*.h csrc/*/*/*.cpp)
+
 lint: $(VENV)/.built  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 
 format: $(VENV)/.built  ## Put the code into the one format, and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/.built  ## Compare the kernels with eager and compiled torch
 	@mkdir -p build

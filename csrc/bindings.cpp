@@ -57,8 +57,7 @@ py::dict build_info() {
   result["compiler"] = "gcc " __VERSION__;
 #endif
   result["cxx_standard"] = static_cast<long>(__cplusplus / 100 % 100);
-  result["pybind11"] = py::str(PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
-      PYBIND11_VERSION_MINOR));
+  result["pybind11"] = py::str(PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR));
   return result;
 }
 
@@ -67,13 +66,15 @@ py::dict build_info() {
 PYBIND11_MODULE(_bindings, module) {
   module.doc() = "How emcl_kernels was compiled, and its cost model.";
   module.def("build_info", &build_info, "Version, compiler and C++ standard of this module.");
-  module.def("plan", &plan, py::arg("rows"), py::arg("width"), py::arg("bases"), py::arg("iters"),
-             py::arg("dtype") = "float32",
-             "Which form of EM the cost model picks for x [rows, width], with tiles (rows, columns), and the FLOPs and\n"
-             "bytes of both forms. Raises ValueError for a size below one or a dtype that has no kernel.");
-  module.def("pooled_cost", &pooled_cost, py::arg("texts"), py::arg("videos"), py::arg("frames"), py::arg("width"),
-             py::arg("bases"), py::arg("iters"), py::arg("dtype") = "float32", py::arg("kept") = true,
-             "FLOPs and bytes of the pooled similarity, forward and backward, by their leading terms; bases = 0: without\n"
-             "EM; kept: whether the moments keep the inner products for later passes, as emcl_kernels.pooled decides.\n"
-             "Raises ValueError as plan does.");
+  module.def(
+      "plan", &plan, py::arg("rows"), py::arg("width"), py::arg("bases"), py::arg("iters"),
+      py::arg("dtype") = "float32",
+      "Which form of EM the cost model picks for x [rows, width], with tiles (rows, columns), and the FLOPs and\n"
+      "bytes of both forms. Raises ValueError for a size below one or a dtype that has no kernel.");
+  module.def(
+      "pooled_cost", &pooled_cost, py::arg("texts"), py::arg("videos"), py::arg("frames"), py::arg("width"),
+      py::arg("bases"), py::arg("iters"), py::arg("dtype") = "float32", py::arg("kept") = true,
+      "FLOPs and bytes of the pooled similarity, forward and backward, by their leading terms; bases = 0: without\n"
+      "EM; kept: whether the moments keep the inner products for later passes, as emcl_kernels.pooled decides.\n"
+      "Raises ValueError as plan does.");
 }

@@ -23,9 +23,9 @@ struct Cost {
 };
 
 struct Plan {
-  Form form;             // the one with fewer FLOPs; a tie goes to the Gram form, which reads x less often
-  int64_t row_tile;      // rows of x taken at a time
-  int64_t column_tile;   // channels of the smallest unit of an EM step
+  Form form;            // the one with fewer FLOPs; a tie goes to the Gram form, which reads x less often
+  int64_t row_tile;     // rows of x taken at a time
+  int64_t column_tile;  // channels of the smallest unit of an EM step
   Cost gram;
   Cost loop;
 };
@@ -78,10 +78,11 @@ struct PooledCost {
 };
 
 // The pooled similarity, by its leading terms: what is of size A·B·F·D, A·B·F·F, A·B·F·K, or of the rows times D and K.
-// No bases: without EM. kept: with EM, the inner products of texts and frames are kept by the moments for the cosine and
-// for backward, and not made again. Bytes are those of text, frames, and what is kept, each pass over it counted once.
-inline PooledCost pooled_cost(int64_t texts, int64_t videos, int64_t frames, int64_t width, int64_t bases, int64_t iters,
-                              int64_t element_size, bool kept) {
+// No bases: without EM. kept: with EM, the inner products of texts and frames are kept by the moments for the cosine
+// and for backward, and not made again. Bytes are those of text, frames, and what is kept, each pass over it counted
+// once.
+inline PooledCost pooled_cost(int64_t texts, int64_t videos, int64_t frames, int64_t width, int64_t bases,
+                              int64_t iters, int64_t element_size, bool kept) {
   plan_detail::require_positive("texts", texts);
   plan_detail::require_positive("videos", videos);
   plan_detail::require_positive("frames", frames);
@@ -96,7 +97,7 @@ inline PooledCost pooled_cost(int64_t texts, int64_t videos, int64_t frames, int
   PooledCost cost{{dots + products, read + 2 * pairs * wide},
                   {3 * dots + products + a * bf * (f + 1) + 2 * bf * f * d, 2 * read + 3 * pairs * wide}};
   if (bases > 0) {
-    cost.forward.flops += a * bf * (f + 1) + 2 * bf * f * d + rows * d * (d + 1)  // S, S·f, half of the Gram matrix
+    cost.forward.flops += a * bf * (f + 1) + 2 * bf * f * d + rows * d * (d + 1)    // S, S·f, half of the Gram matrix
                           + 2 * d * d * k * t + 2 * rows * d * k + 2 * a * bf * k;  // EM; in the bases; the correction
     cost.forward.bytes += read + d * d * t * wide;
     cost.backward.flops += 4 * rows * d * k + 6 * a * bf * k;

@@ -84,8 +84,18 @@ struct Em {
 
   // times_: how often each basis counts, or null for once
   Em(emcl::ParallelFor run_, int64_t width_, int64_t bases_, emcl::Settings s, const T* times_ = nullptr)
-      : run(run_), width(width_), bases(bases_), thin(thin_width<T>(bases_)), blocks(divide_up(width_, kChannelBlock)),
-        settings(s), times(thin), factor(thin), total(thin), inverse(thin), scale(thin), length(thin),
+      : run(run_),
+        width(width_),
+        bases(bases_),
+        thin(thin_width<T>(bases_)),
+        blocks(divide_up(width_, kChannelBlock)),
+        settings(s),
+        times(thin),
+        factor(thin),
+        total(thin),
+        inverse(thin),
+        scale(thin),
+        length(thin),
         partial(blocks * thin) {
     for (int64_t k = 0; k < thin; ++k) {
       times[k] = k < bases ? (times_ == nullptr ? T(1) : times_[k]) : T(0);
@@ -282,7 +292,8 @@ void fit_backward(emcl::ParallelFor run, const void* gram_, const void* logits, 
           with_rows<kPanelRows>(least<int64_t>(kPanelRows, m - i), [&](auto count) {
             constexpr int MR = decltype(count)::value;
             Vec<T> acc[MR][kPanelVectors] = {};
-            multiply<T, MR, kPanelVectors>(depth, &all_d_g[(begin + i) * depth], depth, 1, &packed[panel * depth * W], W, acc);
+            multiply<T, MR, kPanelVectors>(depth, &all_d_g[(begin + i) * depth], depth, 1, &packed[panel * depth * W],
+                                           W, acc);
             T line[W];
             for (int row = 0; row < MR; ++row) {
               for (int j = 0; j < kPanelVectors; ++j) store(line + j * V, acc[row][j]);

@@ -4,12 +4,19 @@
 
 namespace emcl {
 
-#define EMCL_KERNELS(E)                                                                                      \
-  {                                                                                                          \
-    moments<E>, moments_backward<E>, fit<Compute<E>>, fit_backward<Compute<E>>, reconstruct<E>,              \
-        reconstruct_backward<E>, project<E>, call_pooled_moments<E>, call_pooled_moments_backward<E>,          \
-        call_pooled_cosine<E>, call_pooled_cosine_backward<E>, pooled_block<E>                                                                  \
-  }
+#define EMCL_KERNELS(E)             \
+  {moments<E>,                      \
+   moments_backward<E>,             \
+   fit<Compute<E>>,                 \
+   fit_backward<Compute<E>>,        \
+   reconstruct<E>,                  \
+   reconstruct_backward<E>,         \
+   project<E>,                      \
+   call_pooled_moments<E>,          \
+   call_pooled_moments_backward<E>, \
+   call_pooled_cosine<E>,           \
+   call_pooled_cosine_backward<E>,  \
+   pooled_block<E>}
 #define EMCL_TABLE {EMCL_KERNELS(float), EMCL_KERNELS(double), EMCL_KERNELS(BFloat16), EMCL_KERNELS(Float16)}
 
 #if defined(__AVX512F__)

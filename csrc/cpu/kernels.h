@@ -38,14 +38,14 @@ struct Kernels {
   void (*moments_backward)(ParallelFor, const void* x, const void* d_gram, const void* d_colsum, int64_t rows,
                            int64_t width, void* d_x);
   void (*fit)(ParallelFor, const void* gram, const void* logits, int64_t width, int64_t bases, Settings,  // [D, K]
-              void* responsibilities, void* scale);                                                     // [D, K], [K]
+              void* responsibilities, void* scale);                                                       // [D, K], [K]
   void (*fit_backward)(ParallelFor, const void* gram, const void* logits, const void* d_responsibilities,
                        const void* d_scale, int64_t width, int64_t bases, Settings, void* d_gram, void* d_logits);
   void (*reconstruct)(ParallelFor, const void* x, const void* responsibilities, const void* scale, int64_t rows,
                       int64_t width, int64_t bases, double weight, void* y);
   void (*reconstruct_backward)(ParallelFor, const void* d_y, const void* x, const void* responsibilities,
-                               const void* scale, int64_t rows, int64_t width, int64_t bases, double weight,
-                               void* d_x, void* d_responsibilities, void* d_scale);
+                               const void* scale, int64_t rows, int64_t width, int64_t bases, double weight, void* d_x,
+                               void* d_responsibilities, void* d_scale);
   // init [K], or [N, K] with per_row. loop: EM on the rows instead of their Gram matrix (plan.h says which is cheaper)
   void (*project)(ParallelFor, const void* x, const void* init, bool per_row, bool loop, int64_t rows, int64_t width,
                   int64_t bases, Settings, double weight, void* y, void* mean_bases, void* responsibilities,
@@ -62,7 +62,7 @@ struct Kernels {
   void (*pooled_cosine_backward)(ParallelFor, Pool, Map, bool linear, const void* d_cosine, const void* cosine,
                                  const void* length, const void* text, const void* frames, const void* mask,
                                  const void* kept, void* d_text, void* d_frames, void* pull_text,  // [A, K]
-                                 void* pull_frames);                             // [B, F, K]
+                                 void* pull_frames);                                               // [B, F, K]
   // EM and cosine for one part of the texts and videos; cosine has rows of stride `row`. init [K]
   void (*pooled_block)(ParallelFor, Pool, Settings, const void* text, const void* frames, const void* mask,
                        const void* init, int64_t bases, double weight, bool relative, void* cosine, int64_t row);

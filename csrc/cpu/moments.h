@@ -38,8 +38,12 @@ template <class T>
 class GramSum {
  public:
   GramSum(int64_t parts, int64_t width)
-      : parts_(parts), width_(width), panels_(divide_up(width, W)), pairs_(panels_ * (panels_ + 1) / 2),
-        blocks_(parts * pairs_ * W * W), sums_(parts * panels_ * W) {}
+      : parts_(parts),
+        width_(width),
+        panels_(divide_up(width, W)),
+        pairs_(panels_ * (panels_ + 1) / 2),
+        blocks_(parts * pairs_ * W * W),
+        sums_(parts * panels_ * W) {}
 
   void start(int64_t part) {
     std::memset(blocks_of(part), 0, size_t(pairs_ * W * W) * sizeof(T));
@@ -58,7 +62,8 @@ class GramSum {
           part_of_panel_product<T, true>(vectors, m, rows, a, 1, W, b, block, W);
         } else {
           for (int64_t i = 0; i < m; i += V)
-            part_of_panel_product<T, true>(vectors - i / V, least(V, m - i), rows, a + i, 1, W, b + i, block + i * W + i, W);
+            part_of_panel_product<T, true>(vectors - i / V, least(V, m - i), rows, a + i, 1, W, b + i,
+                                           block + i * W + i, W);
         }
       }
   }

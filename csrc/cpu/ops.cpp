@@ -14,8 +14,8 @@
 
 namespace {
 
-using torch::stable::Tensor;
 using emcl::Kernels;
+using torch::stable::Tensor;
 
 struct Isa {
   const char* name;
@@ -43,10 +43,14 @@ const Isa& isa() {
 const Kernels& kernels(const Tensor& x) {
   using torch::headeronly::ScalarType;
   switch (x.scalar_type()) {
-    case ScalarType::Double: return isa().table[emcl::kFloat64];
-    case ScalarType::BFloat16: return isa().table[emcl::kBFloat16];
-    case ScalarType::Half: return isa().table[emcl::kFloat16];
-    default: return isa().table[emcl::kFloat32];
+    case ScalarType::Double:
+      return isa().table[emcl::kFloat64];
+    case ScalarType::BFloat16:
+      return isa().table[emcl::kBFloat16];
+    case ScalarType::Half:
+      return isa().table[emcl::kFloat16];
+    default:
+      return isa().table[emcl::kFloat32];
   }
 }
 
@@ -133,12 +137,13 @@ void project(const Tensor& x, const Tensor& init, int64_t iters, double temperat
              std::string form, const Tensor& y, const Tensor& mean_bases, const Tensor& responsibilities,
              const Tensor& scale) {
   const int64_t g = x.size(0), rows = x.size(1), width = x.size(2), bases = scale.size(scale.dim() - 1);
-  const bool loop = form == "loop" || (form == "auto" && emcl::plan(rows, width, bases, iters, int64_t(x.element_size()))
-                                                                 .form == emcl::Form::loop);
+  const bool loop =
+      form == "loop" ||
+      (form == "auto" && emcl::plan(rows, width, bases, iters, int64_t(x.element_size())).form == emcl::Form::loop);
   for_each_problem(g, [&](int64_t i, emcl::ParallelFor run) {
     kernels(x).project(run, at(x, i, g), at(init, i, g), init.dim() == 3, loop, rows, width, bases,
-                       {iters, temperature, eps}, weight, at(y, i, g), at(mean_bases, i, g),
-                       at(responsibilities, i, g), at(scale, i, g));
+                       {iters, temperature, eps}, weight, at(y, i, g), at(mean_bases, i, g), at(responsibilities, i, g),
+                       at(scale, i, g));
   });
 }
 

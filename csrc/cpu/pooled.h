@@ -12,9 +12,9 @@
 
 namespace {
 
-constexpr int64_t kGroupRows = 96;                 // frames that are taken together
-constexpr int64_t kSplits = 32;                    // sums over videos are kept in this many parts
-constexpr int64_t kHeld = int64_t(1) << 20;        // numbers that backward keeps of pairs of text and frame at a time
+constexpr int64_t kGroupRows = 96;           // frames that are taken together
+constexpr int64_t kSplits = 32;              // sums over videos are kept in this many parts
+constexpr int64_t kHeld = int64_t(1) << 20;  // numbers that backward keeps of pairs of text and frame at a time
 
 // The inputs of a call, and the texts as panels with one text per lane.
 template <class E>
@@ -30,11 +30,17 @@ struct Pooling {
   Scratch<T> text_lanes;  // [panels][D][W]
 
   Pooling(emcl::ParallelFor run_, const void* text_, const void* frames_, const void* mask_, const emcl::Pool& s)
-      : run(run_), size(s), text(static_cast<const E*>(text_)), frames(static_cast<const E*>(frames_)),
-        mask(static_cast<const T*>(mask_)), rows(s.videos * s.frames), panels(divide_up(s.texts, W)),
+      : run(run_),
+        size(s),
+        text(static_cast<const E*>(text_)),
+        frames(static_cast<const E*>(frames_)),
+        mask(static_cast<const T*>(mask_)),
+        rows(s.videos * s.frames),
+        panels(divide_up(s.texts, W)),
         padded(panels * W),
         videos_per_group(most<int64_t>(1, least<int64_t>(kGroupRows / s.frames, divide_up(s.videos, 16)))),
-        groups(divide_up(s.videos, videos_per_group)), text_lanes(padded * s.width) {
+        groups(divide_up(s.videos, videos_per_group)),
+        text_lanes(padded * s.width) {
     pack_panels<E, T>(run, text, s.width, s.texts, 1, s.width, text_lanes.get());
   }
 };
@@ -53,8 +59,13 @@ struct Group {
   T present[W];           // 1 for a text, 0 for the padding of the last panel
 
   explicit Group(const Pooling<E>& p)
-      : pool(p), F(p.size.frames), depth(round_up(p.size.width, W)), f(p.videos_per_group * F * depth),
-        dots(p.videos_per_group * F * W), soft(p.videos_per_group * F * W), weights(p.videos_per_group * F * W),
+      : pool(p),
+        F(p.size.frames),
+        depth(round_up(p.size.width, W)),
+        f(p.videos_per_group * F * depth),
+        dots(p.videos_per_group * F * W),
+        soft(p.videos_per_group * F * W),
+        weights(p.videos_per_group * F * W),
         numerators(p.videos_per_group * W) {}
 
   void start(int64_t group) {
@@ -74,7 +85,8 @@ struct Group {
 
   // dots = frames · texts of this panel; what follows from them. kept: where to keep dots, or null.
   void weigh(int64_t panel, T* kept = nullptr) {
-    panel_product<T>(rows, pool.size.width, f.get(), depth, 1, &pool.text_lanes[panel * pool.size.width * W], dots.get(), W);
+    panel_product<T>(rows, pool.size.width, f.get(), depth, 1, &pool.text_lanes[panel * pool.size.width * W],
+                     dots.get(), W);
     for (int64_t i = 0; kept != nullptr && i < rows; ++i)
       std::memcpy(kept + kept_at(panel) + i * pool.size.texts, &dots[i * W], size_t(texts_of(panel)) * sizeof(T));
     soften(panel);
@@ -161,9 +173,8 @@ class PairSums {
 // Calls f(first, last) for runs of the groups [first_group, last_group), each run on one thread.
 template <class E, class F>
 void group_runs(const Pooling<E>& pool, int64_t first_group, int64_t last_group, const F& f) {
-  parallel(pool.run, last_group - first_group, 1, [&](int64_t first, int64_t last) {
-    f(first_group + first, first_group + last);
-  });
+  parallel(pool.run, last_group - first_group, 1,
+           [&](int64_t first, int64_t last) { f(first_group + first, first_group + last); });
 }
 
 // Calls f(group, video of it, square [F, F], counts [F]) for every video of some groups: Σ over texts of w·wᵀ and of w.
@@ -198,7 +209,8 @@ void weigh_videos(const Pooling<E>& pool, int64_t first_group, int64_t last_grou
   }
 }
 
-// (PG), (PS): gram and colsum of all A·B + A rows [pooled; text]. Each part has its share of the groups and of the texts.
+// (PG), (PS): gram and colsum of all A·B + A rows [pooled; text]. Each part has its share of the groups and of the
+// texts.
 template <class E>
 void pooled_moments(const Pooling<E>& pool, Compute<E>* gram, Compute<E>* colsum, Compute<E>* kept) {
   using T = Compute<E>;
@@ -218,16 +230,17 @@ void pooled_moments(const Pooling<E>& pool, Compute<E>* gram, Compute<E>* colsum
       };
       weigh_videos(pool, part_begin(part, parts, pool.groups), part_begin(part + 1, parts, pool.groups), kept,
                    [&](const Group<E>& g, int64_t v, const T* square, const T* count) {
-        if (rows + F > most_rows) add();
-        std::memcpy(&counts[rows], count, size_t(F) * sizeof(T));
-        for (int64_t panel = 0; panel < x.panels; ++panel) {
-          const T* f = &g.f[v * F * g.depth + panel * W];
-          panel_product<T>(F, F, square, F, 1, f, y.at(rows, panel), W, g.depth);
-          for (int64_t i = 0; i < F; ++i) std::memcpy(x.at(rows + i, panel), f + i * g.depth, size_t(W) * sizeof(T));
-        }
-        sum.add_columns(part, rows, rows + F, x, counts.get());
-        rows += F;
-      });
+                     if (rows + F > most_rows) add();
+                     std::memcpy(&counts[rows], count, size_t(F) * sizeof(T));
+                     for (int64_t panel = 0; panel < x.panels; ++panel) {
+                       const T* f = &g.f[v * F * g.depth + panel * W];
+                       panel_product<T>(F, F, square, F, 1, f, y.at(rows, panel), W, g.depth);
+                       for (int64_t i = 0; i < F; ++i)
+                         std::memcpy(x.at(rows + i, panel), f + i * g.depth, size_t(W) * sizeof(T));
+                     }
+                     sum.add_columns(part, rows, rows + F, x, counts.get());
+                     rows += F;
+                   });
       add();
       const int64_t begin = part_begin(part, parts, texts), end = part_begin(part + 1, parts, texts);
       sum.add_rows(part, pool.text + begin * width, end - begin, x);
@@ -242,13 +255,19 @@ template <class E>
 struct PooledMap {
   using T = Compute<E>;
   int64_t bases, thin;
-  Scratch<T> r, correction, once;     // [D, thin], [thin, thin], [thin]
-  Scratch<T> text_r, text_lanes_r;    // [A, thin], [panels][thin][W]
-  Scratch<T> text_length;             // [padded]
+  Scratch<T> r, correction, once;   // [D, thin], [thin, thin], [thin]
+  Scratch<T> text_r, text_lanes_r;  // [A, thin], [panels][thin][W]
+  Scratch<T> text_length;           // [padded]
 
   PooledMap(const Pooling<E>& pool, const T* responsibilities, const T* scale, int64_t bases_, T weight)
-      : bases(bases_), thin(thin_width<T>(bases_)), r(pool.size.width * thin), correction(thin * thin), once(thin),
-        text_r(pool.size.texts * thin), text_lanes_r(pool.padded * thin), text_length(pool.padded) {
+      : bases(bases_),
+        thin(thin_width<T>(bases_)),
+        r(pool.size.width * thin),
+        correction(thin * thin),
+        once(thin),
+        text_r(pool.size.texts * thin),
+        text_lanes_r(pool.padded * thin),
+        text_length(pool.padded) {
     const int64_t width = pool.size.width, texts = pool.size.texts;
     pad_thin<T>(responsibilities, width, bases, thin, nullptr, r.get());
     thin_product<T>(thin, width, r.get(), 1, thin, r.get(), thin, correction.get());
@@ -261,24 +280,26 @@ struct PooledMap {
       }
     }
     for (int64_t i = texts; i < pool.padded; ++i) text_length[i] = 1;
-    parallel(pool.run, divide_up(texts, kRowBlock), grain_of(kRowBlock * width * (thin + 1)), [&](int64_t first, int64_t last) {
-      Scratch<T> wide(kRowBlock * width), mapped(kRowBlock * thin);
-      for (int64_t block = first; block < last; ++block) {
-        const int64_t begin = block * kRowBlock, m = least(kRowBlock, texts - begin);
-        const T* t = widened<E>(pool.text + begin * width, m * width, wide.get());
-        thin_product<T>(m, width, t, width, 1, r.get(), thin, &text_r[begin * thin]);
-        thin_product<T>(m, thin, &text_r[begin * thin], thin, 1, correction.get(), thin, mapped.get());
-        for (int64_t i = 0; i < m; ++i) {
-          Vec<T> sum = {};
-          int64_t d = 0;
-          for (; d + kLanes<T> <= width; d += kLanes<T>) sum += load(t + i * width + d) * load(t + i * width + d);
-          T square = sum_of_lanes<T>(sum);
-          for (; d < width; ++d) square += t[i * width + d] * t[i * width + d];
-          for (int64_t k = 0; k < bases; ++k) square += text_r[(begin + i) * thin + k] * mapped[i * thin + k];
-          text_length[begin + i] = std::sqrt(most<T>(square, kTiny * kTiny));
-        }
-      }
-    });
+    parallel(pool.run, divide_up(texts, kRowBlock), grain_of(kRowBlock * width * (thin + 1)),
+             [&](int64_t first, int64_t last) {
+               Scratch<T> wide(kRowBlock * width), mapped(kRowBlock * thin);
+               for (int64_t block = first; block < last; ++block) {
+                 const int64_t begin = block * kRowBlock, m = least(kRowBlock, texts - begin);
+                 const T* t = widened<E>(pool.text + begin * width, m * width, wide.get());
+                 thin_product<T>(m, width, t, width, 1, r.get(), thin, &text_r[begin * thin]);
+                 thin_product<T>(m, thin, &text_r[begin * thin], thin, 1, correction.get(), thin, mapped.get());
+                 for (int64_t i = 0; i < m; ++i) {
+                   Vec<T> sum = {};
+                   int64_t d = 0;
+                   for (; d + kLanes<T> <= width; d += kLanes<T>)
+                     sum += load(t + i * width + d) * load(t + i * width + d);
+                   T square = sum_of_lanes<T>(sum);
+                   for (; d < width; ++d) square += t[i * width + d] * t[i * width + d];
+                   for (int64_t k = 0; k < bases; ++k) square += text_r[(begin + i) * thin + k] * mapped[i * thin + k];
+                   text_length[begin + i] = std::sqrt(most<T>(square, kTiny * kTiny));
+                 }
+               }
+             });
     if (bases > 0) pack_panels<T, T>(pool.run, text_r.get(), thin, texts, 1, thin, text_lanes_r.get());
   }
 
@@ -296,7 +317,8 @@ struct MappedGroup {
   Scratch<T> grams;             // [videos, F, F]
 
   MappedGroup(const Pooling<E>& pool, const PooledMap<E>& m)
-      : map(m), f_r(pool.videos_per_group * pool.size.frames * m.thin),
+      : map(m),
+        f_r(pool.videos_per_group * pool.size.frames * m.thin),
         f_corrected(pool.videos_per_group * pool.size.frames * m.thin),
         grams(pool.videos_per_group * pool.size.frames * pool.size.frames) {}
 
@@ -314,7 +336,8 @@ struct MappedGroup {
     for (int64_t v = 0; v < g.videos; ++v) {
       g.gram_of_video(v, &grams[v * F * F]);
       if (thin > 0)
-        row_products<T>(F, F, thin, &f_corrected[v * F * thin], thin, &f_r[v * F * thin], thin, true, &grams[v * F * F], F);
+        row_products<T>(F, F, thin, &f_corrected[v * F * thin], thin, &f_r[v * F * thin], thin, true, &grams[v * F * F],
+                        F);
     }
   }
 
@@ -322,7 +345,8 @@ struct MappedGroup {
   template <bool ADD>
   void correct(const Group<E>& g, int64_t panel, T* out) const {
     if (map.thin > 0)
-      panel_product<T, ADD>(g.rows, map.thin, f_corrected.get(), map.thin, 1, &map.text_lanes_r[panel * map.thin * g.W], out, g.W);
+      panel_product<T, ADD>(g.rows, map.thin, f_corrected.get(), map.thin, 1, &map.text_lanes_r[panel * map.thin * g.W],
+                            out, g.W);
   }
 };
 

@@ -16,8 +16,14 @@ struct Generators {
 
   template <class E>
   Generators(const Pooling<E>& pool, T* kept)
-      : frames(pool.size.frames), videos(pool.size.videos), texts(pool.size.texts), width(pool.size.width),
-        rows(pool.rows + texts), x(rows * width), squares(videos * frames * frames), colsum(width) {
+      : frames(pool.size.frames),
+        videos(pool.size.videos),
+        texts(pool.size.texts),
+        width(pool.size.width),
+        rows(pool.rows + texts),
+        x(rows * width),
+        squares(videos * frames * frames),
+        colsum(width) {
     for (int64_t i = 0; i < pool.rows * width; ++i) x[i] = widen(pool.frames[i]);
     for (int64_t i = 0; i < texts * width; ++i) x[pool.rows * width + i] = widen(pool.text[i]);
     Scratch<T> counts(rows);
@@ -49,7 +55,8 @@ struct Generators {
       }
       thin_product<T>(rows, width, x.get(), width, 1, p, thin, product.get());
       for (int64_t b = 0; b < videos; ++b)
-        thin_product<T>(frames, frames, &squares[b * frames * frames], frames, 1, &product[b * size], thin, &weighted[b * size]);
+        thin_product<T>(frames, frames, &squares[b * frames * frames], frames, 1, &product[b * size], thin,
+                        &weighted[b * size]);
       std::memcpy(&weighted[in_videos * thin], &product[in_videos * thin], size_t(texts * thin) * sizeof(T));
       squared.clear(thin);
       for (int64_t i = 0; i < rows * thin; i += thin)
@@ -78,9 +85,9 @@ T relative_scale(const T* gram, const T* p, const Em<T>& em) {
 }
 
 template <class E>
-void pooled_block(emcl::ParallelFor run, emcl::Pool size, emcl::Settings settings, const void* text,
-                  const void* frames, const void* mask, const void* init_, int64_t bases, double weight, bool relative,
-                  void* cosine, int64_t row) {
+void pooled_block(emcl::ParallelFor run, emcl::Pool size, emcl::Settings settings, const void* text, const void* frames,
+                  const void* mask, const void* init_, int64_t bases, double weight, bool relative, void* cosine,
+                  int64_t row) {
   using T = Compute<E>;
   const T* init = static_cast<const T*>(init_);
   const int64_t width = size.width;

@@ -7,8 +7,8 @@
 namespace {
 
 template <class E>
-void call_pooled_moments(emcl::ParallelFor run, emcl::Pool size, const void* text, const void* frames,
-                         const void* mask, void* gram, void* colsum, void* kept) {
+void call_pooled_moments(emcl::ParallelFor run, emcl::Pool size, const void* text, const void* frames, const void* mask,
+                         void* gram, void* colsum, void* kept) {
   using T = Compute<E>;
   pooled_moments(Pooling<E>(run, text, frames, mask, size), static_cast<T*>(gram), static_cast<T*>(colsum),
                  static_cast<T*>(kept));

@@ -36,8 +36,7 @@ void fit_by_loop(Em<T>& em, const E* x, const T* init, bool per_row, int64_t row
   Scratch<T> logits(width * thin), wide(sizeof(E) == sizeof(T) ? 0 : rows * width);
   const T* a = widened<E>(x, rows * width, wide.get());
   for (int64_t n = 0; n < rows; ++n)
-    for (int64_t k = 0; k < thin; ++k)
-      bases[n * thin + k] = k < em.bases ? init[per_row ? n * em.bases + k : k] : T(0);
+    for (int64_t k = 0; k < thin; ++k) bases[n * thin + k] = k < em.bases ? init[per_row ? n * em.bases + k : k] : T(0);
   for (int64_t t = 0; t < em.settings.iters; ++t) {
     em.expect(logits.get(), p, rows * thin, [&](int64_t begin, int64_t end) {
       thin_product<T>(end - begin, rows, a + begin, 1, width, bases, thin, &logits[begin * thin]);
@@ -54,8 +53,8 @@ void project(emcl::ParallelFor run, const void* x_, const void* init_, bool per_
   const E* x = static_cast<const E*>(x_);
   const T* init = static_cast<const T*>(init_);
   T *mean_bases = static_cast<T*>(mean_bases_), *scale = static_cast<T*>(scale_);
-  const Distinct<T> distinct = per_row ? Distinct<T>(bases, [](int64_t, int64_t) { return false; })
-                                       : distinct_starts(init, bases);
+  const Distinct<T> distinct =
+      per_row ? Distinct<T>(bases, [](int64_t, int64_t) { return false; }) : distinct_starts(init, bases);
   Em<T> em(run, width, distinct.count, settings, distinct.times.get());
   const int64_t count = distinct.count, thin = em.thin;
   Scratch<T> p(width * thin), starts(count), means(thin);

@@ -42,8 +42,15 @@ class Projection {
   using T = Compute<E>;
   // keep: x·p is kept for `measure`, `coefficients` and `write`
   Projection(emcl::ParallelFor run, const E* x, int64_t rows, int64_t width, int64_t bases, bool keep)
-      : run_(run), x_(x), rows_(rows), width_(width), bases_(bases), thin_(thin_width<T>(bases)),
-        blocks_(divide_up(rows, kRowBlock)), coefficients_(keep ? rows * thin_ : 0), partial_(blocks_ * thin_),
+      : run_(run),
+        x_(x),
+        rows_(rows),
+        width_(width),
+        bases_(bases),
+        thin_(thin_width<T>(bases)),
+        blocks_(divide_up(rows, kRowBlock)),
+        coefficients_(keep ? rows * thin_ : 0),
+        partial_(blocks_ * thin_),
         total_(thin_) {}
 
   // x·p, [rows, thin]
@@ -56,7 +63,8 @@ class Projection {
       thin_product<T>(m, width_, widened<E>(x_ + begin * width_, m * width_, wide), width_, 1, p, thin_, c);
       for (int64_t k = 0; k < thin_; ++k) sums[k] = 0;
       for (int64_t i = 0; i < m * thin_; i += thin_)
-        for (int64_t k = 0; k < thin_; k += kLanes<T>) store(sums + k, load(sums + k) + load(c + i + k) * load(c + i + k));
+        for (int64_t k = 0; k < thin_; k += kLanes<T>)
+          store(sums + k, load(sums + k) + load(c + i + k) * load(c + i + k));
     });
     add_up(partial_.get(), blocks_, thin_, total_.get());
     measured_ = true;
@@ -146,7 +154,8 @@ void reconstruct_backward(emcl::ParallelFor run, const void* d_y_, const void* x
         for (int64_t i = 0; i < m * thin; ++i) e[i] *= T(weight);
         thin_product<T, true>(width, m, a, 1, width, e.get(), thin, d_q_sum);
         thin_product<T, true>(width, m, g, 1, width, c.get(), thin, d_r_sum);
-        add_low_rank<E, T>(d_y + begin * width, e.get(), thin, packed.get(), m, width, bases, T(1), d_x + begin * width);
+        add_low_rank<E, T>(d_y + begin * width, e.get(), thin, packed.get(), m, width, bases, T(1),
+                           d_x + begin * width);
       }
     }
   });

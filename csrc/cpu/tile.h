@@ -16,7 +16,8 @@ using emcl::kChannelBlock, emcl::kDepth, emcl::kMostParts, emcl::kPartRows, emcl
 
 template <class F>
 void parallel(emcl::ParallelFor run, int64_t count, int64_t grain, const F& body) {
-  run(count, grain, [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); },
+  run(
+      count, grain, [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 // Items that are worth a thread of their own together: about 60 microseconds of arithmetic.
@@ -56,7 +57,9 @@ inline void with_rows(int64_t rows, const F& f) {
 
 // Columns of thin matrices [*, K] are padded to whole vectors with zeros.
 template <class T>
-inline int64_t thin_width(int64_t bases) { return round_up(bases, kLanes<T>); }
+inline int64_t thin_width(int64_t bases) {
+  return round_up(bases, kLanes<T>);
+}
 
 template <int NV>
 constexpr int kThinRows = kRegisters == 32 ? (NV == 1 ? 14 : 24 / NV) : (NV == 1 ? 8 : 12 / NV);
@@ -70,8 +73,7 @@ inline void thin_columns(int64_t m, int64_t depth, const T* a, int64_t row, int6
       constexpr int MR = decltype(rows)::value;
       Vec<T> acc[MR][NV];
       for (int r = 0; r < MR; ++r)
-        for (int j = 0; j < NV; ++j)
-          acc[r][j] = ADD ? load(out + (i + r) * thin + j * kLanes<T>) : Vec<T>{};
+        for (int j = 0; j < NV; ++j) acc[r][j] = ADD ? load(out + (i + r) * thin + j * kLanes<T>) : Vec<T>{};
       multiply<T, MR, NV>(depth, a + i * row, row, step, b, thin, acc);
       for (int r = 0; r < MR; ++r)
         for (int j = 0; j < NV; ++j) store(out + (i + r) * thin + j * kLanes<T>, acc[r][j]);
@@ -82,11 +84,15 @@ template <class T, bool ADD = false>
 inline void thin_product(int64_t m, int64_t depth, const T* a, int64_t row, int64_t step, const T* b, int64_t thin,
                          T* out) {
   int64_t c = 0;
-  for (; c + 4 * kLanes<T> <= thin; c += 4 * kLanes<T>) thin_columns<T, ADD, 4>(m, depth, a, row, step, b + c, thin, out + c);
+  for (; c + 4 * kLanes<T> <= thin; c += 4 * kLanes<T>)
+    thin_columns<T, ADD, 4>(m, depth, a, row, step, b + c, thin, out + c);
   switch ((thin - c) / kLanes<T>) {
-    case 3: return thin_columns<T, ADD, 3>(m, depth, a, row, step, b + c, thin, out + c);
-    case 2: return thin_columns<T, ADD, 2>(m, depth, a, row, step, b + c, thin, out + c);
-    case 1: return thin_columns<T, ADD, 1>(m, depth, a, row, step, b + c, thin, out + c);
+    case 3:
+      return thin_columns<T, ADD, 3>(m, depth, a, row, step, b + c, thin, out + c);
+    case 2:
+      return thin_columns<T, ADD, 2>(m, depth, a, row, step, b + c, thin, out + c);
+    case 1:
+      return thin_columns<T, ADD, 1>(m, depth, a, row, step, b + c, thin, out + c);
   }
 }
 
@@ -94,7 +100,8 @@ inline void thin_product(int64_t m, int64_t depth, const T* a, int64_t row, int6
 template <class T>
 inline void pad_thin(const T* src, int64_t rows, int64_t bases, int64_t thin, const T* factor, T* dst) {
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t k = 0; k < bases; ++k) dst[i * thin + k] = factor ? src[i * bases + k] * factor[k] : src[i * bases + k];
+    for (int64_t k = 0; k < bases; ++k)
+      dst[i * thin + k] = factor ? src[i * bases + k] * factor[k] : src[i * bases + k];
     for (int64_t k = bases; k < thin; ++k) dst[i * thin + k] = 0;
   }
 }
@@ -130,7 +137,8 @@ inline void pack_panel(const E* src, int64_t depth, int64_t cols, int64_t row, i
 
 // All panels of the columns of src [depth, cols], one after the other.
 template <class E, class T>
-inline void pack_panels(emcl::ParallelFor run, const E* src, int64_t depth, int64_t cols, int64_t row, int64_t step, T* dst) {
+inline void pack_panels(emcl::ParallelFor run, const E* src, int64_t depth, int64_t cols, int64_t row, int64_t step,
+                        T* dst) {
   parallel(run, divide_up(cols, kPanel<T>), grain_of(depth * kPanel<T>), [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; ++panel)
       pack_panel<E, T>(src, depth, cols, row, step, panel * kPanel<T>, dst + panel * depth * kPanel<T>);
@@ -151,8 +159,8 @@ inline void pack_twice_symmetric(emcl::ParallelFor run, const T* m, int64_t widt
   });
 }
 
-// out[m, NV vectors] (+)= a[m, depth] · b[depth, NV vectors]; element (i, p) of a is a[i * row + p * step], and rows of b
-// lie b_row apart: in a packed panel, or in a matrix of longer rows.
+// out[m, NV vectors] (+)= a[m, depth] · b[depth, NV vectors]; element (i, p) of a is a[i * row + p * step], and rows of
+// b lie b_row apart: in a packed panel, or in a matrix of longer rows.
 template <class T, bool ADD = false, int NV = kPanelVectors>
 inline void panel_product(int64_t m, int64_t depth, const T* a, int64_t row, int64_t step, const T* b, T* out,
                           int64_t out_row, int64_t b_row = kPanel<T>) {
@@ -174,10 +182,14 @@ template <class T, bool ADD>
 inline void part_of_panel_product(int64_t vectors, int64_t m, int64_t depth, const T* a, int64_t row, int64_t step,
                                   const T* panel, T* out, int64_t out_row) {
   switch (vectors) {
-    case 1: return panel_product<T, ADD, 1>(m, depth, a, row, step, panel, out, out_row);
-    case 2: return panel_product<T, ADD, 2>(m, depth, a, row, step, panel, out, out_row);
-    case 3: return panel_product<T, ADD, 3>(m, depth, a, row, step, panel, out, out_row);
-    case 4: return panel_product<T, ADD, 4>(m, depth, a, row, step, panel, out, out_row);
+    case 1:
+      return panel_product<T, ADD, 1>(m, depth, a, row, step, panel, out, out_row);
+    case 2:
+      return panel_product<T, ADD, 2>(m, depth, a, row, step, panel, out, out_row);
+    case 3:
+      return panel_product<T, ADD, 3>(m, depth, a, row, step, panel, out, out_row);
+    case 4:
+      return panel_product<T, ADD, 4>(m, depth, a, row, step, panel, out, out_row);
   }
 }
 
@@ -209,7 +221,8 @@ inline void row_products(int64_t m, int64_t n, int64_t depth, const T* a, int64_
       } else {
         for (int64_t r = 0; r < least<int64_t>(4, m - i); ++r)
           for (int64_t c = 0; c < least<int64_t>(4, n - j); ++c)
-            row_products_tile<T, 1, 1>(depth, ai + r * a_row, a_row, bj + c * b_row, b_row, add, to + r * out_row + c, out_row);
+            row_products_tile<T, 1, 1>(depth, ai + r * a_row, a_row, bj + c * b_row, b_row, add, to + r * out_row + c,
+                                       out_row);
       }
     }
 }

@@ -59,9 +59,13 @@ inline Vec<T> splat(T x) {
 }
 
 template <class I>
-inline I least(I a, I b) { return a < b ? a : b; }
+inline I least(I a, I b) {
+  return a < b ? a : b;
+}
 template <class I>
-inline I most(I a, I b) { return a > b ? a : b; }
+inline I most(I a, I b) {
+  return a > b ? a : b;
+}
 
 // f over all lanes, upper half with lower half until one number is left. GCC takes 64 bytes apart through memory,
 // unless it is told how.

@@ -23,7 +23,8 @@ namespace emcl {
 
 using Stream = cudaStream_t;
 
-// ---- on the device ---------------------------------------------------------------------------------------------------
+// ---- on the device
+// ---------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 __device__ __forceinline__ uint16_t float_to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
@@ -46,7 +47,8 @@ __device__ __forceinline__ char* dynamic_shared() {
   return memory;
 }
 
-// The same number, unknown to the compiler: what follows from it is computed here and not kept in registers from before.
+// The same number, unknown to the compiler: what follows from it is computed here and not kept in registers from
+// before.
 __device__ __forceinline__ int afresh(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -57,9 +59,10 @@ __device__ __forceinline__ float shuffle(float x, int lane) { return __shfl_sync
 
 // d[16, 8] += a[16, 16]·b[16, 8], accumulated in float32.
 __device__ __forceinline__ void multiply_bfloat(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 __device__ __forceinline__ void multiply_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -68,9 +71,10 @@ __device__ __forceinline__ void multiply_half(float (&d)[4], const uint32_t (&a)
 }
 // d[16, 8] += a[16, 8]·b[8, 8] in TF32: a and b as `round_tf32` gives them.
 __device__ __forceinline__ void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 __device__ __forceinline__ uint32_t round_tf32(float x) {
   uint32_t bits;
@@ -133,7 +137,8 @@ __device__ __forceinline__ T* in_block(T* shared, uint32_t rank) {
 #endif
 }
 
-// ---- on the host -----------------------------------------------------------------------------------------------------
+// ---- on the host
+// -----------------------------------------------------------------------------------------------------
 
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
@@ -144,9 +149,9 @@ inline void check(cudaError_t status, const char* what) {
 // What launchers ask of a device.
 struct Device {
   int index;
-  int architecture;      // 80, 90, ...
+  int architecture;  // 80, 90, ...
   int multiprocessors;
-  size_t most_shared;    // bytes that a block may have
+  size_t most_shared;  // bytes that a block may have
 };
 inline Device describe_device(int index) {
   const auto attribute = [&](cudaDeviceAttr which) {
@@ -172,7 +177,8 @@ struct Configuration {
 
   Configuration(Stream stream, const Launch& shape, const void* code) {
     if (shape.shared > 48 * 1024)
-      check(cudaFuncSetAttribute(code, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared)), "shared memory");
+      check(cudaFuncSetAttribute(code, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared)),
+            "shared memory");
     if (shape.cluster > 8)
       check(cudaFuncSetAttribute(code, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
     config.gridDim = dim3(shape.x, shape.y, shape.z);

@@ -7,8 +7,16 @@ namespace emcl {
 void fit(const Call& call, const float* gram, const float* logits, int64_t problems, int64_t width, int64_t bases,
          Settings settings, float* responsibilities, float* scale) {
   if (problems == 0) return;
-  const ClusterProblem problem{gram, logits, responsibilities, scale, int(width), int(bases), int(settings.iters),
-                               float(1 / settings.temperature), float(settings.eps), rows_are_aligned(gram, width)};
+  const ClusterProblem problem{gram,
+                               logits,
+                               responsibilities,
+                               scale,
+                               int(width),
+                               int(bases),
+                               int(settings.iters),
+                               float(1 / settings.temperature),
+                               float(settings.eps),
+                               rows_are_aligned(gram, width)};
   const auto plan = [&](int largest) {
     return fit_plan(call.device.architecture, call.device.most_shared, largest, problems, width, bases, settings.iters);
   };

@@ -18,14 +18,14 @@ struct Kept {
 
 struct BackwardMaximise {
   Kept kept;
-  const float* gram;        // [P, D, D]
-  const float* squares;     // [P, blocks, K]  shares of this iteration's squared lengths
-  const float* d_logits;    // [P, D, K]  of the iteration after; null in the last
-  const float* d_scale;     // [P, d_scale_shares, K]  shares of the gradient to the scale
-  const float* d_result;    // [P, D, K]  gradient to the responsibilities that `fit` returns; null but in the last
-  float* d_product;         // as `kept`  out
+  const float* gram;          // [P, D, D]
+  const float* squares;       // [P, blocks, K]  shares of this iteration's squared lengths
+  const float* d_logits;      // [P, D, K]  of the iteration after; null in the last
+  const float* d_scale;       // [P, d_scale_shares, K]  shares of the gradient to the scale
+  const float* d_result;      // [P, D, K]  gradient to the responsibilities that `fit` returns; null but in the last
+  float* d_product;           // as `kept`  out
   float* d_responsibilities;  // [P, D, K]  out
-  float* inner;             // [P, blocks, K]  out: shares of Σ_d d_responsibilities·responsibilities
+  float* inner;               // [P, blocks, K]  out: shares of Σ_d d_responsibilities·responsibilities
   int width, bases, blocks, d_scale_shares;
   float eps;
   bool aligned;
@@ -98,7 +98,13 @@ __global__ void __launch_bounds__(32 * kFitWarps, NT <= 4 ? 2 : 1) fit_backward_
                                    scale,
                                    d_square,
                                    a.d_product + first_number,
-                                   width, bases, a.kept.stride, a.kept.stored, product.first, {}, {}};
+                                   width,
+                                   bases,
+                                   a.kept.stride,
+                                   a.kept.stored,
+                                   product.first,
+                                   {},
+                                   {}};
   product.run(d_g);
 
   product.for_each([&](int m, int row, int column, const float4& g) {
@@ -137,12 +143,12 @@ __global__ void __launch_bounds__(32 * kFitWarps, NT <= 4 ? 2 : 1) fit_backward_
 constexpr int kChannels = 4 * kFitWarps;  // of a block: 8 lanes for each
 
 struct BackwardExpect {
-  const float* responsibilities;  // as `Kept`
-  const float* before;            // gram·r of the iteration before, as `Kept`; null in the first
+  const float* responsibilities;            // as `Kept`
+  const float* before;                      // gram·r of the iteration before, as `Kept`; null in the first
   const float *d_responsibilities, *inner;  // of BackwardMaximise
-  const float* column_sums;       // [P, K]
-  float* d_logits;                // [P, D, K]  out
-  float* d_scale;                 // [P, channel blocks, K]  out: shares of Σ_d d_logits·before; not in the first
+  const float* column_sums;                 // [P, K]
+  float* d_logits;                          // [P, D, K]  out
+  float* d_scale;  // [P, channel blocks, K]  out: shares of Σ_d d_logits·before; not in the first
   int width, bases, blocks, channel_blocks, stride;
   float inverse_temperature, eps;
 };
@@ -213,7 +219,12 @@ struct Backward {
   float *d_responsibilities, *d_logits, *inner, *d_scale;
 
   Backward(const Call& call_, const StepShape& shape_, int64_t width_, int64_t bases_, int64_t iters_)
-      : call(call_), shape(shape_), width(width_), bases(bases_), iters(iters_), stored(round_up(bases_, 4)),
+      : call(call_),
+        shape(shape_),
+        width(width_),
+        bases(bases_),
+        iters(iters_),
+        stored(round_up(bases_, 4)),
         channel_blocks((width_ + kChannels - 1) / kChannels) {
     const int64_t group = shape.problems;
     for (float** states : {&responsibilities, &product, &d_product})
@@ -246,20 +257,44 @@ struct Backward {
   void backward(const Step& step, int64_t problems, const float* d_result, const float* d_result_scale,
                 float* d_first_logits) const {
     const int stride = int(iters * stored);
-    const Launch maximise{.x = unsigned(problems * shape.blocks), .threads = 32 * kFitWarps,
+    const Launch maximise{.x = unsigned(problems * shape.blocks),
+                          .threads = 32 * kFitWarps,
                           .shared = 4 * size_t(step_shared(shape.rows, shape.tiles, true))};
-    const Launch expect{.x = unsigned(problems * channel_blocks), .threads = 32 * kFitWarps,
+    const Launch expect{.x = unsigned(problems * channel_blocks),
+                        .threads = 32 * kFitWarps,
                         .shared = size_t(1 + kFitWarps) * 8 * shape.tiles * sizeof(float)};
     for (int64_t t = iters - 1; t >= 0; --t) {
       const bool last = t + 1 == iters;
       const Kept kept{responsibilities + t * stored, product + t * stored, stride, int(stored)};
-      const BackwardMaximise m{kept, step.gram, squares_of(t), last ? nullptr : d_logits,
-                               last ? d_result_scale : d_scale, last ? d_result : nullptr, d_product + t * stored,
-                               d_responsibilities, inner, int(width), int(bases), shape.blocks,
-                               last ? 1 : int(channel_blocks), step.eps, step.aligned};
-      const BackwardExpect e{kept.responsibilities, t == 0 ? nullptr : product + (t - 1) * stored, d_responsibilities,
-                             inner, column_sums_of(t), t == 0 ? d_first_logits : d_logits, d_scale, int(width),
-                             int(bases), shape.blocks, int(channel_blocks), stride, step.inverse_temperature, step.eps};
+      const BackwardMaximise m{kept,
+                               step.gram,
+                               squares_of(t),
+                               last ? nullptr : d_logits,
+                               last ? d_result_scale : d_scale,
+                               last ? d_result : nullptr,
+                               d_product + t * stored,
+                               d_responsibilities,
+                               inner,
+                               int(width),
+                               int(bases),
+                               shape.blocks,
+                               last ? 1 : int(channel_blocks),
+                               step.eps,
+                               step.aligned};
+      const BackwardExpect e{kept.responsibilities,
+                             t == 0 ? nullptr : product + (t - 1) * stored,
+                             d_responsibilities,
+                             inner,
+                             column_sums_of(t),
+                             t == 0 ? d_first_logits : d_logits,
+                             d_scale,
+                             int(width),
+                             int(bases),
+                             shape.blocks,
+                             int(channel_blocks),
+                             stride,
+                             step.inverse_temperature,
+                             step.eps};
       with_step_tiles(shape, [&](auto mt, auto nt) {
         launch(call.stream, maximise, fit_backward_maximise_kernel<mt(), nt()>, m);
         launch(call.stream, expect, fit_backward_expect_kernel<nt()>, e);

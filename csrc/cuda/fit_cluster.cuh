@@ -19,7 +19,7 @@ namespace emcl {
 namespace {
 
 struct ClusterProblem {
-  const float *gram, *logits;      // [P, D, D], [P, D, K]
+  const float *gram, *logits;       // [P, D, D], [P, D, K]
   float *responsibilities, *scale;  // [P, D, K], [P, K]
   int width, bases, iters;
   float inverse_temperature, eps;
@@ -27,19 +27,21 @@ struct ClusterProblem {
 };
 
 struct ClusterMemory {
-  uint16_t *high, *low;     // [rows, pitch]  of gram / row_unit
-  float* own;               // [rows, own_pitch]  p of the block's channels; between iterations gram·p
-  uint4* fragments;         // [rows / 16, tiles, 32]  p / column_unit, as a lane multiplies it: two high, two low
-  float4* scratch;          // [warps, rows / 16, tiles at once, 32]  each warp's share of gram·p, as lanes hold it
+  uint16_t *high, *low;  // [rows, pitch]  of gram / row_unit
+  float* own;            // [rows, own_pitch]  p of the block's channels; between iterations gram·p
+  uint4* fragments;      // [rows / 16, tiles, 32]  p / column_unit, as a lane multiplies it: two high, two low
+  float4* scratch;       // [warps, rows / 16, tiles at once, 32]  each warp's share of gram·p, as lanes hold it
   float *row_unit, *column_unit;
-  float *column_sums;       // [warps, columns]
-  float *squares;           // [rows / 16, columns]
-  float *received;          // [2, blocks, columns]  column sums and squared lengths of each block
+  float* column_sums;       // [warps, columns]
+  float* squares;           // [rows / 16, columns]
+  float* received;          // [2, blocks, columns]  column sums and squared lengths of each block
   float *factor, *inverse;  // [columns]
 
   __device__ ClusterMemory(char* start, const ClusterShape& shape)
-      : high(reinterpret_cast<uint16_t*>(start)), low(reinterpret_cast<uint16_t*>(start + shape.low)),
-        own(reinterpret_cast<float*>(start + shape.own)), fragments(reinterpret_cast<uint4*>(start + shape.fragments)),
+      : high(reinterpret_cast<uint16_t*>(start)),
+        low(reinterpret_cast<uint16_t*>(start + shape.low)),
+        own(reinterpret_cast<float*>(start + shape.own)),
+        fragments(reinterpret_cast<uint4*>(start + shape.fragments)),
         scratch(reinterpret_cast<float4*>(start + shape.scratch)),
         row_unit(reinterpret_cast<float*>(start + shape.row_unit)),
         column_unit(reinterpret_cast<float*>(start + shape.column_unit)),
@@ -176,7 +178,7 @@ __device__ __forceinline__ void multiply_sources(const ClusterShape& shape, cons
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       if (step + 1 < kSteps) load_left(step + 1);
-      const auto multiply = [&](const uint32_t(&left)[4], bool right_low) {
+      const auto multiply = [&](const uint32_t (&left)[4], bool right_low) {
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
           const uint4 both = right[step / MT][n];
@@ -299,7 +301,9 @@ __global__ void __launch_bounds__(32 * kFitWarps, 1) fit_cluster_kernel(ClusterP
 
 template <int MT, int TILES>
 bool launch_cluster(const Call& call, const ClusterProblem& problem, const ClusterShape& shape, int64_t problems) {
-  const Launch blocks{.x = unsigned(problems * shape.blocks), .threads = 32 * kFitWarps, .shared = size_t(shape.size),
+  const Launch blocks{.x = unsigned(problems * shape.blocks),
+                      .threads = 32 * kFitWarps,
+                      .shared = size_t(shape.size),
                       .cluster = unsigned(shape.blocks)};
   if (shape.blocks > 8 && !has_room(blocks, fit_cluster_kernel<MT, TILES>)) return false;
   launch(call.stream, blocks, fit_cluster_kernel<MT, TILES>, problem, shape);

@@ -100,11 +100,11 @@ inline StepShape step_shape(int64_t problems, int64_t width, int64_t bases) {
 }
 
 struct FitPlan {
-  bool cluster;      // else one launch for each iteration
-  int blocks;        // of a problem
-  int rows;          // of the Gram matrix in a block
+  bool cluster;  // else one launch for each iteration
+  int blocks;    // of a problem
+  int rows;      // of the Gram matrix in a block
   int launches;
-  size_t shared;     // bytes of a block
+  size_t shared;      // bytes of a block
   ClusterShape held;  // with `cluster`
   StepShape step;     // without
 };

@@ -46,11 +46,11 @@ __global__ void __launch_bounds__(32 * kFitWarps, NT <= 4 ? 2 : 1) fit_step_kern
   const int block = int(blockIdx.x % unsigned(step.blocks));
   const int64_t problem = blockIdx.x / unsigned(step.blocks), shares = problem * step.blocks * bases;
   float* memory = reinterpret_cast<float*>(dynamic_shared());
-  float* own = memory + Product::kStreamed;               // [rows, pitch]
-  float* column_sums = own + Product::kRows * kPitch;     // [warps, columns]
-  float* squares = column_sums + kFitWarps * kColumns;    // [row tiles, columns]
-  float* factor = squares + MT * kColumns;                // [columns]
-  float* inverse = factor + kColumns;                     // [columns]
+  float* own = memory + Product::kStreamed;             // [rows, pitch]
+  float* column_sums = own + Product::kRows * kPitch;   // [warps, columns]
+  float* squares = column_sums + kFitWarps * kColumns;  // [row tiles, columns]
+  float* factor = squares + MT * kColumns;              // [columns]
+  float* inverse = factor + kColumns;                   // [columns]
 
   for (int k = thread / 8; k < kColumns; k += 4 * kFitWarps) {
     float value = step.inverse_temperature;
@@ -61,8 +61,15 @@ __global__ void __launch_bounds__(32 * kFitWarps, NT <= 4 ? 2 : 1) fit_step_kern
   __syncthreads();
 
   const Product product{step.gram + problem * width * width, width, block * Product::kRows, step.aligned, memory};
-  Softmax<Product, NT> p{step.previous + problem * width * step.previous_stride, width, bases, step.previous_stride,
-                         product.first, own, {}, {}, {}};
+  Softmax<Product, NT> p{step.previous + problem * width * step.previous_stride,
+                         width,
+                         bases,
+                         step.previous_stride,
+                         product.first,
+                         own,
+                         {},
+                         {},
+                         {}};
 #pragma unroll
   for (int i = 0; i < NT; ++i) p.factor[i] = factor[l + 8 * i];
   product.run(p);
@@ -113,8 +120,8 @@ __global__ void __launch_bounds__(32 * kFitWarps, NT <= 4 ? 2 : 1) fit_step_kern
   }
 }
 
-__global__ void __launch_bounds__(256) fit_scale_kernel(const float* squares, int64_t count, int blocks, int bases,
-                                                        float eps, float* scale) {
+__global__ void __launch_bounds__(256)
+    fit_scale_kernel(const float* squares, int64_t count, int blocks, int bases, float eps, float* scale) {
   const int64_t index = int64_t(blockIdx.x) * 32 + threadIdx.x / 8;  // of a problem's basis
   const bool inside = index < count;
   const int64_t problem = inside ? index / bases : 0;
@@ -126,7 +133,8 @@ __global__ void __launch_bounds__(256) fit_scale_kernel(const float* squares, in
 }  // namespace
 
 void launch_step(const Call& call, const StepShape& shape, const Step& step, int64_t problems) {
-  const Launch blocks{.x = unsigned(problems * shape.blocks), .threads = 32 * kFitWarps,
+  const Launch blocks{.x = unsigned(problems * shape.blocks),
+                      .threads = 32 * kFitWarps,
                       .shared = 4 * size_t(step_shared(shape.rows, shape.tiles, false))};
   with_step_tiles(shape, [&](auto mt, auto nt) { launch(call.stream, blocks, fit_step_kernel<mt(), nt()>, step); });
 }

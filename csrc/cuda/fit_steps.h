@@ -16,7 +16,7 @@ struct Step {
   float* squares;                 // [P, blocks, K]  out: shares of the squared lengths
   float* column_sums;             // [P, K]  out: of p, or null
   int width, bases, blocks, previous_stride, stride;
-  int stored;                     // columns written: the bases, or more with zeros behind them
+  int stored;  // columns written: the bases, or more with zeros behind them
   float inverse_temperature, eps;
   bool aligned;
 };

@@ -14,7 +14,8 @@ enum class Element { float32, bfloat16, float16 };  // of the rows; everything e
 struct Call {
   Stream stream;
   Device device;
-  std::function<void*(size_t)> workspace;  // bytes of device memory, aligned to 256, that live until the call's work is done
+  std::function<void*(size_t)>
+      workspace;  // bytes of device memory, aligned to 256, that live until the call's work is done
 };
 
 struct Settings {
@@ -63,8 +64,8 @@ void reconstruct_backward(const Call&, Element, const void* d_y, const void* x, 
 void project(const Call&, Element, const void* x, const float* init, bool per_row, Rows, int64_t bases, Settings,
              double weight, void* y, float* mean_bases, float* responsibilities, float* scale);
 
-// text [A, D], frames [B, F, D], mask [B, F]; kept [B, F, A]: the inner products of frames and texts, which later passes
-// need not make again, or null
+// text [A, D], frames [B, F, D], mask [B, F]; kept [B, F, A]: the inner products of frames and texts, which later
+// passes need not make again, or null
 void pooled_moments(const Call&, Element, Pool, const void* text, const void* frames, const float* mask, float* gram,
                     float* colsum, float* kept);
 void pooled_moments_backward(const Call&, Element, Pool, const void* text, const void* frames, const float* mask,

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int m = 0; m < kM; ++m)
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
-      const float(&own)[4] = total[m][n];
+      const float (&own)[4] = total[m][n];
       if (plan.splits == 1)
         write_both_halves(gram + problem * width * width, width, left * kTile + warp_row() + 16 * m,
                           right * kTile + warp_column() + 8 * n, own);

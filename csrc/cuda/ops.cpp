@@ -1,6 +1,6 @@
-// Registers the kernels with torch through its stable C ABI, so that one build serves torch 2.10 and later, and needs no
-// CUDA torch. The schemas are defined in emcl_kernels/backends/compiled.py; outputs are allocated there and filled here.
-// Compiled with EMCL_EMULATED, the same functions take CPU tensors and run in the emulator.
+// Registers the kernels with torch through its stable C ABI, so that one build serves torch 2.10 and later, and needs
+// no CUDA torch. The schemas are defined in emcl_kernels/backends/compiled.py; outputs are allocated there and filled
+// here. Compiled with EMCL_EMULATED, the same functions take CPU tensors and run in the emulator.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -69,15 +69,20 @@ class Scope {
 
 emcl::Element element(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return emcl::Element::float32;
-    case ScalarType::BFloat16: return emcl::Element::bfloat16;
-    case ScalarType::Half: return emcl::Element::float16;
-    default: throw std::invalid_argument("emcl: the CUDA kernels take float32, bfloat16 and float16 rows");
+    case ScalarType::Float:
+      return emcl::Element::float32;
+    case ScalarType::BFloat16:
+      return emcl::Element::bfloat16;
+    case ScalarType::Half:
+      return emcl::Element::float16;
+    default:
+      throw std::invalid_argument("emcl: the CUDA kernels take float32, bfloat16 and float16 rows");
   }
 }
 void* rows(const Tensor& t) { return t.mutable_data_ptr(); }
 float* floats(const Tensor& t) {
-  if (t.scalar_type() != ScalarType::Float) throw std::invalid_argument("emcl: expected a float32 tensor beside the rows");
+  if (t.scalar_type() != ScalarType::Float)
+    throw std::invalid_argument("emcl: expected a float32 tensor beside the rows");
   return static_cast<float*>(t.mutable_data_ptr());
 }
 float* floats_or_null(const Tensor& t) { return t.numel() == 0 ? nullptr : floats(t); }

@@ -1,5 +1,5 @@
-// What the files of the pooled similarity share on the host: how rows, weights and small matrices lie in memory, and the
-// steps that its functions are made of (docs/math.md, P).
+// What the files of the pooled similarity share on the host: how rows, weights and small matrices lie in memory, and
+// the steps that its functions are made of (docs/math.md, P).
 #pragma once
 
 #include <algorithm>
@@ -87,9 +87,9 @@ inline Frames frames_of(int64_t count) {
   return {int(count), log};
 }
 
-// Independent problems, each of one block of texts and one block of videos; those of a launch are `count` from `first` on,
-// and what belongs to one problem only starts at the first. The last blocks may be smaller: their rows, columns and groups
-// then lie where those of a whole block do.
+// Independent problems, each of one block of texts and one block of videos; those of a launch are `count` from `first`
+// on, and what belongs to one problem only starts at the first. The last blocks may be smaller: their rows, columns and
+// groups then lie where those of a whole block do.
 struct Problems {
   int texts, videos;  // of all problems
   Frames frames;
@@ -102,7 +102,8 @@ inline Problems one_problem(const Pool& size) {
   return {int(size.texts), int(size.videos), frames_of(size.frames), int(size.texts), int(size.videos), 0, 1};
 }
 
-// ---- pooled_rows.cu --------------------------------------------------------------------------------------------------
+// ---- pooled_rows.cu
+// --------------------------------------------------------------------------------------------------
 
 // All rows of a call, frames [B·F, D] and below them texts [A, D].
 struct PackedRows {
@@ -133,7 +134,8 @@ struct Finish {
 };
 void finish_rows(const Call&, Element, const Finish&, int64_t rows, int64_t width, void* out);
 
-// ---- pooled_product.cu -----------------------------------------------------------------------------------------------
+// ---- pooled_product.cu
+// -----------------------------------------------------------------------------------------------
 
 enum class RowsOf { all, frames, texts, frames_and_texts };
 
@@ -155,7 +157,8 @@ struct Product {
 };
 void multiply(const Call&, const Problems&, const Product&);
 
-// ---- pooled_group.cu -------------------------------------------------------------------------------------------------
+// ---- pooled_group.cu
+// -------------------------------------------------------------------------------------------------
 
 // Inner products of the frames of each video, [problems·groups·64, 64]: of rows `left` and `frames`, and in the bases.
 struct InnerProducts {
@@ -185,7 +188,8 @@ struct SquareTimes {
 };
 void multiply_squares(const Call&, const Problems&, const SquareTimes&);
 
-// ---- pooled_map.cu ---------------------------------------------------------------------------------------------------
+// ---- pooled_map.cu
+// ---------------------------------------------------------------------------------------------------
 
 // What a fitted map makes of the rows. M is what corrects inner products, C with both factors mapped, E with one.
 struct Mapped {

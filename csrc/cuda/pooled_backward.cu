@@ -1,7 +1,7 @@
 // Gradients of the pooled moments and of the cosine (docs/math.md, PB, PM).
 //
-// Both run back through the frame weights in the same way: a kernel makes `through` [frames, texts], with which texts and
-// frames are added to each other's gradients, for as many videos at a time as fit into bounded memory.
+// Both run back through the frame weights in the same way: a kernel makes `through` [frames, texts], with which texts
+// and frames are added to each other's gradients, for as many videos at a time as fit into bounded memory.
 #include <algorithm>
 
 #include "pooled_weights.cuh"
@@ -132,8 +132,8 @@ __global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward
         multiply_inner(weights, inner, tiles, change);
       }
 
-      // From here on `change` is the gradient to soft, and `dots` the numerator's gradient times weights. Those are made
-      // again, there are no registers to keep them.
+      // From here on `change` is the gradient to soft, and `dots` the numerator's gradient times weights. Those are
+      // made again, there are no registers to keep them.
       const float* own_mask = mask + afresh(0);
       float sums[2][8] = {};
       PairGradient pair[2] = {{0, 1}, {0, 1}};
@@ -240,8 +240,8 @@ int64_t videos_at_a_time(const Pool& size, const Frames& frames) {
   return std::min<int64_t>(size.videos, std::max<int64_t>(1, kHeldBytes / (bytes_of_video * step)) * step);
 }
 
-// Parts of `through`. Two are wrong by about 4e-6 of a gradient, which the rounding of 16-bit rows hides; where there are
-// few pairs, three cost nothing that counts.
+// Parts of `through`. Two are wrong by about 4e-6 of a gradient, which the rounding of 16-bit rows hides; where there
+// are few pairs, three cost nothing that counts.
 int through_parts(Element element, const Pool& size) {
   return element == Element::float32 && size.texts * size.videos * size.frames <= int64_t(1) << 20 ? 3 : 2;
 }
@@ -263,8 +263,8 @@ void each_chunk(const Pool& size, const F& f) {
   }
 }
 
-Backward backward_of(const Pool& size, const Chunk& chunk, const PackedRows& rows, const float* mask,
-                     const float* kept, const Matrix16& inner, const Matrix16& through) {
+Backward backward_of(const Pool& size, const Chunk& chunk, const PackedRows& rows, const float* mask, const float* kept,
+                     const Matrix16& inner, const Matrix16& through) {
   Backward w{};
   w.problems = chunk.problems;
   w.rows = rows.own;

@@ -10,10 +10,12 @@ namespace emcl {
 namespace pooled {
 namespace {
 
-// ---- numbers ---------------------------------------------------------------------------------------------------------
+// ---- numbers
+// ---------------------------------------------------------------------------------------------------------
 
 // What float32 numbers become for the tensor cores: sums of bfloat16, of which two keep 16 bits and three all; or of
-// float16, of which two keep 22 bits in as many products as two of bfloat16 take, where numbers were scaled to its range.
+// float16, of which two keep 22 bits in as many products as two of bfloat16 take, where numbers were scaled to its
+// range.
 using Split = Parts<BFloat16, 2>;
 using Exact = Parts<BFloat16, 3>;
 using Scaled = Parts<Float16, 2>;
@@ -23,7 +25,8 @@ template <class E>
 using OwnRows = std::conditional_t<std::is_same_v<E, float>, Scaled, Parts<E, 1>>;
 template <class E>
 using ExactRows = std::conditional_t<std::is_same_v<E, BFloat16>, Parts<BFloat16, 1>, Exact>;
-// Small float32 matrices beside such OwnRows; `small_parts` on the host. What bfloat16 rounds away hides what two parts do.
+// Small float32 matrices beside such OwnRows; `small_parts` on the host. What bfloat16 rounds away hides what two parts
+// do.
 template <class Rows>
 using SmallParts = std::conditional_t<std::is_same_v<Rows, Parts<BFloat16, 1>>, Split, Exact>;
 
@@ -74,10 +77,11 @@ __device__ __forceinline__ float number(const Matrix16& x, int64_t row, int64_t 
   return sum;
 }
 
-// ---- products --------------------------------------------------------------------------------------------------------
+// ---- products
+// --------------------------------------------------------------------------------------------------------
 
-// One operand of a tile's product: row i is row `row(i)` of the matrix, or zeros where that is negative. Where the depth
-// runs along the rows, i counts them from the start, and columns from `columns` on are zeros.
+// One operand of a tile's product: row i is row `row(i)` of the matrix, or zeros where that is negative. Where the
+// depth runs along the rows, i counts them from the start, and columns from `columns` on are zeros.
 template <class Row>
 struct Operand {
   Matrix16 matrix;
@@ -150,8 +154,8 @@ struct TileProduct {
   static __device__ __forceinline__ int warp_m() { return warp_of() % WARPS_M; }
   static __device__ __forceinline__ int warp_n() { return warp_of() / WARPS_M; }
 
-  // sums += the product; `memory` has kBytes and is free again when it returns. FLUSH: the tensor cores' own sums are kept
-  // short, in registers of their own.
+  // sums += the product; `memory` has kBytes and is free again when it returns. FLUSH: the tensor cores' own sums are
+  // kept short, in registers of their own.
   template <bool FLUSH, class LeftRow, class RightRow>
   static __device__ __forceinline__ void run(char* memory, float (&sums)[M][8][4], const Operand<LeftRow>& left,
                                              const Operand<RightRow>& right, int depth) {

@@ -1,8 +1,8 @@
 // Frame weights of a tile of texts and a few videos, in the registers that the tensor cores' sums lie in.
 //
 // A warp holds 16·M texts and one group of 64 columns. A group is whole videos, each padded to 8, 16, 32 or 64 columns,
-// so that a video's frames are in the 1, 2, 4 or 8 fragments of eight columns of the same four lanes. Two texts that lie
-// below each other in memory are in the same lane: row r of 16 is text 2·(r % 8) + r / 8.
+// so that a video's frames are in the 1, 2, 4 or 8 fragments of eight columns of the same four lanes. Two texts that
+// lie below each other in memory are in the same lane: row r of 16 is text 2·(r % 8) + r / 8.
 #pragma once
 
 #include "pooled_tile.cuh"
@@ -257,7 +257,8 @@ __device__ __forceinline__ void put_weights(const TextTile<P, Numbers>& tile, co
     for (int i = 0; i < 2; ++i) put_pair<P, Numbers>(tile, n, i, weights[n][i], weights[n][2 + i]);
 }
 
-// Σ over texts of left·weightᵀ for all pairs of frames of a video, and of left. The warps of a group share its pairs out.
+// Σ over texts of left·weightᵀ for all pairs of frames of a video, and of left. The warps of a group share its pairs
+// out.
 template <class P, class Numbers>
 struct Squares {
   static constexpr int kOwn = 4 / P::WARPS_M;  // runs of 16 rows of each warp

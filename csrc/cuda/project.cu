@@ -7,8 +7,8 @@ namespace {
 
 // (G0) logits [P, D, K] = colsum ⊗ init
 constexpr int kThreads = 256;
-__global__ void __launch_bounds__(kThreads) start_kernel(const float* colsum, const float* init, int64_t count,
-                                                         int width, int bases, float* logits) {
+__global__ void __launch_bounds__(kThreads)
+    start_kernel(const float* colsum, const float* init, int64_t count, int width, int bases, float* logits) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
   const int64_t channel = i / bases;
@@ -17,9 +17,9 @@ __global__ void __launch_bounds__(kThreads) start_kernel(const float* colsum, co
 
 // (GI) mean_bases [P, K] = (colsumᵀ·r)·scale / N: a block for each problem; each warp sums every 32nd channel.
 constexpr int kMeanWarps = 32;
-__global__ void __launch_bounds__(32 * kMeanWarps) mean_kernel(const float* colsum, const float* responsibilities,
-                                                               const float* scale, int width, int bases, float rows,
-                                                               float* mean_bases) {
+__global__ void __launch_bounds__(32 * kMeanWarps)
+    mean_kernel(const float* colsum, const float* responsibilities, const float* scale, int width, int bases,
+                float rows, float* mean_bases) {
   const int64_t problem = blockIdx.x;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   float* sums = reinterpret_cast<float*>(dynamic_shared());  // [warps, 32]

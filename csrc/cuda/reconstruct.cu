@@ -119,18 +119,20 @@ __global__ void __launch_bounds__(kMostThreads, 1) reconstruct_streamed(Task<E> 
   Left<typename T::Numbers> scaled[N / 2];
   {
     float total[1][N][4] = {}, c[1][N][4] = {};
-    each_step<S::kStages, false>(units, start, [](int) {}, [&](int unit) {
-      contract(c, UnitPieces<T, E>(slot(unit)), unit_of_r(unit));
-      if ((unit + 1) % (kFlushDepth<typename T::Numbers> / kUnit) == 0) flush(total, c);
-    });
+    each_step<S::kStages, false>(
+        units, start, [](int) {},
+        [&](int unit) {
+          contract(c, UnitPieces<T, E>(slot(unit)), unit_of_r(unit));
+          if ((unit + 1) % (kFlushDepth<typename T::Numbers> / kUnit) == 0) flush(total, c);
+        });
     flush(total, c);
     turn<T>(task, problem, rows.row, total, scaled);
   }
   if (task.y == nullptr) return;
   __syncthreads();  // before slots are filled anew
-  each_step<S::kStages, false>(units, start, [](int) {}, [&](int unit) {
-    expand(rows, unit, scaled, UnitPieces<T, E>(slot(unit)), unit_of_r(unit), task.wide);
-  });
+  each_step<S::kStages, false>(
+      units, start, [](int) {},
+      [&](int unit) { expand(rows, unit, scaled, UnitPieces<T, E>(slot(unit)), unit_of_r(unit), task.wide); });
 }
 
 // ---- launches -------------------------------------------------------------------------------------------------------
@@ -166,8 +168,8 @@ void map_rows(const Call& call, Element element, const void* x, const float* r, 
   with_precision(element, shape, [&](auto zero, auto count) {
     using E = decltype(zero);
     const bool wide = rows_are_wide<E>(x, shape.width) && rows_are_wide<E>(y, shape.width);
-    const Task<E> task{static_cast<const E*>(x), r, scale, shape, int(bases), float(weight), wide, static_cast<E*>(y),
-                       coefficients};
+    const Task<E> task{static_cast<const E*>(x), r,           scale, shape, int(bases), float(weight), wide,
+                       static_cast<E*>(y),       coefficients};
     with_bases(bases, [&](auto padded) { launch_task<E, count, padded>(call, task); });
   });
 }

@@ -1,7 +1,6 @@
 // xᵀ·thin: products of rows with thin float32 matrices, summed over the rows.
-#include "start.h"
-
 #include "splits.h"
+#include "start.h"
 #include "tile.cuh"
 
 namespace emcl {
@@ -92,9 +91,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    add_parts(const float* parts,  // [P, splits, size]
-              int64_t problems, int64_t splits, int64_t size, float* sums) {
+__global__ void __launch_bounds__(kThreads) add_parts(const float* parts,  // [P, splits, size]
+                                                      int64_t problems, int64_t splits, int64_t size, float* sums) {
   const int64_t own = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (own >= problems * size) return;
   float sum = 0;

@@ -43,15 +43,20 @@ using OwnParts = std::conditional_t<std::is_same_v<E, float>, Parts<BFloat16, CO
 
 // float16 rows are split without loss, and the matrix may be larger or smaller than float16 can hold.
 template <class E, int COUNT = 2>
-using BfloatParts = Parts<BFloat16, std::is_same_v<E, float> ? COUNT : std::is_same_v<E, Float16> ? 2 : 1>;
+using BfloatParts = Parts<BFloat16, std::is_same_v<E, float>     ? COUNT
+                                    : std::is_same_v<E, Float16> ? 2
+                                                                 : 1>;
 
 // f(E{}) for the type of the rows.
 template <class F>
 void with_element(Element element, const F& f) {
   switch (element) {
-    case Element::float32: return f(float{});
-    case Element::bfloat16: return f(BFloat16{});
-    case Element::float16: return f(Float16{});
+    case Element::float32:
+      return f(float{});
+    case Element::bfloat16:
+      return f(BFloat16{});
+    case Element::float16:
+      return f(Float16{});
   }
   throw std::invalid_argument("emcl: unknown type of rows");
 }
@@ -300,7 +305,7 @@ __device__ __forceinline__ Left<P> left_of_sums(const float (&first)[4], const f
   Left<P> left;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float(&from)[4] = i < 2 ? first : second;
+    const float (&from)[4] = i < 2 ? first : second;
     uint32_t parts[P::count];
     split_pair<P>(from[i % 2 * 2], from[i % 2 * 2 + 1], parts);
 #pragma unroll

@@ -3,8 +3,8 @@
 //
 // It is stricter than a device: memory starts as NaN, asynchronous copies land when they are waited for and not before,
 // operations of a warp must be reached by all 32 lanes at the same place, and the order in which fibers run can be
-// changed (EMCL_EMULATED_ORDER=forward|backward|shuffled), so that a missing barrier shows. Sums of the tensor cores are
-// rounded towards zero, as on a device. It knows nothing of time, registers, banks, or how blocks share a device.
+// changed (EMCL_EMULATED_ORDER=forward|backward|shuffled), so that a missing barrier shows. Sums of the tensor cores
+// are rounded towards zero, as on a device. It knows nothing of time, registers, banks, or how blocks share a device.
 #pragma once
 
 #include <cmath>
@@ -22,10 +22,18 @@
 #define __restrict__
 #define __launch_bounds__(...)
 
-struct alignas(16) uint4 { uint32_t x, y, z, w; };
-struct alignas(8) uint2 { uint32_t x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) float2 { float x, y; };
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }

@@ -159,7 +159,9 @@ void schedule(const std::vector<Fiber*>& fibers) {
 }  // namespace
 
 void wait_for_block() { meet(here->block->barrier); }
-void wait_for_warp() { together([](void* const*) {}, nullptr); }
+void wait_for_warp() {
+  together([](void* const*) {}, nullptr);
+}
 void wait_for_cluster() { meet(cluster); }
 
 void together(void (*f)(void* const*), void* mine) {
@@ -182,7 +184,8 @@ void together(void (*f)(void* const*), void* mine) {
 
 char* shared_of(unsigned target, char* at) {
   Block* own = here->block;
-  if (target >= cluster_blocks->size()) throw std::out_of_range("no block of rank " + std::to_string(target) + " in the cluster");
+  if (target >= cluster_blocks->size())
+    throw std::out_of_range("no block of rank " + std::to_string(target) + " in the cluster");
   return (*cluster_blocks)[target]->shared + (at - own->shared);
 }
 
@@ -204,7 +207,8 @@ void await_copies(int pending) {
 
 void run(const Dim& grid, unsigned count, size_t bytes, unsigned cluster_size, const std::function<void()>& kernel) {
   const Device device = describe_device(0);
-  if (bytes > device.most_shared) fail(std::to_string(bytes) + " bytes of shared memory, a block may have " + std::to_string(device.most_shared));
+  if (bytes > device.most_shared)
+    fail(std::to_string(bytes) + " bytes of shared memory, a block may have " + std::to_string(device.most_shared));
   if (count == 0 || count > 1024 || count % 32 != 0) fail(std::to_string(count) + " threads in a block");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) fail("a grid of impossible size");
   if (grid.x % cluster_size != 0) fail("the grid is not made of whole clusters");
@@ -273,7 +277,8 @@ Device describe_device(int index) {
   return {index, architecture, 4, architecture >= 90 ? size_t(227 * 1024) : size_t(163 * 1024)};
 }
 
-// ---- numbers ---------------------------------------------------------------------------------------------------------
+// ---- numbers
+// ---------------------------------------------------------------------------------------------------------
 
 namespace {
 uint32_t bits_of(float x) {
@@ -309,7 +314,9 @@ uint16_t float_to_bfloat(float x) {
   if (x != x) return uint16_t(bits >> 16 | 0x40);
   return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
-uint32_t round_tf32(float x) { return x != x ? bits_of(x) : (bits_of(x) + 0x1000) & 0xffffe000; }  // ties away from zero
+uint32_t round_tf32(float x) {
+  return x != x ? bits_of(x) : (bits_of(x) + 0x1000) & 0xffffe000;
+}  // ties away from zero
 
 // ---- operations of a warp ----------------------------------------------------------------------------------------
 
@@ -397,7 +404,8 @@ void load_fragments(void* const* lanes) {
 }
 template <bool TRANSPOSED>
 void load_together(uint32_t (&r)[4], const void* row) {
-  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) throw std::logic_error("a row of a matrix is not aligned to 16 bytes");
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0)
+    throw std::logic_error("a row of a matrix is not aligned to 16 bytes");
   Load mine{r, static_cast<const uint16_t*>(row)};
   emulator::together(load_fragments<TRANSPOSED>, &mine);
 }
