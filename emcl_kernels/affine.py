@@ -32,24 +32,37 @@ def unit(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
     return rows / torch.where(length > 0, length, 1)
 
 
-def affine(
-    rows: Float[Tensor, "N D"], change: Float[Tensor, "D D"], bias: Float[Tensor, " D"], *, precise: bool
-) -> Float[Tensor, "N D"]:
+class AffineMap:
     """rows + rows·change + bias in float64, each row as if it were alone.
 
-    Args: precise: two slices of each factor instead of one: the product is right to 1e-13 of the row's length instead
-        of 1e-7, which is enough for rows that are rounded to float32 or less afterwards.
+    What follows from `change` alone is computed once for each device and precision, so that a single row is quick.
     """
-    # Powers of two, so that scaling is exact; the sums over one row of `rows` and one column are then below 1.
-    row_scale = _power_of_two(lengths(rows))
-    column_scale = _power_of_two(lengths(change.T.contiguous())).T
-    left, right = rows / row_scale, change / column_scale
-    slices = 2 if precise else 1
-    of_rows, of_change = _slices(left, slices), _slices(right, slices)
-    product = of_rows[0] @ of_change[0]
-    if precise:
-        product = product + (of_rows[0] @ of_change[1] + of_rows[1] @ of_change[0])
-    return rows + product * column_scale * row_scale + bias
+
+    def __init__(self, change: Float[Tensor, "D D"], bias: Float[Tensor, " D"]) -> None:
+        self._change, self._bias = change, bias
+        self._ready: dict[tuple[torch.device, int], tuple[list[Tensor], Tensor, Tensor]] = {}
+
+    def __call__(self, rows: Float[Tensor, "N D"], *, precise: bool) -> Float[Tensor, "N D"]:
+        """
+        Args: precise: two slices of each factor instead of one: the product is right to 1e-13 of the row's length
+            instead of 1e-7, which is enough for rows that are rounded to float32 or less afterwards.
+        """
+        of_change, column_scale, bias = self._on(rows.device, 2 if precise else 1)
+        # A power of two, so that scaling is exact; the sums over one row and one column are then below 1.
+        row_scale = _power_of_two(lengths(rows))
+        of_rows = _slices(rows / row_scale, len(of_change))
+        product = of_rows[0] @ of_change[0]
+        if precise:
+            product = product + (of_rows[0] @ of_change[1] + of_rows[1] @ of_change[0])
+        return rows + product * column_scale * row_scale + bias
+
+    def _on(self, device: torch.device, slices: int) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Slices of the change, the scale of its columns, and the bias, on a device."""
+        if (device, slices) not in self._ready:
+            change = self._change.to(device)
+            column_scale = _power_of_two(lengths(change.T.contiguous())).T
+            self._ready[device, slices] = _slices(change / column_scale, slices), column_scale, self._bias.to(device)
+        return self._ready[device, slices]
 
 
 def _power_of_two(length: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class EMRefiner:
     _local: dict[str, Moments]
     _shared: dict[str, Moments]
     _map: dict[str, Tensor] | None
+    _of_rows: dict[str, affine.AffineMap]
     _loaded: bool
 
     def __init__(
@@ -210,7 +211,7 @@ class EMRefiner:
         """
         fitted, settings = export.load(Path(path), expected=EMRefiner(num_bases=1)._settings().keys())
         refiner = cls(**settings)
-        refiner._map, refiner._loaded = fitted, True
+        refiner._map, refiner._of_rows, refiner._loaded = fitted, {}, True
         return refiner
 
     def __repr__(self) -> str:
@@ -251,8 +252,7 @@ class EMRefiner:
         return self._fitted()[f"offset_{side}"]
 
     def _transform(self, x: Any, side: str, out: Any) -> Any:
-        offset, left_right = self._offset(side), self.factors
-        rows.require(x, side, width=len(offset), width_of="the fitted map")
+        rows.require(x, side, width=len(self._offset(side)), width_of="the fitted map")
         if out is None:
             out = rows.empty_like(x)
         else:
@@ -260,13 +260,17 @@ class EMRefiner:
         if tuple(out.shape) != tuple(x.shape):
             raise ValueError(f"out has shape {list(out.shape)} but {side} has shape {list(x.shape)}; pass the same")
         flat, flat_out = rows.flat(x), rows.flat(out)
-        change = left_right[0] @ left_right[1].T
-        precise = str(x.dtype).endswith("float64")
+        precise, map_ = str(x.dtype).endswith("float64"), self._map_of(side)
         for start, part in rows.chunks(flat, side):
-            part = affine.unit(part) if self.normalize else part
-            to = part.device
-            rows.put(flat_out, start, affine.affine(part, change.to(to), -offset.to(to), precise=precise))
+            rows.put(flat_out, start, map_(affine.unit(part) if self.normalize else part, precise=precise))
         return out
+
+    def _map_of(self, side: str) -> affine.AffineMap:
+        offset = self._offset(side)
+        if side not in self._of_rows:
+            left, right = self.factors
+            self._of_rows[side] = affine.AffineMap(left @ right.T, -offset)
+        return self._of_rows[side]
 
     def _fitted(self) -> dict[str, Tensor]:
         """The map of all rows seen, fitted when it is asked for the first time."""
@@ -276,7 +280,7 @@ class EMRefiner:
                 raise ValueError("this EMRefiner is not fitted; call fit(text, video), or EMRefiner.load(path)")
             for moments, side in ((text, "text"), (video, "video")):
                 moments.require_spread(side)
-            self._map = self._fit_map(text, video)
+            self._map, self._of_rows = self._fit_map(text, video), {}
         return self._map
 
     def _fit_map(self, text: Moments, video: Moments) -> dict[str, Tensor]:

@@ -55,9 +55,9 @@ def test_no_number_of_threads_changes_a_bit(threads, normalize_rows):
 def test_order_of_additions_does_not_matter_in_the_product(precise):
     # The same numbers added up from the other end; where one sum is rounded, the bits would differ in some place.
     x, change = queries(63, torch.float64), torch.randn(41, 41, dtype=torch.float64)
-    there = affine.affine(x, change, torch.zeros(41).double(), precise=precise)
+    there = affine.AffineMap(change, torch.zeros(41).double())(x, precise=precise)
     turned = torch.arange(40, -1, -1)
-    back = affine.affine(x[:, turned], change[turned][:, turned], torch.zeros(41).double(), precise=precise)
+    back = affine.AffineMap(change[turned][:, turned], torch.zeros(41).double())(x[:, turned], precise=precise)
     assert torch.equal(there, back[:, turned])
     assert_close("product", there, x + x @ change, 1e-12 if precise else 1e-6)
 
