@@ -7,7 +7,14 @@ import torch
 from compare import DEVICE, DTYPES, GRADIENTS, Function, Problem, compare, pooled_problem
 from torch import Tensor
 
-from emcl_kernels import pooled_cosine_similarity, pooled_similarity, pooled_similarity_blocks, reference, use_backend
+from emcl_kernels import (
+    pooled,
+    pooled_cosine_similarity,
+    pooled_similarity,
+    pooled_similarity_blocks,
+    reference,
+    use_backend,
+)
 from emcl_kernels.testing import assert_close, relative_error
 
 # (texts, videos, frames, width, bases)
@@ -56,6 +63,17 @@ def test_odd_sizes(backend: str, shape: tuple[int, ...], dtype: torch.dtype, gra
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", REAL, ids=str)
 def test_real_sizes(backend: str, shape: tuple[int, ...], dtype: torch.dtype, gradient: str) -> None:
+    check(backend, shape, dtype, gradient)
+
+
+@pytest.mark.parametrize("gradient", ["identity", "full"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*ODD[3:6], *REAL], ids=str)
+def test_inner_products_made_again(
+    backend: str, shape: tuple[int, ...], dtype: torch.dtype, gradient: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where there are too many of them to be kept."""
+    monkeypatch.setattr(pooled, "KEPT_PRODUCTS", 0)
     check(backend, shape, dtype, gradient)
 
 
