@@ -89,4 +89,6 @@ class UnitLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(nn.functional.normalize(input, dim=-1))
+        largest = input.abs().amax(-1, keepdim=True)  # whose square may not be a number
+        scaled = input / largest.clamp_min(torch.finfo(input.dtype).tiny)
+        return super().forward(nn.functional.normalize(scaled, dim=-1))

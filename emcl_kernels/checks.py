@@ -1,7 +1,11 @@
 """What the ops accept, and what they say of anything else."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 GRADIENTS = ("identity", "linear", "full")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -14,7 +18,46 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def tensors(**named: Any) -> None:
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected a torch tensor")
+
+
+def no_tangent(**named: Tensor) -> None:
+    """Torch has no forward-mode rule for ops of libraries, and would give a derivative of zero without a word."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    for name, value in named.items():
+        if forward_ad.unpack_dual(value).tangent is not None:
+            raise NotImplementedError(
+                f"{name} carries a tangent, but emcl ops have no forward-mode derivative (jvp); use reverse mode "
+                "(grad, vjp), or plain torch: emcl_kernels.reference.em_project_loop, pooled_similarity_materialized"
+            )
+
+
+def inputs(**named: Any) -> None:
+    tensors(**named)
+    no_tangent(**named)
+
+
+def number(value: Any, name: str) -> None:
+    if isinstance(value, Tensor) or not isinstance(value, (int, float)) or not -math.inf < value < math.inf:
+        raise ValueError(f"{name} is {value!r}; expected a finite number, which is a constant to autograd")
+
+
+def count(value: Any, name: str) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+
+
+def epsilon(eps: float) -> None:
+    if not eps >= 0:
+        raise ValueError(f"eps is {eps}; expected 0 or a small number above it")
+
+
 def floating(tensor: Tensor, name: str) -> None:
+    tensors(**{name: tensor})
     if tensor.dtype not in DTYPES:
         raise TypeError(
             f"{name} is {tensor.dtype}; expected float32, bfloat16, float16 or float64; pass {name}.float()"
@@ -54,7 +97,8 @@ def start(x: Tensor, init: Tensor) -> None:
         )
 
 
-def iterations(num_iters: int, temperature: float) -> None:
+def iterations(num_iters: int, temperature: float, eps: float) -> None:
+    epsilon(eps)
     if num_iters < 1:
         raise ValueError(f"num_iters is {num_iters}; EM needs at least one iteration")
     if not temperature > 0:
@@ -66,8 +110,8 @@ def gradient(value: str) -> None:
         raise ValueError(f'gradient is "{value}"; expected one of {", ".join(GRADIENTS)}')
 
 
-def fit(gram: Tensor, logits: Tensor, num_iters: int, temperature: float) -> None:
-    iterations(num_iters, temperature)
+def fit(gram: Tensor, logits: Tensor, num_iters: int, temperature: float, eps: float) -> None:
+    iterations(num_iters, temperature, eps)
     same_device(gram, "gram", logits, "logits")
     if gram.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"gram is {gram.dtype}; expected float32 or float64, as em_moments gives it")
@@ -105,6 +149,12 @@ def reconstruct(x: Tensor, responsibilities: Tensor, scale: Tensor) -> None:
 def pooled(text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float) -> None:
     floating(text, "text")
     floating(frames, "frames")
+    tensors(frame_mask=frame_mask)
+    if frame_mask.requires_grad or frame_mask.is_complex():
+        raise ValueError(
+            f"frame_mask is {frame_mask.dtype}{' and requires grad' if frame_mask.requires_grad else ''}; expected "
+            "bool or real numbers, to which there is no gradient; pass frame_mask.detach()"
+        )
     same_device(text, "text", frames, "frames")
     same_device(text, "text", frame_mask, "frame_mask")
     if text.dtype != frames.dtype:
@@ -124,6 +174,15 @@ def pooled(text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature
         raise ValueError(f"pooling_temperature is {pooling_temperature}; expected a number above 0")
 
 
+def sum_of(packed: Tensor, summed: Any) -> None:
+    if not isinstance(summed, Tensor) or summed.shape != packed.shape:
+        got = f"a tensor {list(summed.shape)}" if isinstance(summed, Tensor) else f"a {type(summed).__name__}"
+        raise TypeError(
+            f"add_up gave {got} for a tensor {list(packed.shape)}; it must return the sum over processes, a tensor of "
+            "the same shape, such as torch.distributed.nn.functional.all_reduce"
+        )
+
+
 def shared_start(text: Tensor, init: Tensor) -> None:
     floating(init, "init")
     same_device(text, "text", init, "init")
@@ -135,8 +194,8 @@ def finite_scale(op: str, scale: Tensor) -> None:
     """One NaN or infinity in the features reaches every scale, so K numbers tell. Only where looking costs nothing."""
     if scale.device.type == "cpu" and not bool(torch.isfinite(scale).all()):
         raise ValueError(
-            f"{op}: the fitted bases are not finite, because the input holds NaN or infinite values or its squares "
-            "overflow; find the rows with torch.isfinite(x).all(-1)"
+            f"{op}: the fitted bases are not finite, because the features or the start hold NaN or infinite values, or "
+            "the squares of the features overflow; find the rows with torch.isfinite(features).all(-1)"
         )
 
 

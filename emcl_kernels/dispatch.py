@@ -7,6 +7,7 @@ other of cuda and triton, then reference. EMCL_LOG=debug logs each choice once.
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -30,6 +31,9 @@ MODULES: dict[str, ModuleType] = {
 _AUTOMATIC = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
 _log = logging.getLogger("emcl_kernels")
 _forced: str | None = None
+_from_environment: str | None = None
+_inside: list[list[str]] = []  # the names that use_backend was entered with and not left yet
+_entering = threading.Lock()
 
 
 def _named(name: str, source: str) -> str:
@@ -39,7 +43,7 @@ def _named(name: str, source: str) -> str:
 
 
 def _set_up_from_environment() -> None:
-    global _forced
+    global _forced, _from_environment
     if level := os.environ.get("EMCL_LOG"):
         number = logging.getLevelNamesMapping().get(level.upper()) if hasattr(logging, "getLevelNamesMapping") else None
         number = number or getattr(logging, level.upper(), None)
@@ -48,7 +52,7 @@ def _set_up_from_environment() -> None:
         logging.basicConfig(format="%(name)s: %(message)s")
         _log.setLevel(number)
     if name := os.environ.get("EMCL_BACKEND"):
-        _forced = _named(name, "EMCL_BACKEND")
+        _forced = _from_environment = _named(name, "EMCL_BACKEND")
 
 
 _set_up_from_environment()
@@ -56,16 +60,24 @@ _set_up_from_environment()
 
 @contextmanager
 def use_backend(name: Backend) -> Iterator[None]:
-    """Run every op inside through one backend, or raise where it cannot run. Holds for the whole process.
+    """Run every op inside through one backend, or raise where it cannot run.
+
+    Holds for the whole process, since backward may run on threads of torch's; of several threads inside, the one that
+    entered last decides.
 
     Raises: ValueError for a name that is none; inside, RuntimeError with the reason where the backend cannot run.
     """
     global _forced
-    before, _forced = _forced, _named(name, "backend")
+    entry = [_named(name, "backend")]
+    with _entering:
+        _inside.append(entry)
+        _forced = entry[0]
     try:
         yield
     finally:
-        _forced = before
+        with _entering:  # whoever leaves, in whatever order
+            _inside[:] = [other for other in _inside if other is not entry]
+            _forced = _inside[-1][0] if _inside else _from_environment
 
 
 def report() -> list[dict[str, Any]]:
@@ -132,7 +144,7 @@ def em_moments_backward(x: Tensor, d_gram: Tensor, d_colsum: Tensor) -> Tensor:
 
 
 def em_fit(gram: Tensor, logits: Tensor, num_iters: int, temperature: float, eps: float) -> tuple[Tensor, Tensor]:
-    checks.fit(gram, logits, num_iters, temperature)
+    checks.fit(gram, logits, num_iters, temperature, eps)
     responsibilities, scale = choose("em_fit", gram, logits).fit(gram, logits, num_iters, temperature, eps)
     checks.finite_scale("em_fit", scale)
     return responsibilities, scale
@@ -169,7 +181,7 @@ def em_project_fixed(
     """The whole projection in one call. `linear` matters to the gradient only."""
     checks.rows(x, "x")
     checks.start(x, init)
-    checks.iterations(num_iters, temperature)
+    checks.iterations(num_iters, temperature, eps)
     start = init.to(checks.accumulation_dtype(x.dtype))
     backend = choose("em_project", x, start)
     y, mean_bases, responsibilities, scale = backend.project(x, start, num_iters, temperature, residual_weight, eps)
@@ -178,10 +190,11 @@ def em_project_fixed(
 
 
 def pooled_moments(
-    text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float
+    text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """keep: the inner products too, where they are few enough."""
     checks.pooled(text, frames, frame_mask, pooling_temperature)
-    keep = pooled.keeps_products(text.shape[0], *frames.shape[:2])
+    keep = keep and pooled.keeps_products(text.shape[0], *frames.shape[:2])
     gram, colsum, kept = choose("pooled_similarity", text, frames).pooled_moments(
         text, frames, frame_mask, pooling_temperature, keep
     )
@@ -267,7 +280,7 @@ def pooled_blocks(
 ) -> Tensor:
     checks.pooled(text, frames, frame_mask, pooling_temperature)
     checks.shared_start(text, init)
-    checks.iterations(num_iters, temperature)
+    checks.iterations(num_iters, temperature, eps)
     checks.block(em_block)
     start = init.to(checks.accumulation_dtype(text.dtype))
     settings = (em_block, pooling_temperature, num_iters, temperature, residual_weight, eps, relative)

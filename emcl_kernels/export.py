@@ -64,11 +64,15 @@ def write_onnx(path: Path, matrix: Float[Tensor, "D D"], bias: Float[Tensor, " D
     constants = {"matrix": matrix, "bias": bias}
     nodes, rows = [], "features"
     if normalize:
-        constants["tiny"] = torch.tensor([1e-12])
-        nodes = [
-            helper.make_node("ReduceL2", ["features"], ["length"], axes=[-1], keepdims=1),
-            helper.make_node("Max", ["length", "tiny"], ["divisor"]),
-            helper.make_node("Div", ["features", "divisor"], ["unit"]),
+        constants["tiny"] = torch.tensor([torch.finfo(torch.float32).tiny])
+        nodes = [  # in two steps: the square of the largest number may be none
+            helper.make_node("Abs", ["features"], ["sizes"]),
+            helper.make_node("ReduceMax", ["sizes"], ["largest"], axes=[-1], keepdims=1),
+            helper.make_node("Max", ["largest", "tiny"], ["divisor"]),
+            helper.make_node("Div", ["features", "divisor"], ["scaled"]),
+            helper.make_node("ReduceL2", ["scaled"], ["length"], axes=[-1], keepdims=1),
+            helper.make_node("Max", ["length", "tiny"], ["length_or_tiny"]),
+            helper.make_node("Div", ["scaled", "length_or_tiny"], ["unit"]),
         ]
         rows = "unit"
     nodes += [

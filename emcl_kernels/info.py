@@ -1,5 +1,6 @@
 """What was built, what was loaded, what was not, and why: python -m emcl_kernels.info"""
 
+import argparse
 import importlib
 import json
 import os
@@ -127,4 +128,5 @@ def _rows(path: Path) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m emcl_kernels.info", description=__doc__).parse_args()
     print(describe())

@@ -29,7 +29,8 @@ class EMCL(nn.Module):
         gradient: "identity" as released, "linear", or "full"; see `emcl_kernels.em_project`.
 
     The maintained start is the buffer `bases`, `[K]`; it is in the state_dict, unlike in the release. Calls in training
-    mode update it on its device, without waiting for it.
+    mode update it on its device, without waiting for it. So a call cannot be repeated: activation checkpointing, which
+    runs its part of a model again inside backward, must leave the layer out in training mode, and is refused.
     """
 
     bases: Tensor
@@ -47,9 +48,11 @@ class EMCL(nn.Module):
         eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        if num_bases < 1:
-            raise ValueError(f"num_bases is {num_bases}; expected at least 1")
-        checks.iterations(num_iters, temperature)
+        checks.count(num_bases, "num_bases")
+        checks.count(num_iters, "num_iters")
+        for name, value in (("temperature", temperature), ("residual_weight", residual_weight), ("eps", eps)):
+            checks.number(value, name)
+        checks.iterations(num_iters, temperature, eps)
         checks.gradient(gradient)
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum}; expected a number from 0 to 1")
@@ -105,9 +108,11 @@ class EMCL(nn.Module):
 
         Args:
             text, frames, frame_mask: `[A, D]`, `[B, F, D]`, `[B, F]`.
-            add_up: sums one vector of D² + D + 1 numbers over processes that have texts of their own and all videos. EM
-                then runs over the rows of all of them, and the maintained bases stay the same in each. With
-                gradient="full" autograd goes through it; otherwise what it sums is a constant.
+            add_up: returns the sum of one vector of D² + D + 1 numbers over processes that have texts of their own and
+                all videos. EM then runs over the rows of all of them, and the maintained bases stay the same in each.
+                With gradient="full" autograd goes through it, so it must be
+                `torch.distributed.nn.functional.all_reduce`, whose backward sums as well, and not the plain
+                `torch.distributed.all_reduce`; otherwise what it sums is a constant, and any sum will do.
         Returns: similarity `[A, B]`.
         """
         self._check_width(text.shape[-1])
@@ -172,13 +177,15 @@ class EMCL(nn.Module):
         """Fit to rows that are known by their moments, which add up over chunks, modalities and processes.
 
         Args:
-            gram, colsum: `[*, D, D]`, `[*, D]`, from `emcl_kernels.em_moments`. num_rows: how many rows they sum.
+            gram, colsum: `[*, D, D]`, `[*, D]`, from `emcl_kernels.em_moments`.
+            num_rows: how many rows they sum: a number, or a tensor `[*]` with one for each problem.
             update: in training mode move the maintained bases, as `forward` does.
         Returns: responsibilities `[*, D, K]` and scale `[*, K]` for `transform`; with scale="relative" the latter has
             that factor in it. Constants to autograd unless gradient="full".
         Raises: ValueError where num_bases is larger than the width, or shapes disagree.
         """
         self._check_width(gram.shape[-1])
+        rows = _row_counts(num_rows, gram)
         if self.gradient != "full":
             gram, colsum = gram.detach(), colsum.detach()
         logits = colsum.unsqueeze(-1) * self._start().to(colsum.dtype)  # (G0)
@@ -186,7 +193,7 @@ class EMCL(nn.Module):
             gram, logits, num_iters=self.num_iters, temperature=self.temperature, eps=self.eps
         )
         if update:
-            self._update(reference.mean_of_bases(colsum, responsibilities, scale, 1) / num_rows)
+            self._update(reference.mean_of_bases(colsum, responsibilities, scale, 1) / rows)
         if self.scale == "relative":
             scale = scale * pooled.relative_scale(gram, responsibilities, scale).unsqueeze(-1)
         return responsibilities, scale
@@ -235,10 +242,32 @@ class EMCL(nn.Module):
 
     def _start(self) -> Tensor:
         """The start of this call. Backward may need it after the buffer has moved on."""
-        return self.bases.clone() if self.training else self.bases
+        if not self.training:
+            return self.bases
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0:
+            raise RuntimeError(
+                "EMCL in training mode is called inside backward, as activation checkpointing does to run a part of "
+                "the model again; its bases have moved since, so the gradients would be wrong. Leave the layer out of "
+                "what is checkpointed, or call layer.eval()"
+            )
+        return torch.ops.emcl._snapshot(self.bases)
 
-    @torch.no_grad()
     def _update(self, mean_bases: Tensor) -> None:
-        if self.training:
+        if not self.training:
+            return
+        with torch.no_grad():
             mean = mean_bases.detach().flatten(0, -2).mean(0) if mean_bases.dim() > 1 else mean_bases.detach()
             self.bases.lerp_(mean.to(self.bases.dtype), 1 - self.momentum)  # (I)
+
+
+def _row_counts(num_rows: Tensor | int, gram: Tensor) -> Tensor | int:
+    """As a divisor of `[*, K]`."""
+    if not isinstance(num_rows, Tensor):
+        checks.count(num_rows, "num_rows")
+        return num_rows
+    if num_rows.shape not in ((), gram.shape[:-2]):
+        raise ValueError(
+            f"num_rows has shape {list(num_rows.shape)} but gram has shape {list(gram.shape)}; expected one number, or "
+            f"one for each problem, {list(gram.shape[:-2])}"
+        )
+    return num_rows.unsqueeze(-1) if num_rows.dim() else num_rows

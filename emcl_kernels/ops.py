@@ -20,14 +20,14 @@ Gradient = Literal["identity", "linear", "full"]
 _library = torch.library.Library("emcl", "DEF")
 for _schema in (
     "em_moments(Tensor x) -> (Tensor gram, Tensor colsum)",
-    "em_fit(Tensor gram, Tensor logits, int num_iters, float temperature, float eps) "
+    "em_fit(Tensor gram, Tensor logits, int num_iters=9, float temperature=1.0, float eps=1e-6) "
     "-> (Tensor responsibilities, Tensor scale)",
-    "em_reconstruct(Tensor x, Tensor responsibilities, Tensor scale, float weight) -> Tensor",
-    "em_project(Tensor x, Tensor init, int num_iters, float temperature, float residual_weight, float eps, "
-    "str gradient) -> (Tensor y, Tensor mean_bases)",
-    "pooled_similarity(Tensor text, Tensor frames, Tensor frame_mask, Tensor init, float pooling_temperature, "
-    "int num_iters, float temperature, float residual_weight, float eps, str gradient) "
-    "-> (Tensor similarity, Tensor mean_bases)",
+    "em_reconstruct(Tensor x, Tensor responsibilities, Tensor scale, float weight=3.0) -> Tensor",
+    "em_project(Tensor x, Tensor init, int num_iters=9, float temperature=1.0, float residual_weight=3.0, "
+    'float eps=1e-6, str gradient="identity") -> (Tensor y, Tensor mean_bases)',
+    "pooled_similarity(Tensor text, Tensor frames, Tensor frame_mask, Tensor init, float pooling_temperature=3.0, "
+    "int num_iters=9, float temperature=1.0, float residual_weight=3.0, float eps=1e-6, "
+    'str gradient="identity") -> (Tensor similarity, Tensor mean_bases)',
     "_em_moments_backward(Tensor x, Tensor d_gram, Tensor d_colsum) -> Tensor",
     "_em_fit_backward(Tensor gram, Tensor logits, Tensor d_responsibilities, Tensor d_scale, int num_iters, "
     "float temperature, float eps) -> (Tensor d_gram, Tensor d_logits)",
@@ -35,10 +35,11 @@ for _schema in (
     "-> (Tensor d_x, Tensor d_responsibilities, Tensor d_scale)",
     "_em_project_fixed(Tensor x, Tensor init, int num_iters, float temperature, float residual_weight, float eps, "
     "bool linear) -> (Tensor y, Tensor mean_bases, Tensor responsibilities, Tensor scale)",
-    "pooled_similarity_blocks(Tensor text, Tensor frames, Tensor frame_mask, Tensor init, int em_block, "
-    "float pooling_temperature, int num_iters, float temperature, float residual_weight, float eps, bool relative) "
-    "-> Tensor",
-    "_pooled_moments(Tensor text, Tensor frames, Tensor frame_mask, float pooling_temperature) "
+    "pooled_similarity_blocks(Tensor text, Tensor frames, Tensor frame_mask, Tensor init, int em_block=32, "
+    "float pooling_temperature=3.0, int num_iters=9, float temperature=1.0, float residual_weight=3.0, "
+    "float eps=1e-6, bool relative=False) -> Tensor",
+    "_snapshot(Tensor bases) -> Tensor",
+    "_pooled_moments(Tensor text, Tensor frames, Tensor frame_mask, float pooling_temperature, bool keep) "
     "-> (Tensor gram, Tensor colsum, Tensor kept)",
     "_pooled_moments_backward(Tensor d_gram, Tensor d_colsum, Tensor text, Tensor frames, Tensor frame_mask, "
     "Tensor kept, float pooling_temperature) -> (Tensor d_text, Tensor d_frames)",
@@ -61,6 +62,7 @@ def em_moments(x: Float[Tensor, "*G N D"]) -> tuple[Float[Tensor, "*G D D"], Flo
     Returns: gram = xᵀx and colsum = xᵀ1, accumulated in float32 (float64 for float64).
     Raises: ValueError where `x` has fewer than two dimensions or is empty, TypeError where it is no float.
     """
+    checks.inputs(x=x)
     return torch.ops.emcl.em_moments(x)
 
 
@@ -79,6 +81,7 @@ def em_fit(
     Raises: ValueError where shapes disagree, num_iters < 1, or temperature <= 0; on the CPU also where the result is
         not finite (on other devices NaN passes through, because looking would stop the device).
     """
+    checks.inputs(gram=gram, logits=logits)
     return torch.ops.emcl.em_fit(gram, logits, num_iters, temperature, eps)
 
 
@@ -95,6 +98,7 @@ def em_reconstruct(
     Returns: a tensor like `x`. One pass over the rows.
     Raises: ValueError where shapes disagree, TypeError where responsibilities or scale have not the dtype of `em_fit`.
     """
+    checks.inputs(x=x, responsibilities=responsibilities, scale=scale)
     return torch.ops.emcl.em_reconstruct(x, responsibilities, scale, weight)
 
 
@@ -113,12 +117,13 @@ def em_project(
     Args:
         x: rows of both modalities, `[*, N, D]`; leading dimensions are separate problems.
         init: start of the bases: `[*, K]`, one value per basis shared by all rows (`[K]` serves every problem), or
-            `[*, N, K]`, with as many dimensions as `x`.
+            `[*, N, K]`, with as many dimensions as `x`. K may be larger than D.
         gradient: "identity" (the reconstruction is a constant, as released), "linear" (the fitted map is a constant),
             or "full" (through every iteration, exact; also to `init`).
     Returns: y like `x`; mean_bases `[*, K]`, the mean over rows of the bases, from which the next start is made.
     Raises: as `em_fit`.
     """
+    checks.inputs(x=x, init=init)
     return torch.ops.emcl.em_project(x, init, num_iters, temperature, residual_weight, eps, gradient)
 
 
@@ -144,6 +149,7 @@ def pooled_similarity(
     Returns: similarity `[A, B]`; mean_bases `[K]`.
     Raises: as `em_fit`.
     """
+    checks.inputs(text=text, frames=frames, frame_mask=frame_mask, init=init)
     return torch.ops.emcl.pooled_similarity(
         text, frames, frame_mask, init, pooling_temperature, num_iters, temperature, residual_weight, eps, gradient
     )
@@ -157,6 +163,7 @@ def pooled_cosine_similarity(
     pooling_temperature: float = 3.0,
 ) -> Float[Tensor, "A B"]:
     """`pooled_similarity` with EM left out: text-conditioned pooling and cosine, through the same code."""
+    checks.inputs(text=text, frames=frames, frame_mask=frame_mask)
     no_bases = text.new_zeros((text.shape[-1], 0), dtype=accumulation_dtype(text.dtype))
     cosine, _ = torch.ops.emcl._pooled_cosine(
         text, frames, frame_mask, no_bases[0], no_bases, no_bases[0], 0.0, pooling_temperature, False
@@ -185,6 +192,7 @@ def pooled_similarity_blocks(
     Args: relative: multiply the weight by ‖x‖ / ‖reconstruction‖ of each block.
     Raises: as `pooled_similarity`, and ValueError where em_block < 1.
     """
+    checks.inputs(text=text, frames=frames, frame_mask=frame_mask, init=init)
     return torch.ops.emcl.pooled_similarity_blocks(
         text,
         frames,
@@ -206,6 +214,7 @@ def pooled_similarity_blocks(
 def _em_project(
     x: Tensor, init: Tensor, num_iters: int, temperature: float, residual_weight: float, eps: float, gradient: str
 ) -> tuple[Tensor, Tensor]:
+    checks.no_tangent(x=x, init=init)
     checks.rows(x, "x")
     checks.start(x, init)
     checks.gradient(gradient)
@@ -216,7 +225,7 @@ def _em_project(
         return y, mean_bases
     dtype = accumulation_dtype(x.dtype)
     if x.shape[-2] < checks.LOOP_ROWS:
-        checks.iterations(num_iters, temperature)
+        checks.iterations(num_iters, temperature, eps)
         bases, responsibilities, scale = reference.em_loop(
             x.to(dtype), init.to(dtype), num_iters=num_iters, temperature=temperature, eps=eps
         )
@@ -228,16 +237,22 @@ def _em_project(
     return y, reference.mean_of_bases(colsum, responsibilities, scale, x.shape[-2])
 
 
-_library.impl("em_project", _em_project, "CompositeImplicitAutograd")
-_library.impl("pooled_similarity", pooled.pooled_similarity, "CompositeImplicitAutograd")
+def _with_defaults(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Torch leaves out of a call what has the schema's default at its end; this puts it back."""
+    defaults = [argument.default_value for argument in getattr(torch.ops.emcl, name).default._schema.arguments]
+    return lambda *args: function(*args, *defaults[len(args) :])
+
+
+for _name, _function in (("em_project", _em_project), ("pooled_similarity", pooled.pooled_similarity)):
+    _library.impl(_name, _with_defaults(_name, _function), "CompositeImplicitAutograd")
 
 
 # ---- the ops that backends implement ---------------------------------------------------------------------------------
 
 
 def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"emcl::{name}", fake, lib=_library)
+    _library.impl(name, _with_defaults(name, kernel), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"emcl::{name}", _with_defaults(name, fake), lib=_library)
 
 
 def _moments_fake(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,7 +262,7 @@ def _moments_fake(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fit_fake(gram: Tensor, logits: Tensor, num_iters: int, temperature: float, eps: float) -> tuple[Tensor, Tensor]:
-    checks.fit(gram, logits, num_iters, temperature)
+    checks.fit(gram, logits, num_iters, temperature, eps)
     return logits.new_empty(logits.shape), logits.new_empty((*logits.shape[:-2], logits.shape[-1]))
 
 
@@ -261,7 +276,7 @@ def _project_fixed_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     checks.rows(x, "x")
     checks.start(x, init)
-    checks.iterations(num_iters, temperature)
+    checks.iterations(num_iters, temperature, eps)
     bases, dtype = init.shape[-1], accumulation_dtype(x.dtype)
     per_basis = (*x.shape[:-2], bases)
     responsibilities = x.new_empty((*x.shape[:-2], x.shape[-1], bases), dtype=dtype)
@@ -274,12 +289,12 @@ def _project_fixed_fake(
 
 
 def _pooled_moments_fake(
-    text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float
+    text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     checks.pooled(text, frames, frame_mask, pooling_temperature)
     texts, width, dtype = text.shape[0], text.shape[1], accumulation_dtype(text.dtype)
     videos, count = frames.shape[:2]
-    kept = (videos, count, texts) if pooled.keeps_products(texts, videos, count) else (0,)
+    kept = (videos, count, texts) if keep and pooled.keeps_products(texts, videos, count) else (0,)
     return (
         text.new_empty((width, width), dtype=dtype),
         text.new_empty(width, dtype=dtype),
@@ -335,6 +350,9 @@ _register("em_moments", dispatch.em_moments, _moments_fake)
 _register("em_fit", dispatch.em_fit, _fit_fake)
 _register("em_reconstruct", dispatch.em_reconstruct, _reconstruct_fake)
 _register("_em_project_fixed", dispatch.em_project_fixed, _project_fixed_fake)
+# The start of a call, which backward may need after the buffer has moved on. torch.compile drops a plain clone, or
+# makes it again in backward, from the buffer as it is then.
+_register("_snapshot", torch.clone, torch.empty_like)
 _register("_pooled_moments", dispatch.pooled_moments, _pooled_moments_fake)
 _register("_pooled_cosine", dispatch.pooled_cosine, _pooled_cosine_fake)
 _register("pooled_similarity_blocks", dispatch.pooled_blocks, _blocks_fake)
@@ -404,7 +422,7 @@ def _project_fixed_autograd(ctx: Any, d_y: Tensor, *_: Any) -> tuple[Tensor | No
 
 
 def _save_pooled_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.pooling_temperature = inputs
+    *tensors, ctx.pooling_temperature, _ = inputs
     kept = output[2]
     ctx.mark_non_differentiable(kept)
     ctx.save_for_backward(*tensors, kept)
@@ -414,7 +432,7 @@ def _pooled_moments_autograd(ctx: Any, d_gram: Tensor, d_colsum: Tensor, _: Any)
     d_text, d_frames = torch.ops.emcl._pooled_moments_backward(
         d_gram, d_colsum, *ctx.saved_tensors, ctx.pooling_temperature
     )
-    return d_text, d_frames, None, None
+    return d_text, d_frames, None, None, None
 
 
 def _save_pooled_cosine(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -425,9 +443,10 @@ def _save_pooled_cosine(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 
 def _pooled_cosine_autograd(ctx: Any, d_cosine: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    _, _, text, frames, _, _, responsibilities, scale = ctx.saved_tensors
+    saved = ctx.saved_tensors  # under activation checkpointing they can be read once
+    _, _, text, frames, _, _, responsibilities, scale = saved
     d_text, d_frames, pull_text, pull_frames = torch.ops.emcl._pooled_cosine_backward(
-        d_cosine, *ctx.saved_tensors, ctx.weight, ctx.pooling_temperature, ctx.linear
+        d_cosine, *saved, ctx.weight, ctx.pooling_temperature, ctx.linear
     )
     d_map: tuple[Tensor | None, Tensor | None] = (None, None)
     if ctx.needs_input_grad[4] or ctx.needs_input_grad[5]:
@@ -437,7 +456,8 @@ def _pooled_cosine_autograd(ctx: Any, d_cosine: Tensor, _: Any) -> tuple[Tensor 
 
 def _once_only(ctx: Any, *_: Any) -> Any:
     raise NotImplementedError(
-        "emcl ops have no second derivative; use emcl_kernels.reference, which torch differentiates"
+        "emcl ops have no second derivative; emcl_kernels.reference.em_project_loop and pooled_similarity_materialized "
+        "are the release's formulas in plain torch, which differentiates them as often as is asked for"
     )
 
 
@@ -447,7 +467,12 @@ def _evaluation_only(ctx: Any, *_: Any) -> Any:
     )
 
 
+def _snapshot_autograd(ctx: Any, d_bases: Tensor) -> Tensor:
+    return d_bases
+
+
 for _name, _backward, _save in (
+    ("_snapshot", _snapshot_autograd, None),
     ("em_moments", _moments_autograd, _save_moments),
     ("em_fit", _fit_autograd, _save_fit),
     ("em_reconstruct", _reconstruct_autograd, _save_reconstruct),
@@ -501,6 +526,8 @@ for _name in (
     "em_moments",
     "em_fit",
     "em_reconstruct",
+    "em_project",
+    "_snapshot",
     "_em_project_fixed",
     "_em_moments_backward",
     "_em_fit_backward",
@@ -508,6 +535,7 @@ for _name in (
 ):
     _register_vmap(_name, _to_leading_dimension)
 for _name in (
+    "pooled_similarity",
     "_pooled_moments",
     "_pooled_cosine",
     "pooled_similarity_blocks",

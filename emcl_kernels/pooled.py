@@ -34,16 +34,19 @@ def pooled_similarity(
     relative: see `relative_scale`. add_up: sums a tensor over processes, each of which has texts of its own and all
     videos; EM then runs over the rows of all of them.
     """
+    checks.no_tangent(text=text, frames=frames, init=init)
     checks.gradient(gradient)
     checks.pooled(text, frames, frame_mask, pooling_temperature)
     checks.shared_start(text, init)
     full = gradient == "full"
     em_text, em_frames, em_init = (text, frames, init) if full else (text.detach(), frames.detach(), init.detach())
-    gram, colsum, kept = torch.ops.emcl._pooled_moments(em_text, em_frames, frame_mask, pooling_temperature)
+    gram, colsum, kept = torch.ops.emcl._pooled_moments(em_text, em_frames, frame_mask, pooling_temperature, True)
     num_rows: Tensor | int | torch.SymInt = text.shape[0] * (frames.shape[0] + 1)
     if add_up is not None:
         rows = torch.full_like(colsum[:1], float(num_rows))
-        summed = add_up(torch.cat([gram.flatten(), colsum, rows]))
+        packed = torch.cat([gram.flatten(), colsum, rows])
+        summed = add_up(packed)
+        checks.sum_of(packed, summed)
         gram, colsum, num_rows = summed[: gram.numel()].view_as(gram), summed[gram.numel() : -1], summed[-1]
     logits = colsum.unsqueeze(-1) * em_init.to(colsum.dtype)  # (G0)
     responsibilities, scale = torch.ops.emcl.em_fit(gram, logits, num_iters, temperature, eps)

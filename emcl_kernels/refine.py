@@ -63,7 +63,7 @@ class EMRefiner:
         for name, count in (("num_bases", num_bases), ("num_starts", num_starts)):
             if count < 1:
                 raise ValueError(f"{name} is {count}; expected at least 1")
-        checks.iterations(num_iters, temperature)
+        checks.iterations(num_iters, temperature, eps)
         shares = ("mean_share", mean_share), ("fit_mean_share", fit_mean_share)
         for name, value in (("weight", weight), *shares, ("eps", eps)):
             if not -1e6 < value < 1e6:
@@ -102,7 +102,10 @@ class EMRefiner:
         return self
 
     def partial_fit(self, text: Any = None, video: Any = None) -> "EMRefiner":
-        """Add rows to those seen before; None where there are none of that side. No split or order changes the map."""
+        """Add rows to those seen before; None where there are none of that side.
+
+        No split or order changes the map beyond the rounding of float64.
+        """
         if self._loaded:
             raise ValueError("a loaded map has no moments to add rows to; call fit, or start from a new EMRefiner")
         width, width_of = self._width

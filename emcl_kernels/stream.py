@@ -59,10 +59,11 @@ def pooled_similarity_stream(
     Raises: as `pooled_similarity`, and ValueError where chunk < 1 or em_block < 1. What is wrong with shapes is raised
         here, what is wrong with values in the step that meets it.
     """
+    checks.tensors(text=text, frames=frames, frame_mask=frame_mask, init=init)
+    text, frames, frame_mask, init = *_as_under_autocast(text, frames), frame_mask.detach(), init.detach()
     checks.pooled(text, frames, frame_mask, pooling_temperature)
     checks.shared_start(text, init)
-    checks.iterations(num_iters, temperature)
-    text, frames, frame_mask, init = text.detach(), frames.detach(), frame_mask.detach(), init.detach()
+    checks.iterations(num_iters, temperature, eps)
     if em_block is not None:
         checks.block(em_block)
         texts = text.split(_size(chunk, CHUNK_BLOCKS * em_block**2 // frames.shape[0], multiple_of=em_block))
@@ -97,7 +98,7 @@ def pooled_similarity_stream(
     def rows() -> Iterator[Tensor]:
         gram, colsum = (-repeats * of_texts for of_texts in em_moments(text))
         for part in parts:
-            part_gram, part_colsum = torch.ops.emcl._pooled_moments(*part, pooling_temperature)[:2]
+            part_gram, part_colsum, _ = torch.ops.emcl._pooled_moments(*part, pooling_temperature, False)
             gram += part_gram
             colsum += part_colsum
             yield text.new_empty((0, frames.shape[0]))
@@ -125,8 +126,9 @@ def pooled_cosine_similarity_stream(
     Args: chunk: as of `pooled_similarity_stream`.
     Raises: ValueError where shapes disagree or chunk < 1.
     """
+    checks.tensors(text=text, frames=frames, frame_mask=frame_mask)
+    text, frames, frame_mask = *_as_under_autocast(text, frames), frame_mask.detach()
     checks.pooled(text, frames, frame_mask, pooling_temperature)
-    text, frames, frame_mask = text.detach(), frames.detach(), frame_mask.detach()
     texts = text.split(_size(chunk, CHUNK_WEIGHTS // frames.shape[:2].numel()))
 
     def rows() -> Iterator[Tensor]:
@@ -151,6 +153,15 @@ def _parts(
         return [(part, frames, frame_mask) for part in text.split(size)], 0
     parts = [(text, f, m) for f, m in zip(frames.split(videos), frame_mask.split(videos), strict=True)]
     return parts, len(parts) - 1
+
+
+def _as_under_autocast(text: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Without gradient; under autocast the wider dtype serves both, as for the ops."""
+    text, frames = text.detach(), frames.detach()
+    if not torch.is_autocast_enabled(text.device.type):
+        return text, frames
+    dtype = torch.promote_types(text.dtype, frames.dtype)
+    return text.to(dtype), frames.to(dtype)
 
 
 def _size(chunk: int | None, by_default: int, multiple_of: int = 1) -> int:

@@ -121,14 +121,15 @@ struct Em {
       }
     });
     add_up(partial.get(), blocks, thin, total.get());
-    for (int64_t k = 0; k < thin; ++k) inverse[k] = T(1) / (T(settings.eps) + total[k]);
+    // In the padding nothing was added up, and eps may be zero.
+    for (int64_t k = 0; k < thin; ++k) inverse[k] = k < bases ? T(1) / (T(settings.eps) + total[k]) : T(1);
   }
 
   // (GM) the factors that turn gram·p, or xᵀ·(x·p), into the next E-step's logits. squares: ‖x·p‖² per basis.
   void normalise(const T* squares) {
     for (int64_t k = 0; k < thin; ++k) {
       length[k] = inverse[k] * T(std::sqrt(squares[k] < T(0) ? T(0) : squares[k]));  // rounding may fall below zero
-      scale[k] = T(1) / (T(settings.eps) + length[k]);
+      scale[k] = k < bases ? T(1) / (T(settings.eps) + length[k]) : T(0);
       factor[k] = inverse[k] * scale[k] / T(settings.temperature);
     }
   }

@@ -32,21 +32,22 @@ class Step(nn.Module):
 
 def compare(gradient: str, pooled: bool) -> None:
     torch.manual_seed(0)
-    eager = Step(gradient, pooled)
+    eager = Step(gradient, pooled).double()  # in float32, a start that is wrong by one update hides in rounding
+    eager.emcl.residual_weight = 30.0
     compiled_module = copy.deepcopy(eager)
     compiled = torch.compile(compiled_module, fullgraph=True)
-    text, video = clustered_rows(12, 24).float(), clustered_rows(12, 3, 24).float()
+    text, video = clustered_rows(12, 24), clustered_rows(12, 3, 24)
     mask = torch.ones(12, 3, dtype=torch.bool)
     for _ in range(2):
         a, b = eager(text, video, mask), compiled(text, video, mask)
         a.backward()
         b.backward()
-        assert_close("loss", b, a, 1e-5)
+        assert_close("loss", b, a, 1e-9)
     for (name, p), q in zip(eager.named_parameters(), compiled_module.parameters(), strict=True):
         assert p.grad is not None
         assert q.grad is not None
-        assert_close(name, q.grad, p.grad, 1e-4)
-    assert_close("bases", compiled_module.emcl.bases, eager.emcl.bases, 1e-5)
+        assert_close(name, q.grad, p.grad, 1e-7)
+    assert_close("bases", compiled_module.emcl.bases, eager.emcl.bases, 1e-9)
 
 
 if sys.argv[1] == "layer":
@@ -57,5 +58,6 @@ elif sys.argv[1] == "step":
     compare("full", pooled=False)
     compare("identity", pooled=False)
 else:
+    compare("full", pooled=True)
     compare("identity", pooled=True)
 print("equal")

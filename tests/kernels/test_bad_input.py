@@ -40,7 +40,8 @@ BAD: list[tuple[str, Callable[[], object], type[Exception], str]] = [
     ("temperature zero", lambda: em_fit(gram, logits, temperature=0.0), ValueError, "temperature is 0.0; expected"),
     ("unknown gradient", lambda: em_project(x, init, gradient="none"), Exception,  # the type check may speak first
      "gradient"),
-    ("NaN", lambda: em_project(with_nan(), init), ValueError, "em_project: .* not finite, because the input holds NaN"),
+    ("NaN", lambda: em_project(with_nan(), init), ValueError,
+     "em_project: .* not finite, because the features or the start hold NaN"),
     ("NaN in frames", lambda: pooled_similarity(with_nan(), frames, mask, init), ValueError, "em_fit: .* not finite"),
     ("gram not square", lambda: op.em_fit(gram[:3], logits, 9, 1.0, 1e-6), ValueError, r"gram has shape \[3, 4\]"),
     ("logits of another width", lambda: op.em_fit(gram, logits[:3], 9, 1.0, 1e-6), ValueError,

@@ -35,7 +35,8 @@ def arguments(dtype: torch.dtype = torch.float32, grad: bool = True) -> dict[str
         "em_fit": (leaf(gram), leaf(logits), 4, 0.5, 1e-6),
         "em_reconstruct": (leaf(x), leaf(r), leaf(s), -2.0),
         "_em_project_fixed": (leaf(x), leaf(init), *em, True),
-        "_pooled_moments": (leaf(text), leaf(frames), mask, 2.0),
+        "_pooled_moments": (leaf(text), leaf(frames), mask, 2.0, True),
+        "_snapshot": (leaf(init),),
         "_pooled_cosine": (leaf(text), leaf(frames), mask, nothing, leaf(r[0]), leaf(s[0]), 3.0, 2.0, True),
         "_pooled_cosine.constant_map": (
             *(leaf(text), leaf(frames), mask, nothing, r[0].to(dtype), s[0].to(dtype)),

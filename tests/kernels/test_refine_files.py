@@ -102,6 +102,23 @@ def test_the_onnx_model_agrees_in_onnxruntime(side, normalize_rows, tmp_path):
         assert_close("model", torch.from_numpy(refined), refine(refiner, side, rows))
 
 
+def test_layer_and_model_bear_rows_of_any_length(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    refiner = fitted()
+    refiner.to_onnx(tmp_path / "map.onnx", "text")
+    session = onnxruntime.InferenceSession(str(tmp_path / "map.onnx"), providers=["CPUExecutionProvider"])
+    rows = torch.randn(63, 41)
+    right = refine(refiner, "text", rows)
+    for length in (1e-30, 1e-14, 1e25):  # whose squares are no float32
+        x = (rows.double() * length).float()
+        assert_close(f"layer {length}", refiner.to_linear("text")(x).detach(), right, 1e-6)
+        assert_close(f"model {length}", torch.from_numpy(session.run(None, {"features": x.numpy()})[0]), right, 2e-6)
+    zero = refiner.to_linear("text")(torch.zeros(1, 41)).detach()
+    assert_close(
+        "zero", torch.from_numpy(session.run(None, {"features": np.zeros((1, 41), np.float32)})[0]), zero, 1e-6
+    )
+
+
 def test_without_onnx_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"pip install 'emcl\[onnx\]'"):

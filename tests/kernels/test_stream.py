@@ -184,3 +184,18 @@ def test_the_functions_and_the_layer_agree() -> None:
     expected, _ = pooled_similarity(text, frames, mask, layer.bases, temperature=2.0)
     stream = pooled_similarity_stream(text, frames, mask, layer.bases, temperature=2.0)
     assert torch.equal(torch.cat(list(stream)), expected)
+
+
+def test_under_autocast_the_wider_dtype_serves_both() -> None:
+    text, frames, mask, layer = sample(9, 5, 3, 16, 4, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        streams = (
+            layer.pooled_similarity_stream(text.bfloat16(), frames, mask),
+            pooled_cosine_similarity_stream(text.bfloat16(), frames, mask),
+        )
+        expected = layer.pooled_similarity(text.bfloat16(), frames, mask)
+        rows = [torch.cat(list(stream)) for stream in streams]
+    assert torch.equal(rows[0], expected)
+    assert torch.equal(rows[1], pooled_cosine_similarity(text.bfloat16().float(), frames, mask))
+    with pytest.raises(TypeError, match="frames is torch.float32 but text is torch.bfloat16"):
+        layer.pooled_similarity_stream(text.bfloat16(), frames, mask)
