@@ -197,5 +197,5 @@ def test_under_autocast_the_wider_dtype_serves_both() -> None:
         rows = [torch.cat(list(stream)) for stream in streams]
     assert torch.equal(rows[0], expected)
     assert torch.equal(rows[1], pooled_cosine_similarity(text.bfloat16().float(), frames, mask))
-    with pytest.raises(TypeError, match="frames is torch.float32 but text is torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"frames is torch\.float32 but text is torch\.bfloat16"):
         layer.pooled_similarity_stream(text.bfloat16(), frames, mask)
