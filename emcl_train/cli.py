@@ -18,7 +18,7 @@ USAGE = f"""\
 usage: emcl-train [--debug] COMMAND ...
 
   train RECIPE [--OPTION VALUE ...]   train, evaluate and write a report; recipes: {", ".join(sorted(RECIPES))}
-  eval RUN [--OPTION VALUE ...]       evaluate the best weights of a run folder again, on its test split
+  eval RUN [--OPTION VALUE ...]       evaluate the best weights of a run folder again; --out DIR for the results
   embed RECIPE|RUN --out DIR          encode frames and captions once; then train RECIPE --from-features DIR
   export RUN FILE --layout LAYOUT     write a run's weights under the names of CLIP4Clip, the EMCL release, OpenAI, ...
   data shapes DIR                     render the bundled video set
@@ -34,7 +34,11 @@ usage: emcl-train [--debug] COMMAND ...
 
 @dataclass
 class EvalArguments:
-    """Evaluate the best weights of a run again, and write its report. The settings are the run's own unless given."""
+    """Evaluate the best weights of a run again, and write a report. The settings are the run's own unless given.
+
+    The run's own results stay: those of other settings go to a folder inside the run's, named for what differs, such
+    as `evaluations/em-block-32`. `emcl-train report` takes it beside runs.
+    """
 
     settings: Annotated[EvalConfig, tyro.conf.arg(name="")]
     """In place of the run's."""
@@ -44,6 +48,8 @@ class EvalArguments:
     """Which clips."""
     from_features: Path | None = None
     """Evaluate on the features in this folder, which `embed RUN` wrote, in place of videos."""
+    out: Path | None = None
+    """Folder for the results and the report; it must not exist. None: that of the run, or a folder inside it."""
 
 
 @dataclass
@@ -261,9 +267,10 @@ def run_eval(run: Path, arguments: list[str]) -> int:
     if asked.emcl.mode == "inference" != config.emcl.mode:
         asked = asked_with(inference_emcl())
     console = Console()
-    results = evaluate_run(run, asked.settings, emcl=asked.emcl, split=asked.split, from_features=asked.from_features)
+    places = {"from_features": asked.from_features, "out": asked.out}
+    results, folder = evaluate_run(run, asked.settings, emcl=asked.emcl, split=asked.split, **places)
     console.print(render_table(results))
-    console.print(f"report: {write_report(run)}")
+    console.print(f"report: {write_report(folder)}", soft_wrap=True)
     return 0
 
 

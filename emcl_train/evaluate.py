@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,8 +22,6 @@ from emcl_train.checkpoint import (
     hash_of_tensors,
     load_config,
     load_environment,
-    save_tensors_atomic,
-    write_json_atomic,
 )
 from emcl_train.config import EMCLConfig, EvalConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
@@ -32,6 +30,7 @@ from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.provenance import changes, provenance
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
+from emcl_train.evaluations import RESULTS, Evaluation, place_for, require_free, what_differs
 from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model
 from emcl_train.rows import Bank, Row, Similarities, rows_of
 from emcl_train.weights.release import CLIP
@@ -116,19 +115,17 @@ def evaluate_split(
     split: Split,
     tokenizer: Any,
     config: RunConfig,
-    run_dir: Path,
     *,
     notes: Iterable[str] = (),
     left_out: dict[str, str] | None = None,
     selection: str,
     bank: Split | None = None,
     device: torch.device | str = "cpu",
-) -> dict[str, Any]:
-    """Evaluate a split and write results.json, queries.json and embeddings.safetensors into the run folder.
+) -> Evaluation:
+    """Evaluate a split.
 
     Args: notes: sentences about the annotations. left_out: reason for each clip that is not in the split.
         selection: how the weights were chosen, such as "validation R@1: epoch 3". bank: training queries for QB-Norm.
-    Returns: what results.json holds.
     """
     embeddings = embed_split(model, split, tokenizer, config, device)
     scores = similarities(model, embeddings, config)
@@ -152,13 +149,7 @@ def evaluate_split(
     if scores.emcl_on is not None:
         tensors |= {"similarity_on": scores.emcl_on, "bases": model.emcl.bases}
     queries = {"video_ids": [clip.video_id for clip in split.clips], "captions": list(split.captions)}
-    save_tensors_atomic(
-        run_dir / "embeddings.safetensors",
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-    )
-    write_json_atomic(run_dir / "queries.json", queries)
-    write_json_atomic(run_dir / "results.json", results)  # last: where it stands, the others do too
-    return results
+    return Evaluation(results, queries, tensors)
 
 
 def evaluate_run(
@@ -168,15 +159,23 @@ def evaluate_run(
     emcl: EMCLConfig | None = None,
     from_features: Path | None = None,
     split: Literal["val", "test"] = "test",
-) -> dict[str, Any]:
-    """Evaluate the selected weights of a run folder again, and write its results anew.
+    out: Path | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate the selected weights of a run folder again.
+
+    Results of the run's own settings go into its folder, others into one of their own inside it. Where other figures
+    lie there already, they stay, and these go beside them.
 
     Args: eval_config, emcl: settings in place of those the run has. from_features: a folder of features, in place of
-        the videos or of the folder that the run was trained from. split: which split.
-    Returns: what results.json holds.
+        the videos or of the folder that the run was trained from. split: which split. out: the folder to write, which
+        must not exist.
+    Returns: what results.json holds; the folder that it lies in.
     Raises: UserError where the folder lacks a file, or the weights are not those of the configuration.
     """
+    if out is not None:
+        require_free(out)
     config = load_config(run_dir)
+    own = replace(config)
     if eval_config is not None:
         config.eval = eval_config
     trained_with = config.emcl
@@ -198,18 +197,28 @@ def evaluate_run(
             "The weights were trained with EMCL as a layer; at inference it runs with the settings given here."
         )
     put_weights(model, state, run_dir)
-    return evaluate_split(
+    evaluation = evaluate_split(
         model.to(device),
         getattr(annotations, split),
         tokenizer,
         config,
-        run_dir,
         notes=notes,
         left_out=annotations.left_out,
         selection=selection_of(run_dir),
         bank=bank_of(annotations.train, config.eval.query_bank) if config.eval.query_bank else None,
         device=device,
     )
+    if out is None:
+        again = "again" if from_features is None else f"from-features-{from_features.resolve().name}"
+        out, other = place_for(evaluation.results, run_dir, what_differs(own, config, split), again)
+        if other is not None:
+            Console(stderr=True).print(
+                f"[yellow]warning:[/yellow] the figures are not those in {escape(str(other / RESULTS))}, which stays "
+                f"as it is; these are in {escape(str(out))}",
+                soft_wrap=True,
+            )
+    evaluation.write(run_dir, out)
+    return evaluation.results, out
 
 
 def read_weights(run_dir: Path) -> dict[str, Tensor]:

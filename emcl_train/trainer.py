@@ -81,9 +81,9 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
         for tracker in accelerator.trackers:
             tracker.finish()
         if accelerator.is_main_process:
-            results = evaluate_run(config.out)
+            results, folder = evaluate_run(config.out)
             console.print(render_table(results))
-            console.print(f"report: {write_report(config.out)}")
+            console.print(f"report: {write_report(folder)}")
     except OSError as error:
         checkpoint.raise_if_disk_full(error, config.out)
         raise

@@ -25,7 +25,7 @@ LAYERS = {
         {"__init__", "errors"},
         {"config"},
         {"recipes", "checkpoint", "chunks", "distributed", "sharding", "weights"},
-        {"arrays", "bootstrap", "data", "models", "losses", "metrics", "optim", "rerank"},
+        {"arrays", "bootstrap", "data", "evaluations", "models", "losses", "metrics", "optim", "rerank"},
         {"rows"},
         {"evaluate", "refine", "report"},
         {"export", "trainer"},

@@ -120,9 +120,9 @@ def evaluated(monkeypatch):
 
     calls = []
 
-    def evaluate_run(run, eval_config, *, emcl, split, from_features):
+    def evaluate_run(run, eval_config, *, emcl, split, from_features, out):
         calls.append((run, eval_config, split, emcl))
-        return {}
+        return {}, out or run
 
     monkeypatch.setattr(emcl_train.evaluate, "evaluate_run", evaluate_run)
     monkeypatch.setattr(emcl_train.report, "render_table", str)
@@ -142,7 +142,9 @@ def test_evaluation_takes_the_settings_of_the_run_unless_told_otherwise(evaluate
         (tmp_path, replace(own, em_block=None), "val", EMCLConfig()),
         (tmp_path, EvalConfig(batch_size=9, em_block=7, inverted_softmax_temperature=0.2), "test", EMCLConfig()),
     ]
-    assert "report.html" in capsys.readouterr().out
+    assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
+    assert cli.main(["eval", str(tmp_path), "--out", "kept"]) == 0
+    assert "report: kept/report.html" in capsys.readouterr().out
 
 
 def test_emcl_at_inference_has_the_settings_of_the_paper_unless_told_otherwise(evaluated, tmp_path):

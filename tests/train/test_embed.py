@@ -100,15 +100,15 @@ def test_weights_are_those_beside_the_towers(both, folder, head):
 
 def test_a_run_on_videos_is_evaluated_on_its_features(root, both, tmp_path, capsys):
     out = both[0] / "text-conditioned-videos"
-    before = evaluate_run(out)["rows"]
+    before = evaluate_run(out)[0]["rows"]
     assert cli.main(["embed", str(out), "--out", str(tmp_path / "features")]) == 0
     assert "features of 32 train, 8 val, 12 test clips" in capsys.readouterr().out
-    rows = evaluate_run(out, from_features=tmp_path / "features")["rows"]
+    rows = evaluate_run(out, from_features=tmp_path / "features")[0]["rows"]
     for row, other in zip(before, rows, strict=True):
         assert other["text_to_video"] == pytest.approx(row["text_to_video"])
     settings = load_config(out).eval
-    with_bank = evaluate_run(out, replace(settings, query_bank=5), from_features=tmp_path / "features")["rows"]
-    assert with_bank[-1] == evaluate_run(out, replace(settings, query_bank=5))["rows"][-1]
+    with_bank = evaluate_run(out, replace(settings, query_bank=5), from_features=tmp_path / "features")[0]["rows"]
+    assert with_bank[-1] == evaluate_run(out, replace(settings, query_bank=5))[0]["rows"][-1]
 
 
 def test_a_run_on_features_is_exported_whole(both, tmp_path):
