@@ -44,8 +44,9 @@ class DataConfig:
     """Whose files they are; "jsonl" is for one's own, and "shapes" is the MSR-VTT layout rendered at first use."""
     root: Path = Path("data/msrvtt")
     """Folder with the annotation files."""
-    videos: Path = Path("videos")
-    """Folder of the clips, and of folders of clips, inside `root` or anywhere; layout "jsonl" has paths instead."""
+    videos: Path | None = None
+    """Folder of the clips, and of folders of clips, inside `root` or anywhere. None: `videos` in `root`; for layout
+    "jsonl", whose lines have paths, `root`, from which these begin."""
     msrvtt_split: Literal["9k", "7k", "full"] = "9k"
     """For layout "msrvtt": 1k-A with the training list of 9 000 or of 7 010 clips, or the full split of the JSON."""
     num_frames: int = 12
@@ -72,6 +73,13 @@ class DataConfig:
     """Processes that decode clips."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
     """What to render for layout "shapes"."""
+
+    @property
+    def video_folder(self) -> Path:
+        """The folder that `videos` means."""
+        if self.videos is None:
+            return self.root if self.layout == "jsonl" else self.root / "videos"
+        return self.root / self.videos
 
 
 @dataclass

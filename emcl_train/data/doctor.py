@@ -149,7 +149,7 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
                 places.setdefault(clip, []).append(name)
         report.counts, report.notes = list(annotations.counts), list(annotations.notes)
     named = {clip.path for clip in places}
-    folder = config.root if config.layout == "jsonl" else config.root / config.videos
+    folder = config.video_folder
     clips = [*places, *(clip for clip in _clips_in_folder(folder) if clip.path not in named)]
     if not clips:
         report.problems.append(f"There are no clips: {folder} holds no {', '.join(VIDEO_SUFFIXES)} file.")

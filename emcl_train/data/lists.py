@@ -142,7 +142,7 @@ def clip_finder(
     Args: end: seconds at which every clip ends. also: other names that the file of an id may have.
     Raises: UserError where the folder is missing; from the result, where an id has files in several folders.
     """
-    folder = config.root / config.videos
+    folder = config.video_folder
     files = video_files(folder)
 
     def clip(video_id: str) -> Clip:

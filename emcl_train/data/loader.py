@@ -325,7 +325,7 @@ def _bad_clips_message(bad: dict[str, str], total: int, config: DataConfig) -> s
 
 def _doctor(config: DataConfig) -> str:
     split = f"-{config.msrvtt_split}" if config.layout == "msrvtt" and config.msrvtt_split != "9k" else ""
-    videos = f" --videos {config.videos}" if config.videos != DataConfig.videos else ""
+    videos = f" --videos {config.videos}" if config.videos is not None else ""
     return f"emcl-train data doctor {config.layout}{split} {config.root}{videos}"
 
 
