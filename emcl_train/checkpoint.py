@@ -24,6 +24,7 @@ from torch import Tensor
 
 from emcl_train.config import RunConfig
 from emcl_train.errors import UserError
+from emcl_train.torch_file import load_torch_file
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
@@ -224,8 +225,8 @@ def load_state(run_dir: Path) -> TrainingState | None:
     if not path.is_file():
         return None
     try:
-        return TrainingState(**torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+        return TrainingState(**load_torch_file(path))
+    except (ValueError, TypeError) as error:
         message = f"{path} cannot be read as the state of a run: {error}; start again with another --out"
         raise UserError(message) from error
 

@@ -23,7 +23,7 @@ LAYERS = {
     ],
     "emcl_train": [
         {"__init__", "errors"},
-        {"config"},
+        {"config", "torch_file"},
         {"recipes", "checkpoint", "chunks", "distributed", "sharding", "weights"},
         {"arrays", "bootstrap", "data", "evaluations", "models", "losses", "metrics", "optim", "rerank"},
         {"rows"},

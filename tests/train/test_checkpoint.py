@@ -140,7 +140,10 @@ def test_a_damaged_state_is_named_and_an_absent_one_is_none(tmp_path):
     checkpoint.save_state(tmp_path, state())
     path = tmp_path / checkpoint.STATE
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="cannot be read as the state of a run"):
+    with pytest.raises(UserError, match="cannot be read as the state of a run: it is cut short"):
+        checkpoint.load_state(tmp_path)
+    path.write_text("lost")
+    with pytest.raises(UserError, match=r"as the state of a run: it is no file of torch\.save"):
         checkpoint.load_state(tmp_path)
 
 
