@@ -22,7 +22,7 @@ from emcl_train.data.splits import Split
 from emcl_train.data.text import TOKENIZER, CaptionTokenizer, load_tokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluate import clip_config_of, frames_of, hash_of_towers, put_weights, read_clip_config, read_weights
-from emcl_train.models import RetrievalModel, build_model
+from emcl_train.models import RetrievalModel, build_model, look_at_clip
 from emcl_train.trainer import seed_everything
 
 
@@ -39,6 +39,8 @@ def embed(
     check_config(replace(config, from_features=None))
     if out.exists():
         raise UserError(f"{out} exists already and is not overwritten; choose another --out, or remove it")
+    if run_dir is None:
+        look_at_clip(config.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     console, tokens = console or Console(), tokens or config.model.head == "wti"
     config = replace(config, from_features=None, data=replace(config.data, augment="none"))

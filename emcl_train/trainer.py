@@ -43,7 +43,7 @@ from emcl_train.evaluate import (
     require_features_of,
 )
 from emcl_train.losses import channel_decorrelation, symmetric_info_nce
-from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model
+from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model, look_at_clip
 from emcl_train.optim import build_optimizer, clip_lr_factor, freeze_towers, schedule, set_learning_rate
 from emcl_train.report import render_table, write_report
 from emcl_train.sharding import (
@@ -69,6 +69,8 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     Raises: UserError for everything that the user can put right.
     """
     check_config(config)
+    if config.from_features is None:
+        look_at_clip(config.model)
     console = console or Console()
     accelerator = start_processes(config)
     if accelerator.is_main_process:

@@ -15,6 +15,7 @@ from emcl_train.checkpoint import write_text_atomic
 from emcl_train.config import ModelConfig, RunConfig
 from emcl_train.data.annotations import load_annotations
 from emcl_train.errors import UserError
+from emcl_train.weights.hub import hub_options, not_loaded, require_place
 
 TOKENIZER = "tokenizer.json"
 OPENAI_TOKENIZER = "openai/clip-vit-base-patch32"
@@ -150,11 +151,12 @@ def pretrained_tokenizer(name: str, max_words: int, *, setting: str = "clip") ->
         f"pass --model.{setting} with a hub name such as {OPENAI_TOKENIZER}, or with a folder that holds a "
         "tokenizer.json" + (', or with "random"' if setting == "clip" else "; without a network, a folder")
     )
+    require_place(name, f"model.{setting}", way_out)
     name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
-        pretrained = AutoTokenizer.from_pretrained(name)
+        pretrained = AutoTokenizer.from_pretrained(name, **hub_options(name))
     except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = not_loaded(name, error)
         raise UserError(
             f"model.{setting} is {name!r}, of which no tokenizer can be loaded ({reason}); {way_out}"
         ) from error

@@ -127,7 +127,9 @@ def test_weights_without_them_take_those_of_the_clip_that_is_named(gelu_run, tmp
     back = build_model(config, load_tokenizer(config, out)).eval()
     assert torch.equal(similarity(back, config), similarity(model, config))
     config.model.clip = str(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"configuration could not be read: .* pass --model.clip the folder or name"):
+    with pytest.raises(
+        UserError, match=r"absent; its configuration says how many heads .* pass --model.clip the folder or name"
+    ):
         build_model(config, load_tokenizer(config, out))
 
 
