@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -27,6 +28,8 @@ from emcl_train.errors import UserError
 from emcl_train.torch_file import load_torch_file
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
+SEED_FOLDER = re.compile(r"seed-(\d+)")
+"""Name of a run's folder among runs that differ in their seed."""
 WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 CLIP_CONFIG = "clip_config.json"
@@ -153,14 +156,33 @@ def save_config(run_dir: Path, config: RunConfig) -> None:
     write_json_atomic(run_dir / CONFIG, asdict(config))
 
 
+def seed_folders(path: Path) -> list[Path]:
+    """The run folders in a folder of seeds, by seed; none where `path` is no such folder."""
+    found = [entry for entry in path.iterdir() if SEED_FOLDER.fullmatch(entry.name)] if path.is_dir() else []
+    return sorted(found, key=lambda entry: int(entry.name.removeprefix("seed-")))
+
+
+def require_run(run_dir: Path) -> None:
+    """Raise a UserError unless a folder holds one run; of a folder of runs it names these."""
+    way_out = "pass the --out folder of `emcl-train train`"
+    if not run_dir.is_dir():
+        what = "it is a file" if run_dir.exists() else "no such folder"
+        raise UserError(f"{run_dir} is not a run folder: {what}; {way_out}")
+    if (run_dir / CONFIG).is_file():
+        return
+    if runs := seed_folders(run_dir):
+        named = ", ".join(map(str, runs[:5])) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
+        raise UserError(f"{run_dir} holds {len(runs)} runs with different seeds; pass one of them: {named}")
+    raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}; {way_out}")
+
+
 def load_config(run_dir: Path) -> RunConfig:
     """The configuration that a run was started with.
 
     Raises: UserError where the folder holds no run, or one that this version cannot read.
     """
+    require_run(run_dir)
     path = run_dir / CONFIG
-    if not path.is_file():
-        raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}; pass the --out folder of a training run")
     try:
         return _from_json(RunConfig, json.loads(path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:

@@ -277,7 +277,10 @@ def run_eval(run: Path, arguments: list[str]) -> int:
 def run_embed(what: str, arguments: list[str]) -> int:
     """A recipe, by its name, or else the folder of a run."""
     prog, run_dir = f"emcl-train embed {what}", None
-    if what in RECIPES or not Path(what).is_dir():
+    if what not in RECIPES and not Path(what).is_dir():
+        known = ", ".join(sorted(RECIPES))
+        raise UserError(f"there is no recipe {what!r} and no such folder of a run; known recipes: {known}")
+    if what in RECIPES:
         recipe = EmbedArguments(load_recipe(what))
         if not any(argument == "--out" or argument.startswith("--out=") for argument in arguments) and not (
             {"--help", "-h"} & {*arguments}

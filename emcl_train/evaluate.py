@@ -30,7 +30,7 @@ from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.provenance import changes, provenance
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluations import RESULTS, Evaluation, place_for, require_free, what_differs
+from emcl_train.evaluations import RESULTS, Evaluation, place_for, require_free, run_of, what_differs
 from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model
 from emcl_train.rows import Bank, Row, Similarities, rows_of
 from emcl_train.weights.release import CLIP
@@ -227,6 +227,8 @@ def read_weights(run_dir: Path) -> dict[str, Tensor]:
     Raises: UserError where they are not there yet, or damaged.
     """
     path = run_dir / WEIGHTS
+    if not path.is_file() and (run := run_of(run_dir)):
+        raise UserError(f"{run_dir} holds the results of an evaluation, and no weights; pass the run itself, {run}")
     if not path.is_file():
         raise UserError(
             f"{run_dir} has no {WEIGHTS} yet, which holds the weights of the best epoch; let the training run finish "

@@ -31,8 +31,8 @@ def export_run(run_dir: Path, out: Path, layout: str, say: Callable[[str], objec
     """
     if out.exists():
         raise UserError(f"{out} exists already and is not overwritten; choose another name, or remove it")
-    state = read_weights(run_dir)
     config = load_config(run_dir)
+    state = read_weights(run_dir)
     if config.from_features is not None:  # the run has all but the towers, which are beside the features
         towers = {CLIP + name: value for name, value in load_towers(config.from_features).items()}
         require_features_of(run_dir, hash_of_towers(towers), config.from_features)

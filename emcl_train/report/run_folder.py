@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emcl_train.checkpoint import CONFIG, ENVIRONMENT, METRICS, load_config
+from emcl_train.checkpoint import CONFIG, ENVIRONMENT, METRICS, load_config, require_run
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.evaluations import EMBEDDINGS, QUERIES, RESULTS, run_of
@@ -55,7 +55,7 @@ def load_run(run_dir: Path) -> Run:
     Raises: UserError where it is no folder, lacks a file, or a file is damaged; the message says what writes it again.
     """
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir} is not a run folder: no such folder; pass the --out folder of `emcl-train train`")
+        require_run(run_dir)
     missing = [name for name in (*OF_TRAINING, *OF_EVALUATION) if not (run_dir / name).is_file()]
     if missing:
         raise UserError(

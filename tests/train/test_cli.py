@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from emcl_train import cli
-from emcl_train.checkpoint import save_config
+from emcl_train.checkpoint import save_config, write_json_atomic
 from emcl_train.config import EMCLConfig, EvalConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
@@ -70,7 +70,9 @@ def test_the_default_of_every_recipe_has_emcl_on_in_training():
         (["trian", "shapes"], "there is no command 'trian shapes'; see emcl-train --help"),
         (["eval"], "eval needs the folder of a run before its options, such as runs/shapes"),
         (["eval", "--em-block", "32", "runs/x"], "eval needs the folder of a run before its options"),
-        (["eval", "no/such/run"], "no/such/run is not a run folder"),
+        (["eval", "no/such/run"], "no/such/run is not a run folder: no such folder; pass the --out folder"),
+        (["export", "no/such/run", "x.bin", "--layout", "emcl"], "no/such/run is not a run folder: no such folder"),
+        (["embed", "no/such/run", "--out", "x"], "there is no recipe 'no/such/run' and no such folder of a run; known"),
         (["report"], "report needs the folder of at least one run"),
         (["data", "docter", "msrvtt", "x"], "there is no command 'data docter'"),
     ],
@@ -167,6 +169,32 @@ def test_a_setting_of_the_evaluation_out_of_range_is_named_with_its_flag(tmp_pat
     assert capsys.readouterr().err == (
         "error: eval.em_block is 0, expected 1 or more; pass --em-block with such a value\n"
     )
+
+
+@pytest.mark.parametrize("command", [["eval"], ["export"], ["embed"]])
+def test_a_folder_of_seeds_is_refused_with_the_runs_in_it(tmp_path, capsys, command):
+    """And a folder of results with the run that they are of."""
+    for seed in (0, 1, 10):
+        save_config(tmp_path / f"seed-{seed}", RunConfig())
+    rest = {
+        "eval": [],
+        "export": [str(tmp_path / "x.bin"), "--layout", "emcl"],
+        "embed": ["--out", str(tmp_path / "x")],
+    }
+    assert cli.main([*command, str(tmp_path), *rest[command[0]]]) == 1
+    runs = ", ".join(str(tmp_path / f"seed-{seed}") for seed in (0, 1, 10))
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path} holds 3 runs with different seeds; pass one of them: {runs}\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["eval", "export"])
+def test_a_folder_of_results_is_refused_with_the_run_that_they_are_of(tmp_path, capsys, command):
+    save_config(tmp_path / "results", RunConfig())
+    write_json_atomic(tmp_path / "results" / "evaluation.json", {"run": "runs/x"})
+    rest = [] if command == "eval" else [str(tmp_path / "x.bin"), "--layout", "emcl"]
+    assert cli.main([command, str(tmp_path / "results"), *rest]) == 1
+    assert "no weights; pass the run itself, runs/x\n" in capsys.readouterr().err
 
 
 def test_help_of_eval_needs_no_run_and_with_one_shows_its_settings(tmp_path, capsys):

@@ -161,7 +161,7 @@ def test_nothing_is_overwritten(run_dir, tmp_path, capsys):
     assert "exists already and is not overwritten" in capsys.readouterr().err
     assert (tmp_path / "there").read_text() == "mine"
     assert cli.main(["export", str(tmp_path), str(tmp_path / "new"), "--layout", "emcl"]) == 1
-    assert "has no model.safetensors yet" in capsys.readouterr().err
+    assert "is not a run folder: it has no config.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
