@@ -25,6 +25,7 @@ from torch import Tensor
 
 from emcl_train.config import RunConfig
 from emcl_train.errors import UserError
+from emcl_train.flags import again, flag, takes
 from emcl_train.torch_file import load_torch_file
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
@@ -64,8 +65,8 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
         in_text = isinstance(cause, SafetensorError) and any(f"(os error {code})" in str(cause) for code in DISK_FULL)
         if in_text or (isinstance(cause, OSError) and cause.errno in DISK_FULL):
             raise UserError(
-                f"the disk is full: {path} could not be written, and is as it was before; "
-                f"free some space there and go on with --resume, or choose another folder with --out"
+                f"the disk is full: {path} could not be written, and is as it was before; free some space there and "
+                f"{again()}" + (f", or choose another folder with {flag('out')}" if takes("out") else "")
             ) from error
         cause = cause.__cause__ or cause.__context__
 

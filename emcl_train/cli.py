@@ -2,14 +2,24 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from emcl_train.config import EMCLConfig, EvalConfig, Layout, RefineConfig, RunConfig, ShapesConfig, inference_emcl
+from emcl_train.config import (
+    EMCLConfig,
+    EvalConfig,
+    Layout,
+    PlaceConfig,
+    RefineConfig,
+    RunConfig,
+    ShapesConfig,
+    inference_emcl,
+)
 from emcl_train.errors import UserError
+from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
 
 Arguments = TypeVar("Arguments")
@@ -44,6 +54,8 @@ class EvalArguments:
     """In place of the run's."""
     emcl: EMCLConfig
     """In place of the run's. "--emcl.mode inference" alone, for a run in another mode, has the paper's: K = 7."""
+    data: PlaceConfig
+    """In place of the run's, where its data set lies elsewhere by now."""
     split: Literal["val", "test"] = "test"
     """Which clips."""
     from_features: Path | None = None
@@ -68,6 +80,8 @@ class EmbedRunArguments:
 
     out: Path
     """Folder to write."""
+    data: PlaceConfig
+    """In place of the run's, where its data set lies elsewhere by now."""
     tokens: bool = False
     """Store the features of every token too, as the head "wti" needs them."""
 
@@ -210,18 +224,48 @@ def dispatch(arguments: list[str]) -> int:
                 return 0
             raise UserError("embed needs a recipe or the folder of a run before its options")
         case ["export", *rest]:
-            return run_export(parse(ExportArguments, "export", rest))
+            with of_command(Command(flags_of(ExportArguments))):
+                return run_export(parse(ExportArguments, "export", rest))
         case ["data", "shapes", *rest]:
-            return run_shapes(parse(ShapesArguments, "data shapes", rest))
+            with of_command(Command(flags_of(ShapesArguments), "data.shapes.", {"data.root": "DIR"})):
+                return run_shapes(parse(ShapesArguments, "data shapes", rest))
         case ["data", "doctor", *rest]:
-            return run_doctor_command(parse(DoctorArguments, "data doctor", rest))
+            with of_command(Command(flags_of(DoctorArguments), "data.", {"data.root": "DIR"})):
+                return run_doctor_command(parse(DoctorArguments, "data doctor", rest))
         case ["data", "compress", *rest]:
-            return run_compress(parse(CompressArguments, "data compress", rest))
+            with of_command(Command(flags_of(CompressArguments))):
+                return run_compress(parse(CompressArguments, "data compress", rest))
         case ["refine", *rest]:
-            return run_refine(parse(RefineArguments, "refine", rest))
+            with of_command(Command(flags_of(RefineArguments))):
+                return run_refine(parse(RefineArguments, "refine", rest))
         case ["report", *rest]:
-            return run_report(parse(ReportArguments, "report", rest))
+            with of_command(Command(flags_of(ReportArguments), elsewhere=OF_THE_RUN)):
+                return run_report(parse(ReportArguments, "report", rest))
     raise UserError(f"there is no command {' '.join(arguments[:2])!r}; see emcl-train --help")
+
+
+OF_THE_RUN = "{name} in the run's config.json"
+
+
+def flags_of(kind: Any, prefix: str = "") -> frozenset[str]:
+    """Every flag that tyro makes of a dataclass."""
+    found: set[str] = set()
+    hints = get_type_hints(kind, include_extras=True)
+    for name in (field.name for field in fields(kind)):
+        if tyro.conf.Positional in get_args(hints[name]) or tyro.conf.Suppress in get_args(hints[name]):
+            continue
+        base, *marks = get_args(hints[name]) if hasattr(hints[name], "__metadata__") else (hints[name],)
+        named = next((mark for mark in marks if hasattr(mark, "prefix_name")), None)
+        own = name if named is None or named.name is None else named.name
+        dotted = own if named is not None and named.prefix_name is False else f"{prefix}{own}"
+        if is_dataclass(base):
+            found |= flags_of(base, f"{dotted}." if own else prefix)
+        else:
+            found.add("--" + dotted.replace("_", "-"))
+            if base is bool:
+                *groups, last = dotted.split(".")
+                found.add("--" + ".".join([*groups, f"no-{last}"]).replace("_", "-"))
+    return frozenset(found)
 
 
 def parse(kind: type[Arguments], command: str, arguments: list[str]) -> Arguments:
@@ -238,6 +282,12 @@ def run_train(recipe: str, arguments: list[str]) -> int:
     if config.emcl.mode == "inference" != default.emcl.mode:
         default = replace(default, emcl=inference_emcl())
         config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
+    with of_command(Command(flags_of(RunConfig))):
+        run_training(config)
+    return 0
+
+
+def run_training(config: RunConfig) -> None:
     if config.seeds > 1:
         from emcl_train.seeds import train_seeds
 
@@ -246,7 +296,6 @@ def run_train(recipe: str, arguments: list[str]) -> int:
         from emcl_train.trainer import train
 
         train(config)
-    return 0
 
 
 def run_eval(run: Path, arguments: list[str]) -> int:
@@ -260,17 +309,29 @@ def run_eval(run: Path, arguments: list[str]) -> int:
 
     def asked_with(emcl: EMCLConfig) -> EvalArguments:
         return tyro.cli(
-            EvalArguments, args=arguments, default=EvalArguments(config.eval, emcl), prog=f"emcl-train eval {run}"
+            EvalArguments,
+            args=arguments,
+            default=EvalArguments(config.eval, emcl, PlaceConfig.of(config.data)),
+            prog=f"emcl-train eval {run}",
         )
 
     asked = asked_with(config.emcl)
     if asked.emcl.mode == "inference" != config.emcl.mode:
         asked = asked_with(inference_emcl())
     console = Console()
-    places = {"from_features": asked.from_features, "out": asked.out}
-    results, folder = evaluate_run(run, asked.settings, emcl=asked.emcl, split=asked.split, **places)
+    with of_command(Command(flags_of(EvalArguments), "eval.", elsewhere=OF_THE_RUN)):
+        results, folder = evaluate_run(
+            run,
+            asked.settings,
+            place=asked.data,
+            emcl=asked.emcl,
+            split=asked.split,
+            from_features=asked.from_features,
+            out=asked.out,
+        )
     console.print(render_table(results))
-    console.print(f"report: {write_report(folder)}", soft_wrap=True)
+    with of_command(Command(flags_of(ReportArguments), elsewhere=OF_THE_RUN)):
+        console.print(f"report: {write_report(folder)}", soft_wrap=True)
     return 0
 
 
@@ -280,23 +341,26 @@ def run_embed(what: str, arguments: list[str]) -> int:
     if what not in RECIPES and not Path(what).is_dir():
         known = ", ".join(sorted(RECIPES))
         raise UserError(f"there is no recipe {what!r} and no such folder of a run; known recipes: {known}")
+    given = {argument.split("=")[0] for argument in arguments}
+    if not given & {"--out", "--help", "-h"}:
+        raise UserError("embed needs --out, the folder to write features to")
     if what in RECIPES:
-        recipe = EmbedArguments(load_recipe(what))
-        if not any(argument == "--out" or argument.startswith("--out=") for argument in arguments) and not (
-            {"--help", "-h"} & {*arguments}
-        ):
-            raise UserError("embed needs --out, the folder to write features to")
-        asked = tyro.cli(EmbedArguments, args=arguments, default=recipe, prog=prog)
+        asked = tyro.cli(EmbedArguments, args=arguments, default=EmbedArguments(load_recipe(what)), prog=prog)
         config, out, tokens = asked.settings, asked.settings.out, asked.tokens
+        command = Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})
     else:
         from emcl_train.checkpoint import load_config
 
         run_dir, config = Path(what), load_config(Path(what))
-        of_run = tyro.cli(EmbedRunArguments, args=arguments, prog=prog)
+        default = EmbedRunArguments(Path("features"), PlaceConfig.of(config.data))
+        of_run = tyro.cli(EmbedRunArguments, args=arguments, default=default, prog=prog)
         out, tokens = of_run.out, of_run.tokens
+        config = replace(config, data=replace(config.data, **vars(of_run.data)))
+        command = Command(flags_of(EmbedRunArguments), elsewhere=OF_THE_RUN)
     from emcl_train.embed import embed
 
-    embed(config, out, tokens=tokens, run_dir=run_dir)
+    with of_command(command):
+        embed(config, out, tokens=tokens, run_dir=run_dir)
     return 0
 
 

@@ -23,7 +23,7 @@ from emcl_train.checkpoint import (
     load_config,
     load_environment,
 )
-from emcl_train.config import EMCLConfig, EvalConfig, RunConfig, check_config
+from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
 from emcl_train.data.features import TOWERS, read_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
@@ -156,6 +156,7 @@ def evaluate_run(
     run_dir: Path,
     eval_config: EvalConfig | None = None,
     *,
+    place: PlaceConfig | None = None,
     emcl: EMCLConfig | None = None,
     from_features: Path | None = None,
     split: Literal["val", "test"] = "test",
@@ -166,9 +167,9 @@ def evaluate_run(
     Results of the run's own settings go into its folder, others into one of their own inside it. Where other figures
     lie there already, they stay, and these go beside them.
 
-    Args: eval_config, emcl: settings in place of those the run has. from_features: a folder of features, in place of
-        the videos or of the folder that the run was trained from. split: which split. out: the folder to write, which
-        must not exist.
+    Args: eval_config, place, emcl: settings in place of those the run has. from_features: a folder of features, in
+        place of the videos or of the folder that the run was trained from. split: which split. out: the folder to
+        write, which must not exist.
     Returns: what results.json holds; the folder that it lies in.
     Raises: UserError where the folder lacks a file, or the weights are not those of the configuration.
     """
@@ -180,7 +181,9 @@ def evaluate_run(
         config.eval = eval_config
     trained_with = config.emcl
     config.emcl = emcl or trained_with
-    check_config(config, command="eval")
+    if place is not None:
+        config.data = replace(config.data, **vars(place))
+    check_config(config)
     config.from_features = from_features or config.from_features
     state = read_weights(run_dir)
     _warn_of_frames(run_dir, config)
@@ -232,7 +235,7 @@ def read_weights(run_dir: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(
             f"{run_dir} has no {WEIGHTS} yet, which holds the weights of the best epoch; let the training run finish "
-            "an epoch, or go on with it by --resume"
+            "an epoch, or go on with it by `emcl-train train RECIPE --resume`"
         )
     try:
         return load_file(path)
@@ -301,7 +304,7 @@ def require_features_of(run_dir: Path, made_by: str, folder: Path | None) -> Non
     if own != made_by:
         raise UserError(
             f"the features in {folder} are of towers with weights {made_by}, and {run_dir} has {own}; bring the folder "
-            f"back that the run was started on, or embed again as then, with the same --model.clip or run"
+            f"back that the run was started on, or embed again as then, with the same model.clip or run"
         )
 
 
@@ -403,7 +406,7 @@ def _require_finite(features: Tensor, tower: str, unit: str, names: list[str]) -
     if broken:
         raise UserError(
             f"the {tower} tower gave NaN or infinity for {len(broken)} of {len(names)} {unit}s of a batch, first for "
-            f"{broken[0]!r}; the weights have diverged: train with a lower --train.lr, or with --train.precision no"
+            f"{broken[0]!r}; the weights have diverged: train again with a lower train.lr, or with train.precision no"
         )
 
 

@@ -22,7 +22,7 @@ LAYERS = {
         {"info", "tune"},
     ],
     "emcl_train": [
-        {"__init__", "errors"},
+        {"__init__", "errors", "flags"},
         {"config", "torch_file"},
         {"recipes", "checkpoint", "chunks", "distributed", "sharding", "weights"},
         {"arrays", "bootstrap", "data", "evaluations", "models", "losses", "metrics", "optim", "rerank"},

@@ -212,7 +212,8 @@ def print_report(report: Report, name: str, console: Console) -> None:
         missing = sum(clip.missing for clip in damaged)
         console.print(
             f"{total - len(damaged)} of {total} clips {does}; {missing} {'is' if missing == 1 else 'are'} missing, "
-            f"{len(damaged) - missing} damaged. Replace the files, or train with --data.on-bad-video skip.",
+            f"{len(damaged) - missing} damaged. Replace the files, or leave them out: "
+            "`emcl-train train … --data.on-bad-video skip`.",
             soft_wrap=True,
         )
     elif total:

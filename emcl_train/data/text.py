@@ -15,6 +15,7 @@ from emcl_train.checkpoint import write_text_atomic
 from emcl_train.config import ModelConfig, RunConfig
 from emcl_train.data.annotations import load_annotations
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 from emcl_train.weights.hub import hub_options, not_loaded, require_place
 
 TOKENIZER = "tokenizer.json"
@@ -105,7 +106,7 @@ def _tokenizer_beside(weights: Path | None, max_words: int) -> CaptionTokenizer 
     if tokenizer.max_words != max_words:
         raise UserError(
             f"data.max_words is {max_words} but the run of model.init_from has {tokenizer.max_words}; pass "
-            f"--data.max-words {tokenizer.max_words}"
+            f"{flag('data.max_words')} {tokenizer.max_words}"
         )
     return tokenizer
 
@@ -148,7 +149,7 @@ def pretrained_tokenizer(name: str, max_words: int, *, setting: str = "clip") ->
     from transformers import AutoTokenizer
 
     way_out = (
-        f"pass --model.{setting} with a hub name such as {OPENAI_TOKENIZER}, or with a folder that holds a "
+        f"pass {flag(f'model.{setting}')} with a hub name such as {OPENAI_TOKENIZER}, or with a folder that holds a "
         "tokenizer.json" + (', or with "random"' if setting == "clip" else "; without a network, a folder")
     )
     require_place(name, f"model.{setting}", way_out)

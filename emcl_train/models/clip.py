@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.hub import hub_options, not_loaded, require_place
 from emcl_train.weights.keys import require_keys
@@ -119,12 +120,12 @@ def build_towers(
     if image_size != expected_size:
         raise UserError(
             f"data.image_size is {image_size} but the vision tower of {source} takes {expected_size}; "
-            f"pass --data.image-size {expected_size}"
+            f"pass {flag('data.image_size')} {expected_size}"
         )
     if max_words > longest:
         raise UserError(
             f"data.max_words is {max_words} but the text tower of {source} takes at most {longest} tokens; "
-            f"pass --data.max-words {longest} or less"
+            f"pass {flag('data.max_words')} {longest} or less"
         )
     if vocabulary.size > clip.text_model.config.vocab_size:
         raise UserError(

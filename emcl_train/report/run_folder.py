@@ -60,7 +60,8 @@ def load_run(run_dir: Path) -> Run:
     if missing:
         raise UserError(
             f"{run_dir} is not the folder of a finished run: {', '.join(missing)} missing; "
-            f"{_writer(run_dir / missing[0])} writes {missing[0]} (a run that was stopped goes on with --resume)"
+            f"{_writer(run_dir / missing[0])} writes {missing[0]} (a run that was stopped goes on with "
+            f"`emcl-train train RECIPE --resume`)"
         )
     queries = _read_json(run_dir / QUERIES, {"video_ids", "captions"})
     results = _read_json(run_dir / RESULTS, {"rows", "split", "queries", "gallery", "em_block", "selection"})
@@ -122,7 +123,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:  # broken JSON and broken UTF-8 are ValueErrors too
             raise UserError(
                 f"{path}, line {number}, is not readable as a record ({error}); remove that line, or go on with "
-                "--resume, which cuts the file back to the last full state"
+                "`emcl-train train RECIPE --resume`, which cuts the file back to the last full state"
             ) from error
         records.append(record)
     return records

@@ -125,7 +125,7 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "NaN in the video tower",
         lambda place: with_weight(place, "towers.clip.visual_projection.weight", float("nan")),
-        r"the video tower gave NaN or infinity for 7 of 7 clips.*first for 'video0'.*--train.lr",
+        r"the video tower gave NaN or infinity for 7 of 7 clips.*first for 'video0'.*lower train.lr",
     ),
     (
         "infinity in the text tower",

@@ -122,7 +122,7 @@ def evaluated(monkeypatch):
 
     calls = []
 
-    def evaluate_run(run, eval_config, *, emcl, split, from_features, out):
+    def evaluate_run(run, eval_config, *, place, emcl, split, from_features, out):
         calls.append((run, eval_config, split, emcl))
         return {}, out or run
 

@@ -11,7 +11,8 @@ from tiny_evaluation import CLIPS, FRAMES, TinyTokenizer, tiny_config, tiny_data
 
 from emcl_train import evaluate as evaluation
 from emcl_train.checkpoint import append_line, save_config, save_tensors_atomic, write_json_atomic
-from emcl_train.config import EvalConfig, RunConfig, inference_emcl
+from emcl_train.config import EvalConfig, PlaceConfig, RunConfig, inference_emcl
+from emcl_train.data.annotations import Annotations
 from emcl_train.data.provenance import provenance
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
@@ -204,6 +205,15 @@ def test_figures_that_come_out_otherwise_do_not_replace_those_that_are_there(tin
     assert [json.loads((folder / "results.json").read_text()) for folder in (run, again[0])] == [quoted, quoted]
     (run / "results.json").write_text('{"rows"')
     assert evaluate_run(run)[1] == run
+
+
+def test_a_data_set_that_was_moved_is_named_at_the_evaluation(tiny_data, tmp_path, monkeypatch):
+    save_run(tmp_path / "run", tiny_config())
+    asked = []
+    monkeypatch.setattr(evaluation, "prepare", lambda config: asked.append(config) or Annotations(*[tiny_data] * 3))
+    place = replace(PlaceConfig.of(tiny_config().data), root=tmp_path / "moved", workers=0)
+    assert evaluate_run(tmp_path / "run", place=place)[1] == tmp_path / "run"
+    assert asked[0].data == replace(tiny_config().data, root=tmp_path / "moved", workers=0)
 
 
 def test_a_folder_that_is_there_takes_no_results(tiny_data, tmp_path):

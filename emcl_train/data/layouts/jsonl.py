@@ -14,6 +14,7 @@ from emcl_train.data.lists import Captions, Lists, captions_of, check_root, quer
 from emcl_train.data.reading import VIDEO_SUFFIXES, count, read_json_lines, shortened, strings
 from emcl_train.data.splits import Clip
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 
 EXPECTED = '{"video": "path", "captions": ["…", …], "start": seconds, "end": seconds}'
 
@@ -23,8 +24,8 @@ def read(config: DataConfig) -> Lists:
     check_root(config, "train.jsonl and test.jsonl")
     if not config.video_folder.is_dir():
         raise UserError(
-            f"there is no folder {config.video_folder}; pass --data.videos with the one that the paths in the lists "
-            f"begin at, or leave it out where that is {config.root}"
+            f"there is no folder {config.video_folder}; pass {flag('data.videos')} with the one that the paths in "
+            f"the lists begin at, or leave it out where that is {config.root}"
         )
     clips: dict[str, Clip] = {}
     notes: list[str] = []
