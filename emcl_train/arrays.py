@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from emcl_train.checkpoint import give_usual_mode
 from emcl_train.errors import UserError
 
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
@@ -58,6 +59,7 @@ class Embeddings:
             np.savez(path, **{self.name or "embeddings": refine(self.rows)})
         elif path.suffix == ".safetensors":
             save_file({self.name or "embeddings": refine(self.rows)}, path)
+            give_usual_mode(path)
         else:
             _write_column(self.path, path, self.name or "embeddings", refine(self.rows))
 

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -104,6 +105,16 @@ def save_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file. Tensors that share memory are written once each."""
     data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
     write_atomic(path, lambda file: file.write(data))
+
+
+def give_usual_mode(path: Path) -> None:
+    """Give a file the mode of a new one in its folder: safetensors makes files that only their owner may read."""
+    probe = path.with_name(f".{path.name}.mode.partial")
+    try:
+        probe.touch()
+        path.chmod(stat.S_IMODE(probe.stat().st_mode))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:

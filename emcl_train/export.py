@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from emcl_train.checkpoint import load_config, raise_if_disk_full, write_atomic
+from emcl_train.checkpoint import give_usual_mode, load_config, raise_if_disk_full, write_atomic
 from emcl_train.config import RunConfig
 from emcl_train.data.features import TOWERS
 from emcl_train.data.text import TOKENIZER
@@ -114,6 +114,8 @@ def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> l
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         clip.save_pretrained(partial)
+        for file in partial.glob("*.safetensors"):
+            give_usual_mode(file)
         fast.save_pretrained(partial)
         if out.exists():
             raise UserError(f"{out} exists by now and is not overwritten; choose another name, or remove it")

@@ -147,6 +147,8 @@ def test_a_folder_has_the_tokenizer_too(run_dir, tmp_path):
     config = load_config(run_dir)
     own = load_tokenizer(config, run_dir)
     assert cli.main(["export", str(run_dir), str(tmp_path / "clip"), "--layout", "transformers"]) == 0
+    modes = {path.stat().st_mode for path in (tmp_path / "clip").iterdir()}
+    assert len(modes) == 1  # safetensors makes files that only their owner may read
     config.model.clip = str(tmp_path / "clip")
     captions = ["a red square moves left", "never seen words"]
     ids, mask = load_tokenizer(config).encode(captions)
