@@ -53,7 +53,7 @@ def report_runs(run_dirs: list[Path], console: Console | None = None, json_path:
             for other, comparison in comparisons
         ]
         write_json_atomic(json_path, found)
-    paths = [write_report(path) for path, _ in several]
+    paths = [write_report(path) for path in dict.fromkeys(path for path, _ in several)]
     for path in paths:
         console.print(f"report: {path}", soft_wrap=True, highlight=False)
     return paths
