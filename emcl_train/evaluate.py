@@ -134,6 +134,7 @@ def evaluate_split(
         compared = compare_bank(model, embeddings, embed_split(model, bank, tokenizer, config, device), config)
     results = {
         "recipe": config.recipe,
+        "protocol": {name: getattr(config.data, name) for name in ("layout", "msrvtt_split", "test_captions")},
         "rows": [asdict(row) for row in rows_of(scores, embeddings.caption_clip, config, compared)],
         "split": split.name,
         "queries": len(split.captions),

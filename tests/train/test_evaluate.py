@@ -273,6 +273,7 @@ def test_results_say_what_their_frames_depend_on(tiny_data, tmp_path):
     save_run(tmp_path / "run", tiny_config())
     results = evaluate_run(tmp_path / "run")[0]
     assert results | provenance(tiny_config().data) == results
+    assert results["protocol"] == {"layout": "msrvtt", "msrvtt_split": "9k", "test_captions": "one"}
     assert results["sampling"] == {"frame_sampling": "uniform", "num_frames": 3, "image_size": 16}
 
 
