@@ -14,6 +14,7 @@ from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CLIPConfig
 
 from emcl_train.checkpoint import (
     CLIP_CONFIG,
@@ -22,6 +23,7 @@ from emcl_train.checkpoint import (
     hash_of_tensors,
     load_config,
     load_environment,
+    write_json_atomic,
 )
 from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
@@ -31,6 +33,7 @@ from emcl_train.data.provenance import changes, provenance
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluations import RESULTS, Evaluation, place_for, require_free, run_of, what_differs
+from emcl_train.flags import flag
 from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model
 from emcl_train.rows import Bank, Row, Similarities, rows_of
 from emcl_train.weights.release import CLIP
@@ -255,6 +258,39 @@ def read_clip_config(run_dir: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} cannot be read as JSON ({error}); copy it again from the run, or train anew"
         ) from error
+
+
+def keep_clip_config(run_dir: Path, clip_config: dict[str, Any]) -> None:
+    """Write the configuration of a run's towers where there is none yet; it stays what the run was started with.
+
+    Raises: UserError where the run goes on with towers of another one.
+    """
+    saved = read_clip_config(run_dir)
+    if saved is None:
+        write_json_atomic(run_dir / CLIP_CONFIG, clip_config)
+        return
+    then, now = _as_json(CLIPConfig.from_dict(saved).to_dict()), _as_json(clip_config)
+    if different := _differing(then, now):
+        raise UserError(
+            f"the towers of {run_dir} are no longer those that it was started with: {'; '.join(different[:5])}; bring "
+            f"back the checkpoint that model.clip named then, or start a new run with another {flag('out')}"
+        )
+
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(value, default=str)))
+
+
+def _differing(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings of towers that differ, but for those that only say which version of transformers wrote them."""
+    found = []
+    for name, value in now.items():
+        before = saved.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            found += _differing(before, value, f"{prefix}{name}.")
+        elif value != before and name not in ("transformers_version", "_name_or_path"):
+            found.append(f"{prefix}{name} was {before}, now {value}")
+    return found
 
 
 def clip_config_of(model: RetrievalModel, config: RunConfig) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from emcl_train.evaluate import (
     evaluate,
     evaluate_run,
     frames_of,
+    keep_clip_config,
     model_on_features,
     require_features_of,
 )
@@ -198,7 +199,7 @@ class Run:
         self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
             checkpoint.write_json_atomic(self.out / checkpoint.ENVIRONMENT, record)
-            checkpoint.write_json_atomic(self.out / checkpoint.CLIP_CONFIG, clip_config_of(self.model, config))
+            keep_clip_config(self.out, clip_config_of(self.model, config))
         self.sharded = is_sharded(accelerator)
         # What the first process evaluates: methods of sharded weights would need the other processes.
         self.whole = copy.deepcopy(self.model) if self.sharded and accelerator.is_main_process else self.model

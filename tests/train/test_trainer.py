@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,26 @@ def test_the_same_seed_gives_the_same_bits(finished, root, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
     rows = [json.loads((out / "results.json").read_text())["rows"] for out in (first, second)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_configuration_of_the_towers_stays_when_a_run_goes_on(root, tmp_path):
+    """transformers may be another version by then; a tower that is another one is refused."""
+    config = tiny_run(root, tmp_path / "run", max_steps=1)
+    run(config)
+    path = tmp_path / "run" / checkpoint.CLIP_CONFIG
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"transformers_version": "4.0", "gone": 1}))
+    before = path.read_bytes()
+    run(replace(config, resume=True))
+    assert path.read_bytes() == before
+    content["vision_config"]["hidden_act"] = "gelu"
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"no longer those .*: vision_config.hidden_act was gelu, now quick_gelu; bring"
+    ):
+        run(replace(config, resume=True))
+    assert json.loads(path.read_text()) == content
 
 
 def test_evaluating_again_gives_the_same_results(finished):
