@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from emcl_train.checkpoint import give_usual_mode
 from emcl_train.errors import UserError
+from emcl_train.run_files import give_usual_mode
 
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
 

@@ -1,5 +1,6 @@
 """The command line: train, eval, data, refine, report. What a user can put right is one line on stderr, exit code 1."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -16,11 +17,14 @@ from emcl_train.config import (
     RefineConfig,
     RunConfig,
     ShapesConfig,
+    check_config,
     inference_emcl,
 )
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
+from emcl_train.run_files import check_run_folder, load_config, require_free, require_run
+from emcl_train.weights.hub import require_places
 
 Arguments = TypeVar("Arguments")
 
@@ -272,7 +276,8 @@ def parse(kind: type[Arguments], command: str, arguments: list[str]) -> Argument
     return tyro.cli(kind, args=arguments, prog=f"emcl-train {command}")
 
 
-# torch and transformers take seconds to import: each command imports what it runs, so that --help is instant.
+# torch and transformers take seconds to import: each command imports what it runs, after it has looked at what it was
+# given, so that --help and a mistake are answered at once.
 
 
 def run_train(recipe: str, arguments: list[str]) -> int:
@@ -283,6 +288,11 @@ def run_train(recipe: str, arguments: list[str]) -> int:
         default = replace(default, emcl=inference_emcl())
         config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
     with of_command(Command(flags_of(RunConfig))):
+        check_config(config)
+        if config.from_features is None:
+            require_places(config.model)
+        if config.seeds == 1 and os.environ.get("RANK", "0") == "0":  # of several processes, one makes the folder
+            check_run_folder(config)
         run_training(config)
     return 0
 
@@ -299,12 +309,6 @@ def run_training(config: RunConfig) -> None:
 
 
 def run_eval(run: Path, arguments: list[str]) -> int:
-    from rich.console import Console
-
-    from emcl_train.checkpoint import load_config
-    from emcl_train.evaluate import evaluate_run
-    from emcl_train.report import render_table, write_report
-
     config = load_config(run)
 
     def asked_with(emcl: EMCLConfig) -> EvalArguments:
@@ -318,8 +322,16 @@ def run_eval(run: Path, arguments: list[str]) -> int:
     asked = asked_with(config.emcl)
     if asked.emcl.mode == "inference" != config.emcl.mode:
         asked = asked_with(inference_emcl())
-    console = Console()
     with of_command(Command(flags_of(EvalArguments), "eval.", elsewhere=OF_THE_RUN)):
+        check_config(replace(config, eval=asked.settings, emcl=asked.emcl))
+        if asked.out is not None:
+            require_free(asked.out)
+        from rich.console import Console
+
+        from emcl_train.evaluate import evaluate_run
+        from emcl_train.report import render_table, write_report
+
+        console = Console()
         results, folder = evaluate_run(
             run,
             asked.settings,
@@ -349,22 +361,26 @@ def run_embed(what: str, arguments: list[str]) -> int:
         config, out, tokens = asked.settings, asked.settings.out, asked.tokens
         command = Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})
     else:
-        from emcl_train.checkpoint import load_config
-
         run_dir, config = Path(what), load_config(Path(what))
         default = EmbedRunArguments(Path("features"), PlaceConfig.of(config.data))
         of_run = tyro.cli(EmbedRunArguments, args=arguments, default=default, prog=prog)
         out, tokens = of_run.out, of_run.tokens
         config = replace(config, data=replace(config.data, **vars(of_run.data)))
         command = Command(flags_of(EmbedRunArguments), elsewhere=OF_THE_RUN)
-    from emcl_train.embed import embed
-
     with of_command(command):
+        check_config(replace(config, from_features=None))
+        require_free(out)
+        if run_dir is None:
+            require_places(config.model)
+        from emcl_train.embed import embed
+
         embed(config, out, tokens=tokens, run_dir=run_dir)
     return 0
 
 
 def run_export(arguments: ExportArguments) -> int:
+    load_config(arguments.run)
+    require_free(arguments.out, "choose another name")
     from emcl_train.export import export_run
 
     export_run(arguments.run, arguments.out, arguments.layout)
@@ -409,6 +425,9 @@ def run_refine(arguments: RefineArguments) -> int:
 def run_report(arguments: ReportArguments) -> int:
     if not arguments.runs:
         raise UserError("report needs the folder of at least one run, such as runs/shapes")
+    for run in arguments.runs:
+        if not run.is_dir():
+            require_run(run)
     from emcl_train.report import report_runs
 
     report_runs(arguments.runs, json_path=arguments.json)

@@ -16,15 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPConfig
 
-from emcl_train.checkpoint import (
-    CLIP_CONFIG,
-    METRICS,
-    WEIGHTS,
-    hash_of_tensors,
-    load_config,
-    load_environment,
-    write_json_atomic,
-)
+from emcl_train.checkpoint import hash_of_tensors
 from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
 from emcl_train.data.features import TOWERS, read_features
@@ -32,10 +24,19 @@ from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.provenance import changes, provenance
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluations import RESULTS, Evaluation, place_for, require_free, run_of, what_differs
+from emcl_train.evaluations import RESULTS, Evaluation, place_for, run_of, what_differs
 from emcl_train.flags import flag
 from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model
 from emcl_train.rows import Bank, Row, Similarities, rows_of
+from emcl_train.run_files import (
+    CLIP_CONFIG,
+    METRICS,
+    WEIGHTS,
+    load_config,
+    load_environment,
+    require_free,
+    write_json_atomic,
+)
 from emcl_train.weights.release import CLIP
 
 LOGIT_SCALE = f"{CLIP}logit_scale"

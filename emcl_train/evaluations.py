@@ -15,16 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from emcl_train.checkpoint import (
-    CONFIG,
-    ENVIRONMENT,
-    METRICS,
-    save_tensors_atomic,
-    write_json_atomic,
-    write_text_atomic,
-)
+from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.config import RunConfig, inference_emcl
-from emcl_train.errors import UserError
+from emcl_train.run_files import CONFIG, ENVIRONMENT, METRICS, write_json_atomic, write_text_atomic
 
 RESULTS, QUERIES, EMBEDDINGS = "results.json", "queries.json", "embeddings.safetensors"
 EVALUATIONS, EVALUATION = "evaluations", "evaluation.json"
@@ -53,12 +46,6 @@ class Evaluation:
         save_tensors_atomic(folder / EMBEDDINGS, self.tensors)
         write_json_atomic(folder / QUERIES, self.queries)
         write_json_atomic(folder / RESULTS, self.results)  # last: where it stands, the others do too
-
-
-def require_free(out: Path) -> None:
-    """Raise a UserError where a folder that the caller chose for results is there already."""
-    if out.exists():
-        raise UserError(f"{out} exists already and is not overwritten; choose another --out, or remove it")
 
 
 def run_of(folder: Path) -> str | None:

@@ -19,10 +19,10 @@ from torch.nn.functional import normalize
 from emcl_kernels import EMRefiner
 from emcl_train.arrays import Embeddings, as_float_tensor, read_embeddings
 from emcl_train.bootstrap import Interval, paired_bootstrap
-from emcl_train.checkpoint import write_atomic, write_json_atomic
 from emcl_train.config import RefineConfig
 from emcl_train.errors import UserError
 from emcl_train.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
+from emcl_train.run_files import write_atomic, write_json_atomic
 
 MAP, RESULTS = "map.safetensors", "results.json"
 WRITTEN, ANY = "files", ""

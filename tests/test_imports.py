@@ -24,6 +24,7 @@ LAYERS = {
     "emcl_train": [
         {"__init__", "errors", "flags"},
         {"config", "torch_file"},
+        {"run_files"},
         {"recipes", "checkpoint", "chunks", "distributed", "sharding", "weights"},
         {"arrays", "bootstrap", "data", "evaluations", "models", "losses", "metrics", "optim", "rerank"},
         {"rows"},

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emcl_train.checkpoint import write_json_atomic
 from emcl_train.config import DataConfig
 from emcl_train.data.annotations import LAYOUTS, Annotations, Clip, Split
 from emcl_train.data.cache import cache_folder
@@ -25,6 +24,7 @@ from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
+from emcl_train.run_files import write_json_atomic
 
 LONGEST_TABLE = 200
 """Clips up to which the table shows all of them, and above which only the damaged ones."""

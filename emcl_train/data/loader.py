@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from emcl_train.checkpoint import write_text_atomic
 from emcl_train.config import DataConfig, RunConfig
 from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
 from emcl_train.data.augment import rand_augment
@@ -23,6 +22,7 @@ from emcl_train.data.features import FeatureSplit, feature_loader, open_features
 from emcl_train.data.video import VideoError, decode_clip
 from emcl_train.errors import UserError
 from emcl_train.flags import again, flag
+from emcl_train.run_files import write_text_atomic
 
 Item = dict[str, Tensor]
 

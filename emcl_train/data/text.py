@@ -11,14 +11,13 @@ from jaxtyping import Int64
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from emcl_train.checkpoint import write_text_atomic
 from emcl_train.config import ModelConfig, RunConfig
 from emcl_train.data.annotations import load_annotations
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.run_files import TOKENIZER, write_text_atomic
 from emcl_train.weights.hub import hub_options, not_loaded, require_place
 
-TOKENIZER = "tokenizer.json"
 OPENAI_TOKENIZER = "openai/clip-vit-base-patch32"
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
 

@@ -15,14 +15,13 @@ from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.weights.files import clip_config_beside, read_state
-from emcl_train.weights.hub import hub_options, not_loaded, require_place
+from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.openai import NO_WEIGHTS, clip_from_openai, clip_to_openai, openai_clip_config, unseen_in
 from emcl_train.weights.release import HINTS
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-WAY_OUT = 'pass --model.clip a CLIP hub name, a folder written by save_pretrained, an archive of OpenAI, or "random"'
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def look_at_clip(config: ModelConfig) -> None:
             config.tokenizer, "model.tokenizer", "pass --model.tokenizer a hub name, or a folder that has one"
         )
     if config.init_from is not None:
-        require_place(config.clip, "model.clip", WAY_OUT)
+        require_place(config.clip, "model.clip", CLIP_WAY_OUT)
         if not config.init_from.is_file():
             raise UserError(f"model.init_from is {config.init_from}, where there is no file; pass a checkpoint")
     elif path.is_file():
@@ -262,14 +261,16 @@ def require_clip(name: str) -> str:
 
     Raises: UserError where there is none, or it is of another model.
     """
-    require_place(name, "model.clip", WAY_OUT)
+    require_place(name, "model.clip", CLIP_WAY_OUT)
     folder = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
         model_type = CLIPConfig.get_config_dict(folder, **hub_options(name))[0].get("model_type")
     except (OSError, ValueError) as error:
-        raise UserError(f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {WAY_OUT}") from error
+        raise UserError(
+            f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
+        ) from error
     if model_type != "clip":
-        raise UserError(f"model.clip is {name}, a checkpoint of type {model_type!r} instead of 'clip'; {WAY_OUT}")
+        raise UserError(f"model.clip is {name}, a checkpoint of type {model_type!r} instead of 'clip'; {CLIP_WAY_OUT}")
     return folder
 
 
@@ -281,13 +282,13 @@ def pretrained_clip(name: str) -> CLIPModel:
         clip, loading = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"model.clip is {name}, which could not be loaded: {not_loaded(name, error)}; {WAY_OUT}"
+            f"model.clip is {name}, which could not be loaded: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
         ) from error
     # transformers fills what a checkpoint lacks with random numbers, which would look like a bad result.
     absent = sorted(loading["missing_keys"]) + sorted(str(key[0]) for key in loading["mismatched_keys"])
     if absent:
         raise UserError(
             f"model.clip is {name}, which lacks {len(absent)} of CLIP's weights, or has them in another shape "
-            f"(first: {absent[0]}); {WAY_OUT}"
+            f"(first: {absent[0]}); {CLIP_WAY_OUT}"
         )
     return clip.float()

@@ -10,11 +10,11 @@ from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
 
-from emcl_train.checkpoint import CONFIG, seed_folders
 from emcl_train.config import differing_settings
 from emcl_train.errors import UserError
 from emcl_train.report.run_folder import Run, load_run
 from emcl_train.report.table import BY_RANK, Results, columns_of, differences, error_of_share, sentences
+from emcl_train.run_files import CONFIG, seed_folders
 
 
 @dataclass(frozen=True)

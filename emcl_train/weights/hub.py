@@ -9,8 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 
+CLIP_WAY_OUT = (
+    'pass --model.clip a CLIP hub name, a folder written by save_pretrained, an archive of OpenAI, or "random"'
+)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 OF_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".zip", ".pkl", ".safetensors", ".json", ".onnx")
 
@@ -35,6 +39,17 @@ def require_place(name: str, setting: str, way_out: str) -> None:
     there = known == path.resolve().parent
     where = f"{known} holds no {path.name}" if there else f"{known} is the last folder on the way that exists"
     raise UserError(f"{setting} is {name}, which is neither a file nor a folder: {where}; {way_out}")
+
+
+def require_places(config: ModelConfig) -> None:
+    """Raise a UserError where a setting names a file or folder that is not there; nothing is read."""
+    tokenizer = "pass --model.tokenizer a hub name, or a folder that has one"
+    if config.tokenizer is not None:
+        require_place(config.tokenizer, "model.tokenizer", tokenizer)
+    if config.clip != "random":
+        require_place(config.clip, "model.clip", CLIP_WAY_OUT)
+    if config.init_from is not None and not config.init_from.is_file():
+        raise UserError(f"model.init_from is {config.init_from}, where there is no file; pass a checkpoint")
 
 
 def hub_options(name: str) -> dict[str, Any]:

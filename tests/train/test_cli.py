@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from emcl_train import cli
-from emcl_train.checkpoint import save_config, write_json_atomic
 from emcl_train.config import EMCLConfig, EvalConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
+from emcl_train.run_files import save_config, write_json_atomic
 
 KNOWN = "activitynet, didemo, jsonl, lsmdc, msrvtt-7k, msrvtt-9k, msrvtt-full, msvd, shapes, vatex"
 
@@ -33,7 +33,7 @@ def test_a_recipe_trains_as_it_stands(trained, recipe):
     assert trained[0].recipe == recipe
 
 
-def test_flags_override_single_settings_of_a_recipe(trained):
+def test_flags_override_single_settings_of_a_recipe(trained, tmp_path):
     flags = [
         "--data.root",
         "x/y",
@@ -44,6 +44,8 @@ def test_flags_override_single_settings_of_a_recipe(trained):
         "--emcl.mode",
         "off",
         "--resume",
+        "--out",
+        str(tmp_path),
     ]
     assert cli.main(["train", "msrvtt-9k", *flags]) == 0
     config, default = trained[0], load_recipe("msrvtt-9k")
@@ -232,10 +234,48 @@ def test_interruption_says_how_to_go_on(monkeypatch, capsys):
     assert "--resume" in capsys.readouterr().err
 
 
-def test_python_m_is_the_same_program_and_starts_without_torch():
-    code = "import sys; from emcl_train.cli import main; main(['train', 'no']); print('torch' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout) == (0, "False\n")
+MISTAKES = [
+    "--help",
+    "train no",
+    "train shapes --help",
+    "train shapes --train.epochs 0",
+    "train shapes --train.epochs many",
+    "train shapes --model.clip ./none",
+    "train shapes --out run",
+    "eval none",
+    "eval run --help",
+    "eval run --nothing",
+    "eval run --em-block 0",
+    "eval run --out run",
+    "embed none --out new",
+    "embed shapes --out run",
+    "embed run --help",
+    "export none x --layout emcl",
+    "export run run --layout emcl",
+    "report none",
+]
+
+
+def test_mistakes_are_answered_without_waiting_for_torch(tmp_path):
+    save_config(tmp_path / "run", RunConfig())
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    code = f"""
+import sys
+from emcl_train.cli import main
+for line in {MISTAKES!r}:
+    try:
+        code = main(line.split())
+    except SystemExit as end:
+        code = end.code
+    assert bool(code) == ("--help" not in line), line
+    loaded = {{"torch", "transformers", "numpy"}} & set(sys.modules)
+    assert not loaded, (line, loaded)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_python_m_is_the_same_program():
     ended = subprocess.run(
         [sys.executable, "-m", "emcl_train", "train", "no"], capture_output=True, text=True, check=False
     )
@@ -252,8 +292,8 @@ def test_configurations_of_recipes_are_not_shared():
 
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("emcl_train.trainer.train", lambda config: (config.out / "run").mkdir())
-    assert cli.main(["train", "shapes", "--out", str(tmp_path / "file")]) == 1
+    monkeypatch.setattr("emcl_train.trainer.train", lambda config: (config.out.parent / "file" / "run").mkdir())
+    assert cli.main(["train", "shapes", "--out", str(tmp_path / "new")]) == 1
     assert (
         capsys.readouterr().err
         == f"error: {tmp_path / 'file' / 'run'}: Not a directory; choose another place, or see --debug\n"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny_evaluation import CLIPS, FRAMES, TinyTokenizer, tiny_config, tiny_data, tiny_model, tiny_split
 
 from emcl_train import evaluate as evaluation
-from emcl_train.checkpoint import append_line, save_config, save_tensors_atomic, write_json_atomic
+from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.config import EvalConfig, PlaceConfig, RunConfig, inference_emcl
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.provenance import provenance
@@ -24,6 +24,7 @@ from emcl_train.report.groups import Group
 from emcl_train.report.run_folder import load_run
 from emcl_train.rerank import qb_norm
 from emcl_train.rows import Similarities, rows_of
+from emcl_train.run_files import append_line, save_config, write_json_atomic
 
 __all__ = ["tiny_data"]  # a fixture
 

@@ -12,13 +12,13 @@ import torch
 from fake_run import make_run
 from rich.console import Console
 
-from emcl_train.checkpoint import save_config
 from emcl_train.data.annotations import Clip
 from emcl_train.report import plots, render_table, report_runs, retrievals, write_report
 from emcl_train.report.plots import rank_bins
 from emcl_train.report.retrievals import best_and_worst
 from emcl_train.report.run_folder import load_run
 from emcl_train.report.table import sentences, standard_error
+from emcl_train.run_files import save_config
 
 
 def printed(renderable: object, width: int = 120) -> str:
