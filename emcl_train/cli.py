@@ -23,7 +23,7 @@ from emcl_train.config import (
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
-from emcl_train.run_files import check_run_folder, load_config, require_free, require_run
+from emcl_train.run_files import check_run_folder, load_config, require_folder, require_free, require_run
 from emcl_train.weights.hub import require_places
 
 Arguments = TypeVar("Arguments")
@@ -395,6 +395,7 @@ def run_shapes(arguments: ShapesArguments) -> int:
 
 
 def run_doctor_command(arguments: DoctorArguments) -> int:
+    require_folder(arguments.root, "the annotation files and videos/")
     from emcl_train.data.doctor import run_doctor
 
     return run_doctor(
@@ -403,6 +404,7 @@ def run_doctor_command(arguments: DoctorArguments) -> int:
 
 
 def run_compress(arguments: CompressArguments) -> int:
+    require_folder(arguments.folder, "the videos")
     from emcl_train.data.compress import compress
 
     return compress(

@@ -167,6 +167,12 @@ def require_run(run_dir: Path) -> None:
     raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}; {way_out}")
 
 
+def require_folder(folder: Path, what: str) -> None:
+    """Raise a UserError where a folder that is to be read is not there; `what` says what it should hold."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; pass the one that holds {what}")
+
+
 def require_free(out: Path, another: str = "choose another --out") -> None:
     """Raise a UserError where a file or folder that is to be made is there already."""
     if out.exists():

@@ -24,7 +24,7 @@ from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
-from emcl_train.run_files import write_json_atomic
+from emcl_train.run_files import require_folder, write_json_atomic
 
 LONGEST_TABLE = 200
 """Clips up to which the table shows all of them, and above which only the damaged ones."""
@@ -115,8 +115,7 @@ def run_doctor(
     Returns: 1 where a clip is missing or damaged, or the annotations cannot be used, else 0.
     Raises: UserError where there is no such folder.
     """
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}; pass the one that holds the annotation files and videos/")
+    require_folder(root, "the annotation files and videos/")
     config = config_of(name, root)
     report = examine(config if videos is None else replace(config, videos=videos), deep=deep)
     console = console or Console()

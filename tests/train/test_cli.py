@@ -211,7 +211,7 @@ def test_help_of_eval_needs_no_run_and_with_one_shows_its_settings(tmp_path, cap
 
 
 @pytest.mark.parametrize(("flags", "path"), [([], None), (["--json", "found.json"], Path("found.json"))])
-def test_the_doctor_writes_json_where_asked(monkeypatch, flags, path):
+def test_the_doctor_writes_json_where_asked(monkeypatch, tmp_path, flags, path):
     import emcl_train.data.doctor
 
     calls = []
@@ -221,8 +221,8 @@ def test_the_doctor_writes_json_where_asked(monkeypatch, flags, path):
         return 1
 
     monkeypatch.setattr(emcl_train.data.doctor, "run_doctor", run_doctor)
-    assert cli.main(["data", "doctor", "msrvtt", "x/y", *flags]) == 1
-    assert calls == [("msrvtt", Path("x/y"), path)]
+    assert cli.main(["data", "doctor", "msrvtt", str(tmp_path), *flags]) == 1
+    assert calls == [("msrvtt", tmp_path, path)]
 
 
 def test_interruption_says_how_to_go_on(monkeypatch, capsys):
@@ -253,6 +253,10 @@ MISTAKES = [
     "export none x --layout emcl",
     "export run run --layout emcl",
     "report none",
+    "data doctor msrvtt none",
+    "data compress none new",
+    "data shapes new --nothing",
+    "refine --help",
 ]
 
 
