@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.torch_file import load_torch_file
 from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place
 from emcl_train.weights.keys import require_keys
@@ -274,16 +276,25 @@ def require_clip(name: str) -> str:
     return folder
 
 
+def _broken_file(folder: Path) -> str | None:
+    """The first file of `torch.save` in a folder that cannot be read, with what it is."""
+    for path in sorted(folder.glob("*.bin")):
+        try:
+            load_torch_file(path)
+        except ValueError as error:
+            return f"{path.name}: {error}"
+    return None
+
+
 def pretrained_clip(name: str) -> CLIPModel:
     """Weights from a hub name or a local folder in the layout of `save_pretrained`; every weight must be there."""
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
     try:
         loaded: Any = CLIPModel.from_pretrained(require_clip(name), **options)
         clip, loading = loaded
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"model.clip is {name}, which could not be loaded: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
-        ) from error
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
+        reason = _broken_file(Path(name).expanduser()) or not_loaded(name, error)
+        raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {CLIP_WAY_OUT}") from error
     # transformers fills what a checkpoint lacks with random numbers, which would look like a bad result.
     absent = sorted(loading["missing_keys"]) + sorted(str(key[0]) for key in loading["mismatched_keys"])
     if absent:

@@ -7,6 +7,7 @@ which without a network takes a minute before anything is said.
 import re
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from emcl_train.config import ModelConfig
@@ -66,6 +67,8 @@ def not_loaded(name: str, error: Exception) -> str:
             f"there is no such folder here, no earlier download in {HF_HUB_CACHE}, and the hub does not answer "
             f"({silent})"
         )
+    if isinstance(error, UnpicklingError):  # torch's words on it advise to run what the file holds
+        return "its file of weights is damaged, or holds more than tensors"
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
