@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from emcl_train.errors import UserError
+from emcl_train.run_files import give_usual_mode
 
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
 
@@ -58,6 +59,7 @@ class Embeddings:
             np.savez(path, **{self.name or "embeddings": refine(self.rows)})
         elif path.suffix == ".safetensors":
             save_file({self.name or "embeddings": refine(self.rows)}, path)
+            give_usual_mode(path)
         else:
             _write_column(self.path, path, self.name or "embeddings", refine(self.rows))
 
@@ -108,14 +110,20 @@ def _read_parquet(path: Path, name: str | None) -> tuple[Any, str | None]:
     pq, pa = _pyarrow()
     schema = pq.read_schema(path)
     name = _chosen(path, name, [field.name for field in schema if _is_vector(pa, field.type)])
-    column = pq.read_table(path, columns=[name]).column(name).combine_chunks()
-    lengths = set(column.value_lengths().to_pylist()) if not pa.types.is_fixed_size_list(column.type) else {1}
-    if column.null_count or len(lengths) != 1 or column.flatten().null_count:
+    column = pq.read_table(path, columns=[name]).column(name)
+    chunks = [chunk for chunk in column.chunks if len(chunk)]  # together they may have more values than 32 bits count
+    lengths = {length for chunk in chunks for length in _lengths(pa, chunk)}
+    if column.null_count or len(lengths) != 1 or any(chunk.flatten().null_count for chunk in chunks):
         raise UserError(
             f"{path}: column {name} has missing values or lists of different lengths; expected D numbers a row"
         )
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), -1), name
+    values = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1) for chunk in chunks]
+    return values[0] if len(values) == 1 else np.concatenate(values), name
+
+
+def _lengths(pa: Any, chunk: Any) -> set[int]:
+    fixed = pa.types.is_fixed_size_list(chunk.type)
+    return {chunk.type.list_size} if fixed else set(chunk.value_lengths().unique().to_pylist())
 
 
 def _write_column(source: Path, path: Path, name: str, rows: np.ndarray) -> None:
@@ -123,16 +131,27 @@ def _write_column(source: Path, path: Path, name: str, rows: np.ndarray) -> None
     pq, pa = _pyarrow()
     table = pq.read_table(source)
     field = table.schema.field(name)
-    values = pa.array(rows.reshape(-1), type=field.type.value_type)
-    if pa.types.is_fixed_size_list(field.type):
-        column = pa.FixedSizeListArray.from_arrays(values, rows.shape[1])
-    else:
-        kind = pa.LargeListArray if pa.types.is_large_list(field.type) else pa.ListArray
-        offsets = np.arange(0, rows.size + 1, rows.shape[1])
-        column = kind.from_arrays(
-            pa.array(offsets, type=pa.int64() if kind is pa.LargeListArray else pa.int32()), values
-        )
+    column = column_of(pa, field.type, [len(chunk) for chunk in table.column(name).chunks], rows)
     pq.write_table(table.set_column(table.schema.get_field_index(name), field.with_type(column.type), column), path)
+
+
+def column_of(pa: Any, kind: Any, lengths: list[int], rows: np.ndarray) -> Any:
+    """Rows as a column of lists, in chunks of these lengths.
+
+    In one piece, lists with 32-bit offsets end at 2³¹ values; the source's own chunks are within that.
+    """
+    chunks, start = [], 0
+    for length in lengths:
+        part = rows[start : start + length]
+        start += length
+        values = pa.array(part.reshape(-1), type=kind.value_type)
+        if pa.types.is_fixed_size_list(kind):
+            chunks.append(pa.FixedSizeListArray.from_arrays(values, rows.shape[1]))
+        else:
+            large = pa.types.is_large_list(kind)
+            offsets = pa.array(np.arange(length + 1) * rows.shape[1], type=pa.int64() if large else pa.int32())
+            chunks.append((pa.LargeListArray if large else pa.ListArray).from_arrays(offsets, values))
+    return pa.chunked_array(chunks)
 
 
 def _is_vector(pa: Any, kind: Any) -> bool:

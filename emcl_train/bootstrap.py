@@ -20,7 +20,13 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        return f"{signed(self.mean)} [{signed(self.low)}, {signed(self.high)}]"
+
+
+def signed(value: float) -> str:
+    """A difference to one decimal with its sign, which zero does not have."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def paired_bootstrap(

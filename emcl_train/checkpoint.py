@@ -1,98 +1,20 @@
-"""Files of a run folder, each written whole or not at all, and the full state from which a run goes on.
+"""Tensors of a run folder: its weights, and the full state from which a run goes on. Its other files: `run_files`."""
 
-Every file is written beside its place as `.<name>.partial`, flushed to the disk, and renamed. Whatever kills the
-process, a file that carries its real name is complete.
-"""
-
-import errno
-import fcntl
 import hashlib
-import json
-import os
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from emcl_train.config import RunConfig
 from emcl_train.errors import UserError
-
-CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
-WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-CLIP_CONFIG = "clip_config.json"
-"""Of the towers, in transformers' format: a run is evaluated without the checkpoint that it started from."""
-
-
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write` on a temporary file in the same folder, which then takes the place of `path`.
-
-    Raises: UserError where the disk is full; `path` is then as it was.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        # torch.save reports a failed write as a RuntimeError that carries the OSError as its context.
-        raise_if_disk_full(error, path)
-        raise
-
-
-def raise_if_disk_full(error: BaseException, path: Path) -> None:
-    """Raise a UserError if `error` means that nothing more can be written."""
-    cause: BaseException | None = error
-    while cause is not None:
-        # safetensors gives the number in the text alone.
-        in_text = isinstance(cause, SafetensorError) and any(f"(os error {code})" in str(cause) for code in DISK_FULL)
-        if in_text or (isinstance(cause, OSError) and cause.errno in DISK_FULL):
-            raise UserError(
-                f"the disk is full: {path} could not be written, and is as it was before; "
-                f"free some space there and go on with --resume, or choose another folder with --out"
-            ) from error
-        cause = cause.__cause__ or cause.__context__
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; whatever ends this one lets the next one in.
-
-    Raises: UserError where another process is in it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        busy = UserError(f"another process writes to {folder}; wait for it, or pass another folder")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise busy from error
-        # Between the two calls the other one may have renamed or removed the folder.
-        if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
-            raise busy
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
-
-
-def write_json_atomic(path: Path, value: object) -> None:
-    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+from emcl_train.run_files import STATE, write_atomic
+from emcl_train.torch_file import load_torch_file
 
 
 def save_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -109,86 +31,6 @@ def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {list(value.shape)};".encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def append_line(path: Path, value: object) -> None:
-    """One JSON line in one system call, so that a killed process leaves whole lines."""
-    line = (json.dumps(value) + "\n").encode()
-    with path.open("ab", buffering=0) as file:
-        size, written = file.seek(0, os.SEEK_END), 0
-        try:
-            written = file.write(line)
-            if written != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError as error:
-            if written:
-                file.truncate(size)
-            raise_if_disk_full(error, path)
-            raise
-
-
-def keep_lines(path: Path, count: int) -> None:
-    """Cut a file back to its first `count` lines."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    if len(lines) < count:
-        raise UserError(
-            f"{path} has {len(lines)} lines but the saved state was written after {count}; "
-            f"the run folder was changed by hand, start again with another --out"
-        )
-    write_text_atomic(path, b"".join(lines[:count]).decode())
-
-
-def count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def remove_partial_files(run_dir: Path) -> None:
-    """What a killed process was about to write."""
-    for partial in run_dir.rglob(".*.partial"):
-        partial.unlink(missing_ok=True)
-
-
-def save_config(run_dir: Path, config: RunConfig) -> None:
-    write_json_atomic(run_dir / CONFIG, asdict(config))
-
-
-def load_config(run_dir: Path) -> RunConfig:
-    """The configuration that a run was started with.
-
-    Raises: UserError where the folder holds no run, or one that this version cannot read.
-    """
-    path = run_dir / CONFIG
-    if not path.is_file():
-        raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}; pass the --out folder of a training run")
-    try:
-        return _from_json(RunConfig, json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as the configuration of a run: {error}; train again") from error
-
-
-def load_environment(run_dir: Path) -> dict[str, Any]:
-    """What a run was started on; {} where that was not recorded.
-
-    Raises: UserError where the file is damaged.
-    """
-    path = run_dir / ENVIRONMENT
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); copy it again, or train anew") from error
-
-
-def _from_json(kind: Any, value: Any) -> Any:
-    """Nested dataclasses, paths and tuples back from plain JSON values."""
-    if isinstance(kind, type) and is_dataclass(kind):
-        hints = get_type_hints(kind)
-        unknown = value.keys() - {field.name for field in fields(kind)}
-        if unknown:
-            raise TypeError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}")
-        return kind(**{name: _from_json(hints[name], entry) for name, entry in value.items()})
-    if kind is Path or (value is not None and Path in get_args(kind)):
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass
@@ -224,8 +66,8 @@ def load_state(run_dir: Path) -> TrainingState | None:
     if not path.is_file():
         return None
     try:
-        return TrainingState(**torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead to
+        return TrainingState(**load_torch_file(path))
+    except (ValueError, TypeError) as error:
         message = f"{path} cannot be read as the state of a run: {error}; start again with another --out"
         raise UserError(message) from error
 

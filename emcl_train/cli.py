@@ -1,16 +1,30 @@
 """The command line: train, eval, data, refine, report. What a user can put right is one line on stderr, exit code 1."""
 
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from emcl_train.config import EMCLConfig, EvalConfig, Layout, RefineConfig, RunConfig, ShapesConfig, inference_emcl
+from emcl_train.config import (
+    EMCLConfig,
+    EvalConfig,
+    Layout,
+    PlaceConfig,
+    RefineConfig,
+    RunConfig,
+    ShapesConfig,
+    check_config,
+    inference_emcl,
+)
 from emcl_train.errors import UserError
+from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
+from emcl_train.run_files import check_run_folder, load_config, require_folder, require_free, require_run
+from emcl_train.weights.hub import require_places
 
 Arguments = TypeVar("Arguments")
 
@@ -18,7 +32,7 @@ USAGE = f"""\
 usage: emcl-train [--debug] COMMAND ...
 
   train RECIPE [--OPTION VALUE ...]   train, evaluate and write a report; recipes: {", ".join(sorted(RECIPES))}
-  eval RUN [--OPTION VALUE ...]       evaluate the best weights of a run folder again, on its test split
+  eval RUN [--OPTION VALUE ...]       evaluate the best weights of a run folder again; --out DIR for the results
   embed RECIPE|RUN --out DIR          encode frames and captions once; then train RECIPE --from-features DIR
   export RUN FILE --layout LAYOUT     write a run's weights under the names of CLIP4Clip, the EMCL release, OpenAI, ...
   data shapes DIR                     render the bundled video set
@@ -34,16 +48,24 @@ usage: emcl-train [--debug] COMMAND ...
 
 @dataclass
 class EvalArguments:
-    """Evaluate the best weights of a run again, and write its report. The settings are the run's own unless given."""
+    """Evaluate the best weights of a run again, and write a report. The settings are the run's own unless given.
+
+    The run's own results stay: those of other settings go to a folder inside the run's, named for what differs, such
+    as `evaluations/em-block-32`. `emcl-train report` takes it beside runs.
+    """
 
     settings: Annotated[EvalConfig, tyro.conf.arg(name="")]
     """In place of the run's."""
     emcl: EMCLConfig
     """In place of the run's. "--emcl.mode inference" alone, for a run in another mode, has the paper's: K = 7."""
+    data: PlaceConfig
+    """In place of the run's, where its data set lies elsewhere by now."""
     split: Literal["val", "test"] = "test"
     """Which clips."""
     from_features: Path | None = None
     """Evaluate on the features in this folder, which `embed RUN` wrote, in place of videos."""
+    out: Path | None = None
+    """Folder for the results and the report; it must not exist. None: that of the run, or a folder inside it."""
 
 
 @dataclass
@@ -62,6 +84,8 @@ class EmbedRunArguments:
 
     out: Path
     """Folder to write."""
+    data: PlaceConfig
+    """In place of the run's, where its data set lies elsewhere by now."""
     tokens: bool = False
     """Store the features of every token too, as the head "wti" needs them."""
 
@@ -204,25 +228,56 @@ def dispatch(arguments: list[str]) -> int:
                 return 0
             raise UserError("embed needs a recipe or the folder of a run before its options")
         case ["export", *rest]:
-            return run_export(parse(ExportArguments, "export", rest))
+            with of_command(Command(flags_of(ExportArguments))):
+                return run_export(parse(ExportArguments, "export", rest))
         case ["data", "shapes", *rest]:
-            return run_shapes(parse(ShapesArguments, "data shapes", rest))
+            with of_command(Command(flags_of(ShapesArguments), "data.shapes.", {"data.root": "DIR"})):
+                return run_shapes(parse(ShapesArguments, "data shapes", rest))
         case ["data", "doctor", *rest]:
-            return run_doctor_command(parse(DoctorArguments, "data doctor", rest))
+            with of_command(Command(flags_of(DoctorArguments), "data.", {"data.root": "DIR"})):
+                return run_doctor_command(parse(DoctorArguments, "data doctor", rest))
         case ["data", "compress", *rest]:
-            return run_compress(parse(CompressArguments, "data compress", rest))
+            with of_command(Command(flags_of(CompressArguments))):
+                return run_compress(parse(CompressArguments, "data compress", rest))
         case ["refine", *rest]:
-            return run_refine(parse(RefineArguments, "refine", rest))
+            with of_command(Command(flags_of(RefineArguments))):
+                return run_refine(parse(RefineArguments, "refine", rest))
         case ["report", *rest]:
-            return run_report(parse(ReportArguments, "report", rest))
+            with of_command(Command(flags_of(ReportArguments), elsewhere=OF_THE_RUN)):
+                return run_report(parse(ReportArguments, "report", rest))
     raise UserError(f"there is no command {' '.join(arguments[:2])!r}; see emcl-train --help")
+
+
+OF_THE_RUN = "{name} in the run's config.json"
+
+
+def flags_of(kind: Any, prefix: str = "") -> frozenset[str]:
+    """Every flag that tyro makes of a dataclass."""
+    found: set[str] = set()
+    hints = get_type_hints(kind, include_extras=True)
+    for name in (field.name for field in fields(kind)):
+        if tyro.conf.Positional in get_args(hints[name]) or tyro.conf.Suppress in get_args(hints[name]):
+            continue
+        base, *marks = get_args(hints[name]) if hasattr(hints[name], "__metadata__") else (hints[name],)
+        named = next((mark for mark in marks if hasattr(mark, "prefix_name")), None)
+        own = name if named is None or named.name is None else named.name
+        dotted = own if named is not None and named.prefix_name is False else f"{prefix}{own}"
+        if is_dataclass(base):
+            found |= flags_of(base, f"{dotted}." if own else prefix)
+        else:
+            found.add("--" + dotted.replace("_", "-"))
+            if base is bool:
+                *groups, last = dotted.split(".")
+                found.add("--" + ".".join([*groups, f"no-{last}"]).replace("_", "-"))
+    return frozenset(found)
 
 
 def parse(kind: type[Arguments], command: str, arguments: list[str]) -> Arguments:
     return tyro.cli(kind, args=arguments, prog=f"emcl-train {command}")
 
 
-# torch and transformers take seconds to import: each command imports what it runs, so that --help is instant.
+# torch and transformers take seconds to import: each command imports what it runs, after it has looked at what it was
+# given, so that --help and a mistake are answered at once.
 
 
 def run_train(recipe: str, arguments: list[str]) -> int:
@@ -232,6 +287,17 @@ def run_train(recipe: str, arguments: list[str]) -> int:
     if config.emcl.mode == "inference" != default.emcl.mode:
         default = replace(default, emcl=inference_emcl())
         config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
+    with of_command(Command(flags_of(RunConfig))):
+        check_config(config)
+        if config.from_features is None:
+            require_places(config.model)
+        if config.seeds == 1 and os.environ.get("RANK", "0") == "0":  # of several processes, one makes the folder
+            check_run_folder(config)
+        run_training(config)
+    return 0
+
+
+def run_training(config: RunConfig) -> None:
     if config.seeds > 1:
         from emcl_train.seeds import train_seeds
 
@@ -240,57 +306,81 @@ def run_train(recipe: str, arguments: list[str]) -> int:
         from emcl_train.trainer import train
 
         train(config)
-    return 0
 
 
 def run_eval(run: Path, arguments: list[str]) -> int:
-    from rich.console import Console
-
-    from emcl_train.checkpoint import load_config
-    from emcl_train.evaluate import evaluate_run
-    from emcl_train.report import render_table, write_report
-
     config = load_config(run)
 
     def asked_with(emcl: EMCLConfig) -> EvalArguments:
         return tyro.cli(
-            EvalArguments, args=arguments, default=EvalArguments(config.eval, emcl), prog=f"emcl-train eval {run}"
+            EvalArguments,
+            args=arguments,
+            default=EvalArguments(config.eval, emcl, PlaceConfig.of(config.data)),
+            prog=f"emcl-train eval {run}",
         )
 
     asked = asked_with(config.emcl)
     if asked.emcl.mode == "inference" != config.emcl.mode:
         asked = asked_with(inference_emcl())
-    console = Console()
-    results = evaluate_run(run, asked.settings, emcl=asked.emcl, split=asked.split, from_features=asked.from_features)
+    with of_command(Command(flags_of(EvalArguments), "eval.", elsewhere=OF_THE_RUN)):
+        check_config(replace(config, eval=asked.settings, emcl=asked.emcl))
+        if asked.out is not None:
+            require_free(asked.out)
+        from rich.console import Console
+
+        from emcl_train.evaluate import evaluate_run
+        from emcl_train.report import render_table, write_report
+
+        console = Console()
+        results, folder = evaluate_run(
+            run,
+            asked.settings,
+            place=asked.data,
+            emcl=asked.emcl,
+            split=asked.split,
+            from_features=asked.from_features,
+            out=asked.out,
+        )
     console.print(render_table(results))
-    console.print(f"report: {write_report(run)}")
+    with of_command(Command(flags_of(ReportArguments), elsewhere=OF_THE_RUN)):
+        console.print(f"report: {write_report(folder)}", soft_wrap=True)
     return 0
 
 
 def run_embed(what: str, arguments: list[str]) -> int:
     """A recipe, by its name, or else the folder of a run."""
     prog, run_dir = f"emcl-train embed {what}", None
-    if what in RECIPES or not Path(what).is_dir():
-        recipe = EmbedArguments(load_recipe(what))
-        if not any(argument == "--out" or argument.startswith("--out=") for argument in arguments) and not (
-            {"--help", "-h"} & {*arguments}
-        ):
-            raise UserError("embed needs --out, the folder to write features to")
-        asked = tyro.cli(EmbedArguments, args=arguments, default=recipe, prog=prog)
+    if what not in RECIPES and not Path(what).is_dir():
+        known = ", ".join(sorted(RECIPES))
+        raise UserError(f"there is no recipe {what!r} and no such folder of a run; known recipes: {known}")
+    given = {argument.split("=")[0] for argument in arguments}
+    if not given & {"--out", "--help", "-h"}:
+        raise UserError("embed needs --out, the folder to write features to")
+    if what in RECIPES:
+        asked = tyro.cli(EmbedArguments, args=arguments, default=EmbedArguments(load_recipe(what)), prog=prog)
         config, out, tokens = asked.settings, asked.settings.out, asked.tokens
+        command = Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})
     else:
-        from emcl_train.checkpoint import load_config
-
         run_dir, config = Path(what), load_config(Path(what))
-        of_run = tyro.cli(EmbedRunArguments, args=arguments, prog=prog)
+        default = EmbedRunArguments(Path("features"), PlaceConfig.of(config.data))
+        of_run = tyro.cli(EmbedRunArguments, args=arguments, default=default, prog=prog)
         out, tokens = of_run.out, of_run.tokens
-    from emcl_train.embed import embed
+        config = replace(config, data=replace(config.data, **vars(of_run.data)))
+        command = Command(flags_of(EmbedRunArguments), elsewhere=OF_THE_RUN)
+    with of_command(command):
+        check_config(replace(config, from_features=None))
+        require_free(out)
+        if run_dir is None:
+            require_places(config.model)
+        from emcl_train.embed import embed
 
-    embed(config, out, tokens=tokens, run_dir=run_dir)
+        embed(config, out, tokens=tokens, run_dir=run_dir)
     return 0
 
 
 def run_export(arguments: ExportArguments) -> int:
+    load_config(arguments.run)
+    require_free(arguments.out, "choose another name")
     from emcl_train.export import export_run
 
     export_run(arguments.run, arguments.out, arguments.layout)
@@ -305,6 +395,7 @@ def run_shapes(arguments: ShapesArguments) -> int:
 
 
 def run_doctor_command(arguments: DoctorArguments) -> int:
+    require_folder(arguments.root, "the annotation files and videos/")
     from emcl_train.data.doctor import run_doctor
 
     return run_doctor(
@@ -313,6 +404,7 @@ def run_doctor_command(arguments: DoctorArguments) -> int:
 
 
 def run_compress(arguments: CompressArguments) -> int:
+    require_folder(arguments.folder, "the videos")
     from emcl_train.data.compress import compress
 
     return compress(
@@ -335,6 +427,9 @@ def run_refine(arguments: RefineArguments) -> int:
 def run_report(arguments: ReportArguments) -> int:
     if not arguments.runs:
         raise UserError("report needs the folder of at least one run, such as runs/shapes")
+    for run in arguments.runs:
+        if not run.is_dir():
+            require_run(run)
     from emcl_train.report import report_runs
 
     report_runs(arguments.runs, json_path=arguments.json)

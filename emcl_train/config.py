@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
 
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 
 
 @dataclass
@@ -44,8 +45,9 @@ class DataConfig:
     """Whose files they are; "jsonl" is for one's own, and "shapes" is the MSR-VTT layout rendered at first use."""
     root: Path = Path("data/msrvtt")
     """Folder with the annotation files."""
-    videos: Path = Path("videos")
-    """Folder of the clips, and of folders of clips, inside `root` or anywhere; layout "jsonl" has paths instead."""
+    videos: Path | None = None
+    """Folder of the clips, and of folders of clips, inside `root` or anywhere. None: `videos` in `root`; for layout
+    "jsonl", whose lines have paths, `root`, from which these begin."""
     msrvtt_split: Literal["9k", "7k", "full"] = "9k"
     """For layout "msrvtt": 1k-A with the training list of 9 000 or of 7 010 clips, or the full split of the JSON."""
     num_frames: int = 12
@@ -72,6 +74,33 @@ class DataConfig:
     """Processes that decode clips."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
     """What to render for layout "shapes"."""
+
+    @property
+    def video_folder(self) -> Path:
+        """The folder that `videos` means."""
+        if self.videos is None:
+            return self.root if self.layout == "jsonl" else self.root / "videos"
+        return self.root / self.videos
+
+
+@dataclass
+class PlaceConfig:
+    """Where a run's data set lies now, and how its clips are read: nothing that the model depends on."""
+
+    root: Path
+    """Folder with the annotation files."""
+    videos: Path | None
+    """Folder of the clips, inside `root` or anywhere."""
+    on_bad_video: Literal["stop", "skip"]
+    """What to do about clips that cannot be decoded: stop with their list, or leave them out and count them."""
+    cache_frames: bool
+    """Keep the sampled frames of every clip in a memory-mapped file."""
+    workers: int
+    """Processes that decode clips."""
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "PlaceConfig":
+        return cls(**{name.name: getattr(data, name.name) for name in fields(cls)})
 
 
 @dataclass
@@ -276,12 +305,11 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def check_config(config: RunConfig, *, command: Literal["train", "eval"] = "train") -> None:
-    """Raise a UserError that names the first setting outside its range, and the flag that `command` has for it."""
+def check_config(config: RunConfig) -> None:
+    """Raise a UserError that names the first setting outside its range."""
     for name, value, valid, expected in _ranges(config):
         if not valid:
-            flag = "--" + (name.removeprefix("eval.") if command == "eval" else name).replace("_", "-")
-            raise UserError(f"{name} is {value}, expected {expected}; pass {flag} with such a value")
+            raise UserError(f"{name} is {value}, expected {expected}; pass {flag(name)} with such a value")
 
 
 def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:

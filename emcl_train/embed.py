@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from emcl_train.checkpoint import alone, raise_if_disk_full, save_tensors_atomic, write_json_atomic
+from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.features import FEATURES, SPLITS, TOWERS, VERSION, settings_of_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.splits import Split
-from emcl_train.data.text import TOKENIZER, CaptionTokenizer, load_tokenizer
+from emcl_train.data.text import CaptionTokenizer, load_tokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluate import clip_config_of, frames_of, hash_of_towers, put_weights, read_clip_config, read_weights
-from emcl_train.models import RetrievalModel, build_model
+from emcl_train.models import RetrievalModel, build_model, look_at_clip
+from emcl_train.run_files import TOKENIZER, alone, raise_if_disk_full, require_free, write_json_atomic
 from emcl_train.trainer import seed_everything
 
 
@@ -37,8 +38,9 @@ def embed(
     Raises: UserError as training does, and where `out` exists.
     """
     check_config(replace(config, from_features=None))
-    if out.exists():
-        raise UserError(f"{out} exists already and is not overwritten; choose another --out, or remove it")
+    require_free(out)
+    if run_dir is None:
+        look_at_clip(config.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     console, tokens = console or Console(), tokens or config.model.head == "wti"
     config = replace(config, from_features=None, data=replace(config.data, augment="none"))

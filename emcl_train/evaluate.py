@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,26 +14,29 @@ from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CLIPConfig
 
-from emcl_train.checkpoint import (
-    CLIP_CONFIG,
-    METRICS,
-    WEIGHTS,
-    hash_of_tensors,
-    load_config,
-    load_environment,
-    save_tensors_atomic,
-    write_json_atomic,
-)
-from emcl_train.config import EMCLConfig, EvalConfig, RunConfig, check_config
+from emcl_train.checkpoint import hash_of_tensors
+from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
 from emcl_train.data.features import TOWERS, read_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.provenance import changes, provenance
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
+from emcl_train.evaluations import RESULTS, Evaluation, place_for, run_of, what_differs
+from emcl_train.flags import flag
 from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model
 from emcl_train.rows import Bank, Row, Similarities, rows_of
+from emcl_train.run_files import (
+    CLIP_CONFIG,
+    METRICS,
+    WEIGHTS,
+    load_config,
+    load_environment,
+    require_free,
+    write_json_atomic,
+)
 from emcl_train.weights.release import CLIP
 
 LOGIT_SCALE = f"{CLIP}logit_scale"
@@ -116,19 +119,17 @@ def evaluate_split(
     split: Split,
     tokenizer: Any,
     config: RunConfig,
-    run_dir: Path,
     *,
     notes: Iterable[str] = (),
     left_out: dict[str, str] | None = None,
     selection: str,
     bank: Split | None = None,
     device: torch.device | str = "cpu",
-) -> dict[str, Any]:
-    """Evaluate a split and write results.json, queries.json and embeddings.safetensors into the run folder.
+) -> Evaluation:
+    """Evaluate a split.
 
     Args: notes: sentences about the annotations. left_out: reason for each clip that is not in the split.
         selection: how the weights were chosen, such as "validation R@1: epoch 3". bank: training queries for QB-Norm.
-    Returns: what results.json holds.
     """
     embeddings = embed_split(model, split, tokenizer, config, device)
     scores = similarities(model, embeddings, config)
@@ -137,6 +138,7 @@ def evaluate_split(
         compared = compare_bank(model, embeddings, embed_split(model, bank, tokenizer, config, device), config)
     results = {
         "recipe": config.recipe,
+        "protocol": {name: getattr(config.data, name) for name in ("layout", "msrvtt_split", "test_captions")},
         "rows": [asdict(row) for row in rows_of(scores, embeddings.caption_clip, config, compared)],
         "split": split.name,
         "queries": len(split.captions),
@@ -152,36 +154,41 @@ def evaluate_split(
     if scores.emcl_on is not None:
         tensors |= {"similarity_on": scores.emcl_on, "bases": model.emcl.bases}
     queries = {"video_ids": [clip.video_id for clip in split.clips], "captions": list(split.captions)}
-    save_tensors_atomic(
-        run_dir / "embeddings.safetensors",
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-    )
-    write_json_atomic(run_dir / "queries.json", queries)
-    write_json_atomic(run_dir / "results.json", results)  # last: where it stands, the others do too
-    return results
+    return Evaluation(results, queries, tensors)
 
 
 def evaluate_run(
     run_dir: Path,
     eval_config: EvalConfig | None = None,
     *,
+    place: PlaceConfig | None = None,
     emcl: EMCLConfig | None = None,
     from_features: Path | None = None,
     split: Literal["val", "test"] = "test",
-) -> dict[str, Any]:
-    """Evaluate the selected weights of a run folder again, and write its results anew.
+    out: Path | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate the selected weights of a run folder again.
 
-    Args: eval_config, emcl: settings in place of those the run has. from_features: a folder of features, in place of
-        the videos or of the folder that the run was trained from. split: which split.
-    Returns: what results.json holds.
+    Results of the run's own settings go into its folder, others into one of their own inside it. Where other figures
+    lie there already, they stay, and these go beside them.
+
+    Args: eval_config, place, emcl: settings in place of those the run has. from_features: a folder of features, in
+        place of the videos or of the folder that the run was trained from. split: which split. out: the folder to
+        write, which must not exist.
+    Returns: what results.json holds; the folder that it lies in.
     Raises: UserError where the folder lacks a file, or the weights are not those of the configuration.
     """
+    if out is not None:
+        require_free(out)
     config = load_config(run_dir)
+    own = replace(config)
     if eval_config is not None:
         config.eval = eval_config
     trained_with = config.emcl
     config.emcl = emcl or trained_with
-    check_config(config, command="eval")
+    if place is not None:
+        config.data = replace(config.data, **vars(place))
+    check_config(config)
     config.from_features = from_features or config.from_features
     state = read_weights(run_dir)
     _warn_of_frames(run_dir, config)
@@ -198,18 +205,28 @@ def evaluate_run(
             "The weights were trained with EMCL as a layer; at inference it runs with the settings given here."
         )
     put_weights(model, state, run_dir)
-    return evaluate_split(
+    evaluation = evaluate_split(
         model.to(device),
         getattr(annotations, split),
         tokenizer,
         config,
-        run_dir,
         notes=notes,
         left_out=annotations.left_out,
         selection=selection_of(run_dir),
         bank=bank_of(annotations.train, config.eval.query_bank) if config.eval.query_bank else None,
         device=device,
     )
+    if out is None:
+        again = "again" if from_features is None else f"from-features-{from_features.resolve().name}"
+        out, other = place_for(evaluation.results, run_dir, what_differs(own, config, split), again)
+        if other is not None:
+            Console(stderr=True).print(
+                f"[yellow]warning:[/yellow] the figures are not those in {escape(str(other / RESULTS))}, which stays "
+                f"as it is; these are in {escape(str(out))}",
+                soft_wrap=True,
+            )
+    evaluation.write(run_dir, out)
+    return evaluation.results, out
 
 
 def read_weights(run_dir: Path) -> dict[str, Tensor]:
@@ -218,10 +235,12 @@ def read_weights(run_dir: Path) -> dict[str, Tensor]:
     Raises: UserError where they are not there yet, or damaged.
     """
     path = run_dir / WEIGHTS
+    if not path.is_file() and (run := run_of(run_dir)):
+        raise UserError(f"{run_dir} holds the results of an evaluation, and no weights; pass the run itself, {run}")
     if not path.is_file():
         raise UserError(
             f"{run_dir} has no {WEIGHTS} yet, which holds the weights of the best epoch; let the training run finish "
-            "an epoch, or go on with it by --resume"
+            "an epoch, or go on with it by `emcl-train train RECIPE --resume`"
         )
     try:
         return load_file(path)
@@ -240,6 +259,39 @@ def read_clip_config(run_dir: Path) -> dict[str, Any] | None:
         raise UserError(
             f"{path} cannot be read as JSON ({error}); copy it again from the run, or train anew"
         ) from error
+
+
+def keep_clip_config(run_dir: Path, clip_config: dict[str, Any]) -> None:
+    """Write the configuration of a run's towers where there is none yet; it stays what the run was started with.
+
+    Raises: UserError where the run goes on with towers of another one.
+    """
+    saved = read_clip_config(run_dir)
+    if saved is None:
+        write_json_atomic(run_dir / CLIP_CONFIG, clip_config)
+        return
+    then, now = _as_json(CLIPConfig.from_dict(saved).to_dict()), _as_json(clip_config)
+    if different := _differing(then, now):
+        raise UserError(
+            f"the towers of {run_dir} are no longer those that it was started with: {'; '.join(different[:5])}; bring "
+            f"back the checkpoint that model.clip named then, or start a new run with another {flag('out')}"
+        )
+
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(value, default=str)))
+
+
+def _differing(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings of towers that differ, but for those that only say which version of transformers wrote them."""
+    found = []
+    for name, value in now.items():
+        before = saved.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            found += _differing(before, value, f"{prefix}{name}.")
+        elif value != before and name not in ("transformers_version", "_name_or_path"):
+            found.append(f"{prefix}{name} was {before}, now {value}")
+    return found
 
 
 def clip_config_of(model: RetrievalModel, config: RunConfig) -> dict[str, Any]:
@@ -290,7 +342,7 @@ def require_features_of(run_dir: Path, made_by: str, folder: Path | None) -> Non
     if own != made_by:
         raise UserError(
             f"the features in {folder} are of towers with weights {made_by}, and {run_dir} has {own}; bring the folder "
-            f"back that the run was started on, or embed again as then, with the same --model.clip or run"
+            f"back that the run was started on, or embed again as then, with the same model.clip or run"
         )
 
 
@@ -392,7 +444,7 @@ def _require_finite(features: Tensor, tower: str, unit: str, names: list[str]) -
     if broken:
         raise UserError(
             f"the {tower} tower gave NaN or infinity for {len(broken)} of {len(names)} {unit}s of a batch, first for "
-            f"{broken[0]!r}; the weights have diverged: train with a lower --train.lr, or with --train.precision no"
+            f"{broken[0]!r}; the weights have diverged: train again with a lower train.lr, or with train.precision no"
         )
 
 

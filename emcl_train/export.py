@@ -13,12 +13,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-from emcl_train.checkpoint import load_config, raise_if_disk_full, write_atomic
 from emcl_train.config import RunConfig
 from emcl_train.data.features import TOWERS
-from emcl_train.data.text import TOKENIZER
 from emcl_train.errors import UserError
 from emcl_train.evaluate import hash_of_towers, read_clip_config, read_weights, require_features_of
+from emcl_train.run_files import TOKENIZER, give_usual_mode, load_config, raise_if_disk_full, require_free, write_atomic
 from emcl_train.weights.openai import follows_openai, openai_rule, unseen_in
 from emcl_train.weights.release import CLIP, model_to_layout
 
@@ -29,10 +28,9 @@ def export_run(run_dir: Path, out: Path, layout: str, say: Callable[[str], objec
     Args: layout: one of `LAYOUTS`. say: takes a sentence on what was written, and on what has no place in the layout.
     Raises: UserError where the run has no weights yet, or `out` exists.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already and is not overwritten; choose another name, or remove it")
-    state = read_weights(run_dir)
+    require_free(out, "choose another name")
     config = load_config(run_dir)
+    state = read_weights(run_dir)
     if config.from_features is not None:  # the run has all but the towers, which are beside the features
         towers = {CLIP + name: value for name, value in load_towers(config.from_features).items()}
         require_features_of(run_dir, hash_of_towers(towers), config.from_features)
@@ -114,6 +112,8 @@ def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> l
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         clip.save_pretrained(partial)
+        for file in partial.glob("*.safetensors"):
+            give_usual_mode(file)
         fast.save_pretrained(partial)
         if out.exists():
             raise UserError(f"{out} exists by now and is not overwritten; choose another name, or remove it")

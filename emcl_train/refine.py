@@ -1,5 +1,7 @@
 """`emcl-train refine`: fit a map to two files of embeddings, write them refined, and measure where pairs are known."""
 
+import hashlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,18 +11,23 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMRefiner
 from emcl_train.arrays import Embeddings, as_float_tensor, read_embeddings
 from emcl_train.bootstrap import Interval, paired_bootstrap
-from emcl_train.checkpoint import write_json_atomic
 from emcl_train.config import RefineConfig
 from emcl_train.errors import UserError
 from emcl_train.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
+from emcl_train.run_files import write_atomic, write_json_atomic
 
 MAP, RESULTS = "map.safetensors", "results.json"
+WRITTEN, ANY = "files", ""
+"""Where a map names the files beside it that refine wrote; the fingerprint of one that was not whole yet."""
+PIECE = 1 << 20
 LARGEST_SIMILARITY = 1 << 28  # scores of the table: 1 GiB in float32
 COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 RECALLS = (1, 5, 10)
@@ -41,8 +48,8 @@ def refine_files(
 
     Args:
         text, video: FILE or FILE:NAME, see `emcl_train.arrays`.
-        out: folder for the refined files, which keep their formats, and for the map. It replaces there only what an
-            earlier call wrote.
+        out: folder for the refined files, which keep their formats, and for the map, which names them. It replaces
+            there only what an earlier call wrote, as it was written.
         paired: row i of the texts belongs to row i of the videos. Only the table uses it.
         pairs: file with the video's row for each text: `.npy`, or text with one number a line.
     Returns: the folder.
@@ -56,7 +63,10 @@ def refine_files(
         refiner = EMRefiner(**asdict(settings)).fit(sides["text"].rows, sides["video"].rows)
         out.mkdir(parents=True, exist_ok=True)
         (out / RESULTS).unlink(missing_ok=True)  # of another map
-        refiner.save(out / MAP)  # first: should writing the rest fail, a rerun knows the folder by it
+        files_of_refine = {name: of for name, of in (_written(out / MAP) or {}).items() if (out / name).exists()}
+        names = [of.target(out, side).name for side, of in sides.items()] + [RESULTS] * (caption_clip is not None)
+        # First: should writing the rest fail, a rerun knows by it what is its own.
+        _save_map(refiner, out / MAP, files_of_refine | dict.fromkeys(names, ANY))
         files = {
             "text": sides["text"].write(out, "text", refiner.transform_text),
             "video": sides["video"].write(out, "video", refiner.transform_video),
@@ -68,11 +78,13 @@ def refine_files(
     console.print(f"map: {out / MAP}")
     if caption_clip is None:
         console.print("no table: name the pairs with --paired or --pairs FILE to see what refining does to retrieval")
+        _save_map(refiner, out / MAP, files_of_refine | {name: fingerprint(out / name) for name in names})
         return out
     refined = {side: _read_back(file, sides[side].name) for side, file in files.items()}
     before, after = (_query_ranks(of, caption_clip) for of in (sides, refined))
     results = _results(before, after, refiner, sides)
     write_json_atomic(out / RESULTS, results)
+    _save_map(refiner, out / MAP, files_of_refine | {name: fingerprint(out / name) for name in names})
     console.print(_table(results))
     for name, key in DIRECTIONS.items():
         gains = [f"R@{k} {Interval(**results['difference'][key][f'R@{k}'])}" for k in RECALLS]
@@ -87,27 +99,61 @@ def _read_back(file: Path, name: str | None) -> Embeddings:
 
 
 def _require_free(out: Path, sides: dict[str, Embeddings], pairs: Path | None) -> None:
-    """Raises: UserError where a file that refining writes would replace an input, or what no earlier call wrote."""
+    """Raises: UserError where a file that refining writes would replace an input, or what no earlier call wrote so."""
     targets = [*(of.target(out, side) for side, of in sides.items()), out / MAP, out / RESULTS]
     inputs = {of.path.resolve(): f"the {side} embeddings" for side, of in sides.items()}
     if pairs is not None:
         inputs[pairs.resolve()] = "the pairs"
-    written_before = _is_map(out / MAP)
+    written = _written(out / MAP)
     for target in targets:
         if target.resolve() in inputs:
             raise UserError(f"{target} would be written over {inputs[target.resolve()]}; choose another --out")
-        if target.exists() and not written_before:
-            raise UserError(
-                f"{target} exists, and no {MAP} of an earlier refine lies beside it; choose another --out, or move it"
-            )
+        if not target.exists() or (target == out / MAP and written is not None):
+            continue
+        if written is None:
+            why = f"exists, and no {MAP} of an earlier refine lies beside it"
+        elif target.name not in written:
+            why = f"exists, and is not among the files that {MAP} beside it names as refine's"
+        elif written[target.name] not in (ANY, fingerprint(target)):
+            why = "is not as refine wrote it"
+        else:
+            continue
+        raise UserError(f"{target} {why}; choose another --out, or move it")
 
 
-def _is_map(path: Path) -> bool:
+def _save_map(refiner: EMRefiner, path: Path, files: dict[str, str]) -> None:
+    """The map, with the files beside it that are refine's, by name, and their fingerprints."""
+    plain = path.with_name(f".{path.name}.partial")
+    try:
+        refiner.save(plain)
+        with safe_open(plain, framework="pt") as file:
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+            metadata = {**file.metadata(), WRITTEN: json.dumps(files)}
+    finally:
+        plain.unlink(missing_ok=True)
+    write_atomic(path, lambda file: file.write(save(tensors, metadata)))
+
+
+def _written(path: Path) -> dict[str, str] | None:
+    """The files that a map names as refine's; None where it is none, or was saved by other means."""
     try:
         EMRefiner.load(path)
-    except (OSError, ValueError):
-        return False
-    return True
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads(file.metadata()[WRITTEN]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def fingerprint(path: Path) -> str:
+    """Of a file's length, beginning and end: enough to tell an edited one, and quick for one of any size."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(PIECE))
+        file.seek(max(0, size - PIECE))
+        digest.update(file.read(PIECE))
+    return digest.hexdigest()[:16]
 
 
 def _pairs(sides: dict[str, Embeddings], paired: bool, pairs: Path | None) -> Tensor | None:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 
 
 def inverted_softmax(similarity: Float[Tensor, "Q G"], temperature: float, axis: int) -> Float[Tensor, "Q G"]:
@@ -25,8 +26,8 @@ def inverted_softmax(similarity: Float[Tensor, "Q G"], temperature: float, axis:
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise UserError(
-            f"temperature of the inverted softmax must be a positive number, got {temperature}; the release uses "
-            "0.01 (--eval.inverted-softmax-temperature 0.01)"
+            f"temperature of the inverted softmax must be a positive number, got {temperature}; the release uses 0.01 "
+            f"({flag('eval.inverted_softmax_temperature')} 0.01)"
         )
     if axis not in (0, 1):
         raise UserError(
@@ -63,7 +64,7 @@ def qb_norm(
     if not (math.isfinite(temperature) and temperature > 0):
         raise UserError(
             f"temperature of QB-Norm must be a positive number, got {temperature}; its paper uses 0.05 "
-            "(--eval.qb-norm-temperature 0.05)"
+            f"({flag('eval.qb_norm_temperature')} 0.05)"
         )
     if bank_similarity.shape[0] == 0 or bank_similarity.shape[1:] != similarity.shape[1:]:
         raise UserError(

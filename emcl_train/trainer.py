@@ -22,14 +22,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from emcl_train import checkpoint
+from emcl_train import checkpoint, run_files
 from emcl_train.checkpoint import TrainingState
 from emcl_train.chunks import ChunkedFeatures
-from emcl_train.config import RunConfig, check_config, differing_settings
+from emcl_train.config import RunConfig, check_config
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, training_loader
 from emcl_train.data.provenance import changes
-from emcl_train.data.text import TOKENIZER, load_tokenizer
+from emcl_train.data.text import load_tokenizer
 from emcl_train.distributed import gather_rows, sum_over_processes
 from emcl_train.errors import UserError
 from emcl_train.evaluate import (
@@ -39,11 +39,12 @@ from emcl_train.evaluate import (
     evaluate,
     evaluate_run,
     frames_of,
+    keep_clip_config,
     model_on_features,
     require_features_of,
 )
 from emcl_train.losses import channel_decorrelation, symmetric_info_nce
-from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model
+from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model, look_at_clip
 from emcl_train.optim import build_optimizer, clip_lr_factor, freeze_towers, schedule, set_learning_rate
 from emcl_train.report import render_table, write_report
 from emcl_train.sharding import (
@@ -59,7 +60,6 @@ from emcl_train.sharding import (
 PATIENCE = timedelta(hours=12)
 TRACKER = "tracker"
 """Project name for a tracker, and the folder of one that writes files."""
-WRITTEN_BEFORE_TRAINING = {checkpoint.CONFIG, checkpoint.ENVIRONMENT, checkpoint.CLIP_CONFIG, TOKENIZER}
 
 
 def train(config: RunConfig, console: Console | None = None) -> Path:
@@ -69,6 +69,8 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     Raises: UserError for everything that the user can put right.
     """
     check_config(config)
+    if config.from_features is None:
+        look_at_clip(config.model)
     console = console or Console()
     accelerator = start_processes(config)
     if accelerator.is_main_process:
@@ -81,11 +83,11 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
         for tracker in accelerator.trackers:
             tracker.finish()
         if accelerator.is_main_process:
-            results = evaluate_run(config.out)
+            results, folder = evaluate_run(config.out)
             console.print(render_table(results))
-            console.print(f"report: {write_report(config.out)}")
+            console.print(f"report: {write_report(folder)}")
     except OSError as error:
-        checkpoint.raise_if_disk_full(error, config.out)
+        run_files.raise_if_disk_full(error, config.out)
         raise
     accelerator.wait_for_everyone()
     return config.out
@@ -114,29 +116,16 @@ def open_run_folder(config: RunConfig) -> None:
 
     Raises: UserError where a run would be overwritten, or resumed with other settings.
     """
+    run_files.check_run_folder(config)
     out = config.out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, expected a folder for the run; choose another one with --out")
     if config.resume:
-        if not out.is_dir():
-            raise UserError(f"there is no run to resume in {out}; leave out --resume to start one there")
-        checkpoint.remove_partial_files(out)
+        run_files.remove_partial_files(out)
     elif out.is_dir():
-        # A run that ended before its first step, for want of a clip or a checkpoint, is nothing to protect.
-        if not {path.name for path in out.iterdir()} <= WRITTEN_BEFORE_TRAINING:
-            raise UserError(f"{out} already holds files; go on with that run by --resume, or choose another --out")
-        for name in WRITTEN_BEFORE_TRAINING:
+        for name in run_files.WRITTEN_BEFORE_TRAINING:
             (out / name).unlink(missing_ok=True)
-    if (out / checkpoint.CONFIG).exists():
-        different = differing_settings(checkpoint.load_config(out), config)
-        if different:
-            raise UserError(
-                f"the run in {out} was started with other settings: {'; '.join(different)}; "
-                f"resume with the same ones, or start a new run with another --out"
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_config(out, replace(config, resume=False))
+    if not (out / run_files.CONFIG).exists():
+        out.mkdir(parents=True, exist_ok=True)
+        run_files.save_config(out, replace(config, resume=False))
 
 
 def scalars(record: Mapping[str, object]) -> dict[str, float]:
@@ -195,8 +184,8 @@ class Run:
         self.tokenizer = load_tokenizer(config, self.out)
         self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
-            checkpoint.write_json_atomic(self.out / checkpoint.ENVIRONMENT, record)
-            checkpoint.write_json_atomic(self.out / checkpoint.CLIP_CONFIG, clip_config_of(self.model, config))
+            run_files.write_json_atomic(self.out / run_files.ENVIRONMENT, record)
+            keep_clip_config(self.out, clip_config_of(self.model, config))
         self.sharded = is_sharded(accelerator)
         # What the first process evaluates: methods of sharded weights would need the other processes.
         self.whole = copy.deepcopy(self.model) if self.sharded and accelerator.is_main_process else self.model
@@ -222,7 +211,7 @@ class Run:
         Raises: UserError where it was started on features of other towers.
         """
         now = environment(self.config, self.accelerator.device)
-        then = checkpoint.load_environment(self.out) if self.config.resume else {}
+        then = run_files.load_environment(self.out) if self.config.resume else {}
         if not then:
             return now
         if self.config.from_features is not None:
@@ -387,7 +376,7 @@ class Run:
         best = score > self.best_score
         if best:
             self.best_score, self.best_epoch = score, self.epoch + 1
-            checkpoint.save_tensors_atomic(self.out / checkpoint.WEIGHTS, weights)
+            checkpoint.save_tensors_atomic(self.out / run_files.WEIGHTS, weights)
         self.print(
             f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {SELECTED_BY[split.name]} R@1: "
             f"text→video {score:.1f}, "
@@ -402,7 +391,7 @@ class Run:
         """A line of metrics.jsonl, and its numbers to the tracker."""
         if not self.accelerator.is_main_process:
             return
-        checkpoint.append_line(self.out / checkpoint.METRICS, values)
+        run_files.append_line(self.out / run_files.METRICS, values)
         if self.config.train.tracker == "none":
             return
         if not self.accelerator.trackers:
@@ -430,7 +419,7 @@ class Run:
             step=self.step,
             best_score=self.best_score,
             best_epoch=self.best_epoch,
-            metrics_lines=checkpoint.count_lines(self.out / checkpoint.METRICS),
+            metrics_lines=run_files.count_lines(self.out / run_files.METRICS),
             model=weights,
             optimizer=optimizer,
             scaler=scaler.state_dict() if scaler else {},
@@ -445,7 +434,7 @@ class Run:
         state = checkpoint.load_state(self.out)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            checkpoint.keep_lines(self.out / checkpoint.METRICS, state.metrics_lines if state else 0)
+            run_files.keep_lines(self.out / run_files.METRICS, state.metrics_lines if state else 0)
         if state is None:
             self.print(f"no state had been saved in {self.out} yet: starting from the first step")
             return

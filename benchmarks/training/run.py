@@ -16,7 +16,7 @@ from rich.console import Console
 
 from benchmarks.training.variants import AFTERWARDS, BASELINE, VARIANTS, Variant, run_config
 from emcl_kernels import EMCL
-from emcl_train import checkpoint
+from emcl_train import run_files
 from emcl_train.config import RunConfig
 from emcl_train.evaluate import embed_split, put_weights, read_weights, similarities
 from emcl_train.models import RetrievalModel
@@ -96,7 +96,7 @@ def main() -> None:
             config = run_config(variant, seed=seed, out=out, data=arguments.data)
             rows = train_variant(variant, config)
             for row in rows:
-                checkpoint.append_line(path, row)
+                run_files.append_line(path, row)
             first = rows[0]
             print(
                 f"seed {seed}, {number + 1}/{len(chosen)} {variant.name}: "
@@ -105,7 +105,7 @@ def main() -> None:
             )
     if not (RESULTS / "environment.json").exists():
         config = run_config(VARIANTS[0], seed=0, out=arguments.work, data=arguments.data)
-        checkpoint.write_json_atomic(RESULTS / "environment.json", environment(config, torch.device("cpu")))
+        run_files.write_json_atomic(RESULTS / "environment.json", environment(config, torch.device("cpu")))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from emcl_train.checkpoint import raise_if_disk_full, write_json_atomic
 from emcl_train.config import DataConfig
 from emcl_train.data.splits import Clip
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
+from emcl_train.run_files import raise_if_disk_full, write_json_atomic
 
 ABANDONED_AFTER = 3600.0
 """Seconds without a write after which an unfinished cache belongs to a run that was killed."""
@@ -145,8 +146,8 @@ class FrameCacheWriter:
         if size > free:
             raise UserError(
                 f"the frame cache of {shape[0]} clips takes {size / 1e9:.1f} GB, and {self._folder} has "
-                f"{free / 1e9:.1f} GB left; free some space, lower --data.num-frames or --data.image-size, or pass "
-                f"--data.no-cache-frames"
+                f"{free / 1e9:.1f} GB left; free some space, lower {flag('data.num_frames')} or "
+                f"{flag('data.image_size')}, or pass {flag('data.no_cache_frames')}"
             )
         frames = np.lib.format.open_memmap(self._partial, mode="w+", dtype=np.uint8, shape=shape)
         try:

@@ -17,7 +17,6 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from emcl_train.checkpoint import alone, raise_if_disk_full, write_atomic, write_json_atomic
 from emcl_train.data.container import VideoError, decoder_version, open_video, whole_timeline
 from emcl_train.data.loader import in_parallel
 from emcl_train.data.provenance import COMPRESSED
@@ -25,6 +24,7 @@ from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.splits import Clip
 from emcl_train.data.video import frames_shown_at, upright
 from emcl_train.errors import UserError
+from emcl_train.run_files import alone, raise_if_disk_full, require_folder, write_atomic, write_json_atomic
 
 ANNOTATIONS = {".json", ".jsonl", ".csv", ".txt", ".pkl"}
 ENCODING = {"crf": "20", "preset": "medium", "g": "12", "threads": "1"}
@@ -206,8 +206,7 @@ def _is_done(job: Job) -> bool:
 
 
 def _check(folder: Path, out: Path, settings: Settings) -> None:
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; pass the one that holds the videos")
+    require_folder(folder, "the videos")
     source, target = folder.resolve(), out.resolve()
     if source == target or source.is_relative_to(target) or target.is_relative_to(source):
         raise UserError(

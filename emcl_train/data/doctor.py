@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emcl_train.checkpoint import write_json_atomic
 from emcl_train.config import DataConfig
 from emcl_train.data.annotations import LAYOUTS, Annotations, Clip, Split
 from emcl_train.data.cache import cache_folder
@@ -25,6 +24,7 @@ from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
+from emcl_train.run_files import require_folder, write_json_atomic
 
 LONGEST_TABLE = 200
 """Clips up to which the table shows all of them, and above which only the damaged ones."""
@@ -115,8 +115,7 @@ def run_doctor(
     Returns: 1 where a clip is missing or damaged, or the annotations cannot be used, else 0.
     Raises: UserError where there is no such folder.
     """
-    if not root.is_dir():
-        raise UserError(f"there is no folder {root}; pass the one that holds the annotation files and videos/")
+    require_folder(root, "the annotation files and videos/")
     config = config_of(name, root)
     report = examine(config if videos is None else replace(config, videos=videos), deep=deep)
     console = console or Console()
@@ -149,7 +148,7 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
                 places.setdefault(clip, []).append(name)
         report.counts, report.notes = list(annotations.counts), list(annotations.notes)
     named = {clip.path for clip in places}
-    folder = config.root if config.layout == "jsonl" else config.root / config.videos
+    folder = config.video_folder
     clips = [*places, *(clip for clip in _clips_in_folder(folder) if clip.path not in named)]
     if not clips:
         report.problems.append(f"There are no clips: {folder} holds no {', '.join(VIDEO_SUFFIXES)} file.")
@@ -212,7 +211,8 @@ def print_report(report: Report, name: str, console: Console) -> None:
         missing = sum(clip.missing for clip in damaged)
         console.print(
             f"{total - len(damaged)} of {total} clips {does}; {missing} {'is' if missing == 1 else 'are'} missing, "
-            f"{len(damaged) - missing} damaged. Replace the files, or train with --data.on-bad-video skip.",
+            f"{len(damaged) - missing} damaged. Replace the files, or leave them out: "
+            "`emcl-train train … --data.on-bad-video skip`.",
             soft_wrap=True,
         )
     elif total:

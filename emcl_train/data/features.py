@@ -19,6 +19,7 @@ from emcl_train.config import RunConfig
 from emcl_train.data.splits import Annotations, Clip, Split
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 
 FEATURES, TOWERS = "features.json", "towers.safetensors"
 ARRAYS = {"frames": "clips", "frame_mask": "clips", "text": "captions", "token_mask": "captions"}
@@ -155,7 +156,8 @@ def require_data_of(features: Annotations, annotations: Annotations, config: Run
             )
             raise UserError(
                 f"the features in {config.from_features} are of other data than {config.data.root}: in the split "
-                f"{made.name}, {unit}s differ: {said}. Embed again, or pass --data.root the folder that they are of"
+                f"{made.name}, {unit}s differ: {said}. Embed again, or pass "
+                f"{flag('data.root')} the folder that they are of"
             )
 
 

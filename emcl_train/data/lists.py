@@ -9,6 +9,7 @@ from emcl_train.config import DataConfig
 from emcl_train.data.reading import count, few, read_list, video_files, without_video_suffix
 from emcl_train.data.splits import Annotations, Clip, Split
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 
 Captions = dict[str, list[str]]
 """Clips of a split in order, each with its captions."""
@@ -142,7 +143,7 @@ def clip_finder(
     Args: end: seconds at which every clip ends. also: other names that the file of an id may have.
     Raises: UserError where the folder is missing; from the result, where an id has files in several folders.
     """
-    folder = config.root / config.videos
+    folder = config.video_folder
     files = video_files(folder)
 
     def clip(video_id: str) -> Clip:
@@ -152,7 +153,7 @@ def clip_finder(
             if other.parent != first.parent:
                 raise UserError(
                     f"{folder} has two files of clip {video_id} in different folders, {first} and {other}; remove or "
-                    f"move one, or pass --data.videos with the folder that is meant"
+                    f"move one, or pass {flag('data.videos')} with the folder that is meant"
                 )
         return Clip(video_id, first, end=end)
 
@@ -162,7 +163,9 @@ def clip_finder(
 def check_root(config: DataConfig, holds: str) -> None:
     """Raise a UserError where the data set's folder is missing; `holds` names a file that it should have."""
     if not config.root.is_dir():
-        raise UserError(f"there is no folder {config.root}; pass --data.root with the folder that holds {holds}")
+        raise UserError(
+            f"there is no folder {config.root}; pass {flag('data.root')} with the folder that holds {holds}"
+        )
 
 
 def _split(name: str, captions: Captions, clip: Callable[[str], Clip]) -> Split:

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from emcl_train.checkpoint import write_text_atomic
 from emcl_train.config import DataConfig, RunConfig
 from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
 from emcl_train.data.augment import rand_augment
@@ -22,6 +21,8 @@ from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter, ca
 from emcl_train.data.features import FeatureSplit, feature_loader, open_features, require_data_of
 from emcl_train.data.video import VideoError, decode_clip
 from emcl_train.errors import UserError
+from emcl_train.flags import again, flag
+from emcl_train.run_files import write_text_atomic
 
 Item = dict[str, Tensor]
 
@@ -252,7 +253,7 @@ class ClipDataset(Dataset):
         except VideoError as error:
             return UserError(
                 f"clip {clip.video_id} ({clip.path}) was whole before the run and cannot be decoded now: "
-                f"{error.reason}; restore the file and go on with --resume"
+                f"{error.reason}; restore the file and {again()}"
             )
         if self.augment is not None:
             frames = rand_augment(frames, mask, np.random.default_rng((*self.augment, index)))
@@ -318,14 +319,14 @@ def _bad_clips_message(bad: dict[str, str], total: int, config: DataConfig) -> s
         more = f"; and {len(bad) - SHOWN} more, all of which stand in {path}"
     return (
         f"{len(bad)} of {total} clips in {config.root} cannot be decoded: {shown}{more}. Replace the files, or pass "
-        f"--data.on-bad-video skip to leave them out and have them counted in the results; "
-        f"`{_doctor(config)}` shows every clip"
+        f"{flag('data.on_bad_video')} skip to leave them out and have them counted in the results; `"
+        f"{_doctor(config)}` shows every clip"
     )
 
 
 def _doctor(config: DataConfig) -> str:
     split = f"-{config.msrvtt_split}" if config.layout == "msrvtt" and config.msrvtt_split != "9k" else ""
-    videos = f" --videos {config.videos}" if config.videos != DataConfig.videos else ""
+    videos = f" --videos {config.videos}" if config.videos is not None else ""
     return f"emcl-train data doctor {config.layout}{split} {config.root}{videos}"
 
 

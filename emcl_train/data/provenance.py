@@ -20,7 +20,7 @@ def provenance(config: DataConfig) -> dict[str, Any]:
         "decoder": decoder_version(),
         "sampler": VIDEO_SAMPLER_VERSION,
         "sampling": {name: settings[name] for name in ("frame_sampling", "num_frames", "image_size")},
-        "compression": _compression(config.root / config.videos) or _compression(config.root),
+        "compression": _compression(config.video_folder) or _compression(config.root),
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 
 VIDEO_SUFFIXES = (
     ".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts",
@@ -26,7 +27,7 @@ def video_files(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise UserError(
             f"there is no folder {folder}; put the clips there as <video_id>.mp4 (or {', '.join(VIDEO_SUFFIXES[1:])}), "
-            f"or pass --data.videos with the folder that has them"
+            f"or pass {flag('data.videos')} with the folder that has them"
         )
     found = [path for path in visible_files(folder) if path.suffix.lower() in VIDEO_SUFFIXES]
     found.sort(key=lambda path: (VIDEO_SUFFIXES.index(path.suffix.lower()), str(path)))
@@ -58,7 +59,7 @@ def read_bytes(path: Path) -> bytes:
         beside = sorted(entry.name for entry in path.parent.iterdir() if entry.name[0] != ".")
         raise UserError(
             f"there is no file {path}; {path.parent} holds {few(beside) or 'nothing'}. "
-            f"Put {path.name} there, or pass --data.root with the folder that has it"
+            f"Put {path.name} there, or pass {flag('data.root')} with the folder that has it"
         )
     try:
         return path.read_bytes()

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from emcl_train.config import ShapesConfig
 from emcl_train.errors import UserError
+from emcl_train.flags import flag, takes
 
 VERSION = 1  # of the look and of the wording: a set of another version is not this one
 MANIFEST, PARTIAL = "shapes.json", "shapes.partial.json"
@@ -177,7 +178,7 @@ def _captions(scene: tuple[Shape, ...], look_is_unique: bool, number: int, rng: 
             return tuple(captions)
     raise UserError(
         f"captions_per_clip is {number}, but a clip of {_noun(scene[0])} has no more than {len(captions)} wordings; "
-        f"pass a smaller --data.shapes.captions-per-clip"
+        f"pass a smaller {flag('data.shapes.captions_per_clip')}"
     )
 
 
@@ -386,9 +387,10 @@ def _is_complete(root: Path, manifest: dict[str, object]) -> bool:
             )
         return name == MANIFEST
     if root.is_dir() and (entries := sorted(path.name for path in root.iterdir() if path.name[0] != ".")):
+        layout = f", or {flag('data.layout')} msrvtt for such data" if takes("data.layout") else ""
         raise UserError(
             f"{root} is not empty and holds no shapes set: {', '.join(entries[:5])}"
-            f"{' and more' if len(entries) > 5 else ''}; choose another folder, or --data.layout msrvtt for such data"
+            f"{' and more' if len(entries) > 5 else ''}; choose another folder{layout}"
         )
     return False
 
@@ -417,10 +419,9 @@ def _check(config: ShapesConfig) -> None:
 
 
 def _bad(config: ShapesConfig, name: str, expected: str) -> UserError:
-    flag = "--data.shapes." + name.replace("_", "-")
-    return UserError(
-        f"data.shapes.{name} is {getattr(config, name)}, expected {expected}; pass {flag} with such a value"
-    )
+    setting = f"data.shapes.{name}"
+    value = getattr(config, name)
+    return UserError(f"{setting} is {value}, expected {expected}; pass {flag(setting)} with such a value")
 
 
 def _json(value: object) -> str:

@@ -11,12 +11,13 @@ from jaxtyping import Int64
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from emcl_train.checkpoint import write_text_atomic
 from emcl_train.config import ModelConfig, RunConfig
 from emcl_train.data.annotations import load_annotations
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
+from emcl_train.run_files import TOKENIZER, write_text_atomic
+from emcl_train.weights.hub import hub_options, not_loaded, require_place
 
-TOKENIZER = "tokenizer.json"
 OPENAI_TOKENIZER = "openai/clip-vit-base-patch32"
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
 
@@ -104,7 +105,7 @@ def _tokenizer_beside(weights: Path | None, max_words: int) -> CaptionTokenizer 
     if tokenizer.max_words != max_words:
         raise UserError(
             f"data.max_words is {max_words} but the run of model.init_from has {tokenizer.max_words}; pass "
-            f"--data.max-words {tokenizer.max_words}"
+            f"{flag('data.max_words')} {tokenizer.max_words}"
         )
     return tokenizer
 
@@ -147,14 +148,15 @@ def pretrained_tokenizer(name: str, max_words: int, *, setting: str = "clip") ->
     from transformers import AutoTokenizer
 
     way_out = (
-        f"pass --model.{setting} with a hub name such as {OPENAI_TOKENIZER}, or with a folder that holds a "
+        f"pass {flag(f'model.{setting}')} with a hub name such as {OPENAI_TOKENIZER}, or with a folder that holds a "
         "tokenizer.json" + (', or with "random"' if setting == "clip" else "; without a network, a folder")
     )
+    require_place(name, f"model.{setting}", way_out)
     name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
-        pretrained = AutoTokenizer.from_pretrained(name)
+        pretrained = AutoTokenizer.from_pretrained(name, **hub_options(name))
     except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = not_loaded(name, error)
         raise UserError(
             f"model.{setting} is {name!r}, of which no tokenizer can be loaded ({reason}); {way_out}"
         ) from error

@@ -1,8 +1,16 @@
 """The retrieval model: CLIP's towers, temporal aggregation, and a similarity head with EMCL."""
 
-from emcl_train.models.clip import CLIPTowers
+from emcl_train.models.clip import CLIPTowers, look_at_clip
 from emcl_train.models.features import TextFeatures, VideoFeatures
 from emcl_train.models.heads import TokenWiseHead
 from emcl_train.models.retrieval import RetrievalModel, build_model
 
-__all__ = ["CLIPTowers", "RetrievalModel", "TextFeatures", "TokenWiseHead", "VideoFeatures", "build_model"]
+__all__ = [
+    "CLIPTowers",
+    "RetrievalModel",
+    "TextFeatures",
+    "TokenWiseHead",
+    "VideoFeatures",
+    "build_model",
+    "look_at_clip",
+]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from transformers import CLIPConfig, CLIPModel
 
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
+from emcl_train.torch_file import load_torch_file
 from emcl_train.weights.files import clip_config_beside, read_state
+from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.openai import NO_WEIGHTS, clip_from_openai, clip_to_openai, openai_clip_config, unseen_in
 from emcl_train.weights.release import HINTS
@@ -117,12 +121,12 @@ def build_towers(
     if image_size != expected_size:
         raise UserError(
             f"data.image_size is {image_size} but the vision tower of {source} takes {expected_size}; "
-            f"pass --data.image-size {expected_size}"
+            f"pass {flag('data.image_size')} {expected_size}"
         )
     if max_words > longest:
         raise UserError(
             f"data.max_words is {max_words} but the text tower of {source} takes at most {longest} tokens; "
-            f"pass --data.max-words {longest} or less"
+            f"pass {flag('data.max_words')} {longest} or less"
         )
     if vocabulary.size > clip.text_model.config.vocab_size:
         raise UserError(
@@ -132,15 +136,39 @@ def build_towers(
     return CLIPTowers(clip)
 
 
+def look_at_clip(config: ModelConfig) -> None:
+    """Look at what `config.clip` and `config.init_from` name, before anything that takes time.
+
+    Raises: UserError where there is no such thing, a file is damaged or holds no CLIP, or a folder is of another model.
+    """
+    path = Path(config.clip).expanduser()
+    if config.tokenizer is not None:
+        require_place(
+            config.tokenizer, "model.tokenizer", "pass --model.tokenizer a hub name, or a folder that has one"
+        )
+    if config.init_from is not None:
+        require_place(config.clip, "model.clip", CLIP_WAY_OUT)
+        if not config.init_from.is_file():
+            raise UserError(f"model.init_from is {config.init_from}, where there is no file; pass a checkpoint")
+    elif path.is_file():
+        openai_sizes(archived_weights(path), str(path), heads=None, eos_token_id=0, pad_token_id=0)
+    elif config.clip != "random":
+        require_clip(config.clip)
+
+
 def archived_clip(config: ModelConfig, vocabulary: Vocabulary) -> CLIPModel:
     """Weights from a file with OpenAI's names, such as `ViT-B-32.pt`; every key must be known and there."""
     path = Path(config.clip).expanduser()
-    state = {name: value for name, value in read_state(path).items() if not NO_WEIGHTS.fullmatch(name)}
+    state = archived_weights(path)
     clip = CLIPModel(archive_config(config, state, vocabulary, str(path), clip_config_beside(path)))
     expected = {name: value.shape for name, value in clip_to_openai(clip.state_dict()).items()}
     require_keys(state, expected, source=f"model.clip {path}", hints=HINTS)
     clip.load_state_dict(clip_from_openai(state))
     return clip
+
+
+def archived_weights(path: Path) -> dict[str, Tensor]:
+    return {name: value for name, value in read_state(path).items() if not NO_WEIGHTS.fullmatch(name)}
 
 
 def configuration_of(clip: str) -> dict[str, Any] | None:
@@ -153,15 +181,17 @@ def configuration_of(clip: str) -> dict[str, Any] | None:
         return clip_config_beside(path)
     if clip == "random" or (clip.startswith("openai/clip-vit-") and not path.is_dir()):
         return None
+    way_out = (
+        "its configuration says how many heads the towers of model.init_from have and how they are activated, which "
+        "their weights do not; pass --model.clip the folder or name of the CLIP that they are of"
+    )
+    require_place(clip, "model.clip", way_out)
     try:
-        return dict(CLIPConfig.from_pretrained(str(path) if path.is_dir() else clip).to_dict())
+        source = str(path) if path.is_dir() else clip
+        return dict(CLIPConfig.from_pretrained(source, **hub_options(clip)).to_dict())
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"model.clip is {clip}, whose configuration could not be read: {reason}. It says how many heads the towers "
-            f"of model.init_from have and how they are activated, which their weights do not; pass --model.clip the "
-            f"folder or name of the CLIP that they are of"
-        ) from error
+        reason = not_loaded(clip, error)
+        raise UserError(f"model.clip is {clip}, whose configuration could not be read: {reason}; {way_out}") from error
 
 
 def archive_config(
@@ -177,9 +207,14 @@ def archive_config(
     """
     heads = config.random_clip.heads if config.clip == "random" else None
     special = {"eos_token_id": vocabulary.eos_token_id, "pad_token_id": vocabulary.pad_token_id}
+    unseen = None if recorded is None else unseen_in(CLIPConfig.from_dict(dict(recorded)).to_dict())
+    return CLIPConfig(**openai_sizes(state, source, heads=heads, unseen=unseen, **special))
+
+
+def openai_sizes(state: Mapping[str, Tensor], source: str, **arguments: Any) -> dict[str, Any]:
+    """`openai_clip_config`, or a UserError where the weights are not those of a CLIP under OpenAI's names."""
     try:
-        unseen = None if recorded is None else unseen_in(CLIPConfig.from_dict(dict(recorded)).to_dict())
-        return CLIPConfig(**openai_clip_config(state, heads=heads, unseen=unseen, **special))
+        return openai_clip_config(state, **arguments)
     except KeyError as error:
         resnet = (
             " It has a ResNet; only vision transformers are supported."
@@ -223,28 +258,48 @@ def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int,
     return CLIPModel(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=size.width))
 
 
-def pretrained_clip(name: str) -> CLIPModel:
-    """Weights from a hub name or a local folder in the layout of `save_pretrained`; every weight must be there."""
-    way_out = (
-        'pass --model.clip a CLIP hub name, a folder written by save_pretrained, an archive of OpenAI, or "random"'
-    )
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise UserError(f"model.clip is {name}, which is neither a folder nor a file; {way_out}")
+def require_clip(name: str) -> str:
+    """The folder or hub name behind `model.clip`.
+
+    Raises: UserError where there is none, or it is of another model.
+    """
+    require_place(name, "model.clip", CLIP_WAY_OUT)
     folder = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
-        model_type = CLIPConfig.get_config_dict(folder)[0].get("model_type")
-        if model_type != "clip":
-            raise UserError(f"model.clip is {name}, a checkpoint of type {model_type!r} instead of 'clip'; {way_out}")
-        loaded: Any = CLIPModel.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+        model_type = CLIPConfig.get_config_dict(folder, **hub_options(name))[0].get("model_type")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
+        ) from error
+    if model_type != "clip":
+        raise UserError(f"model.clip is {name}, a checkpoint of type {model_type!r} instead of 'clip'; {CLIP_WAY_OUT}")
+    return folder
+
+
+def _broken_file(folder: Path) -> str | None:
+    """The first file of `torch.save` in a folder that cannot be read, with what it is."""
+    for path in sorted(folder.glob("*.bin")):
+        try:
+            load_torch_file(path)
+        except ValueError as error:
+            return f"{path.name}: {error}"
+    return None
+
+
+def pretrained_clip(name: str) -> CLIPModel:
+    """Weights from a hub name or a local folder in the layout of `save_pretrained`; every weight must be there."""
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
+    try:
+        loaded: Any = CLIPModel.from_pretrained(require_clip(name), **options)
         clip, loading = loaded
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {way_out}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
+        reason = _broken_file(Path(name).expanduser()) or not_loaded(name, error)
+        raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {CLIP_WAY_OUT}") from error
     # transformers fills what a checkpoint lacks with random numbers, which would look like a bad result.
     absent = sorted(loading["missing_keys"]) + sorted(str(key[0]) for key in loading["mismatched_keys"])
     if absent:
         raise UserError(
             f"model.clip is {name}, which lacks {len(absent)} of CLIP's weights, or has them in another shape "
-            f"(first: {absent[0]}); {way_out}"
+            f"(first: {absent[0]}); {CLIP_WAY_OUT}"
         )
     return clip.float()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from emcl_kernels import EMCL, SimilarityStream
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 from emcl_train.models.clip import CLIPTowers, StoredTowers, Vocabulary, build_towers
 from emcl_train.models.features import TextFeatures, VideoFeatures
 from emcl_train.models.heads import Head, TokenWiseHead, build_head
@@ -167,6 +168,6 @@ def build_emcl(config: EMCLConfig, *, width: int) -> EMCL:
     if not 1 <= config.num_bases <= width:
         raise UserError(
             f"emcl.num_bases is {config.num_bases}, expected 1 to {width}, the width of the features; "
-            f"pass --emcl.num-bases {min(32, width)}"
+            f"pass {flag('emcl.num_bases')} {min(32, width)}"
         )
     return EMCL(**config.of_layer())

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emcl_train.checkpoint import write_json_atomic, write_text_atomic
 from emcl_train.report.compare import compare, render_comparison_of
 from emcl_train.report.groups import load_group, render_group
 from emcl_train.report.html import page
 from emcl_train.report.run_folder import load_run
 from emcl_train.report.table import render_comparison, render_table
+from emcl_train.run_files import write_json_atomic, write_text_atomic
 
 __all__ = ["render_group", "render_table", "report_runs", "write_report"]
 
@@ -53,7 +53,7 @@ def report_runs(run_dirs: list[Path], console: Console | None = None, json_path:
             for other, comparison in comparisons
         ]
         write_json_atomic(json_path, found)
-    paths = [write_report(path) for path, _ in several]
+    paths = [write_report(path) for path in dict.fromkeys(path for path, _ in several)]
     for path in paths:
         console.print(f"report: {path}", soft_wrap=True, highlight=False)
     return paths

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from emcl_train.bootstrap import Interval, paired_bootstrap
+from emcl_train.bootstrap import Interval, paired_bootstrap, signed
 from emcl_train.errors import UserError
 from emcl_train.metrics import ranks, video_to_text_ranks_by_similarity
 from emcl_train.report.groups import Group
@@ -83,6 +83,11 @@ def compare(first: Group, second: Group, *, seed: int = 0) -> Comparison:
     Raises: UserError where the runs share no query.
     """
     notes: list[str] = []
+    of_first, of_second = ({run.path.resolve() for run in group.runs} for group in (first, second))
+    if of_first == of_second:
+        notes.append(f"{second.path} is compared with itself, which shows nothing.")
+    elif both := of_first & of_second:
+        notes.append(f"{', '.join(sorted(map(str, both)))}: on both sides, so that the difference looks smaller.")
     keys = [caption_keys(group.runs[0]) for group in (first, second)]
     alike = set(keys[0]) == set(keys[1])
     by_text = not alike and Counter(first.runs[0].captions) == Counter(second.runs[0].captions)
@@ -139,8 +144,8 @@ def render_comparison_of(first: Group, second: Group, comparison: Comparison) ->
             f"{d.direction} {d.metric}",
             f"{d.first:.1f}",
             f"{d.second:.1f}",
-            f"{d.interval.mean:+.1f}",
-            f"{d.interval.low:+.1f} to {d.interval.high:+.1f}",
+            signed(d.interval.mean),
+            f"{signed(d.interval.low)} to {signed(d.interval.high)}",
             d.verdict,
             style="bold" if d.shown else None,
         )

@@ -1,6 +1,5 @@
 """Runs that differ only in their seed: a folder of run folders, and mean ± deviation over them."""
 
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,7 @@ from emcl_train.config import differing_settings
 from emcl_train.errors import UserError
 from emcl_train.report.run_folder import Run, load_run
 from emcl_train.report.table import BY_RANK, Results, columns_of, differences, error_of_share, sentences
-
-SEED_FOLDER = re.compile(r"seed-(\d+)")
+from emcl_train.run_files import CONFIG, seed_folders
 
 
 @dataclass(frozen=True)
@@ -27,18 +25,12 @@ class Group:
     runs: tuple[Run, ...]
 
 
-def seed_folders(path: Path) -> list[Path]:
-    """The run folders in a folder of seeds, by seed; none where `path` is no such folder."""
-    found = [entry for entry in path.iterdir() if SEED_FOLDER.fullmatch(entry.name)] if path.is_dir() else []
-    return sorted(found, key=lambda entry: int(entry.name.removeprefix("seed-")))
-
-
 def load_group(path: Path) -> Group:
     """Read a run folder, or each one in a folder of seeds.
 
     Raises: UserError where a run is not finished or damaged, or runs of a folder differ in more than their seed.
     """
-    folders = [path] if (path / "config.json").is_file() else seed_folders(path) or [path]
+    folders = [path] if (path / CONFIG).is_file() else seed_folders(path) or [path]
     runs = [load_run(folder) for folder in folders]
     first = runs[0]
     for run in runs[1:]:

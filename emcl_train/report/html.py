@@ -5,6 +5,7 @@ from dataclasses import asdict
 from html import escape
 from typing import Any
 
+from emcl_train.bootstrap import signed
 from emcl_train.report import plots
 from emcl_train.report.published import Metrics, published_rows
 from emcl_train.report.retrievals import Retrieval, Strip, best_and_worst, strips
@@ -74,7 +75,7 @@ def _tiles(run: Run) -> str:
     off = rows.get("EMCL off (same weights)")
     if off:
         effect = main["text_to_video"]["R@1"] - off["text_to_video"]["R@1"]
-        tiles.append(("EMCL, text→video R@1", f"{effect:+.1f}".replace("-", "−"), "points over the same weights off"))
+        tiles.append(("EMCL, text→video R@1", signed(effect).replace("-", "−"), "points over the same weights off"))
     cells = (
         f"<div><span>{escape(name)}</span><strong>{escape(value)}</strong><small>{escape(note)}</small></div>"
         for name, value, note in tiles

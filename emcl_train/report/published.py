@@ -1,4 +1,4 @@
-"""Figures from papers, to stand beside a run's own: test splits of the recipes, ViT-B/32 unless named."""
+"""Figures from papers, to stand beside a run's own of the same protocol, ViT-B/32 unless named."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,8 @@ class Protocol:
 
     split: str
     """Its name."""
+    asked: dict[str, str]
+    """What a run's protocol, as results.json has it, must be."""
     gallery: int
     """Clips of its test split."""
     rows: tuple[Published, ...]
@@ -42,6 +44,8 @@ def _activitynet(name: str, text_to_video: str) -> Published:
 
 MSRVTT_1KA = Protocol(
     "MSR-VTT 1k-A",
+    # The rows are of models trained on the 9k list.
+    {"layout": "msrvtt", "msrvtt_split": "9k", "test_captions": "one"},
     1000,
     (
         _row("JSFusion", "10.2/31.2/43.2/13"),
@@ -56,6 +60,7 @@ MSRVTT_1KA = Protocol(
 )
 ACTIVITYNET = Protocol(
     "ActivityNet val_1, paragraphs",
+    {"layout": "activitynet"},
     4917,
     (
         _activitynet("CE", "18.2/47.7/91.4/6"),
@@ -67,6 +72,7 @@ ACTIVITYNET = Protocol(
 )
 LSMDC = Protocol(
     "LSMDC",
+    {"layout": "lsmdc"},
     1000,
     (
         _row("JSFusion", "9.1/21.2/34.1/36"),
@@ -77,30 +83,40 @@ LSMDC = Protocol(
         _row("EMCL-Net + inverted softmax", "25.9/46.4/53.7/8"),
     ),
 )
-MSVD = Protocol("MSVD", 670, (_row("EMCL-Net", "42.1/71.3/81.1/2/17.6", "54.3/81.3/88.1/1/5.6"),))
-DIDEMO = Protocol("DiDeMo, paragraphs", 1004, (_row("EMCL-Net", "46.8/74.3/83.1/2/12.3", "45.0/73.2/82.7/2/9.0"),))
+MSVD = Protocol(
+    "MSVD",
+    {"layout": "msvd", "test_captions": "all"},
+    670,
+    (_row("EMCL-Net", "42.1/71.3/81.1/2/17.6", "54.3/81.3/88.1/1/5.6"),),
+)
+DIDEMO = Protocol(
+    "DiDeMo, paragraphs",
+    {"layout": "didemo"},
+    1004,
+    (_row("EMCL-Net", "46.8/74.3/83.1/2/12.3", "45.0/73.2/82.7/2/9.0"),),
+)
 
-PROTOCOLS = {
-    # The rows of 1k-A are of models trained on the 9k list, so msrvtt-7k and msrvtt-full have none.
-    "msrvtt-9k": MSRVTT_1KA,
-    "activitynet": ACTIVITYNET,
-    "lsmdc": LSMDC,
-    "msvd": MSVD,
-    "didemo": DIDEMO,
-}
+PROTOCOLS = (MSRVTT_1KA, ACTIVITYNET, LSMDC, MSVD, DIDEMO)
+
+
+def protocol_of(results: dict[str, Any]) -> Protocol | None:
+    """The protocol that was evaluated, whatever the recipe is called; None where papers have no rows for it."""
+    found = results.get("protocol", {})
+    matching = (protocol for protocol in PROTOCOLS if protocol.asked.items() <= found.items())
+    return next(matching, None) if results["split"] == "test" else None
 
 
 def published_rows(results: dict[str, Any]) -> tuple[Published, ...]:
-    """The rows for a run's recipe; none for one without, or for another split than the test split."""
-    protocol = PROTOCOLS.get(str(results.get("recipe")))
-    return protocol.rows if protocol and results["split"] == "test" else ()
+    """The rows of the protocol that a run was evaluated by."""
+    protocol = protocol_of(results)
+    return protocol.rows if protocol else ()
 
 
 def published_sentences(results: dict[str, Any]) -> list[str]:
     """What must be said where published rows stand in a table."""
-    if not published_rows(results):
+    protocol = protocol_of(results)
+    if protocol is None:
         return []
-    protocol = PROTOCOLS[str(results["recipe"])]
     lines = [
         f"Rows marked published are from the papers, on {protocol.split}, with CLIP ViT-B/32 where CLIP is used; they "
         "were not computed here, and papers often select the epoch on the test split."

@@ -9,24 +9,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emcl_train.checkpoint import load_config
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
+from emcl_train.evaluations import EMBEDDINGS, QUERIES, RESULTS, run_of
+from emcl_train.run_files import CONFIG, ENVIRONMENT, METRICS, load_config, require_run
 
-# Each file of a finished run that a report reads, with what writes it again.
-REQUIRED = {
-    "config.json": "`emcl-train train`",
-    "environment.json": "`emcl-train train`",
-    "metrics.jsonl": "`emcl-train train`",
-    "results.json": "`emcl-train eval {run}`",
-    "queries.json": "`emcl-train eval {run}`",
-    "embeddings.safetensors": "`emcl-train eval {run}`",
-}
+OF_TRAINING, OF_EVALUATION = (CONFIG, ENVIRONMENT, METRICS), (RESULTS, QUERIES, EMBEDDINGS)
+"""Files of a finished run that a report reads, by what writes them."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run."""
+    """A finished run, or an evaluation of one with other settings."""
 
     path: Path
     config: RunConfig
@@ -61,35 +55,35 @@ def load_run(run_dir: Path) -> Run:
     Raises: UserError where it is no folder, lacks a file, or a file is damaged; the message says what writes it again.
     """
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir} is not a run folder: no such folder; pass the --out folder of `emcl-train train`")
-    missing = [name for name in REQUIRED if not (run_dir / name).is_file()]
+        require_run(run_dir)
+    missing = [name for name in (*OF_TRAINING, *OF_EVALUATION) if not (run_dir / name).is_file()]
     if missing:
-        writer = REQUIRED[missing[0]].format(run=run_dir)
         raise UserError(
-            f"{run_dir} is not the folder of a finished run: {', '.join(missing)} missing; {writer} writes "
-            f"{missing[0]} (a run that was stopped goes on with --resume)"
+            f"{run_dir} is not the folder of a finished run: {', '.join(missing)} missing; "
+            f"{_writer(run_dir / missing[0])} writes {missing[0]} (a run that was stopped goes on with "
+            f"`emcl-train train RECIPE --resume`)"
         )
-    queries = _read_json(run_dir / "queries.json", {"video_ids", "captions"})
-    results = _read_json(run_dir / "results.json", {"rows", "split", "queries", "gallery", "em_block", "selection"})
-    embeddings = run_dir / "embeddings.safetensors"
+    queries = _read_json(run_dir / QUERIES, {"video_ids", "captions"})
+    results = _read_json(run_dir / RESULTS, {"rows", "split", "queries", "gallery", "em_block", "selection"})
+    embeddings = run_dir / EMBEDDINGS
     try:
         tensors = load_file(embeddings)
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{embeddings} cannot be read as safetensors ({error}); `emcl-train eval {run_dir}` writes it again"
+            f"{embeddings} cannot be read as safetensors ({error}); {_writer(embeddings)} writes it again"
         ) from error
     expected = [len(queries["captions"]), len(queries["video_ids"])]
     found = list(tensors["similarity_off"].shape) if "similarity_off" in tensors else "no similarity_off"
     if found != expected:
         raise UserError(
             f"{embeddings} does not belong to queries.json beside it: expected similarity_off of shape {expected}, "
-            f"got {found}; `emcl-train eval {run_dir}` writes both again"
+            f"got {found}; {_writer(embeddings)} writes both again"
         )
     return Run(
         path=run_dir,
         config=load_config(run_dir),
-        environment=_read_json(run_dir / "environment.json", set()),
-        records=_read_records(run_dir / "metrics.jsonl"),
+        environment=_read_json(run_dir / ENVIRONMENT, set()),
+        records=_read_records(run_dir / METRICS),
         results=results,
         video_ids=queries["video_ids"],
         captions=queries["captions"],
@@ -97,8 +91,16 @@ def load_run(run_dir: Path) -> Run:
     )
 
 
+def _writer(path: Path) -> str:
+    """The command that writes a file of a run again."""
+    folder = path.parent
+    if run := run_of(folder):
+        return f"`emcl-train eval {run}` with the settings of {folder.name}"
+    return "`emcl-train train`" if path.name in OF_TRAINING else f"`emcl-train eval {folder}`"
+
+
 def _read_json(path: Path, keys: set[str]) -> dict[str, Any]:
-    again = f"{REQUIRED[path.name].format(run=path.parent)} writes it again"
+    again = f"{_writer(path)} writes it again"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -121,7 +123,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:  # broken JSON and broken UTF-8 are ValueErrors too
             raise UserError(
                 f"{path}, line {number}, is not readable as a record ({error}); remove that line, or go on with "
-                "--resume, which cuts the file back to the last full state"
+                "`emcl-train train RECIPE --resume`, which cuts the file back to the last full state"
             ) from error
         records.append(record)
     return records

@@ -21,7 +21,7 @@ BY_RANK = "↳ by best rank"
 
 def columns_of(results: Results) -> tuple[str, ...]:
     """The metrics that the literature gives for this data set."""
-    return ACTIVITYNET_COLUMNS if results.get("recipe") == "activitynet" else COLUMNS
+    return ACTIVITYNET_COLUMNS if results.get("protocol", {}).get("layout") == "activitynet" else COLUMNS
 
 
 def render_table(results: Results) -> Group:

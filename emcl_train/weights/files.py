@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emcl_train.errors import UserError
+from emcl_train.torch_file import load_torch_file
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training programs put the weights beside other things."""
@@ -51,7 +52,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         elif _is_torchscript(path):
             state = _read_torchscript(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_torch_file(path)
     except Exception as error:  # readers raise whatever the damaged bytes lead to
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(

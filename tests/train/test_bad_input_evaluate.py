@@ -13,7 +13,7 @@ from fake_run import make_run
 from safetensors.torch import load_file
 from tiny_evaluation import TinyTokenizer, tiny_config, tiny_data, tiny_model
 
-from emcl_train.checkpoint import save_config, save_tensors_atomic
+from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.config import EvalConfig
 from emcl_train.data.annotations import Split
 from emcl_train.errors import UserError
@@ -21,6 +21,7 @@ from emcl_train.evaluate import embed_split, evaluate_run
 from emcl_train.metrics import ranks, retrieval_metrics, text_to_video, video_to_text_best_rank
 from emcl_train.report import report_runs, write_report
 from emcl_train.rerank import inverted_softmax
+from emcl_train.run_files import save_config
 
 __all__ = ["tiny_data"]  # a fixture
 
@@ -125,7 +126,7 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "NaN in the video tower",
         lambda place: with_weight(place, "towers.clip.visual_projection.weight", float("nan")),
-        r"the video tower gave NaN or infinity for 7 of 7 clips.*first for 'video0'.*--train.lr",
+        r"the video tower gave NaN or infinity for 7 of 7 clips.*first for 'video0'.*lower train.lr",
     ),
     (
         "infinity in the text tower",

@@ -2,10 +2,10 @@
 
 import pytest
 
-from emcl_train.checkpoint import load_config, save_config
 from emcl_train.config import RunConfig, check_config
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
+from emcl_train.run_files import load_config, save_config
 from emcl_train.trainer import open_run_folder
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emcl_train import checkpoint
+from emcl_train import checkpoint, run_files
 from emcl_train.checkpoint import TrainingState
 from emcl_train.config import EMCLConfig, RunConfig, ShapesConfig, TrainConfig
 from emcl_train.errors import UserError
@@ -33,24 +33,24 @@ def state(**changes):
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
-    checkpoint.write_json_atomic(path, {"old": "é"})
+    run_files.write_json_atomic(path, {"old": "é"})
 
     def fail(file):
         file.write(b"half")
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        checkpoint.write_atomic(path, fail)
+        run_files.write_atomic(path, fail)
     assert json.loads(path.read_text(encoding="utf-8")) == {"old": "é"}
     assert os.listdir(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, monkeypatch, call):
-    checkpoint.write_text_atomic(tmp_path / "a", "old")
+    run_files.write_text_atomic(tmp_path / "a", "old")
     monkeypatch.setattr(os, call, no_space)
     with pytest.raises(UserError, match=r"the disk is full: .*a could not be written.*--resume"):
-        checkpoint.write_text_atomic(tmp_path / "a", "new")
+        run_files.write_text_atomic(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "old"
     assert os.listdir(tmp_path) == ["a"]
 
@@ -72,7 +72,7 @@ def test_a_full_disk_inside_torch_save_is_named(tmp_path, monkeypatch):
 def test_a_line_that_does_not_fit_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(UserError, match="the disk is full"):
-        checkpoint.append_line(tmp_path / "metrics.jsonl", {"step": 1})
+        run_files.append_line(tmp_path / "metrics.jsonl", {"step": 1})
 
 
 def test_tensors_come_back_even_if_they_share_memory(tmp_path):
@@ -87,19 +87,19 @@ def test_tensors_come_back_even_if_they_share_memory(tmp_path):
 def test_lines_are_appended_counted_and_cut_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for step in range(5):
-        checkpoint.append_line(path, {"step": step})
-    assert checkpoint.count_lines(path) == 5
-    checkpoint.keep_lines(path, 3)
+        run_files.append_line(path, {"step": step})
+    assert run_files.count_lines(path) == 5
+    run_files.keep_lines(path, 3)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2]
     with pytest.raises(UserError, match="has 3 lines but the saved state was written after 4"):
-        checkpoint.keep_lines(path, 4)
+        run_files.keep_lines(path, 4)
 
 
 def test_configuration_comes_back_with_its_types(tmp_path):
     config = RunConfig(out=tmp_path, emcl=EMCLConfig(num_bases=7), train=TrainConfig(betas=(0.8, 0.9), max_steps=3))
     config.data.shapes = ShapesConfig(size=32)
-    checkpoint.save_config(tmp_path, config)
-    assert checkpoint.load_config(tmp_path) == config
+    run_files.save_config(tmp_path, config)
+    assert run_files.load_config(tmp_path) == config
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_configuration_comes_back_with_its_types(tmp_path):
 def test_a_configuration_that_is_none(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        checkpoint.load_config(tmp_path)
+        run_files.load_config(tmp_path)
 
 
 def test_state_comes_back_whole(tmp_path):
@@ -138,9 +138,12 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
 def test_a_damaged_state_is_named_and_an_absent_one_is_none(tmp_path):
     assert checkpoint.load_state(tmp_path) is None
     checkpoint.save_state(tmp_path, state())
-    path = tmp_path / checkpoint.STATE
+    path = tmp_path / run_files.STATE
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="cannot be read as the state of a run"):
+    with pytest.raises(UserError, match="cannot be read as the state of a run: it is cut short"):
+        checkpoint.load_state(tmp_path)
+    path.write_text("lost")
+    with pytest.raises(UserError, match=r"as the state of a run: it is no file of torch\.save"):
         checkpoint.load_state(tmp_path)
 
 
@@ -148,5 +151,5 @@ def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     (tmp_path / "state").mkdir()
     for name in (".results.json.partial", "state/.latest.pt.partial", "results.json"):
         (tmp_path / name).touch()
-    checkpoint.remove_partial_files(tmp_path)
+    run_files.remove_partial_files(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["results.json", "state"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from emcl_train import cli
-from emcl_train.checkpoint import save_config
 from emcl_train.config import EMCLConfig, EvalConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
+from emcl_train.run_files import save_config, write_json_atomic
 
 KNOWN = "activitynet, didemo, jsonl, lsmdc, msrvtt-7k, msrvtt-9k, msrvtt-full, msvd, shapes, vatex"
 
@@ -33,7 +33,7 @@ def test_a_recipe_trains_as_it_stands(trained, recipe):
     assert trained[0].recipe == recipe
 
 
-def test_flags_override_single_settings_of_a_recipe(trained):
+def test_flags_override_single_settings_of_a_recipe(trained, tmp_path):
     flags = [
         "--data.root",
         "x/y",
@@ -44,6 +44,8 @@ def test_flags_override_single_settings_of_a_recipe(trained):
         "--emcl.mode",
         "off",
         "--resume",
+        "--out",
+        str(tmp_path),
     ]
     assert cli.main(["train", "msrvtt-9k", *flags]) == 0
     config, default = trained[0], load_recipe("msrvtt-9k")
@@ -70,7 +72,9 @@ def test_the_default_of_every_recipe_has_emcl_on_in_training():
         (["trian", "shapes"], "there is no command 'trian shapes'; see emcl-train --help"),
         (["eval"], "eval needs the folder of a run before its options, such as runs/shapes"),
         (["eval", "--em-block", "32", "runs/x"], "eval needs the folder of a run before its options"),
-        (["eval", "no/such/run"], "no/such/run is not a run folder"),
+        (["eval", "no/such/run"], "no/such/run is not a run folder: no such folder; pass the --out folder"),
+        (["export", "no/such/run", "x.bin", "--layout", "emcl"], "no/such/run is not a run folder: no such folder"),
+        (["embed", "no/such/run", "--out", "x"], "there is no recipe 'no/such/run' and no such folder of a run; known"),
         (["report"], "report needs the folder of at least one run"),
         (["data", "docter", "msrvtt", "x"], "there is no command 'data docter'"),
     ],
@@ -120,9 +124,9 @@ def evaluated(monkeypatch):
 
     calls = []
 
-    def evaluate_run(run, eval_config, *, emcl, split, from_features):
+    def evaluate_run(run, eval_config, *, place, emcl, split, from_features, out):
         calls.append((run, eval_config, split, emcl))
-        return {}
+        return {}, out or run
 
     monkeypatch.setattr(emcl_train.evaluate, "evaluate_run", evaluate_run)
     monkeypatch.setattr(emcl_train.report, "render_table", str)
@@ -142,7 +146,9 @@ def test_evaluation_takes_the_settings_of_the_run_unless_told_otherwise(evaluate
         (tmp_path, replace(own, em_block=None), "val", EMCLConfig()),
         (tmp_path, EvalConfig(batch_size=9, em_block=7, inverted_softmax_temperature=0.2), "test", EMCLConfig()),
     ]
-    assert "report.html" in capsys.readouterr().out
+    assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
+    assert cli.main(["eval", str(tmp_path), "--out", "kept"]) == 0
+    assert "report: kept/report.html" in capsys.readouterr().out
 
 
 def test_emcl_at_inference_has_the_settings_of_the_paper_unless_told_otherwise(evaluated, tmp_path):
@@ -167,6 +173,32 @@ def test_a_setting_of_the_evaluation_out_of_range_is_named_with_its_flag(tmp_pat
     )
 
 
+@pytest.mark.parametrize("command", [["eval"], ["export"], ["embed"]])
+def test_a_folder_of_seeds_is_refused_with_the_runs_in_it(tmp_path, capsys, command):
+    """And a folder of results with the run that they are of."""
+    for seed in (0, 1, 10):
+        save_config(tmp_path / f"seed-{seed}", RunConfig())
+    rest = {
+        "eval": [],
+        "export": [str(tmp_path / "x.bin"), "--layout", "emcl"],
+        "embed": ["--out", str(tmp_path / "x")],
+    }
+    assert cli.main([*command, str(tmp_path), *rest[command[0]]]) == 1
+    runs = ", ".join(str(tmp_path / f"seed-{seed}") for seed in (0, 1, 10))
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path} holds 3 runs with different seeds; pass one of them: {runs}\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["eval", "export"])
+def test_a_folder_of_results_is_refused_with_the_run_that_they_are_of(tmp_path, capsys, command):
+    save_config(tmp_path / "results", RunConfig())
+    write_json_atomic(tmp_path / "results" / "evaluation.json", {"run": "runs/x"})
+    rest = [] if command == "eval" else [str(tmp_path / "x.bin"), "--layout", "emcl"]
+    assert cli.main([command, str(tmp_path / "results"), *rest]) == 1
+    assert "no weights; pass the run itself, runs/x\n" in capsys.readouterr().err
+
+
 def test_help_of_eval_needs_no_run_and_with_one_shows_its_settings(tmp_path, capsys):
     assert cli.main(["eval", "--help"]) == 0
     assert "eval RUN" in capsys.readouterr().out
@@ -179,7 +211,7 @@ def test_help_of_eval_needs_no_run_and_with_one_shows_its_settings(tmp_path, cap
 
 
 @pytest.mark.parametrize(("flags", "path"), [([], None), (["--json", "found.json"], Path("found.json"))])
-def test_the_doctor_writes_json_where_asked(monkeypatch, flags, path):
+def test_the_doctor_writes_json_where_asked(monkeypatch, tmp_path, flags, path):
     import emcl_train.data.doctor
 
     calls = []
@@ -189,8 +221,8 @@ def test_the_doctor_writes_json_where_asked(monkeypatch, flags, path):
         return 1
 
     monkeypatch.setattr(emcl_train.data.doctor, "run_doctor", run_doctor)
-    assert cli.main(["data", "doctor", "msrvtt", "x/y", *flags]) == 1
-    assert calls == [("msrvtt", Path("x/y"), path)]
+    assert cli.main(["data", "doctor", "msrvtt", str(tmp_path), *flags]) == 1
+    assert calls == [("msrvtt", tmp_path, path)]
 
 
 def test_interruption_says_how_to_go_on(monkeypatch, capsys):
@@ -202,10 +234,52 @@ def test_interruption_says_how_to_go_on(monkeypatch, capsys):
     assert "--resume" in capsys.readouterr().err
 
 
-def test_python_m_is_the_same_program_and_starts_without_torch():
-    code = "import sys; from emcl_train.cli import main; main(['train', 'no']); print('torch' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout) == (0, "False\n")
+MISTAKES = [
+    "--help",
+    "train no",
+    "train shapes --help",
+    "train shapes --train.epochs 0",
+    "train shapes --train.epochs many",
+    "train shapes --model.clip ./none",
+    "train shapes --out run",
+    "eval none",
+    "eval run --help",
+    "eval run --nothing",
+    "eval run --em-block 0",
+    "eval run --out run",
+    "embed none --out new",
+    "embed shapes --out run",
+    "embed run --help",
+    "export none x --layout emcl",
+    "export run run --layout emcl",
+    "report none",
+    "data doctor msrvtt none",
+    "data compress none new",
+    "data shapes new --nothing",
+    "refine --help",
+]
+
+
+def test_mistakes_are_answered_without_waiting_for_torch(tmp_path):
+    save_config(tmp_path / "run", RunConfig())
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    code = f"""
+import sys
+from emcl_train.cli import main
+for line in {MISTAKES!r}:
+    try:
+        code = main(line.split())
+    except SystemExit as end:
+        code = end.code
+    assert bool(code) == ("--help" not in line), line
+    loaded = {{"torch", "transformers", "numpy"}} & set(sys.modules)
+    assert not loaded, (line, loaded)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_python_m_is_the_same_program():
     ended = subprocess.run(
         [sys.executable, "-m", "emcl_train", "train", "no"], capture_output=True, text=True, check=False
     )
@@ -222,8 +296,8 @@ def test_configurations_of_recipes_are_not_shared():
 
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("emcl_train.trainer.train", lambda config: (config.out / "run").mkdir())
-    assert cli.main(["train", "shapes", "--out", str(tmp_path / "file")]) == 1
+    monkeypatch.setattr("emcl_train.trainer.train", lambda config: (config.out.parent / "file" / "run").mkdir())
+    assert cli.main(["train", "shapes", "--out", str(tmp_path / "new")]) == 1
     assert (
         capsys.readouterr().err
         == f"error: {tmp_path / 'file' / 'run'}: Not a directory; choose another place, or see --debug\n"

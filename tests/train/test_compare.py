@@ -1,6 +1,7 @@
 """Two runs query by query, from fake run folders."""
 
 import json
+import re
 from io import StringIO
 
 import numpy as np
@@ -10,11 +11,13 @@ from fake_run import make_run
 from rich.console import Console
 from safetensors.torch import load_file
 
-from emcl_train.checkpoint import save_tensors_atomic, write_json_atomic
+from emcl_train.bootstrap import Interval, signed
+from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.errors import UserError
 from emcl_train.report import report_runs
 from emcl_train.report.compare import compare
 from emcl_train.report.groups import load_group
+from emcl_train.run_files import write_json_atomic
 
 
 def edit(path, change):
@@ -35,6 +38,28 @@ def test_a_run_and_itself_show_no_difference(tmp_path):
     assert result.verdict.startswith("no difference shown")
     assert all((d.interval.low, d.interval.mean, d.interval.high) == (0.0, 0.0, 0.0) for d in result.differences)
     assert result.notes == ()
+
+
+def test_a_comparison_of_a_run_with_itself_says_so(tmp_path):
+    for name in ("a", "seeds/seed-0", "seeds/seed-1"):
+        make_run(tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    one, same = load_group(tmp_path / "a"), load_group(tmp_path / "link")
+    assert compare(one, same).notes == (f"{tmp_path / 'link'} is compared with itself, which shows nothing.",)
+    seeds, own = load_group(tmp_path / "seeds"), load_group(tmp_path / "seeds" / "seed-1")
+    assert compare(seeds, own).notes[0].startswith(f"{tmp_path / 'seeds' / 'seed-1'}: on both sides")
+
+
+def test_zero_has_no_sign(tmp_path):
+    assert [signed(value) for value in (-0.04, 0.0, -0.0, 0.04, -0.06, 2.0)] == ["0.0"] * 4 + ["-0.1", "+2.0"]
+    assert str(Interval(-0.01, -0.04, 0.02)) == "0.0 [0.0, 0.0]"
+    make_run(tmp_path / "a")
+    console = Console(file=StringIO(), width=200)
+    report_runs([tmp_path / "a", tmp_path / "a"], console)
+    assert not re.search(r"[+-]0\.0(?!\d)", console.file.getvalue())
+    assert not re.search(
+        r"[+−-]0\.0(?!\d)", re.sub(r"<svg[\s\S]*?</svg>", "", (tmp_path / "a/report.html").read_text())
+    )
 
 
 @pytest.mark.parametrize("captions_per_clip", [1, 3])

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from tiny_run import tiny_run
 
 import emcl_train.embed as embed_module
-from emcl_train import checkpoint, cli, trainer
-from emcl_train.checkpoint import load_config
+from emcl_train import checkpoint, cli, run_files, trainer
 from emcl_train.config import RunConfig
 from emcl_train.data import loader
 from emcl_train.data.features import FEATURES, TOWERS, open_features
@@ -24,6 +23,7 @@ from emcl_train.embed import embed
 from emcl_train.errors import UserError
 from emcl_train.evaluate import evaluate_run, model_on_features, read_weights
 from emcl_train.models import build_model
+from emcl_train.run_files import load_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUIET = Console(file=io.StringIO())
@@ -40,7 +40,7 @@ def run(config):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "write_report", lambda out: out)
         trainer.train(config, QUIET)
-    lines = [json.loads(line) for line in (config.out / checkpoint.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (config.out / run_files.METRICS).read_text().splitlines()]
     return lines, json.loads((config.out / "results.json").read_text())
 
 
@@ -100,15 +100,15 @@ def test_weights_are_those_beside_the_towers(both, folder, head):
 
 def test_a_run_on_videos_is_evaluated_on_its_features(root, both, tmp_path, capsys):
     out = both[0] / "text-conditioned-videos"
-    before = evaluate_run(out)["rows"]
+    before = evaluate_run(out)[0]["rows"]
     assert cli.main(["embed", str(out), "--out", str(tmp_path / "features")]) == 0
     assert "features of 32 train, 8 val, 12 test clips" in capsys.readouterr().out
-    rows = evaluate_run(out, from_features=tmp_path / "features")["rows"]
+    rows = evaluate_run(out, from_features=tmp_path / "features")[0]["rows"]
     for row, other in zip(before, rows, strict=True):
         assert other["text_to_video"] == pytest.approx(row["text_to_video"])
     settings = load_config(out).eval
-    with_bank = evaluate_run(out, replace(settings, query_bank=5), from_features=tmp_path / "features")["rows"]
-    assert with_bank[-1] == evaluate_run(out, replace(settings, query_bank=5))["rows"][-1]
+    with_bank = evaluate_run(out, replace(settings, query_bank=5), from_features=tmp_path / "features")[0]["rows"]
+    assert with_bank[-1] == evaluate_run(out, replace(settings, query_bank=5))[0]["rows"][-1]
 
 
 def test_a_run_on_features_is_exported_whole(both, tmp_path):
@@ -119,7 +119,7 @@ def test_a_run_on_features_is_exported_whole(both, tmp_path):
     config.from_features, config.model.init_from = None, tmp_path / "weights.bin"
     whole = build_model(config, load_tokenizer(config, out)).state_dict()
     assert torch.equal(whole["towers.clip.logit_scale"], read_weights(out)["towers.clip.logit_scale"])
-    config.model.init_from = out / checkpoint.WEIGHTS
+    config.model.init_from = out / run_files.WEIGHTS
     with pytest.raises(UserError, match=r"a run on features, without towers; `emcl-train export"):
         build_model(config, load_tokenizer(config, out))
     assert {"clip.visual.conv1.weight", "clip.logit_scale", "transformerClip.resblocks.0.ln_1.bias"} <= names.keys()
@@ -167,14 +167,14 @@ def test_a_run_keeps_the_towers_that_it_was_started_on(root, folder, tmp_path, c
     shutil.copytree(folder, copy)
     config = replace(configuration(root, tmp_path / "run", "wti", max_steps=1), from_features=copy)
     run(config)
-    recorded = (config.out / checkpoint.ENVIRONMENT).read_text()
+    recorded = (config.out / run_files.ENVIRONMENT).read_text()
     towers = {name: value + 1 for name, value in load_file(copy / TOWERS).items()}
     checkpoint.save_tensors_atomic(copy / TOWERS, towers)
     record = json.loads((copy / FEATURES).read_text())
     (copy / FEATURES).write_text(json.dumps(record | {"weights": "other"}))
     with pytest.raises(UserError, match=r"are of towers with weights other, and .* the run was started on"):
         trainer.train(replace(config, resume=True), QUIET)
-    assert (config.out / checkpoint.ENVIRONMENT).read_text() == recorded
+    assert (config.out / run_files.ENVIRONMENT).read_text() == recorded
     assert cli.main(["export", str(config.out), str(tmp_path / "weights.bin"), "--layout", "emcl"]) == 1
     assert "are of towers with weights" in capsys.readouterr().err
     assert not (tmp_path / "weights.bin").exists()
@@ -183,15 +183,15 @@ def test_a_run_keeps_the_towers_that_it_was_started_on(root, folder, tmp_path, c
 def test_a_run_that_goes_on_warns_of_other_frames_and_keeps_the_record(root, folder, tmp_path, monkeypatch):
     config = configuration(root, tmp_path / "run", "mean", max_steps=1)
     run(config)
-    record = checkpoint.load_environment(config.out)
+    record = run_files.load_environment(config.out)
     monkeypatch.setattr("emcl_train.data.provenance.decoder_version", lambda: "another one")
     console = Console(file=io.StringIO(), width=300)
     trainer.train(replace(config, resume=True), console)
     assert "now another one" in console.file.getvalue()
-    assert checkpoint.load_environment(config.out) == record
-    (config.out / checkpoint.ENVIRONMENT).write_text("{")
+    assert run_files.load_environment(config.out) == record
+    (config.out / run_files.ENVIRONMENT).write_text("{")
     with pytest.raises(UserError, match=r"environment\.json cannot be read as JSON"):
-        checkpoint.load_environment(config.out)
+        run_files.load_environment(config.out)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,14 +10,21 @@ from safetensors.torch import load_file
 from tiny_evaluation import CLIPS, FRAMES, TinyTokenizer, tiny_config, tiny_data, tiny_model, tiny_split
 
 from emcl_train import evaluate as evaluation
-from emcl_train.checkpoint import append_line, save_config, save_tensors_atomic, write_json_atomic
-from emcl_train.config import EvalConfig, RunConfig, inference_emcl
+from emcl_train.checkpoint import save_tensors_atomic
+from emcl_train.config import EvalConfig, PlaceConfig, RunConfig, inference_emcl
+from emcl_train.data.annotations import Annotations
 from emcl_train.data.provenance import provenance
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+from emcl_train.errors import UserError
 from emcl_train.evaluate import bank_of, compare_bank, embed_split, evaluate, evaluate_run, similarities
+from emcl_train.evaluations import what_differs
 from emcl_train.metrics import text_to_video
+from emcl_train.report.compare import compare
+from emcl_train.report.groups import Group
+from emcl_train.report.run_folder import load_run
 from emcl_train.rerank import qb_norm
 from emcl_train.rows import Similarities, rows_of
+from emcl_train.run_files import append_line, save_config, write_json_atomic
 
 __all__ = ["tiny_data"]  # a fixture
 
@@ -139,9 +147,10 @@ def test_steps_of_the_similarity_are_shown(tiny_data, monkeypatch, capsys, em_bl
 def test_evaluating_a_run_writes_what_the_report_needs(tiny_data, tmp_path):
     config = tiny_config()
     save_run(tmp_path / "run", config)
-    results = evaluate_run(tmp_path / "run", EvalConfig(em_block=3))
+    results, folder = evaluate_run(tmp_path / "run")
+    assert folder == tmp_path / "run"
     assert json.loads((tmp_path / "run/results.json").read_text()) == results
-    assert (results["split"], results["queries"], results["gallery"], results["em_block"]) == ("test", 7, 7, 3)
+    assert (results["split"], results["queries"], results["gallery"], results["em_block"]) == ("test", 7, 7, None)
     assert results["selection"] == "validation text→video R@1: epoch 2"
     assert results["notes"] == ["a note"]
     queries = json.loads((tmp_path / "run/queries.json").read_text())
@@ -151,6 +160,75 @@ def test_evaluating_a_run_writes_what_the_report_needs(tiny_data, tmp_path):
         "bases", "caption_clip", "frame_mask", "frames", "similarity_off", "similarity_on", "text",
     ]  # fmt: skip
     assert tensors["similarity_on"].shape == (7, 7)
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_results_of_other_settings_lie_beside_the_runs_own(tiny_data, tmp_path):
+    run = tmp_path / "run"
+    save_run(run, tiny_config(residual_weight=500.0))
+    evaluate_run(run)
+    own, block, paper = files_in(run), EvalConfig(em_block=3), inference_emcl()
+    folders = [
+        evaluate_run(run, block)[1],
+        evaluate_run(run, EvalConfig(em_block=99))[1],  # with the same figures
+        evaluate_run(run, replace(block, batch_size=2), split="val")[1],
+        evaluate_run(run, emcl=replace(paper, num_iters=3))[1],
+        evaluate_run(run, block, out=tmp_path / "chosen")[1],
+    ]
+    names = ("em-block-3", "em-block-99", "em-block-3_split-val", "emcl.mode-inference_emcl.num-iters-3")
+    assert folders == [*(run / "evaluations" / name for name in names), tmp_path / "chosen"]
+    assert files_in(run) == own
+    assert evaluate_run(run, EvalConfig(batch_size=2))[1] == run  # which changes no figure
+    assert (run / "results.json").read_bytes() == own["results.json"]
+    run.rename(tmp_path / "moved")
+    evaluated = load_run(tmp_path / "moved/evaluations/em-block-3")
+    assert (evaluated.results["em_block"], evaluated.config.eval.em_block) == (3, None)
+    assert evaluated.results == load_run(tmp_path / "chosen").results
+    assert compare(Group(run, (load_run(tmp_path / "moved"),)), Group(run, (evaluated,))).differences
+
+
+def test_figures_that_come_out_otherwise_do_not_replace_those_that_are_there(tiny_data, tmp_path, capsys):
+    run = tmp_path / "run"
+    save_run(run, tiny_config())
+    results = evaluate_run(run)[0]
+    quoted = results | {"rows": [results["rows"][0] | {"text_to_video": {"R@1": 99.0}}]}
+    write_json_atomic(run / "results.json", quoted)
+    assert "warning" not in capsys.readouterr().err
+    again = [evaluate_run(run)[1] for _ in range(2)]
+    assert again == [run / "evaluations/again"] * 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert f"the figures are not those in {run / 'results.json'}, which stays as it is; these are in {again[0]}" in err
+    write_json_atomic(again[0] / "results.json", quoted)
+    assert evaluate_run(run)[1] == run / "evaluations/again-2"
+    assert [json.loads((folder / "results.json").read_text()) for folder in (run, again[0])] == [quoted, quoted]
+    (run / "results.json").write_text('{"rows"')
+    assert evaluate_run(run)[1] == run
+
+
+def test_a_data_set_that_was_moved_is_named_at_the_evaluation(tiny_data, tmp_path, monkeypatch):
+    save_run(tmp_path / "run", tiny_config())
+    asked = []
+    monkeypatch.setattr(evaluation, "prepare", lambda config: asked.append(config) or Annotations(*[tiny_data] * 3))
+    place = replace(PlaceConfig.of(tiny_config().data), root=tmp_path / "moved", workers=0)
+    assert evaluate_run(tmp_path / "run", place=place)[1] == tmp_path / "run"
+    assert asked[0].data == replace(tiny_config().data, root=tmp_path / "moved", workers=0)
+
+
+def test_a_folder_that_is_there_takes_no_results(tiny_data, tmp_path):
+    save_run(tmp_path / "run", tiny_config())
+    with pytest.raises(UserError, match=r"run exists already and is not overwritten; choose another --out"):
+        evaluate_run(tmp_path / "run", out=tmp_path / "run")
+
+
+def test_the_name_of_a_folder_is_never_too_long_for_the_disk():
+    run, asked = tiny_config(), tiny_config(mode="off", num_iters=1, temperature=1 / 3, residual_weight=1 / 7)
+    asked.emcl.momentum, asked.eval = 1 / 9, EvalConfig(4, 5, 1 / 3, 6, 1 / 7)
+    names = [what_differs(run, asked, split) for split in ("test", "val")]
+    assert names[0] != names[1]
+    assert all(len(name) < 140 for name in names)
 
 
 def test_evaluating_a_run_twice_gives_the_same_bytes(tiny_data, tmp_path):
@@ -194,15 +272,16 @@ def test_a_run_that_recorded_no_decoder_yet_is_warned_of_its_sampler_alone(tiny_
 
 def test_results_say_what_their_frames_depend_on(tiny_data, tmp_path):
     save_run(tmp_path / "run", tiny_config())
-    results = evaluate_run(tmp_path / "run")
+    results = evaluate_run(tmp_path / "run")[0]
     assert results | provenance(tiny_config().data) == results
+    assert results["protocol"] == {"layout": "msrvtt", "msrvtt_split": "9k", "test_captions": "one"}
     assert results["sampling"] == {"frame_sampling": "uniform", "num_frames": 3, "image_size": 16}
 
 
 def test_qb_norm_stands_beside_the_raw_row_and_takes_its_bank_from_training_clips(tiny_data, tmp_path):
     config = tiny_config()
     save_run(tmp_path / "run", config)
-    results = evaluate_run(tmp_path / "run", EvalConfig(query_bank=5))
+    results = evaluate_run(tmp_path / "run", EvalConfig(query_bank=5))[0]
     *others, row = results["rows"]
     assert row["name"] == "EMCL-Net + QB-Norm"
     assert "bank of 5 training captions" in row["note"]
@@ -219,7 +298,7 @@ def test_qb_norm_stands_beside_the_raw_row_and_takes_its_bank_from_training_clip
     by_clip = qb_norm(main.T, bank.video_to_text.T, temperature=0.05)
     assert row["video_to_text"] == text_to_video(by_clip, torch.arange(CLIPS))
 
-    without = evaluate_run(tmp_path / "run", EvalConfig(query_bank=0))["rows"]
+    without = evaluate_run(tmp_path / "run", EvalConfig(query_bank=0))[0]["rows"]
     assert without == others
 
 
@@ -238,20 +317,21 @@ def test_emcl_at_inference_on_weights_without_it(tiny_data, tmp_path, head):
     config = tiny_config(mode="off")
     config.model.head = head
     save_run(tmp_path / "run", config)
-    off = evaluate_run(tmp_path / "run")
+    off = evaluate_run(tmp_path / "run")[0]
     tensors = load_file(tmp_path / "run/embeddings.safetensors")
     assert ("tokens" in tensors) == (head == "wti")
     asked, found = replace(inference_emcl(), init="normal"), []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(evaluate_run(tmp_path / "run", EvalConfig(em_block=3), emcl=asked))
+        results, folder = evaluate_run(tmp_path / "run", EvalConfig(em_block=3), emcl=asked)
+        found.append(results)
     assert found[0] == found[1]
     assert found[0]["emcl"]["num_bases"] == 7
     assert found[0]["notes"] == ["a note", "EM starts from 7 fresh bases (normal, seed 0), not from those of the run."]
     assert found[0]["rows"][1]["text_to_video"] == off["rows"][0]["text_to_video"]
     names = {"text-conditioned": "EMCL at", "mean": "CLIP4Clip meanP, EMCL at", "wti": "WTI, EMCL at"}
     assert found[0]["rows"][0]["name"] == f"{names[head]} inference only"
-    on = load_file(tmp_path / "run/embeddings.safetensors")
+    on = load_file(folder / "embeddings.safetensors")
     assert on["bases"].shape == (7,)
     assert (on["similarity_on"] - on["similarity_off"]).abs().max() > 1e-3
     torch.testing.assert_close(on["similarity_off"], tensors["similarity_off"])

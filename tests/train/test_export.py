@@ -9,12 +9,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import CLIPModel, PreTrainedTokenizerFast
 
-from emcl_train import checkpoint, cli
-from emcl_train.checkpoint import load_config
+from emcl_train import cli, run_files
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluate import put_weights, read_clip_config, read_weights
 from emcl_train.models import build_model
+from emcl_train.run_files import load_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,11 +79,11 @@ def gelu_run(run_dir, tmp_path_factory):
     """The run's weights in towers of another activation, as a run on such a checkpoint has them, and its model."""
     out = tmp_path_factory.mktemp("gelu") / "run"
     shutil.copytree(run_dir, out)
-    clip_config, config = read_clip_config(run_dir), json.loads((run_dir / checkpoint.CONFIG).read_text())
+    clip_config, config = read_clip_config(run_dir), json.loads((run_dir / run_files.CONFIG).read_text())
     clip_config["text_config"]["hidden_act"] = clip_config["vision_config"]["hidden_act"] = "gelu"
-    (out / checkpoint.CLIP_CONFIG).write_text(json.dumps(clip_config))
+    (out / run_files.CLIP_CONFIG).write_text(json.dumps(clip_config))
     config["model"]["clip"] = str(out.parent / "clip")
-    (out / checkpoint.CONFIG).write_text(json.dumps(config))
+    (out / run_files.CONFIG).write_text(json.dumps(config))
     assert cli.main(["export", str(out), str(out.parent / "clip"), "--layout", "transformers"]) == 0
     config = load_config(out)
     model = build_model(config, load_tokenizer(config, out), clip_config=clip_config)
@@ -99,7 +99,7 @@ def test_heads_and_activation_come_back(gelu_run, trained, tmp_path, layout):
     config.model.clip, config.emcl.mode = "openai/clip-vit-base-patch32", "off"
     assert not torch.allclose(similarity(model, config), similarity(trained, config), atol=1e-4)
     if layout == "own":
-        path = out / checkpoint.WEIGHTS
+        path = out / run_files.WEIGHTS
     else:
         assert cli.main(["export", str(out), str(path), "--layout", layout]) == 0
     config.model.init_from = path
@@ -127,7 +127,9 @@ def test_weights_without_them_take_those_of_the_clip_that_is_named(gelu_run, tmp
     back = build_model(config, load_tokenizer(config, out)).eval()
     assert torch.equal(similarity(back, config), similarity(model, config))
     config.model.clip = str(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"configuration could not be read: .* pass --model.clip the folder or name"):
+    with pytest.raises(
+        UserError, match=r"absent; its configuration says how many heads .* pass --model.clip the folder or name"
+    ):
         build_model(config, load_tokenizer(config, out))
 
 
@@ -145,6 +147,8 @@ def test_a_folder_has_the_tokenizer_too(run_dir, tmp_path):
     config = load_config(run_dir)
     own = load_tokenizer(config, run_dir)
     assert cli.main(["export", str(run_dir), str(tmp_path / "clip"), "--layout", "transformers"]) == 0
+    modes = {path.stat().st_mode for path in (tmp_path / "clip").iterdir()}
+    assert len(modes) == 1  # safetensors makes files that only their owner may read
     config.model.clip = str(tmp_path / "clip")
     captions = ["a red square moves left", "never seen words"]
     ids, mask = load_tokenizer(config).encode(captions)
@@ -159,7 +163,7 @@ def test_nothing_is_overwritten(run_dir, tmp_path, capsys):
     assert "exists already and is not overwritten" in capsys.readouterr().err
     assert (tmp_path / "there").read_text() == "mine"
     assert cli.main(["export", str(tmp_path), str(tmp_path / "new"), "--layout", "emcl"]) == 1
-    assert "has no model.safetensors yet" in capsys.readouterr().err
+    assert "is not a run folder: it has no config.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from emcl_kernels import EMRefiner
 from emcl_train import cli
-from emcl_train.arrays import read_embeddings
+from emcl_train.arrays import column_of, read_embeddings
 from emcl_train.config import RefineConfig
 
 FAST = ["--num-bases", "5", "--num-starts", "1"]
@@ -226,6 +227,68 @@ def test_what_no_earlier_refine_wrote_stays(folder, capsys, name):
     assert run("text.npy", "video.npy") == 1
     assert f"out/{name} exists, and no map.safetensors of an earlier refine" in capsys.readouterr().err
     assert [path.read_text() for path in (folder / "out").iterdir()] == ["of someone else"]
+
+
+def test_a_map_saved_by_hand_does_not_give_up_what_lies_beside_it(folder, capsys):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    EMRefiner(num_bases=5).fit(TEXT, VIDEO).save("map.safetensors")
+    assert cli.main(["refine", "both.npy:0", "both.npy:1", "--out", ".", *FAST]) == 1
+    assert "text.npy exists, and no map.safetensors of an earlier refine lies beside it" in capsys.readouterr().err
+    assert run("both.npy:0", "both.npy:1") == 0
+    (folder / "map.safetensors").write_bytes((folder / "out" / "map.safetensors").read_bytes())
+    assert cli.main(["refine", "both.npy:0", "both.npy:1", "--out", ".", *FAST]) == 1
+    assert "text.npy is not as refine wrote it; choose another --out" in capsys.readouterr().err
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_a_rerun_replaces_what_refine_wrote_and_nothing_else(folder, capsys):
+    assert run("text.npy", "video.npy") == 0
+    np.save("out/text.npy", TEXT)
+    assert run("text.npy", "video.npy") == 1
+    assert "out/text.npy is not as refine wrote it" in capsys.readouterr().err
+    (folder / "out" / "text.npz").write_text("mine")
+    assert run("text.npz", "video.npz") == 1
+    assert "out/text.npz exists, and is not among the files that map.safetensors beside it" in capsys.readouterr().err
+    (folder / "out" / "text.npz").unlink()
+    for _ in range(2):
+        assert run("text.npz", "video.npz") == 0
+    assert (np.load("out/text.npy") == TEXT).all()
+
+
+def test_a_rerun_after_one_that_was_cut_short_goes_through(folder, monkeypatch):
+    assert run("text.npy", "video.npy") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(EMRefiner, "transform_video", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("video.npy", "text.npy")
+    assert run("video.npy", "text.npy") == 0
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_files_have_the_mode_that_the_user_gives_new_ones(folder, mask, mode):
+    before = os.umask(mask)
+    try:
+        for form in ("{}.npy", "{}.npz", "{}.safetensors:wanted", "{}.parquet"):
+            assert run(form.format("text"), form.format("video")) == 0
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in (folder / "out").iterdir()} == {
+        path.name: mode for path in (folder / "out").iterdir()
+    }
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.large_list(pa.float32()), pa.list_(pa.float32(), 24)])
+def test_a_column_is_read_and_written_in_the_chunks_of_its_table(tmp_path, kind):
+    """32-bit offsets of lists end at 2³¹ values, which a column in one piece may pass and its chunks cannot."""
+    sizes = [30, 0, 1, 32]
+    parts = [VIDEO[start : start + size] for start, size in zip([0, 30, 30, 31], sizes, strict=True)]
+    column = pa.chunked_array([pa.array(list(part), type=kind) for part in parts])
+    written = column_of(pa, kind, sizes, VIDEO)
+    assert [len(chunk) for chunk in written.chunks] == sizes
+    assert written.type == kind
+    assert written.to_pylist() == column.to_pylist()
+    pq.write_table(pa.table({"wanted": column}), tmp_path / "x.parquet", row_group_size=20)
+    assert (read_embeddings(str(tmp_path / "x.parquet")).rows == VIDEO).all()
 
 
 def test_pairs_and_earlier_results_as_sources_are_not_written_over(folder, capsys):

@@ -12,13 +12,13 @@ import torch
 from fake_run import make_run
 from rich.console import Console
 
-from emcl_train.checkpoint import save_config
 from emcl_train.data.annotations import Clip
 from emcl_train.report import plots, render_table, report_runs, retrievals, write_report
 from emcl_train.report.plots import rank_bins
 from emcl_train.report.retrievals import best_and_worst
 from emcl_train.report.run_folder import load_run
 from emcl_train.report.table import sentences, standard_error
+from emcl_train.run_files import save_config
 
 
 def printed(renderable: object, width: int = 120) -> str:
@@ -184,23 +184,37 @@ def test_rank_bins_end_at_the_gallery(gallery, edges):
     assert rank_bins(gallery) == edges
 
 
+ONE_K_A = {"layout": "msrvtt", "msrvtt_split": "9k", "test_captions": "one"}
+
+
 def test_published_rows_stand_beside_a_recipes_own_and_are_marked(tmp_path):
     make_run(tmp_path)
     results = results_of(tmp_path)
     assert "published" not in printed(render_table(results), width=200)
-    text = printed(render_table(results | {"recipe": "msrvtt-9k"}), width=200)
+    results |= {"protocol": ONE_K_A}
+    text = printed(render_table(results), width=200)
     line = next(line for line in text.splitlines() if "published: EMCL-Net  " in line)
     assert re.findall(r"[\d.]+", line) == ["46.8", "73.1", "83.1", "2.0", "12.8", "46.5", "73.5", "83.5", "2.0", "8.8"]
     assert "not computed here" in text
     assert "gallery has 40 clips, that of the published rows 1000" in text
-    whole = printed(render_table(results | {"recipe": "msrvtt-9k", "gallery": 1000, "queries": 1000}), width=200)
+    whole = printed(render_table(results | {"gallery": 1000, "queries": 1000}), width=200)
     assert "cannot be compared" not in whole
-    assert "published" not in printed(render_table(results | {"recipe": "msrvtt-9k", "split": "val"}), width=200)
+    assert "published" not in printed(render_table(results | {"split": "val"}), width=200)
+
+
+@pytest.mark.parametrize(
+    "other", [{"msrvtt_split": "7k"}, {"msrvtt_split": "full"}, {"test_captions": "all"}, {"layout": "shapes"}]
+)
+def test_published_rows_go_by_what_was_evaluated_and_not_by_the_name_of_the_recipe(tmp_path, other):
+    make_run(tmp_path)
+    results = results_of(tmp_path) | {"recipe": "msrvtt-9k", "protocol": ONE_K_A | other}
+    assert "published" not in printed(render_table(results), width=200)
+    assert "published" in printed(render_table(results | {"recipe": "own", "protocol": ONE_K_A}), width=200)
 
 
 def test_activitynet_has_the_metrics_of_its_literature(tmp_path):
     make_run(tmp_path)
-    text = printed(render_table(results_of(tmp_path) | {"recipe": "activitynet"}), width=200)
+    text = printed(render_table(results_of(tmp_path) | {"protocol": {"layout": "activitynet"}}), width=200)
     assert "R@50" in text
     assert "R@10" not in text.replace("R@10)", "")
     line = next(line for line in text.splitlines() if "published: CLIP4Clip" in line)

@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_run import tiny_run
 
-from emcl_train import checkpoint, trainer
+from emcl_train import checkpoint, run_files, trainer
 
 
 def run(config):
@@ -21,10 +21,10 @@ def run(config):
 
 def record(out):
     """Everything that must not depend on whether the run was interrupted."""
-    lines = [json.loads(line) for line in (out / checkpoint.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / run_files.METRICS).read_text().splitlines()]
     for line in lines:
         line.pop("seconds", None)
-    weights = {name: value.numpy().tobytes() for name, value in load_file(out / checkpoint.WEIGHTS).items()}
+    weights = {name: value.numpy().tobytes() for name, value in load_file(out / run_files.WEIGHTS).items()}
     return lines, weights, json.loads((out / "results.json").read_text())
 
 
@@ -89,15 +89,15 @@ def of_state(number):
 
     def is_moment(_, source, target):
         nonlocal seen
-        seen += str(target).endswith(checkpoint.STATE)
+        seen += str(target).endswith(run_files.STATE)
         return seen == number
 
     return is_moment
 
 
 MOMENTS = {
-    "before the first state": (checkpoint, "append_line", lambda call, *_: call == 2),
-    "between two states": (checkpoint, "append_line", lambda call, *_: call == 8),
+    "before the first state": (run_files, "append_line", lambda call, *_: call == 2),
+    "between two states": (run_files, "append_line", lambda call, *_: call == 8),
     "while a state is written in an epoch": (os, "replace", of_state(3)),
     "after the weights, before the state of the epoch": (os, "replace", of_state(2)),
     "before the results": (trainer, "evaluate_run", lambda *_: True),

@@ -8,9 +8,9 @@ from rich.console import Console
 from tiny_run import tiny_run
 
 from emcl_train import seeds
-from emcl_train.checkpoint import load_config
 from emcl_train.cli import main
 from emcl_train.errors import UserError
+from emcl_train.run_files import load_config
 
 
 def train(config):

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_run import tiny_run
 
-from emcl_train import checkpoint, trainer
+from emcl_train import checkpoint, run_files, trainer
 from emcl_train.errors import UserError
 from emcl_train.evaluate import evaluate_run
 
@@ -24,7 +25,7 @@ def run(config):
 
 
 def metrics(run_dir: Path):
-    lines = [json.loads(line) for line in (run_dir / checkpoint.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_dir / run_files.METRICS).read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
@@ -80,7 +81,7 @@ def test_the_weights_are_those_of_the_best_validation(finished):
     assert state.best_score == max(scores)
     assert state.best_epoch == scores.index(max(scores)) + 1
     if state.best_epoch == 2:
-        weights = load_file(out / checkpoint.WEIGHTS)
+        weights = load_file(out / run_files.WEIGHTS)
         assert all(torch.equal(weights[name], value) for name, value in state.model.items())
 
 
@@ -95,16 +96,36 @@ def test_the_same_seed_gives_the_same_bits(finished, root, tmp_path):
     first, second = finished[0], tmp_path / "again"
     run(tiny_run(root, second))
     assert metrics(second) == metrics(first)
-    one, other = load_file(first / checkpoint.WEIGHTS), load_file(second / checkpoint.WEIGHTS)
+    one, other = load_file(first / run_files.WEIGHTS), load_file(second / run_files.WEIGHTS)
     assert all(torch.equal(one[name], other[name]) for name in one)
     rows = [json.loads((out / "results.json").read_text())["rows"] for out in (first, second)]
     assert rows[0] == rows[1]
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_the_configuration_of_the_towers_stays_when_a_run_goes_on(root, tmp_path):
+    """transformers may be another version by then; a tower that is another one is refused."""
+    config = tiny_run(root, tmp_path / "run", max_steps=1)
+    run(config)
+    path = tmp_path / "run" / run_files.CLIP_CONFIG
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"transformers_version": "4.0", "gone": 1}))
+    before = path.read_bytes()
+    run(replace(config, resume=True))
+    assert path.read_bytes() == before
+    content["vision_config"]["hidden_act"] = "gelu"
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"no longer those .*: vision_config.hidden_act was gelu, now quick_gelu; bring"
+    ):
+        run(replace(config, resume=True))
+    assert json.loads(path.read_text()) == content
+
+
 def test_evaluating_again_gives_the_same_results(finished):
     out, _ = finished
     before = json.loads((out / "results.json").read_text())
-    assert evaluate_run(out)["rows"] == before["rows"]
+    assert evaluate_run(out)[0]["rows"] == before["rows"]
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -153,7 +174,7 @@ def test_a_run_that_ended_before_its_first_step_can_be_started_again(root, tmp_p
         run(config)
     config.emcl.num_bases = 16
     run(config)
-    assert checkpoint.load_config(config.out).emcl.num_bases == 16
+    assert run_files.load_config(config.out).emcl.num_bases == 16
     with pytest.raises(UserError, match="already holds files"):
         run(config)
 

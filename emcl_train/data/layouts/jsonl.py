@@ -2,7 +2,8 @@
 
     {"video": "films/a.mp4", "captions": ["…", …], "start": 3.0, "end": 12.5, "id": "a-3"}
 
-`start`, `end` (seconds from the first frame) and `id` may be left out.
+`start`, `end` (seconds from the first frame) and `id` may be left out. A relative path begins at `data.videos`, which
+is the folder of the lists unless another is given, such as one of compressed copies.
 """
 
 from pathlib import Path
@@ -13,6 +14,7 @@ from emcl_train.data.lists import Captions, Lists, captions_of, check_root, quer
 from emcl_train.data.reading import VIDEO_SUFFIXES, count, read_json_lines, shortened, strings
 from emcl_train.data.splits import Clip
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 
 EXPECTED = '{"video": "path", "captions": ["…", …], "start": seconds, "end": seconds}'
 
@@ -20,6 +22,11 @@ EXPECTED = '{"video": "path", "captions": ["…", …], "start": seconds, "end":
 def read(config: DataConfig) -> Lists:
     """The lines of each file in order. Lines about the same span of the same video, or of the same id, are one clip."""
     check_root(config, "train.jsonl and test.jsonl")
+    if not config.video_folder.is_dir():
+        raise UserError(
+            f"there is no folder {config.video_folder}; pass {flag('data.videos')} with the one that the paths in "
+            f"the lists begin at, or leave it out where that is {config.root}"
+        )
     clips: dict[str, Clip] = {}
     notes: list[str] = []
     moved: list[str] = []
@@ -28,7 +35,7 @@ def read(config: DataConfig) -> Lists:
         path = config.root / f"{split}.jsonl"
         found: Captions = {}
         for number, entry in read_json_lines(path, EXPECTED):
-            clip = _clip(config.root, f"{path}, line {number}", entry, moved)
+            clip = _clip(config.video_folder, f"{path}, line {number}", entry, moved)
             known = clips.setdefault(clip.video_id, clip)
             if known != clip:
                 raise UserError(
@@ -48,7 +55,7 @@ def read(config: DataConfig) -> Lists:
     )
 
 
-def _clip(root: Path, place: str, entry: dict[str, Any], moved: list[str]) -> Clip:
+def _clip(folder: Path, place: str, entry: dict[str, Any], moved: list[str]) -> Clip:
     video = entry.get("video")
     if not isinstance(video, str) or not video:
         raise UserError(f'{place} has no text under "video": {shortened(entry)}; expected {EXPECTED}')
@@ -59,7 +66,7 @@ def _clip(root: Path, place: str, entry: dict[str, Any], moved: list[str]) -> Cl
     video_id = entry.get("id", f"{video}{span}")
     if not isinstance(video_id, str) or not video_id:
         raise UserError(f'{place}: "id" is {shortened(video_id)}, expected a text; correct it, or leave it out')
-    path = root / video
+    path = folder / video
     if not path.exists() and path.suffix.lower() in VIDEO_SUFFIXES:
         # Compressed copies are mp4 files, whatever the originals that the annotations name were.
         beside = (path.with_suffix(suffix) for suffix in VIDEO_SUFFIXES)

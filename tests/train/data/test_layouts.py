@@ -210,6 +210,18 @@ def test_jsonl_finds_compressed_copies_by_their_new_suffix(load):
     assert "8 videos found under another suffix than the annotations give." in annotations.notes
 
 
+def test_jsonl_paths_begin_at_the_folder_of_videos_where_one_is_given(load, tmp_path):
+    before = load("jsonl")
+    (tmp_path / "jsonl" / "copies").mkdir()
+    (tmp_path / "jsonl" / "films").rename(tmp_path / "jsonl" / "copies" / "films")
+    assert not load("jsonl").test.clips[0].path.exists()
+    moved = load("jsonl", videos=Path("copies"))
+    assert [clip.video_id for clip in moved.train.clips] == [clip.video_id for clip in before.train.clips]
+    assert all(clip.path.is_file() and "copies" in clip.path.parts for clip in (*moved.train.clips, *moved.test.clips))
+    with pytest.raises(UserError, match=r"there is no folder .*none; pass --data\.videos with the one that the paths"):
+        load("jsonl", videos=Path("none"))
+
+
 # Pickles.
 
 CAPTIONS = {"a_1_2": [["a", "man", "runs"], ["someone", "is", "running"]], "b_3_4": [["ein", "Käse"]]}

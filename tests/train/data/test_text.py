@@ -91,7 +91,9 @@ def test_the_tokenizer_belongs_to_the_weights_unless_it_is_named(tmp_path):
 
 
 def test_a_tokenizer_out_of_reach_is_named_with_its_setting(tmp_path):
-    with pytest.raises(UserError, match=r"model.tokenizer is '.*absent', of which no .* pass --model.tokenizer"):
+    with pytest.raises(
+        UserError, match=r"model.tokenizer is .*absent, which is neither a file .* pass --model.tokenizer"
+    ):
         load_tokenizer(RunConfig(model=ModelConfig(clip="random", tokenizer=str(tmp_path / "absent"))))
 
 

@@ -78,6 +78,17 @@ def test_damaged_weights_are_named(checkpoint, tmp_path):
         build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"<html>", "begins with b'<html>'"), (b"", "it is empty"), (b"PK\3\4", "it is cut short")]
+)
+def test_a_damaged_file_of_torch_in_a_folder_is_called_what_it_is(checkpoint, tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(UserError, match=rf"could not be loaded: pytorch_model\.bin: .*{message}") as raised:
+        build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
+    assert "weights_only" not in str(raised.value)
+
+
 def test_another_kind_of_checkpoint_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="'bert' instead of 'clip'"):

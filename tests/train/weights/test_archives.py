@@ -105,12 +105,32 @@ def test_code_in_a_file_is_never_run(tmp_path, openai, capsys):
     assert "code was run" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"some text"])
-def test_damaged_files_are_named(tmp_path, content):
-    for name in ("weights.pt", "weights.safetensors"):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=rf"{name} cannot be read as weights"):
-            read_state(tmp_path / name)
+def a_zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "x")
+
+
+NO_WEIGHTS_IN = {
+    "empty": (lambda path: path.write_bytes(b""), "it is empty"),
+    "text": (lambda path: path.write_text("<!DOCTYPE html>"), r"no file of torch.save: it begins with b'<!DOCTYPE"),
+    "cut": (lambda path: path.write_bytes(b"PK\x03\x04 broken"), "it is cut short"),
+    "zip": (a_zip, "it is a zip archive of other files"),
+    "pickle": (lambda path: path.write_bytes(pickle.dumps({"a": [1]})), "it is a pickle, damaged or not of tensors"),
+    "module": (lambda path: torch.save(torch.nn.Linear(1, 1), path), r"it holds torch.nn.modules.linear.Linear beside"),
+}
+
+
+@pytest.mark.parametrize("case", NO_WEIGHTS_IN)
+def test_a_file_that_is_no_checkpoint_is_called_what_it_is(tmp_path, case):
+    """In our words: torch's advise to run what the file holds."""
+    write, message = NO_WEIGHTS_IN[case]
+    write(tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=message) as raised:
+        read_state(tmp_path / "weights.pt")
+    assert "weights_only" not in str(raised.value)
+    (tmp_path / "weights.pt").rename(tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"weights.safetensors cannot be read as weights"):
+        read_state(tmp_path / "weights.safetensors")
 
 
 def test_a_file_without_weights(tmp_path):

@@ -1,0 +1,87 @@
+"""What a name given for a checkpoint means: a file or folder here, or an entry of the Hugging Face hub.
+
+The hub is asked once whether it answers. transformers itself asks for each of several files, six times with pauses,
+which without a network takes a minute before anything is said.
+"""
+
+import re
+from functools import cache
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from emcl_train.config import ModelConfig
+from emcl_train.errors import UserError
+
+CLIP_WAY_OUT = (
+    'pass --model.clip a CLIP hub name, a folder written by save_pretrained, an archive of OpenAI, or "random"'
+)
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+OF_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".zip", ".pkl", ".safetensors", ".json", ".onnx")
+
+
+def is_place(name: str) -> bool:
+    """Whether a name can only be that of a file or folder here, or is one."""
+    path = Path(name).expanduser()
+    return (
+        path.exists()
+        or name.startswith((".", "/", "~"))
+        or path.suffix.lower() in OF_FILES
+        or not HUB_NAME.fullmatch(name)
+    )
+
+
+def require_place(name: str, setting: str, way_out: str) -> None:
+    """Raise a UserError where `name` can only be a file or folder here, and none is there."""
+    path = Path(name).expanduser()
+    if not is_place(name) or path.exists():
+        return
+    known = next(folder for folder in path.resolve().parents if folder.is_dir())
+    there = known == path.resolve().parent
+    where = f"{known} holds no {path.name}" if there else f"{known} is the last folder on the way that exists"
+    raise UserError(f"{setting} is {name}, which is neither a file nor a folder: {where}; {way_out}")
+
+
+def require_places(config: ModelConfig) -> None:
+    """Raise a UserError where a setting names a file or folder that is not there; nothing is read."""
+    tokenizer = "pass --model.tokenizer a hub name, or a folder that has one"
+    if config.tokenizer is not None:
+        require_place(config.tokenizer, "model.tokenizer", tokenizer)
+    if config.clip != "random":
+        require_place(config.clip, "model.clip", CLIP_WAY_OUT)
+    if config.init_from is not None and not config.init_from.is_file():
+        raise UserError(f"model.init_from is {config.init_from}, where there is no file; pass a checkpoint")
+
+
+def hub_options(name: str) -> dict[str, Any]:
+    """Arguments of transformers' `from_pretrained`: files of earlier downloads alone where the hub does not answer."""
+    return {} if is_place(name) or why_silent(name) is None else {"local_files_only": True}
+
+
+def not_loaded(name: str, error: Exception) -> str:
+    """Why `from_pretrained` failed, in a line."""
+    if not is_place(name) and (silent := why_silent(name)) is not None:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        return (
+            f"there is no such folder here, no earlier download in {HF_HUB_CACHE}, and the hub does not answer "
+            f"({silent})"
+        )
+    if isinstance(error, UnpicklingError):  # torch's words on it advise to run what the file holds
+        return "its file of weights is damaged, or holds more than tensors"
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@cache
+def why_silent(name: str) -> str | None:
+    """Why the hub cannot be asked for a checkpoint now; None where it answers, be it that there is none."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"))
+    except HfHubHTTPError:
+        return None
+    except Exception as error:  # of offline mode, or of the HTTP library that this version of the hub uses
+        return str(error) or type(error).__name__
+    return None
