@@ -27,7 +27,8 @@ def trained(monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
-def test_a_recipe_trains_as_it_stands(trained, recipe):
+def test_a_recipe_trains_as_it_stands(trained, recipe, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where no run is: beside a checkout's own, --out would be taken
     assert cli.main(["train", recipe]) == 0
     assert trained == [load_recipe(recipe)]
     assert trained[0].recipe == recipe
