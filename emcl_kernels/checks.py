@@ -1,6 +1,7 @@
 """What the ops accept, and what they say of anything else."""
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def no_tangent(**named: Tensor) -> None:
         if forward_ad.unpack_dual(value).tangent is not None:
             raise NotImplementedError(
                 f"{name} carries a tangent, but emcl ops have no forward-mode derivative (jvp); use reverse mode "
-                "(grad, vjp), or plain torch: emcl_kernels.reference.em_project_loop, pooled_similarity_materialized"
+                "(torch.autograd.grad, backward), or plain torch: em_project_loop and pooled_similarity_materialized of "
+                "emcl_kernels.reference"
             )
 
 
@@ -42,12 +44,13 @@ def inputs(**named: Any) -> None:
 
 
 def number(value: Any, name: str) -> None:
-    if isinstance(value, Tensor) or not isinstance(value, (int, float)) or not -math.inf < value < math.inf:
+    if isinstance(value, Tensor) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}; expected a finite number, which is a constant to autograd")
 
 
 def count(value: Any, name: str) -> None:
-    if not isinstance(value, int) or value < 1:
+    whole = isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+    if not whole or value < 1:
         raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
 
 

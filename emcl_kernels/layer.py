@@ -30,7 +30,8 @@ class EMCL(nn.Module):
 
     The maintained start is the buffer `bases`, `[K]`; it is in the state_dict, unlike in the release. Calls in training
     mode update it on its device, without waiting for it. So a call cannot be repeated: activation checkpointing, which
-    runs its part of a model again inside backward, must leave the layer out in training mode, and is refused.
+    runs its part of a model again inside backward, must leave the layer out in training mode. It is refused where that
+    can be noticed, which is not so inside torch.compile: there the gradients would be wrong.
     """
 
     bases: Tensor
@@ -265,9 +266,11 @@ def _row_counts(num_rows: Tensor | int, gram: Tensor) -> Tensor | int:
     if not isinstance(num_rows, Tensor):
         checks.count(num_rows, "num_rows")
         return num_rows
-    if num_rows.shape not in ((), gram.shape[:-2]):
+    if num_rows.numel() == 1:
+        return num_rows.reshape(())
+    if num_rows.shape != gram.shape[:-2]:
         raise ValueError(
             f"num_rows has shape {list(num_rows.shape)} but gram has shape {list(gram.shape)}; expected one number, or "
             f"one for each problem, {list(gram.shape[:-2])}"
         )
-    return num_rows.unsqueeze(-1) if num_rows.dim() else num_rows
+    return num_rows.unsqueeze(-1)

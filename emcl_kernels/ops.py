@@ -506,6 +506,22 @@ def _to_leading_dimension(op: Callable[..., Any], info: Any, in_dims: tuple[Any,
     return out, (0,) * len(out) if isinstance(out, tuple) else 0
 
 
+def _rows_and_start(op: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    """`x` and `init`, whose `[K]` serves every problem; one that is mapped over is `[*, K]` to the op."""
+    x, init, *settings = args
+    x_dim, init_dim = in_dims[:2]
+    x = x.movedim(x_dim, 0) if x_dim is not None else x.expand(info.batch_size, *x.shape)
+    if init_dim is not None:
+        init = init.movedim(init_dim, 0)
+    elif init.dim() > 1:
+        init = init.expand(info.batch_size, *init.shape)
+    if init_dim is not None and init.dim() == 2 and x.dim() > 3:
+        size, bases = init.shape
+        init = init.view(size, *(1 for _ in x.shape[1:-2]), bases).expand(*x.shape[:-2], bases)
+    out = op(x, init, *settings)
+    return out, (0,) * len(out)
+
+
 def _one_by_one(op: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     """The pooled similarity is one problem over all its rows, so vmap runs it once for each."""
     calls = [
@@ -526,14 +542,14 @@ for _name in (
     "em_moments",
     "em_fit",
     "em_reconstruct",
-    "em_project",
     "_snapshot",
-    "_em_project_fixed",
     "_em_moments_backward",
     "_em_fit_backward",
     "_em_reconstruct_backward",
 ):
     _register_vmap(_name, _to_leading_dimension)
+for _name in ("em_project", "_em_project_fixed"):
+    _register_vmap(_name, _rows_and_start)
 for _name in (
     "pooled_similarity",
     "_pooled_moments",

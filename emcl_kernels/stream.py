@@ -158,7 +158,8 @@ def _parts(
 def _as_under_autocast(text: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Without gradient; under autocast the wider dtype serves both, as for the ops."""
     text, frames = text.detach(), frames.detach()
-    if not torch.is_autocast_enabled(text.device.type):
+    device = text.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return text, frames
     dtype = torch.promote_types(text.dtype, frames.dtype)
     return text.to(dtype), frames.to(dtype)

@@ -70,6 +70,8 @@ def load_state(run_dir: Path) -> TrainingState | None:
     except (ValueError, TypeError) as error:
         message = f"{path} cannot be read as the state of a run: {error}; start again with another --out"
         raise UserError(message) from error
+    except (OSError, MemoryError) as error:
+        raise UserError(f"{path} could not be read now: {error}; the run is as it was; try again") from error
 
 
 def random_states() -> dict[str, Any]:

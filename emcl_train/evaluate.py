@@ -24,7 +24,7 @@ from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.provenance import changes, provenance
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluations import RESULTS, Evaluation, place_for, run_of, what_differs
+from emcl_train.evaluations import RESULTS, Evaluation, place_for, run_of, set_aside, what_differs
 from emcl_train.flags import flag
 from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model
 from emcl_train.rows import Bank, Row, Similarities, rows_of
@@ -34,6 +34,7 @@ from emcl_train.run_files import (
     WEIGHTS,
     load_config,
     load_environment,
+    one_at_a_time,
     require_free,
     write_json_atomic,
 )
@@ -166,6 +167,7 @@ def evaluate_run(
     from_features: Path | None = None,
     split: Literal["val", "test"] = "test",
     out: Path | None = None,
+    ends_training: bool = False,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate the selected weights of a run folder again.
 
@@ -174,7 +176,7 @@ def evaluate_run(
 
     Args: eval_config, place, emcl: settings in place of those the run has. from_features: a folder of features, in
         place of the videos or of the folder that the run was trained from. split: which split. out: the folder to
-        write, which must not exist.
+        write, which must not exist. ends_training: the run's folder is for these figures; what lies there moves aside.
     Returns: what results.json holds; the folder that it lies in.
     Raises: UserError where the folder lacks a file, or the weights are not those of the configuration.
     """
@@ -216,7 +218,32 @@ def evaluate_run(
         bank=bank_of(annotations.train, config.eval.query_bank) if config.eval.query_bank else None,
         device=device,
     )
-    if out is None:
+    with one_at_a_time(run_dir):
+        out = _claim(evaluation, run_dir, out, own, config, split, from_features, ends_training)
+        evaluation.write(run_dir, out, config)
+    return evaluation.results, out
+
+
+def _claim(
+    evaluation: Evaluation,
+    run_dir: Path,
+    out: Path | None,
+    own: RunConfig,
+    config: RunConfig,
+    split: str,
+    from_features: Path | None,
+    ends_training: bool,
+) -> Path:
+    """The folder for an evaluation's files."""
+    if out is not None:
+        require_free(out)  # again: another process may have been quicker
+    elif ends_training:
+        out = run_dir
+        if (moved := set_aside(run_dir, evaluation.results)) is not None:
+            Console(stderr=True).print(
+                f"figures of an earlier evaluation are now in {escape(str(moved))}", soft_wrap=True
+            )
+    else:
         again = "again" if from_features is None else f"from-features-{from_features.resolve().name}"
         out, other = place_for(evaluation.results, run_dir, what_differs(own, config, split), again)
         if other is not None:
@@ -225,8 +252,7 @@ def evaluate_run(
                 f"as it is; these are in {escape(str(out))}",
                 soft_wrap=True,
             )
-    evaluation.write(run_dir, out)
-    return evaluation.results, out
+    return out
 
 
 def read_weights(run_dir: Path) -> dict[str, Tensor]:

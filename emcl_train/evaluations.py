@@ -8,6 +8,7 @@ run's own records beside its results, so that `emcl-train report` takes it as it
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.config import RunConfig, inference_emcl
-from emcl_train.run_files import CONFIG, ENVIRONMENT, METRICS, write_json_atomic, write_text_atomic
+from emcl_train.run_files import CONFIG, ENVIRONMENT, METRICS, save_config, write_json_atomic, write_text_atomic
 
 RESULTS, QUERIES, EMBEDDINGS = "results.json", "queries.json", "embeddings.safetensors"
-EVALUATIONS, EVALUATION = "evaluations", "evaluation.json"
+EVALUATIONS, EVALUATION, REPORT = "evaluations", "evaluation.json", "report.html"
+BEFORE = "before-the-last-epoch"
+"""Folder for figures that were in the run's own when its training ended with others."""
 NOT_MEASURED = ("eval.batch_size",)
 """Settings of an evaluation that change none of its figures."""
 FIGURES = ("split", "queries", "gallery", "rows")
@@ -36,16 +39,43 @@ class Evaluation:
     queries: dict[str, list[str]]
     tensors: dict[str, Tensor]
 
-    def write(self, run_dir: Path, folder: Path) -> None:
-        """Write the three files into `folder`, and where that is not the run's own, the run's records beside them."""
+    def write(self, run_dir: Path, folder: Path, config: RunConfig) -> None:
+        """Write the three files into `folder`, and where that is not the run's own, the run's records beside them.
+
+        Args: config: the settings that were measured with.
+        """
         if folder != run_dir:
-            for name in (CONFIG, ENVIRONMENT, METRICS):
-                if (run_dir / name).is_file():
-                    write_text_atomic(folder / name, (run_dir / name).read_text(encoding="utf-8"))
-            write_json_atomic(folder / EVALUATION, {"run": run_dir})
+            _copy_records(run_dir, folder)
+            save_config(folder, config)
         save_tensors_atomic(folder / EMBEDDINGS, self.tensors)
         write_json_atomic(folder / QUERIES, self.queries)
         write_json_atomic(folder / RESULTS, self.results)  # last: where it stands, the others do too
+
+
+def set_aside(run_dir: Path, results: dict[str, Any]) -> Path | None:
+    """Make room in a run's folder for the figures that its training ends with.
+
+    Others may lie there: of an evaluation before the last epoch. They move to a folder of their own.
+
+    Returns: that folder; None where there was nothing to move.
+    """
+    if not (run_dir / RESULTS).is_file() or same_figures(run_dir, results):
+        return None
+    names = itertools.chain([BEFORE], (f"{BEFORE}-{number}" for number in itertools.count(2)))
+    folder = next(place for name in names if not (place := run_dir / EVALUATIONS / name).exists())
+    folder.mkdir(parents=True)
+    _copy_records(run_dir, folder)
+    for name in (EMBEDDINGS, QUERIES, REPORT, RESULTS):
+        if (run_dir / name).is_file():
+            os.replace(run_dir / name, folder / name)
+    return folder
+
+
+def _copy_records(run_dir: Path, folder: Path) -> None:
+    for name in (CONFIG, ENVIRONMENT, METRICS):
+        if (run_dir / name).is_file():
+            write_text_atomic(folder / name, (run_dir / name).read_text(encoding="utf-8"))
+    write_json_atomic(folder / EVALUATION, {"run": run_dir})
 
 
 def run_of(folder: Path) -> str | None:

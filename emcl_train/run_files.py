@@ -25,6 +25,8 @@ from emcl_train.flags import again, flag, takes
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 SEED_FOLDER = re.compile(r"seed-(\d+)")
 """Name of a run's folder among runs that differ in their seed."""
+FINISHED = "finished.json"
+"""Written when a run's training has ended and its figures are there."""
 WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 CLIP_CONFIG = "clip_config.json"
@@ -88,6 +90,17 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for other processes that are in here for the same folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
@@ -138,9 +151,10 @@ def count_lines(path: Path) -> int:
 
 
 def remove_partial_files(run_dir: Path) -> None:
-    """What a killed process was about to write."""
+    """What a killed training was about to write; what lies in `evaluations` is of others, who may be writing now."""
     for partial in run_dir.rglob(".*.partial"):
-        partial.unlink(missing_ok=True)
+        if partial.relative_to(run_dir).parts[0] != "evaluations":
+            partial.unlink(missing_ok=True)
 
 
 def save_config(run_dir: Path, config: RunConfig) -> None:

@@ -10,10 +10,8 @@ from emcl_train.distributed import rank_and_world
 from emcl_train.errors import UserError
 from emcl_train.report import render_group
 from emcl_train.report.groups import load_group
-from emcl_train.run_files import CONFIG, load_config
+from emcl_train.run_files import CONFIG, FINISHED, load_config
 from emcl_train.trainer import train
-
-FINISHED = "results.json"
 
 
 def train_seeds(config: RunConfig, console: Console | None = None) -> Path:

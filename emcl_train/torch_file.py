@@ -16,13 +16,17 @@ def load_torch_file(path: Path) -> Any:
     """What `torch.save` wrote, on the CPU.
 
     Raises: ValueError that says what the file is instead. Torch's own message is not passed on: its advice is to run
-        what the file holds.
+        what the file holds. OSError or MemoryError where the file may be whole and could not be read.
     """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # the reader raises whatever the damaged bytes lead to
+        if "allocate memory" in str(error) or isinstance(error, torch.OutOfMemoryError):
+            raise MemoryError(f"there is not enough memory to read {path}") from error
         raise ValueError(what_it_is(path, str(error))) from error
 
 

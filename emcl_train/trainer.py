@@ -83,9 +83,10 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
         for tracker in accelerator.trackers:
             tracker.finish()
         if accelerator.is_main_process:
-            results, folder = evaluate_run(config.out)
+            results, folder = evaluate_run(config.out, ends_training=True)
             console.print(render_table(results))
             console.print(f"report: {write_report(folder)}")
+            run_files.write_json_atomic(config.out / run_files.FINISHED, {"epochs": config.train.epochs})
     except OSError as error:
         run_files.raise_if_disk_full(error, config.out)
         raise
@@ -184,8 +185,8 @@ class Run:
         self.tokenizer = load_tokenizer(config, self.out)
         self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
-            run_files.write_json_atomic(self.out / run_files.ENVIRONMENT, record)
             keep_clip_config(self.out, clip_config_of(self.model, config))
+            run_files.write_json_atomic(self.out / run_files.ENVIRONMENT, record)
         self.sharded = is_sharded(accelerator)
         # What the first process evaluates: methods of sharded weights would need the other processes.
         self.whole = copy.deepcopy(self.model) if self.sharded and accelerator.is_main_process else self.model

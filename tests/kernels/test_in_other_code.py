@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,6 +108,25 @@ def test_vmap_batches_without_a_warning() -> None:
     assert_close("similarity", pooled, torch.stack([pooled_similarity(t, frames, mask, init)[0] for t in texts]))
 
 
+@pytest.mark.parametrize("shape", [(3, 20, 8), (3, 2, 20, 8)])
+@pytest.mark.parametrize("start", [(5,), (3, 5)])
+def test_vmap_over_rows_and_start(shape: tuple[int, ...], start: tuple[int, ...]) -> None:
+    many, starts = clustered_rows(*shape), torch.randn(*start, dtype=torch.float64)
+    over_start = 0 if len(start) > 1 else None
+    each = list(starts) if len(start) > 1 else [starts] * 3
+    both = torch.vmap(lambda rows, s: em_project(rows, s)[0], in_dims=(0, over_start))(many, starts)
+    assert_close("both", both, torch.stack([em_project(rows, s)[0] for rows, s in zip(many, each, strict=True)]))
+    if over_start == 0:
+        one = torch.vmap(lambda s: em_project(many[0], s)[0])(starts)
+        assert_close("start", one, torch.stack([em_project(many[0], s)[0] for s in each]))
+
+
+def test_numbers_of_numpy_and_of_one_element_are_numbers() -> None:
+    checks.count(np.int64(4), "num_bases")
+    checks.number(np.float32(2.0), "temperature")
+    EMCL(4).double().fit(*em_moments(x), torch.tensor([40]))
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script")  # torch's own, when it enters forward mode
 @pytest.mark.parametrize(
     "function",
@@ -179,6 +199,7 @@ BAD: list[tuple[str, Callable[[], object], str]] = [
     ("rows of problems", lambda: EMCL(4).double().fit(*em_moments(x.expand(2, 40, 16)), torch.ones(3)),
      r"num_rows has shape \[3\] but gram has shape \[2, 16, 16\]; expected one number, or one for each problem, \[2\]"),
     ("part of a basis", lambda: checks.count(2.5, "num_bases"), "num_bases is 2.5; expected a whole number"),
+    ("truth as a number", lambda: checks.count(True, "num_bases"), "num_bases is True; expected a whole number"),
     ("parameter as weight", lambda: checks.number(nn.Parameter(torch.ones(())), "residual_weight"),
      r"residual_weight is Parameter[^;]*; expected a finite number, which is a constant to autograd"),
     ("list of features", lambda: checks.tensors(text=[x, x]), "text is a list; expected a torch tensor"),

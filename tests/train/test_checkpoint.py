@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -151,5 +152,10 @@ def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     (tmp_path / "state").mkdir()
     for name in (".results.json.partial", "state/.latest.pt.partial", "results.json"):
         (tmp_path / name).touch()
+    evaluation = tmp_path / "evaluations" / "em-block-3" / ".results.json.partial"  # of a process that may be at it
+    evaluation.parent.mkdir(parents=True)
+    evaluation.touch()
     run_files.remove_partial_files(tmp_path)
+    assert evaluation.exists()
+    shutil.rmtree(tmp_path / "evaluations")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["results.json", "state"]

@@ -185,7 +185,7 @@ def test_results_of_other_settings_lie_beside_the_runs_own(tiny_data, tmp_path):
     assert (run / "results.json").read_bytes() == own["results.json"]
     run.rename(tmp_path / "moved")
     evaluated = load_run(tmp_path / "moved/evaluations/em-block-3")
-    assert (evaluated.results["em_block"], evaluated.config.eval.em_block) == (3, None)
+    assert (evaluated.results["em_block"], evaluated.config.eval.em_block) == (3, 3)
     assert evaluated.results == load_run(tmp_path / "chosen").results
     assert compare(Group(run, (load_run(tmp_path / "moved"),)), Group(run, (evaluated,))).differences
 
@@ -206,6 +206,36 @@ def test_figures_that_come_out_otherwise_do_not_replace_those_that_are_there(tin
     assert [json.loads((folder / "results.json").read_text()) for folder in (run, again[0])] == [quoted, quoted]
     (run / "results.json").write_text('{"rows"')
     assert evaluate_run(run)[1] == run
+
+
+def test_the_end_of_training_takes_the_runs_folder_and_loses_nothing(tiny_data, tmp_path):
+    run = tmp_path / "run"
+    save_run(run, tiny_config())
+    results = evaluate_run(run)[0]
+    early = results | {"rows": [results["rows"][0] | {"text_to_video": {"R@1": 1.0}}]}
+    for place in ("before-the-last-epoch", "before-the-last-epoch-2"):
+        write_json_atomic(run / "results.json", early)
+        assert evaluate_run(run, ends_training=True)[1] == run
+        now = json.loads((run / "results.json").read_text())["rows"]
+        assert now == json.loads(json.dumps(results["rows"]))
+        assert json.loads((run / "evaluations" / place / "results.json").read_text())["rows"] != now
+    assert evaluate_run(run, ends_training=True)[1] == run
+    assert len(list((run / "evaluations").iterdir())) == 2
+
+
+def test_a_place_that_another_process_took_meanwhile_is_not_written_over(tiny_data, tmp_path, monkeypatch):
+    save_run(tmp_path / "run", tiny_config())
+    split, out = evaluation.evaluate_split, tmp_path / "out"
+
+    def slow(*args, **settings):
+        out.mkdir()
+        (out / "results.json").write_text("theirs")
+        return split(*args, **settings)
+
+    monkeypatch.setattr(evaluation, "evaluate_split", slow)
+    with pytest.raises(UserError, match="exists already and is not overwritten"):
+        evaluate_run(tmp_path / "run", out=out)
+    assert (out / "results.json").read_text() == "theirs"
 
 
 def test_a_data_set_that_was_moved_is_named_at_the_evaluation(tiny_data, tmp_path, monkeypatch):

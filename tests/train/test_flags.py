@@ -72,7 +72,7 @@ COMMANDS = {
     ],
     "embed shapes --out new": [["--data.shapes.fps", "0", "--data.root", "none"], ["--data.root", "run"]],
     "embed run --out new": [[], ["--data.root", "empty"]],
-    "export run x.bin --layout emcl": [[]],
+    "export run empty --layout emcl": [[]],
     "data shapes run": [
         [],
         ["--train-clips", "0"],
@@ -92,7 +92,7 @@ def test_errors_name_flags_of_their_command(command, place, monkeypatch, capsys)
     monkeypatch.chdir(place)
     known = help_of(command.split(), capsys)
     for arguments in COMMANDS[command]:
-        cli.main([*command.split(), *arguments])
+        assert cli.main([*command.split(), *arguments]) != 0, arguments
         said = " ".join(capsys.readouterr())
         assert named_in(said) <= known, (arguments, said)
 

@@ -264,6 +264,18 @@ def test_a_rerun_after_one_that_was_cut_short_goes_through(folder, monkeypatch):
     assert run("video.npy", "text.npy") == 0
 
 
+def test_an_edit_in_the_middle_of_a_large_file_is_not_written_over(folder, capsys):
+    from emcl_train.refine import fingerprint
+
+    rows = np.zeros((3, 1 << 18), np.float32)  # of 3 MiB: the middle is in neither end
+    np.save(folder / "large.npy", rows)
+    before = fingerprint(folder / "large.npy")
+    mapped = np.load(folder / "large.npy", mmap_mode="r+")
+    mapped[1, 1 << 17] = 1
+    mapped.flush()
+    assert fingerprint(folder / "large.npy") != before
+
+
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
 def test_files_have_the_mode_that_the_user_gives_new_ones(folder, mask, mode):
     before = os.umask(mask)

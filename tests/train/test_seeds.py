@@ -37,6 +37,9 @@ def test_several_seeds_train_apart_are_summed_up_and_go_on(tmp_path, monkeypatch
     monkeypatch.setattr(seeds, "train", lambda run, console: trained.append(run.train.seed))
     train(config)
     assert trained == [5]
+    (config.out / "seed-4" / "finished.json").unlink()  # ended before its last epoch, and evaluated since
+    train(config)
+    assert trained == [5, 4, 5]
     config.train.lr = 0.5
     with pytest.raises(UserError, match=r"seed-3 was trained with other settings: train\.lr was 0\.001, now 0\.5"):
         train(config)
