@@ -33,8 +33,8 @@ def no_tangent(**named: Tensor) -> None:
         if forward_ad.unpack_dual(value).tangent is not None:
             raise NotImplementedError(
                 f"{name} carries a tangent, but emcl ops have no forward-mode derivative (jvp); use reverse mode "
-                "(torch.autograd.grad, backward), or plain torch: em_project_loop and pooled_similarity_materialized of "
-                "emcl_kernels.reference"
+                "(torch.autograd.grad, backward), or plain torch: em_project_loop and pooled_similarity_materialized "
+                "of emcl_kernels.reference"
             )
 
 
