@@ -12,7 +12,7 @@ from torch import Tensor
 
 import emcl_kernels
 from emcl_kernels import dispatch, reference, use_backend
-from emcl_kernels.backends import triton_backend
+from emcl_kernels.backends import triton as triton_backend
 from emcl_kernels.testing import assert_close, clustered_rows, distinct_init
 
 ops = torch.ops.emcl

@@ -2,7 +2,7 @@
 
 The inner products of texts and frames are made again in every pass, or taken from what the moments kept. What is a
 plain product of matrices, and the small ones in the bases, goes to torch. Formulas: docs/math.md, P; in torch
-operations: plain_pooled.py.
+operations: reference_pooled.py.
 """
 # Kernels take pointers and scalars of Triton's, which have no Python types.
 # mypy: allow-untyped-defs, allow-untyped-calls
@@ -13,9 +13,10 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from .plain_pooled import TINY, correction
-from .triton_common import dot_options, on_device_of, pooled_tiles, small_product_precision, text_splits
-from .triton_moments import moments
+from emcl_kernels.backends.reference_pooled import TINY, correction
+
+from .common import dot_options, on_device_of, pooled_tiles, small_product_precision, text_splits
+from .moments import moments
 
 SHORTEST = tl.constexpr(TINY)
 
@@ -55,6 +56,7 @@ def pooled_moments_backward(
     frame_mask: Tensor,
     kept: Tensor,
     pooling_temperature: float,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `pooled_moments` to text and frames (docs/math.md, PM)."""
     (texts, width), (videos, count) = text.shape, frames.shape[:2]
@@ -88,8 +90,12 @@ def pooled_cosine(
     scale: Float[Tensor, " K"],
     weight: float,
     pooling_temperature: float,
+    linear: bool,
 ) -> tuple[Float[Tensor, "A B"], Float[Tensor, "A B"]]:
-    """Cosine of mapped text with mapped pooled frames, and the length of those. kept: as of the moments, or empty."""
+    """Cosine of mapped text with mapped pooled frames, and the length of those.
+
+    kept: as of the moments, or empty. linear: matters to the gradient only.
+    """
     (texts, width), (videos, count), bases = text.shape, frames.shape[:2], scale.shape[0]
     f = frames.float()
     matrix = correction(responsibilities, scale, weight)
@@ -112,14 +118,14 @@ def pooled_cosine(
 
 def pooled_cosine_backward(
     d_cosine: Float[Tensor, "A B"],
-    cosine: Float[Tensor, "A B"],
-    length: Float[Tensor, "A B"],
     text: Tensor,
     frames: Tensor,
     frame_mask: Tensor,
     kept: Tensor,
     responsibilities: Tensor,
     scale: Tensor,
+    cosine: Float[Tensor, "A B"],
+    length: Float[Tensor, "A B"],
     weight: float,
     pooling_temperature: float,
     linear: bool,

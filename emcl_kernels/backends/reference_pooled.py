@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emcl_kernels.checks import accumulation_dtype
+from emcl_kernels.checks import ACCUMULATION
 
 TINY = 1e-12  # shortest length that a vector is divided by, as torch.nn.functional.normalize has it
 
@@ -37,6 +37,7 @@ def moments_backward(
     frame_mask: Tensor,
     kept: Tensor,
     pooling_temperature: float,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `moments` to text and frames (docs/math.md, PM)."""
     z = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
@@ -58,8 +59,12 @@ def cosine(
     scale: Tensor,
     weight: float,
     pooling_temperature: float,
+    linear: bool,
 ) -> tuple[Float[Tensor, "A B"], Float[Tensor, "A B"]]:
-    """Cosine of mapped text with mapped pooled frames, and the length of those. kept: as of `moments`, or empty."""
+    """Cosine of mapped text with mapped pooled frames, and the length of those.
+
+    kept: as of `moments`, or empty. linear: matters to the gradient only.
+    """
     z = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
     map_ = _Map(z.t, z.f, responsibilities, scale, weight)
     f_twice = map_.f_r @ map_.correction
@@ -71,14 +76,14 @@ def cosine(
 
 def cosine_backward(
     d_cosine: Float[Tensor, "A B"],
-    cosine: Float[Tensor, "A B"],
-    length: Float[Tensor, "A B"],
     text: Tensor,
     frames: Tensor,
     frame_mask: Tensor,
     kept: Tensor,
     responsibilities: Tensor,
     scale: Tensor,
+    cosine: Float[Tensor, "A B"],
+    length: Float[Tensor, "A B"],
     weight: float,
     pooling_temperature: float,
     linear: bool,
@@ -116,7 +121,7 @@ class _Weighing:
     def __init__(
         self, text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float, kept: Tensor | None = None
     ) -> None:
-        dtype = accumulation_dtype(text.dtype)
+        dtype = ACCUMULATION[text.dtype]
         self.t, self.f, self.temperature = text.to(dtype), frames.to(dtype), pooling_temperature
         self.mask = frame_mask.to(dtype).unsqueeze(-1)
         self.dots = self.f @ self.t.mT if kept is None or kept.numel() == 0 else kept

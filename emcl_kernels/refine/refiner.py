@@ -11,9 +11,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from emcl_kernels import affine, checks, export, rows
-from emcl_kernels.moments import Moments, agreed_width, sum_over_processes
-from emcl_kernels.signed import signed_map
+from emcl_kernels import checks
+from emcl_kernels.em import Moments
+from emcl_kernels.refine import affine, arrays, files
+from emcl_kernels.refine.moments import (
+    agreed_width,
+    gram_without_mean,
+    mean,
+    moments_of,
+    nothing,
+    require_spread,
+    sum_over_processes,
+    unpack_whole,
+)
+from emcl_kernels.refine.signed import signed_map
 
 SIDES = ("text", "video")
 
@@ -41,8 +52,8 @@ class EMRefiner:
             the lengths. False: rows are taken as they are.
     """
 
-    _local: dict[str, Moments]
-    _shared: dict[str, Moments]
+    _local: dict[str, Moments | None]
+    _shared: dict[str, Moments | None]
     _map: dict[str, Tensor] | None
     _of_rows: dict[str, affine.AffineMap]
     _loaded: bool
@@ -63,7 +74,7 @@ class EMRefiner:
         for name, count in (("num_bases", num_bases), ("num_starts", num_starts)):
             if count < 1:
                 raise ValueError(f"{name} is {count}; expected at least 1")
-        checks.iterations(num_iters, temperature, eps)
+        checks.iteration(num_iters, temperature, eps)
         shares = ("mean_share", mean_share), ("fit_mean_share", fit_mean_share)
         for name, value in (("weight", weight), *shares, ("eps", eps)):
             if not -1e6 < value < 1e6:
@@ -111,13 +122,15 @@ class EMRefiner:
         width, width_of = self._width
         for x, name in ((text, "text"), (video, "video")):
             if x is not None:
-                rows.require(x, name, width=width, width_of=width_of, ndim=2)
+                arrays.require(x, name, width=width, width_of=width_of, ndim=2)
                 width, width_of = x.shape[-1], name if width is None else width_of
+
+        # All rows are read before any are counted, so that a refused array leaves the moments as they were.
         found = {
-            side: Moments.of(x, side, normalize=self.normalize) if x is not None else Moments()
+            side: moments_of(x, side, normalize=self.normalize) if x is not None else None
             for x, side in ((text, "text"), (video, "video"))
         }
-        self._local = {side: self._local[side] + found[side] for side in SIDES}
+        self._local = {side: _together(self._local[side], found[side]) for side in SIDES}
         self._map = None
         return self
 
@@ -200,11 +213,11 @@ class EMRefiner:
 
         Needs the package onnx, `pip install emcl[onnx]`. With `normalize`, the model normalises rows itself.
         """
-        export.write_onnx(Path(path), self.matrix, -self._offset(side), normalize=self.normalize)
+        files.write_onnx(Path(path), self.matrix, -self._offset(side), normalize=self.normalize)
 
     def save(self, path: str | Path) -> None:
         """Write the map and its settings as a safetensors file, whole or not at all."""
-        export.save(Path(path), self._fitted(), self._settings())
+        files.save(Path(path), self._fitted(), self._settings())
 
     @classmethod
     def load(cls, path: str | Path) -> "EMRefiner":
@@ -212,7 +225,7 @@ class EMRefiner:
 
         Raises: FileNotFoundError, or ValueError where the file is no such map.
         """
-        fitted, settings = export.load(Path(path), expected=EMRefiner(num_bases=1)._settings().keys())
+        fitted, settings = files.load(Path(path), expected=EMRefiner(num_bases=1)._settings().keys())
         refiner = cls(**settings)
         refiner._map, refiner._of_rows, refiner._loaded = fitted, {}, True
         return refiner
@@ -223,17 +236,19 @@ class EMRefiner:
     # ---- inside ------------------------------------------------------------------------------------------------------
 
     def _forget(self) -> None:
-        self._local = {"text": Moments(), "video": Moments()}
-        self._shared = {"text": Moments(), "video": Moments()}
+        self._local = dict.fromkeys(SIDES)
+        self._shared = dict.fromkeys(SIDES)
         self._map = None
         self._loaded = False
 
     def _add_up(self, add_up: Callable[[Tensor], Tensor], refused: Exception | None) -> None:
         width = agreed_width(self._width[0], refused, add_up)
-        summed = add_up(torch.cat([self._local[side].packed(width) for side in SIDES])).cpu()
+        packed = [(self._local[side] or nothing(width)).pack() for side in SIDES]
+        summed = add_up(torch.cat(packed)).cpu()
         for side, part in zip(SIDES, summed.chunk(len(SIDES)), strict=True):
-            self._shared[side] = self._shared[side] + Moments.unpacked(part, width)
-            self._local[side] = Moments()
+            of_all = unpack_whole(part, width)
+            self._shared[side] = _together(self._shared[side], of_all if of_all.num_rows else None)
+            self._local[side] = None
         self._map = None
 
     def _settings(self) -> dict[str, Any]:
@@ -245,7 +260,7 @@ class EMRefiner:
         """D, and which side says so."""
         for side in SIDES:
             for moments in (self._local[side], self._shared[side]):
-                if moments.gram is not None:
+                if moments is not None:
                     return moments.gram.shape[-1], f"{side} seen before"
         return None, ""
 
@@ -255,17 +270,17 @@ class EMRefiner:
         return self._fitted()[f"offset_{side}"]
 
     def _transform(self, x: Any, side: str, out: Any) -> Any:
-        rows.require(x, side, width=len(self._offset(side)), width_of="the fitted map")
+        arrays.require(x, side, width=len(self._offset(side)), width_of="the fitted map")
         if out is None:
-            out = rows.empty_like(x)
+            out = arrays.empty_like(x)
         else:
-            rows.require(out, "out")  # into integers, refined rows would be cut to zeros
+            arrays.require(out, "out")  # into integers, refined rows would be cut to zeros
         if tuple(out.shape) != tuple(x.shape):
             raise ValueError(f"out has shape {list(out.shape)} but {side} has shape {list(x.shape)}; pass the same")
-        flat, flat_out = rows.flat(x), rows.flat(out)
+        flat, flat_out = arrays.flat(x), arrays.flat(out)
         precise, map_ = str(x.dtype).endswith("float64"), self._map_of(side)
-        for start, part in rows.chunks(flat, side):
-            rows.put(flat_out, start, map_(affine.unit(part) if self.normalize else part, precise=precise))
+        for start, part in arrays.chunks(flat, side):
+            arrays.put(flat_out, start, map_(affine.unit(part) if self.normalize else part, precise=precise))
         return out
 
     def _map_of(self, side: str) -> affine.AffineMap:
@@ -278,17 +293,16 @@ class EMRefiner:
     def _fitted(self) -> dict[str, Tensor]:
         """The map of all rows seen, fitted when it is asked for the first time."""
         if self._map is None:
-            text, video = (self._local[side] + self._shared[side] for side in SIDES)
-            if text.gram is None and video.gram is None:
+            text, video = (_together(self._local[side], self._shared[side]) for side in SIDES)
+            if text is None and video is None:
                 raise ValueError("this EMRefiner is not fitted; call fit(text, video), or EMRefiner.load(path)")
-            for moments, side in ((text, "text"), (video, "video")):
-                moments.require_spread(side)
-            self._map, self._of_rows = self._fit_map(text, video), {}
+            self._map = self._fit_map(require_spread(text, "text"), require_spread(video, "video"))
+            self._of_rows = {}
         return self._map
 
     def _fit_map(self, text: Moments, video: Moments) -> dict[str, Tensor]:
         left, right = signed_map(
-            text.gram_without_mean(self.fit_mean_share) + video.gram_without_mean(self.fit_mean_share),  # (FG)
+            gram_without_mean(text, self.fit_mean_share) + gram_without_mean(video, self.fit_mean_share),  # (FG)
             num_bases=self.num_bases,
             num_starts=self.num_starts,
             num_iters=self.num_iters,
@@ -299,6 +313,13 @@ class EMRefiner:
         return {
             "left": self.weight * left,
             "right": right,
-            "offset_text": self.mean_share * text.mean,  # (FO)
-            "offset_video": self.mean_share * video.mean,
+            "offset_text": self.mean_share * mean(text),  # (FO)
+            "offset_video": self.mean_share * mean(video),
         }
+
+
+def _together(some: Moments | None, others: Moments | None) -> Moments | None:
+    """Of rows of one side; None if there are none."""
+    if some is None or others is None:
+        return some or others
+    return some + others

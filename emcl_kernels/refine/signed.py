@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emcl_kernels import pooled
-from emcl_kernels.ops import em_fit
+from emcl_kernels.em import relative_scale
+from emcl_kernels.ops.fit import em_fit
 
 
 def signed_map(
@@ -50,7 +50,7 @@ def signed_map(
         )
         signed = (responsibilities[: len(gram)] - responsibilities[len(gram) :])[:, :num_bases]  # (FE)
         scale = scale[:num_bases]
-        scale = scale * pooled.relative_scale(gram, signed, scale)
+        scale = scale * relative_scale(gram, signed, scale)
         left.append(signed * scale / num_starts)  # (FM)
         right.append(signed)
     return torch.cat(left, dim=1), torch.cat(right, dim=1)

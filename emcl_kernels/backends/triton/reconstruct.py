@@ -12,7 +12,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from .triton_common import as_batch, dot_options, on_device_of, reconstruct_tiles, result_like, row_splits
+from .common import as_batch, dot_options, on_device_of, reconstruct_tiles, result_like, row_splits
 
 
 def reconstruct(

@@ -8,7 +8,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from .triton_common import (
+from .common import (
     INTERPRETED,
     as_batch,
     dot_options,
@@ -61,7 +61,7 @@ def moments(x: Float[Tensor, "*G N D"]) -> tuple[Float[Tensor, "*G D D"], Float[
 
 
 def moments_backward(
-    x: Float[Tensor, "*G N D"], d_gram: Float[Tensor, "*G D D"], d_colsum: Float[Tensor, "*G D"]
+    d_gram: Float[Tensor, "*G D D"], d_colsum: Float[Tensor, "*G D"], x: Float[Tensor, "*G N D"]
 ) -> Float[Tensor, "*G N D"]:
     """d_x = x·(d_gram + d_gramᵀ) + 1·d_colsumᵀ, in the type of x."""
     rows, width = x.shape[-2:]

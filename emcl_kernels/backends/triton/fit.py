@@ -12,7 +12,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from .triton_common import FitTiles, as_batch, fit_tiles, float32_precision, on_device_of, sum_tiles
+from .common import FitTiles, as_batch, fit_tiles, float32_precision, on_device_of, sum_tiles
 
 
 def fit(
@@ -42,10 +42,10 @@ def fit(
 
 
 def fit_backward(
-    gram: Float[Tensor, "*G D D"],
-    logits: Float[Tensor, "*G D K"],
     d_responsibilities: Float[Tensor, "*G D K"],
     d_scale: Float[Tensor, "*G K"],
+    gram: Float[Tensor, "*G D D"],
+    logits: Float[Tensor, "*G D K"],
     num_iters: int,
     temperature: float,
     eps: float,
