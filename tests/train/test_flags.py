@@ -9,12 +9,12 @@ from fake_run import make_run
 from tiny_evaluation import tiny_config, tiny_model
 
 from emcl_train import cli, flags
-from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.config import RunConfig, check_config
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, again, flag, of_command, takes
 from emcl_train.recipes import load_recipe
-from emcl_train.run_files import save_config
+from emcl_train.runs.files import save_config
+from emcl_train.runs.state import save_tensors_atomic
 
 FLAG = re.compile(r"(?<![\w.-])--[a-z][\w-]*(?:\.[\w-]+)*")
 OPTION = re.compile(r"^(?:│ |  )(?:-h, )?(--[a-z][\w.-]*)(?:, (--[\w.-]+))?", re.MULTILINE)
@@ -156,7 +156,8 @@ def test_a_command_does_not_speak_for_the_next(place, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path", [*sorted((PACKAGE / "data").rglob("*.py")), *map(PACKAGE.joinpath, (
-    "config.py", "run_files.py", "evaluate.py", "evaluations.py", "rerank.py", "report/run_folder.py",
+    "config.py", "runs/files.py", "evaluation/evaluate.py", "runs/evaluations.py", "evaluation/rerank.py",
+    "runs/folder.py",
 ))], ids=lambda path: path.name)  # fmt: skip
 def test_what_several_commands_read_names_no_flag_of_one(path):
     code = re.sub(r'"""[\s\S]*?"""|`[^`]*`', "", path.read_text(encoding="utf-8"))

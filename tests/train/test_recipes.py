@@ -1,13 +1,9 @@
 """Every recipe on a small data set in the schema of its own files: examined, trained and evaluated from the CLI."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-
 from tiny_layouts import SMALL, WRITERS
 
 from emcl_train import cli
@@ -33,9 +29,9 @@ EXPECTED = {
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its plots take longer than everything else; other tests write it."""
     import emcl_train.report
-    import emcl_train.trainer
+    import emcl_train.training.trainer
 
-    monkeypatch.setattr(emcl_train.trainer, "write_report", lambda run: run / "report.html")
+    monkeypatch.setattr(emcl_train.training.trainer, "write_report", lambda run: run / "report.html")
     monkeypatch.setattr(emcl_train.report, "write_report", lambda run: run / "report.html")
 
 

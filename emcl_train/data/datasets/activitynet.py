@@ -1,0 +1,65 @@
+"""ActivityNet Captions, for paragraph retrieval: `train.json`, `val_1.json`, and the id lists beside them."""
+
+from pathlib import Path
+from typing import Any
+
+from emcl_train.config import DataConfig
+from emcl_train.data.datasets.paragraphs import joined, json_or_lines, read_paragraph_lines
+from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder
+from emcl_train.data.reading import read_json, shortened, strings
+from emcl_train.errors import UserError
+
+PROTOCOL = Protocol("ActivityNet Captions", train=(10009,), test=(4917,))
+TRAIN, TEST = ("train.json", "train_ids.json"), ("val_1.json", "val_ids.json")
+
+
+def read(config: DataConfig) -> Lists:
+    """Training videos of `train_ids.json`, and as the test split those of `val_ids.json`.
+
+    Without an id list all videos of the captions file are taken, which is noted. Ids and files may have the "v_" of the
+    captions' keys or not.
+    """
+    check_root(config, TRAIN[0])
+    notes: list[str] = []
+    train, test = (_part(config.root, *names, notes) for names in (TRAIN, TEST))
+    clip = clip_finder(config, also=_other_names)
+    return Lists(train, {}, test, clip, config.root / TRAIN[0], PROTOCOL, notes=notes)
+
+
+def read_captions(path: Path) -> Captions:
+    """The paragraph of each video, in the file's order.
+
+    Raises: UserError with the entry that is not {"duration", "timestamps", "sentences"}.
+    """
+    if path.suffix == ".jsonl":
+        return read_paragraph_lines(path)
+    content: Any = read_json(path, "ActivityNet captions")
+    if not isinstance(content, dict) or not content:
+        raise UserError(
+            f'{path}: expected {{"v_…": {{"duration", "timestamps", "sentences"}}, …}}, got {shortened(content)}'
+        )
+    expected = '{"sentences": ["…", …]}'
+    found: Captions = {}
+    for video_id, entry in content.items():
+        place = f"{path}, {video_id}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{place}: expected {expected}, got {shortened(entry)}; correct the entry")
+        found[video_id] = [joined(strings(place, entry.get("sentences"), expected))]
+    return found
+
+
+def _part(root: Path, captions_name: str, ids_name: str, notes: list[str]) -> Captions:
+    path = json_or_lines(root / captions_name)
+    captions, ids_path = read_captions(path), root / ids_name
+    if not ids_path.is_file():
+        notes.append(f"There is no {ids_name}: all videos of {path.name} are taken.")
+        return captions_of(list(captions), captions, path, path, notes)
+    ids = read_json(ids_path, "a list of ids")
+    if not isinstance(ids, list) or not ids or not all(isinstance(video_id, str) for video_id in ids):
+        raise UserError(f'{ids_path}: expected a list of ids ["v_…", …], got {shortened(ids)}')
+    known = [next((name for name in (i, *_other_names(i)) if name in captions), i) for i in map(str.strip, ids)]
+    return captions_of(known, captions, ids_path, path, notes)
+
+
+def _other_names(video_id: str) -> tuple[str, ...]:
+    return f"v_{video_id}", video_id.removeprefix("v_")

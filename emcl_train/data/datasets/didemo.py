@@ -1,0 +1,53 @@
+"""DiDeMo, for paragraph retrieval: `{train,val,test}_data.json`, the lists beside them, and 30 s of each video."""
+
+from pathlib import Path
+from typing import Any
+
+from emcl_train.config import DataConfig
+from emcl_train.data.datasets.paragraphs import joined, json_or_lines, read_paragraph_lines
+from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder
+from emcl_train.data.reading import read_json, read_list, shortened, without_video_suffix
+from emcl_train.errors import UserError
+
+PROTOCOL = Protocol("DiDeMo", train=(8392, 8393, 8394, 8395), val=(1065,), test=(1003, 1004))
+SECONDS = 30.0
+"""What annotators saw of each video."""
+
+
+def read(config: DataConfig) -> Lists:
+    """All videos that a list names, each with the paragraph of its descriptions; without a list, all described ones."""
+    check_root(config, "train_data.json")
+    notes: list[str] = []
+    train, val, test = (_part(config.root, name, notes) for name in ("train", "val", "test"))
+    clip = clip_finder(config, end=SECONDS)
+    return Lists(train, val, test, clip, config.root / "train_data.json", PROTOCOL, notes=notes)
+
+
+def read_captions(path: Path) -> Captions:
+    """The paragraph of each video: its descriptions in the order of the file. Ids lose a video's suffix.
+
+    Raises: UserError with the entry that is not {"video", "description"}.
+    """
+    if path.suffix == ".jsonl":
+        return {without_video_suffix(video): texts for video, texts in read_paragraph_lines(path).items()}
+    content: Any = read_json(path, "DiDeMo annotations")
+    expected = '[{"video": "…", "description": "…", "times": [[…], …]}, …]'
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path}: expected {expected}, got {shortened(content)}; copy or download the file again")
+    sentences: Captions = {}
+    for index, entry in enumerate(content):
+        video, text = (entry.get(name) if isinstance(entry, dict) else None for name in ("video", "description"))
+        if not isinstance(video, str) or not isinstance(text, str):
+            raise UserError(f"{path}: entry {index} is {shortened(entry)}; expected {expected}")
+        sentences.setdefault(without_video_suffix(video.strip()), []).append(text)
+    return {video: [joined(texts)] for video, texts in sentences.items()}
+
+
+def _part(root: Path, split: str, notes: list[str]) -> Captions:
+    path, list_path = json_or_lines(root / f"{split}_data.json"), root / f"{split}_list.txt"
+    captions = read_captions(path)
+    if not list_path.is_file():
+        notes.append(f"There is no {list_path.name}: all videos of {path.name} are taken.")
+        return captions_of(list(captions), captions, path, path, notes)
+    ids = [without_video_suffix(video) for video in read_list(list_path)]
+    return captions_of(ids, captions, list_path, path, notes)

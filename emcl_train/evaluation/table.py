@@ -1,0 +1,103 @@
+"""Similarities to the rows of a table: the run's own, without EMCL, and re-ranked in ways that have a name."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from emcl_train.config import RunConfig
+from emcl_train.evaluation.metrics import text_to_video, video_to_text_best_rank, video_to_text_best_similarity
+from emcl_train.evaluation.rerank import inverted_softmax, qb_norm
+
+Metrics = dict[str, float]
+
+# The name of the row that a run is judged by, for each `emcl.mode`; {} is the name of another head than EMCL-Net's.
+MAIN_ROW = {"train": "EMCL-Net", "inference": "EMCL at inference only", "off": "Trained without EMCL"}
+MAIN_ROW_OF_HEAD = {"train": "{} + EMCL", "inference": "{}, EMCL at inference only", "off": "{}"}
+MEAN_POOLING = {"mean": "CLIP4Clip meanP", "lstm": "CLIP4Clip seqLSTM", "transformer": "CLIP4Clip seqTransf"}
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Cosine similarities of all captions with all clips; `emcl_on` is None where the run has EMCL nowhere."""
+
+    emcl_on: Float[Tensor, "Q G"] | None
+    emcl_off: Float[Tensor, "Q G"]
+
+    @property
+    def main(self) -> Float[Tensor, "Q G"]:
+        """Those that the run is judged by."""
+        return self.emcl_off if self.emcl_on is None else self.emcl_on
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    text_to_video: Metrics
+    video_to_text: Metrics
+    """By best similarity: each clip's captions count as one gallery item."""
+    video_to_text_by_rank: Metrics | None
+    """By best rank among all captions; None where every clip has one caption, and the definitions are one."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Similarities of training queries: R captions with the clips of the split, R clips with its captions."""
+
+    text_to_video: Float[Tensor, "R G"]
+    video_to_text: Float[Tensor, "Q S"]
+
+
+def rows_of(
+    scores: Similarities, caption_clip: Int64[Tensor, "Q"], config: RunConfig, bank: Bank | None = None
+) -> list[Row]:
+    """Metrics of the run's similarity, of the same weights without EMCL, and of what re-ranking makes of it."""
+    name, main = main_row(config), scores.main
+    rows = [_row(name, main, main, caption_clip)]
+    if scores.emcl_on is not None:
+        rows.append(_row("EMCL off (same weights)", scores.emcl_off, scores.emcl_off, caption_clip))
+    temperature = config.eval.inverted_softmax_temperature
+    rows.append(
+        _row(
+            f"{name} + inverted softmax",
+            inverted_softmax(main, temperature, axis=0),
+            inverted_softmax(main, temperature, axis=1),
+            caption_clip,
+            note=f"sees all test queries at once; temperature {temperature:g}",
+        )
+    )
+    if bank is not None:
+        temperature = config.eval.qb_norm_temperature
+        rows.append(
+            _row(
+                f"{name} + QB-Norm",
+                qb_norm(main, bank.text_to_video, temperature=temperature),
+                qb_norm(main.T, bank.video_to_text.T, temperature=temperature).T,
+                caption_clip,
+                note=f"with a bank of {len(bank.text_to_video)} training captions and as many clips; "
+                f"temperature {temperature:g}",
+            )
+        )
+    return rows
+
+
+def main_row(config: RunConfig) -> str:
+    """The name of the row that a run is judged by."""
+    if config.model.head == "text-conditioned":
+        return MAIN_ROW[config.emcl.mode]
+    head = MEAN_POOLING[config.model.temporal] if config.model.head == "mean" else "WTI"
+    return MAIN_ROW_OF_HEAD[config.emcl.mode].format(head)
+
+
+def _row(name: str, for_texts: Tensor, for_videos: Tensor, caption_clip: Tensor, note: str = "") -> Row:
+    several = len(caption_clip) > for_videos.shape[1]
+    return Row(
+        name,
+        text_to_video(for_texts, caption_clip),
+        video_to_text_best_similarity(for_videos, caption_clip),
+        video_to_text_best_rank(for_videos, caption_clip) if several else None,
+        note,
+    )

@@ -1,0 +1,141 @@
+"""Where the files of an evaluation go: figures that somebody may have quoted are never replaced by others.
+
+Those of a run's own settings on its test split lie in the run's folder. Those of other settings lie in a folder inside
+it that is named for what differs, `evaluations/em-block-32`, or where the caller wants them. Such a folder has the
+run's own records beside its results, so that `emcl-train report` takes it as it takes a run.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from emcl_train.config import RunConfig, inference_emcl
+from emcl_train.runs.files import CONFIG, ENVIRONMENT, METRICS, save_config, write_json_atomic, write_text_atomic
+from emcl_train.runs.state import save_tensors_atomic
+
+RESULTS, QUERIES, EMBEDDINGS = "results.json", "queries.json", "embeddings.safetensors"
+EVALUATIONS, EVALUATION, REPORT = "evaluations", "evaluation.json", "report.html"
+BEFORE = "before-the-last-epoch"
+"""Folder for figures that were in the run's own when its training ended with others."""
+NOT_MEASURED = ("eval.batch_size",)
+"""Settings of an evaluation that change none of its figures."""
+FIGURES = ("split", "queries", "gallery", "rows")
+"""What two results.json must have in common to be of one and the same evaluation."""
+LONGEST_NAME = 120
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on a split, as results.json, queries.json and embeddings.safetensors hold it."""
+
+    results: dict[str, Any]
+    queries: dict[str, list[str]]
+    tensors: dict[str, Tensor]
+
+    def write(self, run_dir: Path, folder: Path, config: RunConfig) -> None:
+        """Write the three files into `folder`, and where that is not the run's own, the run's records beside them.
+
+        Args: config: the settings that were measured with.
+        """
+        if folder != run_dir:
+            _copy_records(run_dir, folder)
+            save_config(folder, config)
+        save_tensors_atomic(folder / EMBEDDINGS, self.tensors)
+        write_json_atomic(folder / QUERIES, self.queries)
+        write_json_atomic(folder / RESULTS, self.results)  # last: where it stands, the others do too
+
+
+def set_aside(run_dir: Path, results: dict[str, Any]) -> Path | None:
+    """Make room in a run's folder for the figures that its training ends with.
+
+    Others may lie there: of an evaluation before the last epoch. They move to a folder of their own.
+
+    Returns: that folder; None where there was nothing to move.
+    """
+    if not (run_dir / RESULTS).is_file() or same_figures(run_dir, results):
+        return None
+    names = itertools.chain([BEFORE], (f"{BEFORE}-{number}" for number in itertools.count(2)))
+    folder = next(place for name in names if not (place := run_dir / EVALUATIONS / name).exists())
+    folder.mkdir(parents=True)
+    _copy_records(run_dir, folder)
+    for name in (EMBEDDINGS, QUERIES, REPORT, RESULTS):
+        if (run_dir / name).is_file():
+            os.replace(run_dir / name, folder / name)
+    return folder
+
+
+def _copy_records(run_dir: Path, folder: Path) -> None:
+    for name in (CONFIG, ENVIRONMENT, METRICS):
+        if (run_dir / name).is_file():
+            write_text_atomic(folder / name, (run_dir / name).read_text(encoding="utf-8"))
+    write_json_atomic(folder / EVALUATION, {"run": run_dir})
+
+
+def run_of(folder: Path) -> str | None:
+    """The run that a folder of results is an evaluation of; None where it is no such folder."""
+    try:
+        return str(json.loads((folder / EVALUATION).read_text(encoding="utf-8"))["run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def what_differs(run: RunConfig, asked: RunConfig, split: str) -> str:
+    """The settings of an evaluation that are not the run's, as the name of a folder; "" where none is.
+
+    Settings that "emcl.mode inference" brings along are not named.
+    """
+    by_itself = inference_emcl() if asked.emcl.mode == "inference" != run.emcl.mode else run.emcl
+    usual = {**_settings("eval", run.eval), **_settings("emcl", by_itself), "emcl.mode": run.emcl.mode, "split": "test"}
+    found = {**_settings("eval", asked.eval), **_settings("emcl", asked.emcl), "split": split}
+    parts = [
+        f"{name.removeprefix('eval.').replace('_', '-')}-{str(value).lower()}"
+        for name, value in found.items()
+        if name not in NOT_MEASURED and value != usual[name]
+    ]
+    name = "_".join(parts)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name
+
+
+def place_for(results: dict[str, Any], run_dir: Path, name: str, again: str) -> tuple[Path, Path | None]:
+    """The folder for the results of an evaluation: the first in which no other figures lie.
+
+    Args: name: `what_differs`. again: name for results of the run's own settings, where the run's folder has others.
+    Returns: it; the last folder that was passed over for its figures.
+    """
+    passed_over = None
+    for folder in _places(run_dir, name, again):
+        if not (folder / RESULTS).is_file() or same_figures(folder, results):
+            return folder, passed_over
+        passed_over = folder
+    raise AssertionError("numbers do not end")
+
+
+def same_figures(folder: Path, results: dict[str, Any]) -> bool:
+    """Whether a folder's results.json has these figures, or is damaged, so that nothing is lost with it."""
+    try:
+        there = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        ours = json.loads(json.dumps(results, default=str))
+        return all(there[key] == ours[key] for key in FIGURES)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def _places(run_dir: Path, name: str, again: str) -> Iterator[Path]:
+    if not name:
+        yield run_dir
+    inside = run_dir / EVALUATIONS
+    yield inside / (name or again)
+    yield from (inside / f"{name or again}-{number}" for number in itertools.count(2))
+
+
+def _settings(section: str, config: Any) -> dict[str, Any]:
+    return {f"{section}.{name}": value for name, value in asdict(config).items()}

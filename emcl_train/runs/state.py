@@ -1,0 +1,93 @@
+"""Tensors of a run folder: its weights, and the full state from which a run goes on. Its other files: `run_files`."""
+
+import hashlib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from emcl_train.errors import UserError
+from emcl_train.runs.files import STATE, write_atomic
+from emcl_train.runs.torch_file import load_torch_file
+
+
+def save_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file. Tensors that share memory are written once each."""
+    data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    write_atomic(path, lambda file: file.write(data))
+
+
+def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """A fingerprint of names, shapes and values; the same whatever file they were read from."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)};".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass
+class TrainingState:
+    """Everything that the rest of a run depends on."""
+
+    epoch: int
+    """Epoch to go on with, counted from 0."""
+    batch: int
+    """Batches of that epoch already done."""
+    step: int
+    """Steps done in all."""
+    best_score: float
+    best_epoch: int
+    metrics_lines: int
+    """Lines of metrics.jsonl that belong to the steps done."""
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    """Of the gradient scaler in fp16, else empty."""
+    random: dict[str, Any]
+    """States of the generators of python, numpy and torch."""
+
+
+def save_state(run_dir: Path, state: TrainingState) -> None:
+    values = {field.name: getattr(state, field.name) for field in fields(state)}
+    write_atomic(run_dir / STATE, lambda file: torch.save(values, file))
+
+
+def load_state(run_dir: Path) -> TrainingState | None:
+    """The last full state of a run; None where it was ended before the first was written."""
+    path = run_dir / STATE
+    if not path.is_file():
+        return None
+    try:
+        return TrainingState(**load_torch_file(path))
+    except (ValueError, TypeError) as error:
+        message = f"{path} cannot be read as the state of a run: {error}; start again with another --out"
+        raise UserError(message) from error
+    except (OSError, MemoryError) as error:
+        raise UserError(f"{path} could not be read now: {error}; the run is as it was; try again") from error
+
+
+def random_states() -> dict[str, Any]:
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    name, keys, position, has_gauss, gauss = states["numpy"]
+    random.setstate(states["python"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])

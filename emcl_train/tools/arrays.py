@@ -1,0 +1,188 @@
+"""Embeddings in the files that people keep them in: read as `[N, D]`, and written as they came.
+
+A file with several arrays is named with the array's name behind a colon: `clip.npz:text`, `both.npy:0`.
+"""
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from emcl_train.errors import UserError
+from emcl_train.runs.files import give_usual_mode
+
+FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Rows of one side. `.npy` stays in its file and is mapped into memory; the others are read whole."""
+
+    rows: Any
+    """`[N, D]`: a numpy array, or a torch tensor where the file is safetensors."""
+    path: Path
+    name: str | None
+    """Of the array in its file; None where the file holds one array without a name."""
+
+    def target(self, folder: Path, stem: str) -> Path:
+        """Where `write` puts the refined rows: `stem` with the suffix of the source."""
+        return folder / f"{stem}{self.path.suffix}"
+
+    def write(self, folder: Path, stem: str, refine: Callable[..., Any]) -> Path:
+        """Refined rows in the format, dtype and under the array's name that they came with, in place of what was there.
+
+        Args: refine: called with the rows, and with `out` where they can be written as they are made.
+        Returns: the file, `target`.
+        """
+        target = self.target(folder, stem)
+        partial = folder / f".{stem}.partial{self.path.suffix}"
+        try:
+            self._write(partial, refine)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return target
+
+    def _write(self, path: Path, refine: Callable[..., Any]) -> None:
+        if path.suffix == ".npy":
+            shape, dtype = self.rows.shape, self.rows.dtype
+            out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            refine(self.rows, out=out)
+            out.flush()
+        elif path.suffix == ".npz":
+            np.savez(path, **{self.name or "embeddings": refine(self.rows)})
+        elif path.suffix == ".safetensors":
+            save_file({self.name or "embeddings": refine(self.rows)}, path)
+            give_usual_mode(path)
+        else:
+            _write_column(self.path, path, self.name or "embeddings", refine(self.rows))
+
+
+def read_embeddings(argument: str) -> Embeddings:
+    """Args: argument: FILE or FILE:NAME.
+
+    Raises: UserError where there is no such file or array, or it is not `[N, D]`.
+    """
+    path, name = Path(argument), None
+    if not path.is_file() and ":" in argument:
+        path, name = Path(argument.rsplit(":", 1)[0]), argument.rsplit(":", 1)[1]
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; pass embeddings as one of {', '.join(FORMATS)}")
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path} is a {path.suffix or 'file without a suffix'}; expected one of {', '.join(FORMATS)}")
+    read = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors, ".parquet": _read_parquet}
+    try:
+        rows, name = read[path.suffix](path, name)
+    except (ValueError, OSError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as {path.suffix}: {error}; write it again") from error
+    if rows.ndim != 2:
+        raise UserError(f"{argument} has shape {list(rows.shape)}; expected [N, D], one row per text or video")
+    return Embeddings(rows, path, name)
+
+
+def _read_npy(path: Path, name: str | None) -> tuple[Any, str | None]:
+    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    if rows.ndim == 3 or name is not None:
+        parts = [str(i) for i in range(len(rows))] if rows.ndim == 3 else []
+        return rows[int(_chosen(path, name, parts))], None
+    return rows, None
+
+
+def _read_npz(path: Path, name: str | None) -> tuple[Any, str | None]:
+    with np.load(path, allow_pickle=False) as file:
+        name = _chosen(path, name, list(file.files))
+        return file[name], name
+
+
+def _read_safetensors(path: Path, name: str | None) -> tuple[Any, str | None]:
+    with safe_open(path, framework="pt") as file:
+        name = _chosen(path, name, list(file.keys()))
+        return file.get_tensor(name), name
+
+
+def _read_parquet(path: Path, name: str | None) -> tuple[Any, str | None]:
+    pq, pa = _pyarrow()
+    schema = pq.read_schema(path)
+    name = _chosen(path, name, [field.name for field in schema if _is_vector(pa, field.type)])
+    column = pq.read_table(path, columns=[name]).column(name)
+    chunks = [chunk for chunk in column.chunks if len(chunk)]  # together they may have more values than 32 bits count
+    lengths = {length for chunk in chunks for length in _lengths(pa, chunk)}
+    if column.null_count or len(lengths) != 1 or any(chunk.flatten().null_count for chunk in chunks):
+        raise UserError(
+            f"{path}: column {name} has missing values or lists of different lengths; expected D numbers a row"
+        )
+    values = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1) for chunk in chunks]
+    return values[0] if len(values) == 1 else np.concatenate(values), name
+
+
+def _lengths(pa: Any, chunk: Any) -> set[int]:
+    fixed = pa.types.is_fixed_size_list(chunk.type)
+    return {chunk.type.list_size} if fixed else set(chunk.value_lengths().unique().to_pylist())
+
+
+def _write_column(source: Path, path: Path, name: str, rows: np.ndarray) -> None:
+    """The source's table with the refined rows in the column they came from."""
+    pq, pa = _pyarrow()
+    table = pq.read_table(source)
+    field = table.schema.field(name)
+    column = column_of(pa, field.type, [len(chunk) for chunk in table.column(name).chunks], rows)
+    pq.write_table(table.set_column(table.schema.get_field_index(name), field.with_type(column.type), column), path)
+
+
+def column_of(pa: Any, kind: Any, lengths: list[int], rows: np.ndarray) -> Any:
+    """Rows as a column of lists, in chunks of these lengths.
+
+    In one piece, lists with 32-bit offsets end at 2³¹ values; the source's own chunks are within that.
+    """
+    chunks, start = [], 0
+    for length in lengths:
+        part = rows[start : start + length]
+        start += length
+        values = pa.array(part.reshape(-1), type=kind.value_type)
+        if pa.types.is_fixed_size_list(kind):
+            chunks.append(pa.FixedSizeListArray.from_arrays(values, rows.shape[1]))
+        else:
+            large = pa.types.is_large_list(kind)
+            offsets = pa.array(np.arange(length + 1) * rows.shape[1], type=pa.int64() if large else pa.int32())
+            chunks.append((pa.LargeListArray if large else pa.ListArray).from_arrays(offsets, values))
+    return pa.chunked_array(chunks)
+
+
+def _is_vector(pa: Any, kind: Any) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(lists and pa.types.is_floating(kind.value_type))
+
+
+def _chosen(path: Path, name: str | None, names: list[str]) -> str:
+    """The one array of a file, or the one that was asked for."""
+    listed = ", ".join(names) or "none"
+    if name is None and len(names) == 1:
+        return names[0]
+    if name is None:
+        example = f"; name one of them, such as {path}:{names[0]}" if names else ""
+        raise UserError(f"{path} holds {len(names)} arrays of embeddings ({listed}){example}")
+    if name not in names:
+        raise UserError(f"{path} has no array {name}; it holds {listed}")
+    return name
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("parquet files need the package pyarrow; pip install pyarrow, or 'emcl[train]'") from error
+    return pyarrow.parquet, pyarrow
+
+
+def as_float_tensor(rows: Any) -> torch.Tensor:
+    """In float32, or float64 where the rows are."""
+    if isinstance(rows, torch.Tensor):
+        return rows if rows.dtype == torch.float64 else rows.float()
+    return torch.from_numpy(np.array(rows, dtype=np.float64 if rows.dtype.itemsize == 8 else np.float32))

@@ -1,0 +1,286 @@
+"""Examine a data set before a run does: look into every clip, count what the protocol counts, name what is wrong."""
+
+import os
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from emcl_train.config import DataConfig
+from emcl_train.data.annotations import LAYOUTS, Annotations, Clip, Split
+from emcl_train.data.cache import cache_folder
+from emcl_train.data.container import VideoError, VideoInfo, check_packets, probe
+from emcl_train.data.lists import assemble
+from emcl_train.data.loader import in_parallel
+from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
+from emcl_train.data.video import decode_clip
+from emcl_train.errors import UserError
+from emcl_train.recipes import load_recipe
+from emcl_train.runs.files import require_folder, write_json_atomic
+
+LONGEST_TABLE = 200
+"""Clips up to which the table shows all of them, and above which only the damaged ones."""
+
+IMAGE_SIZE = 32
+"""Frames are decoded whole and thrown away: small ones do."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What one video file is, and why it cannot be decoded, if so."""
+
+    video_id: str
+    path: Path
+    splits: tuple[str, ...]
+    """Where annotations name it; empty where they do not."""
+    info: VideoInfo | None
+    reason: str | None
+    missing: bool
+    """There is no such file."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One split in numbers."""
+
+    clips: int
+    captions: int
+    repeated: int
+    """Captions that another clip or caption of the split has word for word."""
+    missing: int
+    damaged: int
+    seconds: tuple[float, float, float] | None
+    """Shortest, median and longest clip; None where no header gives a duration."""
+
+
+@dataclass
+class Report:
+    """What is known of a data set."""
+
+    root: Path
+    deep: bool = False
+    clips: list[Diagnosis] = field(default_factory=list)
+    splits: dict[str, Summary] = field(default_factory=dict)
+    counts: list[str] = field(default_factory=list)
+    """A sentence for each count that the protocol gives."""
+    problems: list[str] = field(default_factory=list)
+    """Sentences about what keeps a run from starting, beside the clips."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences about what a reader of results should know."""
+
+    @property
+    def damaged(self) -> list[Diagnosis]:
+        return [clip for clip in self.clips if clip.reason is not None]
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.damaged or self.problems else 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "root": str(self.root),
+            "deep": self.deep,
+            "splits": {name: asdict(summary) for name, summary in self.splits.items()},
+            "clips": [asdict(clip) for clip in self.clips],
+            "missing": [clip.video_id for clip in self.clips if clip.missing],
+            "damaged": {clip.video_id: clip.reason for clip in self.damaged},
+            "counts": self.counts,
+            "problems": self.problems,
+            "notes": self.notes,
+        }
+
+
+def run_doctor(
+    name: str,
+    root: Path,
+    *,
+    videos: Path | None = None,
+    deep: bool = False,
+    json_path: Path | None = None,
+    console: Console | None = None,
+) -> int:
+    """Examine the data set in `root`, print what was found, and write it to a JSON file.
+
+    Args: name: a layout or a recipe. videos: as `data.videos`. deep: decode what a run would sample of every clip,
+        instead of headers, packets and the first frame. json_path: in place of `doctor.json` where results about the
+        data set are remembered.
+    Returns: 1 where a clip is missing or damaged, or the annotations cannot be used, else 0.
+    Raises: UserError where there is no such folder.
+    """
+    require_folder(root, "the annotation files and videos/")
+    config = config_of(name, root)
+    report = examine(config if videos is None else replace(config, videos=videos), deep=deep)
+    console = console or Console()
+    print_report(report, name, console)
+    json_path = json_path or cache_folder(root) / "doctor.json"
+    write_json_atomic(json_path, report.to_json())
+    console.print(f"everything found: {escape(str(json_path))}", soft_wrap=True)
+    return report.exit_code
+
+
+def config_of(name: str, root: Path) -> DataConfig:
+    """What a recipe, or the recipe of a layout, reads."""
+    recipe = "msrvtt-9k" if name == "msrvtt" else name
+    return replace(load_recipe(recipe).data, root=root)
+
+
+def examine(config: DataConfig, *, deep: bool = False) -> Report:
+    """Look into every clip that annotations name or that lies in the folder, and count captions."""
+    report = Report(config.root, deep)
+    annotations = None
+    try:
+        # Not `load_annotations`: a set of shapes that is not rendered yet is to be reported, not rendered.
+        annotations = assemble(LAYOUTS[config.layout](config), config)
+    except UserError as error:
+        report.problems.append(f"The annotations cannot be used: {error}.")
+    places: dict[Clip, list[str]] = {}
+    if annotations:
+        for name, group in _groups(annotations):
+            for clip in group:
+                places.setdefault(clip, []).append(name)
+        report.counts, report.notes = list(annotations.counts), list(annotations.notes)
+    named = {clip.path for clip in places}
+    folder = config.video_folder
+    clips = [*places, *(clip for clip in _clips_in_folder(folder) if clip.path not in named)]
+    if not clips:
+        report.problems.append(f"There are no clips: {folder} holds no {', '.join(VIDEO_SUFFIXES)} file.")
+    small = replace(config, image_size=IMAGE_SIZE)
+
+    @cache  # several clips may be spans of one file
+    def look_into(path: Path) -> tuple[VideoInfo | None, str | None]:
+        info = None
+        try:
+            info = probe(path)
+            if not deep:
+                check_packets(path)
+        except VideoError as error:
+            return info, error.reason
+        return info, None
+
+    def diagnose(clip: Clip) -> Diagnosis:
+        info, reason = look_into(clip.path)
+        if reason is None and clip.start and info and info.duration is not None and clip.start >= info.duration:
+            reason = f"it ends at {info.duration:.2f} s, before the span from {clip.start:g} s on"
+        if deep and reason is None:
+            try:
+                decode_clip(clip, small, whole=True)
+            except VideoError as error:
+                reason = error.reason
+        missing = reason is not None and not clip.path.exists()
+        return Diagnosis(clip.video_id, clip.path, tuple(places.get(clip, ())), info, reason, missing)
+
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = in_parallel(diagnose, clips, workers, "Decode clips" if deep else "Examine clips")
+    report.clips = sorted((diagnosis for _, diagnosis in found), key=lambda d: _natural(d.path.name))
+    if annotations:
+        for split in (annotations.train, annotations.val, annotations.test):
+            report.splits[split.name] = _summary(split, report.clips)
+    return report
+
+
+def print_report(report: Report, name: str, console: Console) -> None:
+    """A table of the splits, one of the clips, then everything else in sentences."""
+    damaged = report.damaged
+    if report.splits:
+        console.print(_split_table(report.splits))
+    shown = report.clips if len(report.clips) <= LONGEST_TABLE else damaged
+    if shown:
+        console.print(_clip_table(shown))
+    if len(shown) < len(report.clips):
+        kinds = Counter(f"{d.info.codec} in {d.info.container}" for d in report.clips if d.info)
+        listed = ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
+        console.print(f"The table shows damaged clips only. All {len(report.clips)}: {escape(listed)}.")
+    for sentence in dict.fromkeys([*report.counts, *report.notes]):
+        console.print(escape(sentence), soft_wrap=True)
+    for problem in report.problems:
+        console.print(f"[red]{escape(problem)}[/red]", soft_wrap=True)
+    for clip in damaged:
+        where = ", ".join(clip.splits) or "not annotated"
+        line = f"{clip.video_id} ({where}) cannot be decoded: {clip.reason} [{clip.path}]"
+        console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
+    total, does = len(report.clips), "decode" if report.deep else "are whole"
+    if damaged:
+        missing = sum(clip.missing for clip in damaged)
+        console.print(
+            f"{total - len(damaged)} of {total} clips {does}; {missing} {'is' if missing == 1 else 'are'} missing, "
+            f"{len(damaged) - missing} damaged. Replace the files, or leave them out: "
+            "`emcl-train train … --data.on-bad-video skip`.",
+            soft_wrap=True,
+        )
+    elif total:
+        console.print(f"All {total} clips of {escape(str(report.root))} ({name}) {does}.", soft_wrap=True)
+    if not report.deep:
+        text = "Headers, packets and first frames were examined; --deep decodes what a run samples."
+        console.print(text, soft_wrap=True)
+
+
+def _split_table(splits: dict[str, Summary]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("split", no_wrap=True)
+    for name in ("clips", "captions", "repeated", "missing", "damaged", "shortest", "median", "longest"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, split in splits.items():
+        numbers = (split.clips, split.captions, split.repeated, split.missing, split.damaged)
+        seconds = [f"{value:.1f} s" for value in split.seconds] if split.seconds else ["?"] * 3
+        table.add_row(name, *map(str, numbers), *seconds)
+    return table
+
+
+def _clip_table(clips: list[Diagnosis]) -> Table:
+    table = Table()
+    for name in ("clip", "split", "codec"):
+        table.add_column(name)
+    for name in ("size", "frames/s", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("whole")
+    for clip in clips:
+        cells = ["", "", "", ""]
+        if info := clip.info:
+            rate, seconds = (f"{x:.2f}" if x is not None else "?" for x in (info.fps, info.duration))
+            cells = [f"{info.codec} ({clip.path.suffix[1:]})", f"{info.width}×{info.height}", rate, seconds]
+        verdict = "yes" if clip.reason is None else "[red]no[/red]"
+        table.add_row(escape(clip.video_id), ", ".join(clip.splits) or "none", *cells, verdict)
+    return table
+
+
+def _groups(annotations: Annotations) -> Iterable[tuple[str, Sequence[Clip]]]:
+    """Clips that annotations name, by where they do."""
+    for split in (annotations.train, annotations.val, annotations.test):
+        yield split.name, split.clips
+    yield "in no list", annotations.unlisted
+
+
+def _clips_in_folder(folder: Path) -> list[Clip]:
+    if not folder.is_dir():
+        return []
+    return [Clip(path.stem, path) for path in visible_files(folder) if path.suffix.lower() in VIDEO_SUFFIXES]
+
+
+def _summary(split: Split, clips: list[Diagnosis]) -> Summary:
+    own = [clip for clip in clips if split.name in clip.splits]
+    seconds = [clip.info.duration for clip in own if clip.info and clip.info.duration is not None]
+    missing = sum(clip.missing for clip in own)
+    return Summary(
+        clips=len(split.clips),
+        captions=len(split.captions),
+        repeated=len(split.captions) - len(set(split.captions)),
+        missing=missing,
+        damaged=sum(clip.reason is not None for clip in own) - missing,
+        seconds=(min(seconds), statistics.median(seconds), max(seconds)) if seconds else None,
+    )
+
+
+def _natural(name: str) -> tuple[str, int, str]:
+    """video2 before video10."""
+    stem = Path(name).stem
+    letters = stem.rstrip("0123456789")
+    digits = stem[len(letters) :]
+    return letters, int(digits) if digits else -1, name

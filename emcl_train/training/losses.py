@@ -1,0 +1,71 @@
+"""Losses of a batch of pairs: the contrastive one, and one that makes channels agree."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from emcl_train.processes import max_over_processes, rank_and_world, sum_over_processes
+
+
+def symmetric_info_nce(similarity: Float[Tensor, "A B"], logit_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Mean of the text→video and the video→text cross entropy over the pairs of all processes.
+
+    Args: similarity: this process's texts with the videos of all processes, in the order of ranks. Video rank·A + a is
+        the right one for text a: the diagonal, where there is one process.
+    Returns: the loss over all B pairs, the same bits in every process. For its gradient see distributed.py.
+    Raises: ValueError where the texts of all processes are not as many as the videos.
+    """
+    (texts, videos), (rank, world) = similarity.shape, rank_and_world()
+    if texts * world != videos:
+        raise ValueError(
+            f"symmetric_info_nce got similarities of shape {[texts, videos]} in each of {world} processes; expected "
+            f"as many texts over all processes as videos; pass pairs"
+        )
+    logits = logit_scale * similarity
+    if world == 1:
+        target = torch.arange(texts, device=logits.device)
+        return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.mT, target)) / 2
+    right = logits.diagonal(rank * texts)  # [A]
+    # A column's softmax is over the texts of all processes; its greatest logit first, or exp overflows.
+    greatest = max_over_processes(logits.amax(0))  # [B]
+    columns = greatest + sum_over_processes((logits - greatest).exp().sum(0)).log()
+    own = columns[rank * texts : (rank + 1) * texts]
+    # The small differences are added up, not the large terms: those would cancel with an error of 1e-6.
+    return sum_over_processes((logits.logsumexp(1) - right).sum() + (own - right).sum()) / (2 * videos)
+
+
+def channel_decorrelation(
+    pairs: Sequence[tuple[Tensor, Tensor, Tensor]],
+    captions: int,
+    *,
+    off_diagonal: float,
+) -> Float[Tensor, ""]:
+    """DRL's regularisation: channel c of one modality correlates with channel c of the other, and with no other one.
+
+    Both rows of a pair are standardised channel by channel over all rows there are, in every process; their products,
+    weighted, make the correlation matrix C [D, D] of a caption on average, and C that of several lists of pairs.
+
+    Args: pairs: lists of first rows [P, D], second rows [P, D], and their weights [P], which sum to one for each
+        caption. captions: of this process. off_diagonal: weight of Σ C_cd² over c ≠ d, beside Σ (C_cc − 1)².
+    Returns: the loss over all processes, the same in each.
+    """
+    total = captions * rank_and_world()[1]
+    correlations = []
+    for first, second, weight in pairs:
+        count = sum_over_processes(weight.new_tensor(float(len(weight))))
+        one, other = _standardised(first, count), _standardised(second, count)
+        correlations.append(sum_over_processes((one * weight[:, None]).mT @ other) / total)
+    correlation = sum(correlations[1:], correlations[0]) / len(correlations)
+    diagonal = correlation.diagonal()
+    others = correlation.square().sum() - diagonal.square().sum()
+    return (diagonal - 1).square().sum() + off_diagonal * others
+
+
+def _standardised(rows: Float[Tensor, "P D"], count: Float[Tensor, ""]) -> Float[Tensor, "P D"]:
+    """Rows with mean 0 and deviation 1 over all processes; a channel that is constant becomes 0."""
+    centred = rows - sum_over_processes(rows.sum(0)) / count
+    variance = sum_over_processes(centred.square().sum(0)) / (count - 1).clamp_min(1)
+    return centred / variance.clamp_min(1e-24).sqrt()
