@@ -5,7 +5,7 @@
 // [D, K], and gram·p with the squared lengths.
 #pragma once
 
-#include "tile.h"
+#include "cpu/tile.h"
 
 namespace {
 
@@ -36,22 +36,23 @@ inline void nothing(int64_t, int64_t) {}
 
 // (G0) The first E-step's logits, padded.
 template <class T>
-void start_from_colsum(const T* colsum, const T* init, int64_t width, int64_t bases, int64_t thin, T* logits) {
+void start_from_colsum(const T* colsum, const T* init, int64_t width, int64_t num_bases, int64_t thin, T* logits) {
   for (int64_t d = 0; d < width; ++d)
-    for (int64_t k = 0; k < thin; ++k) logits[d * thin + k] = k < bases ? colsum[d] * init[k] : T(0);
+    for (int64_t k = 0; k < thin; ++k) logits[d * thin + k] = k < num_bases ? colsum[d] * init[k] : T(0);
 }
 
 // Bases that start alike stay alike, so EM runs on one of each. The release starts from ±1: its bases are two.
 template <class T>
 struct Distinct {
-  int64_t bases, count = 0;
+  int64_t num_bases, count = 0;
   Scratch<int64_t> first, of;  // of every distinct basis, where it stands first; of every basis, which one it is
   Scratch<T> times;            // how often a distinct one occurs
 
   // same(k, l): whether two bases start alike
   template <class F>
-  Distinct(int64_t bases_, const F& same) : bases(bases_), first(bases), of(bases), times(bases) {
-    for (int64_t k = 0; k < bases; ++k) {
+  Distinct(int64_t num_bases_, const F& same)
+      : num_bases(num_bases_), first(num_bases), of(num_bases), times(num_bases) {
+    for (int64_t k = 0; k < num_bases; ++k) {
       int64_t i = 0;
       while (i < count && !same(first[i], k)) ++i;
       if (i == count) {
@@ -64,30 +65,30 @@ struct Distinct {
   }
   // [rows, thin] of the distinct ones, times a factor for each, to [rows, bases] of all
   void expand(const T* src, int64_t rows, int64_t thin, const T* factor, T* dst) const {
-    if (count == bases) return unpad_thin(src, rows, bases, thin, factor, dst);
+    if (count == num_bases) return unpad_thin(src, rows, num_bases, thin, factor, dst);
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t k = 0; k < bases; ++k) dst[i * bases + k] = src[i * thin + of[k]] * factor[of[k]];
+      for (int64_t k = 0; k < num_bases; ++k) dst[i * num_bases + k] = src[i * thin + of[k]] * factor[of[k]];
   }
 };
 template <class T>
-Distinct<T> distinct_starts(const T* init, int64_t bases) {
-  return Distinct<T>(bases, [&](int64_t k, int64_t l) { return init[k] == init[l]; });
+Distinct<T> distinct_starts(const T* init, int64_t num_bases) {
+  return Distinct<T>(num_bases, [&](int64_t k, int64_t l) { return init[k] == init[l]; });
 }
 
 // State of an EM run on padded [D, thin] matrices.
 template <class T>
 struct Em {
   emcl::ParallelFor run;
-  int64_t width, bases, thin, blocks;
+  int64_t width, num_bases, thin, blocks;
   emcl::Settings settings;
   Scratch<T> times, factor, total, inverse, scale, length, partial;
 
   // times_: how often each basis counts, or null for once
-  Em(emcl::ParallelFor run_, int64_t width_, int64_t bases_, emcl::Settings s, const T* times_ = nullptr)
+  Em(emcl::ParallelFor run_, int64_t width_, int64_t num_bases_, emcl::Settings s, const T* times_ = nullptr)
       : run(run_),
         width(width_),
-        bases(bases_),
-        thin(thin_width<T>(bases_)),
+        num_bases(num_bases_),
+        thin(thin_width<T>(num_bases_)),
         blocks(divide_up(width_, kChannelBlock)),
         settings(s),
         times(thin),
@@ -98,7 +99,7 @@ struct Em {
         length(thin),
         partial(blocks * thin) {
     for (int64_t k = 0; k < thin; ++k) {
-      times[k] = k < bases ? (times_ == nullptr ? T(1) : times_[k]) : T(0);
+      times[k] = k < num_bases ? (times_ == nullptr ? T(1) : times_[k]) : T(0);
       factor[k] = T(1) / T(settings.temperature);
       scale[k] = 0;
     }
@@ -122,14 +123,14 @@ struct Em {
     });
     add_up(partial.get(), blocks, thin, total.get());
     // In the padding nothing was added up, and eps may be zero.
-    for (int64_t k = 0; k < thin; ++k) inverse[k] = k < bases ? T(1) / (T(settings.eps) + total[k]) : T(1);
+    for (int64_t k = 0; k < thin; ++k) inverse[k] = k < num_bases ? T(1) / (T(settings.eps) + total[k]) : T(1);
   }
 
   // (GM) the factors that turn gram·p, or xᵀ·(x·p), into the next E-step's logits. squares: ‖x·p‖² per basis.
   void normalise(const T* squares) {
     for (int64_t k = 0; k < thin; ++k) {
       length[k] = inverse[k] * T(std::sqrt(squares[k] < T(0) ? T(0) : squares[k]));  // rounding may fall below zero
-      scale[k] = k < bases ? T(1) / (T(settings.eps) + length[k]) : T(0);
+      scale[k] = k < num_bases ? T(1) / (T(settings.eps) + length[k]) : T(0);
       factor[k] = inverse[k] * scale[k] / T(settings.temperature);
     }
   }
@@ -153,7 +154,7 @@ struct Em {
 
   // All iterations from the logits in `product`.
   void iterate(const T* gram, T* p, T* product) {
-    for (int64_t t = 0; t < settings.iters; ++t) {
+    for (int64_t t = 0; t < settings.num_iters; ++t) {
       expect(product, p, 0, nothing);
       maximise(gram, p, product);
     }
@@ -161,48 +162,45 @@ struct Em {
 };
 
 template <class T>
-void fit(emcl::ParallelFor run, const void* gram, const void* logits, int64_t width, int64_t bases,
-         emcl::Settings settings, void* responsibilities, void* scale) {
-  const T* start = static_cast<const T*>(logits);
-  const Distinct<T> distinct(bases, [&](int64_t k, int64_t l) {
+void fit(emcl::ParallelFor run, const T* gram, const T* logits, int64_t width, int64_t num_bases,
+         emcl::Settings settings, T* responsibilities, T* scale) {
+  const Distinct<T> distinct(num_bases, [&](int64_t k, int64_t l) {
     for (int64_t d = 0; d < width; ++d)
-      if (start[d * bases + k] != start[d * bases + l]) return false;
+      if (logits[d * num_bases + k] != logits[d * num_bases + l]) return false;
     return true;
   });
   Em<T> em(run, width, distinct.count, settings, distinct.times.get());
   Scratch<T> p(width * em.thin), product(width * em.thin);
   for (int64_t d = 0; d < width; ++d)
     for (int64_t k = 0; k < em.thin; ++k)
-      product[d * em.thin + k] = k < distinct.count ? start[d * bases + distinct.first[k]] : T(0);
-  em.iterate(static_cast<const T*>(gram), p.get(), product.get());
-  distinct.expand(p.get(), width, em.thin, em.inverse.get(), static_cast<T*>(responsibilities));
-  for (int64_t k = 0; k < bases; ++k) static_cast<T*>(scale)[k] = em.scale[distinct.of[k]];
+      product[d * em.thin + k] = k < distinct.count ? logits[d * num_bases + distinct.first[k]] : T(0);
+  em.iterate(gram, p.get(), product.get());
+  distinct.expand(p.get(), width, em.thin, em.inverse.get(), responsibilities);
+  for (int64_t k = 0; k < num_bases; ++k) scale[k] = em.scale[distinct.of[k]];
 }
 
 // Runs forward again and keeps r and gram·r of every iteration, then goes back through them (docs/math.md, BE and BM).
 // The gradient to gram is one product over all iterations.
 template <class T>
-void fit_backward(emcl::ParallelFor run, const void* gram_, const void* logits, const void* d_responsibilities,
-                  const void* d_scale, int64_t width, int64_t bases, emcl::Settings settings, void* d_gram_,
-                  void* d_logits_) {
+void fit_backward(emcl::ParallelFor run, const T* gram, const T* logits, const T* d_responsibilities, const T* d_scale,
+                  int64_t width, int64_t num_bases, emcl::Settings settings, T* d_gram, T* d_logits_out) {
   constexpr int V = kLanes<T>;
   constexpr int64_t W = kPanel<T>;
-  const T* gram = static_cast<const T*>(gram_);
-  T* d_gram = static_cast<T*>(d_gram_);
-  Em<T> em(run, width, bases, settings);
-  const int64_t thin = em.thin, size = width * thin, iters = settings.iters, blocks = em.blocks;
+  Em<T> em(run, width, num_bases, settings);
+  const int64_t thin = em.thin, size = width * thin, num_iters = settings.num_iters, blocks = em.blocks;
   const T temperature = T(settings.temperature);
-  Scratch<T> r(iters * size), g(iters * size), inverse(iters * thin), scale(iters * thin), length(iters * thin);
+  Scratch<T> r(num_iters * size), g(num_iters * size), inverse(num_iters * thin), scale(num_iters * thin),
+      length(num_iters * thin);
   Scratch<T> first_logits(size);
-  pad_thin<T>(static_cast<const T*>(logits), width, bases, thin, nullptr, first_logits.get());
-  for (int64_t t = 0; t < iters; ++t) {
+  pad_thin<T>(logits, width, num_bases, thin, nullptr, first_logits.get());
+  for (int64_t t = 0; t < num_iters; ++t) {
     em.expect(t ? &g[(t - 1) * size] : first_logits.get(), &r[t * size], 0, nothing);
     em.maximise(gram, &r[t * size], &g[t * size]);
     std::memcpy(&inverse[t * thin], em.inverse.get(), size_t(thin) * sizeof(T));
     std::memcpy(&scale[t * thin], em.scale.get(), size_t(thin) * sizeof(T));
     std::memcpy(&length[t * thin], em.length.get(), size_t(thin) * sizeof(T));
   }
-  parallel(run, iters * width, grain_of(8 * thin), [&](int64_t first, int64_t last) {
+  parallel(run, num_iters * width, grain_of(8 * thin), [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row)
       for (int64_t k = 0; k < thin; k += V) {
         const Vec<T> factor = load(&inverse[row / width * thin + k]);
@@ -211,10 +209,10 @@ void fit_backward(emcl::ParallelFor run, const void* gram_, const void* logits, 
       }
   });
 
-  Scratch<T> d_logits(size), d_r(size), d_g(size), all_d_g(width * iters * thin), d_s(thin), d_square(thin), dots(thin);
+  Scratch<T> d_logits(size), d_r(size), d_g(size), all_d_g(width * num_iters * thin), d_s(thin), d_square(thin),
+      dots(thin);
   std::memset(d_logits.get(), 0, size_t(size) * sizeof(T));
-  const T* d_r_out = static_cast<const T*>(d_responsibilities);
-  for (int64_t t = iters - 1; t >= 0; --t) {
+  for (int64_t t = num_iters - 1; t >= 0; --t) {
     const T *rt = &r[t * size], *gt = &g[t * size], *st = &scale[t * thin];
     parallel(run, blocks, grain_of(kChannelBlock * thin * 4), [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
@@ -227,7 +225,7 @@ void fit_backward(emcl::ParallelFor run, const void* gram_, const void* logits, 
     });
     add_up(em.partial.get(), blocks, thin, d_s.get());
     for (int64_t k = 0; k < thin; ++k) {
-      if (t == iters - 1 && k < bases) d_s[k] += static_cast<const T*>(d_scale)[k];
+      if (t == num_iters - 1 && k < num_bases) d_s[k] += d_scale[k];
       const T n = length[t * thin + k];
       d_square[k] = n > T(0) ? -d_s[k] * st[k] * st[k] / (2 * n) : T(0);
     }
@@ -236,7 +234,7 @@ void fit_backward(emcl::ParallelFor run, const void* gram_, const void* logits, 
         const int64_t i = d * thin + k;
         const Vec<T> value = load(&d_logits[i]) * load(st + k) + load(&d_square[k]) * load(rt + i);
         store(&d_g[i], value);
-        store(&all_d_g[(d * iters + t) * thin + k], value);
+        store(&all_d_g[(d * num_iters + t) * thin + k], value);
       }
     parallel(run, blocks, grain_of(kChannelBlock * width * thin), [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) {
@@ -246,8 +244,8 @@ void fit_backward(emcl::ParallelFor run, const void* gram_, const void* logits, 
         for (int64_t k = 0; k < thin; ++k) sums[k] = 0;
         for (int64_t d = begin; d < end; ++d) {
           T* row = &d_r[d * thin];
-          if (t == iters - 1)
-            for (int64_t k = 0; k < bases; ++k) row[k] += d_r_out[d * bases + k];
+          if (t == num_iters - 1)
+            for (int64_t k = 0; k < num_bases; ++k) row[k] += d_responsibilities[d * num_bases + k];
           for (int64_t k = 0; k < thin; k += V) {
             const Vec<T> value = load(row + k) + load(&d_square[k]) * load(gt + d * thin + k);
             store(row + k, value);
@@ -275,14 +273,14 @@ void fit_backward(emcl::ParallelFor run, const void* gram_, const void* logits, 
       }
     });
   }
-  unpad_thin<T>(d_logits.get(), width, bases, thin, nullptr, static_cast<T*>(d_logits_));
+  unpad_thin<T>(d_logits.get(), width, num_bases, thin, nullptr, d_logits_out);
 
   // d_gram = Σ_t d_g_t·r_tᵀ, as one product of depth iters · thin
-  const int64_t panels = divide_up(width, W), depth = iters * thin;
+  const int64_t panels = divide_up(width, W), depth = num_iters * thin;
   Scratch<T> packed(panels * depth * W);
   parallel(run, panels, grain_of(depth * W), [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; ++panel)
-      for (int64_t t = 0; t < iters; ++t)
+      for (int64_t t = 0; t < num_iters; ++t)
         pack_panel<T, T>(&r[t * size], thin, width, 1, thin, panel * W, &packed[(panel * depth + t * thin) * W]);
   });
   parallel(run, blocks, grain_of(kChannelBlock * depth * width), [&](int64_t first, int64_t last) {

@@ -1,7 +1,7 @@
 // gram = xᵀx and colsum = xᵀ1: half of the symmetric product, and its backward.
 #pragma once
 
-#include "tile.h"
+#include "cpu/tile.h"
 
 namespace {
 
@@ -138,9 +138,8 @@ class GramSum {
 inline int64_t part_begin(int64_t part, int64_t parts, int64_t count) { return part * count / parts; }
 
 template <class E>
-void moments(emcl::ParallelFor run, const void* x_, int64_t rows, int64_t width, void* gram, void* colsum) {
+void moments(emcl::ParallelFor run, const E* x, int64_t rows, int64_t width, Compute<E>* gram, Compute<E>* colsum) {
   using T = Compute<E>;
-  const E* x = static_cast<const E*>(x_);
   const int64_t parts = parts_of(rows);
   GramSum<T> sum(parts, width);
   parallel(run, parts, grain_of(rows / parts * width * width / 2), [&](int64_t first, int64_t last) {
@@ -151,21 +150,18 @@ void moments(emcl::ParallelFor run, const void* x_, int64_t rows, int64_t width,
       sum.add_rows(part, x + begin * width, end - begin, strip);
     }
   });
-  sum.total(run, static_cast<T*>(gram), static_cast<T*>(colsum));
+  sum.total(run, gram, colsum);
 }
 
 // d_x = x·(d_gram + d_gramᵀ) + 1·d_colsumᵀ
 template <class E>
-void moments_backward(emcl::ParallelFor run, const void* x_, const void* d_gram_, const void* d_colsum_, int64_t rows,
-                      int64_t width, void* d_x_) {
+void moments_backward(emcl::ParallelFor run, const E* x, const Compute<E>* d_gram, const Compute<E>* d_colsum,
+                      int64_t rows, int64_t width, E* d_x) {
   using T = Compute<E>;
   constexpr int64_t W = kPanel<T>, kBlock = 12 * kPanelRows;
-  const E* x = static_cast<const E*>(x_);
-  const T* d_colsum = static_cast<const T*>(d_colsum_);
-  E* d_x = static_cast<E*>(d_x_);
   const int64_t panels = divide_up(width, W);
   Scratch<T> packed(panels * width * W);
-  pack_twice_symmetric(run, static_cast<const T*>(d_gram_), width, packed.get());
+  pack_twice_symmetric(run, d_gram, width, packed.get());
   parallel(run, divide_up(rows, kBlock), grain_of(kBlock * width * width), [&](int64_t first, int64_t last) {
     Scratch<T> wide(kBlock * width), out(kBlock * W);
     for (int64_t block = first; block < last; ++block) {

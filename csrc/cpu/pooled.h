@@ -6,9 +6,9 @@
 // group of videos and one panel of texts; frame weights are made anew in each pass.
 #pragma once
 
-#include "fit.h"
-#include "moments.h"
-#include "reconstruct.h"
+#include "cpu/fit.h"
+#include "cpu/moments.h"
+#include "cpu/reconstruct.h"
 
 namespace {
 
@@ -29,12 +29,12 @@ struct Pooling {
   int64_t rows, panels, padded, videos_per_group, groups;
   Scratch<T> text_lanes;  // [panels][D][W]
 
-  Pooling(emcl::ParallelFor run_, const void* text_, const void* frames_, const void* mask_, const emcl::Pool& s)
+  Pooling(emcl::ParallelFor run_, const E* text_, const E* frames_, const T* mask_, const emcl::Pool& s)
       : run(run_),
         size(s),
-        text(static_cast<const E*>(text_)),
-        frames(static_cast<const E*>(frames_)),
-        mask(static_cast<const T*>(mask_)),
+        text(text_),
+        frames(frames_),
+        mask(mask_),
         rows(s.videos * s.frames),
         panels(divide_up(s.texts, W)),
         padded(panels * W),
@@ -254,14 +254,14 @@ void pooled_moments(const Pooling<E>& pool, Compute<E>* gram, Compute<E>* colsum
 template <class E>
 struct PooledMap {
   using T = Compute<E>;
-  int64_t bases, thin;
+  int64_t num_bases, thin;
   Scratch<T> r, correction, once;   // [D, thin], [thin, thin], [thin]
   Scratch<T> text_r, text_lanes_r;  // [A, thin], [panels][thin][W]
   Scratch<T> text_length;           // [padded]
 
-  PooledMap(const Pooling<E>& pool, const T* responsibilities, const T* scale, int64_t bases_, T weight)
-      : bases(bases_),
-        thin(thin_width<T>(bases_)),
+  PooledMap(const Pooling<E>& pool, const T* responsibilities, const T* scale, int64_t num_bases_, T weight)
+      : num_bases(num_bases_),
+        thin(thin_width<T>(num_bases_)),
         r(pool.size.width * thin),
         correction(thin * thin),
         once(thin),
@@ -269,14 +269,14 @@ struct PooledMap {
         text_lanes_r(pool.padded * thin),
         text_length(pool.padded) {
     const int64_t width = pool.size.width, texts = pool.size.texts;
-    pad_thin<T>(responsibilities, width, bases, thin, nullptr, r.get());
+    pad_thin<T>(responsibilities, width, num_bases, thin, nullptr, r.get());
     thin_product<T>(thin, width, r.get(), 1, thin, r.get(), thin, correction.get());
     for (int64_t k = 0; k < thin; ++k) {
-      const T left = k < bases ? weight * scale[k] : T(0);
+      const T left = k < num_bases ? weight * scale[k] : T(0);
       once[k] = left;
       for (int64_t l = 0; l < thin; ++l) {
         T& c = correction[k * thin + l];
-        c = l < bases ? left * c * weight * scale[l] + (k == l ? 2 * left : T(0)) : T(0);
+        c = l < num_bases ? left * c * weight * scale[l] + (k == l ? 2 * left : T(0)) : T(0);
       }
     }
     for (int64_t i = texts; i < pool.padded; ++i) text_length[i] = 1;
@@ -295,12 +295,13 @@ struct PooledMap {
                      sum += load(t + i * width + d) * load(t + i * width + d);
                    T square = sum_of_lanes<T>(sum);
                    for (; d < width; ++d) square += t[i * width + d] * t[i * width + d];
-                   for (int64_t k = 0; k < bases; ++k) square += text_r[(begin + i) * thin + k] * mapped[i * thin + k];
+                   for (int64_t k = 0; k < num_bases; ++k)
+                     square += text_r[(begin + i) * thin + k] * mapped[i * thin + k];
                    text_length[begin + i] = std::sqrt(most<T>(square, kTiny * kTiny));
                  }
                }
              });
-    if (bases > 0) pack_panels<T, T>(pool.run, text_r.get(), thin, texts, 1, thin, text_lanes_r.get());
+    if (num_bases > 0) pack_panels<T, T>(pool.run, text_r.get(), thin, texts, 1, thin, text_lanes_r.get());
   }
 
   static constexpr T kTiny = T(1e-12);  // shortest length that a vector is divided by

@@ -4,7 +4,7 @@
 // weights [frames, texts] with which texts and frames are added to each other's gradients.
 #pragma once
 
-#include "pooled.h"
+#include "cpu/pooled.h"
 
 namespace {
 
@@ -168,7 +168,7 @@ void pooled_cosine_backward(const Pooling<E>& pool, const PooledMap<E>& map, con
   using T = Compute<E>;
   constexpr int64_t W = kPanel<T>, V = kLanes<T>;
   const int64_t F = pool.size.frames, width = pool.size.width, depth = round_up(width, W), texts = pool.size.texts;
-  const int64_t videos = pool.size.videos, padded = pool.padded, bases = map.bases, thin = map.thin;
+  const int64_t videos = pool.size.videos, padded = pool.padded, num_bases = map.num_bases, thin = map.thin;
   const T inverse_temperature = T(1 / pool.size.temperature);
   Scratch<T> text_panels(texts * depth), z_text(padded * depth), r_panels(thin * depth);
   Scratch<T> x_text(padded * thin), x_partial(kSplits * padded * thin), text_squares(padded);
@@ -256,7 +256,7 @@ void pooled_cosine_backward(const Pooling<E>& pool, const PooledMap<E>& map, con
                                     &x_frames[v * F * thin]);
           }
           once(g.rows, x_frames.get(), coefficients.get());
-          unpad_thin<T>(x_frames.get(), g.rows, bases, thin, nullptr, pull_frames + g.first_row * bases);
+          unpad_thin<T>(x_frames.get(), g.rows, num_bases, thin, nullptr, pull_frames + g.first_row * num_bases);
           for (int64_t column = 0; column < depth; column += W) {
             T* out = tile.get();
             panel_product<T>(g.rows, texts, through + (g.first_row - first_held) * padded, padded, 1,
@@ -291,7 +291,7 @@ void pooled_cosine_backward(const Pooling<E>& pool, const PooledMap<E>& map, con
             for (int64_t k = 0; k < thin; ++k) x_text[i * thin + k] += text_squares[i] * map.text_r[i * thin + k];
           }
           once(m, &x_text[begin * thin], coefficients.get());
-          unpad_thin<T>(&x_text[begin * thin], m, bases, thin, nullptr, pull_text + begin * bases);
+          unpad_thin<T>(&x_text[begin * thin], m, num_bases, thin, nullptr, pull_text + begin * num_bases);
           for (int64_t column = 0; column < depth; column += W) {
             for (int64_t i = 0; i < m; ++i)
               std::memcpy(&line[i * W], &z_text[(begin + i) * depth + column], size_t(W) * sizeof(T));

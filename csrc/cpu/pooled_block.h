@@ -4,7 +4,7 @@
 // the Gram matrix: with S_b = Σ_a w·wᵀ of each video, gram·p = Σ_b f_bᵀ·S_b·(f_b·p) + tᵀ·(t·p).
 #pragma once
 
-#include "pooled.h"
+#include "cpu/pooled.h"
 
 namespace {
 
@@ -44,8 +44,8 @@ struct Generators {
   void iterate(Em<T>& em, const T* init, T* p) const {
     const int64_t thin = em.thin, size = frames * thin, in_videos = videos * frames;
     Scratch<T> logits(width * thin), squared(thin), product(rows * thin), weighted(rows * thin);  // x·p and S·(x·p)
-    start_from_colsum<T>(colsum.get(), init, width, em.bases, thin, logits.get());
-    for (int64_t t = 0; t < em.settings.iters; ++t) {
+    start_from_colsum<T>(colsum.get(), init, width, em.num_bases, thin, logits.get());
+    for (int64_t t = 0; t < em.settings.num_iters; ++t) {
       if (t == 0) {
         em.expect(logits.get(), p, 0, nothing);
       } else {
@@ -85,21 +85,19 @@ T relative_scale(const T* gram, const T* p, const Em<T>& em) {
 }
 
 template <class E>
-void pooled_block(emcl::ParallelFor run, emcl::Pool size, emcl::Settings settings, const void* text, const void* frames,
-                  const void* mask, const void* init_, int64_t bases, double weight, bool relative, void* cosine,
-                  int64_t row) {
+void pooled_block(const Pooling<E>& pool, emcl::Settings settings, const Compute<E>* init, int64_t num_bases,
+                  Compute<E> residual_weight, bool relative, Compute<E>* cosine, int64_t row) {
   using T = Compute<E>;
-  const T* init = static_cast<const T*>(init_);
+  const emcl::Pool& size = pool.size;
   const int64_t width = size.width;
-  const Pooling<E> pool(run, text, frames, mask, size);
   Scratch<T> kept(pool.rows * size.texts);
-  const Distinct<T> distinct = distinct_starts(init, bases);
-  Em<T> em(run, width, distinct.count, settings, distinct.times.get());
+  const Distinct<T> distinct = distinct_starts(init, num_bases);
+  Em<T> em(pool.run, width, distinct.count, settings, distinct.times.get());
   const int64_t count = distinct.count, thin = em.thin, rows = pool.rows + size.texts;
   Scratch<T> p(width * thin), starts(count), r(width * count), scale(count);
   for (int64_t k = 0; k < count; ++k) starts[k] = init[distinct.first[k]];
   // The norms of a relative weight are read off the Gram matrix.
-  const int64_t thin_work = thin * settings.iters;
+  const int64_t thin_work = thin * settings.num_iters;
   T norms = 1;
   if (!relative && 4 * rows * thin_work < rows * (width + 1) + 2 * width * thin_work) {
     Generators<T>(pool, kept.get()).iterate(em, starts.get(), p.get());
@@ -112,7 +110,7 @@ void pooled_block(emcl::ParallelFor run, emcl::Pool size, emcl::Settings setting
   }
   unpad_thin<T>(p.get(), width, count, thin, em.inverse.get(), r.get());
   for (int64_t k = 0; k < count; ++k) scale[k] = em.scale[k] * em.times[k] * norms;
-  pooled_cosine(pool, PooledMap<E>(pool, r.get(), scale.get(), count, T(weight)), kept.get(), static_cast<T*>(cosine),
+  pooled_cosine(pool, PooledMap<E>(pool, r.get(), scale.get(), count, residual_weight), kept.get(), cosine,
                 static_cast<T*>(nullptr), row);
 }
 
