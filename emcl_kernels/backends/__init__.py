@@ -24,6 +24,8 @@ class Declared(Protocol):
     """The public op that it is a part of; errors, logs and tables name that."""
     main: int
     """Position of the tensor whose device and dtype decide: x, text or gram."""
+    tensors: tuple[str, ...]
+    """Names of the arguments that are tensors; they come first."""
     fallback: Implementation | None
     """For a backend that has no implementation, in terms of other ops."""
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from emcl_kernels.backends import Declared, Implementation
 
@@ -59,14 +58,12 @@ class Kernels:
 
 def _call(op: Declared, kernel: Any) -> Implementation:
     """Allocate the outputs, and have them filled from contiguous inputs."""
+    count = len(op.tensors)
 
     def implementation(*args: Any) -> Any:
         outputs = op.allocate(args)
-        kernel(*map(_contiguous, args), *outputs)
+        tensors = [tensor.contiguous() for tensor in args[:count]]
+        kernel(*tensors, *args[count:], *outputs)
         return outputs if len(outputs) > 1 else outputs[0]
 
     return implementation
-
-
-def _contiguous(value: Any) -> Any:
-    return value.contiguous() if isinstance(value, Tensor) and not value.is_contiguous() else value
