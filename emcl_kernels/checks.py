@@ -131,7 +131,7 @@ def rows_and_start(x: Any, init: Any) -> None:
         )
 
 
-def fitted(x: Tensor, responsibilities: Tensor, scale: Tensor, num_channels: tuple[int, ...]) -> None:
+def fitted(x: Tensor, responsibilities: Tensor, scale: Tensor, num_channels: tuple[Any, ...]) -> None:
     """A fitted map that goes with rows `x`. num_channels: of the map's shape `[*, D, K]` all but the last."""
     if x.device != responsibilities.device or x.device != scale.device:
         same_device(x, "x", responsibilities, "responsibilities")

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # A unit is a module or a sub-package. It may import units of the rows above its own, and nothing of its own row. The
-# modules of emcl_kernels.ops are units themselves: em.py stands between the ops that it is made of and those made of it.
+# modules of emcl_kernels.ops are units themselves: em.py stands between those that it needs and those that need it.
 LAYERS = {
     "emcl_kernels": [
         {"reference", "forms", "checks"},

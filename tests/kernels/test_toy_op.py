@@ -97,7 +97,7 @@ def test_fake_tensors_and_bad_input() -> None:
     assert torch.ops.emcl.double_rows(torch.empty(5, 2, device="meta")).shape == (5, 2)
     with pytest.raises(ValueError, match=r"x has shape \[3\]; expected \[\*, N, D\]"):
         torch.ops.emcl.double_rows(torch.ones(3))
-    with pytest.raises(TypeError, match="x is torch.int64"):
+    with pytest.raises(TypeError, match=r"x is torch\.int64"):
         torch.ops.emcl.double_rows(torch.ones(3, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"_double_rows_backward got torch.float32 of shape \[1, 2\]"):
         torch.ops.emcl._double_rows_backward(torch.ones(1, 2), torch.ones(3, 2), 2.0)

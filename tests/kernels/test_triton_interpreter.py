@@ -175,7 +175,8 @@ def special_cases() -> dict[str, Any]:
 
 
 def main() -> None:
-    from emcl_kernels.backends import triton as triton_backend, triton_common
+    from emcl_kernels.backends import triton as triton_backend
+    from emcl_kernels.backends import triton_common
 
     torch.set_num_threads(1)
     # New memory is filled with NaN, so that an output that no kernel wrote cannot pass.
