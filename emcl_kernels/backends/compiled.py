@@ -5,7 +5,6 @@ The emulated CUDA library runs on CPU tensors, so it has a namespace of its own.
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,29 @@ from emcl_kernels.checks import accumulation_dtype
 FOLDER = Path(__file__).parent.parent / "_C"
 BUILD_INFO = FOLDER / "build_info.json"
 SCHEMAS = (
-    "moments(Tensor x, Tensor(a!) gram, Tensor(b!) colsum) -> ()",
-    "moments_backward(Tensor x, Tensor d_gram, Tensor d_colsum, Tensor(a!) d_x) -> ()",
-    "fit(Tensor gram, Tensor logits, int iters, float temperature, float eps, Tensor(a!) responsibilities, "
+    "em_moments(Tensor x, Tensor(a!) gram, Tensor(b!) colsum) -> ()",
+    "_em_moments_backward(Tensor d_gram, Tensor d_colsum, Tensor x, Tensor(a!) d_x) -> ()",
+    "em_fit(Tensor gram, Tensor logits, int num_iters, float temperature, float eps, Tensor(a!) responsibilities, "
     "Tensor(b!) scale) -> ()",
-    "fit_backward(Tensor gram, Tensor logits, Tensor d_responsibilities, Tensor d_scale, int iters, "
+    "_em_fit_backward(Tensor d_responsibilities, Tensor d_scale, Tensor gram, Tensor logits, int num_iters, "
     "float temperature, float eps, Tensor(a!) d_gram, Tensor(b!) d_logits) -> ()",
-    "reconstruct(Tensor x, Tensor responsibilities, Tensor scale, float weight, Tensor(a!) y) -> ()",
-    "reconstruct_backward(Tensor d_y, Tensor x, Tensor responsibilities, Tensor scale, float weight, "
+    "em_reconstruct(Tensor x, Tensor responsibilities, Tensor scale, float weight, Tensor(a!) y) -> ()",
+    "_em_reconstruct_backward(Tensor d_y, Tensor x, Tensor responsibilities, Tensor scale, float weight, "
     "Tensor(a!) d_x, Tensor(b!) d_responsibilities, Tensor(c!) d_scale) -> ()",
-    "project(Tensor x, Tensor init, int iters, float temperature, float weight, float eps, str form, Tensor(a!) y, "
-    "Tensor(b!) mean_bases, Tensor(c!) responsibilities, Tensor(d!) scale) -> ()",
-    "pooled_moments(Tensor text, Tensor frames, Tensor mask, float pooling_temperature, Tensor(a!) gram, "
-    "Tensor(b!) colsum, Tensor(c!) kept) -> ()",
-    "pooled_moments_backward(Tensor d_gram, Tensor d_colsum, Tensor text, Tensor frames, Tensor mask, Tensor kept, "
-    "float pooling_temperature, Tensor(a!) d_text, Tensor(b!) d_frames) -> ()",
-    "pooled_cosine(Tensor text, Tensor frames, Tensor mask, Tensor kept, Tensor responsibilities, Tensor scale, "
-    "float weight, float pooling_temperature, Tensor(a!) cosine, Tensor(b!) length) -> ()",
-    "pooled_cosine_backward(Tensor d_cosine, Tensor cosine, Tensor length, Tensor text, Tensor frames, Tensor mask, "
-    "Tensor kept, Tensor responsibilities, Tensor scale, float weight, float pooling_temperature, bool linear, "
-    "Tensor(a!) d_text, Tensor(b!) d_frames, Tensor(c!) pull_text, Tensor(d!) pull_frames) -> ()",
-    "pooled_blocks(Tensor text, Tensor frames, Tensor mask, Tensor init, int em_block, float pooling_temperature, "
-    "int iters, float temperature, float weight, float eps, bool relative, Tensor(a!) cosine) -> ()",
+    "_em_project_fixed(Tensor x, Tensor init, int num_iters, float temperature, float residual_weight, float eps, "
+    "bool linear, Tensor(a!) y, Tensor(b!) mean_bases, Tensor(c!) responsibilities, Tensor(d!) scale) -> ()",
+    "_pooled_moments(Tensor text, Tensor frames, Tensor frame_mask, float pooling_temperature, bool keep, "
+    "Tensor(a!) gram, Tensor(b!) colsum, Tensor(c!) kept) -> ()",
+    "_pooled_moments_backward(Tensor d_gram, Tensor d_colsum, Tensor text, Tensor frames, Tensor frame_mask, "
+    "Tensor kept, float pooling_temperature, bool keep, Tensor(a!) d_text, Tensor(b!) d_frames) -> ()",
+    "_pooled_cosine(Tensor text, Tensor frames, Tensor frame_mask, Tensor kept, Tensor responsibilities, "
+    "Tensor scale, float weight, float pooling_temperature, bool linear, Tensor(a!) cosine, Tensor(b!) length) -> ()",
+    "_pooled_cosine_backward(Tensor d_cosine, Tensor text, Tensor frames, Tensor frame_mask, Tensor kept, "
+    "Tensor responsibilities, Tensor scale, Tensor cosine, Tensor length, float weight, float pooling_temperature, "
+    "bool linear, Tensor(a!) d_text, Tensor(b!) d_frames, Tensor(c!) pull_text, Tensor(d!) pull_frames) -> ()",
+    "_pooled_blocks(Tensor text, Tensor frames, Tensor frame_mask, Tensor init, int em_block, "
+    "float pooling_temperature, int num_iters, float temperature, float residual_weight, float eps, bool relative, "
+    "Tensor(a!) cosine) -> ()",
 )
 NATIVE, EMULATED = "emcl_native", "emcl_emulated"
 
@@ -56,11 +56,6 @@ def not_built(target: str) -> str:
     except (OSError, ValueError, KeyError):
         reason = ""
     return f"was not built: {reason or 'the build did not get that far; run `make setup`, or `pip install .`'}"
-
-
-def _form() -> str:
-    """EMCL_FORM=gram|loop overrides the cost model, for tests and measurements."""
-    return os.environ.get("EMCL_FORM", "auto")
 
 
 def _flat(tensor: Tensor, keep: int) -> Tensor:
@@ -84,12 +79,12 @@ class Kernels:
         dtype, width = accumulation_dtype(x.dtype), x.shape[-1]
         gram = x.new_empty((*x.shape[:-2], width, width), dtype=dtype)
         colsum = x.new_empty((*x.shape[:-2], width), dtype=dtype)
-        self._run("moments", _flat(x, 2), gram, colsum)
+        self._run("em_moments", _flat(x, 2), gram, colsum)
         return gram, colsum
 
     def moments_backward(self, x: Tensor, d_gram: Tensor, d_colsum: Tensor) -> Tensor:
         d_x = x.new_empty(x.shape)
-        self._run("moments_backward", _flat(x, 2), _flat(d_gram, 2), _flat(d_colsum, 1), d_x)
+        self._run("_em_moments_backward", _flat(d_gram, 2), _flat(d_colsum, 1), _flat(x, 2), d_x)
         return d_x
 
     def fit(
@@ -97,7 +92,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor]:
         responsibilities = logits.new_empty(logits.shape)
         scale = logits.new_empty((*logits.shape[:-2], logits.shape[-1]))
-        self._run("fit", _flat(gram, 2), _flat(logits, 2), num_iters, temperature, eps, responsibilities, scale)
+        self._run("em_fit", _flat(gram, 2), _flat(logits, 2), num_iters, temperature, eps, responsibilities, scale)
         return responsibilities, scale
 
     def fit_backward(
@@ -111,13 +106,13 @@ class Kernels:
         eps: float,
     ) -> tuple[Tensor, Tensor]:
         d_gram, d_logits = gram.new_empty(gram.shape), logits.new_empty(logits.shape)
-        inputs = _flat(gram, 2), _flat(logits, 2), _flat(d_responsibilities, 2), _flat(d_scale, 1)
-        self._run("fit_backward", *inputs, num_iters, temperature, eps, d_gram, d_logits)
+        inputs = _flat(d_responsibilities, 2), _flat(d_scale, 1), _flat(gram, 2), _flat(logits, 2)
+        self._run("_em_fit_backward", *inputs, num_iters, temperature, eps, d_gram, d_logits)
         return d_gram, d_logits
 
     def reconstruct(self, x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float) -> Tensor:
         y = x.new_empty(x.shape)
-        self._run("reconstruct", _flat(x, 2), _flat(responsibilities, 2), _flat(scale, 1), weight, y)
+        self._run("em_reconstruct", _flat(x, 2), _flat(responsibilities, 2), _flat(scale, 1), weight, y)
         return y
 
     def reconstruct_backward(
@@ -126,7 +121,7 @@ class Kernels:
         d_x, d_scale = x.new_empty(x.shape), scale.new_empty(scale.shape)
         d_responsibilities = responsibilities.new_empty(responsibilities.shape)
         inputs = _flat(d_y, 2), _flat(x, 2), _flat(responsibilities, 2), _flat(scale, 1)
-        self._run("reconstruct_backward", *inputs, weight, d_x, d_responsibilities, d_scale)
+        self._run("_em_reconstruct_backward", *inputs, weight, d_x, d_responsibilities, d_scale)
         return d_x, d_responsibilities, d_scale
 
     def project(
@@ -138,8 +133,8 @@ class Kernels:
         mean_bases = init.new_empty((*leading, bases))
         responsibilities = init.new_empty((*leading, x.shape[-1], bases))
         scale = init.new_empty((*leading, bases))
-        settings = num_iters, temperature, residual_weight, eps, _form()
-        self._run("project", _flat(x, 2), start, *settings, y, mean_bases, responsibilities, scale)
+        settings = num_iters, temperature, residual_weight, eps, False
+        self._run("_em_project_fixed", _flat(x, 2), start, *settings, y, mean_bases, responsibilities, scale)
         return y, mean_bases, responsibilities, scale
 
     def pooled_moments(
@@ -148,8 +143,8 @@ class Kernels:
         dtype, width = accumulation_dtype(text.dtype), text.shape[-1]
         gram, colsum = text.new_empty((width, width), dtype=dtype), text.new_empty(width, dtype=dtype)
         kept = text.new_empty((*frames.shape[:2], text.shape[0]) if keep else 0, dtype=dtype)
-        pool = *_rows(text, frames, frame_mask), pooling_temperature
-        self._run("pooled_moments", *pool, gram, colsum, kept)
+        pool = *_rows(text, frames, frame_mask), pooling_temperature, keep
+        self._run("_pooled_moments", *pool, gram, colsum, kept)
         return gram, colsum, kept
 
     def pooled_moments_backward(
@@ -163,8 +158,8 @@ class Kernels:
         pooling_temperature: float,
     ) -> tuple[Tensor, Tensor]:
         d_text, d_frames = text.new_empty(text.shape), frames.new_empty(frames.shape)
-        pool = *_rows(text, frames, frame_mask), kept, pooling_temperature
-        self._run("pooled_moments_backward", d_gram.contiguous(), d_colsum.contiguous(), *pool, d_text, d_frames)
+        pool = *_rows(text, frames, frame_mask), kept, pooling_temperature, True
+        self._run("_pooled_moments_backward", d_gram.contiguous(), d_colsum.contiguous(), *pool, d_text, d_frames)
         return d_text, d_frames
 
     def pooled_cosine(
@@ -182,7 +177,7 @@ class Kernels:
         length = torch.empty_like(cosine)
         map_ = responsibilities.contiguous(), scale.contiguous(), weight
         pool = _rows(text, frames, frame_mask)
-        self._run("pooled_cosine", *pool, kept, *map_, pooling_temperature, cosine, length)
+        self._run("_pooled_cosine", *pool, kept, *map_, pooling_temperature, False, cosine, length)
         return cosine, length
 
     def pooled_cosine_backward(
@@ -203,12 +198,12 @@ class Kernels:
         d_text, d_frames = text.new_empty(text.shape), frames.new_empty(frames.shape)
         pull_text = scale.new_empty((text.shape[0], *scale.shape))
         pull_frames = scale.new_empty((*frames.shape[:2], *scale.shape))
-        given = d_cosine.contiguous(), cosine.contiguous(), length.contiguous()
+        given = cosine.contiguous(), length.contiguous()
         pool = *_rows(text, frames, frame_mask), kept
-        map_ = responsibilities.contiguous(), scale.contiguous(), weight
-        settings = pooling_temperature, linear
+        map_ = responsibilities.contiguous(), scale.contiguous()
+        settings = weight, pooling_temperature, linear
         filled = d_text, d_frames, pull_text, pull_frames
-        self._run("pooled_cosine_backward", *given, *pool, *map_, *settings, *filled)
+        self._run("_pooled_cosine_backward", d_cosine.contiguous(), *pool, *map_, *given, *settings, *filled)
         return d_text, d_frames, pull_text, pull_frames
 
     def pooled_blocks(
@@ -228,7 +223,7 @@ class Kernels:
         cosine = init.new_empty((text.shape[0], frames.shape[0]))
         em = num_iters, temperature, residual_weight, eps, relative
         inputs = *_rows(text, frames, frame_mask), init.contiguous()
-        self._run("pooled_blocks", *inputs, em_block, pooling_temperature, *em, cosine)
+        self._run("_pooled_blocks", *inputs, em_block, pooling_temperature, *em, cosine)
         return cosine.to(text.dtype)
 
 
