@@ -23,7 +23,7 @@ Asked asked_form() {
 #if defined(EMCL_CUDA)
 Form form_of(const Rows&, int64_t, int64_t, int64_t) {
   if (asked_form() == Asked::loop)
-    throw std::invalid_argument("emcl: EMCL_FORM is loop; the CUDA kernels have the Gram form only");
+    throw std::invalid_argument("emcl: form is loop; the CUDA kernels have the Gram form only; unset EMCL_FORM");
   return Form::gram;
 }
 #else
