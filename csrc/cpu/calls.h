@@ -143,9 +143,9 @@ struct Calls {
                                      const void* frames, const void* frame_mask, const void* kept, void* d_text,
                                      void* d_frames, void* pull_text, void* pull_frames) {
     const Pooling<E> pool(call.parallel_for, rows(text), rows(frames), numbers(frame_mask), size);
-    ::pooled_cosine_backward(pool, fitted(pool, map), numbers(d_cosine), numbers(cosine), numbers(length),
-                             numbers(kept), linear, rows(d_text), rows(d_frames), numbers(pull_text),
-                             numbers(pull_frames));
+    const Cosines<T> given{numbers(d_cosine), numbers(cosine), numbers(length)};
+    ::pooled_cosine_backward(pool, fitted(pool, map), given, numbers(kept), linear, rows(d_text), rows(d_frames),
+                             numbers(pull_text), numbers(pull_frames));
   }
 
   static void pooled_blocks(const Call& call, Element, emcl::Pool all, Settings settings, int64_t em_block,

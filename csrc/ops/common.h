@@ -51,8 +51,8 @@ inline Rows rows_of(const Check& check, const Tensor& x) {
 // text [A, D], frames [B, F, D], frame_mask [B, F]
 inline Pool pool_of(const Check& check, const Tensor& text, const Tensor& frames, const Tensor& frame_mask,
                     double pooling_temperature) {
-  check.require(text.dim() == 2, "text has " + std::to_string(text.dim()) + " dimensions; expected [A, D]");
-  check.require(frames.dim() == 3, "frames has " + std::to_string(frames.dim()) + " dimensions; expected [B, F, D]");
+  check.require(text.dim() == 2, "text has ", text.dim(), " dimensions; expected [A, D]");
+  check.require(frames.dim() == 3, "frames has ", frames.dim(), " dimensions; expected [B, F, D]");
   const Pool pool{text.size(0), frames.size(0), frames.size(1), text.size(1), pooling_temperature};
   check.require(pool.texts > 0 && pool.videos > 0 && pool.frames > 0 && pool.width > 0,
                 "text or frames is empty; expected one text, video, frame and channel at least");
@@ -73,8 +73,7 @@ inline Map map_of(const Check& check, const Pool& pool, const Tensor& responsibi
 }
 
 inline void check_settings(const Check& check, const Settings& settings) {
-  check.require(settings.num_iters > 0,
-                "num_iters is " + std::to_string(settings.num_iters) + "; expected one iteration at least");
+  check.require(settings.num_iters > 0, "num_iters is ", settings.num_iters, "; expected one iteration at least");
 }
 
 }  // namespace emcl

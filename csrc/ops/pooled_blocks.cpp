@@ -14,7 +14,7 @@ void _pooled_blocks(const Tensor& text, const Tensor& frames, const Tensor& fram
   const Pool pool = pool_of(check, text, frames, frame_mask, pooling_temperature);
   const Settings settings{num_iters, temperature, eps};
   check_settings(check, settings);
-  check.require(em_block > 0, "em_block is " + std::to_string(em_block) + "; expected one text and video at least");
+  check.require(em_block > 0, "em_block is ", em_block, "; expected one text and video at least");
   const int64_t num_bases = init.numel();
   check.require(num_bases > 0, "init is empty; expected one basis at least");
   check.numbers("init", init, {num_bases});

@@ -13,8 +13,8 @@ enum class Asked { automatic, gram, loop };
 // EMCL_FORM overrides the cost model, for tests and measurements.
 Asked asked_form() {
   const char* value = std::getenv("EMCL_FORM");
-  const std::string form = value == nullptr ? "auto" : value;
-  if (form == "auto") return Asked::automatic;
+  const std::string form = value == nullptr ? "" : value;
+  if (form.empty() || form == "auto") return Asked::automatic;
   if (form == "gram") return Asked::gram;
   if (form == "loop") return Asked::loop;
   throw std::invalid_argument("emcl: EMCL_FORM is \"" + form + "\"; expected auto, gram or loop");
@@ -23,7 +23,7 @@ Asked asked_form() {
 #if defined(EMCL_CUDA)
 Form form_of(const Rows&, int64_t, int64_t, int64_t) {
   if (asked_form() == Asked::loop)
-    throw std::invalid_argument("emcl: EMCL_FORM is loop; the CUDA kernels have the Gram form only");
+    throw std::invalid_argument("emcl: form is loop; the CUDA kernels have the Gram form only; unset EMCL_FORM");
   return Form::gram;
 }
 #else

@@ -102,8 +102,7 @@ inline Problems one_problem(const Pool& size) {
   return {int(size.texts), int(size.videos), frames_of(size.frames), int(size.texts), int(size.videos), 0, 1};
 }
 
-// ---- pooled_rows.cu
-// --------------------------------------------------------------------------------------------------
+// ---- pooled_rows.cu ----
 
 // All rows of a call, frames [B·F, D] and below them texts [A, D].
 struct PackedRows {
@@ -134,8 +133,7 @@ struct Finish {
 };
 void finish_rows(const Call&, Element, const Finish&, int64_t rows, int64_t width, void* out);
 
-// ---- pooled_product.cu
-// -----------------------------------------------------------------------------------------------
+// ---- pooled_product.cu ----
 
 enum class RowsOf { all, frames, texts, frames_and_texts };
 
@@ -157,8 +155,7 @@ struct Product {
 };
 void multiply(const Call&, const Problems&, const Product&);
 
-// ---- pooled_group.cu
-// -------------------------------------------------------------------------------------------------
+// ---- pooled_group.cu ----
 
 // Inner products of the frames of each video, [problems·groups·64, 64]: of rows `left` and `frames`, and in the bases.
 struct InnerProducts {
@@ -188,8 +185,7 @@ struct SquareTimes {
 };
 void multiply_squares(const Call&, const Problems&, const SquareTimes&);
 
-// ---- pooled_map.cu
-// ---------------------------------------------------------------------------------------------------
+// ---- pooled_map.cu ----
 
 // What a fitted map makes of the rows. M is what corrects inner products, C with both factors mapped, E with one.
 struct Mapped {
@@ -209,11 +205,11 @@ Matrix16 transpose(const Call&, const Matrix16&, int64_t rows, int64_t columns);
 // ---- moments and cosine of several problems at a time --------------------------------------------------------------
 
 // gram [problems, D, D], colsum [problems, D], kept [problems, frame_rows, text_block] or null
-void moments_of(const Call&, Element, const Problems&, const PackedRows&, const Pool&, const float* mask, float* gram,
-                float* colsum, float* kept);
+void moments_of(const Call&, Element, const Problems&, const PackedRows&, const Pool&, const float* frame_mask,
+                float* gram, float* colsum, float* kept);
 // cosine and length [texts, videos] of all problems; length may be null
-void cosine_of(const Call&, Element, const Problems&, const PackedRows&, const Pool&, const Map&, const float* mask,
-               const float* kept, float* cosine, float* length);
+void cosine_of(const Call&, Element, const Problems&, const PackedRows&, const Pool&, const Map&,
+               const float* frame_mask, const float* kept, float* cosine, float* length);
 
 }  // namespace pooled
 }  // namespace emcl

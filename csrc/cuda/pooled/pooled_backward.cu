@@ -22,7 +22,7 @@ struct Backward {
   Matrix16 rows;      // of all frames, then of the texts
   const float* scale;
   int first_frame, text_row, width;  // where the frames at hand and the texts start
-  const float* mask;                 // [videos, F]
+  const float* frame_mask;           // [videos, F]
   const float* kept;                 // [videos·F, A]: inner products as the moments left them, or null
   float inverse_temperature;
   int splits, tiles;        // parts of the texts, and tiles of each
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward
   const InnerTile<P> inner(memory + L::kInner + P::warp_n() * InnerTile<P>::kBytes);
   float* mask = reinterpret_cast<float*>(memory + L::kColumns) + P::warp_n() * kGroup;
   float *scale = mask + P::kColumns, *shift = L::kScaled ? scale + P::kColumns : scale;  // where there are any
-  load_columns(group_of(problems.frames, videos, own_group), w.mask, mask, thread_of_group<P>());
+  load_columns(group_of(problems.frames, videos, own_group), w.frame_mask, mask, thread_of_group<P>());
   if (L::kScaled && w.kept == nullptr)
     load_columns(group_of(problems.frames, videos, own_group), w.scale + w.first_frame, scale, thread_of_group<P>());
   if (!COSINE) load_columns(group_of(problems.frames, videos, own_group), w.shift, shift, thread_of_group<P>());
@@ -263,8 +263,8 @@ void each_chunk(const Pool& size, const F& f) {
   }
 }
 
-Backward backward_of(const Pool& size, const Chunk& chunk, const PackedRows& rows, const float* mask, const float* kept,
-                     const Matrix16& inner, const Matrix16& through) {
+Backward backward_of(const Pool& size, const Chunk& chunk, const PackedRows& rows, const float* frame_mask,
+                     const float* kept, const Matrix16& inner, const Matrix16& through) {
   Backward w{};
   w.problems = chunk.problems;
   w.rows = rows.own;
@@ -272,7 +272,7 @@ Backward backward_of(const Pool& size, const Chunk& chunk, const PackedRows& row
   w.first_frame = chunk.first_frame;
   w.text_row = int(size.videos * size.frames);
   w.width = int(size.width);
-  w.mask = mask + chunk.first_frame;
+  w.frame_mask = frame_mask + chunk.first_frame;
   w.kept = kept == nullptr ? nullptr : kept + chunk.first_frame * size.texts;
   w.inverse_temperature = float(1 / size.temperature);
   w.inner = inner.from_row(int64_t(chunk.first_group) * kGroup);
@@ -360,7 +360,7 @@ SquareTimes times_squares(const Matrix16& squares, const Matrix16& rows, int64_t
 }  // namespace pooled
 
 void pooled_moments_backward(const Call& call, Element element, Pool size, const void* text, const void* frames,
-                             const float* mask, const float* kept, const float* d_gram, const float* d_colsum,
+                             const float* frame_mask, const float* kept, const float* d_gram, const float* d_colsum,
                              void* d_text, void* d_frames) {
   using namespace pooled;
   const int64_t texts = size.texts, width = size.width, frame_rows = size.videos * size.frames;
@@ -389,7 +389,7 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
     const Call& step = workspace.next_step();
-    Backward w = backward_of(size, chunk, rows, mask, kept, products, through);
+    Backward w = backward_of(size, chunk, rows, frame_mask, kept, products, through);
     w.shift = shift + chunk.first_frame;
     const Squares16 sums = run_backward<false>(step, element, w);
 
@@ -409,7 +409,7 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
 
 void pooled_cosine_backward(const Call& call, Element element, Pool size, Map map, bool linear, const float* d_cosine,
                             const float* cosine, const float* length, const void* text, const void* frames,
-                            const float* mask, const float* kept, void* d_text, void* d_frames, float* pull_text,
+                            const float* frame_mask, const float* kept, void* d_text, void* d_frames, float* pull_text,
                             float* pull_frames) {
   using namespace pooled;
   const int64_t texts = size.texts, width = size.width, frame_rows = size.videos * size.frames,
@@ -435,7 +435,7 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
     const Call& step = workspace.next_step();
-    Backward w = backward_of(size, chunk, rows, mask, kept, mapped.inner, through);
+    Backward w = backward_of(size, chunk, rows, frame_mask, kept, mapped.inner, through);
     w.num_bases = mapped.num_bases;
     w.mapped_texts = mapped.texts;
     if (num_bases > 0) w.mapped_frames = mapped.frames.from_row(chunk.first_frame).from_column(mapped.num_bases);

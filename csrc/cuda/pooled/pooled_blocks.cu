@@ -67,8 +67,8 @@ void make_relative(const Call& call, const Problems& problems, const float* gram
 }  // namespace pooled
 
 void pooled_blocks(const Call& call, Element element, Pool size, Settings settings, int64_t em_block, const void* text,
-                   const void* frames, const float* mask, const float* init, int64_t num_bases, double weight,
-                   bool relative, float* cosine) {
+                   const void* frames, const float* frame_mask, const float* init, int64_t num_bases,
+                   double residual_weight, bool relative, float* cosine) {
   using namespace pooled;
   const int64_t width = size.width;
   const PackedRows rows = pack_rows(call, element, size, text, frames);
@@ -92,7 +92,7 @@ void pooled_blocks(const Call& call, Element element, Pool size, Settings settin
     const int64_t count = problems.count;
     float *gram = allocate<float>(step, count * width * width), *colsum = allocate<float>(step, count * width);
     float* kept = keep ? allocate<float>(step, count * kept_size) : nullptr;
-    moments_of(step, element, problems, rows, size, mask, gram, colsum, kept);
+    moments_of(step, element, problems, rows, size, frame_mask, gram, colsum, kept);
 
     float *logits = allocate<float>(step, count * width * num_bases),
           *r = allocate<float>(step, count * width * num_bases);
@@ -101,7 +101,8 @@ void pooled_blocks(const Call& call, Element element, Pool size, Settings settin
            count * width * num_bases, int(num_bases), logits);
     fit(step, gram, logits, count, width, num_bases, settings, r, scale);
     if (relative) make_relative(step, problems, gram, r, int(width), int(num_bases), scale);
-    cosine_of(step, element, problems, rows, size, Map{r, scale, num_bases, weight}, mask, kept, cosine, nullptr);
+    cosine_of(step, element, problems, rows, size, Map{r, scale, num_bases, residual_weight}, frame_mask, kept, cosine,
+              nullptr);
   }
 }
 

@@ -10,7 +10,7 @@ struct Comparison {
   Matrix16 rows;  // frames, then texts
   const float* scale;
   int width;
-  const float *mask, *kept;  // kept: as the moments left it, or null
+  const float *frame_mask, *kept;  // kept: as the moments left it, or null
   float inverse_temperature;
   Mapped mapped;
   float *cosine, *length;  // [texts, videos] of all problems; length may be null
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) cosine_kernel(const Comparison
   const InnerTile<P> inner(memory + L::kInner + P::warp_n() * InnerTile<P>::kBytes);
   float* mask = reinterpret_cast<float*>(memory + L::kColumns) + P::warp_n() * kGroup;
   float* scale = mask + P::kColumns;
-  load_columns(group_of(problems.frames, videos, own_group), w.mask + frame_row, mask, thread_of_group<P>());
+  load_columns(group_of(problems.frames, videos, own_group), w.frame_mask + frame_row, mask, thread_of_group<P>());
   if (w.scale != nullptr)
     load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
   load_inner<P>(w.mapped.inner, local * problems.groups() + own_group, own_group < problems.groups(), inner);
@@ -138,13 +138,13 @@ void compare(const Call& call, const Comparison& w) {
 }  // namespace
 
 void cosine_of(const Call& call, Element element, const Problems& problems, const PackedRows& rows, const Pool& size,
-               const Map& map, const float* mask, const float* kept, float* cosine, float* length) {
+               const Map& map, const float* frame_mask, const float* kept, float* cosine, float* length) {
   Comparison w{};
   w.problems = problems;
   w.rows = rows.own;
   w.scale = rows.scale;
   w.width = int(size.width);
-  w.mask = mask;
+  w.frame_mask = frame_mask;
   w.kept = kept;
   w.inverse_temperature = float(1 / size.temperature);
   w.mapped = map_rows(call, problems, rows, size.width, map, true);
@@ -160,9 +160,9 @@ void cosine_of(const Call& call, Element element, const Problems& problems, cons
 }  // namespace pooled
 
 void pooled_cosine(const Call& call, Element element, Pool size, Map map, const void* text, const void* frames,
-                   const float* mask, const float* kept, float* cosine, float* length) {
+                   const float* frame_mask, const float* kept, float* cosine, float* length) {
   const pooled::PackedRows rows = pooled::pack_rows(call, element, size, text, frames, kept == nullptr);
-  pooled::cosine_of(call, element, pooled::one_problem(size), rows, size, map, mask, kept, cosine, length);
+  pooled::cosine_of(call, element, pooled::one_problem(size), rows, size, map, frame_mask, kept, cosine, length);
 }
 
 }  // namespace emcl

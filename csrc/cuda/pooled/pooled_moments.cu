@@ -11,7 +11,7 @@ struct Weighing {
   Matrix16 rows;  // frames, then texts
   const float* scale;
   int width;
-  const float* mask;
+  const float* frame_mask;
   float inverse_temperature;
   int splits, tiles;  // parts of the texts, and tiles of each
   float* kept;        // [problems, frame_rows, text_block]: the inner products, or null
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) weigh_kernel(const Weighing w)
   static_assert(tile.kBytes <= P::kBytes);
   float* mask = reinterpret_cast<float*>(memory + P::kBytes) + P::warp_n() * kGroup;
   float* scale = mask + P::kColumns;
-  load_columns(group_of(problems.frames, videos, own_group), w.mask + frame_row, mask, thread_of_group<P>());
+  load_columns(group_of(problems.frames, videos, own_group), w.frame_mask + frame_row, mask, thread_of_group<P>());
   if (w.scale != nullptr)
     load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
 
@@ -141,7 +141,7 @@ Squares16 weigh(const Call& call, Weighing w) {
 }  // namespace
 
 void moments_of(const Call& call, Element element, const Problems& problems, const PackedRows& rows, const Pool& size,
-                const float* mask, float* gram, float* colsum, float* kept) {
+                const float* frame_mask, float* gram, float* colsum, float* kept) {
   const int width = int(size.width), count = problems.count;
   Squares16 sums{};
   with_element(element, [&](auto zero) {
@@ -151,7 +151,7 @@ void moments_of(const Call& call, Element element, const Problems& problems, con
     w.rows = rows.own;
     w.scale = rows.scale;
     w.width = width;
-    w.mask = mask;
+    w.frame_mask = frame_mask;
     w.inverse_temperature = float(1 / size.temperature);
     w.kept = kept;
     sums = problems.text_block <= kSmallBlock ? weigh<SmallTile<Numbers>>(call, w) : weigh<LargeTile<Numbers>>(call, w);
@@ -196,9 +196,9 @@ void moments_of(const Call& call, Element element, const Problems& problems, con
 }  // namespace pooled
 
 void pooled_moments(const Call& call, Element element, Pool size, const void* text, const void* frames,
-                    const float* mask, float* gram, float* colsum, float* kept) {
+                    const float* frame_mask, float* gram, float* colsum, float* kept) {
   const pooled::PackedRows rows = pooled::pack_rows(call, element, size, text, frames);
-  pooled::moments_of(call, element, pooled::one_problem(size), rows, size, mask, gram, colsum, kept);
+  pooled::moments_of(call, element, pooled::one_problem(size), rows, size, frame_mask, gram, colsum, kept);
 }
 
 }  // namespace emcl

@@ -10,8 +10,7 @@ namespace emcl {
 namespace pooled {
 namespace {
 
-// ---- numbers
-// ---------------------------------------------------------------------------------------------------------
+// ---- numbers ----
 
 // What float32 numbers become for the tensor cores: sums of bfloat16, of which two keep 16 bits and three all; or of
 // float16, of which two keep 22 bits in as many products as two of bfloat16 take, where numbers were scaled to its
@@ -77,8 +76,7 @@ __device__ __forceinline__ float number(const Matrix16& x, int64_t row, int64_t 
   return sum;
 }
 
-// ---- products
-// --------------------------------------------------------------------------------------------------------
+// ---- products ----
 
 // One operand of a tile's product: row i is row `row(i)` of the matrix, or zeros where that is negative. Where the
 // depth runs along the rows, i counts them from the start, and columns from `columns` on are zeros.

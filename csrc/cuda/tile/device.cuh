@@ -23,8 +23,7 @@
 
 namespace emcl {
 
-// ---- on the device
-// ---------------------------------------------------------------------------------------------------
+// ---- on the device ----
 
 __device__ __forceinline__ float half_to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 __device__ __forceinline__ uint16_t float_to_half(float x) { return __half_as_ushort(__float2half_rn(x)); }
@@ -137,8 +136,7 @@ __device__ __forceinline__ T* in_block(T* shared, uint32_t rank) {
 #endif
 }
 
-// ---- on the host
-// -----------------------------------------------------------------------------------------------------
+// ---- on the host ----
 
 inline void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
