@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,17 @@ import torch
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that tests/slow.txt names as slow."""
+    lines = (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    for item in items:
+        name = f"{item.path.name}::{item.name.partition('[')[0]}"
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
