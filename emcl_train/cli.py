@@ -23,7 +23,7 @@ from emcl_train.config import (
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
-from emcl_train.run_files import check_run_folder, load_config, require_folder, require_free, require_run
+from emcl_train.runs.files import check_run_folder, load_config, require_folder, require_free, require_run
 from emcl_train.weights.hub import require_places
 
 Arguments = TypeVar("Arguments")
@@ -299,11 +299,11 @@ def run_train(recipe: str, arguments: list[str]) -> int:
 
 def run_training(config: RunConfig) -> None:
     if config.seeds > 1:
-        from emcl_train.seeds import train_seeds
+        from emcl_train.training.seeds import train_seeds
 
         train_seeds(config)
     else:
-        from emcl_train.trainer import train
+        from emcl_train.training.trainer import train
 
         train(config)
 
@@ -328,7 +328,7 @@ def run_eval(run: Path, arguments: list[str]) -> int:
             require_free(asked.out)
         from rich.console import Console
 
-        from emcl_train.evaluate import evaluate_run
+        from emcl_train.evaluation.evaluate import evaluate_run
         from emcl_train.report import render_table, write_report
 
         console = Console()
@@ -372,7 +372,7 @@ def run_embed(what: str, arguments: list[str]) -> int:
         require_free(out)
         if run_dir is None:
             require_places(config.model)
-        from emcl_train.embed import embed
+        from emcl_train.tools.embed import embed
 
         embed(config, out, tokens=tokens, run_dir=run_dir)
     return 0
@@ -381,7 +381,7 @@ def run_embed(what: str, arguments: list[str]) -> int:
 def run_export(arguments: ExportArguments) -> int:
     load_config(arguments.run)
     require_free(arguments.out, "choose another name")
-    from emcl_train.export import export_run
+    from emcl_train.tools.export import export_run
 
     export_run(arguments.run, arguments.out, arguments.layout)
     return 0
@@ -396,7 +396,7 @@ def run_shapes(arguments: ShapesArguments) -> int:
 
 def run_doctor_command(arguments: DoctorArguments) -> int:
     require_folder(arguments.root, "the annotation files and videos/")
-    from emcl_train.data.doctor import run_doctor
+    from emcl_train.tools.doctor import run_doctor
 
     return run_doctor(
         arguments.layout, arguments.root, videos=arguments.videos, deep=arguments.deep, json_path=arguments.json
@@ -405,7 +405,7 @@ def run_doctor_command(arguments: DoctorArguments) -> int:
 
 def run_compress(arguments: CompressArguments) -> int:
     require_folder(arguments.folder, "the videos")
-    from emcl_train.data.compress import compress
+    from emcl_train.tools.compress import compress
 
     return compress(
         arguments.folder,
@@ -417,7 +417,7 @@ def run_compress(arguments: CompressArguments) -> int:
 
 
 def run_refine(arguments: RefineArguments) -> int:
-    from emcl_train.refine import refine_files
+    from emcl_train.tools.refine import refine_files
 
     given = arguments.text, arguments.video, arguments.out, arguments.settings
     refine_files(*given, paired=arguments.paired, pairs=arguments.pairs)

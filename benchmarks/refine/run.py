@@ -20,9 +20,9 @@ import emcl_kernels
 from benchmarks.refine import report
 from benchmarks.refine.methods import DEFAULT, Method, Sides, centred, methods, refined, unchanged
 from benchmarks.refine.sign import what_directions_hold
-from emcl_train.bootstrap import paired_bootstrap
-from emcl_train.metrics import ranks, retrieval_metrics
-from emcl_train.rerank import inverted_softmax, qb_norm
+from emcl_train.evaluation.bootstrap import paired_bootstrap
+from emcl_train.evaluation.metrics import ranks, retrieval_metrics
+from emcl_train.evaluation.rerank import inverted_softmax, qb_norm
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SETS = {"COCO-500, CLIP ViT-B/16": "coco500_clip_vitb16.npy", "MSR-VTT-100, VideoCLIP": "msrvtt100_videoclip.npy"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.training.run import RESULTS
 from benchmarks.training.variants import AFTERWARDS, BASELINE, VARIANTS
-from emcl_train.bootstrap import Interval
+from emcl_train.evaluation.bootstrap import Interval
 
 # 97.5 % points of Student's t by degrees of freedom.
 T975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 14: 2.145, 19: 2.093}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from emcl_train.config import DataConfig
-from emcl_train.data.layouts import activitynet, didemo, jsonl, lsmdc, msrvtt, msvd, vatex
+from emcl_train.data.datasets import activitynet, didemo, jsonl, lsmdc, msrvtt, msvd, vatex
 from emcl_train.data.lists import Lists, assemble
 from emcl_train.data.shapes import render_shapes
 from emcl_train.data.splits import Annotations, Clip, Split

@@ -24,7 +24,7 @@ from emcl_train.data.splits import Clip
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.run_files import raise_if_disk_full, write_json_atomic
+from emcl_train.runs.files import raise_if_disk_full, write_json_atomic
 
 ABANDONED_AFTER = 3600.0
 """Seconds without a write after which an unfinished cache belongs to a run that was killed."""

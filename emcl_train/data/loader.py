@@ -22,7 +22,7 @@ from emcl_train.data.features import FeatureSplit, feature_loader, open_features
 from emcl_train.data.video import VideoError, decode_clip
 from emcl_train.errors import UserError
 from emcl_train.flags import again, flag
-from emcl_train.run_files import write_text_atomic
+from emcl_train.runs.files import write_text_atomic
 
 Item = dict[str, Tensor]
 

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.torch_file import load_torch_file
+from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place
 from emcl_train.weights.keys import require_keys

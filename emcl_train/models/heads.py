@@ -14,8 +14,8 @@ from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL, SimilarityStream, pooled_cosine_similarity, pooled_cosine_similarity_stream
 from emcl_train.config import ModelConfig
+from emcl_train.models.em_features import Rows, rows_similarity, rows_stream, unit_rows
 from emcl_train.models.features import TextFeatures, VideoFeatures
-from emcl_train.models.rows import Rows, rows_similarity, rows_stream, unit_rows
 
 AddUp = Callable[[Tensor], Tensor]
 

@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from emcl_train.bootstrap import Interval, paired_bootstrap, signed
 from emcl_train.errors import UserError
-from emcl_train.metrics import ranks, video_to_text_ranks_by_similarity
+from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap, signed
+from emcl_train.evaluation.metrics import ranks, video_to_text_ranks_by_similarity
 from emcl_train.report.groups import Group
-from emcl_train.report.run_folder import Run
+from emcl_train.runs.folder import Run
 
 METRICS = ("R@1", "R@5", "R@10", "MnR")
 DIRECTIONS = ("T→V", "V→T")

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from emcl_train.config import differing_settings
 from emcl_train.errors import UserError
-from emcl_train.report.run_folder import Run, load_run
 from emcl_train.report.table import BY_RANK, Results, columns_of, differences, error_of_share, sentences
-from emcl_train.run_files import CONFIG, seed_folders
+from emcl_train.runs.files import CONFIG, seed_folders
+from emcl_train.runs.folder import Run, load_run
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from dataclasses import asdict
 from html import escape
 from typing import Any
 
-from emcl_train.bootstrap import signed
+from emcl_train.evaluation.bootstrap import signed
 from emcl_train.report import plots
 from emcl_train.report.published import Metrics, published_rows
 from emcl_train.report.retrievals import Retrieval, Strip, best_and_worst, strips
-from emcl_train.report.run_folder import Run
 from emcl_train.report.style import CSS
 from emcl_train.report.table import BY_RANK, columns_of, sentences, standard_error
+from emcl_train.runs.folder import Run
 
 
 def page(run: Run) -> str:

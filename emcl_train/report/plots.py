@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL
-from emcl_train.metrics import ranks, video_to_text_ranks_by_similarity
-from emcl_train.report.run_folder import Run
+from emcl_train.evaluation.metrics import ranks, video_to_text_ranks_by_similarity
+from emcl_train.runs.folder import Run
 
 TEXT, VIDEO, THIRD = "#2a7fd4", "#e0662e", "#2f9e6e"
 INK = "#010203"  # stands for currentColor while matplotlib draws

@@ -13,8 +13,8 @@ from emcl_train.config import DataConfig
 from emcl_train.data.annotations import Clip, load_annotations
 from emcl_train.data.video import VideoError, decode_frames
 from emcl_train.errors import UserError
-from emcl_train.metrics import ranks
-from emcl_train.report.run_folder import Run
+from emcl_train.evaluation.metrics import ranks
+from emcl_train.runs.folder import Run
 
 SHOWN = 4
 FRAMES, FRAME_SIZE, GAP = 6, 96, 3

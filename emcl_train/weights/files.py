@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emcl_train.errors import UserError
-from emcl_train.torch_file import load_torch_file
+from emcl_train.runs.torch_file import load_torch_file
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training programs put the weights beside other things."""

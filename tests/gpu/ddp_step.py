@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from emcl_kernels import EMCL, use_backend
 from emcl_kernels.testing import assert_close, clustered_rows
-from emcl_train.distributed import sum_over_processes
+from emcl_train.processes import sum_over_processes
 
 PAIRS = 12
 

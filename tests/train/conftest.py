@@ -7,7 +7,7 @@ import pytest
 import torch
 from several_processes import whole_run
 
-from emcl_train import trainer
+from emcl_train.training import trainer
 
 
 @pytest.fixture(scope="module")

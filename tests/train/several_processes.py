@@ -15,9 +15,9 @@ from tiny_run import tiny_run
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emcl_train import trainer
 from emcl_train.config import EMCLConfig, RunConfig
-from emcl_train.losses import symmetric_info_nce
+from emcl_train.training import trainer
+from emcl_train.training.losses import symmetric_info_nce
 
 # Tokens are many rows: at the others' temperature rounding alone would move the gradient by 2e-5.
 MANY_ROWS = {"temperature": 0.2}

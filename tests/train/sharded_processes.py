@@ -17,8 +17,8 @@ from rich.console import Console
 from tiny_run import tiny_run
 from torch.distributed.tensor import DTensor
 
-from emcl_train import trainer
 from emcl_train.config import RunConfig
+from emcl_train.training import trainer
 
 
 def start_sharded(config: RunConfig) -> Accelerator:

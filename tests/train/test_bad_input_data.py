@@ -12,10 +12,10 @@ from tiny_videos import write_data_set
 
 from emcl_train.config import DataConfig, ModelConfig, RunConfig
 from emcl_train.data.annotations import load_annotations
-from emcl_train.data.doctor import run_doctor
 from emcl_train.data.loader import clip_loader, prepare
 from emcl_train.data.text import CaptionTokenizer, load_tokenizer
 from emcl_train.errors import UserError
+from emcl_train.tools.doctor import run_doctor
 
 
 def config_of(root, **data):

@@ -13,15 +13,15 @@ from fake_run import make_run
 from safetensors.torch import load_file
 from tiny_evaluation import TinyTokenizer, tiny_config, tiny_data, tiny_model
 
-from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.config import EvalConfig
 from emcl_train.data.annotations import Split
 from emcl_train.errors import UserError
-from emcl_train.evaluate import embed_split, evaluate_run
-from emcl_train.metrics import ranks, retrieval_metrics, text_to_video, video_to_text_best_rank
+from emcl_train.evaluation.evaluate import embed_split, evaluate_run
+from emcl_train.evaluation.metrics import ranks, retrieval_metrics, text_to_video, video_to_text_best_rank
+from emcl_train.evaluation.rerank import inverted_softmax
 from emcl_train.report import report_runs, write_report
-from emcl_train.rerank import inverted_softmax
-from emcl_train.run_files import save_config
+from emcl_train.runs.files import save_config
+from emcl_train.runs.state import save_tensors_atomic
 
 __all__ = ["tiny_data"]  # a fixture
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from emcl_train import bootstrap
-from emcl_train.bootstrap import Interval, paired_bootstrap
 from emcl_train.errors import UserError
+from emcl_train.evaluation import bootstrap
+from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
 
 
 def test_a_difference_that_all_queries_share_has_no_spread():

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emcl_train import checkpoint, run_files
-from emcl_train.checkpoint import TrainingState
 from emcl_train.config import EMCLConfig, RunConfig, ShapesConfig, TrainConfig
 from emcl_train.errors import UserError
+from emcl_train.runs import files as run_files
+from emcl_train.runs import state as checkpoint
+from emcl_train.runs.state import TrainingState
 
 
 def no_space(*_, **__):

@@ -8,8 +8,8 @@ from accelerate.state import AcceleratorState
 from several_processes import one_step, step_config
 from torch import nn
 
-from emcl_train import trainer
 from emcl_train.errors import UserError
+from emcl_train.training import trainer
 
 CASE = "relative-full"
 pytestmark = pytest.mark.usefixtures("one_thread")

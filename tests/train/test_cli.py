@@ -11,7 +11,7 @@ from emcl_train import cli
 from emcl_train.config import EMCLConfig, EvalConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
-from emcl_train.run_files import save_config, write_json_atomic
+from emcl_train.runs.files import save_config, write_json_atomic
 
 KNOWN = "activitynet, didemo, jsonl, lsmdc, msrvtt-7k, msrvtt-9k, msrvtt-full, msvd, shapes, vatex"
 
@@ -19,10 +19,10 @@ KNOWN = "activitynet, didemo, jsonl, lsmdc, msrvtt-7k, msrvtt-9k, msrvtt-full, m
 @pytest.fixture
 def trained(monkeypatch):
     """Configurations that `train` was called with."""
-    import emcl_train.trainer
+    import emcl_train.training.trainer
 
     calls = []
-    monkeypatch.setattr(emcl_train.trainer, "train", calls.append)
+    monkeypatch.setattr(emcl_train.training.trainer, "train", calls.append)
     return calls
 
 
@@ -120,7 +120,7 @@ def test_help_of_a_recipe_explains_its_settings(capsys):
 @pytest.fixture
 def evaluated(monkeypatch):
     """What `evaluate_run` was called with."""
-    import emcl_train.evaluate
+    import emcl_train.evaluation.evaluate
     import emcl_train.report
 
     calls = []
@@ -129,7 +129,7 @@ def evaluated(monkeypatch):
         calls.append((run, eval_config, split, emcl))
         return {}, out or run
 
-    monkeypatch.setattr(emcl_train.evaluate, "evaluate_run", evaluate_run)
+    monkeypatch.setattr(emcl_train.evaluation.evaluate, "evaluate_run", evaluate_run)
     monkeypatch.setattr(emcl_train.report, "render_table", str)
     monkeypatch.setattr(emcl_train.report, "write_report", lambda run: run / "report.html")
     return calls
@@ -213,7 +213,7 @@ def test_help_of_eval_needs_no_run_and_with_one_shows_its_settings(tmp_path, cap
 
 @pytest.mark.parametrize(("flags", "path"), [([], None), (["--json", "found.json"], Path("found.json"))])
 def test_the_doctor_writes_json_where_asked(monkeypatch, tmp_path, flags, path):
-    import emcl_train.data.doctor
+    import emcl_train.tools.doctor
 
     calls = []
 
@@ -221,7 +221,7 @@ def test_the_doctor_writes_json_where_asked(monkeypatch, tmp_path, flags, path):
         calls.append((layout, root, json_path))
         return 1
 
-    monkeypatch.setattr(emcl_train.data.doctor, "run_doctor", run_doctor)
+    monkeypatch.setattr(emcl_train.tools.doctor, "run_doctor", run_doctor)
     assert cli.main(["data", "doctor", "msrvtt", str(tmp_path), *flags]) == 1
     assert calls == [("msrvtt", tmp_path, path)]
 
@@ -297,7 +297,9 @@ def test_configurations_of_recipes_are_not_shared():
 
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("emcl_train.trainer.train", lambda config: (config.out.parent / "file" / "run").mkdir())
+    monkeypatch.setattr(
+        "emcl_train.training.trainer.train", lambda config: (config.out.parent / "file" / "run").mkdir()
+    )
     assert cli.main(["train", "shapes", "--out", str(tmp_path / "new")]) == 1
     assert (
         capsys.readouterr().err

@@ -11,13 +11,13 @@ from fake_run import make_run
 from rich.console import Console
 from safetensors.torch import load_file
 
-from emcl_train.bootstrap import Interval, signed
-from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.errors import UserError
+from emcl_train.evaluation.bootstrap import Interval, signed
 from emcl_train.report import report_runs
 from emcl_train.report.compare import compare
 from emcl_train.report.groups import load_group
-from emcl_train.run_files import write_json_atomic
+from emcl_train.runs.files import write_json_atomic
+from emcl_train.runs.state import save_tensors_atomic
 
 
 def edit(path, change):

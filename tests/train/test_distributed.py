@@ -16,10 +16,11 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from several_processes import CASES, one_step, spread_loss, step_config
 
-from emcl_train import run_files, trainer
-from emcl_train.distributed import gather_rows, max_over_processes, sum_over_processes
 from emcl_train.errors import UserError
-from emcl_train.sharding import is_sharded
+from emcl_train.processes import gather_rows, max_over_processes, sum_over_processes
+from emcl_train.runs import files as run_files
+from emcl_train.training import trainer
+from emcl_train.training.sharding import is_sharded
 
 WORLD = 2
 TEXTS, VIDEOS, FRAMES, WIDTH = 4, 8, 3, 16

@@ -13,17 +13,20 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_run import tiny_run
 
-import emcl_train.embed as embed_module
-from emcl_train import checkpoint, cli, run_files, trainer
+import emcl_train.tools.embed as embed_module
+from emcl_train import cli
 from emcl_train.config import RunConfig
 from emcl_train.data import loader
 from emcl_train.data.features import FEATURES, TOWERS, open_features
 from emcl_train.data.text import load_tokenizer
-from emcl_train.embed import embed
 from emcl_train.errors import UserError
-from emcl_train.evaluate import evaluate_run, model_on_features, read_weights
+from emcl_train.evaluation.evaluate import evaluate_run, model_on_features, read_weights
 from emcl_train.models import build_model
-from emcl_train.run_files import load_config
+from emcl_train.runs import files as run_files
+from emcl_train.runs import state as checkpoint
+from emcl_train.runs.files import load_config
+from emcl_train.tools.embed import embed
+from emcl_train.training import trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUIET = Console(file=io.StringIO())
@@ -282,7 +285,7 @@ def test_towers_of_features_do_not_learn(folder, root, tmp_path):
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(root, tmp_path, monkeypatch):
     config = configuration(root, tmp_path / "features", "wti")
-    monkeypatch.setattr("emcl_train.embed.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr("emcl_train.tools.embed.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(UserError, match=r"train_frames.npy takes .* GB left; free some space, or choose another --out"):
         embed(config, config.out, console=QUIET)
     assert list(tmp_path.iterdir()) == []

@@ -9,22 +9,22 @@ import torch
 from safetensors.torch import load_file
 from tiny_evaluation import CLIPS, FRAMES, TinyTokenizer, tiny_config, tiny_data, tiny_model, tiny_split
 
-from emcl_train import evaluate as evaluation
-from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.config import EvalConfig, PlaceConfig, RunConfig, inference_emcl
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.provenance import provenance
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
-from emcl_train.evaluate import bank_of, compare_bank, embed_split, evaluate, evaluate_run, similarities
-from emcl_train.evaluations import what_differs
-from emcl_train.metrics import text_to_video
+from emcl_train.evaluation import evaluate as evaluation
+from emcl_train.evaluation.evaluate import bank_of, compare_bank, embed_split, evaluate, evaluate_run, similarities
+from emcl_train.evaluation.metrics import text_to_video
+from emcl_train.evaluation.rerank import qb_norm
+from emcl_train.evaluation.table import Similarities, rows_of
 from emcl_train.report.compare import compare
 from emcl_train.report.groups import Group
-from emcl_train.report.run_folder import load_run
-from emcl_train.rerank import qb_norm
-from emcl_train.rows import Similarities, rows_of
-from emcl_train.run_files import append_line, save_config, write_json_atomic
+from emcl_train.runs.evaluations import what_differs
+from emcl_train.runs.files import append_line, save_config, write_json_atomic
+from emcl_train.runs.folder import load_run
+from emcl_train.runs.state import save_tensors_atomic
 
 __all__ = ["tiny_data"]  # a fixture
 

@@ -9,12 +9,13 @@ import torch
 from safetensors import SafetensorError
 from transformers import CLIPModel, PreTrainedTokenizerFast
 
-from emcl_train import cli, run_files
+from emcl_train import cli
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluate import put_weights, read_clip_config, read_weights
+from emcl_train.evaluation.evaluate import put_weights, read_clip_config, read_weights
 from emcl_train.models import build_model
-from emcl_train.run_files import load_config
+from emcl_train.runs import files as run_files
+from emcl_train.runs.files import load_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

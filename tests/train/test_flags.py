@@ -9,12 +9,12 @@ from fake_run import make_run
 from tiny_evaluation import tiny_config, tiny_model
 
 from emcl_train import cli, flags
-from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.config import RunConfig, check_config
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, again, flag, of_command, takes
 from emcl_train.recipes import load_recipe
-from emcl_train.run_files import save_config
+from emcl_train.runs.files import save_config
+from emcl_train.runs.state import save_tensors_atomic
 
 FLAG = re.compile(r"(?<![\w.-])--[a-z][\w-]*(?:\.[\w-]+)*")
 OPTION = re.compile(r"^(?:│ |  )(?:-h, )?(--[a-z][\w.-]*)(?:, (--[\w.-]+))?", re.MULTILINE)

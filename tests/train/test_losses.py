@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from emcl_train.losses import channel_decorrelation, symmetric_info_nce
+from emcl_train.training.losses import channel_decorrelation, symmetric_info_nce
 
 
 def test_two_pairs_by_hand():

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emcl_train.metrics import (
+from emcl_train.evaluation.metrics import (
     ranks,
     retrieval_metrics,
     text_to_video,

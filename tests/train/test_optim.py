@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from emcl_train.config import ModelConfig, RunConfig, TrainConfig
-from emcl_train.optim import build_optimizer, clip_lr_factor, freeze_towers, schedule, set_learning_rate
+from emcl_train.training.optim import build_optimizer, clip_lr_factor, freeze_towers, schedule, set_learning_rate
 
 
 class Net(nn.Module):

@@ -33,9 +33,9 @@ EXPECTED = {
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its plots take longer than everything else; other tests write it."""
     import emcl_train.report
-    import emcl_train.trainer
+    import emcl_train.training.trainer
 
-    monkeypatch.setattr(emcl_train.trainer, "write_report", lambda run: run / "report.html")
+    monkeypatch.setattr(emcl_train.training.trainer, "write_report", lambda run: run / "report.html")
     monkeypatch.setattr(emcl_train.report, "write_report", lambda run: run / "report.html")
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from emcl_kernels import EMRefiner
 from emcl_train import cli
-from emcl_train.arrays import column_of, read_embeddings
 from emcl_train.config import RefineConfig
+from emcl_train.tools.arrays import column_of, read_embeddings
 
 FAST = ["--num-bases", "5", "--num-starts", "1"]
 GENERATOR = np.random.default_rng(0)
@@ -265,7 +265,7 @@ def test_a_rerun_after_one_that_was_cut_short_goes_through(folder, monkeypatch):
 
 
 def test_an_edit_in_the_middle_of_a_large_file_is_not_written_over(folder, capsys):
-    from emcl_train.refine import fingerprint
+    from emcl_train.tools.refine import fingerprint
 
     rows = np.zeros((3, 1 << 18), np.float32)  # of 3 MiB: the middle is in neither end
     np.save(folder / "large.npy", rows)

@@ -16,9 +16,9 @@ from emcl_train.data.annotations import Clip
 from emcl_train.report import plots, render_table, report_runs, retrievals, write_report
 from emcl_train.report.plots import rank_bins
 from emcl_train.report.retrievals import best_and_worst
-from emcl_train.report.run_folder import load_run
 from emcl_train.report.table import sentences, standard_error
-from emcl_train.run_files import save_config
+from emcl_train.runs.files import save_config
+from emcl_train.runs.folder import load_run
 
 
 def printed(renderable: object, width: int = 120) -> str:

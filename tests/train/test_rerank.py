@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from emcl_train.errors import UserError
-from emcl_train.metrics import text_to_video
-from emcl_train.rerank import inverted_softmax, qb_norm
+from emcl_train.evaluation.metrics import text_to_video
+from emcl_train.evaluation.rerank import inverted_softmax, qb_norm
 
 
 def test_inverted_softmax_of_a_hand_computed_case():

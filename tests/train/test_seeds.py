@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 from tiny_run import tiny_run
 
-from emcl_train import seeds
 from emcl_train.cli import main
 from emcl_train.errors import UserError
-from emcl_train.run_files import load_config
+from emcl_train.runs.files import load_config
+from emcl_train.training import seeds
 
 
 def train(config):

@@ -12,9 +12,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_run import tiny_run
 
-from emcl_train import checkpoint, run_files, trainer
 from emcl_train.errors import UserError
-from emcl_train.evaluate import evaluate_run
+from emcl_train.evaluation.evaluate import evaluate_run
+from emcl_train.runs import files as run_files
+from emcl_train.runs import state as checkpoint
+from emcl_train.training import trainer
 
 
 def run(config):

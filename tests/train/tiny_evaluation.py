@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from emcl_train import evaluate
 from emcl_train.config import DataConfig, EMCLConfig, ModelConfig, RandomClipConfig, RunConfig
 from emcl_train.data.annotations import Annotations, Clip, Split
+from emcl_train.evaluation import evaluate
 from emcl_train.models import RetrievalModel, build_model
 
 CLIPS, FRAMES, SIZE, WORDS = 7, 3, 16, 6

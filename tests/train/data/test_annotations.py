@@ -7,7 +7,7 @@ import pytest
 
 from emcl_train.config import DataConfig
 from emcl_train.data.annotations import Clip, Split, load_annotations
-from emcl_train.data.layouts.msrvtt import read_msrvtt
+from emcl_train.data.datasets.msrvtt import read_msrvtt
 from emcl_train.data.reading import video_files
 
 

@@ -16,10 +16,10 @@ from tiny_videos import level, write_video
 
 from emcl_train import cli
 from emcl_train.config import DataConfig
-from emcl_train.data.compress import compress
 from emcl_train.data.provenance import COMPRESSED, changes, provenance
 from emcl_train.data.video import decode_frames, probe
 from emcl_train.errors import UserError
+from emcl_train.tools.compress import compress
 
 
 def run(folder: Path, out: Path, **settings) -> tuple[int, str]:

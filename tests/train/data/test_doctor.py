@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 from tiny_videos import write_data_set, write_video
 
-from emcl_train.data import container, doctor
+from emcl_train.data import container
 from emcl_train.data.container import VideoError, check_packets
-from emcl_train.data.doctor import run_doctor
+from emcl_train.tools import doctor
+from emcl_train.tools.doctor import run_doctor
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_clips_are_examined_without_annotations_too(root):
 
 
 def test_a_long_table_shows_damaged_clips_only(root, monkeypatch):
-    monkeypatch.setattr("emcl_train.data.doctor.LONGEST_TABLE", 5)
+    monkeypatch.setattr("emcl_train.tools.doctor.LONGEST_TABLE", 5)
     (root / "videos" / "video1.mp4").write_bytes(b"nothing")
     _, text = examine(root)
     assert "video2" not in text

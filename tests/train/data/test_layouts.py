@@ -12,7 +12,7 @@ from tiny_layouts import TEST, TRAIN, VAL, WRITERS, say, write_json
 
 from emcl_train.config import DataConfig
 from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
-from emcl_train.data.layouts import activitynet, didemo, lsmdc, msvd
+from emcl_train.data.datasets import activitynet, didemo, lsmdc, msvd
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
 
@@ -417,7 +417,7 @@ def test_paragraphs_are_read_from_json_lines_too(tmp_path):
 def test_reading_a_pickle_imports_nothing_that_it_names(tmp_path):
     (tmp_path / "bad.pkl").write_bytes(b"cantigravity\nfly\n.")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom emcl_train.data.layouts.msvd import load_plain\n"
+        "import sys\nfrom pathlib import Path\nfrom emcl_train.data.datasets.msvd import load_plain\n"
         f"try: load_plain(Path({str(tmp_path / 'bad.pkl')!r}))\n"
         "except Exception as error: print(type(error).__name__, 'antigravity' in sys.modules)"
     )

@@ -12,8 +12,8 @@ from tiny_layouts import SMALL, say, write_activitynet, write_clips, write_didem
 from emcl_train import cli
 from emcl_train.config import DataConfig
 from emcl_train.data.annotations import Split, load_annotations
-from emcl_train.data.layouts import activitynet, didemo
-from emcl_train.metrics import text_to_video, video_to_text_best_similarity
+from emcl_train.data.datasets import activitynet, didemo
+from emcl_train.evaluation.metrics import text_to_video, video_to_text_best_similarity
 from emcl_train.recipes import load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,7 +58,7 @@ def by_id(split: Split) -> dict[str, list[str]]:
 def run(recipe: str, root: Path, out: Path, *flags: str, doctor: bool = True) -> dict:
     """Examine, train and evaluate. Returns: what results.json holds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("emcl_train.trainer.write_report", lambda run: run)
+        patch.setattr("emcl_train.training.trainer.write_report", lambda run: run)
         patch.setattr("emcl_train.report.write_report", lambda run: run)
         assert not doctor or cli.main(["data", "doctor", recipe, str(root)]) == 0
         assert cli.main(["train", recipe, "--data.root", str(root), "--out", str(out), *SMALL, *flags]) == 0

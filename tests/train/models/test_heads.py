@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from emcl_kernels import EMCL
-from emcl_train.models import TextFeatures, VideoFeatures, rows
+from emcl_train.models import TextFeatures, VideoFeatures
+from emcl_train.models import em_features as rows
 from emcl_train.models.heads import MeanHead, TextConditionedHead, TokenWiseHead, best
 
 WIDTH, WORDS, FRAMES = 16, 5, 4

@@ -9,7 +9,7 @@ from transcription import Settings
 
 from emcl_train.config import DataConfig, EMCLConfig, ModelConfig, RandomClipConfig, RunConfig, TrainConfig
 from emcl_train.models import build_model
-from emcl_train.trainer import Run
+from emcl_train.training.trainer import Run
 from emcl_train.weights.release import model_to_layout
 
 EOS, WORDS, FRAMES, BASES = 1, 7, 4, 5

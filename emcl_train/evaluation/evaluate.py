@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPConfig
 
-from emcl_train.checkpoint import hash_of_tensors
 from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
 from emcl_train.data.features import TOWERS, read_features
@@ -24,11 +23,11 @@ from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.provenance import changes, provenance
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluations import RESULTS, Evaluation, place_for, run_of, set_aside, what_differs
+from emcl_train.evaluation.table import Bank, Row, Similarities, rows_of
 from emcl_train.flags import flag
 from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model
-from emcl_train.rows import Bank, Row, Similarities, rows_of
-from emcl_train.run_files import (
+from emcl_train.runs.evaluations import RESULTS, Evaluation, place_for, run_of, set_aside, what_differs
+from emcl_train.runs.files import (
     CLIP_CONFIG,
     METRICS,
     WEIGHTS,
@@ -38,6 +37,7 @@ from emcl_train.run_files import (
     require_free,
     write_json_atomic,
 )
+from emcl_train.runs.state import hash_of_tensors
 from emcl_train.weights.release import CLIP
 
 LOGIT_SCALE = f"{CLIP}logit_scale"

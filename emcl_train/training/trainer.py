@@ -22,17 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from emcl_train import checkpoint, run_files
-from emcl_train.checkpoint import TrainingState
-from emcl_train.chunks import ChunkedFeatures
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, training_loader
 from emcl_train.data.provenance import changes
 from emcl_train.data.text import load_tokenizer
-from emcl_train.distributed import gather_rows, sum_over_processes
 from emcl_train.errors import UserError
-from emcl_train.evaluate import (
+from emcl_train.evaluation.evaluate import (
     SELECTED_BY,
     clip_config_of,
     embed_split,
@@ -43,11 +39,16 @@ from emcl_train.evaluate import (
     model_on_features,
     require_features_of,
 )
-from emcl_train.losses import channel_decorrelation, symmetric_info_nce
 from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model, look_at_clip
-from emcl_train.optim import build_optimizer, clip_lr_factor, freeze_towers, schedule, set_learning_rate
+from emcl_train.processes import gather_rows, sum_over_processes
 from emcl_train.report import render_table, write_report
-from emcl_train.sharding import (
+from emcl_train.runs import files as run_files
+from emcl_train.runs import state as checkpoint
+from emcl_train.runs.state import TrainingState
+from emcl_train.training.chunks import ChunkedFeatures
+from emcl_train.training.losses import channel_decorrelation, symmetric_info_nce
+from emcl_train.training.optim import build_optimizer, clip_lr_factor, freeze_towers, schedule, set_learning_rate
+from emcl_train.training.sharding import (
     is_sharded,
     optimizer_state_of,
     put_optimizer_state_into,

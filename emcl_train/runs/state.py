@@ -13,8 +13,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from emcl_train.errors import UserError
-from emcl_train.run_files import STATE, write_atomic
-from emcl_train.torch_file import load_torch_file
+from emcl_train.runs.files import STATE, write_atomic
+from emcl_train.runs.torch_file import load_torch_file
 
 
 def save_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from emcl_train.distributed import max_over_processes, rank_and_world, sum_over_processes
+from emcl_train.processes import max_over_processes, rank_and_world, sum_over_processes
 
 
 def symmetric_info_nce(similarity: Float[Tensor, "A B"], logit_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:

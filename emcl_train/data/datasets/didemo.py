@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.layouts.paragraphs import joined, json_or_lines, read_paragraph_lines
+from emcl_train.data.datasets.paragraphs import joined, json_or_lines, read_paragraph_lines
 from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder
 from emcl_train.data.reading import read_json, read_list, shortened, without_video_suffix
 from emcl_train.errors import UserError

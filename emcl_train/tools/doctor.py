@@ -24,7 +24,7 @@ from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
-from emcl_train.run_files import require_folder, write_json_atomic
+from emcl_train.runs.files import require_folder, write_json_atomic
 
 LONGEST_TABLE = 200
 """Clips up to which the table shows all of them, and above which only the damaged ones."""

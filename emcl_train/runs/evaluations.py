@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import Tensor
 
-from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.config import RunConfig, inference_emcl
-from emcl_train.run_files import CONFIG, ENVIRONMENT, METRICS, save_config, write_json_atomic, write_text_atomic
+from emcl_train.runs.files import CONFIG, ENVIRONMENT, METRICS, save_config, write_json_atomic, write_text_atomic
+from emcl_train.runs.state import save_tensors_atomic
 
 RESULTS, QUERIES, EMBEDDINGS = "results.json", "queries.json", "embeddings.safetensors"
 EVALUATIONS, EVALUATION, REPORT = "evaluations", "evaluation.json", "report.html"

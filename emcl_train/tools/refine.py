@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMRefiner
-from emcl_train.arrays import Embeddings, as_float_tensor, read_embeddings
-from emcl_train.bootstrap import Interval, paired_bootstrap
 from emcl_train.config import RefineConfig
 from emcl_train.errors import UserError
-from emcl_train.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
-from emcl_train.run_files import write_atomic, write_json_atomic
+from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
+from emcl_train.evaluation.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
+from emcl_train.runs.files import write_atomic, write_json_atomic
+from emcl_train.tools.arrays import Embeddings, as_float_tensor, read_embeddings
 
 MAP, RESULTS = "map.safetensors", "results.json"
 WRITTEN, ANY = "files", ""
@@ -47,7 +47,7 @@ def refine_files(
     """Refine two files of embeddings.
 
     Args:
-        text, video: FILE or FILE:NAME, see `emcl_train.arrays`.
+        text, video: FILE or FILE:NAME, see `emcl_train.tools.arrays`.
         out: folder for the refined files, which keep their formats, and for the map, which names them. It replaces
             there only what an earlier call wrote, as it was written.
         paired: row i of the texts belongs to row i of the videos. Only the table uses it.

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from emcl_train.errors import UserError
-from emcl_train.run_files import give_usual_mode
+from emcl_train.runs.files import give_usual_mode
 
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
 

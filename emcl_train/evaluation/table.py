@@ -6,8 +6,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from emcl_train.config import RunConfig
-from emcl_train.metrics import text_to_video, video_to_text_best_rank, video_to_text_best_similarity
-from emcl_train.rerank import inverted_softmax, qb_norm
+from emcl_train.evaluation.metrics import text_to_video, video_to_text_best_rank, video_to_text_best_similarity
+from emcl_train.evaluation.rerank import inverted_softmax, qb_norm
 
 Metrics = dict[str, float]
 

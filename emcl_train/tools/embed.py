@@ -14,17 +14,24 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from emcl_train.checkpoint import save_tensors_atomic
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.features import FEATURES, SPLITS, TOWERS, VERSION, settings_of_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.splits import Split
 from emcl_train.data.text import CaptionTokenizer, load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluate import clip_config_of, frames_of, hash_of_towers, put_weights, read_clip_config, read_weights
+from emcl_train.evaluation.evaluate import (
+    clip_config_of,
+    frames_of,
+    hash_of_towers,
+    put_weights,
+    read_clip_config,
+    read_weights,
+)
 from emcl_train.models import RetrievalModel, build_model, look_at_clip
-from emcl_train.run_files import TOKENIZER, alone, raise_if_disk_full, require_free, write_json_atomic
-from emcl_train.trainer import seed_everything
+from emcl_train.runs.files import TOKENIZER, alone, raise_if_disk_full, require_free, write_json_atomic
+from emcl_train.runs.state import save_tensors_atomic
+from emcl_train.training.trainer import seed_everything
 
 
 @torch.no_grad()

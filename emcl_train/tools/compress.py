@@ -24,7 +24,7 @@ from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.splits import Clip
 from emcl_train.data.video import frames_shown_at, upright
 from emcl_train.errors import UserError
-from emcl_train.run_files import alone, raise_if_disk_full, require_folder, write_atomic, write_json_atomic
+from emcl_train.runs.files import alone, raise_if_disk_full, require_folder, write_atomic, write_json_atomic
 
 ANNOTATIONS = {".json", ".jsonl", ".csv", ".txt", ".pkl"}
 ENCODING = {"crf": "20", "preset": "medium", "g": "12", "threads": "1"}

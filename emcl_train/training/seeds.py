@@ -6,12 +6,12 @@ from pathlib import Path
 from rich.console import Console
 
 from emcl_train.config import RunConfig, check_config, differing_settings
-from emcl_train.distributed import rank_and_world
 from emcl_train.errors import UserError
+from emcl_train.processes import rank_and_world
 from emcl_train.report import render_group
 from emcl_train.report.groups import load_group
-from emcl_train.run_files import CONFIG, FINISHED, load_config
-from emcl_train.trainer import train
+from emcl_train.runs.files import CONFIG, FINISHED, load_config
+from emcl_train.training.trainer import train
 
 
 def train_seeds(config: RunConfig, console: Console | None = None) -> Path:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
-from emcl_train.evaluations import EMBEDDINGS, QUERIES, RESULTS, run_of
-from emcl_train.run_files import CONFIG, ENVIRONMENT, METRICS, load_config, require_run
+from emcl_train.runs.evaluations import EMBEDDINGS, QUERIES, RESULTS, run_of
+from emcl_train.runs.files import CONFIG, ENVIRONMENT, METRICS, load_config, require_run
 
 OF_TRAINING, OF_EVALUATION = (CONFIG, ENVIRONMENT, METRICS), (RESULTS, QUERIES, EMBEDDINGS)
 """Files of a finished run that a report reads, by what writes them."""

@@ -1,0 +1,1 @@
+"""Evaluation: rankings, their figures and the lines of a results table."""

@@ -1,0 +1,1 @@
+"""What knows the files of a run folder."""
