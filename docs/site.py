@@ -22,8 +22,8 @@ WRITTEN = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md", "benc
 LINK = re.compile(r"\]\(([^)\s#]+)")
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 GENERATED_FOR = {"emcl_train": "Training and evaluation", "emcl_kernels": "Kernels, inside"}
-# A section on the line of its name is prose to every tool.
-ONE_LINE_SECTION = re.compile(r"^\s*(Args|Returns|Raises|Yields|Attributes): \S", re.MULTILINE)
+# A section on the line of its name is prose to every tool. As the first line it is meant as prose: "Returns: the sum".
+ONE_LINE_SECTION = re.compile(r"\n\s*(Args|Returns|Raises|Yields|Attributes): \S")
 
 
 def main() -> int:
