@@ -1,13 +1,8 @@
 """Bad clips and tokenizers: one error each, with the clip or argument, what came, and the way out."""
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-
 from tiny_videos import write_data_set
 
 from emcl_train.config import DataConfig, ModelConfig, RunConfig

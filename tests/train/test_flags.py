@@ -156,7 +156,8 @@ def test_a_command_does_not_speak_for_the_next(place, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path", [*sorted((PACKAGE / "data").rglob("*.py")), *map(PACKAGE.joinpath, (
-    "config.py", "run_files.py", "evaluate.py", "evaluations.py", "rerank.py", "report/run_folder.py",
+    "config.py", "runs/files.py", "evaluation/evaluate.py", "runs/evaluations.py", "evaluation/rerank.py",
+    "runs/folder.py",
 ))], ids=lambda path: path.name)  # fmt: skip
 def test_what_several_commands_read_names_no_flag_of_one(path):
     code = re.sub(r'"""[\s\S]*?"""|`[^`]*`', "", path.read_text(encoding="utf-8"))

@@ -1,13 +1,9 @@
 """Every recipe on a small data set in the schema of its own files: examined, trained and evaluated from the CLI."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-
 from tiny_layouts import SMALL, WRITERS
 
 from emcl_train import cli

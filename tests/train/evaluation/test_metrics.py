@@ -19,7 +19,7 @@ from emcl_train.evaluation.metrics import (
     video_to_text_ranks_by_similarity,
 )
 
-TEST_SENTENCES = Path(__file__).parents[3] / "shared/data/annotations/MSRVTT_JSFUSION_test.csv"
+TEST_SENTENCES = Path(__file__).parents[4] / "shared/data/annotations/MSRVTT_JSFUSION_test.csv"
 
 
 def mean_over_orders(scores, own):

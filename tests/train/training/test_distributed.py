@@ -46,7 +46,7 @@ def together(tiny_whole_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
     script = [several_processes.__file__, str(tiny_whole_run[0]), str(folder)]
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         launch + script, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": path}
@@ -186,7 +186,7 @@ def test_one_process_exchanges_nothing():
 @needs_gloo
 def test_a_run_with_sharded_weights_ends_as_with_one_process(tiny_whole_run, tmp_path):
     """Ended and gone on with in the middle of the second epoch; validation and the final weights are whole."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
     script = [str(Path(several_processes.__file__).with_name("sharded_processes.py")), str(tiny_whole_run[0])]
