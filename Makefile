@@ -131,9 +131,11 @@ $(DOCS_VENV)/.deps: $(DOCS_VENV)/.created constraints-docs.txt
 	$(DOCS_BIN)/python -m pip install $(PIP_OPTIONS) -r constraints-docs.txt
 	@touch $@
 
+# The version, which the libraries have inside.
+$(VENV)/.built: emcl_kernels/__init__.py
+
 # An installation that hides why something was not built would be no help: build again where it is seen.
 # The emulated CUDA library is what the tests of the CUDA kernels run.
-# The version is in emcl_kernels/__init__.py.
-$(VENV)/.built: $(VENV)/.deps setup.py emcl_kernels/__init__.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.* csrc/*/*/*.*)
+$(VENV)/.built: $(VENV)/.deps setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.* csrc/*/*/*.*)
 	@EMCL_BUILD_EMULATED=1 $(BIN)/python setup.py -q build_ext --inplace
 	@touch $@
