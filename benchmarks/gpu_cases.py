@@ -315,12 +315,13 @@ class BlocksRun(Case):
 
     def run(self, kind: str, inputs: tuple[Tensor, ...], wrap: Wrap) -> Callable[[], Any]:
         block_of_release = wrap(release) if kind == "loop" else release
+        text, frames, mask, init = inputs
 
         def run() -> tuple[Tensor]:
             with torch.no_grad():
                 if kind == "loop":
-                    return (in_blocks(block_of_release, *inputs, self.em_block),)
-                return (ours_in_blocks(*inputs, self.em_block),)
+                    return (in_blocks(block_of_release, text, frames, mask, init, self.em_block),)
+                return (ours_in_blocks(text, frames, mask, init, self.em_block),)
 
         return run
 

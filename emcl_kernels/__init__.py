@@ -10,7 +10,7 @@ from emcl_kernels.ops.reconstruct import em_reconstruct
 from emcl_kernels.refine import EMRefiner
 from emcl_kernels.stream import SimilarityStream, pooled_cosine_similarity_stream, pooled_similarity_stream
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "EMCL",
