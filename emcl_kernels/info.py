@@ -49,7 +49,7 @@ def which_backend(op: str, device: str) -> str:
     """
     if device == "cuda" and not torch.cuda.is_available():
         return "none: no CUDA device"
-    first = _families()[op]
+    first = families()[op]
     try:
         name, why = dispatch.which(first, _small(first, device))
     except (RuntimeError, ValueError) as error:
@@ -57,7 +57,7 @@ def which_backend(op: str, device: str) -> str:
     return f"{name}  ({why})"
 
 
-def _families() -> dict[str, Op]:
+def families() -> dict[str, Op]:
     """Each public op that backends serve, with the first of the ops that it is made of."""
     families: dict[str, Op] = {}
     for op in OPS.values():
@@ -130,7 +130,7 @@ def _chosen() -> list[str]:
         lines.append("  EMCL_CUDA_EMULATED=1: by name, cuda takes CPU tensors too, in an emulator; for tests only")
     lines += ["", "CUDA or Triton is chosen by", *(f"  {path} ({_rows(path)})" for path in tables.paths())]
     lines += ["", "Runs (float32)"]
-    for op in _families():
+    for op in families():
         lines += [f"  {op:<18} {device:<5} {which_backend(op, device)}" for device in ("cpu", "cuda")]
     return lines
 

@@ -43,9 +43,8 @@ class AffineMap:
         self._ready: dict[tuple[torch.device, int], tuple[list[Tensor], Tensor, Tensor]] = {}
 
     def __call__(self, rows: Float[Tensor, "N D"], *, precise: bool) -> Float[Tensor, "N D"]:
-        """
-        Args: precise: two slices of each factor instead of one: the product is right to 1e-13 of the row's length
-            instead of 1e-7, which is enough for rows that are rounded to float32 or less afterwards.
+        """Args: precise: two slices of each factor instead of one: the product is right to 1e-13 of the row's length
+        instead of 1e-7, which is enough for rows that are rounded to float32 or less afterwards.
         """
         of_change, column_scale, bias = self._on(rows.device, 2 if precise else 1)
         # A power of two, so that scaling is exact; the sums over one row and one column are then below 1.

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from emcl_kernels.backends import native
+from emcl_kernels.backends import cpu
 
-pytestmark = pytest.mark.skipif(not native.status()["loaded"], reason=native.status()["reason"])
+pytestmark = pytest.mark.skipif(not cpu.backend.status()["loaded"], reason=cpu.backend.status()["reason"])
 
 N, D, K, A, B, F = 20, 8, 3, 5, 4, 2
 # Arguments that are right, outputs among them.
