@@ -161,6 +161,7 @@ struct Em {
   }
 };
 
+// (GE), (GM) All of EM from logits [D, K]; of bases that start alike, EM runs on one of each.
 template <class T>
 void fit(emcl::ParallelFor run, const T* gram, const T* logits, int64_t width, int64_t num_bases,
          emcl::Settings settings, T* responsibilities, T* scale) {
@@ -169,12 +170,14 @@ void fit(emcl::ParallelFor run, const T* gram, const T* logits, int64_t width, i
       if (logits[d * num_bases + k] != logits[d * num_bases + l]) return false;
     return true;
   });
+
   Em<T> em(run, width, distinct.count, settings, distinct.times.get());
   Scratch<T> p(width * em.thin), product(width * em.thin);
   for (int64_t d = 0; d < width; ++d)
     for (int64_t k = 0; k < em.thin; ++k)
       product[d * em.thin + k] = k < distinct.count ? logits[d * num_bases + distinct.first[k]] : T(0);
   em.iterate(gram, p.get(), product.get());
+
   distinct.expand(p.get(), width, em.thin, em.inverse.get(), responsibilities);
   for (int64_t k = 0; k < num_bases; ++k) scale[k] = em.scale[distinct.of[k]];
 }

@@ -4,6 +4,8 @@
 // Vectors hold one number per text, so that the softmax over frames, the products with F×F numbers of a video and the
 // sums over frames are the same few vector operations whatever the number of frames is. Work is done on tiles of one
 // group of videos and one panel of texts; frame weights are made anew in each pass.
+//
+// W is the number of texts in a panel, V that of a vector, and F the number of frames of a video.
 #pragma once
 
 #include "cpu/fit.h"
@@ -332,7 +334,10 @@ struct PooledMap {
         text_r(pool.size.texts * thin),
         text_lanes_r(pool.padded * thin),
         text_length(pool.padded) {
-    const int64_t width = pool.size.width, texts = pool.size.texts;
+    const int64_t width = pool.size.width;
+    const int64_t texts = pool.size.texts;
+
+    // (PC) C from rᵀr, in its place
     pad_thin<T>(responsibilities, width, num_bases, thin, nullptr, r.get());
     thin_product<T>(thin, width, r.get(), 1, thin, r.get(), thin, correction.get());
     for (int64_t k = 0; k < thin; ++k) {
@@ -343,6 +348,7 @@ struct PooledMap {
         c = l < num_bases ? left * c * weight * scale[l] + (k == l ? 2 * left : T(0)) : T(0);
       }
     }
+
     for (int64_t i = texts; i < pool.padded; ++i) text_length[i] = 1;
     parallel(pool.run, divide_up(texts, kRowBlock), grain_of(kRowBlock * width * (thin + 1)),
              [&](int64_t first, int64_t last) {

@@ -122,36 +122,45 @@ void reconstruct_backward(emcl::ParallelFor run, const E* d_y, const E* x, const
                           int64_t rows, int64_t width, int64_t num_bases, Compute<E> weight, E* d_x, Compute<E>* d_r,
                           Compute<E>* d_scale) {
   using T = Compute<E>;
-  const int64_t thin = thin_width<T>(num_bases), size = width * thin;
-  const int64_t blocks = divide_up(rows, kRowBlock), splits = least<int64_t>(16, blocks);
-  Scratch<T> scaled(size), plain(size), packed(divide_up(width, kPanel<T>) * num_bases * kPanel<T>);
-  Scratch<T> sums(splits * 2 * size), q(width * num_bases);
+  const int64_t thin = thin_width<T>(num_bases);
+  const int64_t size = width * thin;
+  const int64_t blocks = divide_up(rows, kRowBlock);
+  const int64_t splits = least<int64_t>(16, blocks);
+
+  // q and r as thin matrices, and q in panels.
+  Scratch<T> q(width * num_bases), scaled(size), plain(size);
+  Scratch<T> packed(divide_up(width, kPanel<T>) * num_bases * kPanel<T>);
   for (int64_t d = 0; d < width; ++d)
     for (int64_t k = 0; k < num_bases; ++k) q[d * num_bases + k] = r[d * num_bases + k] * scale[k];
   pad_thin<T>(q.get(), width, num_bases, thin, nullptr, scaled.get());
   pad_thin<T>(r, width, num_bases, thin, nullptr, plain.get());
   pack_panels<T, T>(run, q.get(), num_bases, width, 1, num_bases, packed.get());
-  std::memset(sums.get(), 0, size_t(splits * 2 * size) * sizeof(T));
 
+  // One pass over the rows: d_x of each, and what they give to the sums xᵀ·e and d_yᵀ·c of their split.
+  Scratch<T> sums(splits * 2 * size);
+  sums.clear(splits * 2 * size);
   parallel(run, splits, grain_of(4 * divide_up(rows, splits) * size), [&](int64_t first, int64_t last) {
     Scratch<T> c(kRowBlock * thin), e(kRowBlock * thin), wide_x(kRowBlock * width), wide_d(kRowBlock * width);
     for (int64_t split = first; split < last; ++split) {
       T* d_q_sum = &sums[split * 2 * size];
       T* d_r_sum = d_q_sum + size;
       for (int64_t block = split * blocks / splits; block < (split + 1) * blocks / splits; ++block) {
-        const int64_t begin = block * kRowBlock, m = least(kRowBlock, rows - begin);
-        const T* a = widened<E>(x + begin * width, m * width, wide_x.get());
-        const T* g = widened<E>(d_y + begin * width, m * width, wide_d.get());
-        thin_product<T>(m, width, a, width, 1, scaled.get(), thin, c.get());
-        thin_product<T>(m, width, g, width, 1, plain.get(), thin, e.get());
+        const int64_t begin = block * kRowBlock;
+        const int64_t m = least(kRowBlock, rows - begin);
+        const T* x_rows = widened<E>(x + begin * width, m * width, wide_x.get());
+        const T* d_y_rows = widened<E>(d_y + begin * width, m * width, wide_d.get());
+        thin_product<T>(m, width, x_rows, width, 1, scaled.get(), thin, c.get());
+        thin_product<T>(m, width, d_y_rows, width, 1, plain.get(), thin, e.get());
         for (int64_t i = 0; i < m * thin; ++i) e[i] *= weight;
-        thin_product<T, true>(width, m, a, 1, width, e.get(), thin, d_q_sum);
-        thin_product<T, true>(width, m, g, 1, width, c.get(), thin, d_r_sum);
+        thin_product<T, true>(width, m, x_rows, 1, width, e.get(), thin, d_q_sum);
+        thin_product<T, true>(width, m, d_y_rows, 1, width, c.get(), thin, d_r_sum);
         add_low_rank<E, T>(d_y + begin * width, e.get(), thin, packed.get(), m, width, num_bases, T(1),
                            d_x + begin * width);
       }
     }
   });
+
+  // The splits in their order, and from q to r and the scale.
   for (int64_t k = 0; k < num_bases; ++k) d_scale[k] = 0;
   for (int64_t d = 0; d < width; ++d)
     for (int64_t k = 0; k < num_bases; ++k) {
