@@ -18,7 +18,7 @@ DOCS_BIN := $(DOCS_VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup train test test-fast test-cuda-load test-gpu lint style types format docs
-.PHONY: bench bench-gpu refine training-table readme-picture clean
+.PHONY: bench bench-gpu refine embeddings training-table readme-picture clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,7 +89,11 @@ bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Compare on a GPU, in under 9 
 # A folder with two arrays [2, N, D] of embeddings, which are not part of this repository.
 EMBEDDINGS ?=
 
-refine: $(VENV)/.built  ## Compare EMRefiner with simpler refinements on real embeddings, and write the table
+refine: embeddings $(VENV)/.built  ## Compare EMRefiner with simpler refinements on real embeddings, and write the table
+	$(BIN)/python -m benchmarks.refine.run $(EMBEDDINGS) $(ARGS)
+
+# Asked before anything is installed.
+embeddings:
 	@if [ -z "$(EMBEDDINGS)" ]; then \
 		echo 'Name the folder of the embeddings:  make refine EMBEDDINGS=/path/to/folder'; \
 		echo 'It holds coco500_clip_vitb16.npy and msrvtt100_videoclip.npy: float32 arrays [2, N, D],'; \
@@ -97,7 +101,6 @@ refine: $(VENV)/.built  ## Compare EMRefiner with simpler refinements on real em
 		echo 'docs/refine.md says where they come from, and how to make such files.'; \
 		exit 1; \
 	fi
-	$(BIN)/python -m benchmarks.refine.run $(EMBEDDINGS) $(ARGS)
 
 readme-picture: $(VENV)/.built  ## Draw docs/before-and-after.png from the committed figures of make refine
 	$(BIN)/python -m benchmarks.refine.picture
