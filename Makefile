@@ -49,7 +49,7 @@ GPU_PYTHON ?=
 test-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Run the tests that need a GPU
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) tests/gpu/run.py $(ARGS)
 
-CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/*/*/*.h csrc/*/*/*.cpp)
+CPP := $(wildcard $(foreach kind,h cpp cu cuh,csrc/*.$(kind) csrc/*/*.$(kind) csrc/*/*/*.$(kind)) emcl_kernels/include/emcl/*.h tests/kernels/toy/*.cpp)
 
 lint: style types  ## Check style and types
 
@@ -139,6 +139,6 @@ $(VENV)/.built: emcl_kernels/__init__.py
 
 # An installation that hides why something was not built would be no help: build again where it is seen.
 # The emulated CUDA library is what the tests of the CUDA kernels run.
-$(VENV)/.built: $(VENV)/.deps setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.* csrc/*/*/*.*)
+$(VENV)/.built: $(VENV)/.deps setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.* csrc/*/*/*.* emcl_kernels/include/emcl/*.h)
 	@EMCL_BUILD_EMULATED=1 $(BIN)/python setup.py -q build_ext --inplace
 	@touch $@

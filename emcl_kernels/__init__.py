@@ -2,15 +2,11 @@
 
 from emcl_kernels.dispatch import use_backend
 from emcl_kernels.layer import EMCL
-from emcl_kernels.ops import (
-    em_fit,
-    em_moments,
-    em_project,
-    em_reconstruct,
-    pooled_cosine_similarity,
-    pooled_similarity,
-    pooled_similarity_blocks,
-)
+from emcl_kernels.ops.fit import em_fit
+from emcl_kernels.ops.moments import em_moments
+from emcl_kernels.ops.pooled import pooled_cosine_similarity, pooled_similarity, pooled_similarity_blocks
+from emcl_kernels.ops.project import em_project
+from emcl_kernels.ops.reconstruct import em_reconstruct
 from emcl_kernels.refine import EMRefiner
 from emcl_kernels.stream import SimilarityStream, pooled_cosine_similarity_stream, pooled_similarity_stream
 
