@@ -18,7 +18,7 @@ DOCS_BIN := $(DOCS_VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup train test test-fast test-cuda-load test-gpu lint style types format docs
-.PHONY: bench bench-gpu refine training-table readme-picture clean
+.PHONY: bench bench-gpu refine embeddings training-table readme-picture clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,14 +58,14 @@ style: $(VENV)/.deps  ## Check style: ruff and clang-format
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
-# Tests pass wrong things on purpose and put stand-ins in places: of their types, what they import and call is checked.
-TEST_TYPES := --allow-untyped-defs $(foreach code,arg-type assignment attr-defined dict-item func-returns-value index \
+# Tests pass wrong things on purpose and put stand-ins in places: mypy looks at what they import, return and override.
+TEST_TYPES := --allow-untyped-defs $(foreach code,arg-type assignment attr-defined call-arg dict-item func-returns-value index \
 	method-assign misc operator return-value union-attr var-annotated,--disable-error-code $(code))
 
 # Modules in the flat folders of benchmarks and tests import each other by bare names, so each folder has a call.
 types: $(VENV)/.deps  ## Check types: mypy
 	$(BIN)/mypy
-	MYPYPATH=benchmarks:tests/gpu $(BIN)/mypy benchmarks/*.py
+	MYPYPATH=benchmarks:tests:tests/gpu $(BIN)/mypy benchmarks/*.py
 	$(BIN)/mypy tests/*.py
 	MYPYPATH=tests/kernels $(BIN)/mypy $(TEST_TYPES) --exclude /toy/ tests/kernels
 	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train
@@ -89,7 +89,11 @@ bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Compare on a GPU, in under 9 
 # A folder with two arrays [2, N, D] of embeddings, which are not part of this repository.
 EMBEDDINGS ?=
 
-refine: $(VENV)/.built  ## Compare EMRefiner with simpler refinements on real embeddings, and write the table
+refine: embeddings $(VENV)/.built  ## Compare EMRefiner with simpler refinements on real embeddings, and write the table
+	$(BIN)/python -m benchmarks.refine.run $(EMBEDDINGS) $(ARGS)
+
+# Asked before anything is installed.
+embeddings:
 	@if [ -z "$(EMBEDDINGS)" ]; then \
 		echo 'Name the folder of the embeddings:  make refine EMBEDDINGS=/path/to/folder'; \
 		echo 'It holds coco500_clip_vitb16.npy and msrvtt100_videoclip.npy: float32 arrays [2, N, D],'; \
@@ -97,7 +101,6 @@ refine: $(VENV)/.built  ## Compare EMRefiner with simpler refinements on real em
 		echo 'docs/refine.md says where they come from, and how to make such files.'; \
 		exit 1; \
 	fi
-	$(BIN)/python -m benchmarks.refine.run $(EMBEDDINGS) $(ARGS)
 
 readme-picture: $(VENV)/.built  ## Draw docs/before-and-after.png from the committed figures of make refine
 	$(BIN)/python -m benchmarks.refine.picture
