@@ -1,6 +1,7 @@
 """Exact EM kernels for Expectation-Maximization Contrastive Learning (EMCL), as `torch.ops.emcl.*`."""
 
 from emcl_kernels.dispatch import use_backend
+from emcl_kernels.em import Moments
 from emcl_kernels.layer import EMCL
 from emcl_kernels.ops.fit import em_fit
 from emcl_kernels.ops.moments import em_moments
@@ -15,6 +16,7 @@ __version__ = "0.2.0"
 __all__ = [
     "EMCL",
     "EMRefiner",
+    "Moments",
     "SimilarityStream",
     "em_fit",
     "em_moments",
