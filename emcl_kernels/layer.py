@@ -20,20 +20,34 @@ Scale = Literal["release", "relative"]
 class EMCL(nn.Module):
     """Expectation-Maximization Contrastive Learning as a layer.
 
+    The start of EM is a buffer, `bases` `[K]`, which calls in training mode move towards what EM found. It is in the
+    state_dict, unlike in the release.
+
+    Because each call in training mode moves the start, a call cannot be repeated. Activation checkpointing runs its
+    part of a model again inside backward, so it must leave this layer out in training mode. The layer raises an error
+    if it is called inside backward. Inside torch.compile it cannot notice, and the gradients would be wrong.
+
     Args:
         num_bases: number of bases K, at most the width of the features.
-        num_iters: E-steps and M-steps per call T.
+        num_iters: number of E-steps and M-steps in a call.
         temperature: of the E-step's softmax.
         residual_weight: of the reconstruction that is added to the features.
-        momentum: share of the old value when the maintained start of the bases is updated.
-        init: "sign", ±1 as in the release (whose K bases are therefore two, with multiplicities), or "normal".
-        scale: "release", or "relative", where the weight is multiplied by ‖x‖ / ‖reconstruction‖.
+        momentum: share of the old value when the start is updated, from 0 to 1.
+        init: how the start is drawn: "sign", ±1 as in the release (so that there are only two different bases, each
+            many times), or "normal".
+        scale: "release", or "relative", which multiplies the weight by ‖x‖ / ‖reconstruction‖.
         gradient: "identity" as released, "linear", or "full"; see `emcl_kernels.em_project`.
+        eps: added to the sums and lengths that are divided by.
 
-    The maintained start is the buffer `bases`, `[K]`; it is in the state_dict, unlike in the release. Calls in training
-    mode update it on its device, without waiting for it. So a call cannot be repeated: activation checkpointing, which
-    runs its part of a model again inside backward, must leave the layer out in training mode. It is refused where that
-    can be noticed, which is not so inside torch.compile: there the gradients would be wrong.
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> layer = EMCL(num_bases=32)
+        >>> text, video = torch.randn(128, 512), torch.randn(128, 512)
+        >>> text, video = layer(text, video)
+        >>> text.shape
+        torch.Size([128, 512])
     """
 
     bases: Tensor
@@ -53,8 +67,9 @@ class EMCL(nn.Module):
         super().__init__()
         checks.count(num_bases, "num_bases")
         checks.count(num_iters, "num_iters")
-        for name, value in (("temperature", temperature), ("residual_weight", residual_weight), ("eps", eps)):
-            checks.number(value, name)
+        checks.number(temperature, "temperature")
+        checks.number(residual_weight, "residual_weight")
+        checks.number(eps, "eps")
         checks.iteration(num_iters, temperature, eps)
         checks.gradient(gradient)
         if not 0 <= momentum <= 1:
@@ -73,6 +88,7 @@ class EMCL(nn.Module):
         self.scale = scale
         self.gradient = gradient
         self.eps = eps
+
         self.register_buffer("bases", torch.empty(num_bases))
         self.reset_parameters()
 
@@ -86,12 +102,22 @@ class EMCL(nn.Module):
     def forward(self, *features: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run EM over the rows of all features together.
 
-        Args: features: one or several `[*, N_i, D]` that agree in all but the number of rows.
-        Returns: as many, in the same shapes: one tensor for one, a tuple for several.
-        Raises: ValueError where widths or leading dimensions disagree, or num_bases is larger than the width.
+        Args:
+            *features: one or several tensors `[*, N_i, D]` that agree in all but the number of rows, in float32,
+                bfloat16, float16 or float64.
+
+        Returns:
+            One tensor if one was given, else a tuple of as many, each in the shape and dtype of its input.
+
+        Raises:
+            ValueError: there are no features, widths or leading dimensions disagree, or num_bases is larger than the
+                width. On the CPU also if the features hold NaN or infinite values.
+            TypeError: a feature is no tensor of floats.
+            RuntimeError: the layer is in training mode and called inside backward.
         """
         if not features:
             raise ValueError("EMCL got no features; pass one or several tensors of shape [*, N, D]")
+
         for i, feature in enumerate(features):
             checks.rows(feature, f"features[{i}]")
             if feature.shape[:-2] != features[0].shape[:-2] or feature.shape[-1] != features[0].shape[-1]:
@@ -100,6 +126,8 @@ class EMCL(nn.Module):
                     f"{list(features[0].shape)}; expected the same but for the number of rows"
                 )
         self._check_width(features[0].shape[-1])
+
+        # One EM over the rows of all, which are taken apart again afterwards.
         x = features[0] if len(features) == 1 else torch.cat(features, dim=-2)
         y, mean_bases = em_project(x, self._start(), **self._settings()._asdict())
         self._update(mean_bases)
@@ -117,13 +145,31 @@ class EMCL(nn.Module):
         """EMCL-Net's similarity with this layer's bases; see `emcl_kernels.pooled_similarity`.
 
         Args:
-            text, frames, frame_mask: `[A, D]`, `[B, F, D]`, `[B, F]`.
-            add_up: returns the sum of one vector of D² + D + 1 numbers over processes that have texts of their own and
-                all videos. EM then runs over the rows of all of them, and the maintained bases stay the same in each.
-                With gradient="full" autograd goes through it, so it must be
+            text: text features `[A, D]` in float32, bfloat16, float16 or float64.
+            frames: frame features `[B, F, D]` in the same dtype.
+            frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+            pooling_temperature: of the softmax over frames.
+            add_up: for several processes, each of which has texts of its own and all videos. It is given one vector of
+                D² + D + 1 numbers and returns the sum of it over the processes. EM then runs over the rows of all of
+                them, and the start stays the same in each. With gradient="full" autograd goes through the sum, so pass
                 `torch.distributed.nn.functional.all_reduce`, whose backward sums as well, and not the plain
-                `torch.distributed.all_reduce`; otherwise what it sums is a constant, and any sum will do.
-        Returns: similarity `[A, B]`.
+                `torch.distributed.all_reduce`. With the other gradients the sum is a constant, and either will do.
+
+        Returns:
+            similarity `[A, B]` in the dtype of `text`.
+
+        Raises:
+            ValueError: shapes disagree, or num_bases is larger than the width. On the CPU also if the features hold NaN
+                or infinite values.
+            TypeError: an input is no tensor of floats, text and frames differ in dtype, or add_up returned no tensor of
+                the shape that it was given.
+            RuntimeError: the layer is in training mode and called inside backward.
+
+        Example:
+            >>> layer = EMCL(num_bases=32)
+            >>> text, frames = torch.randn(64, 512), torch.randn(64, 12, 512)
+            >>> layer.pooled_similarity(text, frames, torch.ones(64, 12).bool()).shape
+            torch.Size([64, 64])
         """
         self._check_width(text.shape[-1])
         inputs = (text, frames, frame_mask, self._start(), pooling_temperature, *self._settings())
@@ -144,12 +190,24 @@ class EMCL(nn.Module):
         chunk: int | None = None,
         pooling_temperature: float = 3.0,
     ) -> SimilarityStream:
-        """Rows of `pooled_similarity`, chunk of texts after chunk in bounded memory; for inference, without gradient.
+        """Rows of `pooled_similarity`, one chunk of texts after another, in bounded memory; for inference.
 
-        Starts from the bases as they are now, and leaves them so in training mode too.
+        There is no gradient. EM starts from the bases as they are now; they are not moved, in training mode either.
 
-        Args: em_block, chunk: see `emcl_kernels.pooled_similarity_stream`.
-        Returns: an iterable of tensors `[rows, B]` with a length; their concatenation is the similarity `[A, B]`.
+        Args:
+            text: text features `[A, D]`.
+            frames: frame features `[B, F, D]` in the dtype of `text`.
+            frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+            em_block: see `emcl_kernels.pooled_similarity_stream`.
+            chunk: see `emcl_kernels.pooled_similarity_stream`.
+            pooling_temperature: of the softmax over frames.
+
+        Returns:
+            An iterable of tensors `[rows, B]` with a length; their concatenation is the similarity `[A, B]`.
+
+        Raises:
+            ValueError: shapes disagree, num_bases is larger than the width, or em_block or chunk is below 1.
+            TypeError: an input is no tensor of floats, or text and frames differ in dtype.
         """
         self._check_width(text.shape[-1])
         return pooled_similarity_stream(
@@ -173,12 +231,25 @@ class EMCL(nn.Module):
         """Fit to rows that are known by their moments, which add up over chunks, modalities and processes.
 
         Args:
-            gram, colsum: `[*, D, D]`, `[*, D]`, from `emcl_kernels.em_moments`.
+            gram: xᵀx `[*, D, D]`, from `emcl_kernels.em_moments`; float32 or float64.
+            colsum: xᵀ1 `[*, D]`, in the same dtype.
             num_rows: how many rows they sum: a number, or a tensor `[*]` with one for each problem.
-            update: in training mode move the maintained bases, as `forward` does.
-        Returns: responsibilities `[*, D, K]` and scale `[*, K]` for `transform`; with scale="relative" the latter has
-            that factor in it. Constants to autograd unless gradient="full".
-        Raises: ValueError where num_bases is larger than the width, or shapes disagree.
+            update: whether to move the start in training mode, as `forward` does.
+
+        Returns:
+            responsibilities `[*, D, K]` and scale `[*, K]` for `transform`. With scale="relative" the second has that
+            factor in it. Both are constants to autograd unless gradient="full".
+
+        Raises:
+            ValueError: num_bases is larger than the width, or shapes disagree.
+            TypeError: gram is not in float32 or float64.
+
+        Example:
+            >>> layer = EMCL(num_bases=32)
+            >>> chunks = torch.randn(10, 1000, 512)
+            >>> total = sum((Moments.of(chunk) for chunk in chunks[1:]), Moments.of(chunks[0]))
+            >>> fitted = layer.fit(*total)
+            >>> y = layer.transform(chunks[0], *fitted)
         """
         self._check_width(gram.shape[-1])
         moments = Moments(gram, colsum, _row_counts(num_rows, gram))
@@ -192,7 +263,20 @@ class EMCL(nn.Module):
         return fitted.responsibilities, fitted.scale
 
     def transform(self, x: Tensor, responsibilities: Tensor, scale: Tensor) -> Tensor:
-        """Apply what `fit` returned to rows `[*, N, D]`, which need not be the ones that were fitted."""
+        """Apply what `fit` returned to rows, which need not be the ones that were fitted.
+
+        Args:
+            x: rows `[*, N, D]`.
+            responsibilities: `[*, D, K]`, from `fit`.
+            scale: `[*, K]`, from `fit`.
+
+        Returns:
+            A tensor like `x`.
+
+        Raises:
+            ValueError: shapes disagree.
+            TypeError: responsibilities or scale have not the dtype that `fit` gives for `x`.
+        """
         return Map(responsibilities, scale).apply(x, weight=self.residual_weight, gradient=self.gradient)
 
     def extra_repr(self) -> str:
@@ -229,18 +313,21 @@ class EMCL(nn.Module):
         return snapshot.call(self.bases)
 
     def _update(self, mean_bases: Tensor) -> None:
+        """Move the start towards what EM found: the mean over the rows, and over the problems."""
         if not self.training:
             return
+
         with torch.no_grad():
             mean = mean_bases.detach().flatten(0, -2).mean(0) if mean_bases.dim() > 1 else mean_bases.detach()
             self.bases.lerp_(mean.to(self.bases.dtype), 1 - self.momentum)  # (I)
 
 
 def _row_counts(num_rows: Tensor | int, gram: Tensor) -> Tensor | int:
-    """A number, or one for each problem."""
+    """How many rows were summed: a number, or a tensor with one for each problem."""
     if not isinstance(num_rows, Tensor):
         checks.count(num_rows, "num_rows")
         return num_rows
+
     if num_rows.numel() == 1:
         return num_rows.reshape(())
     if num_rows.shape != gram.shape[:-2]:

@@ -26,13 +26,23 @@ CHUNK_BLOCKS = 256  # blocks of EM in a chunk by default: enough for every core,
 class SimilarityStream:
     """The rows of a similarity `[A, B]`, computed while they are iterated over.
 
-    Iterating gives `len(stream)` tensors `[rows, B]` in the order of the texts, each ready when it is asked for. A step
-    that compares nothing yet, because it gathers what EM is fitted to, gives no rows, `[0, B]`; so `torch.cat(list(
-    stream))` is the similarity, and progress is a count of steps. Iterating again computes again. There is no gradient.
+    Iterating gives `len(stream)` tensors `[rows, B]` in the order of the texts; each is computed when it is asked for.
+    The first steps may only gather what EM is fitted to. They give tensors without rows, `[0, B]`, so that the
+    concatenation of all steps is the similarity, and a count of the steps shows the progress. Iterating a second time
+    computes everything again. There is no gradient.
+
+    Args:
+        steps: how many tensors an iteration gives.
+        rows: starts an iteration.
+
+    Example:
+        >>> for rows in pooled_similarity_stream(text, frames, frame_mask, init):
+        ...     ranks.append(rows.argsort(dim=1, descending=True))
     """
 
     def __init__(self, steps: int, rows: Callable[[], Iterator[Tensor]]) -> None:
-        self._steps, self._rows = steps, rows
+        self._steps = steps
+        self._rows = rows
 
     def __len__(self) -> int:
         return self._steps
@@ -59,18 +69,42 @@ def pooled_similarity_stream(
     """`pooled_similarity`, or with `em_block` `pooled_similarity_blocks`, in rows and in bounded memory.
 
     Args:
-        em_block: one EM inside each block of this many texts and videos. None: one EM over all texts and videos.
-        chunk: texts in a step, by default as many as make some 64 MiB of frame weights. No step holds more weights than
-            those of `chunk` texts with all videos. With em_block, it is rounded up to a multiple of that.
-        relative: see `pooled_similarity_blocks`.
-    Raises: as `pooled_similarity`, and ValueError where chunk < 1 or em_block < 1. What is wrong with shapes is raised
-        here, what is wrong with values in the step that meets it.
+        text: text features `[A, D]` in float32, bfloat16, float16 or float64.
+        frames: frame features `[B, F, D]` in the same dtype.
+        frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+        init: start of the bases `[K]`.
+        em_block: run one EM inside each block of this many texts and videos. None: one EM over all of them.
+        chunk: texts in a step. No step holds more frame weights than those of `chunk` texts with all videos. With
+            em_block it is rounded up to a multiple of that. None: as many as make about 64 MiB of frame weights.
+        pooling_temperature: of the softmax over frames.
+        num_iters: E-steps and M-steps.
+        temperature: of the E-step's softmax.
+        residual_weight: of the reconstruction.
+        eps: added to the sums and lengths that are divided by.
+        relative: multiply the weight by ‖x‖ / ‖reconstruction‖, with em_block of each block.
+
+    Returns:
+        An iterable of tensors `[rows, B]` with a length; their concatenation is the similarity `[A, B]`. Bad values
+        (NaN, infinity) raise ValueError when the iteration reaches them.
+
+    Raises:
+        ValueError: shapes disagree, a setting is out of its range, or chunk or em_block is below 1.
+        TypeError: an input is no tensor of floats, or text and frames differ in dtype.
+
+    Example:
+        >>> text, frames = torch.randn(20_000, 512), torch.randn(1000, 12, 512)
+        >>> stream = pooled_similarity_stream(text, frames, torch.ones(1000, 12).bool(), torch.randn(32))
+        >>> similarity = torch.cat(list(stream))
     """
     checks.tensors(text=text, frames=frames, frame_mask=frame_mask, init=init)
-    text, frames, frame_mask, init = *_as_under_autocast(text, frames), frame_mask.detach(), init.detach()
+    text, frames = _as_under_autocast(text, frames)
+    frame_mask = frame_mask.detach()
+    init = init.detach()
     checks.pooling(text, frames, frame_mask, pooling_temperature)
     checks.shared_start(text, init)
     checks.iteration(num_iters, temperature, eps)
+
+    # Blocks are independent of each other, so one pass is enough. A step has whole rows of blocks.
     if em_block is not None:
         checks.block(em_block)
         texts = text.split(_size(chunk, CHUNK_BLOCKS * em_block**2 // frames.shape[0], multiple_of=em_block))
@@ -96,7 +130,9 @@ def pooled_similarity_stream(
     size = _size(chunk, CHUNK_WEIGHTS // frames.shape[:2].numel())
     texts = text.split(size)
     settings = Settings(num_iters, temperature, residual_weight, eps, "identity", relative)
-    if len(texts) == 1:  # nothing to add up, and the inner products are kept from the moments to the cosine
+
+    # If one step is enough, there is nothing to add up, and the inner products are kept from the moments to the cosine.
+    if len(texts) == 1:
 
         def at_once() -> Iterator[Tensor]:
             yield similarity_over(text, frames, frame_mask, init, pooling_temperature, *settings)[0]
@@ -138,11 +174,24 @@ def pooled_cosine_similarity_stream(
 ) -> SimilarityStream:
     """`pooled_cosine_similarity` in rows and in bounded memory.
 
-    Args: chunk: as of `pooled_similarity_stream`.
-    Raises: ValueError where shapes disagree or chunk < 1.
+    Args:
+        text: text features `[A, D]` in float32, bfloat16, float16 or float64.
+        frames: frame features `[B, F, D]` in the same dtype.
+        frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+        chunk: texts in a step. None: as many as make about 64 MiB of frame weights.
+        pooling_temperature: of the softmax over frames.
+
+    Returns:
+        An iterable of tensors `[rows, B]` with a length; their concatenation is the similarity `[A, B]`. NaN and
+        infinite values pass through.
+
+    Raises:
+        ValueError: shapes disagree, pooling_temperature <= 0, or chunk < 1.
+        TypeError: an input is no tensor of floats, or text and frames differ in dtype.
     """
     checks.tensors(text=text, frames=frames, frame_mask=frame_mask)
-    text, frames, frame_mask = *_as_under_autocast(text, frames), frame_mask.detach()
+    text, frames = _as_under_autocast(text, frames)
+    frame_mask = frame_mask.detach()
     checks.pooling(text, frames, frame_mask, pooling_temperature)
     texts = text.split(_size(chunk, CHUNK_WEIGHTS // frames.shape[:2].numel()))
 
@@ -158,10 +207,18 @@ def _parts(
 ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], int]:
     """The inputs of `_pooled_moments` in parts of at most size · B · F weights.
 
-    Each part costs a Gram matrix of what it does not divide. With all texts and some of the videos, that is one of the
-    A texts; with some of the texts and all videos it is one of the B·F frames, so that is for A above size · B only.
+    Each part repeats a Gram matrix: that of the A texts if it has all texts and some of the videos, that of the B·F
+    frames if it has some of the texts and all videos. The second is done only if A is above size · B, when a part
+    cannot hold one video with all texts.
 
-    Returns: the parts; how many times too often their sum counts the texts.
+    Args:
+        text: `[A, D]`.
+        frames: `[B, F, D]`.
+        frame_mask: `[B, F]`.
+        size: texts that are compared with all videos in one step.
+
+    Returns:
+        The parts, and how many times too often their sum counts the texts.
     """
     videos = size * frames.shape[0] // text.shape[0]
     if videos == 0:
@@ -171,8 +228,10 @@ def _parts(
 
 
 def _as_under_autocast(text: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Without gradient; under autocast the wider dtype serves both, as for the ops."""
-    text, frames = text.detach(), frames.detach()
+    """Without gradient; under autocast both in the wider dtype of the two, as the ops have it."""
+    text = text.detach()
+    frames = frames.detach()
+
     device = text.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return text, frames
