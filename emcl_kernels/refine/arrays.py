@@ -1,4 +1,4 @@
-"""Rows as users have them, torch tensors, numpy arrays or files mapped into memory, chunk after chunk in float64."""
+"""Rows as users have them (torch tensors, numpy arrays, files mapped into memory), read in chunks of float64."""
 
 import mmap
 from collections.abc import Iterator
@@ -15,7 +15,19 @@ NUMPY_DTYPES = (np.float16, np.float32, np.float64)
 
 
 def require(x: Any, name: str, *, width: int | None = None, width_of: str = "", ndim: int | None = None) -> None:
-    """Raises: TypeError where `x` is no array of floats; ValueError where its shape is not `[N, D]` of that width."""
+    """Refuse what cannot be used as rows.
+
+    Args:
+        x: what was passed.
+        name: what errors call it.
+        width: D that is expected; None: any.
+        width_of: where that width is known from, for errors.
+        ndim: 2 if only `[N, D]` is taken; None: `[*, D]`.
+
+    Raises:
+        TypeError: `x` is no array of floats.
+        ValueError: its shape or width is another.
+    """
     if isinstance(x, Tensor):
         checks.floating(x, name)
     elif not (hasattr(x, "shape") and hasattr(x, "dtype") and hasattr(x, "__getitem__")):
@@ -24,6 +36,7 @@ def require(x: Any, name: str, *, width: int | None = None, width_of: str = "", 
         )
     elif np.dtype(x.dtype).type not in NUMPY_DTYPES:
         raise TypeError(f"{name} is {x.dtype}; expected float16, float32 or float64; pass {name}.astype('float32')")
+
     shape = list(x.shape)
     if (ndim is not None and len(shape) != ndim) or not shape or shape[-1] == 0:
         raise ValueError(
@@ -38,9 +51,15 @@ def require(x: Any, name: str, *, width: int | None = None, width_of: str = "", 
 def chunks(x: Any, name: str) -> Iterator[tuple[int, Tensor]]:
     """Every row once, in float64. Pages of a mapped file are handed back as soon as they are read.
 
-    Args: x: `[N, D]`.
-    Returns: pairs of the first row's place and the rows `[n, D]`, on the device of `x`.
-    Raises: ValueError where a row is not finite.
+    Args:
+        x: `[N, D]`, a torch tensor or a numpy array.
+        name: what errors call it.
+
+    Yields:
+        The number of the chunk's first row, and the rows `[n, D]`, on the device of `x`.
+
+    Raises:
+        ValueError: a row is not finite.
     """
     size = max(1, CHUNK_NUMBERS // x.shape[-1])
     release = _page_release(x)
@@ -52,6 +71,7 @@ def chunks(x: Any, name: str) -> Iterator[tuple[int, Tensor]]:
         else:
             rows = torch.from_numpy(np.array(part, dtype=np.float64, subok=False))
         release()
+
         finite = torch.isfinite(rows).all(-1)
         if not bool(finite.all()):
             bad = start + int((~finite).nonzero()[0])
@@ -59,20 +79,28 @@ def chunks(x: Any, name: str) -> Iterator[tuple[int, Tensor]]:
                 f"{name} holds NaN or infinite values in {int((~finite).sum())} of its rows {start} to "
                 f"{start + len(rows) - 1}, first in row {bad}; leave such rows out"
             )
+
         yield start, rows
 
 
 def empty_like(x: Any) -> Any:
-    """What takes the refined rows: of the same kind, shape, dtype and device."""
+    """Memory for the refined rows, of the kind, shape, dtype and device of `x`."""
     if isinstance(x, Tensor):
         return torch.empty(x.shape, dtype=x.dtype, device=x.device)
     return np.empty(x.shape, dtype=x.dtype)
 
 
 def flat(x: Any) -> Any:
-    """`[N, D]` of `[*, D]`, in the same memory.
+    """The same memory as `[N, D]`.
 
-    Raises: ValueError where that needs a copy.
+    Args:
+        x: `[*, D]`, a torch tensor or a numpy array.
+
+    Returns:
+        A view of it.
+
+    Raises:
+        ValueError: it is not contiguous, so that it would have to be copied.
     """
     if len(x.shape) == 2:
         return x
@@ -97,14 +125,16 @@ def put(out: Any, start: int, rows: Tensor) -> None:
 
 
 def _page_release(x: Any) -> Any:
-    """A call that drops the pages of a mapped file from memory, where `x` is one; they count as the process's own."""
-    base, modes = x, set()
+    """A call that drops the pages of `x` from memory if it is a mapped file; they count as the process's own."""
+    base = x
+    modes = set()
     while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap):
             modes.add(base.mode)
         base = base.base
-    # Private pages ("c") are the only place where what was written to them exists. Only np.memmap knows its mode, so
-    # pages of a mapping without one stay.
+
+    # Pages in mode "c" are private: nothing else holds what was written to them, so they stay. Only np.memmap knows its
+    # mode, so pages of a mapping without one stay as well.
     if isinstance(base, mmap.mmap) and modes and modes <= {"r", "r+", "w+"} and hasattr(mmap, "MADV_DONTNEED"):
         return lambda: base.madvise(mmap.MADV_DONTNEED)
     return lambda: None

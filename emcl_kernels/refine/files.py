@@ -1,4 +1,4 @@
-"""Files of a refiner's map: safetensors, with its settings, and ONNX."""
+"""Files of a refiner's map: safetensors, with its settings, or ONNX."""
 
 import json
 import os
@@ -15,10 +15,18 @@ from torch import Tensor
 
 FORMAT = "emcl-refiner-1"
 TENSORS = ("left", "right", "offset_text", "offset_video")
-OPSET, IR_VERSION = 17, 8  # read by every onnxruntime since 1.12
+OPSET = 17
+IR_VERSION = 8  # every onnxruntime since 1.12 reads these two
 
 
 def save(path: Path, fitted: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    """Write a map and its settings.
+
+    Args:
+        path: file to write.
+        fitted: the tensors named in `TENSORS`.
+        settings: the arguments that the refiner was made with.
+    """
     data = to_bytes(
         {name: fitted[name].contiguous() for name in TENSORS},
         metadata={"format": FORMAT, "settings": json.dumps(settings)},
@@ -27,15 +35,26 @@ def save(path: Path, fitted: dict[str, Tensor], settings: dict[str, Any]) -> Non
 
 
 def load(path: Path, *, expected: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns: the tensors of the map, and the settings it was fitted with.
+    """Read a map and its settings.
 
-    Raises: FileNotFoundError; ValueError where the file is something else than a saved map, or damaged.
+    Args:
+        path: a file that `save` wrote.
+        expected: names of the settings.
+
+    Returns:
+        The tensors of the map, and the settings that it was fitted with.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is something else than a saved map, or damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; pass a file that EMRefiner.save wrote")
+
     try:
         with safe_open(path, framework="pt") as file:
-            metadata, names = file.metadata() or {}, set(file.keys())
+            metadata = file.metadata() or {}
+            names = set(file.keys())
             if metadata.get("format") != FORMAT or names != set(TENSORS):
                 raise ValueError(
                     f"{path} is a safetensors file but no map of an EMRefiner: it holds {', '.join(sorted(names))} in "
@@ -45,6 +64,8 @@ def load(path: Path, *, expected: Iterable[str]) -> tuple[dict[str, Tensor], dic
             settings = json.loads(metadata.get("settings", "{}"))
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file ({error}); pass a file that EMRefiner.save wrote") from error
+
+    # The tensors must fit the settings, and each other.
     if set(settings) != set(expected):
         raise ValueError(f"{path} has settings {sorted(settings)}; expected {sorted(expected)}; fit and save it again")
     width = fitted["left"].shape[0]
@@ -56,16 +77,29 @@ def load(path: Path, *, expected: Iterable[str]) -> tuple[dict[str, Tensor], dic
 
 
 def write_onnx(path: Path, matrix: Float[Tensor, "D D"], bias: Float[Tensor, " D"], *, normalize: bool) -> None:
-    """features [N, D] → unit rows, where `normalize` → · matrix + bias = refined [N, D], in float32."""
+    """Write a model of refined = rows · matrix + bias, from `features` [N, D] to `refined` [N, D], in float32.
+
+    Args:
+        path: file to write.
+        matrix: `[D, D]`.
+        bias: `[D]`.
+        normalize: whether the model brings `features` to length one first.
+
+    Raises:
+        ImportError: the package onnx is missing.
+    """
     try:
         from onnx import TensorProto, helper, numpy_helper, save_model
     except ImportError as error:
         raise ImportError("to_onnx needs the package onnx; pip install 'emcl[onnx]'") from error
+
+    # Lengths in two steps, because the square of the largest number may overflow.
     constants = {"matrix": matrix, "bias": bias}
-    nodes, rows = [], "features"
+    nodes = []
+    rows = "features"
     if normalize:
         constants["tiny"] = torch.tensor([torch.finfo(torch.float32).tiny])
-        nodes = [  # in two steps: the square of the largest number may be none
+        nodes = [
             helper.make_node("Abs", ["features"], ["sizes"]),
             helper.make_node("ReduceMax", ["sizes"], ["largest"], axes=[-1], keepdims=1),
             helper.make_node("Max", ["largest", "tiny"], ["divisor"]),
@@ -79,6 +113,7 @@ def write_onnx(path: Path, matrix: Float[Tensor, "D D"], bias: Float[Tensor, " D
         helper.make_node("MatMul", [rows, "matrix"], ["mapped"]),
         helper.make_node("Add", ["mapped", "bias"], ["refined"]),
     ]
+
     shape: list[str | int | None] = ["N", len(bias)]
     graph = helper.make_graph(
         nodes,
@@ -93,6 +128,7 @@ def write_onnx(path: Path, matrix: Float[Tensor, "D D"], bias: Float[Tensor, " D
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write next to the file and rename, so that the file is there whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

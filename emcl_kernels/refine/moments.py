@@ -13,9 +13,17 @@ from emcl_kernels.refine import affine, arrays
 
 
 def moments_of(x: Any, name: str, *, normalize: bool) -> Moments:
-    """Of the rows of `x`, `[N, D]`, each read once, in float64 on the CPU.
+    """Moments of rows, each read once, in float64 on the CPU.
 
-    float64: in float32, chunks of a million rows in another order would change which basis takes a channel.
+    In float32, another order of chunks would change which basis takes a channel, with a million rows.
+
+    Args:
+        x: `[N, D]`, a torch tensor or a numpy array.
+        name: what errors call it.
+        normalize: whether rows are brought to length one first.
+
+    Returns:
+        The moments, of N rows.
 
     Raises:
         ValueError: a row is not finite.
@@ -29,7 +37,7 @@ def moments_of(x: Any, name: str, *, normalize: bool) -> Moments:
 
 
 def nothing(width: int) -> Moments:
-    """Of no rows."""
+    """Moments of no rows."""
     gram = torch.zeros(width, width, dtype=torch.float64)
     return Moments(gram, gram[0].clone(), 0)
 
@@ -51,10 +59,17 @@ def gram_without_mean(moments: Moments, share: float) -> Float[Tensor, "D D"]:
 
 
 def require_spread(moments: Moments | None, name: str) -> Moments:
-    """The same moments.
+    """Refuse moments of rows that do not differ.
+
+    Args:
+        moments: of one side's rows; None if there are no rows.
+        name: what errors call the side.
+
+    Returns:
+        The same moments.
 
     Raises:
-        ValueError: there are fewer than two rows, or only one row many times.
+        ValueError: there are fewer than two rows, or all rows are the same.
     """
     count = 0 if moments is None else int(moments.num_rows)
     if moments is None or count < 2:
@@ -72,13 +87,22 @@ def require_spread(moments: Moments | None, name: str) -> Moments:
 
 
 def agreed_width(width: int | None, refused: Exception | None, add_up: Callable[[Tensor], Tensor]) -> int:
-    """D of the rows of all processes, also in one that has none.
+    """D of the rows of all processes, also in a process without rows.
 
-    Args: width: of this process's rows, None where it has none. refused: why its rows cannot be used, where that is so.
-    Raises: ValueError where rows of any process were refused, none has rows, or widths differ. It is the same in every
-        process, and after the sum: one that raised before would leave the others waiting for it.
+    Args:
+        width: of this process's rows; None if it has no rows.
+        refused: why its rows cannot be used, or None.
+        add_up: sums one vector over the processes.
+
+    Returns:
+        The width D.
+
+    Raises:
+        ValueError: rows of a process were refused, no process has rows, or widths differ. Every process raises it, and
+            only after the sum: one that raised before would leave the others waiting.
     """
-    has, own = float(width is not None), float(width or 0)
+    has = float(width is not None)
+    own = float(width or 0)
     vector = torch.tensor([1.0, float(refused is not None), has, own, own * own], dtype=torch.float64)
     processes, refusing, having, total, squares = (round(value) for value in add_up(vector).tolist())
     if refusing:
@@ -97,7 +121,17 @@ def agreed_width(width: int | None, refused: Exception | None, add_up: Callable[
 
 
 def sum_over_processes(vector: Float[Tensor, " M"]) -> Float[Tensor, " M"]:
-    """With torch.distributed. Raises: ValueError where there is no process group."""
+    """The sum of a vector over processes, by torch.distributed.
+
+    Args:
+        vector: `[M]`; it is overwritten, unless it has to be moved to a GPU.
+
+    Returns:
+        The sum, on the device that the process group works on.
+
+    Raises:
+        ValueError: there is no process group.
+    """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise ValueError(
             "all_reduce needs processes that know each other: call torch.distributed.init_process_group first, or pass "

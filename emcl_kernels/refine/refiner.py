@@ -34,22 +34,33 @@ class EMRefiner:
 
         refined = unit(x) · matrix − offset of the side
 
-    `matrix` is EMCL's map I + weight · reconstruction, fitted by EM to the channels of both sides and their negatives;
+    `matrix` is EMCL's map I + weight · reconstruction, fitted by EM to the channels of both sides and their negatives.
     `offset_text` and `offset_video` are a share of each side's mean. A negative weight takes out of each row some of
-    what the rows have in common. Which rows are pairs is never asked; both sides count alike, whatever their sizes.
+    what the rows have in common. It does not matter which rows are pairs, and both sides count alike, whatever their
+    sizes.
 
     Args:
         num_bases: number of bases K of one run of EM, at most the width of the embeddings.
-        num_starts: runs of EM from different channels, whose maps are averaged; one alone depends on its draw.
+        num_starts: runs of EM from different channels, whose maps are averaged. A single run depends on its draw.
         num_iters: E-steps and M-steps.
         temperature: of the E-step's softmax, in units of the root mean square length of the channels, so that neither
             the number of rows nor the width changes what it means.
         weight: of the reconstruction, in units of the rows' own size: -0.05 takes out 5 %.
-        mean_share: share of each side's mean that is taken out of its rows.
-        fit_mean_share: share of each side's mean that EM does not see. With none of it gone, EM finds little else.
-        seed: which channels the bases start from.
-        normalize: bring every row to length one first, in fitting and refining alike. Retrieval by cosine does not know
-            the lengths. False: rows are taken as they are.
+        mean_share: share of each side's mean that is subtracted from its rows.
+        fit_mean_share: share of each side's mean that is subtracted before EM. If nothing is, EM finds little else than
+            the mean.
+        seed: decides which channels the bases start from.
+        normalize: whether every row is brought to length one first, in fitting and refining alike. Retrieval by cosine
+            does not depend on the lengths.
+        eps: added to the sums and lengths that are divided by.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> refiner = EMRefiner().fit(train_text, train_video)
+        >>> text, video = refiner.transform_text(test_text), refiner.transform_video(test_video)
+        >>> similarity = torch.nn.functional.normalize(text, dim=-1) @ torch.nn.functional.normalize(video, dim=-1).T
     """
 
     _local: dict[str, Moments | None]
@@ -71,18 +82,25 @@ class EMRefiner:
         normalize: bool = True,
         eps: float = 1e-6,
     ) -> None:
-        for name, count in (("num_bases", num_bases), ("num_starts", num_starts)):
+        for name, count in {"num_bases": num_bases, "num_starts": num_starts}.items():
             if count < 1:
                 raise ValueError(f"{name} is {count}; expected at least 1")
         checks.iteration(num_iters, temperature, eps)
-        shares = ("mean_share", mean_share), ("fit_mean_share", fit_mean_share)
-        for name, value in (("weight", weight), *shares, ("eps", eps)):
+        finite = {"weight": weight, "mean_share": mean_share, "fit_mean_share": fit_mean_share, "eps": eps}
+        for name, value in finite.items():
             if not -1e6 < value < 1e6:
                 raise ValueError(f"{name} is {value}; expected a finite number")
-        self.num_bases, self.num_starts = num_bases, num_starts
-        self.num_iters, self.temperature = num_iters, temperature
-        self.weight, self.mean_share, self.fit_mean_share = weight, mean_share, fit_mean_share
-        self.seed, self.normalize, self.eps = seed, normalize, eps
+
+        self.num_bases = num_bases
+        self.num_starts = num_starts
+        self.num_iters = num_iters
+        self.temperature = temperature
+        self.weight = weight
+        self.mean_share = mean_share
+        self.fit_mean_share = fit_mean_share
+        self.seed = seed
+        self.normalize = normalize
+        self.eps = eps
         self._forget()
 
     # ---- fitting -----------------------------------------------------------------------------------------------------
@@ -91,15 +109,24 @@ class EMRefiner:
         """Fit to these rows and forget all others.
 
         Args:
-            text, video: `[N, D]` each, of any number of rows; torch tensors or numpy arrays, also memory-mapped ones,
-                in float16, bfloat16, float32 or float64. Each row is read once, in chunks.
-            add_up: sums one float64 vector over processes that have rows of their own; see `all_reduce`. A process
-                without rows of a side passes None for it.
-        Raises: TypeError or ValueError where `text` or `video` is no such array, holds NaN, has fewer than two rows, or
-            only rows that are all the same; and where num_bases is larger than D. With add_up, ValueError in every
-            process where the rows of one were refused.
+            text: `[N, D]`, a torch tensor or a numpy array, also a memory-mapped one, in float16, bfloat16, float32 or
+                float64. Each row is read once, in chunks.
+            video: `[M, D]`, likewise; the number of rows may differ.
+            add_up: sums one float64 vector over processes, each of which has rows of its own; see `all_reduce`. A
+                process without rows of a side passes None for it.
+
+        Returns:
+            The refiner itself.
+
+        Raises:
+            ValueError: a side has another shape, holds NaN or infinite values, has fewer than two rows, or only rows
+                that are all the same; or num_bases is larger than D. With add_up, in every process if the rows of one
+                were refused.
+            TypeError: a side is no array of such floats.
         """
         self._forget()
+
+        # A process whose rows are refused must tell the others, which would wait for its sum for ever.
         refused = None
         try:
             self.partial_fit(text, video)
@@ -109,21 +136,40 @@ class EMRefiner:
             refused = error
         if add_up is not None:
             self._add_up(add_up, refused)
+
         self._fitted()
         return self
 
     def partial_fit(self, text: Any = None, video: Any = None) -> "EMRefiner":
-        """Add rows to those seen before; None where there are none of that side.
+        """Add rows to those seen before. How they are split, and their order, change the map by rounding only.
 
-        No split or order changes the map beyond the rounding of float64.
+        Args:
+            text: `[N, D]` as in `fit`, or None if there are no texts this time.
+            video: `[M, D]` as in `fit`, or None if there are no videos this time.
+
+        Returns:
+            The refiner itself.
+
+        Raises:
+            ValueError: an array has another shape than those before it, or holds NaN or infinite values; or the map was
+                loaded, and has no moments to add to.
+            TypeError: a side is no array of floats.
+
+        Example:
+            >>> refiner = EMRefiner()
+            >>> for text, video in batches:
+            ...     refiner.partial_fit(text, video)
         """
         if self._loaded:
             raise ValueError("a loaded map has no moments to add rows to; call fit, or start from a new EMRefiner")
+
         width, width_of = self._width
         for x, name in ((text, "text"), (video, "video")):
             if x is not None:
                 arrays.require(x, name, width=width, width_of=width_of, ndim=2)
-                width, width_of = x.shape[-1], name if width is None else width_of
+                if width is None:
+                    width = x.shape[-1]
+                    width_of = name
 
         # All rows are read before any are counted, so that a refused array leaves the moments as they were.
         found = {
@@ -135,14 +181,21 @@ class EMRefiner:
         return self
 
     def all_reduce(self, add_up: Callable[[Tensor], Tensor] | None = None) -> "EMRefiner":
-        """Put together what several processes have seen; every process calls it, and has the same map then.
+        """Put together what several processes have seen. Every process calls it, and then has the same map.
 
-        Rows that were added up before are not added up again, so a stream can call it as often as it likes.
+        Rows that were added up before are not added up again, so it can be called after every batch. A process without
+        rows takes part like the others.
 
-        Args: add_up: sums one vector in float64 over the processes, by default with torch.distributed. It is called
-            twice: with 5 numbers, on which the processes agree on D, and with 2·(D² + D + 1).
-        Raises: ValueError, the same in every process, where none has seen rows, their widths differ, or one holds a
-            loaded map. A process without rows takes part like the others.
+        Args:
+            add_up: sums one vector in float64 over the processes; None: with torch.distributed. It is called twice:
+                with 5 numbers, by which the processes agree on D, and with 2·(D² + D + 1).
+
+        Returns:
+            The refiner itself.
+
+        Raises:
+            ValueError: no process has seen rows, their widths differ, or one holds a loaded map. It is raised in every
+                process.
         """
         loaded = (
             ValueError("a loaded map has no moments to add up; start from a new EMRefiner") if self._loaded else None
@@ -155,19 +208,43 @@ class EMRefiner:
     def transform_text(self, x: Any, out: Any = None) -> Any:
         """Refined texts. A row alone gives the same bits as in a batch (docs/design/a-row-alone.md).
 
-        Args: x: `[*, D]`, torch or numpy. out: floats of the shape of `x` to write to, such as a memory-mapped file.
-        Returns: the same kind, shape and dtype, without gradient; rows are no longer of length one.
-        Raises: TypeError or ValueError where `x` is no such array, is of another width, or holds NaN; ValueError where
-            nothing was fitted.
+        Args:
+            x: `[*, D]`, a torch tensor or a numpy array in float16, bfloat16, float32 or float64.
+            out: an array of floats of the shape of `x` to write to, such as a memory-mapped file. None: a new one.
+
+        Returns:
+            `out`, or an array of the kind, shape and dtype of `x`. There is no gradient. Rows are no longer of length
+            one.
+
+        Raises:
+            ValueError: `x` is of another width or holds NaN or infinite values, `out` has another shape, or nothing was
+                fitted.
+            TypeError: `x` or `out` is no array of floats.
         """
         return self._transform(x, "text", out)
 
     def transform_video(self, x: Any, out: Any = None) -> Any:
-        """Refined videos; see `transform_text`."""
+        """Refined videos; see `transform_text`.
+
+        Args:
+            x: `[*, D]`, as for `transform_text`.
+            out: an array of floats of the shape of `x` to write to. None: a new one.
+
+        Returns:
+            `out`, or an array of the kind, shape and dtype of `x`.
+        """
         return self._transform(x, "video", out)
 
     def fit_transform(self, text: Any, video: Any) -> tuple[Any, Any]:
-        """`fit`, then both sides refined."""
+        """Call `fit`, then refine both sides.
+
+        Args:
+            text: `[N, D]`, as for `fit`.
+            video: `[M, D]`, as for `fit`.
+
+        Returns:
+            The refined texts and videos, in the shapes and dtypes that came in.
+        """
         self.fit(text, video)
         return self.transform_text(text), self.transform_video(video)
 
@@ -179,7 +256,7 @@ class EMRefiner:
 
     @property
     def factors(self) -> tuple[Float[Tensor, "D R"], Float[Tensor, "D R"]]:
-        """left and right with matrix = I + left·rightᵀ, float64; K columns for each start."""
+        """Left and right `[D, R]` with matrix = I + left·rightᵀ, float64; R is K columns for each start."""
         fitted = self._fitted()
         return fitted["left"], fitted["right"]
 
@@ -198,11 +275,26 @@ class EMRefiner:
     def to_linear(self, side: str) -> nn.Linear:
         """The map of one side as a float32 layer with bias, for a model, or to be folded into a projection.
 
-        With `normalize`, the layer brings its input to length one first; its weight and bias are those of the map of
-        rows of length one, so put a plain nn.Linear with them behind whatever normalises already.
+        With `normalize`, the layer brings its input to length one first. Its weight and bias are those of the map of
+        rows of length one: after something that normalises already, use a plain nn.Linear with them.
+
+        Args:
+            side: "text" or "video".
+
+        Returns:
+            A layer from `[*, D]` to `[*, D]`.
+
+        Raises:
+            ValueError: there is no such side, or nothing was fitted.
+
+        Example:
+            >>> refine_text = refiner.to_linear("text")
+            >>> text = refine_text(text_encoder(tokens))
         """
-        weight, bias = self.matrix.T, -self._offset(side)
-        layer = (affine.UnitLinear if self.normalize else nn.Linear)(len(bias), len(bias))
+        weight = self.matrix.T
+        bias = -self._offset(side)
+        layer_type = affine.UnitLinear if self.normalize else nn.Linear
+        layer = layer_type(len(bias), len(bias))
         with torch.no_grad():
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
@@ -211,23 +303,54 @@ class EMRefiner:
     def to_onnx(self, path: str | Path, side: str) -> None:
         """Write the map of one side as an ONNX model: `features` [N, D] in, `refined` [N, D] out, float32.
 
-        Needs the package onnx, `pip install emcl[onnx]`. With `normalize`, the model normalises rows itself.
+        With `normalize`, the model normalises rows itself.
+
+        Args:
+            path: file to write.
+            side: "text" or "video".
+
+        Raises:
+            ValueError: there is no such side, or nothing was fitted.
+            ImportError: the package onnx is missing; `pip install emcl[onnx]`.
         """
         files.write_onnx(Path(path), self.matrix, -self._offset(side), normalize=self.normalize)
 
     def save(self, path: str | Path) -> None:
-        """Write the map and its settings as a safetensors file, whole or not at all."""
+        """Write the map and its settings as a safetensors file, whole or not at all.
+
+        Args:
+            path: file to write; its folder is made if it does not exist.
+
+        Raises:
+            ValueError: nothing was fitted.
+        """
         files.save(Path(path), self._fitted(), self._settings())
 
     @classmethod
     def load(cls, path: str | Path) -> "EMRefiner":
-        """A refiner from a file of `save`; it refines to the same bits, and has no moments to go on from.
+        """A refiner from a file that `save` wrote.
 
-        Raises: FileNotFoundError, or ValueError where the file is no such map.
+        It refines to the same bits. It has no moments, so `partial_fit` cannot add rows to it.
+
+        Args:
+            path: the file.
+
+        Returns:
+            A fitted refiner.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no map of a refiner.
+
+        Example:
+            >>> refiner.save("refiner.safetensors")
+            >>> refined = EMRefiner.load("refiner.safetensors").transform_text(text)
         """
         fitted, settings = files.load(Path(path), expected=EMRefiner(num_bases=1)._settings().keys())
         refiner = cls(**settings)
-        refiner._map, refiner._of_rows, refiner._loaded = fitted, {}, True
+        refiner._map = fitted
+        refiner._of_rows = {}
+        refiner._loaded = True
         return refiner
 
     def __repr__(self) -> str:
@@ -242,7 +365,10 @@ class EMRefiner:
         self._loaded = False
 
     def _add_up(self, add_up: Callable[[Tensor], Tensor], refused: Exception | None) -> None:
+        """Move what this process has seen, summed over processes, to what all have seen."""
         width = agreed_width(self._width[0], refused, add_up)
+
+        # Both sides in one vector: one sum over processes.
         packed = [(self._local[side] or nothing(width)).pack() for side in SIDES]
         summed = add_up(torch.cat(packed)).cpu()
         for side, part in zip(SIDES, summed.chunk(len(SIDES)), strict=True):
@@ -257,7 +383,7 @@ class EMRefiner:
 
     @property
     def _width(self) -> tuple[int | None, str]:
-        """D, and which side says so."""
+        """D, and the side that it is known from."""
         for side in SIDES:
             for moments in (self._local[side], self._shared[side]):
                 if moments is not None:
@@ -274,16 +400,21 @@ class EMRefiner:
         if out is None:
             out = arrays.empty_like(x)
         else:
-            arrays.require(out, "out")  # into integers, refined rows would be cut to zeros
+            arrays.require(out, "out")  # integers would cut refined rows to zeros
         if tuple(out.shape) != tuple(x.shape):
             raise ValueError(f"out has shape {list(out.shape)} but {side} has shape {list(x.shape)}; pass the same")
-        flat, flat_out = arrays.flat(x), arrays.flat(out)
-        precise, map_ = str(x.dtype).endswith("float64"), self._map_of(side)
+
+        flat = arrays.flat(x)
+        flat_out = arrays.flat(out)
+        precise = str(x.dtype).endswith("float64")
+        map_of_rows = self._map_of(side)
         for start, part in arrays.chunks(flat, side):
-            arrays.put(flat_out, start, map_(affine.unit(part) if self.normalize else part, precise=precise))
+            rows = affine.unit(part) if self.normalize else part
+            arrays.put(flat_out, start, map_of_rows(rows, precise=precise))
         return out
 
     def _map_of(self, side: str) -> affine.AffineMap:
+        """The map of one side's rows, made once."""
         offset = self._offset(side)
         if side not in self._of_rows:
             left, right = self.factors
@@ -293,7 +424,8 @@ class EMRefiner:
     def _fitted(self) -> dict[str, Tensor]:
         """The map of all rows seen, fitted when it is asked for the first time."""
         if self._map is None:
-            text, video = (_together(self._local[side], self._shared[side]) for side in SIDES)
+            text = _together(self._local["text"], self._shared["text"])
+            video = _together(self._local["video"], self._shared["video"])
             if text is None and video is None:
                 raise ValueError("this EMRefiner is not fitted; call fit(text, video), or EMRefiner.load(path)")
             self._map = self._fit_map(require_spread(text, "text"), require_spread(video, "video"))
@@ -301,6 +433,7 @@ class EMRefiner:
         return self._map
 
     def _fit_map(self, text: Moments, video: Moments) -> dict[str, Tensor]:
+        # Means over rows, so that the side with more rows does not count more.
         left, right = signed_map(
             gram_without_mean(text, self.fit_mean_share) + gram_without_mean(video, self.fit_mean_share),  # (FG)
             num_bases=self.num_bases,
@@ -319,7 +452,7 @@ class EMRefiner:
 
 
 def _together(some: Moments | None, others: Moments | None) -> Moments | None:
-    """Of rows of one side; None if there are none."""
+    """Moments of all rows of one side; None if there are no rows."""
     if some is None or others is None:
         return some or others
     return some + others
