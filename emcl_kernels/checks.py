@@ -1,6 +1,6 @@
-"""What the ops accept, and what they say of anything else.
+"""What the ops accept, and the errors for anything else.
 
-A check is a plain comparison first: a call that is right pays for one function an op.
+Each check compares first, and looks for the reason only if that fails: a correct call pays for one function an op.
 """
 
 import math
@@ -36,9 +36,9 @@ def tensors(**named: Any) -> None:
 
 
 def inputs(**named: Any) -> None:
-    """Tensors, and none that carries a tangent.
+    """Refuse what is no tensor, and tensors that carry a tangent.
 
-    Torch has no forward-mode rule for ops of libraries, and would give a derivative of zero without a word.
+    Torch has no forward-mode rule for ops of libraries, and would silently give a derivative of zero.
     """
     forward_mode = forward_ad._current_level >= 0 and not torch.compiler.is_compiling()
     for name, value in named.items():
@@ -85,7 +85,7 @@ def gradient(value: str) -> None:
 
 
 def iteration(num_iters: int, temperature: float, eps: float) -> None:
-    """What every run of EM is set by."""
+    """The settings of every run of EM."""
     if eps >= 0 and num_iters >= 1 and temperature > 0:
         return
     if not eps >= 0:
@@ -132,7 +132,14 @@ def rows_and_start(x: Any, init: Any) -> None:
 
 
 def fitted(x: Tensor, responsibilities: Tensor, scale: Tensor, num_channels: tuple[Any, ...]) -> None:
-    """A fitted map that goes with rows `x`. num_channels: of the map's shape `[*, D, K]` all but the last."""
+    """A fitted map that can be applied to rows `x`.
+
+    Args:
+        x: the rows.
+        responsibilities: of the map.
+        scale: of the map.
+        num_channels: `[*, D]`, the shape of responsibilities without K.
+    """
     if x.device != responsibilities.device or x.device != scale.device:
         same_device(x, "x", responsibilities, "responsibilities")
         same_device(x, "x", scale, "scale")
@@ -154,7 +161,10 @@ def fitted(x: Tensor, responsibilities: Tensor, scale: Tensor, num_channels: tup
 
 
 def finite_scale(op: str, scale: Tensor) -> None:
-    """One NaN or infinity in the features reaches every scale, so K numbers tell. Only where looking costs nothing."""
+    """Refuse a fit that is not finite, on the CPU; on a GPU the look would stall the device.
+
+    One NaN or infinity in the features reaches every scale, so looking at K numbers is enough.
+    """
     # A sum is one step of torch, and finite if all numbers are, unless they are huge; then look at each.
     if scale.device.type != "cpu" or math.isfinite(scale.sum().item()) or bool(torch.isfinite(scale).all()):
         return
@@ -202,7 +212,7 @@ def pooling(text: Any, frames: Any, frame_mask: Any, pooling_temperature: float)
 
 
 def shared_start(text: Tensor, init: Tensor) -> None:
-    """Bases `[K]` for all pooled rows."""
+    """A start `[K]` of the bases, for all pooled rows."""
     if not isinstance(init, Tensor) or init.dtype not in ACCUMULATION:
         floating(init, "init")
     if text.device != init.device:
@@ -211,23 +221,13 @@ def shared_start(text: Tensor, init: Tensor) -> None:
         raise ValueError(f"init has shape {list(init.shape)}; expected [K], one value per basis")
 
 
-def kept_products(text: Tensor, frames: Tensor, kept: Tensor) -> None:
-    """The inner products `[B, F, A]` that the moments left for later passes, or nothing."""
-    shape = (*frames.shape[:2], text.shape[0])
-    if kept.dtype != ACCUMULATION[text.dtype] or (kept.shape != shape and kept.numel() != 0):
-        raise ValueError(
-            f"kept is {kept.dtype} of shape {list(kept.shape)}; expected {ACCUMULATION[text.dtype]} of shape "
-            f"{list(shape)}, as _pooled_moments gave it for these texts and frames, or an empty tensor"
-        )
-
-
 def block(em_block: int) -> None:
     if em_block < 1:
         raise ValueError(f"em_block is {em_block}; expected at least 1 text and video a block, such as 32")
 
 
 def finite_similarity(op: str, similarity: Tensor) -> None:
-    """As `finite_scale`, for blocks, which have a scale each."""
+    """Like `finite_scale`, for blocks: each has a scale of its own, so the result is looked at."""
     if similarity.device.type != "cpu" or math.isfinite(similarity.sum().item()):
         return
     raise ValueError(

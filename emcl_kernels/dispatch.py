@@ -1,8 +1,9 @@
 """Which backend runs an op, and why not the others.
 
-Asked for by name (`use_backend`, EMCL_BACKEND), a backend runs or raises. Otherwise the first that can run is taken:
-native then reference on the CPU; on CUDA what the tables say of the device and the shape (tables/__init__.py), then the
-other of cuda and triton, then reference. EMCL_LOG=debug logs each choice once.
+A backend that is asked for by name (`use_backend`, EMCL_BACKEND) runs or raises an error. Otherwise the first that can
+run is taken. On the CPU that is native, then reference. On CUDA it is cuda or triton, as the tables have it for the
+device and the shape (tables/__init__.py), then the other of the two, then reference. EMCL_LOG=debug logs each choice
+once.
 """
 
 import logging
@@ -30,7 +31,7 @@ BACKENDS: dict[str, BackendType] = {
 _AUTOMATIC = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
 _log = logging.getLogger("emcl_kernels")
 _from_environment: str | None = None
-_inside: list[list[str]] = []  # the names that use_backend was entered with and not left yet
+_inside: list[list[str]] = []  # names of the `use_backend` blocks that are open; a list each, so that equal ones differ
 _entering = threading.Lock()
 
 
@@ -69,12 +70,21 @@ _set_up_from_environment()
 
 @contextmanager
 def use_backend(name: Backend) -> Iterator[None]:
-    """Run every op inside through one backend, or raise where it cannot run.
+    """Run every op inside the block through one backend. An op that it cannot run raises an error.
 
-    Holds for the whole process, since backward may run on threads of torch's; of several threads inside, the one that
-    entered last decides.
+    It holds for the whole process, because backward may run on torch's own threads. If several threads are inside such
+    blocks, the one that entered last decides.
 
-    Raises: ValueError for a name that is none; inside, RuntimeError with the reason where the backend cannot run.
+    Args:
+        name: "reference", "native", "triton" or "cuda".
+
+    Raises:
+        ValueError: there is no such backend.
+        RuntimeError: inside the block, an op cannot run on the backend; the message says why.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     y, mean_bases = em_project(x, init)
     """
     entry = [_named(name, "backend")]
     with _entering:
@@ -83,13 +93,17 @@ def use_backend(name: Backend) -> Iterator[None]:
     try:
         yield
     finally:
-        with _entering:  # whoever leaves, in whatever order
+        with _entering:  # threads may leave in another order than they entered
             _inside[:] = [other for other in _inside if other is not entry]
             asked.backend = _inside[-1][0] if _inside else _from_environment
 
 
 def report() -> list[dict[str, Any]]:
-    """One entry for each backend and device: whether it can run there, and why not."""
+    """What can run here.
+
+    Returns:
+        One entry for each backend and device: "backend", "device", "available", and "reason" if it is not available.
+    """
     entries = []
     for device in ("cpu", "cuda"):
         for name, backend in BACKENDS.items():
@@ -104,13 +118,20 @@ def report() -> list[dict[str, Any]]:
 def choose(op: Declared, args: tuple[Any, ...]) -> Implementation:
     """The function that computes an op on its arguments.
 
+    Args:
+        op: what is called.
+        args: its arguments, in the schema's order.
+
+    Returns:
+        The implementation of the backend that is taken.
+
     Raises:
         RuntimeError: no backend can, or the one that was asked for cannot, with the reason.
     """
     by_name = asked.backend
     name, implementation, refused = _first_that_runs(op, args)
 
-    # A backend that was refused may come later, with a library that is loaded then.
+    # If a backend was refused, its library may still be loaded later, so such a choice is not kept.
     if not refused and BACKENDS[name].uniform:
         choices[op.name, args[op.main].device.type, by_name] = implementation
     return implementation
@@ -139,7 +160,7 @@ def _first_that_runs(op: Declared, args: tuple[Any, ...]) -> tuple[str, Implemen
 
 
 def which(op: Declared, args: tuple[Any, ...]) -> tuple[str, str]:
-    """Name of the backend that would run an op, and why it and not another."""
+    """Name of the backend that would run an op on these arguments, and why it is taken."""
     name, _, refused = _first_that_runs(op, args)
     return name, "; ".join(refused) or candidates(op, args)[1]
 

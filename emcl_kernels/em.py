@@ -22,10 +22,15 @@ Count = int | torch.SymInt | Tensor
 
 
 class Settings(NamedTuple):
-    """How EM runs, and what becomes of its result, in the order of the ops' arguments.
+    """How EM runs, and what is done with its result, in the order of the ops' arguments.
 
-    num_iters: E-steps and M-steps. temperature: of the E-step's softmax. residual_weight: of the reconstruction. eps:
-    added to what is divided by. gradient: see `em_project`. relative: multiply the weight by ‖x‖ / ‖reconstruction‖.
+    Attributes:
+        num_iters: E-steps and M-steps.
+        temperature: of the E-step's softmax.
+        residual_weight: of the reconstruction.
+        eps: added to the sums and lengths that are divided by.
+        gradient: see `em_project`.
+        relative: multiply the weight by ‖x‖ / ‖reconstruction‖.
     """
 
     num_iters: int = 9
@@ -37,9 +42,16 @@ class Settings(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """All that EM needs to know of rows. Those of two sets of rows add up to those of both.
+    """All that EM needs to know of rows. The moments of two sets of rows add up to those of both.
 
-    gram: xᵀx. colsum: xᵀ1. num_rows: how many, a number or a tensor `[*]` with one for each problem.
+    Attributes:
+        gram: xᵀx `[*, D, D]`, in float32, or float64 for rows in float64.
+        colsum: xᵀ1 `[*, D]`, in the same dtype.
+        num_rows: how many rows, a number or a tensor `[*]` with one for each problem.
+
+    Example:
+        >>> total = Moments.of(first) + Moments.of(second)
+        >>> fitted = EMCL(num_bases=32).fit(*total)
     """
 
     gram: Float[Tensor, "*G D D"]
@@ -48,7 +60,14 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, x: Float[Tensor, "*G N D"]) -> "Moments":
-        """Of rows, by one pass over them."""
+        """The moments of rows, by one pass over them.
+
+        Args:
+            x: rows `[*, N, D]` in float32, bfloat16, float16 or float64.
+
+        Returns:
+            Their moments; autograd goes through them to `x`.
+        """
         gram, colsum = em_moments(x)
         return cls(gram, colsum, x.shape[-2])
 
@@ -56,11 +75,11 @@ class Moments(NamedTuple):
         return Moments(self.gram + other.gram, self.colsum + other.colsum, self.num_rows + other.num_rows)
 
     def scaled(self, factor: int) -> "Moments":
-        """As if each row were there `factor` times."""
+        """The moments as they would be if each row were there `factor` times, which may be negative."""
         return Moments(self.gram * factor, self.colsum * factor, self.num_rows * factor)
 
     def pack(self) -> Float[Tensor, " M"]:
-        """One vector of D² + D + 1 numbers, of a single problem; these add up over processes."""
+        """One vector of D² + D + 1 numbers, which add up over processes; for a single problem."""
         num_rows = self.num_rows
         if not isinstance(num_rows, Tensor):
             num_rows = torch.full_like(self.colsum[:1], float(num_rows))
@@ -68,15 +87,29 @@ class Moments(NamedTuple):
 
     @classmethod
     def unpack(cls, vector: Float[Tensor, " M"], width: int) -> "Moments":
-        """From what `pack` gave for rows of this width."""
+        """The moments from what `pack` gave.
+
+        Args:
+            vector: `[D² + D + 1]`.
+            width: D of the rows.
+
+        Returns:
+            Views of the vector.
+        """
         gram, colsum, num_rows = vector.split([width * width, width, 1])
         return cls(gram.view(width, width), colsum, num_rows[0])
 
     def summed(self, add_up: Callable[[Tensor], Tensor]) -> "Moments":
-        """Over processes. add_up: gives the sum of one vector.
+        """The moments summed over processes.
+
+        Args:
+            add_up: returns the sum of one vector over the processes.
+
+        Returns:
+            The moments of the rows of all processes.
 
         Raises:
-            TypeError: add_up returned no tensor of the same shape.
+            TypeError: add_up returned no tensor of the shape that it was given.
         """
         packed = self.pack()
         total = add_up(packed)
@@ -85,23 +118,34 @@ class Moments(NamedTuple):
 
 
 class Map(NamedTuple):
-    """What EM found: x ↦ x + weight · (x·(responsibilities·scale))·responsibilitiesᵀ, whatever the weight is.
+    """What EM found: x ↦ x + weight · (x·(responsibilities·scale))·responsibilitiesᵀ, for any weight.
 
-    responsibilities: columns that sum to one over the channels. scale: one number a basis.
+    Attributes:
+        responsibilities: `[*, D, K]`; each column sums to one over the channels.
+        scale: `[*, K]`, one number a basis.
     """
 
     responsibilities: Float[Tensor, "*G D K"]
     scale: Float[Tensor, "*G K"]
 
     def apply(self, x: Float[Tensor, "*G N D"], *, weight: float, gradient: str) -> Float[Tensor, "*G N D"]:
-        """The mapped rows. gradient: with "identity" what is added to `x` is a constant."""
+        """Map rows.
+
+        Args:
+            x: rows `[*, N, D]`, which need not be the rows that were fitted.
+            weight: of the reconstruction.
+            gradient: with "identity" what is added to `x` is a constant to autograd.
+
+        Returns:
+            The mapped rows, like `x`.
+        """
         if gradient != "identity":
             return em_reconstruct(x, self.responsibilities, self.scale, weight=weight)
         fixed = x.detach()
         return x + (em_reconstruct(fixed, self.responsibilities, self.scale, weight=weight) - fixed)
 
     def relative(self, gram: Float[Tensor, "*G D D"]) -> "Map":
-        """With ‖x‖ / ‖reconstruction‖ in the scale, over all rows of `gram`."""
+        """The map with ‖x‖ / ‖reconstruction‖ in its scale, over all rows of `gram` `[*, D, D]`."""
         factor = relative_scale(gram, self.responsibilities, self.scale)
         return Map(self.responsibilities, self.scale * factor.unsqueeze(-1))
 
@@ -111,17 +155,19 @@ def fit(moments: Moments, logits: Float[Tensor, "*G D K"], settings: Settings) -
 
     Args:
         moments: of the rows.
-        logits: start of the E-step, see `reference.start_logits`.
-        settings: of which the iterations and `relative` matter here.
+        logits: start of the E-step `[*, D, K]`, see `reference.start_logits`.
+        settings: how EM runs; residual_weight and gradient are not used here.
 
     Returns:
         The fitted map, and the mean over the rows of the last bases `[*, K]`.
     """
     responsibilities, scale = em_fit.call(moments.gram, logits, settings.num_iters, settings.temperature, settings.eps)
+
     num_rows = moments.num_rows
     if isinstance(num_rows, Tensor) and num_rows.dim() > 0:
         num_rows = num_rows.unsqueeze(-1)
     mean_bases = reference.mean_of_bases(moments.colsum, responsibilities, scale, num_rows)  # (GI)
+
     fitted = Map(responsibilities, scale)
     return (fitted.relative(moments.gram) if settings.relative else fitted), mean_bases
 
@@ -129,9 +175,15 @@ def fit(moments: Moments, logits: Float[Tensor, "*G D K"], settings: Settings) -
 def relative_scale(
     gram: Float[Tensor, "*G D D"], responsibilities: Float[Tensor, "*G D K"], scale: Float[Tensor, "*G K"]
 ) -> Float[Tensor, "*G"]:
-    """‖x‖ / ‖reconstruction‖ over all rows, both from the Gram matrix: what makes a weight independent of N.
+    """‖x‖ / ‖reconstruction‖ over all rows, both from the Gram matrix. It makes a weight independent of N.
 
-    0 if every row is zero, and so is its reconstruction.
+    Args:
+        gram: xᵀx over all rows `[*, D, D]`.
+        responsibilities: `[*, D, K]`.
+        scale: `[*, K]`.
+
+    Returns:
+        One number `[*]` for each problem; 0 if every row is zero, and so is its reconstruction.
     """
     scaled = responsibilities * scale.unsqueeze(-2)
     squared = ((scaled.mT @ gram @ scaled) * (responsibilities.mT @ responsibilities)).sum((-2, -1))

@@ -6,24 +6,34 @@ The loop reads all rows in every iteration; the Gram form reads them once, whate
 import torch
 
 FEW_ROWS = 16
-"""Fewer rows go by the loop everywhere: their Gram matrix cancels in float32 if their sum is small."""
+"""With fewer rows every backend runs the loop: their Gram matrix cancels in float32 if their sum is small."""
 
 Size = int | torch.SymInt
 
 
 def few(rows: Size) -> bool:
-    """Whether the Gram matrix of so many rows is not exact enough."""
+    """Whether there are too few rows for their Gram matrix to be exact enough."""
     return bool(rows < FEW_ROWS)
 
 
 def takes_loop(rows: Size, width: Size, num_bases: Size, num_iters: Size) -> bool:
-    """Whether the loop is the better form: for few rows by its rounding, for others by its arithmetic.
+    """Whether the loop is the better form: for few rows because it rounds less, for more rows if it is less arithmetic.
 
-    The arithmetic is counted as in csrc/plan.h, by which the C++ kernels decide. GPU kernels have the Gram form only
-    and go by `few` alone.
+    The arithmetic is counted as in csrc/plan.h, which decides for the C++ kernels. GPU kernels have the Gram form only,
+    so `few` alone decides for them.
+
+    Args:
+        rows: N.
+        width: D.
+        num_bases: K.
+        num_iters: E-steps and M-steps.
+
+    Returns:
+        Whether to run the loop.
     """
     if rows < FEW_ROWS:
         return True
+
     gram = rows * width * (width + 1) + 2 * width * width * num_bases * num_iters + 4 * rows * width * num_bases
     loop = 4 * rows * width * num_bases * num_iters + 2 * rows * width * num_bases
     return bool(loop < gram)

@@ -19,7 +19,8 @@ from emcl_kernels.ops.define import OPS, Op
 def build_info() -> dict[str, Any]:
     """What setup.py wrote about the build.
 
-    Returns: its content, or {"reason": why there is none}.
+    Returns:
+        The content of its file, or {"reason": why there is none}.
     """
     if not BUILD_INFO.exists():
         return {"reason": "the native parts were never built here; run `make setup`, or `pip install .`"}
@@ -33,7 +34,8 @@ def build_info() -> dict[str, Any]:
 def bindings_info() -> dict[str, Any]:
     """What the pybind11 module says of itself.
 
-    Returns: its build information, or {"reason": why it is not there}.
+    Returns:
+        Its build information, or {"reason": why the module is not there}.
     """
     try:
         return dict(importlib.import_module("emcl_kernels._bindings").build_info())
@@ -42,13 +44,22 @@ def bindings_info() -> dict[str, Any]:
 
 
 def which_backend(op: str, device: str) -> str:
-    """The backend that would run an op on small float32 tensors of a device, and why, or why none would.
+    """The backend that would run an op on small float32 tensors, and why.
 
     Args:
         op: a public op, such as "em_project".
+        device: "cpu" or "cuda".
+
+    Returns:
+        The backend with the reason in brackets, or "none: " with the reason.
+
+    Example:
+        >>> which_backend("em_project", "cpu")
+        'native  (first choice)'
     """
     if device == "cuda" and not torch.cuda.is_available():
         return "none: no CUDA device"
+
     first = families()[op]
     try:
         name, why = dispatch.which(first, _small(first, device))
@@ -58,7 +69,7 @@ def which_backend(op: str, device: str) -> str:
 
 
 def families() -> dict[str, Op]:
-    """Each public op that backends serve, with the first of the ops that it is made of."""
+    """Each public op that backends serve, with the first of its parts."""
     families: dict[str, Op] = {}
     for op in OPS.values():
         families.setdefault(op.family, op)
@@ -85,6 +96,7 @@ def _versions() -> list[str]:
     except (ImportError, OSError) as error:
         triton = f"not importable ({error})"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
+
     return [
         f"emcl {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
         f"torch {torch.__version__}, triton {triton}",
@@ -96,6 +108,7 @@ def _built() -> list[str]:
     info = build_info()
     if "reason" in info:
         return ["Built", f"  nothing: {info['reason']}"]
+
     lines = [f"Built with {info['compiler'] or 'no compiler'}, torch {info['torch']}, Python {info['python']}"]
     for target in info["targets"].values():
         if target["built"]:
@@ -108,7 +121,9 @@ def _built() -> list[str]:
 
 
 def _loaded() -> list[str]:
-    on_cpu, on_gpu, bindings = cpu.backend.status(), cuda.status(), bindings_info()
+    on_cpu = cpu.backend.status()
+    on_gpu = cuda.status()
+    bindings = bindings_info()
     uses = f"yes, uses {on_cpu['isa']}" if on_cpu["loaded"] else f"no: {on_cpu['reason']}"
     kernels = f"yes, for {', '.join(on_gpu['architectures'])}" if on_gpu["loaded"] else f"no: {on_gpu['reason']}"
     module = f"no: {bindings['reason']}" if "reason" in bindings else f"yes, compiled by {bindings['compiler']}"
@@ -128,7 +143,9 @@ def _chosen() -> list[str]:
         lines.append(f"  {name:<18} " + ("available" if entry["available"] else f"not available: {entry['reason']}"))
     if cuda.emulated():
         lines.append("  EMCL_CUDA_EMULATED=1: by name, cuda takes CPU tensors too, in an emulator; for tests only")
+
     lines += ["", "CUDA or Triton is chosen by", *(f"  {path} ({_rows(path)})" for path in tables.paths())]
+
     lines += ["", "Runs (float32)"]
     for op in families():
         lines += [f"  {op:<18} {device:<5} {which_backend(op, device)}" for device in ("cpu", "cuda")]
@@ -136,6 +153,7 @@ def _chosen() -> list[str]:
 
 
 def _rows(path: Path) -> str:
+    """How many rows a table has, or what is wrong with it."""
     try:
         return f"rows: {len(tables.read(path))}"
     except ValueError as error:

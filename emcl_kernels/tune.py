@@ -17,7 +17,7 @@ from emcl_kernels import __version__, dispatch, tables
 from emcl_kernels.ops import fit, moments, pooled, project, reconstruct
 from emcl_kernels.ops.define import OPS, Op
 
-# Sizes that are measured. A size in between goes with the nearest, by ratio.
+# Sizes that are measured. A size in between is served by the nearest of these, by ratio.
 GRIDS = {
     "em_moments": {"problems": (1, 64), "rows": (256, 4096, 65536), "width": (128, 512, 1024)},
     "em_fit": {"problems": (1, 64), "width": (128, 512, 1024), "bases": (8, 32, 64)},
@@ -26,7 +26,7 @@ GRIDS = {
     "pooled_similarity": {"texts": (32, 1024), "videos": (32, 1024), "frames": (12, 64), "width": (512,)},
 }
 DTYPES = (torch.float32, torch.bfloat16)
-MOST_ELEMENTS = 1 << 28  # of the rows: larger cells are left out, and go by the shipped table
+MOST_ELEMENTS = 1 << 28  # of the rows: larger cells are left out, and the shipped table decides about them
 REPEATS = 20
 ITERATIONS = 9
 
@@ -35,12 +35,15 @@ Measure = Callable[[Run], float]
 
 
 def microseconds(run: Run) -> float:
-    """Median time of a call on the GPU."""
+    """Median time of a call on the GPU, in microseconds."""
+    # The first calls compile, and fill caches.
     for _ in range(3):
         run()
+
     times = []
     for _ in range(REPEATS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         start.record()
         run()
         end.record()
@@ -63,13 +66,23 @@ def cells(op: str) -> Iterator[dict[str, int]]:
 
 
 def reach(op: str, sizes: dict[str, int]) -> dict[str, list[int | None]]:
-    """The range of each size that goes with a cell: halfway, by ratio, to its neighbours."""
+    """The range of each size that a cell decides about: halfway, by ratio, to its neighbours.
+
+    Args:
+        op: a key of `GRIDS`.
+        sizes: of the cell.
+
+    Returns:
+        [least, most] by the name of the size, both ends included; None is an open end. A size that is open at both ends
+        is left out.
+    """
     ranges: dict[str, list[int | None]] = {}
     for name, size in sizes.items():
         grid = GRIDS[op][name]
         at = grid.index(size)
         low = int(sqrt(grid[at - 1] * size)) + 1 if at > 0 else None
         high = int(sqrt(size * grid[at + 1])) if at + 1 < len(grid) else None
+
         if low is not None or high is not None:
             ranges[name] = [low, high]
     return ranges
@@ -78,8 +91,15 @@ def reach(op: str, sizes: dict[str, int]) -> dict[str, list[int | None]]:
 def work(op: str, sizes: dict[str, int], dtype: torch.dtype, device: str) -> tuple[Op, tuple[Any, ...], Run]:
     """What to measure of an op.
 
+    Args:
+        op: a key of `GRIDS`.
+        sizes: of the cell.
+        dtype: of the rows.
+        device: where tensors are made.
+
     Returns:
-        The op by whose arguments a backend is chosen, these arguments, and a function that runs it both ways.
+        The op by whose arguments a backend is chosen, these arguments, and a function that runs it forward and
+        backward.
     """
 
     def random(*shape: int, as_dtype: torch.dtype = torch.float32) -> Tensor:
@@ -101,10 +121,15 @@ def work(op: str, sizes: dict[str, int], dtype: torch.dtype, device: str) -> tup
 
         return pooled.moments_op, given, pooled_similarity
 
-    problems, width, num_bases = sizes["problems"], sizes["width"], sizes.get("bases", 1)
+    problems = sizes["problems"]
+    width = sizes["width"]
+    num_bases = sizes.get("bases", 1)
     x = random(problems, sizes.get("rows", width), width, as_dtype=dtype)
-    gram, colsum = random(problems, width, width), random(problems, width)
-    responsibilities, scale = random(problems, width, num_bases).softmax(-2), random(problems, num_bases).exp()
+    gram = random(problems, width, width)
+    colsum = random(problems, width)
+    responsibilities = random(problems, width, num_bases).softmax(-2)
+    scale = random(problems, num_bases).exp()
+
     fitting = (gram, responsibilities, ITERATIONS, 1.0, 1e-6)
     mapping = (x, responsibilities, scale, 3.0)
     projecting = (x, scale, ITERATIONS, 1.0, 3.0, 1e-6, False)
@@ -134,7 +159,17 @@ def work(op: str, sizes: dict[str, int], dtype: torch.dtype, device: str) -> tup
 
 
 def rows(gpu: str, origin: str, measure: Measure, device: str = "cuda") -> Iterator[dict[str, Any]]:
-    """One row for each cell in which a backend runs, as it is measured."""
+    """Measure every cell, and give one row of the table for each cell that a backend runs.
+
+    Args:
+        gpu: name of the device, as rows have it.
+        origin: where the row comes from, as rows have it; the times are added.
+        measure: gives the time of a call in microseconds.
+        device: where tensors are made.
+
+    Yields:
+        A row, as soon as it is measured.
+    """
     for op, dtype in product(GRIDS, DTYPES):
         if op == "em_fit" and dtype != torch.float32:
             continue  # it is in float32 whatever the rows are
@@ -145,16 +180,18 @@ def rows(gpu: str, origin: str, measure: Measure, device: str = "cuda") -> Itera
                 if dispatch.BACKENDS[name].supports(by, args) is None:
                     with dispatch.use_backend(name):
                         times[name] = round(measure(run), 1)
-            if times:
-                shown = ", ".join(f"{name} {time} µs" for name, time in times.items())
-                yield {
-                    "device": gpu,
-                    "op": op,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "shape": reach(op, sizes),
-                    "backend": min(times, key=times.__getitem__),
-                    "origin": f"{origin}: {shown} at {'×'.join(map(str, sizes.values()))}",
-                }
+            if not times:
+                continue
+
+            shown = ", ".join(f"{name} {time} µs" for name, time in times.items())
+            yield {
+                "device": gpu,
+                "op": op,
+                "dtype": str(dtype).removeprefix("torch."),
+                "shape": reach(op, sizes),
+                "backend": min(times, key=times.__getitem__),
+                "origin": f"{origin}: {shown} at {'×'.join(map(str, sizes.values()))}",
+            }
 
 
 def write(path: Path, entries: list[dict[str, Any]]) -> None:
@@ -165,7 +202,7 @@ def write(path: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def commit() -> str:
-    """ " at commit ..." where this is a checkout."""
+    """The commit of this checkout, as " at commit ..."; nothing if this is no checkout."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return ""
@@ -174,21 +211,25 @@ def commit() -> str:
 
 
 def main() -> None:
+    """Measure, print each row, and write the table."""
     parser = argparse.ArgumentParser(prog="python -m emcl_kernels.tune", description=__doc__)
     parser.add_argument("--out", type=Path, help=f"file to write; without it {tables.user_table()}, which is then used")
     out: Path = parser.parse_args().out or tables.user_table()
+
     if not torch.cuda.is_available():
         print("There is no CUDA device to measure on; nothing was written.")
         return
     for name in tables.BACKENDS:
         if reason := dispatch.BACKENDS[name].unavailable(torch.device("cuda")):
             print(f"{name} is left out: {reason}")
+
     gpu = torch.cuda.get_device_name()
     origin = f"measured on {gpu}, emcl {__version__}{commit()}, torch {torch.__version__}"
     entries = []
     for entry in rows(gpu, origin, microseconds):
         print(f"{entry['op']} {entry['dtype']}: {entry['backend']}, {entry['origin'].partition(': ')[2]}", flush=True)
         entries.append(entry)
+
     write(out, entries)
     print(
         f"Wrote {len(entries)} rows to {out}" + ("" if out == tables.user_table() else f"; EMCL_TABLE={out} uses them")

@@ -56,7 +56,8 @@ def pooled_similarity(
         temperature: of the E-step's softmax.
         residual_weight: of the reconstruction.
         eps: added to the sums and lengths that are divided by.
-        gradient: as in `em_project`.
+        gradient: "identity" (the reconstruction is a constant, as released), "linear" (the fitted map is a constant),
+            or "full" (through every iteration, exact; also to `init`).
         relative: multiply the weight by ‖x‖ / ‖reconstruction‖ over all pooled rows and texts.
 
     Returns:
@@ -108,6 +109,10 @@ def pooled_cosine_similarity(
     Raises:
         ValueError: shapes disagree, or pooling_temperature <= 0.
         TypeError: an input is no tensor of floats, or text and frames differ in dtype.
+
+    Example:
+        >>> text, frames = torch.randn(128, 512), torch.randn(128, 12, 512)
+        >>> similarity = pooled_cosine_similarity(text, frames, torch.ones(128, 12).bool())
     """
     checks.inputs(text=text, frames=frames, frame_mask=frame_mask)
     no_bases = text.new_zeros((text.shape[-1], 0), dtype=checks.accumulation_dtype(text.dtype))
@@ -152,9 +157,15 @@ def pooled_similarity_blocks(
         similarity `[A, B]`.
 
     Raises:
-        ValueError: as `pooled_similarity` does, and if em_block < 1.
-        TypeError: as `pooled_similarity` does.
+        ValueError: shapes disagree, a setting is out of its range, or em_block < 1. On the CPU also if the input holds
+            NaN or infinite values; on other devices these pass through.
+        TypeError: an input is no tensor of floats, or text and frames differ in dtype.
         NotImplementedError: in backward; there is no gradient.
+
+    Example:
+        >>> text, frames = torch.randn(1000, 512), torch.randn(1000, 12, 512)
+        >>> frame_mask = torch.ones(1000, 12).bool()
+        >>> similarity = pooled_similarity_blocks(text, frames, frame_mask, torch.randn(32), em_block=32)
     """
     checks.inputs(text=text, frames=frames, frame_mask=frame_mask, init=init)
     return blocks_composed.call(
@@ -187,10 +198,17 @@ def similarity_over(
     """Fit on the moments of all pooled rows and texts, then compare.
 
     Args:
-        text, frames, frame_mask, init, pooling_temperature: see `pooled_similarity`.
-        args: of `Settings`, in its order.
+        text: text features `[A, D]`.
+        frames: frame features `[B, F, D]`, in the dtype of `text`.
+        frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+        init: start of the bases `[K]`.
+        pooling_temperature: of the softmax over frames.
+        *args: of `Settings`, in its order.
         add_up: sums a vector over processes, each of which has texts of its own and all videos; EM then runs over the
             rows of all of them.
+
+    Returns:
+        similarity `[A, B]` in the dtype of `text`, and mean_bases `[K]`.
     """
     settings = Settings(*args)
     if forward_ad._current_level >= 0:
@@ -322,7 +340,20 @@ def map_backward(
     scale: Float[Tensor, " K"],
     weight: float,
 ) -> tuple[Float[Tensor, "D K"], Float[Tensor, " K"]]:
-    """Gradients of the cosine to the fitted map, from the pulls on text·r and frames·r (docs/math.md, PC)."""
+    """Gradients of the cosine to the fitted map (docs/math.md, PC).
+
+    Args:
+        pull_text: gradient to text·r `[A, K]`.
+        pull_frames: gradient to frames·r `[B, F, K]`.
+        text: `[A, D]`.
+        frames: `[B, F, D]`.
+        responsibilities: r `[D, K]`.
+        scale: `[K]`.
+        weight: of the reconstruction.
+
+    Returns:
+        d_responsibilities `[D, K]` and d_scale `[K]`.
+    """
     x = torch.cat([text, frames.flatten(0, 1)]).to(ACCUMULATION[text.dtype])
     pull = torch.cat([pull_text, pull_frames.flatten(0, 1)])
 

@@ -1,11 +1,11 @@
-"""Which of CUDA and Triton runs an op on a GPU: rows of a table, of which the first that fits decides.
+"""Which of CUDA and Triton runs an op on a GPU, by tables: the first row that fits decides.
 
     {"rows": [{"device": "NVIDIA H200*", "capability": "9.*", "op": "em_fit", "dtype": "float32",
                "shape": {"width": [256, 1024], "bases": [1, 64]}, "backend": "cuda", "origin": "measured on ..."}]}
 
-A field that is left out fits everything; a range holds both its ends, and null is an open end. Every row says where it
-comes from. `EMCL_TABLE`, or else what `python -m emcl_kernels.tune` wrote into the user's cache folder, is asked before
-the table that is shipped. Nothing is measured while ops run.
+A field that is left out fits everything. A range includes both its ends; null is an open end. Every row says where it
+comes from. The file in `EMCL_TABLE` is asked first, or else what `python -m emcl_kernels.tune` wrote into the user's
+cache folder; then the table that is shipped. Nothing is measured while ops run.
 """
 
 import json
@@ -36,7 +36,17 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table."""
+    """One line of a table.
+
+    Attributes:
+        backend: "cuda" or "triton".
+        origin: where the row comes from.
+        device: pattern of the GPU's name, as `fnmatch` has patterns.
+        capability: pattern of the compute capability, such as "9.*".
+        op: a public op, or "*".
+        dtype: of the rows, such as "float32", or "*".
+        shape: least and most of each size that is restricted; None is an open end.
+    """
 
     backend: str
     origin: str
@@ -47,6 +57,7 @@ class Row:
     shape: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
 
     def fits(self, device: str, capability: str, op: str, dtype: str, sizes: Mapping[str, int]) -> bool:
+        """Whether the row decides about an op of these sizes on this device."""
         return (
             fnmatchcase(device, self.device)
             and fnmatchcase(capability, self.capability)
@@ -74,7 +85,14 @@ def paths() -> list[Path]:
 def read(path: Path) -> list[Row]:
     """The rows of one table.
 
-    Raises: ValueError where the file is not there or not a table, with the row that is wrong.
+    Args:
+        path: its file.
+
+    Returns:
+        Its rows, in their order.
+
+    Raises:
+        ValueError: the file does not exist or is not a table; the message names the row that is wrong.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))["rows"]
@@ -89,10 +107,12 @@ def _row(entry: dict[str, Any], place: str) -> Row:
         if not isinstance(ends, list) or len(ends) != 2 or not all(isinstance(end, int | None) for end in ends):
             raise ValueError(f"{place}: {name} is {ends}; expected [least, most], where null is an open end")
         shape[name] = (ends[0], ends[1])
+
     try:
         row = Row(**{**entry, "shape": shape})
     except TypeError as error:
         raise ValueError(f"{place}: {error}") from error
+
     if row.backend not in BACKENDS:
         raise ValueError(f'{place}: backend is "{row.backend}"; expected one of {", ".join(BACKENDS)}')
     if row.op not in ("*", *SIZES):
@@ -111,7 +131,7 @@ def rows() -> list[Row]:
 
 
 def sizes(op: Declared, args: tuple[Any, ...]) -> dict[str, int]:
-    """The sizes that decide, from an op's arguments."""
+    """The sizes that decide, by their names, from an op's arguments."""
     shape = args[op.main].shape
     if "frames" in op.position:
         videos, frames, _ = args[op.position["frames"]].shape
@@ -125,7 +145,15 @@ def sizes(op: Declared, args: tuple[Any, ...]) -> dict[str, int]:
 
 
 def first_choice(op: Declared, args: tuple[Any, ...]) -> tuple[str, str]:
-    """The backend for tensors on a GPU, and where that comes from. An op that no table knows goes to the first."""
+    """The backend for tensors on a GPU, and where that choice comes from.
+
+    Args:
+        op: what is called; an op that no table knows runs on the first backend.
+        args: its arguments.
+
+    Returns:
+        The name of the backend, and the origin of the row that decided.
+    """
     if op.family not in SIZES:
         return BACKENDS[0], "no table has this op"
     x = args[op.main]
@@ -141,7 +169,18 @@ def _look_up(
 
 
 def choice(device: str, capability: str, op: str, dtype: torch.dtype, sizes: Mapping[str, int]) -> tuple[str, str]:
-    """Backend and origin of the first row that fits; the shipped table ends with one that fits everything."""
+    """The first row that fits. There is one, because the last row of the shipped table fits everything.
+
+    Args:
+        device: name of the GPU.
+        capability: its compute capability, such as "9.0".
+        op: a public op.
+        dtype: of the rows.
+        sizes: by their names, as `SIZES` has them.
+
+    Returns:
+        Backend and origin of the row.
+    """
     name = str(dtype).removeprefix("torch.")
     row = next(row for row in rows() if row.fits(device, capability, op, name, sizes))
     return row.backend, row.origin
