@@ -1,8 +1,8 @@
 """EM, the reconstruction and the pooled similarity in plain torch: one line per equation of docs/math.md.
 
-Two forms of the same maths stand side by side. `em_project_loop` and `pooled_similarity_materialized` follow the
-release of EMCL (NeurIPS 2022) step by step and are what every test compares with. The others are the Gram form, which
-never touches the rows inside the EM loop. Everything here differentiates by autograd, at the dtype of its input.
+There are two forms of the same maths. `em_project_loop` and `pooled_similarity_materialized` follow the release of EMCL
+(NeurIPS 2022) step by step; every test compares with them. The others are the Gram form, which does not touch the rows
+inside the EM loop. Everything here differentiates by autograd, in the dtype of its input.
 """
 
 import torch
@@ -22,10 +22,21 @@ def em_project_loop(
 ) -> tuple[Float[Tensor, "*G N D"], Float[Tensor, "*G K"]]:
     """EMCL as released: every iteration reads all rows. Ground truth.
 
-    Args: x: rows of both modalities. init: start of the bases, `[*, K]` (one value per basis) or `[*, N, K]`.
-    Returns: x + residual_weight · reconstruction; the bases' means over rows, from which the next start is made.
+    Args:
+        x: rows of both modalities `[*, N, D]`.
+        init: start of the bases, `[*, K]` (one value per basis) or `[*, N, K]`.
+        num_iters: E-steps and M-steps.
+        temperature: of the E-step's softmax.
+        residual_weight: of the reconstruction.
+        eps: added to the sums and lengths that are divided by.
+        gradient: "identity", "linear" or "full", see `emcl_kernels.em_project`.
+
+    Returns:
+        x + residual_weight · reconstruction, and the mean of the bases over rows `[*, K]`, from which the next start is
+        made.
     """
     em_input, start = (x, init) if gradient == "full" else (x.detach(), init.detach())
+
     bases, responsibilities, scale = em_loop(em_input, start, num_iters=num_iters, temperature=temperature, eps=eps)
     if gradient == "linear":
         reconstruction = x @ (responsibilities * scale.unsqueeze(-2)) @ responsibilities.mT  # (R), the map a constant
@@ -42,16 +53,29 @@ def em_loop(
     temperature: float,
     eps: float = 1e-6,
 ) -> tuple[Float[Tensor, "*G N K"], Float[Tensor, "*G D K"], Float[Tensor, "*G K"]]:
-    """The release's iterations. Returns bases, and the map that they amount to: responsibilities and scale."""
+    """The release's iterations.
+
+    Args:
+        x: rows `[*, N, D]`.
+        init: start of the bases, `[*, K]` or `[*, N, K]`.
+        num_iters: E-steps and M-steps.
+        temperature: of the E-step's softmax.
+        eps: added to the sums and lengths that are divided by.
+
+    Returns:
+        bases `[*, N, K]`, and the map that they amount to: responsibilities `[*, D, K]` and scale `[*, K]`.
+    """
     rows = x.shape[-2]
     per_row = init.dim() == x.dim()
     bases = init if per_row else init.unsqueeze(-2).expand(*init.shape[:-1], rows, init.shape[-1])  # (0)
+
     for _ in range(num_iters):
         responsibilities = torch.softmax(x.mT @ bases / temperature, dim=-1)  # (E)
         responsibilities = responsibilities / (eps + responsibilities.sum(-2, keepdim=True))  # (E)
         bases = x @ responsibilities  # (M)
         scale = 1 / (eps + torch.linalg.vector_norm(bases, dim=-2))
         bases = bases * scale.unsqueeze(-2)  # (M)
+
     return bases, responsibilities, scale
 
 
@@ -80,6 +104,7 @@ def em_fit(
         g = gram @ responsibilities  # (GM)
         scale = 1 / (eps + (responsibilities * g).sum(-2).clamp_min(0).sqrt())  # (GM)
         logits = g * scale.unsqueeze(-2)  # (GM)
+
     return responsibilities, scale
 
 
@@ -94,6 +119,7 @@ def em_fit_backward(
     eps: float = 1e-6,
 ) -> tuple[Float[Tensor, "*G D D"], Float[Tensor, "*G D K"]]:
     """Gradients of `em_fit` to `gram` and `logits` (docs/math.md, BE and BM)."""
+    # Forward again, keeping every iteration.
     trace = []
     for _ in range(num_iters):
         p = torch.softmax(logits / temperature, dim=-1)
@@ -103,8 +129,12 @@ def em_fit_backward(
         length = (r * g).sum(-2, keepdim=True).clamp_min(0).sqrt()
         logits = g / (eps + length)
         trace.append((p, total, r, g, length))
-    d_gram, d_r, d_s = torch.zeros_like(gram), d_responsibilities, d_scale.unsqueeze(-2)
+
+    # Backward, from the last iteration to the first. Only the last one's responsibilities and scale leave em_fit.
+    d_gram = torch.zeros_like(gram)
     d_logits = torch.zeros_like(logits)
+    d_r = d_responsibilities
+    d_s = d_scale.unsqueeze(-2)
     for p, total, r, g, length in reversed(trace):
         scale = 1 / (eps + length)
         d_s = d_s + (d_logits * g).sum(-2, keepdim=True)  # (BM)
@@ -114,7 +144,9 @@ def em_fit_backward(
         d_gram = d_gram + d_g @ r.mT  # (BM)
         d_p = (d_r - (d_r * r).sum(-2, keepdim=True)) / total  # (BE)
         d_logits = p * (d_p - (d_p * p).sum(-1, keepdim=True)) / temperature  # (BE)
-        d_r, d_s = torch.zeros_like(d_r), torch.zeros_like(d_s)  # only the last iteration's leave em_fit
+        d_r = torch.zeros_like(d_r)
+        d_s = torch.zeros_like(d_s)
+
     return d_gram, d_logits
 
 
@@ -125,7 +157,7 @@ def em_reconstruct(
     *,
     weight: float,
 ) -> Float[Tensor, "*G N D"]:
-    """x + weight · reconstruction, as two thin products."""
+    """The rows with their weighted reconstruction added, as two thin products."""
     return x + weight * (x @ (responsibilities * scale.unsqueeze(-2)) @ responsibilities.mT)  # (GR)
 
 
@@ -139,6 +171,7 @@ def em_reconstruct_backward(
 ) -> tuple[Float[Tensor, "*G N D"], Float[Tensor, "*G D K"], Float[Tensor, "*G K"]]:
     """Gradients of `em_reconstruct` to its three tensors (docs/math.md, BR)."""
     scaled = responsibilities * scale.unsqueeze(-2)
+
     d_coefficients = weight * (d_y @ responsibilities)
     d_scaled = x.mT @ d_coefficients
     d_x = d_y + d_coefficients @ scaled.mT
@@ -174,7 +207,19 @@ def em_project(
     residual_weight: float = 3.0,
     eps: float = 1e-6,
 ) -> tuple[Float[Tensor, "*G N D"], Float[Tensor, "*G K"], Float[Tensor, "*G D K"], Float[Tensor, "*G K"]]:
-    """EMCL in the Gram form. Returns y, mean_bases, and the fitted map: responsibilities and scale."""
+    """EMCL in the Gram form.
+
+    Args:
+        x: rows `[*, N, D]`.
+        init: start of the bases, `[*, K]` or `[*, N, K]`.
+        num_iters: E-steps and M-steps.
+        temperature: of the E-step's softmax.
+        residual_weight: of the reconstruction.
+        eps: added to the sums and lengths that are divided by.
+
+    Returns:
+        y, mean_bases, and the fitted map: responsibilities and scale.
+    """
     gram, colsum = em_moments(x)
     logits = start_logits(x, colsum, init)
     responsibilities, scale = em_fit(gram, logits, num_iters=num_iters, temperature=temperature, eps=eps)
@@ -223,6 +268,7 @@ def pooled_similarity_materialized(
     """EMCL-Net's similarity as released: pool to [A, B, D], EM over all A·B + A rows, cosine. Ground truth."""
     weights = frame_weights(text, frames, frame_mask, pooling_temperature=pooling_temperature)
     pooled = torch.einsum("abf,bfd->abd", weights, frames)
+
     rows = torch.cat([pooled.flatten(0, 1), text])
     rows, mean_bases = em_project_loop(
         rows,
@@ -233,7 +279,10 @@ def pooled_similarity_materialized(
         eps=eps,
         gradient=gradient,
     )
-    pooled, text = rows[: -text.shape[0]].view_as(pooled), rows[-text.shape[0] :]
+
+    texts = text.shape[0]
+    pooled = rows[:-texts].view_as(pooled)
+    text = rows[-texts:]
     return torch.einsum("ad,abd->ab", unit(text), unit(pooled)), mean_bases
 
 

@@ -1,7 +1,7 @@
-"""What a backend is, and what it is told of an op. One module or package a backend; all four are objects of one type.
+"""What a backend is, and what it knows of an op. Each of the four is one object, in a module or package of its own.
 
-`PythonBackend` is a table of functions on tensors: the reference and Triton. `library.CompiledBackend` calls the ops of
-a C++ or CUDA library.
+`PythonBackend` is a table of functions on tensors: the reference and Triton are of this kind. `cpu.CPU` and `cuda.CUDA`
+call the ops of a C++ or CUDA library through `library.Kernels`.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,19 +19,19 @@ class Declared(Protocol):
     """What a backend knows of an op (`emcl_kernels.ops.define.Op`)."""
 
     name: str
-    """Of the op and of its implementation in every backend: "em_fit", "_em_fit_backward"."""
+    """Name of the op, and of its implementation in every backend: "em_fit", "_em_fit_backward"."""
     family: str
-    """The public op that it is a part of; errors, logs and tables name that."""
+    """The public op that it is a part of; errors, logs and tables have this name."""
     main: int
     """Position of the tensor whose device and dtype decide: x, text or gram."""
     tensors: tuple[str, ...]
     """Names of the arguments that are tensors; they come first."""
     fallback: Implementation | None
-    """For a backend that has no implementation, in terms of other ops."""
+    """In terms of other ops, for a backend that has no implementation; or None."""
 
     @property
     def position(self) -> Mapping[str, int]:
-        """Where in the arguments each of them stands, by its name."""
+        """Position of each argument, by its name."""
         ...
 
     def allocate(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -45,7 +45,7 @@ class Backend(Protocol):
 
     name: str
     uniform: bool
-    """Whether `supports` answers alike for all tensors of a device, so that an answer can be kept."""
+    """Whether `supports` gives the same answer for all tensors of a device, so that it can be kept."""
 
     def unavailable(self, device: torch.device) -> str | None:
         """Why nothing runs on a device, or None."""
@@ -61,11 +61,11 @@ class Backend(Protocol):
 
 
 class PythonBackend:
-    """Functions on tensors, each under the name of its op. By itself it runs on any device, as the reference does.
+    """Functions on tensors, each under the name of its op. They run on any device, unless a subclass says otherwise.
 
     Args:
         name: as `use_backend` and errors have it.
-        functions: implementation of each op.
+        functions: the implementation of each op, by its name.
     """
 
     uniform = True
@@ -75,7 +75,15 @@ class PythonBackend:
         self.functions = dict(functions)
 
     def implement(self, function: Implementation, name: str | None = None) -> Implementation:
-        """Add the implementation of an op of one's own; the function's name is that of the op."""
+        """Add the implementation of an op of your own; usable as a decorator.
+
+        Args:
+            function: takes the op's arguments in the schema's order.
+            name: of the op; None: the function has the op's name.
+
+        Returns:
+            The function.
+        """
         self.functions[name or function.__name__] = function
         return function
 

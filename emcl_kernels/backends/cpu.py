@@ -1,4 +1,4 @@
-"""The backend "native": loads the C++ library for the CPU, and keeps the reason when it cannot."""
+"""The backend "native": loads the C++ library for the CPU, and keeps the reason if it cannot."""
 
 import ctypes
 from typing import Any
@@ -11,9 +11,10 @@ _PATH = library.FOLDER / "libemcl_cpu.so"
 
 
 def _load() -> tuple[str, str]:
-    """Instruction set in use, or why there is none."""
+    """Instruction set that the library uses, and why it is not loaded; one of the two is empty."""
     if not _PATH.exists():
         return "", f"the C++ library {library.not_built('cpu')}"
+
     try:
         torch.ops.load_library(str(_PATH))
         loaded = ctypes.CDLL(str(_PATH))
@@ -24,7 +25,7 @@ def _load() -> tuple[str, str]:
 
 
 class CPU:
-    """C++ kernels; all dtypes that the ops take."""
+    """C++ kernels, for all dtypes that the ops take."""
 
     name = "native"
     uniform = True
@@ -34,7 +35,7 @@ class CPU:
         self._kernels = library.Kernels(library.NATIVE, "CPU")
 
     def status(self) -> dict[str, Any]:
-        """What `python -m emcl_kernels.info` prints of this backend."""
+        """What `python -m emcl_kernels.info` prints about this backend."""
         return {"loaded": not self.reason, "path": str(_PATH), "isa": self.isa, "reason": self.reason}
 
     def unavailable(self, device: torch.device) -> str | None:

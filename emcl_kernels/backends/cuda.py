@@ -1,6 +1,6 @@
-"""The backend "cuda": loads the library of CUDA kernels, and says where they cannot run.
+"""The backend "cuda": loads the library of CUDA kernels, and knows why they cannot run on a device.
 
-EMCL_CUDA_EMULATED=1 lets the backend take CPU tensors too, where it is asked for by name: the same kernels, compiled as
+With EMCL_CUDA_EMULATED=1 the backend takes CPU tensors too, if it is asked for by name: the same kernels, compiled as
 C++ into libemcl_emulated.so, run in an emulator. It is for tests, and thousands of times slower than a GPU.
 """
 
@@ -22,11 +22,12 @@ OLDEST = (8, 0)  # compute capability
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or why there is none."""
+    """The library, or None and why it is not loaded."""
     if not _CUDA_LIBRARY.exists():
         return None, f"the CUDA library {library.not_built('cuda')}"
     if torch.version.cuda is None:
         return None, f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
+
     try:
         torch.ops.load_library(str(_CUDA_LIBRARY))
         loaded = ctypes.CDLL(str(_CUDA_LIBRARY))
@@ -40,13 +41,13 @@ _library, _reason = _load()
 
 
 def emulated() -> bool:
-    """Whether CPU tensors are taken."""
+    """Whether the backend takes CPU tensors, in the emulator."""
     return os.environ.get("EMCL_CUDA_EMULATED") == "1"
 
 
 @cache
 def _load_emulated() -> str:
-    """Why there is no emulated library, or nothing once it is loaded."""
+    """Load the emulated library, once; why it cannot be loaded, or nothing."""
     if not _EMULATED_LIBRARY.exists():
         return "libemcl_emulated.so was not built; EMCL_BUILD_EMULATED=1 python setup.py build_ext --inplace"
     try:
@@ -61,20 +62,27 @@ if emulated():
 
 
 def architectures() -> list[str]:
-    """What the library was compiled for, such as ["80", "90+PTX"]; empty where it is not loaded."""
+    """What the library was compiled for, such as ["80", "90+PTX"]; empty if it is not loaded."""
     return [] if _library is None else _library.emcl_cuda_architectures().decode().split()
 
 
 def status() -> dict[str, Any]:
-    """What `python -m emcl_kernels.info` prints of this backend."""
+    """What `python -m emcl_kernels.info` prints about this backend."""
     return {"loaded": not _reason, "path": str(_CUDA_LIBRARY), "architectures": architectures(), "reason": _reason}
 
 
 def runs_on(architecture: str, capability: tuple[int, int]) -> bool:
     """Whether code for an architecture runs on a compute capability.
 
-    "80" does on the same major version, from its own minor on; "80+PTX" also on anything later, for which the driver
-    compiles it; "90a" on exactly that; "100f" on its own major version.
+    "80" runs on the same major version, from its own minor version on. "80+PTX" runs on everything later as well: the
+    driver compiles it. "90a" runs on exactly that capability. "100f" runs on its own major version.
+
+    Args:
+        architecture: as nvcc has it, without "sm_", with "+PTX" if the library holds PTX code.
+        capability: major and minor version of the GPU.
+
+    Returns:
+        Whether it runs.
     """
     number, kind, ptx = re.fullmatch(r"(\d+)([af]?)(\+PTX)?", architecture).groups()  # type: ignore[union-attr]
     least = int(number[:-1]), int(number[-1])
@@ -87,14 +95,18 @@ def runs_on(architecture: str, capability: tuple[int, int]) -> bool:
 def _device_reason(index: int) -> str | None:
     """Why the library cannot run on a device, or None."""
     assert _library is not None
-    name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+    name = torch.cuda.get_device_name(index)
+    capability = torch.cuda.get_device_capability(index)
     shown = f"{name} has compute capability {capability[0]}.{capability[1]}"
     if capability < OLDEST:
         return f"{shown}, older than {OLDEST[0]}.{OLDEST[1]}"
     if not any(runs_on(architecture, capability) for architecture in architectures()):
         number = f"{capability[0]}{capability[1]}"
         return f"{shown} and the library is for {', '.join(architectures())}; reinstall with EMCL_CUDA_ARCHS={number}"
-    built, driver = _library.emcl_cuda_runtime(), _library.emcl_cuda_driver()
+
+    # Minor versions of CUDA are compatible with each other, major versions are not.
+    built = _library.emcl_cuda_runtime()
+    driver = _library.emcl_cuda_driver()
     if driver // 1000 < built // 1000:
         return (
             f"the library is built with CUDA {_version(built)}, the driver knows CUDA up to {_version(driver)}; "
@@ -108,7 +120,7 @@ def _version(number: int) -> str:
 
 
 class CUDA:
-    """CUDA C++ kernels; on the CPU too, in the emulator, if it is asked for by name."""
+    """CUDA C++ kernels. They run on the CPU too, in the emulator, if they are asked for by name."""
 
     name = "cuda"
     uniform = False

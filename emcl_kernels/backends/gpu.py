@@ -1,4 +1,4 @@
-"""What the two GPU backends have in common: the limits of their tiles, and EM on a handful of rows."""
+"""What the two GPU backends share: the limits of their tiles, and EM on a few rows."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _ENDS_IN_BASES = ("init", "logits", "responsibilities")
 
 
 def over_limits(op: Declared, args: tuple[Any, ...]) -> str | None:
-    """Why the arguments of an op are not taken, or None."""
+    """Why the GPU kernels cannot take these arguments of an op, or None if they can."""
     allowed = FLOAT_TYPES if op.family != "em_fit" else (torch.float32,)
     dtype = args[op.main].dtype
     if dtype not in allowed:
@@ -35,7 +35,7 @@ def over_limits(op: Declared, args: tuple[Any, ...]) -> str | None:
 
 
 def without_bases(op: Declared, args: tuple[Any, ...]) -> bool:
-    """Whether K is zero."""
+    """Whether K is 0."""
     positions = (op.position.get(name) for name in _ENDS_IN_BASES)
     return any(at is not None and args[at].shape[-1] == 0 for at in positions)
 
@@ -43,10 +43,18 @@ def without_bases(op: Declared, args: tuple[Any, ...]) -> bool:
 def project_few_rows(
     x: Tensor, init: Tensor, num_iters: int, temperature: float, residual_weight: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """EM by the loop in plain torch; the kernels have the Gram form only (see `emcl_kernels.forms`).
+    """EM by the loop in plain torch, because the kernels have the Gram form only (see `emcl_kernels.forms`).
+
+    Args:
+        x: rows `[*, N, D]`.
+        init: start of the bases, `[*, K]` or `[*, N, K]`.
+        num_iters: E-steps and M-steps.
+        temperature: of the E-step's softmax.
+        residual_weight: of the reconstruction.
+        eps: added to the sums and lengths that are divided by.
 
     Returns:
-        y, mean_bases, responsibilities, scale.
+        y in the dtype of `x`, and mean_bases, responsibilities and scale in float32.
     """
     rows = x.float()
     bases, responsibilities, scale = reference.em_loop(

@@ -1,4 +1,4 @@
-"""What the compiled libraries share: a schema for each op, and the call that allocates outputs and has them filled.
+"""What the compiled libraries share: a schema for each op, and the call that allocates the outputs and fills them.
 
 The C++ library registers its functions under the CPU key and the CUDA library under the CUDA key, both in the namespace
 emcl_native. The emulated CUDA library runs on CPU tensors, so it has a namespace of its own. An op has the same name
@@ -15,13 +15,14 @@ from emcl_kernels.backends import Declared, Implementation
 
 FOLDER = Path(__file__).parent.parent / "_C"
 BUILD_INFO = FOLDER / "build_info.json"
-NATIVE, EMULATED = "emcl_native", "emcl_emulated"
+NATIVE = "emcl_native"
+EMULATED = "emcl_emulated"
 
 _libraries = [torch.library.Library(namespace, "DEF") for namespace in (NATIVE, EMULATED)]
 
 
 def define(schema: str) -> None:
-    """Make room for an op in both namespaces. A library may register its function before or after."""
+    """Declare an op in both namespaces. A library may register its function before that or after."""
     for library in _libraries:
         library.define(schema)
 
@@ -36,7 +37,12 @@ def not_built(target: str) -> str:
 
 
 class Kernels:
-    """The functions of one namespace under one dispatch key."""
+    """The functions of one namespace for one kind of device.
+
+    Args:
+        namespace: `NATIVE` or `EMULATED`.
+        key: the dispatch key that they are registered under, "CPU" or "CUDA".
+    """
 
     def __init__(self, namespace: str, key: str) -> None:
         self._namespace = namespace
@@ -44,7 +50,7 @@ class Kernels:
         self._found: dict[str, Implementation] = {}
 
     def __getitem__(self, op: Declared) -> Implementation | None:
-        """The op on this library's kernels, or None if it has none. One that is loaded later is found later."""
+        """The op on this library's kernels, or None if it has none. A library that is loaded later is found then."""
         found = self._found.get(op.name)
         if found is not None:
             return found

@@ -1,6 +1,6 @@
-"""The backend "reference": any device, accumulation in float32 (float64 for float64), output like the input.
+"""The backend "reference": any device; sums in float32 (float64 for float64), output in the dtype of the input.
 
-The maths is in emcl_kernels/reference.py, and of the pooled similarity in reference_pooled.py.
+The maths is in emcl_kernels/reference.py, that of the pooled similarity in reference_pooled.py.
 """
 
 from torch import Tensor

@@ -2,7 +2,7 @@
 
 The fitted map is P = I + w·r·diag(s)·rᵀ, so with C = 2w·diag(s) + w²·diag(s)·rᵀr·diag(s) every inner product of
 mapped vectors is ⟨x·P, y·P⟩ = ⟨x, y⟩ + (x·r)·C·(y·r)ᵀ: a correction of rank K to a product that is known already.
-Where only one of the two is mapped, the correction is w·diag(s). Without EM, r has no columns and it is zero.
+If only one of the two is mapped, the correction is w·diag(s). Without EM, r has no columns and the correction is zero.
 """
 
 import torch
@@ -21,12 +21,28 @@ def moments(
     pooling_temperature: float,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """gram [D, D] and colsum [D] of the rows [pooled; text]; with keep, the inner products [B, F, A], else nothing."""
-    z = _Weighing(text, frames, frame_mask, pooling_temperature)
-    weighted = (z.weights @ z.weights.mT) @ z.f  # (PG) F×F per video
-    gram = torch.addmm(z.t.mT @ z.t, z.f.flatten(0, 1).mT, weighted.flatten(0, 1))  # (PG)
-    colsum = torch.einsum("bf,bfd->d", z.weights.sum(-1), z.f) + z.t.sum(0)  # (PS)
-    return gram, colsum, z.dots if keep else gram.new_empty(0)
+    """Moments of the rows [pooled; text], which are never made.
+
+    Args:
+        text: `[A, D]`.
+        frames: `[B, F, D]`.
+        frame_mask: `[B, F]`, numbers that multiply the weights.
+        pooling_temperature: of the softmax over frames.
+        keep: whether to return the inner products of texts and frames for later passes.
+
+    Returns:
+        gram `[D, D]`, colsum `[D]`, and the inner products `[B, F, A]`, or an empty tensor without `keep`.
+    """
+    weighing = _Weighing(text, frames, frame_mask, pooling_temperature)
+    t = weighing.t
+    f = weighing.f
+    weights = weighing.weights
+
+    # Σ over texts of pooledᵀ·pooled is fᵀ·(w·wᵀ)·f, with one F×F matrix w·wᵀ per video.
+    weighted = (weights @ weights.mT) @ f  # (PG)
+    gram = torch.addmm(t.mT @ t, f.flatten(0, 1).mT, weighted.flatten(0, 1))  # (PG)
+    colsum = torch.einsum("bf,bfd->d", weights.sum(-1), f) + t.sum(0)  # (PS)
+    return gram, colsum, weighing.dots if keep else gram.new_empty(0)
 
 
 def moments_backward(
@@ -40,13 +56,20 @@ def moments_backward(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `moments` to text and frames (docs/math.md, PM)."""
-    z = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
+    weighing = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
+    t = weighing.t
+    f = weighing.f
+    weights = weighing.weights
+
+    # Through the weights, to the inner products that they were made from.
     twice = d_gram + d_gram.mT
-    f_twice = z.f @ twice
-    d_weights = (f_twice @ z.f.mT) @ z.weights + (z.f @ d_colsum).unsqueeze(-1)  # [B, F, A]
-    d_dots = z.backward(d_weights)
-    d_text = z.t @ twice + d_colsum + d_dots.flatten(0, 1).mT @ z.f.flatten(0, 1)
-    d_frames = d_dots @ z.t + (z.weights @ z.weights.mT) @ f_twice + z.weights.sum(-1, keepdim=True) * d_colsum
+    f_twice = f @ twice
+    d_weights = (f_twice @ f.mT) @ weights + (f @ d_colsum).unsqueeze(-1)  # [B, F, A]
+    d_dots = weighing.backward(d_weights)
+
+    # Directly, as a part of the rows, and through the inner products.
+    d_text = t @ twice + d_colsum + d_dots.flatten(0, 1).mT @ f.flatten(0, 1)
+    d_frames = d_dots @ t + (weights @ weights.mT) @ f_twice + weights.sum(-1, keepdim=True) * d_colsum
     return d_text.to(text.dtype), d_frames.to(frames.dtype)
 
 
@@ -61,17 +84,32 @@ def cosine(
     pooling_temperature: float,
     linear: bool,
 ) -> tuple[Float[Tensor, "A B"], Float[Tensor, "A B"]]:
-    """Cosine of mapped text with mapped pooled frames, and the length of those.
+    """Cosine of the mapped texts with the mapped pooled frames.
 
-    kept: as of `moments`, or empty. linear: matters to the gradient only.
+    Args:
+        text: `[A, D]`.
+        frames: `[B, F, D]`.
+        frame_mask: `[B, F]`, numbers that multiply the weights.
+        kept: inner products `[B, F, A]` that `moments` returned, or an empty tensor.
+        responsibilities: of the fitted map `[D, K]`.
+        scale: of the fitted map `[K]`.
+        weight: of the reconstruction.
+        pooling_temperature: of the softmax over frames.
+        linear: for the gradient only: whether it goes through the map, which is a constant.
+
+    Returns:
+        The cosine `[A, B]`, and the lengths of the mapped pooled frames `[A, B]`, which backward needs.
     """
-    z = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
-    map_ = _Map(z.t, z.f, responsibilities, scale, weight)
-    f_twice = map_.f_r @ map_.correction
-    numerator = (z.weights * (z.dots + f_twice @ map_.t_r.mT)).sum(1)  # (PN)
-    squares = (z.weights * ((z.f @ z.f.mT + f_twice @ map_.f_r.mT) @ z.weights)).sum(1)  # (PL)
+    weighing = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
+    f = weighing.f
+    weights = weighing.weights
+    fitted = _Map(weighing.t, f, responsibilities, scale, weight)
+    f_twice = fitted.f_r @ fitted.correction
+
+    numerator = (weights * (weighing.dots + f_twice @ fitted.t_r.mT)).sum(1)  # (PN) [B, A]
+    squares = (weights * ((f @ f.mT + f_twice @ fitted.f_r.mT) @ weights)).sum(1)  # (PL) [B, A]
     length = squares.clamp_min(TINY**2).sqrt()
-    return (numerator / (map_.text_length * length)).mT.contiguous(), length.mT.contiguous()
+    return (numerator / (fitted.text_length * length)).mT.contiguous(), length.mT.contiguous()
 
 
 def cosine_backward(
@@ -88,27 +126,56 @@ def cosine_backward(
     pooling_temperature: float,
     linear: bool,
 ) -> tuple[Tensor, Tensor, Float[Tensor, "A K"], Float[Tensor, "B F K"]]:
-    """d_text, d_frames and the pulls on text·r and frames·r (docs/math.md, PB)."""
-    weighing = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
-    t, f, weights = weighing.t, weighing.f, weighing.weights
-    z = _Map(t, f, responsibilities, scale, weight)
-    once = z.correction if linear else torch.diag(weight * scale)
-    d_numerator = d_cosine.mT / (z.text_length * length.mT)  # [B, A]
-    per_square = -(d_cosine * cosine).mT
-    # a length at its lower bound is a constant
-    d_pooled_square = torch.where(length.mT > TINY, per_square / (2 * length.mT.square()), 0)
-    d_text_square = torch.where(z.text_length > TINY, per_square.sum(0) / (2 * z.text_length.square()), 0)
+    """Gradients of `cosine` (docs/math.md, PB).
 
-    f_once = z.f_r @ once
-    d_weights = d_numerator.unsqueeze(1) * (weighing.dots + f_once @ z.t_r.mT)
-    d_weights += 2 * d_pooled_square.unsqueeze(1) * ((f @ f.mT + f_once @ z.f_r.mT) @ weights)
+    Args:
+        d_cosine: `[A, B]`.
+        text: as for `cosine`.
+        frames: as for `cosine`.
+        frame_mask: as for `cosine`.
+        kept: as for `cosine`.
+        responsibilities: as for `cosine`.
+        scale: as for `cosine`.
+        cosine: what `cosine` returned.
+        length: what `cosine` returned next to it.
+        weight: as for `cosine`.
+        pooling_temperature: as for `cosine`.
+        linear: whether the gradient goes through the map; if not, the reconstruction is a constant.
+
+    Returns:
+        d_text, d_frames, and the pulls on text·r `[A, K]` and frames·r `[B, F, K]`, from which the gradients to the
+        map follow.
+    """
+    weighing = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
+    t = weighing.t
+    f = weighing.f
+    weights = weighing.weights
+    fitted = _Map(t, f, responsibilities, scale, weight)
+    t_r = fitted.t_r
+    f_r = fitted.f_r
+    text_length = fitted.text_length
+
+    # To numerator and squared lengths. A length at its lower bound is a constant.
+    d_numerator = d_cosine.mT / (text_length * length.mT)  # [B, A]
+    per_square = -(d_cosine * cosine).mT
+    d_pooled_square = torch.where(length.mT > TINY, per_square / (2 * length.mT.square()), 0)
+    d_text_square = torch.where(text_length > TINY, per_square.sum(0) / (2 * text_length.square()), 0)
+
+    # To the weights, and from there to the inner products. `once` is the correction that carries gradient.
+    once = fitted.correction if linear else torch.diag(weight * scale)
+    f_once = f_r @ once
+    d_weights = d_numerator.unsqueeze(1) * (weighing.dots + f_once @ t_r.mT)
+    d_weights += 2 * d_pooled_square.unsqueeze(1) * ((f @ f.mT + f_once @ f_r.mT) @ weights)
     d_dots = weighing.backward(d_weights)
 
+    # To text·r and frames·r.
     numerator_weights = d_numerator.unsqueeze(1) * weights  # [B, F, A]
     frame_weights = 2 * (d_pooled_square.unsqueeze(1) * weights) @ weights.mT  # [B, F, F]
+    pull_text = numerator_weights.flatten(0, 1).mT @ f_r.flatten(0, 1) + 2 * d_text_square.unsqueeze(-1) * t_r
+    pull_frames = numerator_weights @ t_r + frame_weights @ f_r
+
+    # To text and frames: through their inner products, and through the pulls.
     through = numerator_weights + d_dots
-    pull_text = numerator_weights.flatten(0, 1).mT @ z.f_r.flatten(0, 1) + 2 * d_text_square.unsqueeze(-1) * z.t_r
-    pull_frames = numerator_weights @ z.t_r + frame_weights @ z.f_r
     d_text = through.flatten(0, 1).mT @ f.flatten(0, 1) + 2 * d_text_square.unsqueeze(-1) * t
     d_text = d_text + pull_text @ once @ responsibilities.mT
     d_frames = through @ t + frame_weights @ f + pull_frames @ once @ responsibilities.mT
@@ -116,30 +183,36 @@ def cosine_backward(
 
 
 class _Weighing:
-    """Frame weights of every text, video by video: all [B, F, A]. kept: the inner products, where they are known."""
+    """Frame weights of every text, video by video; dots, soft and weights are [B, F, A].
+
+    kept: the inner products of frames and texts, if they are known; else None or an empty tensor.
+    """
 
     def __init__(
         self, text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float, kept: Tensor | None = None
     ) -> None:
         dtype = ACCUMULATION[text.dtype]
-        self.t, self.f, self.temperature = text.to(dtype), frames.to(dtype), pooling_temperature
+        self.t = text.to(dtype)
+        self.f = frames.to(dtype)
+        self.temperature = pooling_temperature
         self.mask = frame_mask.to(dtype).unsqueeze(-1)
         self.dots = self.f @ self.t.mT if kept is None or kept.numel() == 0 else kept
         self.soft = torch.softmax(self.dots / pooling_temperature, dim=1)
         self.weights = self.soft * self.mask  # (PW)
 
     def backward(self, d_weights: Float[Tensor, "B F A"]) -> Float[Tensor, "B F A"]:
-        """Gradient to the products from that to the weights."""
+        """Gradient to the inner products, from the gradient to the weights."""
         d_soft = d_weights * self.mask
         return self.soft * (d_soft - (d_soft * self.soft).sum(1, keepdim=True)) / self.temperature
 
 
 class _Map:
-    """What forward and backward share of a fitted map: text and frames in its bases, and the mapped texts' length."""
+    """What forward and backward need of a fitted map: text and frames in its bases, and the mapped texts' lengths."""
 
     def __init__(self, t: Tensor, f: Tensor, responsibilities: Tensor, scale: Tensor, weight: float) -> None:
         self.correction = correction(responsibilities, scale, weight)
-        self.t_r, self.f_r = t @ responsibilities, f @ responsibilities
+        self.t_r = t @ responsibilities
+        self.f_r = f @ responsibilities
         text_squares = t.square().sum(-1) + ((self.t_r @ self.correction) * self.t_r).sum(-1)
         self.text_length = text_squares.clamp_min(TINY**2).sqrt()
 
@@ -147,6 +220,6 @@ class _Map:
 def correction(
     responsibilities: Float[Tensor, "D K"], scale: Float[Tensor, " K"], weight: float
 ) -> Float[Tensor, "K K"]:
-    """C of ⟨x·P, y·P⟩ = ⟨x, y⟩ + (x·r)·C·(y·r)ᵀ."""
+    """C in ⟨x·P, y·P⟩ = ⟨x, y⟩ + (x·r)·C·(y·r)ᵀ, `[K, K]`."""
     scaled = responsibilities * scale
     return 2 * weight * torch.diag(scale) + weight**2 * (scaled.mT @ scaled)  # (PC)
