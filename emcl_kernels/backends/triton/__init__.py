@@ -1,4 +1,4 @@
-"""The backend "triton": its kernels as a table of functions, and the reason if they cannot run.
+"""The backend "triton": a table of its functions, and the reason if they cannot run.
 
 Importing this package needs neither triton nor a GPU.
 """
@@ -40,7 +40,7 @@ if UNAVAILABLE is None:
             return gpu.project_few_rows(x, init, num_iters, temperature, residual_weight, eps)
 
         gram, colsum = moments(x)
-        # The start of one value per row is one more product of a library's kind.
+        # With one start per row the logits are one more product, which torch computes in float32.
         logits = reference.start_logits(x.float() if init.dim() == x.dim() else x, colsum, init.float())
         responsibilities, scale = fit(gram, logits, num_iters, temperature, eps)
         mean_bases = reference.mean_of_bases(colsum, responsibilities, scale, x.shape[-2])

@@ -48,7 +48,7 @@ def sum_tiles(
 
 # True where triton was imported with TRITON_INTERPRET=1: kernels then run in numpy and take CPU tensors.
 INTERPRETED = not isinstance(upper_tile, triton.JITFunction)
-# The interpreter's time goes by the number of tiles, not by their size: two along each dimension still have a seam.
+# The interpreter's time depends on the number of tiles, not on their size. Two along each dimension still have a seam.
 COARSE_TILES = INTERPRETED
 
 
@@ -102,7 +102,7 @@ class PooledTiles(NamedTuple):
 
 
 def padded(size: int) -> int:
-    """Smallest power of two that holds size, from 16, the least that tl.dot takes."""
+    """Smallest power of two that holds size, at least 16, the least that tl.dot takes."""
     return max(16, triton.next_power_of_2(size))
 
 
@@ -111,7 +111,7 @@ def half(size: int) -> int:
 
 
 def warps(width: int, num_bases: int = 16) -> int:
-    """Twice as many where 4 would spill: many bases, or rows that are not aligned and are loaded value by value."""
+    """8 if 4 would spill: many bases, or rows that are not aligned and so are loaded value by value."""
     return 8 if width % 16 or num_bases % 16 or num_bases > 32 else 4
 
 
@@ -133,7 +133,7 @@ def moments_backward_tiles(rows: int, width: int, dtype: torch.dtype) -> Product
 
 
 def fit_tiles(batch: int, width: int, num_bases: int, *, accumulators: int) -> FitTiles:
-    """accumulators: [rows, bases] tiles that a program sums at once, 1 forward and 2 backward."""
+    """Tiles of the EM loop; a program sums `accumulators` [rows, bases] tiles at once, 1 forward and 2 backward."""
     bases = padded(num_bases)
     if COARSE_TILES:
         return FitTiles(half(width), half(width), bases, num_warps=4, num_stages=1)
@@ -147,7 +147,7 @@ def fit_tiles(batch: int, width: int, num_bases: int, *, accumulators: int) -> F
 def reconstruct_tiles(
     batch: int, rows: int, width: int, num_bases: int, dtype: torch.dtype, *, accumulators: int
 ) -> ReconstructTiles:
-    """accumulators: [rows, bases] tiles that a program sums at once, 1 forward and 2 backward."""
+    """Tiles of the mapped rows; a program sums `accumulators` [rows, bases] tiles at once, 1 forward and 2 backward."""
     bases = padded(num_bases)
     if COARSE_TILES:
         return ReconstructTiles(half(rows), half(width), bases, num_warps=4, num_stages=1)
@@ -168,14 +168,14 @@ def pooled_tiles(texts: int, frames: int, width: int, dtype: torch.dtype) -> Poo
 
 
 def text_splits(texts: int, videos: int, block: int) -> tuple[int, int]:
-    """(splits, texts of each) so that videos·splits fills the GPU, each split a multiple of block."""
+    """Number of splits, and texts of each, so that videos·splits fills the GPU; a split is a multiple of block."""
     blocks = triton.cdiv(texts, block)
     blocks_per_split = triton.cdiv(blocks, min(blocks, triton.cdiv(TARGET_PROGRAMS, videos)))
     return triton.cdiv(blocks, blocks_per_split), blocks_per_split * block
 
 
 def row_splits(rows: int, programs: int, block: int) -> tuple[int, int]:
-    """(splits, rows of each) so that programs·splits fills the GPU, each split a multiple of block."""
+    """Number of splits, and rows of each, so that programs·splits fills the GPU; a split is a multiple of block."""
     splits = max(1, min(triton.cdiv(TARGET_PROGRAMS, programs), triton.cdiv(rows, MIN_ROWS_PER_SPLIT)))
     rows_per_split = triton.cdiv(triton.cdiv(rows, splits), block) * block
     return triton.cdiv(rows, rows_per_split), rows_per_split
@@ -189,7 +189,7 @@ def float32_precision() -> str:
 
 
 def small_product_precision(dtype: torch.dtype) -> str:
-    """input_precision of float32 products beside those of x: TF32 rounds less than bfloat16 and float16 did before."""
+    """input_precision of the small float32 products: TF32 rounds less than bfloat16 and float16 did before."""
     return float32_precision() if dtype == torch.float32 or INTERPRETED else "tf32"
 
 
@@ -201,13 +201,13 @@ def dot_options(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def as_batch(tensor: Tensor, trailing: int) -> Tensor:
-    """Leading dimensions flattened to one; the rest contiguous, which is how the kernels address it."""
+    """Leading dimensions flattened to one, and contiguous, as the kernels address it."""
     batch = prod(tensor.shape[: tensor.ndim - trailing])
     return tensor.reshape(batch, *tensor.shape[tensor.ndim - trailing :]).contiguous()
 
 
 def result_like(x: Tensor) -> Tensor:
-    """Memory for a kernel to write a result of the type of x into; finish with `.to(x.dtype)`."""
+    """Memory for a kernel's result like x; the caller finishes with `.to(x.dtype)`."""
     # float32 in the interpreter: it cuts to bfloat16 where the GPU rounds, which doubles the error.
     return torch.empty_like(x, dtype=torch.float32 if INTERPRETED else x.dtype)
 

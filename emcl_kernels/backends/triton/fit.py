@@ -1,7 +1,8 @@
 """The EM loop on a Gram matrix in Triton: one launch per iteration, forward and backward.
 
 Column sums run over all channels, which several programs hold. Instead of a barrier, every program forms the sums it
-needs itself: p is cheap beside gram·p, and division by a column sum commutes with the product, gram·(p/c) = (gram·p)/c.
+needs itself. That costs little, because p is cheap next to gram·p, and division by a column sum commutes with the
+product: gram·(p/c) = (gram·p)/c.
 """
 # Kernels take pointers and scalars of Triton's, which have no Python types.
 # mypy: allow-untyped-defs, allow-untyped-calls
@@ -18,16 +19,20 @@ from .common import FitTiles, as_batch, fit_tiles, float32_precision, on_device_
 def fit(
     gram: Float[Tensor, "*G D D"], logits: Float[Tensor, "*G D K"], num_iters: int, temperature: float, eps: float
 ) -> tuple[Float[Tensor, "*G D K"], Float[Tensor, "*G K"]]:
-    """Responsibilities and scale after num_iters of GE and GM (docs/math.md)."""
+    """Responsibilities and scale after num_iters of GE and GM (docs/math.md), in float32."""
     *lead, width, num_bases = logits.shape
-    matrices, start = as_batch(gram, 2), as_batch(logits, 2)
+    matrices = as_batch(gram, 2)
+    start = as_batch(logits, 2)
     batch = start.shape[0]
-    responsibilities, scale = torch.empty_like(start), start.new_empty(batch, num_bases)
+    responsibilities = torch.empty_like(start)
+    scale = start.new_empty(batch, num_bases)
     if start.numel() > 0:
+        # Two of each: an iteration reads what the one before it has written.
         tiles = fit_tiles(batch, width, num_bases, accumulators=1)
         squares = start.new_empty(2, batch, triton.cdiv(width, tiles.rows), num_bases)
         product = start.new_empty(2, batch, width, num_bases)
         column_sums = start.new_empty(batch, num_bases)
+
         with on_device_of(gram):
             for t in range(num_iters):
                 fit_step(
@@ -38,6 +43,7 @@ def fit(
             fit_scale_kernel[(batch,)](
                 squares[(num_iters - 1) % 2], scale, squares.shape[2], num_bases, eps, BLOCK_K=tiles.bases, num_warps=1
             )
+
     return responsibilities.view(*lead, width, num_bases), scale.view(*lead, num_bases)
 
 
@@ -52,17 +58,23 @@ def fit_backward(
 ) -> tuple[Float[Tensor, "*G D D"], Float[Tensor, "*G D K"]]:
     """d_gram and d_logits of `fit`, through every iteration; exact for a gram that is not symmetric, too."""
     width, num_bases = logits.shape[-2:]
-    matrices, start = as_batch(gram, 2), as_batch(logits, 2)
+    matrices = as_batch(gram, 2)
+    start = as_batch(logits, 2)
     batch = start.shape[0]
     if start.numel() == 0:
         return torch.zeros_like(gram), torch.zeros_like(logits)
+
+    # What the forward iterations leave for the backward ones.
     tiles = fit_tiles(batch, width, num_bases, accumulators=2)
     row_tiles = triton.cdiv(width, tiles.rows)
     # [B, D, T, K]: the gradient of gram, the sum of d_product_t·r_tᵀ over iterations, is then one product over T·K.
     history = (batch, width, num_iters, num_bases)
-    responsibilities, product, d_product = (start.new_empty(history) for _ in range(3))
+    responsibilities = start.new_empty(history)
+    product = start.new_empty(history)
+    d_product = start.new_empty(history)
     squares = start.new_empty(num_iters, batch, row_tiles, num_bases)
     column_sums = start.new_empty(num_iters, batch, num_bases)
+
     # Two of each: an iteration reads what the one after it has written.
     d_r = start.new_empty(2, batch, width, num_bases)
     inner = start.new_empty(2, batch, row_tiles, num_bases)
@@ -77,8 +89,11 @@ def fit_backward(
                 product[:, :, t], responsibilities[:, :, t], squares[t], column_sums[t], temperature, eps, tiles,
                 first=t == 0, keep=True,
             )  # fmt: skip
+
         for t in reversed(range(num_iters)):
-            last, now, after = t == num_iters - 1, t % 2, (t + 1) % 2
+            last = t == num_iters - 1
+            now = t % 2
+            after = (t + 1) % 2
             following = t if last else t + 1
             fit_backward_step_kernel[(row_tiles * batch,)](
                 matrices, responsibilities[:, :, t], product[:, :, t], squares[t],
@@ -87,11 +102,13 @@ def fit_backward(
                 LAST=last, BLOCK_I=tiles.rows, BLOCK_J=tiles.inner, BLOCK_K=tiles.bases, PRECISION=float32_precision(),
                 num_warps=tiles.num_warps, num_stages=tiles.num_stages,
             )  # fmt: skip
+
         fit_backward_start_kernel[(row_tiles * batch,)](
             responsibilities, column_sums[0], d_r[0], inner[0], d_logits,
             width, num_bases, num_iters * num_bases, 1 / temperature, eps,
             BLOCK_I=tiles.rows, BLOCK_K=tiles.bases, num_warps=tiles.num_warps,
         )  # fmt: skip
+
     d_gram = torch.matmul(d_product.flatten(2), responsibilities.flatten(2).mT)
     return d_gram.view(gram.shape), d_logits.view(logits.shape)
 
@@ -111,7 +128,22 @@ def fit_step(
     first: bool,
     keep: bool,
 ) -> None:
-    """Launch one iteration. previous: the logits at first, then gram·r of the iteration before, not yet scaled."""
+    """Launch one iteration.
+
+    Args:
+        gram: the matrices.
+        previous: the logits for the first iteration, else gram·r of the iteration before, not yet scaled.
+        previous_squares: partial sums of the squared lengths of the iteration before; not read for the first.
+        product: out, gram·r.
+        responsibilities: out if `keep`.
+        squares: out, partial sums of the squared lengths.
+        column_sums: out, sums over the channels before the division.
+        temperature: of the softmax.
+        eps: added to what is divided by.
+        tiles: launch parameters.
+        first: whether this is the first iteration.
+        keep: whether to write the responsibilities.
+    """
     batch, width, num_bases = previous.shape
     fit_step_kernel[(triton.cdiv(width, tiles.rows) * batch,)](
         gram, previous, previous_squares, product, responsibilities, squares, column_sums,

@@ -25,8 +25,13 @@ from .common import (
 def moments(x: Float[Tensor, "*G N D"]) -> tuple[Float[Tensor, "*G D D"], Float[Tensor, "*G D"]]:
     """gram = xᵀx and colsum = xᵀ1, both float32 (docs/math.md, §2).
 
-    Args: x: rows of any number, float32, bfloat16 or float16.
-    Returns: gram, of which only the tiles on and above the diagonal were computed; colsum.
+    Only tiles on and above the diagonal are computed; the others are copies of them.
+
+    Args:
+        x: rows `[*, N, D]` in float32, bfloat16 or float16.
+
+    Returns:
+        gram `[*, D, D]` and colsum `[*, D]`.
     """
     *lead, rows, width = x.shape
     flat = as_batch(x, 2)
@@ -45,6 +50,8 @@ def moments(x: Float[Tensor, "*G N D"]) -> tuple[Float[Tensor, "*G D D"], Float[
     else:
         gram_parts = gram.new_empty(batch, splits, width, width)
         colsum_parts = gram.new_empty(batch, splits, width)
+
+    # Each split of the rows has its own sums, which are added up in a fixed order afterwards.
     with on_device_of(x):
         moments_kernel[(pairs * splits * batch,)](
             flat, gram_parts, colsum_parts, rows, width, splits, rows_per_split,
@@ -57,6 +64,7 @@ def moments(x: Float[Tensor, "*G N D"]) -> tuple[Float[Tensor, "*G D D"], Float[
             moments_sum_kernel[(side * (side + 1) // 2 * batch,)](
                 gram_parts, colsum_parts, gram, colsum, width, splits, BLOCK_D=block, num_warps=4
             )
+
     return gram.view(*lead, width, width), colsum.view(*lead, width)
 
 
@@ -70,6 +78,7 @@ def moments_backward(
     d_x = result_like(flat)
     if flat.numel() == 0:
         return d_x.view(x.shape).to(x.dtype)
+
     d_gram = as_batch(d_gram.float(), 2)
     tiles = moments_backward_tiles(rows, width, x.dtype)
     # TF32 holds every bfloat16 and float16 exactly, and keeps the range of d_gram, which float16 does not.

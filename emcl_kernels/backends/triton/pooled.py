@@ -1,8 +1,8 @@
 """The pooled similarity in Triton: one program holds the frame weights of a tile of texts for one video.
 
-The inner products of texts and frames are made again in every pass, or taken from what the moments kept. What is a
-plain product of matrices, and the small ones in the bases, goes to torch. Formulas: docs/math.md, P; in torch
-operations: reference_pooled.py.
+Every pass computes the inner products of texts and frames again, unless the moments kept them. Plain products of
+matrices, and the small ones in the bases, are left to torch. The formulas are in docs/math.md (P), and in torch
+operations in reference_pooled.py.
 """
 # Kernels take pointers and scalars of Triton's, which have no Python types.
 # mypy: allow-untyped-defs, allow-untyped-calls
@@ -29,12 +29,14 @@ def pooled_moments(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """gram [D, D] and colsum [D] of the rows [pooled; text], and with keep the inner products [B, F, A]."""
-    (texts, width), (videos, count) = text.shape, frames.shape[:2]
+    texts, width = text.shape
+    videos, count = frames.shape[:2]
     tiles = pooled_tiles(texts, count, width, text.dtype)
     splits, texts_per_split = text_splits(texts, videos, tiles.texts)
     f = frames.float()
     kept = f.new_empty((videos, count, texts) if keep else 0)
-    square_parts, sum_parts = f.new_empty(videos, splits, count, count), f.new_empty(videos, splits, count)
+    square_parts = f.new_empty(videos, splits, count, count)
+    sum_parts = f.new_empty(videos, splits, count)
     with on_device_of(text):
         pooled_moments_kernel[(videos * splits,)](
             text.contiguous(), frames.contiguous(), frame_mask.float().contiguous(), kept, square_parts, sum_parts,
@@ -42,6 +44,8 @@ def pooled_moments(
             BLOCK_A=tiles.texts, BLOCK_F=tiles.frames, BLOCK_D=tiles.inner, **dot_options(text.dtype),
             SMALL=small_product_precision(text.dtype), num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
+
+    # The texts are rows too. The F×F weights of each video then add the pooled rows.
     gram, colsum = moments(text)
     weighted = square_parts.sum(1) @ f  # (PG) F×F per video
     gram = torch.addmm(gram, f.flatten(0, 1).mT, weighted.flatten(0, 1))
@@ -59,15 +63,19 @@ def pooled_moments_backward(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `pooled_moments` to text and frames (docs/math.md, PM)."""
-    (texts, width), (videos, count) = text.shape, frames.shape[:2]
-    t, f, d_colsum = text.float(), frames.float(), d_colsum.float()
+    texts, width = text.shape
+    videos, count = frames.shape[:2]
+    t = text.float()
+    f = frames.float()
+    d_colsum = d_colsum.float()
     twice = d_gram.float() + d_gram.float().mT
     f_twice = f @ twice
 
     tiles = pooled_tiles(texts, count, width, text.dtype)
     splits, texts_per_split = text_splits(texts, videos, tiles.texts)
     d_dots = f.new_empty(videos, count, texts)
-    square_parts, sum_parts = f.new_empty(videos, splits, count, count), f.new_empty(videos, splits, count)
+    square_parts = f.new_empty(videos, splits, count, count)
+    sum_parts = f.new_empty(videos, splits, count)
     with on_device_of(text):
         pooled_moments_backward_kernel[(videos * splits,)](
             text.contiguous(), frames.contiguous(), frame_mask.float().contiguous(), kept.contiguous(),
@@ -76,6 +84,8 @@ def pooled_moments_backward(
             BLOCK_A=tiles.texts, BLOCK_F=tiles.frames, BLOCK_D=tiles.inner, **dot_options(text.dtype),
             SMALL=small_product_precision(text.dtype), num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
+
+    # Directly, as a part of the rows, and through the inner products.
     d_text = t @ twice + d_colsum + d_dots.flatten(0, 1).mT @ f.flatten(0, 1)
     d_frames = d_dots @ t + square_parts.sum(1) @ f_twice + sum_parts.sum(1).unsqueeze(-1) * d_colsum
     return d_text.to(text.dtype), d_frames.to(frames.dtype)
@@ -92,14 +102,17 @@ def pooled_cosine(
     pooling_temperature: float,
     linear: bool,
 ) -> tuple[Float[Tensor, "A B"], Float[Tensor, "A B"]]:
-    """Cosine of mapped text with mapped pooled frames, and the length of those.
+    """Cosine of the mapped texts with the mapped pooled frames, and the lengths of those, both `[A, B]`.
 
-    kept: as of the moments, or empty. linear: matters to the gradient only.
+    `kept` is what the moments returned, or empty. `linear` matters for the gradient only.
     """
-    (texts, width), (videos, count), bases = text.shape, frames.shape[:2], scale.shape[0]
+    texts, width = text.shape
+    videos, count = frames.shape[:2]
+    bases = scale.shape[0]
     f = frames.float()
     matrix = correction(responsibilities, scale, weight)
-    t_r, f_r = text.float() @ responsibilities, f @ responsibilities
+    t_r = text.float() @ responsibilities
+    f_r = f @ responsibilities
     f_twice = f_r @ matrix
     products = f @ f.mT + f_twice @ f_r.mT  # (PL) F×F per video
 
@@ -130,19 +143,26 @@ def pooled_cosine_backward(
     pooling_temperature: float,
     linear: bool,
 ) -> tuple[Tensor, Tensor, Float[Tensor, "A K"], Float[Tensor, "B F K"]]:
-    """d_text, d_frames and the pulls on text·r and frames·r (docs/math.md, PB)."""
-    (texts, width), (videos, count), bases = text.shape, frames.shape[:2], scale.shape[0]
-    t, f, d_cosine = text.float(), frames.float(), d_cosine.float().contiguous()
+    """Gradients d_text and d_frames, and the pulls on text·r and frames·r (docs/math.md, PB)."""
+    texts, width = text.shape
+    videos, count = frames.shape[:2]
+    bases = scale.shape[0]
+    t = text.float()
+    f = frames.float()
+    d_cosine = d_cosine.float().contiguous()
+
+    # `once` is the correction that carries gradient.
     matrix = correction(responsibilities, scale, weight)
     once = matrix if linear else torch.diag(weight * scale)
-    t_r, f_r = t @ responsibilities, f @ responsibilities
+    t_r = t @ responsibilities
+    f_r = f @ responsibilities
     f_once = f_r @ once
     text_length = mapped_length(text, t_r, matrix)
 
     tiles = pooled_tiles(texts, count, width, text.dtype)
     splits, texts_per_split = text_splits(texts, videos, tiles.texts)
     through = f.new_empty(videos, count, texts)
-    # Without bases nothing asks for the numerator's weights alone.
+    # Without bases, nothing needs the numerator's weights alone.
     numerator_weights = torch.empty_like(through) if bases else through
     frame_parts = f.new_empty(videos, splits, count, count)
     with on_device_of(text):
@@ -155,13 +175,17 @@ def pooled_cosine_backward(
             BLOCK_A=tiles.texts, BLOCK_F=tiles.frames, BLOCK_D=tiles.inner, **dot_options(text.dtype),
             SMALL=small_product_precision(text.dtype), num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
-    # a length at its lower bound is a constant
+
+    # To the squared lengths of the texts. A length at its lower bound is a constant.
     per_square = -(d_cosine * cosine).sum(1)
     d_text_square = torch.where(text_length > TINY, per_square / text_length.square(), 0).unsqueeze(-1)  # twice
+
+    # To text and frames: through their inner products, and with bases through the pulls on text·r and frames·r.
     frame_weights = frame_parts.sum(1)
     d_text = through.flatten(0, 1).mT @ f.flatten(0, 1) + d_text_square * t
     d_frames = through @ t + frame_weights @ f
-    pull_text, pull_frames = d_text_square * t_r, frame_weights @ f_r
+    pull_text = d_text_square * t_r
+    pull_frames = frame_weights @ f_r
     if bases:
         pull_text += numerator_weights.flatten(0, 1).mT @ f_r.flatten(0, 1)
         pull_frames += numerator_weights @ t_r

@@ -19,7 +19,8 @@ def reconstruct(
     x: Float[Tensor, "*G N D"], responsibilities: Float[Tensor, "*G D K"], scale: Float[Tensor, "*G K"], weight: float
 ) -> Float[Tensor, "*G N D"]:
     """y = x + weight·(x·(r*scale))·rᵀ in the type of x (docs/math.md, GR)."""
-    (rows, width), num_bases = x.shape[-2:], responsibilities.shape[-1]
+    rows, width = x.shape[-2:]
+    num_bases = responsibilities.shape[-1]
     flat = as_batch(x, 2)
     y = result_like(flat)
     if flat.numel() > 0:
@@ -45,20 +46,28 @@ def reconstruct_backward(
 
     With h = x·r and u = d_y·r: d_r = weight·scale*(d_yᵀ·h + xᵀ·u) and d_scale = weight·Σ_n h*u.
     """
-    (rows, width), num_bases = x.shape[-2:], responsibilities.shape[-1]
-    flat, d_flat, r, s = as_batch(x, 2), as_batch(d_y.to(x.dtype), 2), as_batch(responsibilities, 2), as_batch(scale, 1)
+    rows, width = x.shape[-2:]
+    num_bases = responsibilities.shape[-1]
+    flat = as_batch(x, 2)
+    d_flat = as_batch(d_y.to(x.dtype), 2)
+    r = as_batch(responsibilities, 2)
+    s = as_batch(scale, 1)
     batch = flat.shape[0]
     d_x = result_like(flat)
     if flat.numel() == 0:
         return d_x.view(x.shape).to(x.dtype), torch.zeros_like(responsibilities), torch.zeros_like(scale)
 
     tiles = reconstruct_tiles(batch, rows, width, num_bases, x.dtype, accumulators=2)
-    row_tiles, column_tiles = triton.cdiv(rows, tiles.rows), triton.cdiv(width, tiles.width)
+    row_tiles = triton.cdiv(rows, tiles.rows)
+    column_tiles = triton.cdiv(width, tiles.width)
     splits, rows_per_split = row_splits(rows, column_tiles * batch, 32)
-    x_r, d_y_r = (d_x.new_empty(batch, rows, num_bases) for _ in range(2))
+    x_r = d_x.new_empty(batch, rows, num_bases)
+    d_y_r = d_x.new_empty(batch, rows, num_bases)
     d_scale_parts = s.new_empty(batch, row_tiles, num_bases)
     d_r_parts = r.new_empty(batch, splits, width, num_bases)
     options = dot_options(x.dtype) | {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+
+    # The first kernel writes d_x, x·r and d_y·r; the second sums products of the latter two with the rows.
     with on_device_of(x):
         reconstruct_backward_kernel[(row_tiles * batch,)](
             d_flat, flat, r, s, d_x, x_r, d_y_r, d_scale_parts, rows, width, num_bases, weight,
@@ -68,6 +77,7 @@ def reconstruct_backward(
             d_flat, flat, x_r, d_y_r, d_r_parts, rows, width, num_bases, splits, rows_per_split,
             BLOCK_N=32, BLOCK_D=tiles.width, BLOCK_K=tiles.bases, **options,
         )  # fmt: skip
+
     d_scale = d_scale_parts.sum(1) * weight
     d_r = d_r_parts.sum(1) * (weight * s)[:, None, :]
     return d_x.view(x.shape).to(x.dtype), d_r.view(responsibilities.shape), d_scale.view(scale.shape)
