@@ -1,4 +1,4 @@
-"""Calls of the ops with their gradients, on inputs that a seed determines: what bits, graphs and streams are tested on."""
+"""Calls of the ops with their gradients, on inputs that a seed determines: for tests of bits, graphs and streams."""
 
 from collections.abc import Callable
 

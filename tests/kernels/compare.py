@@ -125,6 +125,7 @@ def compare(
     formula: Function,
     *,
     conditioning: float | None = None,
+    may_be_useless: bool = False,
 ) -> None:
     """Compare `ours` on the backend with `formula` in float64.
 
@@ -136,6 +137,7 @@ def compare(
         formula: the same in plain torch.
         conditioning: how much larger an error of the inputs is in the results. By default it is measured, which costs
             more evaluations in float64.
+        may_be_useless: leave out outputs on which too much would be allowed, in place of failing.
 
     Raises:
         AssertionError: outputs that are further off than arithmetic explains, with their errors.
@@ -163,13 +165,11 @@ def compare(
             growth = conditioning or max(relative_error(other[name], value) for other in moved) / SHIFT
             allowed = bound(problem.dtype, problem.length * problem.steps, conditioning=growth, backend=backend)
             error = relative_error(result, value)
-            RECORD.append((backend, str(problem.dtype), name, error, allowed, 0, growth))
+            if allowed > USELESS and may_be_useless:
+                continue
             if allowed > USELESS:
                 failures.append(f"{name}: may be off by {allowed:.1e}, so nothing is tested; take another problem")
             if not error <= allowed:
                 failures.append(f"{name}: relative error {error:.1e}, more than {allowed:.1e}")
     assert not failures, "; ".join(failures)
 
-
-RECORD = []
-exec(open("/tmp/rec.py").read().replace("import compare, ", "import ").replace("compare.", ""))

@@ -1,9 +1,9 @@
 """Which backends and dtypes the kernel tests run over, and on which device.
 
 A test that takes `backend` runs over every backend of the device, and over every dtype of the backend if it takes
-`dtype`, `sums` or `half` too. By default these are reference, native and, in its emulator, cuda. Triton's interpreter and other
-instruction sets need a process of their own: test_jobs.py starts one for each. `--device cuda` runs the same tests on a
-GPU, where tests/run_on_gpu.py keeps one from hiding another.
+`dtype`, `sums`, `half` or `float64` too. By default the backends are reference, native and, in its emulator, cuda.
+Triton's interpreter and other instruction sets need a process of their own: test_jobs.py starts one for each.
+`--device cuda` runs the same tests on a GPU, where tests/run_on_gpu.py keeps one from hiding another.
 """
 
 import os

@@ -73,8 +73,6 @@ def arguments(
     grad = grad and not name.endswith("_backward") and name != "pooled_similarity_blocks"
     changes = dict(VARIANTS.get(name, [])).get(variant, {}) | changes
     table = values("pooled" in name) | SETTINGS | changes
-    if changes.get("linear") is False:
-        table["responsibilities"], table["scale"] = table["responsibilities"].detach(), table["scale"].detach()
 
     given = []
     for argument in op(name)._schema.arguments:

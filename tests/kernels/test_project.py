@@ -85,7 +85,7 @@ def test_half_precision(backend: str, half: torch.dtype, device: str, shape: Any
 
 
 @pytest.mark.short
-@pytest.mark.compiled
+@pytest.mark.large
 @pytest.mark.parametrize("gradient", ["linear", "full"])
 def test_before_a_benchmark(backend: str, dtype: torch.dtype, device: str, gradient: str) -> None:
     iters = 9 if dtype in SUMMED_IN.values() else 3
