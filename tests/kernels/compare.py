@@ -172,4 +172,3 @@ def compare(
             if not error <= allowed:
                 failures.append(f"{name}: relative error {error:.1e}, more than {allowed:.1e}")
     assert not failures, "; ".join(failures)
-

@@ -35,7 +35,8 @@ def dtypes_of(backend: str, kind: str) -> list[torch.dtype]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`backend` alone, or with each of its dtypes: those that are summed in, the narrow ones, or all."""
-    if "backend" not in metafunc.fixturenames:
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "backend" not in metafunc.fixturenames or any("backend" in mark.args[0] for mark in marks):
         return
     backends = backends_of(metafunc.config)
     kind = next((name for name in ("sums", "half", "dtype", "float64") if name in metafunc.fixturenames), None)
@@ -50,18 +51,35 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what another job runs, and what is too large where it would run."""
     on_gpu = config.getoption("--device") == "cuda"
+    for item in items:
+        if is_slow(item):
+            item.add_marker(pytest.mark.slow)
     kept = [item for item in items if belongs(item, on_gpu, bool(config.getoption("--backend")))]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 
 
+def is_slow(item: pytest.Item) -> bool:
+    """The emulator runs every thread of a GPU on the CPU. Rows, which are quick, are enough between edits."""
+    backend = backend_of(item)
+    quick = ("test_moments", "test_fit", "test_reconstruct")
+    return backend is not None and is_emulated(backend, item.config) and item.path.stem not in quick
+
+
+def backend_of(item: pytest.Item) -> str | None:
+    """The backend that a test was parametrized with."""
+    call = getattr(item, "callspec", None)
+    return call.params.get("backend") if call else None
+
+
 def belongs(item: pytest.Item, on_gpu: bool, one_backend: bool) -> bool:
     if not on_gpu and any(item.get_closest_marker(name) for name in ("cuda_only", "large")):
         return False
-    call = getattr(item, "callspec", None)
-    backend = call.params.get("backend") if call else None
+    backend = backend_of(item)
     if backend is None:
         return not on_gpu and not one_backend
+    if backend not in backends_of(item.config):
+        return False
     return not (item.get_closest_marker("compiled") and is_emulated(backend, item.config))
 
 

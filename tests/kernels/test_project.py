@@ -15,9 +15,9 @@ from emcl_kernels.testing import SUMMED_IN, assert_close, bound, clustered_rows,
 ODD = [
     ((), 1, 16, 1, 1),
     ((), 7, 63, 7, 9),
-    ((2,), 41, 130, 7, 9),
+    ((), 41, 130, 7, 9),
     ((), 63, 1, 1, 2),
-    ((3,), 130, 63, 32, 9),
+    ((3,), 130, 24, 32, 4),
     ((), 1000, 41, 7, 1),
     ((2, 2), 17, 24, 5, 3),
     ((), 300, 40, 128, 2),
@@ -145,8 +145,10 @@ def test_no_problems(backend: str, device: str) -> None:
     assert em_project(x, torch.ones(3, device=device))[0].shape == (0, 20, 4)
 
 
+@pytest.mark.parametrize("sums", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["reference", "native"])
 @pytest.mark.parametrize("bases", [1, 3, 8, 16, 17])
-def test_eps_may_be_zero(backend: str, sums: torch.dtype, device: str, bases: int) -> None:
+def test_eps_may_be_zero(bases: int, name: str, sums: torch.dtype) -> None:
     """The C++ kernels pad the bases, and there 1 / (eps + 0) is no number."""
 
     def run(function: Any) -> Function:
@@ -158,13 +160,13 @@ def test_eps_may_be_zero(backend: str, sums: torch.dtype, device: str, bases: in
 
     for rows in (5, 30):
         given = problem((), rows, 20, bases, 2, sums, "linear")
-        compare(backend, device, given, run(em_project), run(reference.em_project_loop))
+        compare(name, "cpu", given, run(em_project), run(reference.em_project_loop))
 
 
 @pytest.mark.parametrize("rows", [20, 300])
 def test_bases_that_start_alike(backend: str, sums: torch.dtype, device: str, rows: int) -> None:
     """The release's ±1 start: two bases with multiplicities. By the loop, and by the Gram form."""
-    for start in ([1.0], [1.0, -1.0, 1.0, 1.0, -1.0], [0.3, 0.3, -2.0, 0.5]):
+    for start in ([1.0], [1.0, -1.0, 1.0, 1.0, -1.0]):
         tensors = {"x": clustered_rows(rows, 40), "init": torch.tensor(start, dtype=torch.float64)}
         given = Problem(tensors, sums, ("x", "init"), ("x",), steps=9)
         compare(backend, device, given, *(project(f, "full", 9) for f in (em_project, reference.em_project_loop)))
