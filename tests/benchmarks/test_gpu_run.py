@@ -177,7 +177,8 @@ def test_kernel_tests_need_no_more_than_a_gpu_machine_has() -> None:
         ([str(run.TESTS / "test_fit.py"), "--backend", "native", "-k", "by_hand"], "2 passed"),
     ):
         command = [sys.executable, "-c", BARE, "-q", "-p", "no:cacheprovider", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+        environment = ENVIRONMENT | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr
         assert expected in done.stdout
 

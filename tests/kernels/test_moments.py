@@ -8,7 +8,7 @@ from compare import Problem, compare
 from torch import Tensor
 
 from emcl_kernels import em_moments, reference
-from emcl_kernels.testing import clustered_rows
+from emcl_kernels.testing import assert_close, bound, clustered_rows
 
 # (leading, rows, width)
 ODD = [
@@ -59,7 +59,10 @@ def test_memory_that_starts_anywhere_and_views_are_taken(backend: str, dtype: to
     shifted = torch.empty(x.numel() + 1, dtype=dtype, device=device)[1:].view(40, 33).copy_(x)
     expected = em_moments(x)
     for view in (shifted, torch.cat([x, x], 1)[:, :33], x.T.contiguous().T, x.expand(2, 40, 33)[1]):
-        assert all(torch.equal(a, b) for a, b in zip(em_moments(view), expected, strict=True))
+        for a, b in zip(em_moments(view), expected, strict=True):
+            assert_close("moments", a, b, bound(a.dtype, 40))
+            # Torch's own products, of which the reference is made, may add in another order.
+            assert backend == "reference" or torch.equal(a, b)
 
 
 def test_no_problems(backend: str, device: str) -> None:
