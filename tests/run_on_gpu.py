@@ -1,33 +1,39 @@
-"""The GPU tests: python tests/gpu/run.py, or make test-gpu. What is not known here goes to pytest: -k compile, -x.
+"""The kernel tests on a GPU: python tests/run_on_gpu.py, or make test-gpu. Unknown arguments go to pytest: -k fit, -x.
 
-Every backend and file is a process of its own, several at a time. One that crashes, hangs or loses the CUDA context is
-started again after the test that did it, so a failing kernel hides no other result. Without a GPU it says so and ends
-with exit code 0.
+They are the tests of tests/kernels, with --device cuda. Every backend and file is a process of its own, several at a
+time. One that crashes, hangs or loses the CUDA context is started again after the test that did it, so a failing kernel
+hides no other result. The summary is written after each job, so a run that is cut off leaves what it has. Without a
+GPU it says so and ends with exit code 0.
+
+A GPU machine needs torch, triton, jaxtyping, numpy, safetensors and pytest, and nothing else.
 """
 
 import argparse
 import json
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from watch import run_watched
 
-TESTS = HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+TESTS = HERE / "kernels"
 BACKENDS = {"cuda": ("triton", "cuda"), "cpu": ("reference",)}
 SILENCE = 180.0  # seconds that a single test may take
 RESTARTS = 6
 GIB_OF_A_PROCESS = 10
 MOST_OF_A_LOG = 300_000  # characters
 ENDED = (0, 1, 5)  # exit codes of pytest: all passed, some failed, none collected
-LOST = 70  # exit code where the CUDA context is lost, from gpu_plugin.py
+LOST = 70  # exit code if the CUDA context is lost, from progress_plugin.py
 
 
 @dataclass
@@ -62,14 +68,11 @@ def run_job(job: Job, device: str, threads: int, silence: float, arguments: list
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]),
         "EMCL_TEST_PROGRESS": str(progress),
-        "EMCL_TEST_BACKEND": job.backend,
-        "EMCL_TEST_DEVICE": device,
         "EMCL_TEST_SHARD": f"{job.shard}/{job.shards}",
         "EMCL_TEST_THREADS": str(threads),
         "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
     }
-    # Without the type checks, which need beartype; and warnings are no errors, since they differ from torch to torch.
-    options = ["-o", "addopts=", "-o", "filterwarnings=default", "-p", "gpu_plugin", "-p", "no:cacheprovider"]
+    options = ["--device", device, "--backend", job.backend, "-p", "progress_plugin", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", "-rN", *options, str(job.file), *arguments]
     with job.log.open("a") as log:
         for _ in range(1 + RESTARTS):
@@ -100,9 +103,14 @@ def read_outcomes(job: Job, progress: Path) -> list[str]:
     return [line["start"] for line in lines if "start" in line and line["start"] not in job.outcomes]
 
 
+def files_with_backends() -> list[Path]:
+    """The files whose tests run over backends."""
+    return [file for file in sorted(TESTS.glob("test_*.py")) if "backend: str" in file.read_text(encoding="utf-8")]
+
+
 def plan(device: str, backends: tuple[str, ...], short: bool, folder: Path) -> tuple[list[Job], int]:
-    """The jobs, and how many of them run at a time."""
-    files = sorted(TESTS.glob("test_gpu_*.py"))
+    """The jobs, those of one backend together, and how many of them run at a time."""
+    files = files_with_backends()
     cores = len(os.sched_getaffinity(0))
     at_once = max(1, cores // 2)
     if device == "cuda":
@@ -110,7 +118,7 @@ def plan(device: str, backends: tuple[str, ...], short: bool, folder: Path) -> t
         at_once = max(1, min(at_once, int(memory / GIB_OF_A_PROCESS)))
     shards = 1 if short else max(1, at_once // (len(backends) * len(files)) + 1)
     jobs = [
-        Job(backend, file, shard, shards, folder) for file in files for backend in backends for shard in range(shards)
+        Job(backend, file, shard, shards, folder) for backend in backends for file in files for shard in range(shards)
     ]
     return jobs, at_once
 
@@ -139,7 +147,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="only the few tests that run before every benchmark")
     parser.add_argument("--backends", help="separated by commas; by default triton,cuda")
     parser.add_argument("--out", type=Path, help="folder of gpu-tests.log: all that the files with failures printed")
-    parser.add_argument("--summary", type=Path, help="write the outcomes of each backend to this file, as JSON")
+    parser.add_argument("--summary", type=Path, help="write outcomes to this file after each job, as JSON")
     parser.add_argument("--silence", type=float, default=SILENCE, help="seconds after which a silent test is ended")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: the tests of these tests")
     options, arguments = parser.parse_known_args()
@@ -166,22 +174,49 @@ def main() -> int:
             job = future.result()
             counts = ", ".join(f"{job.count(o)} {o}" for o in ("passed", "failed", "skipped") if job.count(o))
             print(f"{job.name}: {counts or 'no tests'} in {job.seconds:.0f} s", flush=True)
+            if options.summary:
+                write_summary(options.summary, jobs)
             if options.out and job.count("failed"):
                 with (options.out / "gpu-tests.log").open("a") as log:
                     log.write(f"==== {job.name}\n{job.log.read_text(errors='replace')[-MOST_OF_A_LOG:]}\n")
-    well = report(jobs)
-    if options.summary:
-        outcomes = {
-            backend: {
-                test: {"outcome": outcome, "reason": why}
-                for job in jobs
-                if job.backend == backend
-                for test, (outcome, why) in job.outcomes.items()
-            }
-            for backend in backends
-        }
-        options.summary.write_text(json.dumps(outcomes, indent=1))
-    return 0 if well else 1
+    return 0 if report(jobs) else 1
+
+
+def write_summary(file: Path, jobs: list[Job]) -> None:
+    """Outcomes so far, of each backend, as JSON."""
+    outcomes: dict[str, dict[str, dict[str, str]]] = {job.backend: {} for job in jobs}
+    for job in jobs:
+        for test, (outcome, why) in job.outcomes.items():
+            outcomes[job.backend][test] = {"outcome": outcome, "reason": why}
+    file.write_text(json.dumps(outcomes, indent=1))
+
+
+def run_watched(command: list[str], progress: Path, silence: float, **options: Any) -> int | None:
+    """Run a command until it ends, or until the file `progress` has not been written for `silence` seconds.
+
+    Returns: the exit code (negative: the signal that ended it), or None where it was silent and was killed. What it
+        started and left behind is killed in any case.
+    """
+    # a group of its own to be killed, in the session of its parent to be ended with it
+    group = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+    process = subprocess.Popen(command, **group, **options)
+    written, since = _written(progress), time.monotonic()
+    try:
+        while process.poll() is None:
+            time.sleep(0.1)
+            if (now := _written(progress)) != written:
+                written, since = now, time.monotonic()
+            elif time.monotonic() - since > silence:
+                return None
+        return process.returncode
+    finally:
+        with suppress(ProcessLookupError):  # nothing is left of it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _written(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.exists() else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The part of run.py that lives inside each pytest process: which tests it runs, and a record of their outcomes.
+"""The part of run_on_gpu.py inside each pytest process: which tests it runs, and a record of their outcomes.
 
 A kernel that fails can take the CUDA context of its process with it. So each test's start and end is written to a file
 at once, and a new process goes on after it.
@@ -14,37 +14,17 @@ import torch
 
 PROGRESS = Path(os.environ["EMCL_TEST_PROGRESS"])
 SHARD, SHARDS = (int(number) for number in os.environ["EMCL_TEST_SHARD"].split("/"))
-ON_GPU = os.environ["EMCL_TEST_DEVICE"] == "cuda"
-LOST = 70  # exit code where the CUDA context is lost
+LOST = 70  # exit code if the CUDA context is lost
 _reports: dict[str, tuple[str, str]] = {}
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "short: one of the few that run before every benchmark")
-    config.addinivalue_line("markers", "cuda_only: has no meaning on another device")
-    config.addinivalue_line("markers", "large: of a real size, which takes minutes on a CPU")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", [os.environ["EMCL_TEST_BACKEND"]])
-
-
-# after pytest's own, which applies -k and -m: shards then share what is left
+# After pytest's own, which applies -k and -m, and that of tests/kernels: shards share what is left.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     started = {line["start"] for line in lines() if "start" in line}
-    kept = [
-        item
-        for item in [item for item in items if ON_GPU or not needs_gpu(item)][SHARD::SHARDS]
-        if item.nodeid not in started
-    ]
+    kept = [item for item in items[SHARD::SHARDS] if item.nodeid not in started]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
-
-
-def needs_gpu(item: pytest.Item) -> bool:
-    return any(item.get_closest_marker(name) for name in ("cuda_only", "large"))
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:

@@ -1,4 +1,4 @@
-"""Script for test_gpu_processes.py: every kernel once on small odd shapes, to be run under compute-sanitizer.
+"""Script for test_on_gpu.py: every kernel once on small odd shapes, to be run under compute-sanitizer.
 
 compute-sanitizer --tool memcheck python small_case.py BACKEND DEVICE
 """

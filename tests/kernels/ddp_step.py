@@ -1,4 +1,4 @@
-"""Script for test_gpu_processes.py: a step of two processes on one GPU against the same step of one process.
+"""Script for test_on_gpu.py: a step of two processes on one GPU against the same step of one process.
 
 torchrun --nproc-per-node 2 ddp_step.py BACKEND DEVICE. They talk through gloo, since NCCL takes one process a GPU.
 """
