@@ -93,36 +93,52 @@ def with_fewer_tensors(place: Place) -> None:
     write_report(place.folder)
 
 
-BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
-    ("NaN similarity", lambda _: ranks(NAN, PAIRS), r"similarity must not hold NaN, got 1 of 4.*diverged"),
+def with_similarity(place: Place, value: float) -> None:
+    """Compare two runs whose similarities are all one value."""
+    runs = [place.folder / "a", place.folder / "b"]
+    for run in runs:
+        make_run(run)
+        path = run / "embeddings.safetensors"
+        tensors = load_file(path)
+        tensors["similarity_on"].fill_(value)
+        save_tensors_atomic(path, tensors)
+    report_runs(runs)
+
+
+BAD_ARGUMENTS: list[tuple[str, Callable[[], object], str]] = [
+    ("NaN similarity", lambda: ranks(NAN, PAIRS), r"similarity must not hold NaN, got 1 of 4.*diverged"),
     (
         "target outside the gallery",
-        lambda _: text_to_video(torch.eye(3)[:, :2], torch.arange(3)),
+        lambda: text_to_video(torch.eye(3)[:, :2], torch.arange(3)),
         r"target must be in \[0, 1\].*from 0 to 2.*transposed",
     ),
     (
         "fewer targets than rows",  # the shapes in the annotations see it first where they are executed
-        lambda _: inspect.unwrap(ranks)(torch.eye(3), torch.tensor([0])),
+        lambda: inspect.unwrap(ranks)(torch.eye(3), torch.tensor([0])),
         r"target must hold one index per row.*expected shape \[3\].*got \[1\] beside \[3, 3\]",
     ),
     (
         "clip without caption",
-        lambda _: video_to_text_best_rank(torch.eye(3)[:2], PAIRS),
+        lambda: video_to_text_best_rank(torch.eye(3)[:2], PAIRS),
         r"no caption for 1 of 3 clips \(first: \[2\]\); leave clips without captions out",
     ),
-    ("no queries", lambda _: retrieval_metrics(torch.tensor([])), r"expected at least one rank, got none"),
+    ("no queries", lambda: retrieval_metrics(torch.tensor([])), r"expected at least one rank, got none"),
     (
         "zero temperature",
-        lambda _: inverted_softmax(torch.eye(2), 0.0, 0),
+        lambda: inverted_softmax(torch.eye(2), 0.0, 0),
         r"must be a positive number, got 0.0; .*0.01",
     ),
     (
         "NaN temperature",
-        lambda _: inverted_softmax(torch.eye(2), float("nan"), 0),
+        lambda: inverted_softmax(torch.eye(2), float("nan"), 0),
         r"must be a positive number, got nan",
     ),
-    ("axis 2", lambda _: inverted_softmax(torch.eye(2), 0.01, 2), r"axis must be 0 .* or 1 .*got 2"),
-    ("NaN in the inverted softmax", lambda _: inverted_softmax(NAN, 0.01, 0), r"similarity must be finite.*whole axis"),
+    ("axis 2", lambda: inverted_softmax(torch.eye(2), 0.01, 2), r"axis must be 0 .* or 1 .*got 2"),
+    ("NaN in the inverted softmax", lambda: inverted_softmax(NAN, 0.01, 0), r"similarity must be finite.*whole axis"),
+]
+
+
+BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "NaN in the video tower",
         lambda place: with_weight(place, "towers.clip.visual_projection.weight", float("nan")),
@@ -209,8 +225,21 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
         r"embeddings.safetensors cannot be read as safetensors.*`emcl-train eval .*` writes it again",
     ),
     ("embeddings of other queries", with_fewer_queries, r"expected similarity_off of shape \[39, 40\], got \[40, 40\]"),
+    (
+        "similarities that are not numbers",
+        lambda place: with_similarity(place, float("nan")),
+        r"^\S+: similarity must not hold NaN, got 1600 of 1600; .*diverged",
+    ),
     ("embeddings that lack a tensor", with_fewer_tensors, r"got no similarity_off; `emcl-train eval"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"), [case[1:] for case in BAD_ARGUMENTS], ids=[case[0] for case in BAD_ARGUMENTS]
+)
+def test_mathematics_names_the_argument(call, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        call()
 
 
 @pytest.mark.parametrize(("call", "message"), [case[1:] for case in BAD_INPUTS], ids=[case[0] for case in BAD_INPUTS])

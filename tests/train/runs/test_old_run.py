@@ -1,8 +1,8 @@
 """A run folder that version 0.1.0 wrote is still a run: it is evaluated, resumed, reported, and exported weights load.
 
 `old_run/run` is what that version's `train shapes` with `SETTINGS` left behind, without its pictures. The results are
-those of the whole run; `state/latest.pt` is the state that was saved after the third of its four steps, in the middle of
-the second epoch. `old_run/exported.safetensors` is what its `export --layout emcl` made of it.
+those of the whole run. `state/latest.pt` is the state that was saved after the third of its four steps, in the middle
+of the second epoch. `old_run/exported.safetensors` is what its `export --layout emcl` made of it.
 """
 
 import json
@@ -21,19 +21,17 @@ from emcl_train.runs.files import load_config
 from emcl_train.training import trainer
 
 OLD = Path(__file__).parent / "old_run"
-DATA = """
---data.root set --data.num-frames 3 --data.image-size 16 --data.max-words 24 --data.workers 0
+SHAPES = """
 --data.shapes.train-clips 16 --data.shapes.val-clips 4 --data.shapes.test-clips 6 --data.shapes.captions-per-clip 2
 --data.shapes.size 32 --data.shapes.seconds 1 --data.shapes.fps 4
-""".split()
-SETTINGS = [
-    *DATA,
-    *"""
+"""
+SETTINGS = f"""
+{SHAPES}
+--data.root set --data.num-frames 3 --data.image-size 16 --data.max-words 24 --data.workers 0
 --model.random-clip.width 16 --model.random-clip.layers 1 --model.random-clip.heads 2 --model.random-clip.patch-size 8
 --model.temporal-layers 1 --emcl.num-bases 4 --train.epochs 2 --train.batch-size 8 --train.save-every 3
 --train.tracker none --eval.batch-size 8
-""".split(),
-]
+"""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,8 +40,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data set of the run, rendered anew."""
     folder = tmp_path_factory.mktemp("rendered") / "set"
-    shapes = [flag.replace("--data.shapes.", "--") for flag in DATA[DATA.index("--data.shapes.train-clips") :]]
-    assert main(["data", "shapes", str(folder), *shapes]) == 0
+    settings = SHAPES.replace("--data.shapes.", "--").split()
+    assert main(["data", "shapes", str(folder), *settings]) == 0
     return folder
 
 
@@ -91,7 +89,7 @@ def test_it_goes_on_from_its_state_to_its_end(here: Path, capfd: pytest.CaptureF
     for name in ("results.json", "queries.json", "embeddings.safetensors"):
         (here / "run" / name).unlink()
 
-    assert main(["train", "shapes", "--out", "run", *SETTINGS, "--resume"]) == 0
+    assert main(["train", "shapes", "--out", "run", *SETTINGS.split(), "--resume"]) == 0
 
     assert "resuming run after step 3 of 4" in capfd.readouterr().out
     assert losses(here / "run") == pytest.approx(losses(OLD / "run"), rel=1e-3)
@@ -117,5 +115,5 @@ def test_its_exported_weights_start_a_model(here: Path) -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_its_exported_weights_start_a_run(here: Path) -> None:
     start = ["--model.init-from", str(OLD / "exported.safetensors"), "--train.max-steps", "1"]
-    assert main(["train", "shapes", "--out", "next", *SETTINGS, *start]) == 0
+    assert main(["train", "shapes", "--out", "next", *SETTINGS.split(), *start]) == 0
     assert len(losses(here / "next")) == 1
