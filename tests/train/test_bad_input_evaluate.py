@@ -13,14 +13,15 @@ from fake_run import make_run
 from safetensors.torch import load_file
 from tiny_evaluation import TinyTokenizer, tiny_config, tiny_data, tiny_model
 
-from emcl_train.config import EvalConfig
+from emcl_train import cli
 from emcl_train.data.annotations import Split
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import embed_split, evaluate_run
+from emcl_train.evaluation.encode import embed_split
 from emcl_train.evaluation.metrics import ranks, retrieval_metrics, text_to_video, video_to_text_best_rank
 from emcl_train.evaluation.rerank import inverted_softmax
+from emcl_train.evaluation.run import evaluate_run
 from emcl_train.report import report_runs, write_report
-from emcl_train.runs.files import save_config
+from emcl_train.runs.contents import save_config
 from emcl_train.runs.state import save_tensors_atomic
 
 __all__ = ["tiny_data"]  # a fixture
@@ -41,7 +42,7 @@ def with_weight(place: Place, key: str, value: float) -> None:
 
 def with_block(place: Place, block: int) -> None:
     save_config(place.folder, tiny_config())
-    evaluate_run(place.folder, EvalConfig(em_block=block))
+    cli.main(["eval", str(place.folder), "--em-block", str(block), "--debug"])
 
 
 def with_state(place: Place, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -165,7 +166,7 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "weight unknown",
         lambda place: with_state(place, lambda state: state.update({"head.weight": torch.zeros(1)})),
-        r"head.weight is not part of the model",
+        r"head.weight is unknown",
     ),
     (
         "weight of another shape",
@@ -196,7 +197,7 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "broken results",
         lambda place: with_content(place, "results.json", b'{"rows": ['),
-        r"results.json is not readable as JSON .*`emcl-train eval .*` writes it again",
+        r"results.json cannot be read as JSON: .*`emcl-train eval .*` writes it again",
     ),
     (
         "results that are a list",
@@ -207,7 +208,7 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "queries that are not UTF-8",
         lambda place: with_content(place, "queries.json", b'{"captions": ["caf\xe9"]}'),
-        r"queries.json is not readable as JSON .*utf-8",
+        r"queries.json cannot be read as JSON: .*utf-8",
     ),
     (
         "broken record",

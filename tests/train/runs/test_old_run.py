@@ -17,7 +17,7 @@ from emcl_train import report
 from emcl_train.cli import main
 from emcl_train.data.text import load_tokenizer
 from emcl_train.models import build_model
-from emcl_train.runs.files import load_config
+from emcl_train.runs.contents import load_config
 from emcl_train.training import trainer
 
 OLD = Path(__file__).parent / "old_run"
