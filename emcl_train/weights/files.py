@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emcl_train.errors import UserError
+from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.torch_file import load_torch_file
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -76,16 +77,16 @@ def clip_config_beside(path: Path) -> dict[str, Any] | None:
 
     Raises: UserError where there is one that cannot be read.
     """
-    beside, text = path.with_name("clip_config.json"), None
-    try:
-        if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
             with safe_open(path, "pt") as file:
-                text = (file.metadata() or {}).get("clip_config")
-        if text is None and beside.is_file():
-            text = beside.read_text(encoding="utf-8")
-        return None if text is None else dict(json.loads(text))
-    except (ValueError, TypeError, OSError, SafetensorError) as error:
-        raise UserError(f"CLIP's configuration in {path} or {beside} cannot be read: {error}; copy it again") from error
+                metadata = file.metadata() or {}
+            if "clip_config" in metadata:
+                return dict(json.loads(metadata["clip_config"]))
+        except (ValueError, TypeError, OSError, SafetensorError) as error:
+            raise UserError(f"CLIP's configuration in {path} cannot be read: {error}; copy it again") from error
+
+    return read_clip_config(path.parent)
 
 
 def _is_torchscript(path: Path) -> bool:
