@@ -212,7 +212,8 @@ def _asked(
 
 def _start_bases(model: RetrievalModel, state: dict[str, Tensor], asked: _Asked) -> list[str]:
     """Put a fresh start of the bases into weights whose own are of another number or kind. Returns notes on that."""
-    emcl, seed = asked.config.emcl, asked.config.train.seed
+    emcl = asked.config.emcl
+    seed = asked.config.train.seed
     if (emcl.num_bases, emcl.init) == (asked.own.emcl.num_bases, asked.own.emcl.init):
         return []
 
