@@ -25,7 +25,7 @@ from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluation.table import Bank, Row, Similarities, rows_of
 from emcl_train.flags import flag
-from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model
+from emcl_train.models import CLIPTowers, RetrievalModel, TextFeatures, VideoFeatures, build_model, on_device
 from emcl_train.runs.evaluations import RESULTS, Evaluation, place_for, run_of, set_aside, what_differs
 from emcl_train.runs.files import (
     CLIP_CONFIG,
@@ -57,11 +57,9 @@ class Embeddings:
 
     def tensors(self) -> dict[str, Tensor]:
         """As embeddings.safetensors names them."""
-        names = {"pooled": "text", "tokens": "tokens", "mask": "token_mask", "weights": "token_weights"}
-        text = {names[name]: value for name, value in self.text.tensors().items()}
-        names = {"frames": "frames", "mask": "frame_mask", "weights": "frame_weights"}
-        video = {names[name]: value for name, value in self.video.tensors().items()}
-        return {**text, **video, "caption_clip": self.caption_clip}
+        text = self.text.tensors()
+        text["text"] = text.pop("caption")
+        return {**text, **self.video.tensors(), "caption_clip": self.caption_clip}
 
 
 @torch.no_grad()
@@ -429,9 +427,9 @@ def _encode_clips(model: RetrievalModel, split: Split, config: RunConfig, device
     parts = []
     loader = clip_loader(split, config.data, batch_size=config.eval.batch_size)
     for batch in _progress(loader, f"Encode {split.name}: clips"):
-        part = model.encode_video(batch["frames"].to(device), batch["frame_mask"].to(device)).to("cpu")
+        part = model.encode_video(on_device(batch, device)).to("cpu")
         names = [split.clips[i].video_id for i in batch["index"].tolist()]
-        _require_finite(part.frames.masked_fill(~part.mask[..., None], 0.0), "video", "clip", names)
+        _require_finite(part.frames.masked_fill(~part.frame_mask[..., None], 0.0), "video", "clip", names)
         parts.append(part)
     return VideoFeatures.cat(parts)
 
@@ -442,8 +440,8 @@ def _encode_captions(
     parts = []
     loader = caption_loader(split, tokenizer, config.data, batch_size=config.eval.batch_size)
     for batch in _progress(loader, f"Encode {split.name}: captions"):
-        part = model.encode_text(batch["input_ids"].to(device), batch["attention_mask"].to(device)).to("cpu")
-        _require_finite(part.pooled, "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
+        part = model.encode_text(on_device(batch, device)).to("cpu")
+        _require_finite(part.caption, "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
         parts.append(part)
     return TextFeatures.cat(parts)
 

@@ -38,6 +38,11 @@ class Vocabulary:
 class CLIPTowers(nn.Module):
     """Captions and frames to CLIP's shared space, not normalised."""
 
+    text_inputs = ("input_ids", "attention_mask")
+    """Entries of a batch that `encode_text` takes."""
+    frame_inputs = ("frames",)
+    """Entries of a batch that `encode_frames` takes."""
+
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -54,13 +59,17 @@ class CLIPTowers(nn.Module):
     ) -> tuple[Float[Tensor, "A D"], Float[Tensor, "A L D"] | None]:
         """Features of the captions at their end tokens, and with `tokens` those at every token too."""
         encoded = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask)
-        pooled = self.clip.text_projection(encoded.pooler_output).float()
-        return pooled, self.clip.text_projection(encoded.last_hidden_state).float() if tokens else None
+        caption = self.clip.text_projection(encoded.pooler_output).float()
+        if not tokens:
+            return caption, None
+        return caption, self.clip.text_projection(encoded.last_hidden_state).float()
 
     def encode_frames(self, frames: UInt8[Tensor, "B F 3 S S"]) -> Float[Tensor, "B F D"]:
+        """Features of single frames, each for itself."""
         pixels = (frames.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std  # [B·F, 3, S, S]
-        pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
-        return self.clip.visual_projection(pooled).float().unflatten(0, frames.shape[:2])
+        encoded = self.clip.vision_model(pixel_values=pixels)
+        features = self.clip.visual_projection(encoded.pooler_output).float()
+        return features.unflatten(0, frames.shape[:2])
 
 
 class LogitScale(nn.Module):
@@ -74,19 +83,23 @@ class LogitScale(nn.Module):
 class StoredTowers(nn.Module):
     """In place of towers whose features lie in files: passes them on, and keeps CLIP's logit scale, which may learn."""
 
+    text_inputs = ("caption_features", "token_features")
+    frame_inputs = ("frame_features",)
+
     def __init__(self, towers: CLIPTowers) -> None:
         super().__init__()
         self.width = towers.width
         self.clip = LogitScale(towers.clip)
 
     def encode_text(
-        self, features: Float[Tensor, "A T D"], attention_mask: Int64[Tensor, "A L"], *, tokens: bool = False
+        self, caption_features: Float[Tensor, "A D"], token_features: Float[Tensor, "A L D"], *, tokens: bool = False
     ) -> tuple[Float[Tensor, "A D"], Float[Tensor, "A L D"] | None]:
-        """The feature of the whole caption stands first, those of its tokens, where they are wanted, behind it."""
-        return features[:, 0], features[:, 1:] if tokens else None
+        """What `CLIPTowers.encode_text` gave of the captions. Without `tokens`, L may be 0: nothing was read."""
+        return caption_features, token_features if tokens else None
 
-    def encode_frames(self, features: Float[Tensor, "B F D"]) -> Float[Tensor, "B F D"]:
-        return features
+    def encode_frames(self, frame_features: Float[Tensor, "B F D"]) -> Float[Tensor, "B F D"]:
+        """What `CLIPTowers.encode_frames` gave of the clips."""
+        return frame_features
 
 
 def build_towers(

@@ -1,11 +1,11 @@
 """CLIP's towers, temporal aggregation, a similarity head and EMCL in one model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from emcl_kernels import EMCL, SimilarityStream
@@ -13,7 +13,7 @@ from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.models.clip import CLIPTowers, StoredTowers, Vocabulary, build_towers
-from emcl_train.models.features import TextFeatures, VideoFeatures
+from emcl_train.models.features import Batch, BatchFeatures, TextFeatures, VideoFeatures
 from emcl_train.models.heads import Head, TokenWiseHead, build_head
 from emcl_train.models.temporal import build_temporal
 from emcl_train.weights.files import clip_config_beside, read_state
@@ -50,49 +50,46 @@ class RetrievalModel(nn.Module):
         return self.towers.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE).reshape(())  # [1] where it is sharded
 
     def store_towers(self) -> None:
-        """Do without the towers from now on: token ids and frames are then their features, see `StoredTowers`."""
+        """Do without the towers from now on: a batch then has their features in place of token ids and frames."""
         assert isinstance(self.towers, CLIPTowers)
         self.towers = StoredTowers(self.towers)
 
-    def encode_text(self, input_ids: Shaped[Tensor, "A ..."], attention_mask: Int64[Tensor, "A L"]) -> TextFeatures:
-        if not isinstance(self.head, TokenWiseHead):
-            return TextFeatures(self.towers.encode_text(input_ids, attention_mask)[0])
-        pooled, tokens = self.towers.encode_text(input_ids, attention_mask, tokens=True)
-        mask = attention_mask.bool()
-        assert tokens is not None
-        return TextFeatures(pooled, tokens, mask, self.head.weigh_text(tokens, mask))
+    def encode_text(self, batch: Batch) -> TextFeatures:
+        """Features of the captions of a batch.
 
-    def encode_video(self, frames: Shaped[Tensor, "B F ..."], frame_mask: Bool[Tensor, "B F"]) -> VideoFeatures:
-        features = self.temporal(self.towers.encode_frames(frames), frame_mask)
-        if not isinstance(self.head, TokenWiseHead):
-            return VideoFeatures(features, frame_mask)
-        return VideoFeatures(features, frame_mask, self.head.weigh_video(features, frame_mask))
-
-    def forward(
-        self,
-        input_ids: Shaped[Tensor, "B ..."],
-        attention_mask: Int64[Tensor, "B L"],
-        frames: Shaped[Tensor, "B F ..."],
-        frame_mask: Bool[Tensor, "B F"],
-    ) -> tuple[Tensor, ...]:
-        """What one process computes of a training step, all that has a gradient: features and the logit scale, last.
-
-        `features` puts the former together again. Plain tensors, since wrappers and chunks pass nothing else on.
+        Args:
+            batch: has `attention_mask` [A, L], and what the towers read: `input_ids` [A, L], or stored features
+                (see `StoredTowers`).
         """
-        text, video = self.encode_text(input_ids, attention_mask), self.encode_video(frames, frame_mask)
-        values = [*text.tensors().values(), *video.tensors().values()]
-        return *(value for value in values if value.is_floating_point()), self.logit_scale
+        inputs = {name: batch[name] for name in self.towers.text_inputs}
 
-    def features(
-        self, values: Sequence[Tensor], attention_mask: Int64[Tensor, "B L"], frame_mask: Bool[Tensor, "B F"]
-    ) -> tuple[TextFeatures, VideoFeatures]:
-        """What `forward` returned, without the logit scale, as features."""
         if not isinstance(self.head, TokenWiseHead):
-            pooled, frames = values
-            return TextFeatures(pooled), VideoFeatures(frames, frame_mask)
-        pooled, tokens, text_weights, frames, frame_weights = values
-        text = TextFeatures(pooled, tokens, attention_mask.bool(), text_weights)
-        return text, VideoFeatures(frames, frame_mask, frame_weights)
+            caption, _ = self.towers.encode_text(**inputs, tokens=False)
+            return TextFeatures(caption)
+
+        caption, tokens = self.towers.encode_text(**inputs, tokens=True)
+        assert tokens is not None
+        mask = batch["attention_mask"].bool()
+        return TextFeatures(caption, tokens, mask, self.head.weigh_text(tokens, mask))
+
+    def encode_video(self, batch: Batch) -> VideoFeatures:
+        """Features of the clips of a batch.
+
+        Args:
+            batch: has `frame_mask` [B, F], and what the towers read: `frames` [B, F, 3, S, S], or stored features
+                (see `StoredTowers`).
+        """
+        inputs = {name: batch[name] for name in self.towers.frame_inputs}
+        mask = batch["frame_mask"]
+        frames = self.temporal(self.towers.encode_frames(**inputs), mask)
+
+        if not isinstance(self.head, TokenWiseHead):
+            return VideoFeatures(frames, mask)
+        return VideoFeatures(frames, mask, self.head.weigh_video(frames, mask))
+
+    def forward(self, batch: Batch) -> BatchFeatures:
+        """What one process computes of a training step with the model's parameters: features and the logit scale."""
+        return BatchFeatures(self.encode_text(batch), self.encode_video(batch), self.logit_scale)
 
     def similarity(
         self,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from emcl_train.evaluation.evaluate import (
     model_on_features,
     require_features_of,
 )
-from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model, look_at_clip
+from emcl_train.models import BatchFeatures, RetrievalModel, TokenWiseHead, build_model, look_at_clip, on_device
 from emcl_train.processes import gather_rows, sum_over_processes
 from emcl_train.report import render_table, write_report
 from emcl_train.runs import files as run_files
@@ -307,52 +308,73 @@ class Run:
 
     def training_step(self, batch: dict[str, Tensor]) -> float:
         """One update of the weights. Returns the loss."""
-        start, config, accelerator = time.perf_counter(), self.config, self.accelerator
-        share = schedule(self.step, total_steps=self.total_steps, warmup=config.train.warmup)
+        start = time.perf_counter()
+        config = self.config.train
+
+        # The rate of this step.
+        share = schedule(self.step, total_steps=self.total_steps, warmup=config.warmup)
         set_learning_rate(self.optimizer, share)
-        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        inputs = [batch[name] for name in ("input_ids", "attention_mask", "frames", "frame_mask")]
-        chunked = ChunkedFeatures(self.wrapped, inputs, config.train.chunks) if config.train.chunks > 1 else None
-        *values, logit_scale = (*chunked.features, chunked.logit_scale) if chunked else self.wrapped(*inputs)
-        text, video = self.model.features(values, batch["attention_mask"], batch["frame_mask"])
-        loss = self.loss(text, video, logit_scale)
+
+        # Encode. In chunks, only one chunk's activations live at a time; its backward runs the towers again.
+        batch = on_device(batch, self.accelerator.device)
+        chunked = None
+        if config.chunks > 1:
+            chunked = ChunkedFeatures(self.wrapped, batch, config.chunks)
+        features: BatchFeatures = self.wrapped(batch) if chunked is None else chunked.features
+
+        # Each process compares its own texts with the videos of all, so the loss is that of the whole batch.
+        loss = self.loss(features)
         value = loss.item()
         if not math.isfinite(value):
             raise UserError(
                 f"the loss is {value} at step {self.step + 1} (epoch {self.epoch + 1}); try a lower --train.lr, "
                 f"a longer --train.warmup, or --train.precision no; the last saved state is in {self.out / 'state'}"
             )
-        accelerator.backward(loss)
-        if chunked:
-            chunked.backward(lambda: accelerator.no_sync(self.wrapped))
-        accelerator.clip_grad_norm_(self.wrapped.parameters(), config.train.max_grad_norm)
+
+        # The gradient, exchanged between processes, and one step of the optimizer.
+        self.accelerator.backward(loss)
+        if chunked is not None:
+            chunked.backward(partial(self.accelerator.no_sync, self.wrapped))
+        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.step, self.batch = self.step + 1, self.batch + 1
+
+        self.step += 1
+        self.batch += 1
         self.log(
             kind="train",
             step=self.step,
             epoch=self.epoch + 1,
             loss=value,
-            lr=share * config.train.lr,
-            logit_scale=logit_scale.item(),
+            lr=share * config.lr,
+            logit_scale=features.logit_scale.item(),
             seconds=round(time.perf_counter() - start, 4),
         )
         return value
 
-    def loss(self, text: TextFeatures, video: VideoFeatures, logit_scale: Tensor) -> Tensor:
+    def loss(self, features: BatchFeatures) -> Tensor:
         """The loss over the pairs of all processes, from this process's own: its texts meet the videos of all."""
+        config = self.config.train
+        text = features.text
+        video = features.video
+
         similarity = self.model.similarity(
             text,
-            VideoFeatures(**{name: gather_rows(value) for name, value in video.tensors().items()}),
+            video.map(gather_rows),
             emcl=self.config.emcl.mode == "train",
             add_up=sum_over_processes if self.processes > 1 else None,
         )
-        loss = symmetric_info_nce(similarity, logit_scale)
-        weight = self.config.train.decorrelation_weight
-        if weight and isinstance(self.model.head, TokenWiseHead):
-            pairs, off_diagonal = self.model.head.pairs(text, video), self.config.train.decorrelation_off_diagonal
-            loss = loss + weight * channel_decorrelation(pairs, len(text), off_diagonal=off_diagonal)
+        loss = symmetric_info_nce(similarity, features.logit_scale)
+
+        # DRL's regularisation, which only its own head has pairs of rows for.
+        if config.decorrelation_weight and isinstance(self.model.head, TokenWiseHead):
+            decorrelation = channel_decorrelation(
+                self.model.head.pairs(text, video),
+                len(text),
+                off_diagonal=config.decorrelation_off_diagonal,
+            )
+            loss = loss + config.decorrelation_weight * decorrelation
+
         return loss
 
     def validate(self, loss: float) -> None:
