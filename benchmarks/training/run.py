@@ -21,7 +21,8 @@ from emcl_train.evaluation.evaluate import embed_split, put_weights, read_weight
 from emcl_train.evaluation.table import Row, rows_of
 from emcl_train.models import RetrievalModel
 from emcl_train.runs import files as run_files
-from emcl_train.training.trainer import Run, environment, open_run_folder, seed_everything, start_processes
+from emcl_train.training.start import environment, open_run_folder, seed_everything, start_processes
+from emcl_train.training.trainer import Run
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -114,23 +114,37 @@ def build_towers(
 ) -> CLIPTowers:
     """The towers that `config.clip` names, checked against the data they will see.
 
-    Args: clip_config: build these towers, with random weights, instead; nothing is read. sizes: CLIP's weights under
-        OpenAI's names: build towers of their sizes, with random weights, instead. recorded: the configuration that was
-        saved with them, for what no shape shows; without it, that of `config.clip`.
-    Raises: UserError where the checkpoint cannot be read, is not CLIP's, or does not fit the data.
+    Args:
+        config: says which.
+        vocabulary: of the tokenizer.
+        image_size: height and width of the frames in pixels.
+        max_words: tokens of a caption at most.
+        clip_config: build these towers, with random weights, instead; nothing is read.
+        sizes: CLIP's weights under OpenAI's names: build towers of their sizes, with random weights, instead.
+        recorded: the configuration that was saved with `sizes`, for what no shape shows; without it, that of
+            `config.clip`.
+
+    Raises:
+        UserError: the checkpoint cannot be read, is not CLIP's, or does not fit the data.
     """
+    # Built from what is known: nothing to compare with the data.
     if clip_config is not None:
         return CLIPTowers(CLIPModel(CLIPConfig.from_dict(dict(clip_config))))
+    if sizes is None and config.clip == "random":
+        return CLIPTowers(random_clip(config, vocabulary, image_size=image_size, max_words=max_words))
+
+    # Built from a checkpoint.
     source = f"model.init_from {config.init_from}" if sizes is not None else config.clip
     if sizes is not None:
         clip = CLIPModel(archive_config(config, sizes, vocabulary, source, recorded or configuration_of(config.clip)))
-    elif config.clip == "random":
-        return CLIPTowers(random_clip(config, vocabulary, image_size=image_size, max_words=max_words))
     elif Path(config.clip).expanduser().is_file():
         clip = archived_clip(config, vocabulary)
     else:
         clip = pretrained_clip(config.clip)
-    expected_size, longest = clip.vision_model.config.image_size, clip.text_model.config.max_position_embeddings
+
+    # It has to take the frames, the captions and the token ids of the run.
+    expected_size = clip.vision_model.config.image_size
+    longest = clip.text_model.config.max_position_embeddings
     if image_size != expected_size:
         raise UserError(
             f"data.image_size is {image_size} but the vision tower of {source} takes {expected_size}; "
@@ -152,13 +166,15 @@ def build_towers(
 def look_at_clip(config: ModelConfig) -> None:
     """Look at what `config.clip` and `config.init_from` name, before anything that takes time.
 
-    Raises: UserError where there is no such thing, a file is damaged or holds no CLIP, or a folder is of another model.
+    Raises:
+        UserError: there is no such thing, a file is damaged or holds no CLIP, or a folder is of another model.
     """
     path = Path(config.clip).expanduser()
     if config.tokenizer is not None:
         require_place(
             config.tokenizer, "model.tokenizer", "pass --model.tokenizer a hub name, or a folder that has one"
         )
+
     if config.init_from is not None:
         require_place(config.clip, "model.clip", CLIP_WAY_OUT)
         if not config.init_from.is_file():
@@ -181,19 +197,22 @@ def archived_clip(config: ModelConfig, vocabulary: Vocabulary) -> CLIPModel:
 
 
 def archived_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a file with OpenAI's names, without its other numbers."""
     return {name: value for name, value in read_state(path).items() if not NO_WEIGHTS.fullmatch(name)}
 
 
 def configuration_of(clip: str) -> dict[str, Any] | None:
-    """CLIP's configuration behind `model.clip`; None where OpenAI's rule, or model.random_clip, says it all.
+    """CLIP's configuration behind `model.clip`; None if OpenAI's rule, or model.random_clip, says it all.
 
-    Raises: UserError where it cannot be read.
+    Raises:
+        UserError: it cannot be read.
     """
     path = Path(clip).expanduser()
     if path.is_file():
         return clip_config_beside(path)
     if clip == "random" or (clip.startswith("openai/clip-vit-") and not path.is_dir()):
         return None
+
     way_out = (
         "its configuration says how many heads the towers of model.init_from have and how they are activated, which "
         "their weights do not; pass --model.clip the folder or name of the CLIP that they are of"
@@ -216,7 +235,7 @@ def archive_config(
 ) -> CLIPConfig:
     """Sizes of towers from OpenAI-named weights, what no shape shows from the configuration recorded with them.
 
-    Without one, that is OpenAI's rule; with model.clip "random", heads are those of model.random_clip.
+    Without one, OpenAI's rule says it; with model.clip "random", model.random_clip says how many heads there are.
     """
     heads = config.random_clip.heads if config.clip == "random" else None
     special = {"eos_token_id": vocabulary.eos_token_id, "pad_token_id": vocabulary.pad_token_id}
@@ -225,15 +244,13 @@ def archive_config(
 
 
 def openai_sizes(state: Mapping[str, Tensor], source: str, **arguments: Any) -> dict[str, Any]:
-    """`openai_clip_config`, or a UserError where the weights are not those of a CLIP under OpenAI's names."""
+    """`openai_clip_config`, or a UserError if the weights are not those of a CLIP under OpenAI's names."""
     try:
         return openai_clip_config(state, **arguments)
     except KeyError as error:
-        resnet = (
-            " It has a ResNet; only vision transformers are supported."
-            if "visual.layer1.0.conv1.weight" in state
-            else ""
-        )
+        resnet = ""
+        if "visual.layer1.0.conv1.weight" in state:
+            resnet = " It has a ResNet; only vision transformers are supported."
         raise UserError(
             f"{source} is no CLIP with OpenAI's names: it has no {error.args[0]}.{resnet} Pass OpenAI's archive, such "
             f"as ViT-B-32.pt, or its state_dict, or a folder in the transformers layout"
@@ -241,7 +258,11 @@ def openai_sizes(state: Mapping[str, Tensor], source: str, **arguments: Any) -> 
 
 
 def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int, max_words: int) -> CLIPModel:
-    """A CLIP of `config.random_clip`'s size with freshly drawn weights."""
+    """A CLIP of `config.random_clip`'s size with freshly drawn weights.
+
+    Raises:
+        UserError: heads do not divide the width, or patches the image.
+    """
     size = config.random_clip
     if size.width % size.heads:
         raise UserError(
@@ -253,6 +274,8 @@ def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int,
             f"data.image_size is {image_size}, which model.random_clip.patch_size = {size.patch_size} does not divide; "
             f"choose an image size that is a multiple of the patch size"
         )
+
+    # Both towers are of one size.
     tower = {
         "hidden_size": size.width,
         "intermediate_size": 4 * size.width,
@@ -274,16 +297,20 @@ def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int,
 def require_clip(name: str) -> str:
     """The folder or hub name behind `model.clip`.
 
-    Raises: UserError where there is none, or it is of another model.
+    Raises:
+        UserError: there is no such thing, or it is of another model.
     """
     require_place(name, "model.clip", CLIP_WAY_OUT)
-    folder = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    path = Path(name).expanduser()
+    folder = str(path) if path.is_dir() else name
+
     try:
         model_type = CLIPConfig.get_config_dict(folder, **hub_options(name))[0].get("model_type")
     except (OSError, ValueError) as error:
         raise UserError(
             f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
         ) from error
+
     if model_type != "clip":
         raise UserError(f"model.clip is {name}, a checkpoint of type {model_type!r} instead of 'clip'; {CLIP_WAY_OUT}")
     return folder
@@ -301,6 +328,7 @@ def _broken_file(folder: Path) -> str | None:
 
 def pretrained_clip(name: str) -> CLIPModel:
     """Weights from a hub name or a local folder in the layout of `save_pretrained`; every weight must be there."""
+    # A missing weight, or one of another shape, is reported and not raised, so that it can be named below.
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
     try:
         loaded: Any = CLIPModel.from_pretrained(require_clip(name), **options)
@@ -308,6 +336,7 @@ def pretrained_clip(name: str) -> CLIPModel:
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
         reason = _broken_file(Path(name).expanduser()) or not_loaded(name, error)
         raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {CLIP_WAY_OUT}") from error
+
     # transformers fills what a checkpoint lacks with random numbers, which would look like a bad result.
     absent = sorted(loading["missing_keys"]) + sorted(str(key[0]) for key in loading["mismatched_keys"])
     if absent:

@@ -75,19 +75,24 @@ def unit_rows(x: Float[Tensor, "A L D"], mask: Bool[Tensor, "A L"]) -> Float[Ten
 
 def moments(rows: UnitRows) -> Moments:
     """Moments of all rows of each leading index. Masked rows are zero and add nothing."""
-    gram, colsum = em_moments(rows.flat)
-    if rows.mask is not None:
-        return Moments(gram, colsum, rows.mask.sum((-2, -1)).to(colsum.dtype))
-    return Moments(gram, colsum, colsum.new_full(colsum.shape[:-1], float(rows.flat.shape[-2])))
+    x = rows.flat
+    gram, colsum = em_moments(x)
+
+    if rows.mask is None:
+        num_rows = colsum.new_full(colsum.shape[:-1], float(x.shape[-2]))
+    else:
+        num_rows = rows.mask.sum((-2, -1)).to(colsum.dtype)
+    return Moments(gram, colsum, num_rows)
 
 
 def refit(rows: UnitRows, emcl: EMCL, fitted: tuple[Tensor, Tensor]) -> UnitRows:
     """What a fitted map makes of rows, of length one again. One set of rows may go through several maps [*G, D, K]."""
     responsibilities, scale = fitted
     leading = responsibilities.shape[:-2]
-    x = rows.flat.expand(*leading, *rows.flat.shape[-2:])
+    x = rows.flat
 
-    mapped = normalize(emcl.transform(x, responsibilities, scale), dim=-1)
+    mapped = emcl.transform(x.expand(*leading, *x.shape[-2:]), responsibilities, scale)
+    mapped = normalize(mapped, dim=-1)
     return rows._replace(values=mapped.unflatten(-2, rows.values.shape[-3:-1]))
 
 

@@ -33,7 +33,11 @@ class Tokenizer(Protocol):
 
 
 class RetrievalModel(nn.Module):
-    """Texts [A] and clips [B] to cosine similarities [A, B]."""
+    """Texts [A] and clips [B] to cosine similarities [A, B].
+
+    `forward` (or `encode_text` and `encode_video`) makes features of a batch, `similarity` compares them. Only the
+    former needs parameters, so data parallelism wraps it alone.
+    """
 
     towers: CLIPTowers | StoredTowers
 
@@ -47,7 +51,8 @@ class RetrievalModel(nn.Module):
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
         """CLIP's factor from cosine to logits, at most 100."""
-        return self.towers.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE).reshape(())  # [1] where it is sharded
+        scale = self.towers.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        return scale.reshape(())  # [1] if it is sharded
 
     def store_towers(self) -> None:
         """Do without the towers from now on: a batch then has their features in place of token ids and frames."""
@@ -101,8 +106,15 @@ class RetrievalModel(nn.Module):
     ) -> Float[Tensor, "A B"]:
         """Cosine similarity of each text with each clip, as the head defines it.
 
-        Args: emcl: run one EM over all rows that the head compares first. add_up: sums over processes with other texts
-            and the same clips, for one EM over the rows of all; see `EMCL`.
+        Args:
+            text: features of the texts.
+            video: features of the clips.
+            emcl: run one EM over all rows that the head compares first.
+            add_up: sums over processes with other texts and the same clips, for one EM over the rows of all; see
+                `EMCL`.
+
+        Returns:
+            Similarities [A, B].
         """
         return self.head.similarity(text, video, self.emcl if emcl else None, add_up)
 
@@ -111,8 +123,15 @@ class RetrievalModel(nn.Module):
     ) -> SimilarityStream:
         """Rows of `similarity` in bounded memory, for evaluation: without gradient, and the bases stay as they are.
 
-        Args: em_block: with emcl, run EM inside tiles of this many texts and clips, in dataset order, as the release
-            evaluates; None: over everything at once.
+        Args:
+            text: features of the texts.
+            video: features of the clips.
+            emcl: run EM over the rows that the head compares first.
+            em_block: with emcl, run EM inside tiles of this many texts and clips, in dataset order, as the authors'
+                code evaluates; None: over everything at once.
+
+        Returns:
+            Steps that give the rows of [A, B] in order.
         """
         return self.head.stream(text, video, self.emcl if emcl else None, em_block)
 
@@ -125,16 +144,25 @@ def build_model(
 ) -> RetrievalModel:
     """The model of a run, its random parts drawn from torch's global generator, its weights those the run starts with.
 
-    Args: clip_config: configuration of the towers; the checkpoint that `config.model.clip` names is then not read.
-        clip_weights: for them, in the layout of transformers. Without any, the model is one that waits for the weights
-        of a run, and `config.model.init_from` is not read either.
-    Raises: UserError where a checkpoint cannot be read, or does not fit.
+    Args:
+        config: the run's.
+        tokenizer: the run's.
+        clip_config: configuration of the towers; the checkpoint that `config.model.clip` names is then not read.
+        clip_weights: for them, in the layout of transformers. With `clip_config` and no such weights the model waits
+            for those of a run, and `config.model.init_from` is not read either.
+
+    Raises:
+        UserError: a checkpoint cannot be read, or does not fit.
     """
     vocabulary = Vocabulary(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+    # The weights of a whole model to start from.
     waits = clip_config is not None and clip_weights is None
     start = config.model.init_from.expanduser() if config.model.init_from and not waits else None
     state = read_state(start) if start else {}
-    # Towers from a checkpoint draw as many numbers as their reader pleases; the rest starts alike whatever that is.
+
+    # Loading a checkpoint uses an unknown number of random draws. A seed drawn before it makes the other layers start
+    # the same either way.
     seed = None if config.model.clip == "random" and start is None else int(torch.randint(2**31, ()))
     towers = build_towers(
         config.model,
@@ -149,17 +177,24 @@ def build_model(
         towers.clip.load_state_dict(clip_weights)
     if seed is not None:
         torch.manual_seed(seed)
+
     temporal = build_temporal(config.model, towers.clip, width=towers.width, num_frames=config.data.num_frames)
     emcl = build_emcl(config.emcl, width=towers.width)
     # Last: the numbers that the rest is drawn from do not depend on the head.
-    model = RetrievalModel(towers, temporal, build_head(config.model, width=towers.width), emcl)
+    head = build_head(config.model, width=towers.width)
+    model = RetrievalModel(towers, temporal, head, emcl)
+
     if start:
         model.load_state_dict(load_into(model.state_dict(), state, start))
     return model
 
 
 def build_emcl(config: EMCLConfig, *, width: int) -> EMCL:
-    """The EMCL layer of a run, with no more bases than the features are wide; cut to that where it is off."""
+    """The EMCL layer of a run, with no more bases than the features are wide; cut to that if it is off.
+
+    Raises:
+        UserError: it is on, and has more bases than the features are wide.
+    """
     if config.mode == "off":
         config = replace(config, num_bases=min(config.num_bases, width))
     if not 1 <= config.num_bases <= width:

@@ -31,7 +31,7 @@ from emcl_train.evaluation.evaluate import (
 from emcl_train.models import RetrievalModel, build_model, look_at_clip
 from emcl_train.runs.files import TOKENIZER, alone, raise_if_disk_full, require_free, write_json_atomic
 from emcl_train.runs.state import save_tensors_atomic
-from emcl_train.training.trainer import seed_everything
+from emcl_train.training.start import seed_everything
 
 
 @torch.no_grad()
