@@ -23,7 +23,8 @@ from emcl_train.config import (
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
-from emcl_train.runs.files import check_run_folder, load_config, require_folder, require_free, require_run
+from emcl_train.runs.contents import check_run_folder, load_config, require_run
+from emcl_train.runs.files import require_folder, require_free
 from emcl_train.weights.hub import require_places
 
 Arguments = TypeVar("Arguments")
@@ -328,7 +329,7 @@ def run_eval(run: Path, arguments: list[str]) -> int:
             require_free(asked.out)
         from rich.console import Console
 
-        from emcl_train.evaluation.evaluate import evaluate_run
+        from emcl_train.evaluation.run import evaluate_run
         from emcl_train.report import render_table, write_report
 
         console = Console()

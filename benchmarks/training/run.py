@@ -17,12 +17,15 @@ from rich.console import Console
 from benchmarks.training.variants import AFTERWARDS, BASELINE, VARIANTS, Variant, run_config
 from emcl_kernels import EMCL
 from emcl_train.config import RunConfig
-from emcl_train.evaluation.evaluate import embed_split, put_weights, read_weights, similarities
+from emcl_train.evaluation.encode import embed_split
+from emcl_train.evaluation.similarities import similarities
 from emcl_train.evaluation.table import Row, rows_of
 from emcl_train.models import RetrievalModel
 from emcl_train.runs import files as run_files
+from emcl_train.runs.state import read_weights
 from emcl_train.training.start import environment, open_run_folder, seed_everything, start_processes
 from emcl_train.training.trainer import Run
+from emcl_train.weights.keys import put_weights
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from emcl_train.errors import UserError
-
 CHUNK_DRAWS = 1 << 22  # queries drawn at a time: 32 MiB of indices
 
 
@@ -47,23 +45,23 @@ def paired_bootstrap(
         seed: of the draws; the same arguments give the same interval.
         level: share of the resamples that the interval holds.
     Returns: the mean difference with its interval, in the unit of the scores.
-    Raises: UserError where the shapes disagree, there are no queries, a score is not finite, resamples < 1, or level
+    Raises: ValueError where the shapes disagree, there are no queries, a score is not finite, resamples < 1, or level
         is not between 0 and 1.
     """
     if before.shape != after.shape:
-        raise UserError(
+        raise ValueError(
             f"before and after must hold scores of the same queries, got shapes {list(before.shape)} and "
             f"{list(after.shape)}; evaluate both on one split"
         )
     if before.size == 0:
-        raise UserError("before and after must hold at least one query, got none; the split is empty")
+        raise ValueError("before and after must hold at least one query, got none; the split is empty")
     if resamples < 1:
-        raise UserError(f"resamples must be at least 1, got {resamples}; 10000 is usual")
+        raise ValueError(f"resamples must be at least 1, got {resamples}; 10000 is usual")
     if not 0 < level < 1:
-        raise UserError(f"level must be between 0 and 1, got {level}; 0.95 is usual")
+        raise ValueError(f"level must be between 0 and 1, got {level}; 0.95 is usual")
     difference = after.astype(np.float64) - before.astype(np.float64)
     if not np.isfinite(difference).all():
-        raise UserError("before and after must be finite, got NaN or infinity; look for queries without a rank")
+        raise ValueError("before and after must be finite, got NaN or infinity; look for queries without a rank")
     generator, queries = np.random.default_rng(seed), len(difference)
     chunk = max(1, CHUNK_DRAWS // queries)
     means = [

@@ -4,8 +4,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from emcl_train.errors import UserError
-
 RECALL_AT = (1, 5, 10, 50)
 
 
@@ -17,7 +15,7 @@ def ranks(similarity: Float[Tensor, "Q G"], target: Int[Tensor, "Q"]) -> Float[T
 
     Args: similarity: queries × gallery. target: index of the right gallery item of each query.
     Returns: float64 ranks in [1, G]; halves come from ties.
-    Raises: UserError where a similarity is NaN, or the targets do not fit the matrix.
+    Raises: ValueError where a similarity is NaN, or the targets do not fit the matrix.
     """
     _require_valid(similarity, target, "target", similarity.shape[1])
     own = similarity.gather(1, target[:, None])  # [Q, 1]
@@ -29,7 +27,7 @@ def ranks(similarity: Float[Tensor, "Q G"], target: Int[Tensor, "Q"]) -> Float[T
 def retrieval_metrics(ranks: Float[Tensor, "Q"]) -> dict[str, float]:
     """R@1, R@5, R@10, R@50 in percent (share of ranks ≤ k), median rank MdR and mean rank MnR."""
     if ranks.numel() == 0:
-        raise UserError("retrieval_metrics: expected at least one rank, got none; the split has no queries")
+        raise ValueError("retrieval_metrics: expected at least one rank, got none; the split has no queries")
     values = ranks.double().sort().values
     middle = values[(len(values) - 1) // 2], values[len(values) // 2]
     metrics = {f"R@{k}": 100.0 * (values <= k).double().mean().item() for k in RECALL_AT}
@@ -91,19 +89,19 @@ def video_to_text_ranks_by_rank(similarity: Float[Tensor, "Q G"], caption_clip: 
 
 def _require_valid(similarity: Tensor, target: Tensor, name: str, gallery: int) -> None:
     if similarity.ndim != 2 or target.shape != similarity.shape[:1]:
-        raise UserError(
+        raise ValueError(
             f"{name} must hold one index per row of similarity: expected shape [{similarity.shape[0]}] beside a "
             f"[queries, gallery] matrix, got {list(target.shape)} beside {list(similarity.shape)}; pass the matrix "
             "with one row per caption"
         )
     if target.numel() and (int(target.min()) < 0 or int(target.max()) >= gallery):
-        raise UserError(
+        raise ValueError(
             f"{name} must be in [0, {gallery - 1}], the columns of similarity; got values from {int(target.min())} "
             f"to {int(target.max())}; is the matrix transposed? It needs captions as rows and clips as columns"
         )
     if torch.isnan(similarity).any():
         count = int(torch.isnan(similarity).sum())
-        raise UserError(
+        raise ValueError(
             f"similarity must not hold NaN, got {count} of {similarity.numel()}; a NaN compares as neither better nor "
             "worse and would count as a hit. Look for non-finite features or a diverged training run"
         )
@@ -112,7 +110,7 @@ def _require_valid(similarity: Tensor, target: Tensor, name: str, gallery: int) 
 def _require_captions(caption_clip: Tensor, clips: int) -> None:
     missing = (torch.bincount(caption_clip, minlength=clips) == 0).nonzero().flatten().tolist()
     if missing:
-        raise UserError(
+        raise ValueError(
             f"caption_clip must name every clip at least once for video→text, got no caption for {len(missing)} of "
             f"{clips} clips (first: {missing[:5]}); leave clips without captions out of the split"
         )

@@ -6,9 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emcl_train.errors import UserError
-from emcl_train.flags import flag
-
 
 def inverted_softmax(similarity: Float[Tensor, "Q G"], temperature: float, axis: int) -> Float[Tensor, "Q G"]:
     """Score each pair by how much its gallery item prefers this query over all the other queries.
@@ -22,19 +19,18 @@ def inverted_softmax(similarity: Float[Tensor, "Q G"], temperature: float, axis:
 
     Args: similarity: captions × clips. temperature: of the softmax, above 0. axis: the axis of the queries.
     Returns: float64 scores of the same shape, to be ranked like similarities.
-    Raises: UserError where temperature is not positive, axis is neither 0 nor 1, or a similarity is not finite.
+    Raises: ValueError where temperature is not positive, axis is neither 0 nor 1, or a similarity is not finite.
     """
     if not (math.isfinite(temperature) and temperature > 0):
-        raise UserError(
-            f"temperature of the inverted softmax must be a positive number, got {temperature}; the release uses 0.01 "
-            f"({flag('eval.inverted_softmax_temperature')} 0.01)"
+        raise ValueError(
+            f"temperature of the inverted softmax must be a positive number, got {temperature}; the release uses 0.01"
         )
     if axis not in (0, 1):
-        raise UserError(
+        raise ValueError(
             f"axis must be 0 (queries are captions: text→video) or 1 (queries are clips: video→text), got {axis}"
         )
     if not torch.isfinite(similarity).all():
-        raise UserError(
+        raise ValueError(
             "similarity must be finite for the inverted softmax, got NaN or infinity, which would spread over the "
             "whole axis; look for non-finite features or a diverged training run"
         )
@@ -58,21 +54,18 @@ def qb_norm(
     Args: similarity: queries × gallery. bank_similarity: bank queries × the same gallery. temperature: 1 / β; 0.05 is
         the paper's.
     Returns: float64 scores, to be ranked along the gallery.
-    Raises: UserError where temperature is not positive, the galleries differ, the bank is empty, or a similarity is not
+    Raises: ValueError if temperature is not positive, the galleries differ, the bank is empty, or a similarity is not
         finite.
     """
     if not (math.isfinite(temperature) and temperature > 0):
-        raise UserError(
-            f"temperature of QB-Norm must be a positive number, got {temperature}; its paper uses 0.05 "
-            f"({flag('eval.qb_norm_temperature')} 0.05)"
-        )
+        raise ValueError(f"temperature of QB-Norm must be a positive number, got {temperature}; its paper uses 0.05")
     if bank_similarity.shape[0] == 0 or bank_similarity.shape[1:] != similarity.shape[1:]:
-        raise UserError(
+        raise ValueError(
             f"bank_similarity must hold at least one bank query against the same {similarity.shape[1]} gallery items, "
             f"got shape {list(bank_similarity.shape)}; compare the bank with the gallery of the test queries"
         )
     if not (torch.isfinite(similarity).all() and torch.isfinite(bank_similarity).all()):
-        raise UserError(
+        raise ValueError(
             "similarity and bank_similarity must be finite for QB-Norm, got NaN or infinity; look for non-finite "
             "features or a diverged training run"
         )

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from emcl_train.errors import UserError
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap, signed
-from emcl_train.evaluation.metrics import ranks, video_to_text_ranks_by_similarity
 from emcl_train.report.groups import Group
+from emcl_train.report.ranks import text_ranks, video_ranks
 from emcl_train.runs.folder import Run
 
 METRICS = ("R@1", "R@5", "R@10", "MnR")
@@ -190,12 +190,13 @@ def _mean_scores(group: Group, direction: str, *, by_text: bool) -> dict[Hashabl
     """What each query adds to each of METRICS, averaged over the runs of a group that all have it."""
     tables = []
     for run in group.runs:
-        similarity, caption_clip = run.similarity, run.tensors["caption_clip"]
         keys: Sequence[Hashable]
         if direction == "T→V":
-            keys, values = _text_keys(run) if by_text else caption_keys(run), ranks(similarity, caption_clip)
+            keys = _text_keys(run) if by_text else caption_keys(run)
+            values = text_ranks(run)
         else:
-            keys, values = run.video_ids, video_to_text_ranks_by_similarity(similarity, caption_clip)
+            keys = run.video_ids
+            values = video_ranks(run)
         tables.append(dict(zip(keys, _scores(values), strict=True)))
     shared = [key for key in tables[0] if all(key in table for table in tables)]
     return {key: np.mean([table[key] for table in tables], axis=0) for key in shared}

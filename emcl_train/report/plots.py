@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL
-from emcl_train.evaluation.metrics import ranks, video_to_text_ranks_by_similarity
+from emcl_train.report.ranks import text_ranks, video_ranks
 from emcl_train.runs.folder import Run
 
 TEXT, VIDEO, THIRD = "#2a7fd4", "#e0662e", "#2f9e6e"
@@ -107,11 +107,7 @@ def heat_map(run: Run) -> tuple[str, str]:
 
 def rank_histogram(run: Run) -> str:
     """How many queries have the right item at which rank, in both directions."""
-    caption_clip = run.tensors["caption_clip"]
-    both = (
-        ("text→video", TEXT, ranks(run.similarity, caption_clip)),
-        ("video→text", VIDEO, video_to_text_ranks_by_similarity(run.similarity, caption_clip)),
-    )
+    both = (("text→video", TEXT, text_ranks(run)), ("video→text", VIDEO, video_ranks(run)))
     edges = rank_bins(run.similarity.shape[1])
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(5.2, 4.3)

@@ -13,7 +13,7 @@ from emcl_train.config import DataConfig
 from emcl_train.data.annotations import Clip, load_annotations
 from emcl_train.data.video import VideoError, decode_frames
 from emcl_train.errors import UserError
-from emcl_train.evaluation.metrics import ranks
+from emcl_train.report.ranks import text_ranks
 from emcl_train.runs.folder import Run
 
 SHOWN = 4
@@ -48,7 +48,7 @@ def best_and_worst(run: Run) -> tuple[list[Retrieval], list[Retrieval]]:
         return [], []  # with one clip nothing competes
     own = similarity.gather(1, target[:, None])[:, 0]
     others, competitor = similarity.scatter(1, target[:, None], float("-inf")).max(dim=1)
-    rank = ranks(similarity, target)
+    rank = text_ranks(run)
     lead = own - others
 
     def pick(order: Tensor, keep: Tensor) -> list[Retrieval]:

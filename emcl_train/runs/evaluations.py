@@ -7,7 +7,6 @@ run's own records beside its results, so that `emcl-train report` takes it as it
 
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,11 +16,20 @@ from typing import Any
 from torch import Tensor
 
 from emcl_train.config import RunConfig, inference_emcl
-from emcl_train.runs.files import CONFIG, ENVIRONMENT, METRICS, save_config, write_json_atomic, write_text_atomic
+from emcl_train.runs.contents import (
+    EMBEDDINGS,
+    EVALUATION,
+    EVALUATIONS,
+    OF_EVALUATION,
+    OF_TRAINING,
+    QUERIES,
+    REPORT,
+    RESULTS,
+    save_config,
+)
+from emcl_train.runs.files import as_json, json_if_whole, write_json_atomic, write_text_atomic
 from emcl_train.runs.state import save_tensors_atomic
 
-RESULTS, QUERIES, EMBEDDINGS = "results.json", "queries.json", "embeddings.safetensors"
-EVALUATIONS, EVALUATION, REPORT = "evaluations", "evaluation.json", "report.html"
 BEFORE = "before-the-last-epoch"
 """Folder for figures that were in the run's own when its training ended with others."""
 NOT_MEASURED = ("eval.batch_size",)
@@ -65,25 +73,17 @@ def set_aside(run_dir: Path, results: dict[str, Any]) -> Path | None:
     folder = next(place for name in names if not (place := run_dir / EVALUATIONS / name).exists())
     folder.mkdir(parents=True)
     _copy_records(run_dir, folder)
-    for name in (EMBEDDINGS, QUERIES, REPORT, RESULTS):
+    for name in (*OF_EVALUATION, REPORT):
         if (run_dir / name).is_file():
             os.replace(run_dir / name, folder / name)
     return folder
 
 
 def _copy_records(run_dir: Path, folder: Path) -> None:
-    for name in (CONFIG, ENVIRONMENT, METRICS):
+    for name in OF_TRAINING:
         if (run_dir / name).is_file():
             write_text_atomic(folder / name, (run_dir / name).read_text(encoding="utf-8"))
     write_json_atomic(folder / EVALUATION, {"run": run_dir})
-
-
-def run_of(folder: Path) -> str | None:
-    """The run that a folder of results is an evaluation of; None where it is no such folder."""
-    try:
-        return str(json.loads((folder / EVALUATION).read_text(encoding="utf-8"))["run"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def what_differs(run: RunConfig, asked: RunConfig, split: str) -> str:
@@ -121,12 +121,12 @@ def place_for(results: dict[str, Any], run_dir: Path, name: str, again: str) -> 
 
 def same_figures(folder: Path, results: dict[str, Any]) -> bool:
     """Whether a folder's results.json has these figures, or is damaged, so that nothing is lost with it."""
-    try:
-        there = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        ours = json.loads(json.dumps(results, default=str))
-        return all(there[key] == ours[key] for key in FIGURES)
-    except (OSError, ValueError, KeyError, TypeError):
+    there = json_if_whole(folder / RESULTS)
+    if not isinstance(there, dict) or not there.keys() >= set(FIGURES):
         return True
+
+    ours = as_json(results)
+    return all(there[key] == ours[key] for key in FIGURES)
 
 
 def _places(run_dir: Path, name: str, again: str) -> Iterator[Path]:

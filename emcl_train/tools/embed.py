@@ -14,24 +14,20 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from emcl_train.config import RunConfig, check_config
+from emcl_train.config import RunConfig
 from emcl_train.data.features import FEATURES, SPLITS, TOWERS, VERSION, settings_of_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.splits import Split
 from emcl_train.data.text import CaptionTokenizer, load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import (
-    clip_config_of,
-    frames_of,
-    hash_of_towers,
-    put_weights,
-    read_clip_config,
-    read_weights,
-)
+from emcl_train.evaluation.provenance import clip_config_of, frames_of, hash_of_towers
 from emcl_train.models import RetrievalModel, build_model, look_at_clip
-from emcl_train.runs.files import TOKENIZER, alone, raise_if_disk_full, require_free, write_json_atomic
-from emcl_train.runs.state import save_tensors_atomic
+from emcl_train.runs.clip_config import read_clip_config
+from emcl_train.runs.contents import TOKENIZER
+from emcl_train.runs.files import alone, raise_if_disk_full, require_free, write_json_atomic
+from emcl_train.runs.state import read_weights, save_tensors_atomic
 from emcl_train.training.start import seed_everything
+from emcl_train.weights.keys import put_weights
 
 
 @torch.no_grad()
@@ -40,11 +36,10 @@ def embed(
 ) -> None:
     """Write the folder `out`, which must not exist: it appears when it is whole.
 
-    Args: config: of a recipe, or of the run in `run_dir`, whose towers are then taken. tokens: store the features of
+    Args: config: valid settings of a recipe, or of the run in `run_dir`, whose towers are then taken. tokens: store the features of
         every token too, as the head "wti" needs them; without asking where `config.model.head` is that.
     Raises: UserError as training does, and where `out` exists.
     """
-    check_config(replace(config, from_features=None))
     require_free(out)
     if run_dir is None:
         look_at_clip(config.model)

@@ -16,15 +16,11 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from emcl_train.config import RunConfig
 from emcl_train.data.features import TOWERS
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import hash_of_towers, read_clip_config, read_weights, require_features_of
-from emcl_train.runs.files import (
-    TOKENIZER,
-    give_usual_mode,
-    load_config,
-    raise_if_disk_full,
-    require_free,
-    write_atomic,
-)
+from emcl_train.evaluation.provenance import hash_of_towers, require_features_of
+from emcl_train.runs.clip_config import read_clip_config
+from emcl_train.runs.contents import TOKENIZER, load_config
+from emcl_train.runs.files import give_usual_mode, raise_if_disk_full, require_free, write_atomic
+from emcl_train.runs.state import read_weights
 from emcl_train.weights.openai import follows_openai, openai_rule, unseen_in
 from emcl_train.weights.release import CLIP, model_to_layout
 

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from emcl_kernels import EMRefiner
 from emcl_train.config import RefineConfig
-from emcl_train.errors import UserError
+from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
 from emcl_train.evaluation.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
 from emcl_train.runs.files import write_atomic, write_json_atomic
@@ -196,10 +196,11 @@ def _query_ranks(sides: dict[str, Embeddings], caption_clip: Tensor) -> dict[str
     dtype = torch.promote_types(text.dtype, video.dtype)
     similarity = text.to(dtype) @ video.to(dtype).T
     with_text, place = caption_clip.unique(return_inverse=True)
-    return {
-        "text_to_video": ranks(similarity, caption_clip),
-        "video_to_text": video_to_text_ranks_by_similarity(similarity[:, with_text], place),
-    }
+    with of_input(" and ".join(str(of.path) for of in sides.values())):
+        return {
+            "text_to_video": ranks(similarity, caption_clip),
+            "video_to_text": video_to_text_ranks_by_similarity(similarity[:, with_text], place),
+        }
 
 
 def _results(

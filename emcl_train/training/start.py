@@ -14,8 +14,8 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from emcl_train.config import RunConfig
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import frames_of
-from emcl_train.runs import files as run_files
+from emcl_train.evaluation.provenance import frames_of
+from emcl_train.runs import contents
 
 PATIENCE = timedelta(hours=12)
 """How long the others wait while the first process prepares data or evaluates; torch's own 10 to 30 minutes would end
@@ -51,19 +51,19 @@ def open_run_folder(config: RunConfig) -> None:
     Raises:
         UserError: a run would be overwritten, or resumed with other settings.
     """
-    run_files.check_run_folder(config)
+    contents.check_run_folder(config)
     out = config.out
 
     # What an ended run left half written, or one that ended before its first step.
     if config.resume:
-        run_files.remove_partial_files(out)
+        contents.remove_partial_files(out)
     elif out.is_dir():
-        for name in run_files.WRITTEN_BEFORE_TRAINING:
+        for name in contents.WRITTEN_BEFORE_TRAINING:
             (out / name).unlink(missing_ok=True)
 
-    if not (out / run_files.CONFIG).exists():
+    if not (out / contents.CONFIG).exists():
         out.mkdir(parents=True, exist_ok=True)
-        run_files.save_config(out, replace(config, resume=False))
+        contents.save_config(out, replace(config, resume=False))
 
 
 def seed_everything(seed: int, device: torch.device) -> None:

@@ -14,28 +14,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from emcl_train.config import RunConfig, check_config
+from emcl_train.config import RunConfig
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, training_loader
 from emcl_train.data.provenance import changes
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import (
-    SELECTED_BY,
-    clip_config_of,
-    embed_split,
-    evaluate,
-    evaluate_run,
-    frames_of,
-    keep_clip_config,
-    model_on_features,
-    require_features_of,
-)
+from emcl_train.evaluation.encode import embed_split
+from emcl_train.evaluation.on_features import model_on_features
+from emcl_train.evaluation.provenance import clip_config_of, frames_of, require_features_of
+from emcl_train.evaluation.run import evaluate, evaluate_run
 from emcl_train.models import BatchFeatures, RetrievalModel, TokenWiseHead, build_model, look_at_clip, on_device
 from emcl_train.processes import gather_rows, sum_over_processes
 from emcl_train.report import render_table, write_report
+from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
+from emcl_train.runs.clip_config import keep_clip_config
+from emcl_train.runs.records import SELECTED_BY
 from emcl_train.runs.state import TrainingState
 from emcl_train.training.chunks import ChunkedFeatures
 from emcl_train.training.losses import channel_decorrelation, symmetric_info_nce
@@ -58,7 +54,7 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     """Train, select the epoch on the validation split, evaluate it on the test split, and write the report.
 
     Args:
-        config: all settings of the run.
+        config: valid settings, see `check_config`.
         console: where progress is shown; None: the terminal.
 
     Returns:
@@ -69,8 +65,7 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     """
     console = console or Console()
 
-    # What is wrong with the settings is said before anything that takes time.
-    check_config(config)
+    # What is wrong with the weights to start from is said before anything that takes time.
     if config.from_features is None:
         look_at_clip(config.model)
 
@@ -93,7 +88,7 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
             results, folder = evaluate_run(config.out, ends_training=True)
             console.print(render_table(results))
             console.print(f"report: {write_report(folder)}")
-            run_files.write_json_atomic(config.out / run_files.FINISHED, {"epochs": config.train.epochs})
+            run_files.write_json_atomic(config.out / contents.FINISHED, {"epochs": config.train.epochs})
     except OSError as error:
         run_files.raise_if_disk_full(error, config.out)
         raise
@@ -122,7 +117,7 @@ class Run:
         self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
             keep_clip_config(self.out, clip_config_of(self.model, config))
-            run_files.write_json_atomic(self.out / run_files.ENVIRONMENT, record)
+            run_files.write_json_atomic(self.out / contents.ENVIRONMENT, record)
 
         # Sharded weights cannot be evaluated by one process alone: the first one keeps a whole copy for that.
         self.sharded = is_sharded(accelerator)
@@ -159,7 +154,7 @@ class Run:
             UserError: it was started on features of other towers.
         """
         now = environment(self.config, self.accelerator.device)
-        then = run_files.load_environment(self.out) if self.config.resume else {}
+        then = contents.load_environment(self.out) if self.config.resume else {}
         if not then:
             return now
 
@@ -361,7 +356,7 @@ class Run:
         if best:
             self.best_score = score
             self.best_epoch = self.epoch + 1
-            checkpoint.save_tensors_atomic(self.out / run_files.WEIGHTS, weights)
+            checkpoint.save_tensors_atomic(self.out / contents.WEIGHTS, weights)
 
         self.print(
             f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {SELECTED_BY[split.name]} R@1: "
@@ -391,7 +386,7 @@ class Run:
             step=self.step,
             best_score=self.best_score,
             best_epoch=self.best_epoch,
-            metrics_lines=run_files.count_lines(self.out / run_files.METRICS),
+            metrics_lines=run_files.count_lines(self.out / contents.METRICS),
             model=weights,
             optimizer=optimizer,
             scaler=scaler.state_dict() if scaler else {},
@@ -408,7 +403,7 @@ class Run:
         state = checkpoint.load_state(self.out)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            run_files.keep_lines(self.out / run_files.METRICS, state.metrics_lines if state else 0)
+            run_files.keep_lines(self.out / contents.METRICS, state.metrics_lines if state else 0)
         if state is None:
             self.print(f"no state had been saved in {self.out} yet: starting from the first step")
             return
@@ -453,7 +448,7 @@ class Run:
         """A line of metrics.jsonl, and its numbers to the tracker."""
         if not self.accelerator.is_main_process:
             return
-        run_files.append_line(self.out / run_files.METRICS, values)
+        run_files.append_line(self.out / contents.METRICS, values)
 
         tracker = self.config.train.tracker
         if tracker == "none":

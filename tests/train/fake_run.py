@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 from emcl_kernels import EMCL
 from emcl_train.config import DataConfig, EMCLConfig, RandomClipConfig, RunConfig
 from emcl_train.evaluation.table import Similarities, rows_of
-from emcl_train.runs.files import save_config, write_json_atomic
+from emcl_train.runs.contents import save_config
+from emcl_train.runs.files import write_json_atomic
 from emcl_train.runs.state import save_tensors_atomic
 
 

@@ -13,7 +13,7 @@ from emcl_train.config import RunConfig, check_config
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, again, flag, of_command, takes
 from emcl_train.recipes import load_recipe
-from emcl_train.runs.files import save_config
+from emcl_train.runs.contents import save_config
 from emcl_train.runs.state import save_tensors_atomic
 
 FLAG = re.compile(r"(?<![\w.-])--[a-z][\w-]*(?:\.[\w-]+)*")
@@ -156,8 +156,8 @@ def test_a_command_does_not_speak_for_the_next(place, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path", [*sorted((PACKAGE / "data").rglob("*.py")), *map(PACKAGE.joinpath, (
-    "config.py", "runs/files.py", "evaluation/evaluate.py", "runs/evaluations.py", "evaluation/rerank.py",
-    "runs/folder.py",
+    "config.py", "runs/files.py", "runs/contents.py", "runs/evaluations.py", "runs/folder.py", "runs/clip_config.py",
+    "evaluation/encode.py", "evaluation/run.py", "evaluation/provenance.py", "evaluation/rerank.py",
 ))], ids=lambda path: path.name)  # fmt: skip
 def test_what_several_commands_read_names_no_flag_of_one(path):
     code = re.sub(r'"""[\s\S]*?"""|`[^`]*`', "", path.read_text(encoding="utf-8"))

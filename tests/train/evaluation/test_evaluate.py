@@ -14,15 +14,19 @@ from emcl_train.data.annotations import Annotations
 from emcl_train.data.provenance import provenance
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
-from emcl_train.evaluation import evaluate as evaluation
-from emcl_train.evaluation.evaluate import bank_of, compare_bank, embed_split, evaluate, evaluate_run, similarities
+from emcl_train.evaluation import encode
+from emcl_train.evaluation import run as evaluation
+from emcl_train.evaluation.encode import embed_split
 from emcl_train.evaluation.metrics import text_to_video
 from emcl_train.evaluation.rerank import qb_norm
+from emcl_train.evaluation.run import evaluate, evaluate_run
+from emcl_train.evaluation.similarities import bank_of, compare_bank, similarities
 from emcl_train.evaluation.table import Similarities, rows_of
 from emcl_train.report.compare import compare
 from emcl_train.report.groups import Group
+from emcl_train.runs.contents import save_config
 from emcl_train.runs.evaluations import what_differs
-from emcl_train.runs.files import append_line, save_config, write_json_atomic
+from emcl_train.runs.files import append_line, write_json_atomic
 from emcl_train.runs.folder import load_run
 from emcl_train.runs.state import save_tensors_atomic
 
@@ -128,13 +132,13 @@ def test_steps_of_the_similarity_are_shown(tiny_data, monkeypatch, capsys, em_bl
     config.eval.em_block = em_block
     model = tiny_model(config)
     embeddings = embed_split(model, tiny_data, TinyTokenizer(), config)
-    shown, track = {}, evaluation.track
+    shown, track = {}, encode.track
 
     def record(steps, *, description, **options):
         shown[description] = len(steps)
         return track(steps, description=description, **options)
 
-    monkeypatch.setattr(evaluation, "track", record)
+    monkeypatch.setattr(encode, "track", record)
     monkeypatch.setattr("emcl_kernels.stream.CHUNK_WEIGHTS", 3 * CLIPS * FRAMES)
     monkeypatch.setattr("emcl_kernels.stream.CHUNK_BLOCKS", 1)
     scores = similarities(model, embeddings, config)

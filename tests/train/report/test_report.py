@@ -17,7 +17,7 @@ from emcl_train.report import plots, render_table, report_runs, retrievals, writ
 from emcl_train.report.plots import rank_bins
 from emcl_train.report.retrievals import best_and_worst
 from emcl_train.report.table import sentences, standard_error
-from emcl_train.runs.files import save_config
+from emcl_train.runs.contents import save_config
 from emcl_train.runs.folder import load_run
 
 
