@@ -28,7 +28,7 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the text tower has to know of the tokenizer."""
+    """What the text tower has to know of the tokenizer: how many tokens there are, and two of their ids."""
 
     size: int
     eos_token_id: int
@@ -57,7 +57,16 @@ class CLIPTowers(nn.Module):
     def encode_text(
         self, input_ids: Int64[Tensor, "A L"], attention_mask: Int64[Tensor, "A L"], *, tokens: bool = False
     ) -> tuple[Float[Tensor, "A D"], Float[Tensor, "A L D"] | None]:
-        """Features of the captions at their end tokens, and with `tokens` those at every token too."""
+        """Features of captions in CLIP's shared space, not normalised.
+
+        Args:
+            input_ids: of the tokens, start and end included.
+            attention_mask: 1 for tokens, 0 for padding.
+            tokens: whether the features of every token are wanted too.
+
+        Returns:
+            The feature of each whole caption, read at its end token; with `tokens` that of every token, else None.
+        """
         encoded = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask)
         caption = self.clip.text_projection(encoded.pooler_output).float()
         if not tokens:
@@ -65,7 +74,7 @@ class CLIPTowers(nn.Module):
         return caption, self.clip.text_projection(encoded.last_hidden_state).float()
 
     def encode_frames(self, frames: UInt8[Tensor, "B F 3 S S"]) -> Float[Tensor, "B F D"]:
-        """Features of single frames, each for itself."""
+        """Features of single frames, each for itself, from their uint8 pixels in RGB."""
         pixels = (frames.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std  # [B·F, 3, S, S]
         encoded = self.clip.vision_model(pixel_values=pixels)
         features = self.clip.visual_projection(encoded.pooler_output).float()
