@@ -23,7 +23,8 @@ from emcl_train.evaluation.table import Line, lines_of
 from emcl_train.models import RetrievalModel
 from emcl_train.runs import files as run_files
 from emcl_train.runs.state import read_weights
-from emcl_train.training.trainer import Run, environment, open_run_folder, seed_everything, start_processes
+from emcl_train.training.start import environment, open_run_folder, seed_everything, start_processes
+from emcl_train.training.trainer import Run
 from emcl_train.weights.keys import put_weights
 
 RESULTS = Path(__file__).parent / "results"

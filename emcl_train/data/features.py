@@ -44,23 +44,37 @@ class FeatureSplit(Split):
 
 
 class FeatureDataset(Dataset):
-    """Clips and captions by number, one of each in an item, or one kind alone."""
+    """Clips and captions by number, one of each in an item, or one kind alone.
+
+    A caption gives `caption_features` [D], `token_features` [L, D] (no row if they were not asked for) and
+    `attention_mask` [L]; a clip gives `frame_features` [F, D] and `frame_mask` [F].
+    """
 
     def __init__(self, split: FeatureSplit, clips: Sequence[int] | None, captions: Sequence[int] | None) -> None:
-        self.arrays, self.clips, self.captions = split.arrays, clips, captions
+        self.arrays = split.arrays
+        self.clips = clips
+        self.captions = captions
 
     def __len__(self) -> int:
         return len(self.captions if self.clips is None else self.clips)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         item: dict[str, Tensor] = {}
+
         if self.captions is not None:
-            names = {"input_ids": "text", "attention_mask": "token_mask"}
-            item |= {name: self._read(array, self.captions[index]) for name, array in names.items()}
-            item["index"] = torch.tensor(self.captions[index])
+            caption = self.captions[index]
+            text = self._read("text", caption)
+            item["caption_features"] = text[0]
+            item["token_features"] = text[1:]
+            item["attention_mask"] = self._read("token_mask", caption)
+            item["index"] = torch.tensor(caption)
+
         if self.clips is not None:
-            item |= {name: self._read(name, self.clips[index]) for name in ("frames", "frame_mask")}
-            item["index"] = torch.tensor(self.clips[index])
+            clip = self.clips[index]
+            item["frame_features"] = self._read("frames", clip)
+            item["frame_mask"] = self._read("frame_mask", clip)
+            item["index"] = torch.tensor(clip)
+
         return item
 
     def _read(self, name: str, row: int) -> Tensor:
@@ -74,7 +88,7 @@ def feature_loader(
     captions: Sequence[int] | None = None,
     **batching: Any,
 ) -> DataLoader:
-    """Features in the order of these numbers; keys are those of the loaders of frames and token ids."""
+    """Features in the order of these numbers, named as `FeatureDataset` says."""
     generator = torch.Generator().manual_seed(0)  # draws nothing from the state that dropout depends on
     return DataLoader(FeatureDataset(split, clips, captions), generator=generator, **batching)
 

@@ -210,14 +210,14 @@ def batches_of_captions(split: Split, batch_size: int, seed: int, epoch: int) ->
 
 
 def clip_loader(split: Split, config: DataConfig, batch_size: int) -> DataLoader:
-    """Every clip of a split once, in order: frames, frame_mask, index."""
+    """Every clip of a split once, in order: frames, frame_mask, index; of stored features, see `FeatureDataset`."""
     if isinstance(split, FeatureSplit):
         return feature_loader(split, clips=range(len(split.clips)), batch_size=batch_size)
     return _loader(ClipDataset(split, config), config, batch_size=batch_size)
 
 
 def caption_loader(split: Split, tokenizer: Tokenizer, config: DataConfig, batch_size: int) -> DataLoader:
-    """Every caption of a split once, in order: input_ids, attention_mask, index."""
+    """Every caption of a split once, in order: input_ids, attention_mask, index; or as `FeatureDataset` says."""
     if isinstance(split, FeatureSplit):
         return feature_loader(split, captions=range(len(split.captions)), batch_size=batch_size)
     return DataLoader(CaptionDataset(*tokenizer.encode(split.captions)), batch_size=batch_size)

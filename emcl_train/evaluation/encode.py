@@ -14,13 +14,9 @@ from emcl_train.config import RunConfig
 from emcl_train.data.annotations import Split
 from emcl_train.data.loader import caption_loader, clip_loader
 from emcl_train.errors import UserError
-from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures
+from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, on_device
 
 Step = TypeVar("Step")
-
-TEXT_NAMES = {"pooled": "text", "tokens": "tokens", "mask": "token_mask", "weights": "token_weights"}
-VIDEO_NAMES = {"frames": "frames", "mask": "frame_mask", "weights": "frame_weights"}
-"""Fields of the features, and what embeddings.safetensors calls them."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +28,10 @@ class Embeddings:
     caption_clip: Int64[Tensor, "Q"]
 
     def tensors(self) -> dict[str, Tensor]:
-        """As embeddings.safetensors names them."""
-        text = {TEXT_NAMES[name]: value for name, value in self.text.tensors().items()}
-        video = {VIDEO_NAMES[name]: value for name, value in self.video.tensors().items()}
-        return {**text, **video, "caption_clip": self.caption_clip}
+        """As embeddings.safetensors names them: by their fields, and the feature of a whole caption "text"."""
+        text = self.text.tensors()
+        text["text"] = text.pop("caption")
+        return {**text, **self.video.tensors(), "caption_clip": self.caption_clip}
 
 
 @torch.no_grad()
@@ -73,11 +69,11 @@ def _encode_clips(model: RetrievalModel, split: Split, config: RunConfig, device
     parts = []
     loader = clip_loader(split, config.data, batch_size=config.eval.batch_size)
     for batch in shown(loader, f"Encode {split.name}: clips"):
-        part = model.encode_video(batch["frames"].to(device), batch["frame_mask"].to(device)).to("cpu")
+        part = model.encode_video(on_device(batch, device)).to("cpu")
 
         # Padding is no frame, and whatever a tower makes of it is never read.
         names = [split.clips[i].video_id for i in batch["index"].tolist()]
-        _require_finite(part.frames.masked_fill(~part.mask[..., None], 0.0), "video", "clip", names)
+        _require_finite(part.frames.masked_fill(~part.frame_mask[..., None], 0.0), "video", "clip", names)
         parts.append(part)
     return VideoFeatures.cat(parts)
 
@@ -88,8 +84,8 @@ def _encode_captions(
     parts = []
     loader = caption_loader(split, tokenizer, config.data, batch_size=config.eval.batch_size)
     for batch in shown(loader, f"Encode {split.name}: captions"):
-        part = model.encode_text(batch["input_ids"].to(device), batch["attention_mask"].to(device)).to("cpu")
-        _require_finite(part.pooled, "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
+        part = model.encode_text(on_device(batch, device)).to("cpu")
+        _require_finite(part.caption, "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
         parts.append(part)
     return TextFeatures.cat(parts)
 

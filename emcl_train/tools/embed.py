@@ -25,7 +25,7 @@ from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import TOKENIZER
 from emcl_train.runs.files import require_free, whole_folder, write_json_atomic
 from emcl_train.runs.state import read_weights, save_tensors_atomic
-from emcl_train.training.trainer import seed_everything
+from emcl_train.training.start import seed_everything
 from emcl_train.weights.keys import put_weights
 
 

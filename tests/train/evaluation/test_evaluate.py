@@ -56,9 +56,9 @@ def test_embeddings_do_not_depend_on_the_batch_size(tiny_data, batch_size):
     parts = embed_split(model, tiny_data, TinyTokenizer(), config)
     assert model.training
     assert parts.video.frames.shape == (CLIPS, FRAMES, 16)
-    assert parts.video.mask.sum() == CLIPS * FRAMES - 2
+    assert parts.video.frame_mask.sum() == CLIPS * FRAMES - 2
     torch.testing.assert_close(parts.tensors(), whole.tensors())
-    assert not parts.text.pooled.requires_grad
+    assert not parts.text.caption.requires_grad
 
 
 def test_evaluation_does_not_move_the_maintained_bases(tiny_data):

@@ -43,8 +43,9 @@ def similarity(model, config):
     ids = torch.randint(4, 9, (5, config.data.max_words), generator=generator)
     ids[:, 6], ids[:, 7:] = 3, 0
     frames = torch.randint(0, 256, (4, 3, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    text = model.encode_text(ids, (ids != 0).long())
-    return model.similarity(text, model.encode_video(frames, torch.ones(4, 3).bool()), emcl=config.emcl.mode != "off")
+    text = model.encode_text({"input_ids": ids, "attention_mask": (ids != 0).long()})
+    video = model.encode_video({"frames": frames, "frame_mask": torch.ones(4, 3).bool()})
+    return model.similarity(text, video, emcl=config.emcl.mode != "off")
 
 
 @pytest.mark.parametrize("layout", ["clip4clip", "emcl"])

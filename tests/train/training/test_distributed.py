@@ -19,8 +19,8 @@ from several_processes import CASES, one_step, spread_loss, step_config
 from emcl_train.errors import UserError
 from emcl_train.processes import gather_rows, max_over_processes, sum_over_processes
 from emcl_train.runs import contents
-from emcl_train.training import trainer
 from emcl_train.training.sharding import is_sharded
+from emcl_train.training.start import PATIENCE
 
 WORLD = 2
 TEXTS, VIDEOS, FRAMES, WIDTH = 4, 8, 3, 16
@@ -99,7 +99,7 @@ def test_the_loss_is_that_of_all_rows(alone, together):
 @needs_gloo
 def test_the_others_wait_while_the_first_evaluates(together):
     for found in together[1]:
-        assert found["patience"] == trainer.PATIENCE.total_seconds()
+        assert found["patience"] == PATIENCE.total_seconds()
 
 
 @needs_gloo
