@@ -128,7 +128,7 @@ def test_every_module_has_a_place(path: Path) -> None:
         ("emcl_train.models.retrieval", "from emcl_kernels import dispatch"),
         ("emcl_train.models.retrieval", "import emcl_kernels.ops"),
         ("emcl_train.evaluation.evaluate", "from emcl_train.training.trainer import train"),
-        ("emcl_train.report.table", "from emcl_train.training.trainer import train"),
+        ("emcl_train.report.terminal", "from emcl_train.training.trainer import train"),
         ("emcl_train.config", "from emcl_train import recipes"),
     ],
 )
