@@ -121,12 +121,12 @@ KINDS = {
     "embed run --out new": cli.EmbedRunArguments,
     "embed shapes": cli.EmbedArguments,
     "train shapes": RunConfig,
-    "export run x.bin": cli.ExportArguments,
-    "data shapes": cli.ShapesArguments,
-    "data doctor": cli.DoctorArguments,
-    "data compress": cli.CompressArguments,
-    "refine": cli.RefineArguments,
-    "report": cli.ReportArguments,
+    "export run x.bin": cli.export,
+    "data shapes": cli.shapes,
+    "data doctor": cli.doctor,
+    "data compress": cli.compress,
+    "refine": cli.refine,
+    "report": cli.report,
 }
 
 
