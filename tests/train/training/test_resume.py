@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tiny_run import tiny_run
 
 from emcl_train.runs import contents
+from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
 from emcl_train.training import trainer
 
