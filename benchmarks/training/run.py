@@ -19,7 +19,7 @@ from emcl_kernels import EMCL
 from emcl_train.config import RunConfig
 from emcl_train.evaluation.encode import embed_split
 from emcl_train.evaluation.similarities import similarities
-from emcl_train.evaluation.table import Row, rows_of
+from emcl_train.evaluation.table import Line, lines_of
 from emcl_train.models import RetrievalModel
 from emcl_train.runs import files as run_files
 from emcl_train.runs.state import read_weights
@@ -55,8 +55,8 @@ def train_variant(variant: Variant, config: RunConfig) -> list[dict[str, Any]]:
     put_weights(model, read_weights(config.out), config.out)
     embeddings = embed_split(model, run.annotations.test, run.tokenizer, config, accelerator.device)
 
-    def row(config: RunConfig) -> Row:
-        return rows_of(similarities(model.eval(), embeddings, config), embeddings.caption_clip, config)[0]
+    def row(config: RunConfig) -> Line:
+        return lines_of(similarities(model.eval(), embeddings, config), embeddings.caption_clip, config)[0]
 
     seconds, seed = round(time.perf_counter() - start, 1), config.train.seed
     rows = [asdict(row(config)) | {"name": variant.name, "seed": seed, "seconds": seconds, "epoch": run.best_epoch}]

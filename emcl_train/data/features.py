@@ -4,7 +4,6 @@ It stands in for the data set: splits with the clips and captions that were enco
 place of frames and token ids. Arrays are memory-mapped; `features.json` says what made them.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from emcl_train.data.splits import Annotations, Clip, Split
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.runs.files import read_json
 
 FEATURES, TOWERS = "features.json", "towers.safetensors"
 ARRAYS = {"frames": "clips", "frame_mask": "clips", "text": "captions", "token_mask": "captions"}
@@ -116,11 +116,8 @@ def read_features(folder: Path) -> dict[str, Any]:
     path = folder / FEATURES
     if not path.is_file():
         raise UserError(f"{folder} is no folder of features: it has no {FEATURES}; `emcl-train embed` writes one")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); embed again") from error
+    record: dict[str, Any] = read_json(path, "embed again", keys=("version",))
+    version = record["version"]
     if version != VERSION:
         raise UserError(f"{path} is of version {version}, expected {VERSION}; embed again with this version")
     return record
@@ -176,17 +173,18 @@ def require_data_of(features: Annotations, annotations: Annotations, config: Run
 
 
 def _open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
+    way_out = "copy them again, or embed again"
+    lists = read_json(folder / f"{name}.json", way_out)
     try:
-        lists = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         arrays = {array: np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS}
     except (OSError, ValueError) as error:
-        raise UserError(f"the features in {folder} are damaged: {error}; copy them again, or embed again") from error
+        raise UserError(f"the features in {folder} are damaged: {error}; {way_out}") from error
     counts = {"clips": len(lists["video_ids"]), "captions": len(lists["captions"])}
     for array, rows in ((array, counts[unit]) for array, unit in ARRAYS.items()):
         if len(arrays[array]) != rows:
             raise UserError(
                 f"the features in {folder} are damaged: {name}_{array}.npy has {len(arrays[array])} rows, expected "
-                f"{rows}, those of {name}.json; copy them again, or embed again"
+                f"{rows}, those of {name}.json; {way_out}"
             )
     if not tokens:
         arrays["text"] = arrays["text"][:, :1]  # a view: what no head asks for is not read

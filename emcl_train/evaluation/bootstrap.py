@@ -41,12 +41,22 @@ def paired_bootstrap(
     same kind could have given; the gallery stays as it is.
 
     Args:
-        before, after: float64, one score per query in the same order, such as 100.0 where the rank is 1 and else 0.0.
+        before: float64, one score per query, such as 100.0 if the rank is 1 and else 0.0.
+        after: the same queries in the same order.
         seed: of the draws; the same arguments give the same interval.
+        resamples: how many.
         level: share of the resamples that the interval holds.
-    Returns: the mean difference with its interval, in the unit of the scores.
-    Raises: ValueError where the shapes disagree, there are no queries, a score is not finite, resamples < 1, or level
-        is not between 0 and 1.
+
+    Returns:
+        The mean difference with its interval, in the unit of the scores.
+
+    Raises:
+        ValueError: the shapes disagree, there are no queries, a score is not finite, resamples < 1, or level is not
+            between 0 and 1.
+
+    Example:
+        >>> print(paired_bootstrap(np.zeros(4), np.full(4, 2.5)))
+        +2.5 [+2.5, +2.5]
     """
     if before.shape != after.shape:
         raise ValueError(
@@ -62,11 +72,15 @@ def paired_bootstrap(
     difference = after.astype(np.float64) - before.astype(np.float64)
     if not np.isfinite(difference).all():
         raise ValueError("before and after must be finite, got NaN or infinity; look for queries without a rank")
-    generator, queries = np.random.default_rng(seed), len(difference)
+
+    # Some resamples at a time, from one generator, so that the size of a chunk changes no draw.
+    generator = np.random.default_rng(seed)
+    queries = len(difference)
     chunk = max(1, CHUNK_DRAWS // queries)
-    means = [
-        difference[generator.integers(queries, size=(min(chunk, resamples - start), queries))].mean(axis=1)
-        for start in range(0, resamples, chunk)
-    ]
+    means = []
+    for start in range(0, resamples, chunk):
+        drawn = generator.integers(queries, size=(min(chunk, resamples - start), queries))
+        means.append(difference[drawn].mean(axis=1))
+
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(math.fsum(difference) / queries, float(low), float(high))

@@ -19,7 +19,7 @@ from emcl_train.evaluation.encode import Embeddings, embed_split
 from emcl_train.evaluation.on_features import without_towers
 from emcl_train.evaluation.provenance import frames_of, warn_of_frames
 from emcl_train.evaluation.similarities import bank_of, compare_bank, similarities
-from emcl_train.evaluation.table import Row, rows_of
+from emcl_train.evaluation.table import Line, lines_of
 from emcl_train.models import RetrievalModel, build_model
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import RESULTS, load_config
@@ -33,15 +33,15 @@ OF_THE_PROTOCOL = ("layout", "msrvtt_split", "test_captions")
 """Settings of the data that decide which table the figures belong in."""
 
 
-def evaluate(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> list[Row]:
-    """The rows of the table; the first is the one that the run is judged by.
+def evaluate(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> list[Line]:
+    """The lines of the table; the first is the one that the run is judged by.
 
     Raises:
         UserError: similarities are NaN.
     """
     scores = similarities(model, embeddings, config)
     with of_input("the model"):
-        return rows_of(scores, embeddings.caption_clip, config)
+        return lines_of(scores, embeddings.caption_clip, config)
 
 
 def evaluate_split(
@@ -78,12 +78,12 @@ def evaluate_split(
     if bank is not None:
         compared = compare_bank(model, embeddings, embed_split(model, bank, tokenizer, config, device), config)
     with of_input(f"the split {split.name}"):
-        rows = rows_of(scores, embeddings.caption_clip, config, compared)
+        lines = lines_of(scores, embeddings.caption_clip, config, compared)
 
     results = {
         "recipe": config.recipe,
         "protocol": {name: getattr(config.data, name) for name in OF_THE_PROTOCOL},
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(line) for line in lines],
         "split": split.name,
         "queries": len(split.captions),
         "gallery": len(split.clips),
@@ -212,7 +212,8 @@ def _asked(
 
 def _start_bases(model: RetrievalModel, state: dict[str, Tensor], asked: _Asked) -> list[str]:
     """Put a fresh start of the bases into weights whose own are of another number or kind. Returns notes on that."""
-    emcl, seed = asked.config.emcl, asked.config.train.seed
+    emcl = asked.config.emcl
+    seed = asked.config.train.seed
     if (emcl.num_bases, emcl.init) == (asked.own.emcl.num_bases, asked.own.emcl.init):
         return []
 

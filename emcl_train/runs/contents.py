@@ -26,7 +26,8 @@ SEED_FOLDER = re.compile(r"seed-(\d+)")
 """Name of a run's folder among runs that differ in their seed."""
 
 WRITTEN_BEFORE_TRAINING = {CONFIG, ENVIRONMENT, CLIP_CONFIG, TOKENIZER}
-"""A folder with these alone is of a run that ended before its first step, and nothing to protect."""
+"""A folder with these alone is of a run that ended before its first step, for want of a clip or a checkpoint. It is
+nothing to protect."""
 OF_TRAINING = (CONFIG, ENVIRONMENT, METRICS)
 """Records of a training that a report reads; an evaluation in a folder of its own has copies of them."""
 OF_EVALUATION = (RESULTS, QUERIES, EMBEDDINGS)
@@ -69,8 +70,8 @@ def check_run_folder(config: RunConfig) -> None:
     out = config.out
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, expected a folder for the run; choose another one with --out")
+
     if not config.resume:
-        # A run that ended before its first step, for want of a clip or a checkpoint, is nothing to protect.
         if out.is_dir() and not {path.name for path in out.iterdir()} <= WRITTEN_BEFORE_TRAINING:
             raise UserError(f"{out} already holds files; go on with that run by --resume, or choose another --out")
     elif not out.is_dir():
@@ -90,7 +91,8 @@ def load_config(run_dir: Path) -> RunConfig:
     """
     require_run(run_dir)
     path = run_dir / CONFIG
-    what, way_out = "the configuration of a run", "train again"
+    what = "the configuration of a run"
+    way_out = "train again"
     value = read_json(path, way_out, what=what)
     try:
         return _from_json(RunConfig, value)

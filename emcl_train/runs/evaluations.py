@@ -48,9 +48,12 @@ class Evaluation:
     tensors: dict[str, Tensor]
 
     def write(self, run_dir: Path, folder: Path, config: RunConfig) -> None:
-        """Write the three files into `folder`, and where that is not the run's own, the run's records beside them.
+        """Write the three files into `folder`, and if that is not the run's own, copies of the run's records too.
 
-        Args: config: the settings that were measured with.
+        Args:
+            run_dir: the run's own folder.
+            folder: where the files go.
+            config: the settings that were measured with.
         """
         if folder != run_dir:
             _copy_records(run_dir, folder)
@@ -65,15 +68,23 @@ def set_aside(run_dir: Path, results: dict[str, Any]) -> Path | None:
 
     Others may lie there: of an evaluation before the last epoch. They move to a folder of their own.
 
-    Returns: that folder; None where there was nothing to move.
+    Args:
+        run_dir: the run's own folder.
+        results: the figures that need room.
+
+    Returns:
+        The folder of the others; None if there was nothing to move.
     """
     if not (run_dir / RESULTS).is_file() or same_figures(run_dir, results):
         return None
+
     names = itertools.chain([BEFORE], (f"{BEFORE}-{number}" for number in itertools.count(2)))
     folder = next(place for name in names if not (place := run_dir / EVALUATIONS / name).exists())
     folder.mkdir(parents=True)
     _copy_records(run_dir, folder)
-    for name in (*OF_EVALUATION, REPORT):
+
+    # The results last: as long as they are here, the figures count as not moved.
+    for name in (REPORT, *reversed(OF_EVALUATION)):
         if (run_dir / name).is_file():
             os.replace(run_dir / name, folder / name)
     return folder
@@ -87,13 +98,14 @@ def _copy_records(run_dir: Path, folder: Path) -> None:
 
 
 def what_differs(run: RunConfig, asked: RunConfig, split: str) -> str:
-    """The settings of an evaluation that are not the run's, as the name of a folder; "" where none is.
+    """The settings of an evaluation that are not the run's, as the name of a folder; "" if there are none.
 
     Settings that "emcl.mode inference" brings along are not named.
     """
     by_itself = inference_emcl() if asked.emcl.mode == "inference" != run.emcl.mode else run.emcl
     usual = {**_settings("eval", run.eval), **_settings("emcl", by_itself), "emcl.mode": run.emcl.mode, "split": "test"}
     found = {**_settings("eval", asked.eval), **_settings("emcl", asked.emcl), "split": split}
+
     parts = [
         f"{name.removeprefix('eval.').replace('_', '-')}-{str(value).lower()}"
         for name, value in found.items()
@@ -108,8 +120,14 @@ def what_differs(run: RunConfig, asked: RunConfig, split: str) -> str:
 def place_for(results: dict[str, Any], run_dir: Path, name: str, again: str) -> tuple[Path, Path | None]:
     """The folder for the results of an evaluation: the first in which no other figures lie.
 
-    Args: name: `what_differs`. again: name for results of the run's own settings, where the run's folder has others.
-    Returns: it; the last folder that was passed over for its figures.
+    Args:
+        results: the figures.
+        run_dir: the run's own folder.
+        name: `what_differs`.
+        again: name for results of the run's own settings, if the run's folder has others.
+
+    Returns:
+        The folder; the last one that was passed over for its figures, or None.
     """
     passed_over = None
     for folder in _places(run_dir, name, again):

@@ -161,7 +161,7 @@ def write_json_atomic(path: Path, value: object) -> None:
 
 
 def raise_if_disk_full(error: BaseException, path: Path) -> None:
-    """Raise a UserError if `error` means that nothing more can be written."""
+    """Raise a UserError if `error`, or what caused it, means that nothing more can be written to `path`."""
     cause: BaseException | None = error
     while cause is not None:
         # safetensors gives the number in the text alone.
@@ -178,7 +178,8 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
 def alone(folder: Path) -> Iterator[None]:
     """Keep a second process out of the folder; whatever ends this one lets the next one in.
 
-    Raises: UserError where another process is in it.
+    Raises:
+        UserError: another process is in it.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -187,6 +188,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise busy from error
+
         # Between the two calls the other one may have renamed or removed the folder.
         if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
             raise busy
@@ -220,7 +222,8 @@ def append_line(path: Path, value: object) -> None:
     """One JSON line in one system call, so that a killed process leaves whole lines."""
     line = (json.dumps(value) + "\n").encode()
     with path.open("ab", buffering=0) as file:
-        size, written = file.seek(0, os.SEEK_END), 0
+        size = file.seek(0, os.SEEK_END)
+        written = 0
         try:
             written = file.write(line)
             if written != len(line):

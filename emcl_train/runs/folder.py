@@ -62,10 +62,12 @@ class Run:
 def load_run(run_dir: Path) -> Run:
     """Read a run folder.
 
-    Raises: UserError where it is no folder, lacks a file, or a file is damaged; the message says what writes it again.
+    Raises:
+        UserError: it is no folder, lacks a file, or a file is damaged; the message says what writes it again.
     """
     if not run_dir.is_dir():
         require_run(run_dir)
+
     missing = [name for name in (*OF_TRAINING, *OF_EVALUATION) if not (run_dir / name).is_file()]
     if missing:
         raise UserError(
@@ -84,7 +86,7 @@ def load_run(run_dir: Path) -> Run:
     found = list(tensors["similarity_off"].shape) if "similarity_off" in tensors else "no similarity_off"
     if found != expected:
         raise UserError(
-            f"{embeddings} does not belong to queries.json beside it: expected similarity_off of shape {expected}, "
+            f"{embeddings} does not belong to queries.json next to it: expected similarity_off of shape {expected}, "
             f"got {found}; {_writer(embeddings)} writes both again"
         )
 

@@ -4,7 +4,6 @@ Each copy is written beside its place and renamed when it is whole, so that a ru
 and ends with the same bytes: each file is encoded by one thread, and none says when it was made.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.splits import Clip
 from emcl_train.data.video import frames_shown_at, upright
 from emcl_train.errors import UserError
-from emcl_train.runs.files import alone, raise_if_disk_full, require_folder, write_atomic, write_json_atomic
+from emcl_train.runs.files import alone, read_json, require_folder, whole, write_atomic, write_json_atomic
 
 ANNOTATIONS = {".json", ".jsonl", ".csv", ".txt", ".pkl"}
 ENCODING = {"crf": "20", "preset": "medium", "g": "12", "threads": "1"}
@@ -100,9 +99,7 @@ def compress_video(source: Path, target: Path, settings: Settings) -> None:
 
     Raises: VideoError where the video cannot be decoded to its end. UserError where the disk is full.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole(target) as partial:
         with open_video(source) as (container, stream):
             timeline = whole_timeline(container, stream, source)
             first, last = timeline.times[0], timeline.times[-1]
@@ -110,15 +107,10 @@ def compress_video(source: Path, target: Path, settings: Settings) -> None:
             targets = [first + i / settings.fps for i in range(number)]
             images = (upright(frame) for frame in frames_shown_at(container, stream, source, timeline, targets))
             _encode(partial, images, settings)
+
+        # By its time a copy is known to be of the video as it is now.
         modified = source.stat().st_mtime_ns
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
         os.utime(partial, ns=(modified, modified))
-        os.replace(partial, target)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        raise_if_disk_full(error, target)
-        raise
 
 
 def _encode(path: Path, images: Iterator[np.ndarray], settings: Settings) -> None:
@@ -235,15 +227,12 @@ def _check_manifest(out: Path, settings: Settings) -> None:
                 f"{out} holds videos and no {COMPRESSED}: they are no copies of this program; pass an empty folder"
             )
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        different = [
-            name for name, value in _manifest(settings, {}).items() if name != "broken" and before[name] != value
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); pass an empty folder") from error
+
+    asked = _manifest(settings, {})
+    before = read_json(path, "pass an empty folder", keys=asked.keys())
+    different = [name for name, value in asked.items() if name != "broken" and before[name] != value]
     if different:
-        said = "; ".join(f"{name} was {before[name]}, now {_manifest(settings, {})[name]}" for name in different)
+        said = "; ".join(f"{name} was {before[name]}, now {asked[name]}" for name in different)
         raise UserError(
             f"{out} holds copies of other settings: {said}; go on with the same ones, or pass another folder"
         )

@@ -1,8 +1,6 @@
 """A run's selected weights under the names of other programs."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import hash_of_towers, require_features_of
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import TOKENIZER, load_config
-from emcl_train.runs.files import give_usual_mode, raise_if_disk_full, require_free, write_atomic
+from emcl_train.runs.files import give_usual_mode, require_free, whole_folder, write_atomic
 from emcl_train.runs.state import read_weights
 from emcl_train.weights.openai import follows_openai, openai_rule, unseen_in
 from emcl_train.weights.release import CLIP, model_to_layout
@@ -112,18 +110,9 @@ def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> l
     special = (tokenizer.padding or {}).get("pad_token")
     start, end = (tokenizer.id_to_token(i) for i in tokenizer.encode("").ids[:2])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special, bos_token=start, eos_token=end)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with whole_folder(out, "choose another name") as partial:
         clip.save_pretrained(partial)
         for file in partial.glob("*.safetensors"):
             give_usual_mode(file)
         fast.save_pretrained(partial)
-        if out.exists():
-            raise UserError(f"{out} exists by now and is not overwritten; choose another name, or remove it")
-        partial.rename(out)
-    except Exception as error:  # safetensors reports a full disk by an exception of its own
-        raise_if_disk_full(error, out)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return sorted(name for name in state if not name.startswith(CLIP))

@@ -21,7 +21,7 @@ from emcl_train.config import RefineConfig
 from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
 from emcl_train.evaluation.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
-from emcl_train.runs.files import write_atomic, write_json_atomic
+from emcl_train.runs.files import whole, write_json_atomic
 from emcl_train.tools.arrays import Embeddings, as_float_tensor, read_embeddings
 
 MAP, RESULTS = "map.safetensors", "results.json"
@@ -123,16 +123,13 @@ def _require_free(out: Path, sides: dict[str, Embeddings], pairs: Path | None) -
 
 def _save_map(refiner: EMRefiner, path: Path, files: dict[str, str]) -> None:
     """The map, with the files beside it that are refine's, by name, and their fingerprints."""
-    plain = path.with_name(f".{path.name}.partial")
-    try:
-        refiner.save(plain)
-        with safe_open(plain, framework="pt") as file:
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
+    with whole(path) as partial:
+        refiner.save(partial)
+        with safe_open(partial, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             metadata = {**file.metadata(), WRITTEN: json.dumps(files)}
-    finally:
-        plain.unlink(missing_ok=True)
-    write_atomic(path, lambda file: file.write(save(tensors, metadata)))
+        data = save(tensors, metadata)  # before the file is cut, since the tensors may be mapped from it
+        partial.write_bytes(data)
 
 
 def _written(path: Path) -> dict[str, str] | None:

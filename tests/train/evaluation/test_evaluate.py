@@ -21,7 +21,7 @@ from emcl_train.evaluation.metrics import text_to_video
 from emcl_train.evaluation.rerank import qb_norm
 from emcl_train.evaluation.run import evaluate, evaluate_run
 from emcl_train.evaluation.similarities import bank_of, compare_bank, similarities
-from emcl_train.evaluation.table import Similarities, rows_of
+from emcl_train.evaluation.table import Similarities, lines_of
 from emcl_train.report.compare import compare
 from emcl_train.report.groups import Group
 from emcl_train.runs.contents import save_config
@@ -89,7 +89,7 @@ def test_rows_are_named_for_what_ran(tiny_data, mode, names):
 
 
 def test_each_row_is_measured_on_its_own_similarity():
-    rows = rows_of(Similarities(EYE, SHIFTED), torch.arange(CLIPS), tiny_config())
+    rows = lines_of(Similarities(EYE, SHIFTED), torch.arange(CLIPS), tiny_config())
     assert [row.text_to_video["R@1"] for row in rows] == [100.0, 0.0, 100.0]
     assert [row.video_to_text["R@1"] for row in rows] == [100.0, 0.0, 100.0]
     assert "all test queries" in rows[2].note
@@ -98,15 +98,15 @@ def test_each_row_is_measured_on_its_own_similarity():
 def test_the_inverted_softmax_stands_beside_the_raw_row_and_does_not_change_it():
     hub = torch.full((3, 3), 0.1) + 0.4 * torch.eye(3)
     hub[:, 2] += 0.5  # clip 2 is near to every caption
-    rows = rows_of(Similarities(hub, hub), torch.arange(3), tiny_config())
+    rows = lines_of(Similarities(hub, hub), torch.arange(3), tiny_config())
     assert rows[0].text_to_video["R@1"] == pytest.approx(100 / 3)
     assert rows[2].text_to_video["R@1"] == 100.0
 
 
 def test_the_second_definition_of_video_to_text_is_given_only_where_it_differs():
-    one = rows_of(Similarities(EYE, EYE), torch.arange(CLIPS), tiny_config())
+    one = lines_of(Similarities(EYE, EYE), torch.arange(CLIPS), tiny_config())
     owner = torch.arange(CLIPS).repeat_interleave(2)
-    several = rows_of(Similarities(EYE[owner], EYE[owner]), owner, tiny_config())
+    several = lines_of(Similarities(EYE[owner], EYE[owner]), owner, tiny_config())
     assert {row.video_to_text_by_rank is None for row in one} == {True}
     assert {row.video_to_text_by_rank["R@1"] for row in several} == {100.0}
 
