@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -47,3 +48,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"there is no {folder}")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that tests/slow.txt names as slow."""
+    lines = (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    for item in items:
+        name = f"{item.path.name}::{item.name.partition('[')[0]}"
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            item.add_marker(pytest.mark.slow)

@@ -51,7 +51,7 @@ def rows_errors(
     actual_gram, actual_colsum = backend.moments(x.detach().to(dtype))
     compare("gram", actual_gram, plain_gram, gram)
     compare("colsum", actual_colsum, plain_colsum, colsum)
-    compare("moments d_x", backend.moments_backward(plain_x, d_gram.float(), d_colsum.float()), plain_d_x, d_x)
+    compare("moments d_x", backend.moments_backward(d_gram.float(), d_colsum.float(), plain_x), plain_d_x, d_x)
 
     options = {"num_iters": num_iters, "temperature": 1.0, "eps": EPS}
     # One start per row: from one value per basis, nine iterations can amplify rounding until no float32 agrees.
@@ -67,7 +67,7 @@ def rows_errors(
     plain_fit = reference.em_fit(plain_gram, plain_start, **options)
     plain = torch.autograd.grad(plain_fit, (plain_gram, plain_start), (d_r.float(), d_scale.float()))
     actual_fit = backend.fit(plain_gram, plain_start, *options.values())
-    actual = backend.fit_backward(plain_gram, plain_start, d_r.float(), d_scale.float(), *options.values())
+    actual = backend.fit_backward(d_r.float(), d_scale.float(), plain_gram, plain_start, *options.values())
     compare("responsibilities", actual_fit[0], plain_fit[0], responsibilities)
     compare("scale", actual_fit[1], plain_fit[1], scale)
     compare("d_gram", actual[0], plain[0], d_gram)

@@ -13,15 +13,20 @@ from typing import Any
 import pytest
 import torch
 from accuracy import pooled_errors, pooled_sample, rows_errors
+from by_backend import Functions
 from test_ops import CASES, arguments, op_of
 from torch import Tensor
 
-from emcl_kernels import em_fit, em_moments, em_project, pooled, pooled_similarity, pooled_similarity_blocks, reference
+from emcl_kernels import em_fit, em_moments, em_project, pooled_similarity, pooled_similarity_blocks, reference
 from emcl_kernels import use_backend as use
-from emcl_kernels.backends import cuda, few_rows
+from emcl_kernels.backends import cuda as cuda_backend
+from emcl_kernels.backends import gpu
+from emcl_kernels.ops import pooled
 from emcl_kernels.testing import TOLERANCE, assert_close, clustered_rows, distinct_init, relative_error
 
-pytestmark = pytest.mark.skipif(bool(cuda._load_emulated()), reason=cuda._load_emulated())
+cuda = Functions("cuda")
+
+pytestmark = pytest.mark.skipif(bool(cuda_backend._load_emulated()), reason=cuda_backend._load_emulated())
 
 HALF = [torch.bfloat16, torch.float16]
 # (leading, rows, width, bases, iterations)
@@ -104,7 +109,7 @@ def test_a_projection_is_the_released_loop(rows: int, width: int, bases: int, pe
 @pytest.mark.parametrize(("rows", "by_the_loop"), [(15, True), (16, False)])
 def test_a_handful_of_rows_goes_by_the_loop(rows: int, by_the_loop: bool) -> None:
     arguments = clustered_rows(rows, 20).float(), distinct_init(5).float(), 3, 1.0, 3.0, 1e-6
-    mean_bases, of_the_loop = cuda.project(*arguments)[1], few_rows.project(cuda.reconstruct, *arguments)[1]
+    mean_bases, of_the_loop = cuda.project(*arguments, False)[1], gpu.project_few_rows(*arguments)[1]
     assert torch.equal(mean_bases, of_the_loop) == by_the_loop
     assert_close("mean_bases", mean_bases, of_the_loop)
 
@@ -214,7 +219,7 @@ def test_two_frames_by_hand() -> None:
     torch.testing.assert_close(gram, torch.tensor([[25 / 16, 3 / 16], [3 / 16, 1 / 16]]))
     torch.testing.assert_close(colsum, torch.tensor([1.75, 0.25]))
     nothing = torch.empty(2, 0)
-    cosine, length = cuda.pooled_cosine(one, two, valid, nothing[0], nothing, nothing[0], 0.0, temperature)
+    cosine, length = cuda.pooled_cosine(one, two, valid, nothing[0], nothing, nothing[0], 0.0, temperature, False)
     torch.testing.assert_close(length, torch.tensor([[10**0.5 / 4]]))
     torch.testing.assert_close(cosine, torch.tensor([[3 / 10**0.5]]))
 

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_backend import Functions
 from torch import Tensor
 
 from emcl_kernels import reference
-from emcl_kernels.backends import native, plain
+from emcl_kernels.backends import cpu
 from emcl_kernels.testing import TOLERANCE, assert_close, clustered_rows, distinct_init, relative_error
 
-pytestmark = pytest.mark.skipif(not native.status()["loaded"], reason=native.status()["reason"])
+native, plain = Functions("native"), Functions("reference")
+
+pytestmark = pytest.mark.skipif(not cpu.backend.status()["loaded"], reason=cpu.backend.status()["reason"])
 
 POOLED = Path(__file__).with_name("test_native_pooled.py")
 ODD = [(1, 16, 1), (7, 1, 7), (41, 63, 32), (130, 25, 7), (1000, 130, 41), (1037, 512, 130)]
@@ -46,7 +49,7 @@ def test_every_kernel_equals_the_reference(rows: int, width: int, bases: int, dt
     d_gram, d_colsum = torch.randn_like(gram), torch.randn_like(moments[1])
     compare(
         "d_x",
-        (native.moments_backward(x, d_gram, d_colsum),),
+        (native.moments_backward(d_gram, d_colsum, x),),
         (reference.em_moments_backward(wide, d_gram.double(), d_colsum.double()),),
         row_tolerance,
     )
@@ -56,7 +59,7 @@ def test_every_kernel_equals_the_reference(rows: int, width: int, bases: int, dt
     d_r, d_s = torch.randn_like(r), torch.randn_like(s)
     truth = reference.em_fit_backward(gram.double(), logits.double(), d_r.double(), d_s.double(), **settings)
     same = reference.em_fit_backward(gram, logits, d_r, d_s, **settings)
-    ours = native.fit_backward(gram, logits, d_r, d_s, 3, 1.0, 1e-6)
+    ours = native.fit_backward(d_r, d_s, gram, logits, 3, 1.0, 1e-6)
     for name, a, b, c in zip(("d_gram", "d_logits"), ours, truth, same, strict=True):
         if float(b.abs().max()) > 1e-9:
             assert_close(name, a, b, max(TOLERANCE[a.dtype], 2 * relative_error(c, b)))
@@ -84,7 +87,7 @@ def test_both_forms_are_exact(
     x = clustered_rows(rows, width)
     init = distinct_init(rows, bases) if per_row else distinct_init(bases)
     y, mean_bases = reference.em_project_loop(x, init)
-    out = native.project(x, init, 9, 1.0, 3.0, 1e-6)
+    out = native.project(x, init, 9, 1.0, 3.0, 1e-6, False)
     assert_close("reconstruction", out[0] - x, y - x)
     assert_close("mean_bases", out[1], mean_bases, 1e-9)
 
@@ -94,12 +97,12 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        out = native.project(x, init, 9, 1.0, 3.0, 1e-6)
+        out = native.project(x, init, 9, 1.0, 3.0, 1e-6, False)
         r, s = out[2], out[3]
         gram, colsum = native.moments(x)
         logits = reference.start_logits(x, colsum, init)
-        backward = native.reconstruct_backward(x, x, r, s, 3.0) + native.fit_backward(gram, logits, r, s, 9, 1.0, 1e-6)
-        results.append((*out, gram, colsum, *backward, native.moments_backward(x, gram, colsum)))
+        backward = native.reconstruct_backward(x, x, r, s, 3.0) + native.fit_backward(r, s, gram, logits, 9, 1.0, 1e-6)
+        results.append((*out, gram, colsum, *backward, native.moments_backward(gram, colsum, x)))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
 
@@ -108,11 +111,11 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
 def test_every_instruction_set_of_this_machine(isa: str) -> None:
     """Runs this file's comparison again under a narrower choice."""
     environment = {**os.environ, "EMCL_ISA": isa}
-    script = "from emcl_kernels.backends import native; print(native.status()['isa'])"
+    script = "from emcl_kernels.backends import cpu; print(cpu.backend.isa)"
     found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     if found.stdout.strip() != isa:
         pytest.skip(f"this machine has no {isa}")
-    if native.status()["isa"] == isa:
+    if cpu.backend.isa == isa:
         return  # what all other tests here have run on
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", __file__, str(POOLED), "-k", "reference or forms"],
@@ -125,7 +128,7 @@ def test_every_instruction_set_of_this_machine(isa: str) -> None:
 
 
 def test_empty_library_folder_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_CPU_LIBRARY", native._CPU_LIBRARY.with_name("missing.so"))
-    isa, reason = native._load()
+    monkeypatch.setattr(cpu, "_PATH", cpu._PATH.with_name("missing.so"))
+    isa, reason = cpu._load()
     assert isa == ""
     assert "was not built" in reason

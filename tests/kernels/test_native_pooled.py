@@ -2,13 +2,18 @@
 
 import pytest
 import torch
+from by_backend import Functions
 from torch import Tensor
 
-from emcl_kernels import em_fit, em_project, pooled, pooled_similarity, pooled_similarity_blocks, reference, use_backend
-from emcl_kernels.backends import native, plain_pooled
+from emcl_kernels import em_fit, em_project, pooled_similarity, pooled_similarity_blocks, reference, use_backend
+from emcl_kernels.backends import cpu
+from emcl_kernels.backends import reference_pooled as plain_pooled
+from emcl_kernels.ops import pooled
 from emcl_kernels.testing import TOLERANCE, assert_close, clustered_rows, distinct_init
 
-pytestmark = pytest.mark.skipif(not native.status()["loaded"], reason=native.status()["reason"])
+native = Functions("native")
+
+pytestmark = pytest.mark.skipif(not cpu.backend.status()["loaded"], reason=cpu.backend.status()["reason"])
 
 # texts, videos, frames, width, bases: one of each, edges of tiles, more groups than forward holds at a time, more than
 # backward does, wide and deep
@@ -51,11 +56,11 @@ def test_every_kernel_equals_the_reference(shape: tuple[int, ...], dtype: torch.
     r = torch.rand(shape[3], shape[4], dtype=torch.float64) / (shape[3] * shape[4]) ** 0.5
     s = torch.rand(shape[4], dtype=torch.float64)
     r_, s_ = r.to(gram.dtype), s.to(gram.dtype)
-    expected = plain_pooled.cosine(wide_text, wide_frames, mask, truth[2], r_.double(), s_.double(), 3.0, 2.0)
+    expected = plain_pooled.cosine(wide_text, wide_frames, mask, truth[2], r_.double(), s_.double(), 3.0, 2.0, False)
     for known in (kept, kept.new_empty(0)):
         for name, a, b in zip(
             ("cosine", "length"),
-            native.pooled_cosine(text, frames, mask, known, r_, s_, 3.0, 2.0),
+            native.pooled_cosine(text, frames, mask, known, r_, s_, 3.0, 2.0, False),
             expected,
             strict=True,
         ):
@@ -64,12 +69,14 @@ def test_every_kernel_equals_the_reference(shape: tuple[int, ...], dtype: torch.
     d_cosine = torch.randn(expected[0].shape, dtype=torch.float64)
     given = (d_cosine, *expected)
     for linear in (False, True):
-        pair, both = [t.to(gram.dtype) for t in given], (r_, s_, 3.0, 2.0, linear)
-        ours = native.pooled_cosine_backward(*pair, text, frames, mask, kept, *both)
-        anew = native.pooled_cosine_backward(*pair, text, frames, mask, kept.new_empty(0), *both)
+        d_cosine_, cosine_, length_ = (t.to(gram.dtype) for t in given)
+        rest = (r_, s_, cosine_, length_, 3.0, 2.0, linear)
+        ours = native.pooled_cosine_backward(d_cosine_, text, frames, mask, kept, *rest)
+        anew = native.pooled_cosine_backward(d_cosine_, text, frames, mask, kept.new_empty(0), *rest)
         assert all(torch.equal(a, b) for a, b in zip(ours, anew, strict=True))
         right = plain_pooled.cosine_backward(
-            *given, wide_text, wide_frames, mask, truth[2], r_.double(), s_.double(), 3.0, 2.0, linear
+            *(given[0], wide_text, wide_frames, mask, truth[2], r_.double(), s_.double()),
+            *(*given[1:], 3.0, 2.0, linear),
         )
         for name, a, b, allowed in zip(
             ("d_text", "d_frames", "pull_text", "pull_frames"), ours, right, (rows, rows, sums, sums), strict=True
@@ -80,10 +87,10 @@ def test_every_kernel_equals_the_reference(shape: tuple[int, ...], dtype: torch.
     d_gram, d_colsum = torch.randn_like(truth[0]), torch.randn_like(truth[1])
     d_gram_, d_colsum_ = d_gram.to(gram.dtype), d_colsum.to(gram.dtype)
     given = d_gram_.double(), d_colsum_.double()
-    ours = native.pooled_moments_backward(d_gram_, d_colsum_, text, frames, mask, kept, 2.0)
-    anew = native.pooled_moments_backward(d_gram_, d_colsum_, text, frames, mask, kept.new_empty(0), 2.0)
+    ours = native.pooled_moments_backward(d_gram_, d_colsum_, text, frames, mask, kept, 2.0, True)
+    anew = native.pooled_moments_backward(d_gram_, d_colsum_, text, frames, mask, kept.new_empty(0), 2.0, True)
     assert all(torch.equal(a, b) for a, b in zip(ours, anew, strict=True))
-    right = plain_pooled.moments_backward(*given, wide_text, wide_frames, mask, truth[2], 2.0)
+    right = plain_pooled.moments_backward(*given, wide_text, wide_frames, mask, truth[2], 2.0, True)
     for name, a, b in zip(("d_text", "d_frames"), ours, right, strict=True):
         assert_close(f"{name} of the moments", a, b, rows)
 
@@ -145,7 +152,7 @@ def test_blocks_equal_a_loop_over_them(em_block: int, start: str, relative: bool
             relative=relative,
         )
     with use_backend("reference"):
-        looped = pooled.blocks(text, frames, mask, init, em_block, *settings, relative)
+        looped = pooled._one_block_after_the_other(text, frames, mask, init, em_block, *settings, relative)
     assert_close("similarity", ours, looped, 1e-9)
 
 

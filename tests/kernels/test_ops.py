@@ -12,7 +12,8 @@ from torch import Tensor
 
 import emcl_kernels
 from emcl_kernels import dispatch, reference, use_backend
-from emcl_kernels.backends import triton_backend
+from emcl_kernels.backends import triton as triton_backend
+from emcl_kernels.ops import moments
 from emcl_kernels.testing import assert_close, clustered_rows, distinct_init
 
 ops = torch.ops.emcl
@@ -42,9 +43,10 @@ def arguments(dtype: torch.dtype = torch.float32, grad: bool = True) -> dict[str
             *(leaf(text), leaf(frames), mask, nothing, r[0].to(dtype), s[0].to(dtype)),
             *(3.0, 2.0, False),
         ),
+        "_pooled_blocks": (text.to(dtype), frames.to(dtype), mask, init[0].to(dtype), 2, 3.0, *em, True),
         "pooled_similarity_blocks": (text.to(dtype), frames.to(dtype), mask, init[0].to(dtype), 2, 3.0, *em, True),
-        "_em_moments_backward": (x.to(dtype), gram.to(dtype), colsum.to(dtype)),
-        "_em_fit_backward": (gram.to(dtype), logits.to(dtype), r.to(dtype), s.to(dtype), 4, 0.5, 1e-6),
+        "_em_moments_backward": (gram.to(dtype), colsum.to(dtype), x.to(dtype)),
+        "_em_fit_backward": (r.to(dtype), s.to(dtype), gram.to(dtype), logits.to(dtype), 4, 0.5, 1e-6),
         "_em_reconstruct_backward": (x.to(dtype), x.to(dtype), r.to(dtype), s.to(dtype), -2.0),
         "_pooled_moments_backward": (
             gram[0].to(dtype),
@@ -54,10 +56,9 @@ def arguments(dtype: torch.dtype = torch.float32, grad: bool = True) -> dict[str
             mask,
             nothing,
             2.0,
+            True,
         ),
         "_pooled_cosine_backward": (
-            torch.ones(4, 3, dtype=dtype),
-            torch.ones(4, 3, dtype=dtype) / 2,
             torch.ones(4, 3, dtype=dtype),
             text.to(dtype),
             frames.to(dtype),
@@ -65,6 +66,8 @@ def arguments(dtype: torch.dtype = torch.float32, grad: bool = True) -> dict[str
             nothing,
             r[0].to(dtype),
             s[0].to(dtype),
+            torch.ones(4, 3, dtype=dtype) / 2,
+            torch.ones(4, 3, dtype=dtype),
             3.0,
             2.0,
             False,
@@ -180,14 +183,16 @@ def test_the_same_input_gives_the_same_bits() -> None:
 
 def test_backend_by_name_runs_or_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     x = clustered_rows(5, 4)
-    monkeypatch.setattr(dispatch.MODULES["native"], "_reason", "it is not here")
+    monkeypatch.setattr(dispatch.BACKENDS["native"], "reason", "it is not here")
+    dispatch.choices.clear()
     with use_backend("native"), pytest.raises(RuntimeError, match=r'backend "native" is not available .*not here'):
         emcl_kernels.em_moments(x)
-    assert dispatch.choose("em_moments", x) is dispatch.MODULES["reference"]
+    assert dispatch.which(moments.op, (x,))[0] == "reference"
 
 
 def test_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     dispatch._explain.cache_clear()
+    dispatch.choices.clear()
     with caplog.at_level("DEBUG", logger="emcl_kernels"), use_backend("reference"):
         emcl_kernels.em_moments(clustered_rows(5, 4))
     assert "em_moments runs on reference (asked for by name)" in caplog.text

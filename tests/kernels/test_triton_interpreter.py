@@ -116,7 +116,7 @@ def test_without_triton_the_backend_imports_and_says_why() -> None:
     program = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch\n"
-        "from emcl_kernels.backends import triton_backend\n"
+        "from emcl_kernels.backends import triton as triton_backend\n"
         "print(triton_backend.supports('em_moments', torch.ones(2, 2)))\n"
         "triton_backend.moments(torch.ones(2, 2))\n"
     )
@@ -131,7 +131,7 @@ def test_without_triton_the_backend_imports_and_says_why() -> None:
 
 
 def project_errors(per_row: bool) -> list[float]:
-    from emcl_kernels.backends import triton_backend
+    from emcl_kernels.backends import triton as triton_backend
 
     x = rounded(clustered_rows(2, 41, 63), torch.float32)
     init = rounded(torch.randn(2, 41, 7) if per_row else distinct_init(2, 7), torch.float32)
@@ -141,7 +141,7 @@ def project_errors(per_row: bool) -> list[float]:
 
 
 def special_cases() -> dict[str, Any]:
-    from emcl_kernels.backends import triton_backend
+    from emcl_kernels.backends import triton as triton_backend
 
     x = clustered_rows(300, 63, dtype=torch.float32)
     gram, start = x.T @ x, torch.randn(63, 7)
@@ -175,7 +175,8 @@ def special_cases() -> dict[str, Any]:
 
 
 def main() -> None:
-    from emcl_kernels.backends import triton_backend, triton_common
+    from emcl_kernels.backends import triton as triton_backend
+    from emcl_kernels.backends import triton_common
 
     torch.set_num_threads(1)
     # New memory is filled with NaN, so that an output that no kernel wrote cannot pass.

@@ -108,7 +108,7 @@ def test_reasons_are_given_for_what_cannot_run(results: dict[str, Any]) -> None:
 
 
 def special_cases() -> dict[str, Any]:
-    from emcl_kernels.backends import triton_backend
+    from emcl_kernels.backends import triton as triton_backend
 
     inputs = pooled_sample(41, 3, 5, 63, 7)
     text, frames, mask, init = inputs
