@@ -30,8 +30,11 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class FeatureSplit(Split):
-    """A split whose arrays lie in a folder: frames [G, F, D], frame_mask [G, F], text [Q, 1, D] with the feature of the
-    whole caption, or [Q, 1 + L, D] with those of its tokens behind, and token_mask [Q, L]."""
+    """A split whose arrays lie in a folder.
+
+    They are frames [G, F, D], frame_mask [G, F], text [Q, 1, D] with the feature of the whole caption, or [Q, 1 + L, D]
+    with those of its tokens behind, and token_mask [Q, L].
+    """
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 

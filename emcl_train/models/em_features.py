@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from emcl_kernels import EMCL, SimilarityStream, em_moments
+from emcl_kernels import EMCL, Moments, SimilarityStream, em_moments
 from emcl_train.models.features import TextFeatures, VideoFeatures
 
 TILE = 1 << 22
@@ -44,24 +44,6 @@ class UnitRows(NamedTuple):
         return self._replace(values=self.values.detach())
 
 
-class Moments(NamedTuple):
-    """What EM needs of rows. Those of two sets of rows add up to those of both."""
-
-    gram: Float[Tensor, "*G D D"]
-    colsum: Float[Tensor, "*G D"]
-    num_rows: Float[Tensor, "*G"]
-
-    def __add__(self, other: "Moments") -> "Moments":  # type: ignore[override]
-        return Moments(self.gram + other.gram, self.colsum + other.colsum, self.num_rows + other.num_rows)
-
-    def summed(self, add_up: AddUp) -> "Moments":
-        """Over processes, as one vector of D² + D + 1 numbers."""
-        width = len(self.colsum)
-        packed = torch.cat([self.gram.flatten(), self.colsum, self.num_rows.view(1)])
-        gram, colsum, num_rows = add_up(packed).split([width * width, width, 1])
-        return Moments(gram.view(width, width), colsum, num_rows[0])
-
-
 Compare = Callable[[UnitRows, UnitRows], Tensor]
 """Rows of captions and of clips to similarities [*G, A, B]."""
 Refit = Callable[[UnitRows], UnitRows]
@@ -83,6 +65,13 @@ def moments(rows: UnitRows) -> Moments:
     else:
         num_rows = rows.mask.sum((-2, -1)).to(colsum.dtype)
     return Moments(gram, colsum, num_rows)
+
+
+def fit(emcl: EMCL, found: Moments, *, update: bool = True) -> tuple[Tensor, Tensor]:
+    """The map that EM finds for rows with these moments: responsibilities [*G, D, K] and scale [*G, K]."""
+    num_rows = found.num_rows
+    assert isinstance(num_rows, Tensor)  # as `moments` counts them
+    return emcl.fit(found.gram, found.colsum, num_rows, update=update)
 
 
 def refit(rows: UnitRows, emcl: EMCL, fitted: tuple[Tensor, Tensor]) -> UnitRows:
@@ -125,7 +114,7 @@ def rows_similarity(
 
     if add_up is not None:
         of_text = of_text.summed(add_up)
-    fitted = emcl.fit(*(of_text + of_video))
+    fitted = fit(emcl, of_text + of_video)
     return compare(refit(text, emcl, fitted), refit(video, emcl, fitted))
 
 
@@ -166,7 +155,7 @@ def rows_stream(
         if emcl is not None:
             of_texts = [moments(text_rows(part)) for part in texts]
             of_clips = [moments(video_rows(part)) for part in clips]
-            fitted = emcl.fit(*reduce(operator.add, of_texts + of_clips), update=False)
+            fitted = fit(emcl, reduce(operator.add, of_texts + of_clips), update=False)
             finish = partial(refit, emcl=emcl, fitted=fitted)
             yield text.caption.new_empty((0, len(video)))
 
@@ -206,7 +195,7 @@ def _block_stream(
             columns = []
             for group in video.split(em_block * blocks_together):
                 for blocks in _as_blocks(video_rows(group), em_block):
-                    fitted = emcl.fit(*(of_text + moments(blocks)), update=False)
+                    fitted = fit(emcl, of_text + moments(blocks), update=False)
                     tiles = compare(refit(some_texts, emcl, fitted), refit(blocks, emcl, fitted))  # [blocks, A, block]
                     columns.append(tiles.transpose(0, 1).flatten(1))
             yield torch.cat(columns, dim=1)
