@@ -40,8 +40,11 @@ class Tokenizer(Protocol):
 def prepare(config: RunConfig) -> Annotations:
     """Read the annotations and check every clip they name; or open the features that stand in for them.
 
-    Returns: the splits of clips that decode; `left_out` and a note say which do not, where `on_bad_video` is "skip".
-    Raises: UserError where the annotations cannot be used, or clips cannot be decoded and `on_bad_video` is "stop".
+    Returns:
+        The splits of clips that decode. If `on_bad_video` is "skip", `left_out` and a note say which do not.
+
+    Raises:
+        UserError: the annotations cannot be used, or clips cannot be decoded and `on_bad_video` is "stop".
     """
     if config.from_features is not None:
         return _features_of_data(config)
@@ -76,7 +79,8 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
 
     Fills the frame cache on the way where `config.cache_frames` asks for it.
 
-    Returns: why clips cannot be decoded, by id.
+    Returns:
+        Why clips cannot be decoded, by id.
     """
     checked = CheckedClips(config)
     pending = [clip for clip in clips if not checked.knows(clip)]

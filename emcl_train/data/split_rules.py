@@ -53,7 +53,8 @@ def assemble(files: SplitFiles, config: DataConfig) -> Annotations:
     Where there are no validation clips, they are held out of the training clips: `validation_clips` of them, at most a
     tenth, chosen by a hash of their ids, so that the choice is the same everywhere.
 
-    Raises: UserError where clips have no captions, or are too few.
+    Raises:
+        UserError: clips have no captions, or are too few.
     """
     notes = list(files.notes)
     train = files.train
@@ -109,7 +110,8 @@ def captions_of(
 ) -> Captions:
     """The captions of the clips that a list names; ids that it repeats, and captions that are empty, are noted.
 
-    Raises: UserError where a clip has no caption that is not empty.
+    Raises:
+        UserError: a clip has no caption that is not empty.
     """
     if repeated := len(ids) - len(set(ids)):
         notes.append(f"{list_file.name} repeats {count(repeated, 'id')}; each clip is used once.")

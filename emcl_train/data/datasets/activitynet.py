@@ -29,7 +29,8 @@ def read(config: DataConfig) -> SplitFiles:
 def read_captions(path: Path) -> Captions:
     """The paragraph of each video, in the file's order.
 
-    Raises: UserError with the entry that is not {"duration", "timestamps", "sentences"}.
+    Raises:
+        UserError: an entry is not {"duration", "timestamps", "sentences"}.
     """
     if path.suffix == ".jsonl":
         return read_paragraph_lines(path)

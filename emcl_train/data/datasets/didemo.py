@@ -26,7 +26,8 @@ def read(config: DataConfig) -> SplitFiles:
 def read_captions(path: Path) -> Captions:
     """The paragraph of each video: its descriptions in the order of the file. Ids lose a video's suffix.
 
-    Raises: UserError with the entry that is not {"video", "description"}.
+    Raises:
+        UserError: an entry is not {"video", "description"}.
     """
     if path.suffix == ".jsonl":
         return {without_video_suffix(video): texts for video, texts in read_paragraph_lines(path).items()}

@@ -43,7 +43,8 @@ def read(config: DataConfig) -> SplitFiles:
 def read_sentences(path: Path) -> tuple[Captions, int]:
     """The sentences of each clip, and the number of lines.
 
-    Raises: UserError with the line that has not six columns.
+    Raises:
+        UserError: a line has not six columns.
     """
     captions: Captions = {}
     lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()]

@@ -46,7 +46,8 @@ def read(config: DataConfig) -> SplitFiles:
 def read_msrvtt(root: Path, split: Literal["9k", "7k", "full"] = "9k") -> MsrvttFiles:
     """Read the annotation files, and nothing of the videos.
 
-    Raises: UserError with the file, what is wrong with it, and the way out.
+    Raises:
+        UserError: a file is missing or not as it should be; the message has the way out.
     """
     check_root(DataConfig(root=root), DATA_JSON)
     train = test = []
