@@ -26,18 +26,28 @@ def read(config: DataConfig) -> SplitFiles:
     """Every sentence with its clip; a clip may have several. Files lie in one folder, or in one for each film."""
     check_root(config, FILES["train"])
     notes: list[str] = []
-    counted, found = {}, {}
+    counted = {}
+    found = {}
     for split, name in FILES.items():
         path = config.root / name
         captions, counted[split] = read_sentences(path)
+
         broken = BROKEN & captions.keys()
         if broken:
             notes.append(f"{name}: {count(len(broken), 'clip')} known to be broken as distributed and left out.")
         ids = [clip_id for clip_id in captions if clip_id not in broken]
         found[split] = captions_of(ids, captions, path, path, notes)
-    val, test = (queries(found[name], config) for name in ("val", "test"))
-    clip = clip_finder(config)
-    return SplitFiles(found["train"], val, test, clip, config.root / FILES["train"], PROTOCOL, counted, notes)
+
+    return SplitFiles(
+        train=found["train"],
+        val=queries(found["val"], config),
+        test=queries(found["test"], config),
+        clip=clip_finder(config),
+        train_file=config.root / FILES["train"],
+        protocol=PROTOCOL,
+        counted=counted,
+        notes=notes,
+    )
 
 
 def read_sentences(path: Path) -> tuple[Captions, int]:
