@@ -22,7 +22,8 @@ def video_files(folder: Path) -> dict[str, list[Path]]:
 
     Of several files the one whose suffix VIDEO_SUFFIXES names first comes first.
 
-    Raises: UserError where the folder is missing.
+    Raises:
+        UserError: the folder is missing.
     """
     if not folder.is_dir():
         raise UserError(

@@ -22,7 +22,8 @@ def json_or_lines(path: Path) -> Path:
 def read_paragraph_lines(path: Path) -> Captions:
     """JSON lines {"clip_id": id, "text": [sentence, …]}: the paragraph of each clip.
 
-    Raises: UserError with the line.
+    Raises:
+        UserError: a line is not of that form, or describes a clip a second time.
     """
     expected = '{"clip_id": "…", "text": ["…", …]}'
     found: Captions = {}

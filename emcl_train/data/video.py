@@ -136,7 +136,8 @@ def frames_shown_at(
 ) -> Iterator[VideoFrame]:
     """The frame on display at each of these times, which must ascend, decoded from the start.
 
-    Raises: VideoError where one of them is missing or damaged.
+    Raises:
+        VideoError: one of them is missing or damaged.
     """
     times = timeline.times
     tolerance = 3 * timeline.interval + 1e-3

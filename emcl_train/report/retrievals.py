@@ -17,7 +17,11 @@ from emcl_train.report.ranks import text_ranks
 from emcl_train.runs.folder import Run
 
 SHOWN = 4
-FRAMES, FRAME_SIZE, GAP = 6, 96, 3
+"""Retrievals of each kind."""
+FRAMES = 6
+FRAME_SIZE = 96
+GAP = 3
+"""Pixels between two frames."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,18 @@ def best_and_worst(run: Run) -> tuple[list[Retrieval], list[Retrieval]]:
     lead = own - others
 
     def pick(order: Tensor, keep: Tensor) -> list[Retrieval]:
+        """The first captions in this order, of those to keep, each of another clip."""
         chosen: dict[int, Retrieval] = {}
         for i in order[keep[order]].tolist():
             right = int(target[i])
             if right not in chosen:
                 chosen[right] = Retrieval(
-                    run.captions[i], rank[i].item(), right, own[i].item(), int(competitor[i]), others[i].item()
+                    caption=run.captions[i],
+                    rank=rank[i].item(),
+                    right=right,
+                    right_similarity=own[i].item(),
+                    other=int(competitor[i]),
+                    other_similarity=others[i].item(),
                 )
             if len(chosen) == SHOWN:
                 break

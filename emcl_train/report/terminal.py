@@ -17,15 +17,18 @@ def render_table(results: Results) -> Group:
     columns = columns_of(results)
     table = _empty_table(f"{results.get('recipe', 'run')}, {results['split']} split", columns)
     _add_rows(table, results, columns)
+
     for row in published_rows(results):
         cells = [_published_cell(row.text_to_video, key) for key in columns]
         cells += [_published_cell(row.video_to_text, key) for key in columns]
         table.add_row(Text(f"published: {row.name}"), *cells, style="dim italic")
+
     return Group(table, *(Text(f"· {sentence}", style="dim") for sentence in sentences(results)))
 
 
 def render_comparison(runs: Sequence[tuple[Path, Results]]) -> Group:
     """The rows of several runs in one table, and where they are not comparable; for `console.print`."""
+    # Runs on different data sets share the columns that most papers give.
     every = {columns_of(results) for _, results in runs}
     columns = every.pop() if len(every) == 1 else COLUMNS
     table = _empty_table(f"{len(runs)} runs", columns)

@@ -24,7 +24,8 @@ def read(config: DataConfig) -> SplitFiles:
 def read_captions(path: Path) -> Captions:
     """{id: [[word, …], …]} with each caption's words joined, from a pickle of Python 2 or 3.
 
-    Raises: UserError where the pickle asks for anything but plain data, naming it; nothing of it has run then.
+    Raises:
+        UserError: the pickle asks for anything but plain data, which is named; nothing of it has run then.
     """
     content = load_plain(path)
     if not isinstance(content, dict) or not content:
@@ -38,7 +39,8 @@ def read_captions(path: Path) -> Captions:
 def load_plain(path: Path) -> Any:
     """A pickle of dicts, lists, tuples, sets, strings and numbers. Strings of Python 2 come as bytes.
 
-    Raises: UserError naming the global or instruction that is refused, and where it stands.
+    Raises:
+        UserError: a global or an instruction is refused; the message names it, and where it stands.
     """
     data = read_bytes(path)
     try:

@@ -20,7 +20,8 @@ def read(config: DataConfig) -> SplitFiles:
 def read_captions(path: Path) -> Captions:
     """The English captions of each clip.
 
-    Raises: UserError with the entry that has none.
+    Raises:
+        UserError: an entry has none.
     """
     content: Any = read_json(path, "VATEX annotations")
     expected = '{"enCap": ["…", …]}'
