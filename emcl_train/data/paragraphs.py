@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from emcl_train.data.lists import Captions
-from emcl_train.data.reading import read_json_lines, strings
+from emcl_train.data.annotation_files import read_json_lines, strings
+from emcl_train.data.split_rules import Captions
 from emcl_train.errors import UserError
 
 
@@ -22,7 +22,8 @@ def json_or_lines(path: Path) -> Path:
 def read_paragraph_lines(path: Path) -> Captions:
     """JSON lines {"clip_id": id, "text": [sentence, …]}: the paragraph of each clip.
 
-    Raises: UserError with the line.
+    Raises:
+        UserError: a line is not of that form, or describes a clip a second time.
     """
     expected = '{"clip_id": "…", "text": ["…", …]}'
     found: Captions = {}

@@ -22,7 +22,8 @@ def video_files(folder: Path) -> dict[str, list[Path]]:
 
     Of several files the one whose suffix VIDEO_SUFFIXES names first comes first.
 
-    Raises: UserError where the folder is missing.
+    Raises:
+        UserError: the folder is missing.
     """
     if not folder.is_dir():
         raise UserError(
@@ -49,7 +50,7 @@ def visible_files(folder: Path) -> Iterator[Path]:
 
 
 def without_video_suffix(name: str) -> str:
-    """ "x.avi" → "x", and "0001_Film_00.01.02.345" as it is."""
+    """Turn "x.avi" into "x", and leave "0001_Film_00.01.02.345" as it is."""
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in VIDEO_SUFFIXES else name
 
