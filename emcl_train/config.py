@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
+from tyro.extras import literal_type_from_choices
 
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
@@ -34,7 +36,13 @@ class ShapesConfig:
     """Fixes every clip and caption."""
 
 
-Layout = Literal["msrvtt", "activitynet", "lsmdc", "msvd", "didemo", "vatex", "jsonl", "shapes"]
+LAYOUTS = tuple(sorted(module.name for module in iter_modules([str(Path(__file__).parent / "data" / "datasets")])))
+"""Names of the modules that read data sets, found without importing them."""
+
+if TYPE_CHECKING:
+    Layout = str
+else:
+    Layout = literal_type_from_choices(LAYOUTS)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from emcl_train.config import DataConfig
-from emcl_train.data.splits import Clip
+from emcl_train.data.clips import Clip
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
 from emcl_train.flags import flag

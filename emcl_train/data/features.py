@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from emcl_train.config import RunConfig
-from emcl_train.data.splits import Annotations, Clip, Split
+from emcl_train.data.clips import Annotations, Clip, Split
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
 from emcl_train.flags import flag

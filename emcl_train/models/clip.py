@@ -17,7 +17,7 @@ from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.files import clip_config_beside, read_state
-from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place
+from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place, require_places
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.openai import NO_WEIGHTS, clip_from_openai, clip_to_openai, openai_clip_config, unseen_in
 from emcl_train.weights.release import HINTS
@@ -178,17 +178,12 @@ def look_at_clip(config: ModelConfig) -> None:
     Raises:
         UserError: there is no such thing, a file is damaged or holds no CLIP, or a folder is of another model.
     """
-    path = Path(config.clip).expanduser()
-    if config.tokenizer is not None:
-        require_place(
-            config.tokenizer, "model.tokenizer", "pass --model.tokenizer a hub name, or a folder that has one"
-        )
-
+    require_places(config)
     if config.init_from is not None:
-        require_place(config.clip, "model.clip", CLIP_WAY_OUT)
-        if not config.init_from.is_file():
-            raise UserError(f"model.init_from is {config.init_from}, where there is no file; pass a checkpoint")
-    elif path.is_file():
+        return  # the towers come from there, and `clip` only names the tokenizer
+
+    path = Path(config.clip).expanduser()
+    if path.is_file():
         openai_sizes(archived_weights(path), str(path), heads=None, eos_token_id=0, pad_token_id=0)
     elif config.clip != "random":
         require_clip(config.clip)

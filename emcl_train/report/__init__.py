@@ -8,7 +8,7 @@ from rich.console import Console
 from emcl_train.report.compare import compare, render_comparison_of
 from emcl_train.report.groups import load_group, render_group
 from emcl_train.report.html import page
-from emcl_train.report.table import render_comparison, render_table
+from emcl_train.report.terminal import render_comparison, render_table
 from emcl_train.runs.files import write_json_atomic, write_text_atomic
 from emcl_train.runs.folder import load_run
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from emcl_train.config import differing_settings
 from emcl_train.errors import UserError
-from emcl_train.report.table import BY_RANK, Results, columns_of, differences, error_of_share, sentences
+from emcl_train.report.notes import BY_RANK, Results, columns_of, differences, error_of_share, sentences
 from emcl_train.runs.contents import CONFIG, seed_folders
 from emcl_train.runs.folder import Run, load_run
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emcl_train.config import DataConfig
 from emcl_train.data.annotations import Clip, load_annotations
-from emcl_train.data.video import VideoError, decode_frames
+from emcl_train.data.video import FrameRequest, VideoError, decode_frames
 from emcl_train.errors import UserError
 from emcl_train.report.ranks import text_ranks
 from emcl_train.runs.folder import Run
@@ -92,7 +92,7 @@ def _strip(clip: Clip | None, video_id: str) -> Strip:
     if clip is None:
         return Strip(None, f"the data set has no clip {video_id} any more")
     try:
-        frames, mask = decode_frames(clip.path, FRAMES, FRAME_SIZE, start=clip.start, end=clip.end)
+        frames, mask = decode_frames(FrameRequest(clip.path, FRAMES, FRAME_SIZE, start=clip.start, end=clip.end))
     except VideoError as error:
         return Strip(None, str(error))
     return Strip(_jpeg(frames[mask]))

@@ -16,11 +16,11 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
+from emcl_train.data.annotation_files import VIDEO_SUFFIXES, visible_files
+from emcl_train.data.clips import Clip
 from emcl_train.data.container import VideoError, decoder_version, open_video, whole_timeline
 from emcl_train.data.loader import in_parallel
 from emcl_train.data.provenance import COMPRESSED
-from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
-from emcl_train.data.splits import Clip
 from emcl_train.data.video import frames_shown_at, upright
 from emcl_train.errors import UserError
 from emcl_train.runs.files import alone, read_json, require_folder, whole, write_atomic, write_json_atomic

@@ -15,12 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotations import LAYOUTS, Annotations, Clip, Split
+from emcl_train.data.annotation_files import VIDEO_SUFFIXES, visible_files
+from emcl_train.data.annotations import Annotations, Clip, Split, read_annotations
 from emcl_train.data.cache import cache_folder
 from emcl_train.data.container import VideoError, VideoInfo, check_packets, probe
-from emcl_train.data.lists import assemble
 from emcl_train.data.loader import in_parallel
-from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
@@ -138,7 +137,7 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
     annotations = None
     try:
         # Not `load_annotations`: a set of shapes that is not rendered yet is to be reported, not rendered.
-        annotations = assemble(LAYOUTS[config.layout](config), config)
+        annotations = read_annotations(config)
     except UserError as error:
         report.problems.append(f"The annotations cannot be used: {error}.")
     places: dict[Clip, list[str]] = {}

@@ -13,9 +13,9 @@ from rich.console import Console
 from torch import Tensor
 
 from emcl_train.config import RunConfig
+from emcl_train.data.clips import Split
 from emcl_train.data.features import FEATURES, SPLITS, TOWERS, VERSION, settings_of_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
-from emcl_train.data.splits import Split
 from emcl_train.data.text import CaptionTokenizer, load_tokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluation.encode import shown

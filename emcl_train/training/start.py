@@ -51,7 +51,7 @@ def open_run_folder(config: RunConfig) -> None:
     Raises:
         UserError: a run would be overwritten, or resumed with other settings.
     """
-    contents.check_run_folder(config)
+    contents.check_run_folder(config)  # again: since the command looked, another process may have been quicker
     out = config.out
 
     # What an ended run left half written, or one that ended before its first step.

@@ -227,12 +227,12 @@ def test_the_doctor_writes_json_where_asked(monkeypatch, tmp_path, flags, path):
     assert calls == [("msrvtt", tmp_path, path)]
 
 
-def test_interruption_says_how_to_go_on(monkeypatch, capsys):
+def test_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_train", interrupt)
-    assert cli.main(["train", "shapes"]) == 130
+    monkeypatch.setattr("emcl_train.training.trainer.train", interrupt)
+    assert cli.main(["train", "shapes", "--out", str(tmp_path / "run")]) == 130
     assert "--resume" in capsys.readouterr().err
 
 

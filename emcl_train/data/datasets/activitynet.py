@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.datasets.paragraphs import joined, json_or_lines, read_paragraph_lines
-from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder
-from emcl_train.data.reading import read_json, shortened, strings
+from emcl_train.data.annotation_files import read_json, shortened, strings
+from emcl_train.data.paragraphs import joined, json_or_lines, read_paragraph_lines
+from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder
 from emcl_train.errors import UserError
 
 PROTOCOL = Protocol("ActivityNet Captions", train=(10009,), test=(4917,))
 TRAIN, TEST = ("train.json", "train_ids.json"), ("val_1.json", "val_ids.json")
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """Training videos of `train_ids.json`, and as the test split those of `val_ids.json`.
 
     Without an id list all videos of the captions file are taken, which is noted. Ids and files may have the "v_" of the
@@ -23,7 +23,7 @@ def read(config: DataConfig) -> Lists:
     notes: list[str] = []
     train, test = (_part(config.root, *names, notes) for names in (TRAIN, TEST))
     clip = clip_finder(config, also=_other_names)
-    return Lists(train, {}, test, clip, config.root / TRAIN[0], PROTOCOL, notes=notes)
+    return SplitFiles(train, {}, test, clip, config.root / TRAIN[0], PROTOCOL, notes=notes)
 
 
 def read_captions(path: Path) -> Captions:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.datasets.paragraphs import joined, json_or_lines, read_paragraph_lines
-from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder
-from emcl_train.data.reading import read_json, read_list, shortened, without_video_suffix
+from emcl_train.data.annotation_files import read_json, read_list, shortened, without_video_suffix
+from emcl_train.data.paragraphs import joined, json_or_lines, read_paragraph_lines
+from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder
 from emcl_train.errors import UserError
 
 PROTOCOL = Protocol("DiDeMo", train=(8392, 8393, 8394, 8395), val=(1065,), test=(1003, 1004))
@@ -14,13 +14,13 @@ SECONDS = 30.0
 """What annotators saw of each video."""
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """All videos that a list names, each with the paragraph of its descriptions; without a list, all described ones."""
     check_root(config, "train_data.json")
     notes: list[str] = []
     train, val, test = (_part(config.root, name, notes) for name in ("train", "val", "test"))
     clip = clip_finder(config, end=SECONDS)
-    return Lists(train, val, test, clip, config.root / "train_data.json", PROTOCOL, notes=notes)
+    return SplitFiles(train, val, test, clip, config.root / "train_data.json", PROTOCOL, notes=notes)
 
 
 def read_captions(path: Path) -> Captions:

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.lists import Captions, Lists, captions_of, check_root, queries
-from emcl_train.data.reading import VIDEO_SUFFIXES, count, read_json_lines, shortened, strings
-from emcl_train.data.splits import Clip
+from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, read_json_lines, shortened, strings
+from emcl_train.data.clips import Clip
+from emcl_train.data.split_rules import Captions, SplitFiles, captions_of, check_root, queries
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 
 EXPECTED = '{"video": "path", "captions": ["…", …], "start": seconds, "end": seconds}'
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """The lines of each file in order. Lines about the same span of the same video, or of the same id, are one clip."""
     check_root(config, "train.jsonl and test.jsonl")
     if not config.video_folder.is_dir():
@@ -50,7 +50,7 @@ def read(config: DataConfig) -> Lists:
     val = queries(part("val"), config) if (config.root / "val.jsonl").is_file() else {}
     if moved:
         notes.append(f"{count(len(set(moved)), 'video')} found under another suffix than the annotations give.")
-    return Lists(
+    return SplitFiles(
         train, val, test, clips.__getitem__, config.root / "train.jsonl", notes=notes, hold_out_from="write a val.jsonl"
     )
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from emcl_train.config import DataConfig
-from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder, queries
-from emcl_train.data.reading import count, read_text
+from emcl_train.data.annotation_files import count, read_text
+from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder, queries
 from emcl_train.errors import UserError
 
 FILES = {
@@ -22,7 +22,7 @@ BROKEN = {
 }
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """Every sentence with its clip; a clip may have several. Files lie in one folder, or in one for each film."""
     check_root(config, FILES["train"])
     notes: list[str] = []
@@ -37,7 +37,7 @@ def read(config: DataConfig) -> Lists:
         found[split] = captions_of(ids, captions, path, path, notes)
     val, test = (queries(found[name], config) for name in ("val", "test"))
     clip = clip_finder(config)
-    return Lists(found["train"], val, test, clip, config.root / FILES["train"], PROTOCOL, counted, notes)
+    return SplitFiles(found["train"], val, test, clip, config.root / FILES["train"], PROTOCOL, counted, notes)
 
 
 def read_sentences(path: Path) -> tuple[Captions, int]:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emcl_train.config import DataConfig
-from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder, queries
-from emcl_train.data.reading import count, few, read_csv, read_json, shortened
+from emcl_train.data.annotation_files import count, few, read_csv, read_json, shortened
+from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder, queries
 from emcl_train.errors import UserError
 
 DATA_JSON, TEST_CSV = "MSRVTT_data.json", "MSRVTT_JSFUSION_test.csv"
@@ -33,7 +33,7 @@ class MsrvttFiles:
     """The split that the JSON file gives each clip: "train", "validate", "test", or nothing."""
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """The lists of the split that `msrvtt_split` names.
 
     1k-A: the validation clips are what the JSON file calls "validate" and neither list names. `test_captions` holds
@@ -63,7 +63,7 @@ def read_msrvtt(root: Path, split: Literal["9k", "7k", "full"] = "9k") -> Msrvtt
     )
 
 
-def _one_k_a(files: MsrvttFiles, config: DataConfig) -> Lists:
+def _one_k_a(files: MsrvttFiles, config: DataConfig) -> SplitFiles:
     notes: list[str] = []
     data, train_csv, test_csv = (config.root / name for name in (DATA_JSON, TRAIN_CSV[config.msrvtt_split], TEST_CSV))
     train = captions_of(files.train_ids, files.captions, train_csv, data, notes)
@@ -81,20 +81,20 @@ def _one_k_a(files: MsrvttFiles, config: DataConfig) -> Lists:
     clip = clip_finder(config)
     # The 7k list leaves out clips on purpose: nobody who trains on it wants them all decoded.
     others = [i for i in files.splits if i not in listed and i not in val] if config.msrvtt_split == "9k" else []
-    return Lists(
+    return SplitFiles(
         train,
         queries(val, config),
         test,
         clip,
         train_csv,
-        None if config.layout == "shapes" else PROTOCOLS[config.msrvtt_split],
+        PROTOCOLS[config.msrvtt_split],
         notes=notes,
         unlisted=[video_id for video_id in others if clip(video_id).path.exists()],
         hold_out_from=f'mark validation clips as "split": "validate" in {DATA_JSON}',
     )
 
 
-def _full(files: MsrvttFiles, config: DataConfig) -> Lists:
+def _full(files: MsrvttFiles, config: DataConfig) -> SplitFiles:
     data = config.root / DATA_JSON
     notes: list[str] = []
     unknown = sorted(set(files.splits.values()) - {"train", "validate", "test"})
@@ -111,7 +111,7 @@ def _full(files: MsrvttFiles, config: DataConfig) -> Lists:
             )
         return captions_of(ids, files.captions, data, data, notes)
 
-    return Lists(
+    return SplitFiles(
         part("train"),
         queries(part("validate"), config),
         queries(part("test"), config),
@@ -127,7 +127,7 @@ def _read_data(path: Path) -> tuple[Captions, dict[str, str]]:
     """Captions and split of every clip."""
     content = read_json(path, "MSR-VTT annotations")
     _entries(path, content, "videos", ("video_id",))
-    # Lists name the clips of 1k-A: copies of the file without splits do for it.
+    # SplitFiles name the clips of 1k-A: copies of the file without splits do for it.
     splits = {entry["video_id"].strip(): str(entry.get("split", "")).strip() for entry in content["videos"]}
     captions: Captions = {}
     for entry in _entries(path, content, "sentences", ("video_id", "caption")):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.lists import Captions, Lists, Protocol, from_id_lists
-from emcl_train.data.reading import read_bytes, shortened
+from emcl_train.data.annotation_files import read_bytes, shortened
+from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, from_id_lists
 from emcl_train.errors import UserError
 
 PROTOCOL = Protocol("MSVD", train=(1200,), val=(100,), test=(670,))
@@ -16,7 +16,7 @@ CAPTIONS = "raw-captions.pkl"
 RUNS_CODE = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"}
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """Clips of the three lists, each with all of its captions."""
     return from_id_lists(config, CAPTIONS, read_captions, PROTOCOL)
 

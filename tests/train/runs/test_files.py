@@ -29,15 +29,20 @@ def test_a_file_appears_at_the_end_of_its_block(tmp_path, shared):
 def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path, shared):
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), whole(path, shared=shared) as partial:
-        partial.write_text("half")
-        raise KeyboardInterrupt
+
+    def write_half():
+        with whole(path, shared=shared) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert path.read_text() == "old"
     assert names_in(tmp_path) == ["a"]
 
 
 def test_a_full_disk_in_the_block_is_named(tmp_path):
-    with pytest.raises(UserError, match="the disk is full: .*a could not be written"), whole(tmp_path / "a"):
+    with pytest.raises(UserError, match=r"the disk is full: .*a could not be written"), whole(tmp_path / "a"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert names_in(tmp_path) == []
 
@@ -60,19 +65,24 @@ def test_a_folder_appears_at_the_end_of_its_block_without_what_was_left_there(tm
 
 
 def test_a_folder_whose_block_raises_is_not_there(tmp_path):
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out") as partial:
-        (partial / "a").touch()
-        raise RuntimeError
+    def write_half():
+        with whole_folder(tmp_path / "out") as partial:
+            (partial / "a").touch()
+            raise OSError("stop")
+
+    with pytest.raises(OSError, match="stop"):
+        write_half()
     assert names_in(tmp_path) == []
 
 
 def test_a_folder_that_somebody_made_meanwhile_is_not_overwritten(tmp_path):
-    with (
-        pytest.raises(UserError, match="out exists by now and is not overwritten; choose another name, or remove it"),
-        whole_folder(tmp_path / "out", "choose another name"),
-    ):
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "theirs").touch()
+    def write_too_late():
+        with whole_folder(tmp_path / "out", "choose another name"):
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "theirs").touch()
+
+    with pytest.raises(UserError, match="out exists by now and is not overwritten; choose another name, or remove it"):
+        write_too_late()
     assert names_in(tmp_path) == ["out", "out/theirs"]
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from emcl_train.data.lists import Captions
-from emcl_train.data.reading import read_json_lines, strings
+from emcl_train.data.annotation_files import read_json_lines, strings
+from emcl_train.data.split_rules import Captions
 from emcl_train.errors import UserError
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from emcl_train.config import DataConfig
-from emcl_train.data.reading import count, few, read_list, video_files, without_video_suffix
-from emcl_train.data.splits import Annotations, Clip, Split
+from emcl_train.data.annotation_files import count, few, read_list, video_files, without_video_suffix
+from emcl_train.data.clips import Annotations, Clip, Split
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 
@@ -27,7 +27,7 @@ class Protocol:
 
 
 @dataclass
-class Lists:
+class SplitFiles:
     """What the files of a layout say."""
 
     train: Captions
@@ -47,7 +47,7 @@ class Lists:
     """What else to do where there are too few clips to hold one out."""
 
 
-def assemble(lists: Lists, config: DataConfig) -> Annotations:
+def assemble(files: SplitFiles, config: DataConfig) -> Annotations:
     """Splits of clips and captions, with what a reader of results should know.
 
     Where there are no validation clips, they are held out of the training clips: `validation_clips` of them, at most a
@@ -55,16 +55,16 @@ def assemble(lists: Lists, config: DataConfig) -> Annotations:
 
     Raises: UserError where clips have no captions, or are too few.
     """
-    notes, train, val = list(lists.notes), lists.train, lists.val
-    counts, differing = _compare(lists)
-    trained_on = {lists.clip(video_id).path for video_id in train}
-    if overlap := sum(lists.clip(video_id).path in trained_on for video_id in lists.test):
+    notes, train, val = list(files.notes), files.train, files.val
+    counts, differing = _compare(files)
+    trained_on = {files.clip(video_id).path for video_id in train}
+    if overlap := sum(files.clip(video_id).path in trained_on for video_id in files.test):
         notes.append(
-            f"Clips of the test list that are in the training list too: {overlap} of {len(lists.test)}. "
+            f"Clips of the test list that are in the training list too: {overlap} of {len(files.test)}. "
             f"The test numbers do not measure generalisation."
         )
     if not val:
-        held = _held_out(lists, config)
+        held = _held_out(files, config)
         # Their captions are queries now, of the kind that the test split has.
         val = {video_id: first_only(texts, config) for video_id, texts in train.items() if video_id in held}
         train = {video_id: texts for video_id, texts in train.items() if video_id not in held}
@@ -72,18 +72,18 @@ def assemble(lists: Lists, config: DataConfig) -> Annotations:
             f"The annotations name no separate validation clips. Held out of the training list to select the epoch: "
             f"{count(len(val), 'clip')}."
         )
-    test = _split("test", lists.test, lists.clip)
+    test = _split("test", files.test, files.clip)
     if repeated := len(test.captions) - len(set(test.captions)):
         notes.append(
             f"Test captions that repeat another one: {repeated} of {len(test.captions)}. Their ranks cannot all be 1."
         )
     return Annotations(
-        _split("train", train, lists.clip),
-        _split("val", val, lists.clip),
+        _split("train", train, files.clip),
+        _split("val", val, files.clip),
         test,
         notes=(*notes, *differing),
         counts=counts,
-        unlisted=tuple(lists.clip(video_id) for video_id in lists.unlisted),
+        unlisted=tuple(files.clip(video_id) for video_id in files.unlisted),
     )
 
 
@@ -120,7 +120,7 @@ def captions_of(
 
 def from_id_lists(
     config: DataConfig, captions_file: str, read: Callable[[Path], Captions], protocol: Protocol
-) -> Lists:
+) -> SplitFiles:
     """The clips of `{train,val,test}_list.txt`, each with all of its captions in one file, which `read` reads."""
     check_root(config, captions_file)
     notes: list[str] = []
@@ -132,7 +132,7 @@ def from_id_lists(
         return captions_of(read_list(list_file), captions, list_file, path, notes)
 
     train, val, test = part("train"), queries(part("val"), config), queries(part("test"), config)
-    return Lists(train, val, test, clip_finder(config), config.root / "train_list.txt", protocol, notes=notes)
+    return SplitFiles(train, val, test, clip_finder(config), config.root / "train_list.txt", protocol, notes=notes)
 
 
 def clip_finder(
@@ -174,32 +174,32 @@ def _split(name: str, captions: Captions, clip: Callable[[str], Clip]) -> Split:
     return Split(name, clips, tuple(text for text, _ in pairs), tuple(index for _, index in pairs))
 
 
-def _held_out(lists: Lists, config: DataConfig) -> set[str]:
+def _held_out(files: SplitFiles, config: DataConfig) -> set[str]:
     """The clips with the smallest hashes."""
-    ids = list(lists.train)
+    ids = list(files.train)
     number = max(1, min(config.validation_clips, len(ids) // 10))
     if number >= len(ids):
         raise UserError(
-            f"{lists.train_file} names {count(len(ids), 'clip')}, too few to hold one out to validate; "
-            f"add clips to it, or {lists.hold_out_from}"
+            f"{files.train_file} names {count(len(ids), 'clip')}, too few to hold one out to validate; "
+            f"add clips to it, or {files.hold_out_from}"
         )
     chosen = sorted(ids, key=lambda video_id: hashlib.sha256(video_id.encode()).digest())[:number]
     # Spans of one file go together: a validation clip is no part of a training video.
-    files = {lists.clip(video_id).path for video_id in chosen}
-    held = {video_id for video_id in ids if lists.clip(video_id).path in files}
+    paths = {files.clip(video_id).path for video_id in chosen}
+    held = {video_id for video_id in ids if files.clip(video_id).path in paths}
     return held if len(held) < len(ids) else set(chosen)
 
 
-def _compare(lists: Lists) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _compare(files: SplitFiles) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """A sentence for each count of the protocol, and those of them that a reader of results should see."""
-    if lists.protocol is None:
+    if files.protocol is None:
         return (), ()
-    protocol, said, differing = lists.protocol, [], []
+    protocol, said, differing = files.protocol, [], []
     for name in ("train", "val", "test"):
         expected: tuple[int, ...] = getattr(protocol, name)
         if not expected:
             continue
-        found = lists.counted.get(name, len(getattr(lists, name)))
+        found = files.counted.get(name, len(getattr(files, name)))
         literature = " or ".join(filter(None, [", ".join(map(str, expected[:-1])), str(expected[-1])]))
         if found in expected:
             of = f", of {literature} in the literature" if len(expected) > 1 else ""
