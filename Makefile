@@ -9,11 +9,16 @@ ARGS ?=
 # More arguments for pip: make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
 # --no-compile: most of the 10 000 files are never imported, and the others are compiled when they are.
-PIP_INSTALL := $(PIP) install --quiet --no-compile --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+PIP_OPTIONS := --quiet --no-compile --disable-pip-version-check $(PIP_ARGS)
+PIP_INSTALL := $(PIP) install $(PIP_OPTIONS) -c constraints.txt
+# The site's tools have an environment of their own; they read sources, and need no torch.
+DOCS_VENV := .venv-docs
+DOCS_BIN := $(DOCS_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-cuda-load test-gpu lint format bench bench-gpu refine training-table clean
+.PHONY: help setup train test test-fast test-cuda-load test-gpu lint style types format docs
+.PHONY: bench bench-gpu refine embeddings training-table readme-picture clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,24 +37,43 @@ train: $(VENV)/.built  ## Render the bundled video set, train EMCL-Net on it, ev
 test: $(VENV)/.built  ## Run the whole test suite
 	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
 
+test-fast: $(VENV)/.built  ## Run the tests that are not marked slow, in under two minutes
+	$(BIN)/python -m pytest -q -m "not slow" --durations=5 $(ARGS)
+
 test-cuda-load: $(VENV)/.built  ## Load the CUDA library in a CUDA build of torch; downloads gigabytes
 	$(BIN)/python tests/kernels/cuda_load.py $(PIP_ARGS)
 
 # An interpreter that has torch and pytest already; .venv is then neither made nor used: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?=
 
-test-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Run the tests that need a GPU
-	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) tests/gpu/run.py $(ARGS)
+test-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Run the kernel tests on a GPU
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) tests/run_on_gpu.py $(ARGS)
 
-CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/*/*/*.h csrc/*/*/*.cpp)
+CPP := $(wildcard $(foreach kind,h cpp cu cuh,csrc/*.$(kind) csrc/*/*.$(kind) csrc/*/*/*.$(kind)) emcl_kernels/include/emcl/*.h tests/kernels/toy/*.cpp)
 
-lint: $(VENV)/.built  ## Check style and types
+lint: style types  ## Check style and types
+
+style: $(VENV)/.deps  ## Check style: ruff and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
-	$(BIN)/mypy
 
-format: $(VENV)/.built  ## Put the code into the one format, and fix what ruff can fix
+# Tests pass wrong things on purpose and put stand-ins in places: mypy looks at what they import, return and override.
+TEST_TYPES := --allow-untyped-defs $(foreach code,arg-type assignment attr-defined call-arg dict-item func-returns-value index \
+	method-assign misc operator return-value union-attr var-annotated,--disable-error-code $(code))
+
+# Modules in the flat folders of benchmarks and tests import each other by bare names, so each folder has a call.
+types: $(VENV)/.deps  ## Check types: mypy
+	$(BIN)/mypy
+	MYPYPATH=benchmarks:tests:tests/gpu $(BIN)/mypy benchmarks/*.py
+	$(BIN)/mypy tests/*.py
+	MYPYPATH=tests/kernels $(BIN)/mypy $(TEST_TYPES) --exclude /toy/ tests/kernels
+	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train
+
+docs: $(DOCS_VENV)/.deps  ## Build the site into build/site; broken links and docstrings are errors
+	$(DOCS_BIN)/python docs/site.py
+
+format: $(VENV)/.deps  ## Put the code into the one format, and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
@@ -62,28 +86,41 @@ bench: $(VENV)/.built  ## Compare the kernels with eager and compiled torch
 bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Compare on a GPU, in under 9 minutes, and write a record
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(ARGS)
 
-# Two arrays [2, N, D] of embeddings; see benchmarks/refine/run.py for their names.
-EMBEDDINGS ?= ../shared/data/embeddings
+# A folder with two arrays [2, N, D] of embeddings, which are not part of this repository.
+EMBEDDINGS ?=
 
-refine: $(VENV)/.built  ## Compare EMRefiner with simpler refinements on real embeddings, and write the table
+refine: embeddings $(VENV)/.built  ## Compare EMRefiner with simpler refinements on real embeddings, and write the table
 	$(BIN)/python -m benchmarks.refine.run $(EMBEDDINGS) $(ARGS)
+
+# Asked before anything is installed.
+embeddings:
+	@if [ -z "$(EMBEDDINGS)" ]; then \
+		echo 'Name the folder of the embeddings:  make refine EMBEDDINGS=/path/to/folder'; \
+		echo 'It holds coco500_clip_vitb16.npy and msrvtt100_videoclip.npy: float32 arrays [2, N, D],'; \
+		echo 'images or videos first, texts second; row i of one belongs to row i of the other.'; \
+		echo 'docs/refine.md says where they come from, and how to make such files.'; \
+		exit 1; \
+	fi
+
+readme-picture: $(VENV)/.built  ## Draw docs/before-and-after.png from the committed figures of make refine
+	$(BIN)/python -m benchmarks.refine.picture
 
 training-table: $(VENV)/.built  ## Train EMCL's settings and its comparators, 8 seeds each: hours; and write the table
 	$(BIN)/python -m benchmarks.training.run --seeds 8 $(ARGS)
 	$(BIN)/python -m benchmarks.training.table
 
 clean:  ## Remove what was built and installed; runs/ and data/ stay
-	rm -rf $(VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
+	rm -rf $(VENV) $(DOCS_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.created:
+$(VENV)/.created $(DOCS_VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo 'Python 3.10 or later is needed, and $(PYTHON) is' `$(PYTHON) --version 2>&1`; \
 		echo 'Name another one:  make $(MAKECMDGOALS) PYTHON=/path/to/python3.12'; \
 		exit 1; \
 	}
-	@$(PYTHON) -m venv $(VENV) || { echo 'Could not make $(VENV); on Debian and Ubuntu: apt install python3-venv'; exit 1; }
+	@$(PYTHON) -m venv $(@D) || { echo 'Could not make $(@D); on Debian and Ubuntu: apt install python3-venv'; exit 1; }
 	@touch $@
 
 $(VENV)/.deps: $(VENV)/.created constraints.txt pyproject.toml
@@ -92,8 +129,16 @@ $(VENV)/.deps: $(VENV)/.created constraints.txt pyproject.toml
 	$(PIP_INSTALL) --no-build-isolation -e ".[train,onnx,triton,test,lint]"
 	@touch $@
 
+$(DOCS_VENV)/.deps: $(DOCS_VENV)/.created constraints-docs.txt
+	@echo 'Installing the tools of the site into $(DOCS_VENV); this happens once'
+	$(DOCS_BIN)/python -m pip install $(PIP_OPTIONS) -r constraints-docs.txt
+	@touch $@
+
+# The version, which the libraries have inside.
+$(VENV)/.built: emcl_kernels/__init__.py
+
 # An installation that hides why something was not built would be no help: build again where it is seen.
 # The emulated CUDA library is what the tests of the CUDA kernels run.
-$(VENV)/.built: $(VENV)/.deps setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.* csrc/*/*/*.*)
+$(VENV)/.built: $(VENV)/.deps setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.* csrc/*/*/*.* emcl_kernels/include/emcl/*.h)
 	@EMCL_BUILD_EMULATED=1 $(BIN)/python setup.py -q build_ext --inplace
 	@touch $@

@@ -42,14 +42,14 @@ STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"
 # Contraction to FMA only: -ffast-math would reorder sums, and the same inputs must give the same bits.
 CPU_FLAGS = ["-std=c++20", *COMMON_FLAGS, "-ffp-contract=fast", "-fno-math-errno", *STABLE_ABI]
 BINDINGS_FLAGS = ["-std=c++17", *COMMON_FLAGS]
-CUDA_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", *STABLE_ABI, "-Xptxas=-v",
+CUDA_FLAGS = ["-std=c++20", "-O3", "-DUSE_CUDA", "-DEMCL_CUDA", "-DEMCL_KEY=CUDA", *STABLE_ABI, "-Xptxas=-v",
               "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall"]  # fmt: skip
 # No _FORTIFY_SOURCE, which some compilers set themselves: it takes a jump to another fiber's stack for an attack.
-EMULATED_FLAGS = ["-std=c++20", *COMMON_FLAGS, "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-DEMCL_EMULATED",
-                  *STABLE_ABI]  # fmt: skip
+EMULATED_FLAGS = ["-std=c++20", *COMMON_FLAGS, "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE", "-DEMCL_CUDA",
+                  "-DEMCL_EMULATED", "-DEMCL_NAMESPACE=emcl_emulated", *STABLE_ABI]  # fmt: skip
 DEFAULT_ARCHS = "80;90+PTX"
 OLDEST_ARCH = 80
-# kernels.cpp is compiled once for each of these; the library picks one when it is loaded.
+# cpu/kernels.cpp is compiled once for each of these; the library picks one when it is loaded.
 ISA_FLAGS = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
@@ -153,25 +153,24 @@ class BuildNative(build_ext):
 
 
 def plan_cpu_library(target: Target, temp: Path, version: str) -> None:
-    """Torch's stable ABI, without Python: every csrc/cpu/*.cpp, kernels.cpp once per instruction set."""
+    """Torch's stable ABI, without Python: the ops and every csrc/cpu/*.cpp, kernels.cpp once per instruction set."""
     if os.environ.get("EMCL_BUILD_CPU") == "0":
         raise CannotBuild("EMCL_BUILD_CPU=0 was set; reinstall without it")
     require_unix()
-    sources = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
-    if not sources:
+    kernels = ROOT / "csrc" / "cpu" / "kernels.cpp"
+    if not kernels.exists():
         raise CannotBuild("csrc/cpu has no sources; install from a complete checkout or sdist")
+    sources = sorted(set(kernels.parent.glob("*.cpp")) - {kernels})
     include, library = torch_paths()
-    flags = [*CPU_FLAGS, *without_paths(include), f"-I{ROOT / 'csrc'}", *(f"-I{path}" for path in include)]
+    flags = [*CPU_FLAGS, *without_paths(include), *includes(include)]
 
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     target.isas = list(ISA_FLAGS) if x86 else ["baseline"]
-    for source in sources:
-        if source.name == "kernels.cpp":
-            for isa in target.isas:
-                output = temp / f"kernels.{isa}.o"
-                target.objects.append(Object(source, output, [*flags, f"-DEMCL_ISA={isa}", *ISA_FLAGS[isa]]))
-        else:
-            target.objects.append(Object(source, temp / f"{source.stem}.o", flags))
+    for isa in target.isas:  # first, because they take the longest
+        output = temp / f"kernels.{isa}.o"
+        target.objects.append(Object(kernels, output, [*flags, f"-DEMCL_ISA={isa}", *ISA_FLAGS[isa]]))
+    for source in [*sources, *op_sources()]:
+        target.objects.append(Object(source, temp / f"{source.stem}.o", flags))
     # No rpath: torch is imported, and so in the process, before the library is loaded.
     target.link_flags = [f"-L{library}", "-ltorch", "-ltorch_cpu", "-lc10"]
 
@@ -187,18 +186,19 @@ def plan_cuda_library(target: Target, temp: Path, version: str) -> None:
     nvcc = find_nvcc()
     target.facts["nvcc"], runtime = check_nvcc(nvcc, architectures)
     include, library = torch_paths()
-    flags = [*CUDA_FLAGS, f"-I{ROOT / 'csrc' / 'cuda'}", *(f"-I{path}" for path in include),
-             f"-Xcompiler={','.join(without_paths(include))}"]  # fmt: skip
+    flags = [*CUDA_FLAGS, *includes(include), f"-Xcompiler={','.join(without_paths(include))}"]
 
     target.isas = [architecture for architecture, _ in architectures]
     generate = [flag for _, flag in architectures]
     for source in sources:
         output = temp / f"cuda.{source.stem}.o"
         target.objects.append(Object(source, output, [*flags, *generate], output.with_suffix(".ptxas")))
+    for source in op_sources():  # plain C++
+        target.objects.append(Object(source, temp / f"cuda.{source.stem}.op.o", flags))
     # No kernels in it, so one architecture is enough.
     names = " ".join(target.isas)
-    flags += ["-x=cu", generate[0], f'-DEMCL_CUDA_ARCHITECTURES="{names}"']
-    target.objects.append(Object(ROOT / "csrc" / "cuda" / "ops.cpp", temp / "cuda.ops.o", flags))
+    flags = [*flags, "-x=cu", generate[0], f'-DEMCL_CUDA_ARCHITECTURES="{names}"']
+    target.objects.append(Object(ROOT / "csrc" / "cuda" / "library.cpp", temp / "cuda.library.o", flags))
     target.compiler = [nvcc, *(["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else [])]
     # CUDA's runtime is in the library and seen by nobody else; torch may bring another one. Through libtorch.so, which
     # nothing here uses by itself, the symbols of torch's own CUDA library are found.
@@ -213,15 +213,28 @@ def plan_emulated_library(target: Target, temp: Path, version: str) -> None:
     require_unix()
     folder = ROOT / "csrc" / "cuda"
     include, library = torch_paths()
-    flags = [*EMULATED_FLAGS, *without_paths(include), f"-I{folder}", *(f"-I{path}" for path in include)]
-    for source in [*cuda_sources(), folder / "ops.cpp", folder / "emulator" / "emulator.cpp"]:
-        language = ["-x", "c++"] if source.suffix == ".cu" else []
-        target.objects.append(Object(source, temp / f"emulated.{source.stem}.o", [*flags, *language]))
+    flags = [*EMULATED_FLAGS, *without_paths(include), *includes(include)]
+    for source in cuda_sources():
+        target.objects.append(Object(source, temp / f"emulated.{source.stem}.o", [*flags, "-x", "c++"]))
+    for source in op_sources():
+        target.objects.append(Object(source, temp / f"emulated.{source.stem}.op.o", flags))
+    for source in (folder / "library.cpp", folder / "emulator" / "emulator.cpp"):
+        target.objects.append(Object(source, temp / f"emulated.{source.stem}.o", flags))
     target.link_flags = [f"-L{library}", "-ltorch", "-ltorch_cpu", "-lc10"]
 
 
+def op_sources() -> list[Path]:
+    """The ops: the same files for every library, each of which registers itself."""
+    return sorted((ROOT / "csrc" / "ops").glob("*.cpp"))
+
+
+def includes(torch: list[str]) -> list[str]:
+    """Our own headers, the public ones, and torch's."""
+    return [f"-I{path}" for path in (ROOT / "csrc", ROOT / "emcl_kernels" / "include", *torch)]
+
+
 def cuda_sources() -> list[Path]:
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    sources = sorted((ROOT / "csrc" / "cuda").rglob("*.cu"))
     if not sources:
         raise CannotBuild("csrc/cuda has no kernels; install from a complete checkout or sdist")
     return sources

@@ -24,7 +24,7 @@ from ways import (
 )
 
 from emcl_kernels import em_fit, em_project, reference
-from emcl_kernels.pooled import keeps_products
+from emcl_kernels.ops.pooled import KEPT_PRODUCTS
 from emcl_kernels.testing import distinct_init, relative_error
 
 WEIGHT = 3.0
@@ -282,7 +282,7 @@ class PooledRun(Case):
         if kind == "loop" or (model := bindings()) is None:
             return None
         bases = 0 if kind == "EMCL off" else self.bases
-        kept = keeps_products(self.pairs, self.pairs, self.frames)
+        kept = self.pairs * self.pairs * self.frames <= KEPT_PRODUCTS
         parts = model.pooled_cost(self.pairs, self.pairs, self.frames, self.width, bases, ITERS, self.type_name, kept)
         return {name: sum(part[name] for part in parts.values()) for name in ("flops", "bytes")}
 
@@ -315,12 +315,13 @@ class BlocksRun(Case):
 
     def run(self, kind: str, inputs: tuple[Tensor, ...], wrap: Wrap) -> Callable[[], Any]:
         block_of_release = wrap(release) if kind == "loop" else release
+        text, frames, mask, init = inputs
 
         def run() -> tuple[Tensor]:
             with torch.no_grad():
                 if kind == "loop":
-                    return (in_blocks(block_of_release, *inputs, self.em_block),)
-                return (ours_in_blocks(*inputs, self.em_block),)
+                    return (in_blocks(block_of_release, text, frames, mask, init, self.em_block),)
+                return (ours_in_blocks(text, frames, mask, init, self.em_block),)
 
         return run
 

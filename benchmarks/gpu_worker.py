@@ -218,8 +218,8 @@ def target_row(target: Target, entry: Record) -> dict[str, str]:
     if ours is None:
         return row
     graph = f"{ours} + graph" if f"{ours} + graph" in timed else None
-    values = {name: value_of(target, entry, name) for name in (ours, graph) if name is not None}
-    values = {name: value for name, value in values.items() if value is not None}
+    measured = {name: value_of(target, entry, name) for name in (ours, graph) if name is not None}
+    values = {name: value for name, value in measured.items() if value is not None}
     if not values:
         return row
     # launches are part of eager, and no part of a graph

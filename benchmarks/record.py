@@ -202,7 +202,7 @@ def plot(record: Record, file: Path, ways: dict[str, str]) -> bool:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import patches, pyplot
 
     present = [way for way in ways if any(way in values for _, values in bars)]
     colours = {way: COLOURS.get(way.split()[0], OURS) for way in present}
@@ -215,7 +215,7 @@ def plot(record: Record, file: Path, ways: dict[str, str]) -> bool:
                 y = row + (i - (len(values) - 1) / 2) * thick
                 axes.barh(y, values[way] - 1, thick * 0.9, left=1, color=colours[way])
                 axes.text(max(1, values[way]) * 1.05, y, f"{values[way]:.3g}×", va="center", fontsize=8)
-        handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours[way]) for way in present]
+        handles = [patches.Rectangle((0, 0), 1, 1, color=colours[way]) for way in present]
         axes.legend(
             handles, [ways[way] for way in present], ncols=len(present), frameon=False, fontsize=8,
             loc="lower left", bbox_to_anchor=(0, 0.99),

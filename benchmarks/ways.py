@@ -63,12 +63,12 @@ def project_forward(function: Callable[..., Any], x: Tensor, init: Tensor) -> Ca
     return run
 
 
-def project_step(function: Callable[..., Any], x: Tensor, init: Tensor) -> Callable[[], object]:
+def project_step(function: Callable[..., Any], x: Tensor, init: Tensor) -> Callable[[], tuple[Tensor, ...]]:
     """Forward and backward through every iteration."""
     x, init = x.clone().requires_grad_(), init.clone().requires_grad_()
     d_y = torch.ones_like(x)
 
-    def run() -> object:
+    def run() -> tuple[Tensor, ...]:
         y, _ = function(x, init, gradient="full")
         return y.detach(), *torch.autograd.grad(y, (x, init), d_y)
 

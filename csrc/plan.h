@@ -7,14 +7,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "problem.h"
 #include "tiles.h"
 
 namespace emcl {
 
-enum class Form {
-  gram,  // EM on xᵀx: its cost per iteration does not depend on the number of rows
-  loop,  // EM on x itself: cheaper when there are few rows
-};
+// Fewer rows go by the loop whatever the cost: their Gram matrix cancels in float32 where their sum is small.
+constexpr int64_t kFewRows = 16;
 
 // double: exact to 2^53, and a product of four large sizes cannot overflow as it would in int64.
 struct Cost {

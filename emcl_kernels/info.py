@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from emcl_kernels import __version__, dispatch, tables
-from emcl_kernels.backends import cuda, native
-from emcl_kernels.backends.compiled import BUILD_INFO
-
-OPS = ("em_moments", "em_fit", "em_reconstruct", "em_project", "pooled_similarity")
+from emcl_kernels.backends import cpu, cuda
+from emcl_kernels.backends.library import BUILD_INFO
+from emcl_kernels.ops.define import OPS, Op
 
 
 def build_info() -> dict[str, Any]:
@@ -43,20 +42,36 @@ def bindings_info() -> dict[str, Any]:
 
 
 def which_backend(op: str, device: str) -> str:
-    """The backend that would run an op on small float32 tensors of a device, and why, or why none would."""
+    """The backend that would run an op on small float32 tensors of a device, and why, or why none would.
+
+    Args:
+        op: a public op, such as "em_project".
+    """
     if device == "cuda" and not torch.cuda.is_available():
         return "none: no CUDA device"
-    square = torch.ones(2, 2, device=device)
-    tensors = {"em_moments": (square,), "em_project": (square, square[0])}.get(op, (square, square))
+    first = families()[op]
     try:
-        chosen = dispatch.choose(op, *tensors)
-        order, why = dispatch.candidates(op, *tensors)
+        name, why = dispatch.which(first, _small(first, device))
     except (RuntimeError, ValueError) as error:
         return f"none: {error}"
-    name = next(name for name in order if dispatch.MODULES[name] is chosen)
-    before = order[: order.index(name)]
-    reasons = "; ".join(f"{other}: {dispatch.MODULES[other].supports(op, *tensors)}" for other in before)
-    return f"{name}  ({reasons or why})"
+    return f"{name}  ({why})"
+
+
+def families() -> dict[str, Op]:
+    """Each public op that backends serve, with the first of the ops that it is made of."""
+    families: dict[str, Op] = {}
+    for op in OPS.values():
+        families.setdefault(op.family, op)
+    return families
+
+
+def _small(op: Op, device: str) -> tuple[Any, ...]:
+    """Arguments on which a backend can be chosen."""
+    shapes = {"x": (64, 4), "gram": (4, 4), "logits": (4, 4), "responsibilities": (4, 4), "frames": (2, 2, 4)}
+    args: list[Any] = list(op.arguments)
+    for name in op.tensors:
+        args[op.position[name]] = torch.ones(shapes.get(name, (4,)), device=device)
+    return tuple(args)
 
 
 def describe() -> str:
@@ -93,7 +108,7 @@ def _built() -> list[str]:
 
 
 def _loaded() -> list[str]:
-    on_cpu, on_gpu, bindings = native.status(), cuda.status(), bindings_info()
+    on_cpu, on_gpu, bindings = cpu.backend.status(), cuda.status(), bindings_info()
     uses = f"yes, uses {on_cpu['isa']}" if on_cpu["loaded"] else f"no: {on_cpu['reason']}"
     kernels = f"yes, for {', '.join(on_gpu['architectures'])}" if on_gpu["loaded"] else f"no: {on_gpu['reason']}"
     module = f"no: {bindings['reason']}" if "reason" in bindings else f"yes, compiled by {bindings['compiler']}"
@@ -115,7 +130,7 @@ def _chosen() -> list[str]:
         lines.append("  EMCL_CUDA_EMULATED=1: by name, cuda takes CPU tensors too, in an emulator; for tests only")
     lines += ["", "CUDA or Triton is chosen by", *(f"  {path} ({_rows(path)})" for path in tables.paths())]
     lines += ["", "Runs (float32)"]
-    for op in OPS:
+    for op in families():
         lines += [f"  {op:<18} {device:<5} {which_backend(op, device)}" for device in ("cpu", "cuda")]
     return lines
 

@@ -6,9 +6,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from emcl_kernels import checks, pooled, reference
-from emcl_kernels.ops import Gradient, em_fit, em_moments, em_project, em_reconstruct
-from emcl_kernels.ops import pooled_similarity as pooled_similarity_op
+from emcl_kernels import checks, em
+from emcl_kernels.em import Gradient, Map, Moments, Settings
+from emcl_kernels.ops import pooled
+from emcl_kernels.ops.project import em_project
+from emcl_kernels.ops.snapshot import op as snapshot
 from emcl_kernels.stream import SimilarityStream, pooled_similarity_stream
 
 Init = Literal["sign", "normal"]
@@ -53,7 +55,7 @@ class EMCL(nn.Module):
         checks.count(num_iters, "num_iters")
         for name, value in (("temperature", temperature), ("residual_weight", residual_weight), ("eps", eps)):
             checks.number(value, name)
-        checks.iterations(num_iters, temperature, eps)
+        checks.iteration(num_iters, temperature, eps)
         checks.gradient(gradient)
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum}; expected a number from 0 to 1")
@@ -61,9 +63,16 @@ class EMCL(nn.Module):
             raise ValueError(f'init is "{init}"; expected one of {", ".join(get_args(Init))}')
         if scale not in get_args(Scale):
             raise ValueError(f'scale is "{scale}"; expected one of {", ".join(get_args(Scale))}')
-        self.num_bases, self.num_iters, self.temperature = num_bases, num_iters, temperature
-        self.residual_weight, self.momentum = residual_weight, momentum
-        self.init, self.scale, self.gradient, self.eps = init, scale, gradient, eps
+
+        self.num_bases = num_bases
+        self.num_iters = num_iters
+        self.temperature = temperature
+        self.residual_weight = residual_weight
+        self.momentum = momentum
+        self.init = init
+        self.scale = scale
+        self.gradient = gradient
+        self.eps = eps
         self.register_buffer("bases", torch.empty(num_bases))
         self.reset_parameters()
 
@@ -92,7 +101,7 @@ class EMCL(nn.Module):
                 )
         self._check_width(features[0].shape[-1])
         x = features[0] if len(features) == 1 else torch.cat(features, dim=-2)
-        y, mean_bases = self._project(x)
+        y, mean_bases = em_project(x, self._start(), **self._settings()._asdict())
         self._update(mean_bases)
         return y if len(features) == 1 else y.split([feature.shape[-2] for feature in features], dim=-2)
 
@@ -117,25 +126,11 @@ class EMCL(nn.Module):
         Returns: similarity `[A, B]`.
         """
         self._check_width(text.shape[-1])
-        settings = (self.num_iters, self.temperature, self.residual_weight, self.eps, self.gradient)
-        relative = self.scale == "relative"
-        if relative or add_up is not None:
-            similarity, mean_bases = pooled.pooled_similarity(
-                text, frames, frame_mask, self._start(), pooling_temperature, *settings, relative, add_up
-            )
+        inputs = (text, frames, frame_mask, self._start(), pooling_temperature, *self._settings())
+        if add_up is None:
+            similarity, mean_bases = pooled.composed.call(*inputs)
         else:
-            similarity, mean_bases = pooled_similarity_op(
-                text,
-                frames,
-                frame_mask,
-                self._start(),
-                pooling_temperature=pooling_temperature,
-                num_iters=self.num_iters,
-                temperature=self.temperature,
-                residual_weight=self.residual_weight,
-                eps=self.eps,
-                gradient=self.gradient,
-            )
+            similarity, mean_bases = pooled.similarity_over(*inputs, add_up=add_up)
         self._update(mean_bases)
         return similarity
 
@@ -186,25 +181,19 @@ class EMCL(nn.Module):
         Raises: ValueError where num_bases is larger than the width, or shapes disagree.
         """
         self._check_width(gram.shape[-1])
-        rows = _row_counts(num_rows, gram)
+        moments = Moments(gram, colsum, _row_counts(num_rows, gram))
         if self.gradient != "full":
-            gram, colsum = gram.detach(), colsum.detach()
-        logits = colsum.unsqueeze(-1) * self._start().to(colsum.dtype)  # (G0)
-        responsibilities, scale = em_fit(
-            gram, logits, num_iters=self.num_iters, temperature=self.temperature, eps=self.eps
-        )
+            moments = Moments(gram.detach(), colsum.detach(), moments.num_rows)
+
+        logits = moments.colsum.unsqueeze(-1) * self._start().to(colsum.dtype)  # (G0)
+        fitted, mean_bases = em.fit(moments, logits, self._settings())
         if update:
-            self._update(reference.mean_of_bases(colsum, responsibilities, scale, 1) / rows)
-        if self.scale == "relative":
-            scale = scale * pooled.relative_scale(gram, responsibilities, scale).unsqueeze(-1)
-        return responsibilities, scale
+            self._update(mean_bases)
+        return fitted.responsibilities, fitted.scale
 
     def transform(self, x: Tensor, responsibilities: Tensor, scale: Tensor) -> Tensor:
         """Apply what `fit` returned to rows `[*, N, D]`, which need not be the ones that were fitted."""
-        if self.gradient == "identity":
-            fixed = x.detach()
-            return x + (em_reconstruct(fixed, responsibilities, scale, weight=self.residual_weight) - fixed)
-        return em_reconstruct(x, responsibilities, scale, weight=self.residual_weight)
+        return Map(responsibilities, scale).apply(x, weight=self.residual_weight, gradient=self.gradient)
 
     def extra_repr(self) -> str:
         names = ("num_bases", "num_iters", "temperature", "residual_weight", "momentum", "init", "scale", "gradient")
@@ -217,29 +206,15 @@ class EMCL(nn.Module):
                 f"so pass num_bases of at most {width}"
             )
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.scale == "release":
-            return em_project(
-                x,
-                self._start(),
-                num_iters=self.num_iters,
-                temperature=self.temperature,
-                residual_weight=self.residual_weight,
-                eps=self.eps,
-                gradient=self.gradient,
-            )
-        em_input = x if self.gradient == "full" else x.detach()
-        gram, colsum = em_moments(em_input)
-        logits = reference.start_logits(em_input, colsum, self._start().to(gram.dtype))
-        responsibilities, scale = em_fit(
-            gram, logits, num_iters=self.num_iters, temperature=self.temperature, eps=self.eps
+    def _settings(self) -> Settings:
+        return Settings(
+            self.num_iters,
+            self.temperature,
+            self.residual_weight,
+            self.eps,
+            self.gradient,
+            self.scale == "relative",
         )
-        mean_bases = reference.mean_of_bases(colsum, responsibilities, scale, x.shape[-2])
-        scale = scale * pooled.relative_scale(gram, responsibilities, scale).unsqueeze(-1)
-        if self.gradient == "identity":
-            fixed = em_reconstruct(em_input, responsibilities, scale, weight=self.residual_weight)
-            return x + (fixed - em_input), mean_bases
-        return em_reconstruct(x, responsibilities, scale, weight=self.residual_weight), mean_bases
 
     def _start(self) -> Tensor:
         """The start of this call. Backward may need it after the buffer has moved on."""
@@ -251,7 +226,7 @@ class EMCL(nn.Module):
                 "the model again; its bases have moved since, so the gradients would be wrong. Leave the layer out of "
                 "what is checkpointed, or call layer.eval()"
             )
-        return torch.ops.emcl._snapshot(self.bases)
+        return snapshot.call(self.bases)
 
     def _update(self, mean_bases: Tensor) -> None:
         if not self.training:
@@ -262,7 +237,7 @@ class EMCL(nn.Module):
 
 
 def _row_counts(num_rows: Tensor | int, gram: Tensor) -> Tensor | int:
-    """As a divisor of `[*, K]`."""
+    """A number, or one for each problem."""
     if not isinstance(num_rows, Tensor):
         checks.count(num_rows, "num_rows")
         return num_rows
@@ -273,4 +248,4 @@ def _row_counts(num_rows: Tensor | int, gram: Tensor) -> Tensor | int:
             f"num_rows has shape {list(num_rows.shape)} but gram has shape {list(gram.shape)}; expected one number, or "
             f"one for each problem, {list(gram.shape[:-2])}"
         )
-    return num_rows.unsqueeze(-1)
+    return num_rows

@@ -69,7 +69,6 @@ def em_moments_backward(
 def em_fit(
     gram: Float[Tensor, "*G D D"],
     logits: Float[Tensor, "*G D K"],
-    *,
     num_iters: int,
     temperature: float,
     eps: float = 1e-6,
@@ -160,7 +159,7 @@ def mean_of_bases(
     colsum: Float[Tensor, "*G D"],
     responsibilities: Float[Tensor, "*G D K"],
     scale: Float[Tensor, "*G K"],
-    rows: int | torch.SymInt,
+    rows: int | torch.SymInt | Tensor,
 ) -> Float[Tensor, "*G K"]:
     """Mean over rows of the last M-step's bases."""
     return (colsum.unsqueeze(-2) @ responsibilities).squeeze(-2) * scale / rows  # (GI)

@@ -9,8 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from emcl_kernels import checks, pooled
-from emcl_kernels.ops import em_fit, em_moments, pooled_cosine_similarity, pooled_similarity_blocks
+from emcl_kernels import checks, em
+from emcl_kernels.em import Moments, Settings
+from emcl_kernels.ops.pooled import (
+    cosine_op,
+    moments_op,
+    pooled_cosine_similarity,
+    pooled_similarity_blocks,
+    similarity_over,
+)
 
 CHUNK_WEIGHTS = 1 << 24  # frame weights [chunk, B, F] by default; a handful of such tensors live at a time
 CHUNK_BLOCKS = 256  # blocks of EM in a chunk by default: enough for every core, few enough to show progress
@@ -61,9 +68,9 @@ def pooled_similarity_stream(
     """
     checks.tensors(text=text, frames=frames, frame_mask=frame_mask, init=init)
     text, frames, frame_mask, init = *_as_under_autocast(text, frames), frame_mask.detach(), init.detach()
-    checks.pooled(text, frames, frame_mask, pooling_temperature)
+    checks.pooling(text, frames, frame_mask, pooling_temperature)
     checks.shared_start(text, init)
-    checks.iterations(num_iters, temperature, eps)
+    checks.iteration(num_iters, temperature, eps)
     if em_block is not None:
         checks.block(em_block)
         texts = text.split(_size(chunk, CHUNK_BLOCKS * em_block**2 // frames.shape[0], multiple_of=em_block))
@@ -88,27 +95,35 @@ def pooled_similarity_stream(
 
     size = _size(chunk, CHUNK_WEIGHTS // frames.shape[:2].numel())
     texts = text.split(size)
-    if len(texts) == 1:  # nothing to add up, and the weights are kept from the moments to the cosine
-        settings = (pooling_temperature, num_iters, temperature, residual_weight, eps, "identity", relative)
-        return SimilarityStream(
-            1, lambda: iter([pooled.pooled_similarity(text, frames, frame_mask, init, *settings)[0]])
-        )
+    settings = Settings(num_iters, temperature, residual_weight, eps, "identity", relative)
+    if len(texts) == 1:  # nothing to add up, and the inner products are kept from the moments to the cosine
+
+        def at_once() -> Iterator[Tensor]:
+            yield similarity_over(text, frames, frame_mask, init, pooling_temperature, *settings)[0]
+
+        return SimilarityStream(1, at_once)
+
     parts, repeats = _parts(text, frames, frame_mask, size)
 
     def rows() -> Iterator[Tensor]:
-        gram, colsum = (-repeats * of_texts for of_texts in em_moments(text))
+        # First pass: moments of the pooled rows add up over parts. Each part has counted the texts; once is enough.
+        total = Moments.of(text).scaled(-repeats)
         for part in parts:
-            part_gram, part_colsum, _ = torch.ops.emcl._pooled_moments(*part, pooling_temperature, False)
-            gram += part_gram
-            colsum += part_colsum
+            part_gram, part_colsum, _ = moments_op.call(*part, pooling_temperature, False)
+            part_text, part_frames, _ = part
+            total = total + Moments(part_gram, part_colsum, part_text.shape[0] * (part_frames.shape[0] + 1))
             yield text.new_empty((0, frames.shape[0]))
-        logits = colsum.unsqueeze(-1) * init.to(colsum.dtype)  # (G0)
-        responsibilities, scale = em_fit(gram, logits, num_iters=num_iters, temperature=temperature, eps=eps)
-        if relative:
-            scale = scale * pooled.relative_scale(gram, responsibilities, scale)
-        fitted = (gram.new_empty(0), responsibilities, scale, residual_weight, pooling_temperature, False)
-        for texts_of_step in texts:
-            yield torch.ops.emcl._pooled_cosine(texts_of_step, frames, frame_mask, *fitted)[0].to(text.dtype)
+
+        logits = total.colsum.unsqueeze(-1) * init.to(total.colsum.dtype)  # (G0)
+        fitted, _ = em.fit(total, logits, settings)
+
+        # Second pass: compare.
+        nothing = total.gram.new_empty(0)
+        for part_of_texts in texts:
+            cosine, _ = cosine_op.call(
+                part_of_texts, frames, frame_mask, nothing, *fitted, residual_weight, pooling_temperature, False
+            )
+            yield cosine.to(text.dtype)
 
     return SimilarityStream(len(parts) + len(texts), rows)
 
@@ -128,7 +143,7 @@ def pooled_cosine_similarity_stream(
     """
     checks.tensors(text=text, frames=frames, frame_mask=frame_mask)
     text, frames, frame_mask = *_as_under_autocast(text, frames), frame_mask.detach()
-    checks.pooled(text, frames, frame_mask, pooling_temperature)
+    checks.pooling(text, frames, frame_mask, pooling_temperature)
     texts = text.split(_size(chunk, CHUNK_WEIGHTS // frames.shape[:2].numel()))
 
     def rows() -> Iterator[Tensor]:

@@ -5,17 +5,17 @@ import json
 import statistics
 import subprocess
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import product
 from math import sqrt
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from emcl_kernels import __version__, dispatch, tables
+from emcl_kernels.ops import fit, moments, pooled, project, reconstruct
+from emcl_kernels.ops.define import OPS, Op
 
 # Sizes that are measured. A size in between goes with the nearest, by ratio.
 GRIDS = {
@@ -30,10 +30,11 @@ MOST_ELEMENTS = 1 << 28  # of the rows: larger cells are left out, and go by the
 REPEATS = 20
 ITERATIONS = 9
 
-Measure = Callable[[Callable[[], Any]], float]
+Run = Callable[[], None]
+Measure = Callable[[Run], float]
 
 
-def microseconds(run: Callable[[], Any]) -> float:
+def microseconds(run: Run) -> float:
     """Median time of a call on the GPU."""
     for _ in range(3):
         run()
@@ -74,48 +75,62 @@ def reach(op: str, sizes: dict[str, int]) -> dict[str, list[int | None]]:
     return ranges
 
 
-def work(op: str, sizes: dict[str, int], dtype: torch.dtype, device: str) -> tuple[tuple[Tensor, ...], Any]:
-    """The op's tensors as dispatch has them, and a function that runs it, forward and backward, through a backend."""
+def work(op: str, sizes: dict[str, int], dtype: torch.dtype, device: str) -> tuple[Op, tuple[Any, ...], Run]:
+    """What to measure of an op.
+
+    Returns:
+        The op by whose arguments a backend is chosen, these arguments, and a function that runs it both ways.
+    """
 
     def random(*shape: int, as_dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(shape, device=device).to(as_dtype)
 
     if op == "pooled_similarity":
         texts, videos, frames, width = sizes.values()
-        text, clips = random(texts, width, as_dtype=dtype), random(videos, frames, width, as_dtype=dtype)
-        mask, map_ = torch.ones(videos, frames, device=device), (random(width, 32).softmax(0), random(32).exp(), 3.0)
+        text = random(texts, width, as_dtype=dtype)
+        clips = random(videos, frames, width, as_dtype=dtype)
+        mask = torch.ones(videos, frames, device=device)
+        fitted = (random(width, 32).softmax(0), random(32).exp())
+        given = (text, clips, mask, 3.0, True)
 
-        def pooled(backend: ModuleType) -> None:
-            _, _, kept = backend.pooled_moments(text, clips, mask, 3.0, True)
-            cosine, length = backend.pooled_cosine(text, clips, mask, kept, *map_, 3.0)
-            backend.pooled_cosine_backward(cosine, cosine, length, text, clips, mask, kept, *map_, 3.0, False)
+        def pooled_similarity() -> None:
+            _, _, kept = pooled.moments_op.call(*given)
+            inputs = (text, clips, mask, kept, *fitted)
+            cosine, length = pooled.cosine_op.call(*inputs, 3.0, 3.0, False)
+            OPS["_pooled_cosine_backward"].call(cosine, *inputs, cosine, length, 3.0, 3.0, False)
 
-        return (text, clips), pooled
+        return pooled.moments_op, given, pooled_similarity
 
-    problems, width, bases = sizes["problems"], sizes["width"], sizes.get("bases", 1)
+    problems, width, num_bases = sizes["problems"], sizes["width"], sizes.get("bases", 1)
     x = random(problems, sizes.get("rows", width), width, as_dtype=dtype)
     gram, colsum = random(problems, width, width), random(problems, width)
-    responsibilities, scale = random(problems, width, bases).softmax(-2), random(problems, bases).exp()
-    fitting = (ITERATIONS, 1.0, 1e-6)
+    responsibilities, scale = random(problems, width, num_bases).softmax(-2), random(problems, num_bases).exp()
+    fitting = (gram, responsibilities, ITERATIONS, 1.0, 1e-6)
+    mapping = (x, responsibilities, scale, 3.0)
+    projecting = (x, scale, ITERATIONS, 1.0, 3.0, 1e-6, False)
 
-    def moments(backend: ModuleType) -> None:
-        backend.moments(x)
-        backend.moments_backward(x, gram, colsum)
+    def em_moments() -> None:
+        moments.op.call(x)
+        OPS["_em_moments_backward"].call(gram, colsum, x)
 
-    def fit(backend: ModuleType) -> None:
-        backend.fit(gram, responsibilities, *fitting)
-        backend.fit_backward(gram, responsibilities, responsibilities, scale, *fitting)
+    def em_fit() -> None:
+        fit.op.call(*fitting)
+        OPS["_em_fit_backward"].call(responsibilities, scale, *fitting)
 
-    def reconstruct(backend: ModuleType) -> None:
-        backend.reconstruct(x, responsibilities, scale, 3.0)
-        backend.reconstruct_backward(x, x, responsibilities, scale, 3.0)
+    def em_reconstruct() -> None:
+        reconstruct.op.call(*mapping)
+        OPS["_em_reconstruct_backward"].call(x, *mapping)
 
-    def project(backend: ModuleType) -> None:
-        backend.project(x, scale, ITERATIONS, 1.0, 3.0, 1e-6)
+    def em_project() -> None:
+        project.fixed.call(*projecting)
 
-    tensors = {"em_moments": (x,), "em_fit": (gram, responsibilities), "em_reconstruct": (x, responsibilities)}
-    functions = {"em_moments": moments, "em_fit": fit, "em_reconstruct": reconstruct, "em_project": project}
-    return tensors.get(op, (x, scale)), functions[op]
+    chosen_by: dict[str, tuple[Op, tuple[Any, ...], Run]] = {
+        "em_moments": (moments.op, (x,), em_moments),
+        "em_fit": (fit.op, fitting, em_fit),
+        "em_reconstruct": (reconstruct.op, mapping, em_reconstruct),
+        "em_project": (project.fixed, projecting, em_project),
+    }
+    return chosen_by[op]
 
 
 def rows(gpu: str, origin: str, measure: Measure, device: str = "cuda") -> Iterator[dict[str, Any]]:
@@ -124,12 +139,12 @@ def rows(gpu: str, origin: str, measure: Measure, device: str = "cuda") -> Itera
         if op == "em_fit" and dtype != torch.float32:
             continue  # it is in float32 whatever the rows are
         for sizes in cells(op):
-            tensors, run = work(op, sizes, dtype, device)
+            by, args, run = work(op, sizes, dtype, device)
             times = {}
             for name in tables.BACKENDS:
-                backend = dispatch.MODULES[name]
-                if backend.supports(op, *tensors) is None:
-                    times[name] = round(measure(partial(run, backend)), 1)
+                if dispatch.BACKENDS[name].supports(by, args) is None:
+                    with dispatch.use_backend(name):
+                        times[name] = round(measure(run), 1)
             if times:
                 shown = ", ".join(f"{name} {time} µs" for name, time in times.items())
                 yield {
@@ -166,7 +181,7 @@ def main() -> None:
         print("There is no CUDA device to measure on; nothing was written.")
         return
     for name in tables.BACKENDS:
-        if reason := dispatch.MODULES[name].supports("em_moments", torch.ones(2, 2, device="cuda")):
+        if reason := dispatch.BACKENDS[name].unavailable(torch.device("cuda")):
             print(f"{name} is left out: {reason}")
     gpu = torch.cuda.get_device_name()
     origin = f"measured on {gpu}, emcl {__version__}{commit()}, torch {torch.__version__}"

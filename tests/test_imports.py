@@ -2,21 +2,27 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A unit is a module or a sub-package. It may import units of the rows above its own, and nothing of its own row.
+# A unit is a module or a sub-package. It may import units of the rows above its own, and nothing of its own row. The
+# modules of emcl_kernels.ops are units themselves: em.py stands between those that it needs and those that need it.
 LAYERS = {
     "emcl_kernels": [
-        {"checks", "reference", "tables"},
-        {"backends", "pooled"},
+        {"reference", "forms", "checks"},
+        {"backends"},
+        {"tables"},
         {"dispatch"},
-        {"ops"},
-        {"stream", "rows", "affine", "export", "signed"},
-        {"moments"},
+        {"ops.__init__"},
+        {"ops.define"},
+        {"ops.moments", "ops.fit", "ops.reconstruct", "ops.snapshot"},
+        {"em"},
+        {"ops.project", "ops.pooled"},
+        {"stream"},
         {"layer", "refine"},
         {"__init__", "testing"},
         {"info", "tune"},
@@ -35,12 +41,13 @@ LAYERS = {
         {"__main__"},
     ],
 }
+DECLARATIONS = {"Op", "Composite", "Plain"}
 REFERENCE_IMPORTS = {"torch", "jaxtyping", "math", "collections", "typing"}
 MODULES = sorted(path for package in LAYERS for path in (ROOT / package).rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
-    """emcl_kernels/backends/native.py -> emcl_kernels.backends.native; a package keeps its __init__."""
+    """emcl_kernels/backends/cpu.py -> emcl_kernels.backends.cpu; a package keeps its __init__."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
@@ -63,6 +70,13 @@ def exported(package: str) -> set[str]:
     raise AssertionError(f"{package} has no __all__")
 
 
+def unit_of(module: str) -> str:
+    """emcl_kernels.ops.fit -> ops.fit; emcl_kernels.backends.cpu -> backends."""
+    package, *parts = module.split(".")
+    dotted = ".".join(parts[:2])
+    return dotted if any(dotted in units for units in LAYERS[package]) else parts[0]
+
+
 def layer(package: str, unit: str) -> int:
     for index, units in enumerate(LAYERS[package]):
         if unit in units:
@@ -72,17 +86,49 @@ def layer(package: str, unit: str) -> int:
 
 def imported_unit(package: str, target: str, name: str | None) -> str:
     """The unit behind `import package.unit`, `from package.unit import x` and `from package import unit_or_name`."""
-    parts = target.split(".")
-    if len(parts) > 1:
-        return parts[1]
-    is_unit = name is not None and any(name in units for units in LAYERS[package])
-    return name if is_unit and name is not None else "__init__"
+    known = {unit for units in LAYERS[package] for unit in units}
+    longest = [*target.split(".")[1:], *([name] if name else [])]
+    for length in range(min(2, len(longest)), 0, -1):
+        unit = ".".join(longest[:length])
+        if unit in known:
+            return unit
+    if f"{longest[0]}.__init__" in known if longest else False:
+        return f"{longest[0]}.__init__"
+    return longest[0] if len(target.split(".")) > 1 else "__init__"
+
+
+@cache
+def declared_in() -> dict[str, str]:
+    """For each op of torch.ops.emcl, the unit whose source declares it; a backward op goes with its forward op."""
+    found = {}
+    for path in (ROOT / "emcl_kernels").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in DECLARATIONS:
+                schema = ast.unparse(node.args[0]).lstrip("f").strip("'\"")
+                name = schema.partition("(")[0]
+                if name.isidentifier():
+                    found[name] = found[f"_{name.lstrip('_')}_backward"] = unit_of(name_of(path))
+    return found
+
+
+def called_ops(source: str) -> Iterator[str]:
+    """Every NAME of `torch.ops.emcl.NAME` in a source."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch.ops.emcl":
+            yield node.attr
 
 
 def violations(module: str, source: str) -> list[str]:
-    """What a module imports and may not, in words."""
-    package, unit = module.split(".")[:2]
+    """What a module imports, or calls through torch.ops.emcl, and may not, in words."""
+    package, unit = module.split(".")[0], unit_of(module)
     found = []
+    for op in called_ops(source):
+        other = declared_in().get(op)
+        if other is None:
+            found.append(f"calls torch.ops.emcl.{op}, which no unit declares")
+        elif package == "emcl_kernels" and other != unit and layer(package, other) >= layer(package, unit):
+            found.append(f"calls torch.ops.emcl.{op} of {other}, which is not below {unit}")
+
     for target, name in imports(module, source):
         top = target.split(".")[0]
         if top in ("tests", "benchmarks"):
@@ -108,8 +154,8 @@ def test_imports_follow_the_arrows(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_every_module_has_a_place(path: Path) -> None:
-    package, unit = name_of(path).split(".")[:2]
-    layer(package, unit)
+    module = name_of(path)
+    layer(module.split(".")[0], unit_of(module))
 
 
 @pytest.mark.parametrize(
@@ -117,11 +163,19 @@ def test_every_module_has_a_place(path: Path) -> None:
     [
         ("emcl_kernels.reference", "from emcl_kernels import checks"),
         ("emcl_kernels.reference", "import numpy"),
-        ("emcl_kernels.backends.native", "from emcl_kernels.dispatch import choose"),
-        ("emcl_kernels.backends.native", "from ..ops import em_fit"),
+        ("emcl_kernels.backends.cpu", "from emcl_kernels.dispatch import choose"),
+        ("emcl_kernels.backends.cpu", "from ..ops.fit import em_fit"),
+        ("emcl_kernels.ops.define", "from emcl_kernels.ops.fit import op"),
+        ("emcl_kernels.ops.fit", "from emcl_kernels.ops import moments"),
+        ("emcl_kernels.ops.reconstruct", "from emcl_kernels import em"),
+        ("emcl_kernels.em", "import emcl_kernels.ops.project"),
+        ("emcl_kernels.em", "y = torch.ops.emcl.em_project(x, init)"),
+        ("emcl_kernels.backends.gpu", "y = torch.ops.emcl.em_reconstruct(x, r, s)"),
+        ("emcl_kernels.ops.fit", "d = torch.ops.emcl._em_moments_backward(d, d, x)"),
+        ("emcl_kernels.layer", "y = torch.ops.emcl.em_projct(x, init)"),
         ("emcl_kernels.dispatch", "def late():\n    from emcl_kernels import ops"),
         ("emcl_kernels.layer", "import emcl_train.training.losses"),
-        ("emcl_kernels.ops", "from benchmarks import cases"),
+        ("emcl_kernels.ops.fit", "from benchmarks import cases"),
         ("emcl_train.data.loader", "from emcl_train.models.clip import CLIPTowers"),
         ("emcl_train.models.retrieval", "from emcl_train.data.text import load_tokenizer"),
         ("emcl_train.models.retrieval", "from emcl_kernels.ops import em_project"),
@@ -142,8 +196,10 @@ def test_an_import_against_the_arrows_is_found(module: str, source: str) -> None
         ("emcl_train.models.retrieval", "from emcl_kernels import EMCL"),
         ("emcl_train.training.trainer", "from emcl_train.data.loader import training_loader"),
         ("emcl_train.data.loader", "from emcl_train.data.video import decode_frames"),
-        ("emcl_kernels.backends.triton_fit", "from .triton_common import tile"),
-        ("emcl_kernels.ops", "from emcl_kernels import dispatch, reference"),
+        ("emcl_kernels.backends.triton.fit", "from .common import tile"),
+        ("emcl_kernels.ops.define", "from emcl_kernels.dispatch import choose"),
+        ("emcl_kernels.ops.project", "from emcl_kernels import dispatch, em, reference"),
+        ("emcl_kernels.layer", "y = torch.ops.emcl.em_project(x, init)"),
     ],
 )
 def test_an_import_along_the_arrows_passes(module: str, source: str) -> None:

@@ -30,7 +30,8 @@ TINY_SOURCES = {
 #define NAME(isa) PASTE(value_, isa)
 extern "C" __attribute__((visibility("default"))) int NAME(EMCL_ISA)() { return VALUE; }
 """,
-    "csrc/cpu/ops.cpp": 'extern "C" int hidden() { return 7; }\n',
+    "csrc/cpu/dispatch.cpp": 'extern "C" int hidden() { return 7; }\n',
+    "csrc/ops/seven.cpp": 'extern "C" __attribute__((visibility("default"))) int seven() { return 7; }\n',
     "csrc/bindings.cpp": """\
 #include <Python.h>
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_bindings", nullptr, -1, nullptr};
@@ -38,11 +39,11 @@ PyMODINIT_FUNC PyInit__bindings() { return PyModule_Create(&definition); }
 """,
 }
 TINY_CUDA_SOURCES = {
-    "csrc/cuda/kernels.cu": """\
-#include "../value.h"
+    "csrc/cuda/rows/kernels.cu": """\
+#include "value.h"
 extern "C" __attribute__((visibility("default"))) int cuda_value() { return VALUE; }
 """,
-    "csrc/cuda/ops.cpp": """\
+    "csrc/cuda/library.cpp": """\
 #ifdef EMCL_EMULATED
 #define EMCL_CUDA_ARCHITECTURES "emulated"
 #endif
@@ -84,16 +85,16 @@ def checkout(tmp_path: Path) -> Path:
     for file in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE"):
         shutil.copy(ROOT / file, copy / file)
     (copy / "README.md").write_text("# EMCL\n")
-    (copy / "csrc" / "cpu").mkdir(parents=True)
     for source, content in TINY_SOURCES.items():
+        (copy / source).parent.mkdir(parents=True, exist_ok=True)
         (copy / source).write_text(content)
     return copy
 
 
 @pytest.fixture
 def cuda_checkout(checkout: Path) -> Path:
-    (checkout / "csrc" / "cuda" / "emulator").mkdir(parents=True)
     for source, content in TINY_CUDA_SOURCES.items():
+        (checkout / source).parent.mkdir(parents=True, exist_ok=True)
         (checkout / source).write_text(content)
     return checkout
 
@@ -142,6 +143,7 @@ def test_kernels_are_compiled_once_for_each_instruction_set(checkout: Path, with
     isas = targets(checkout)["cpu"]["isas"]
     assert isas == (["baseline", "avx2", "avx512"] if platform.machine() == "x86_64" else ["baseline"])
     assert [getattr(library, f"value_{isa}")() for isa in isas] == [7] * len(isas)
+    assert library.seven() == 7
     assert not hasattr(library, "hidden")
 
     for path in (str(checkout), sys.prefix):  # what is built must work on another machine
@@ -228,7 +230,7 @@ def test_the_cuda_library_is_built_and_what_its_kernels_use_is_kept(
     library = ctypes.CDLL(str(cuda_checkout / CUDA_LIBRARY))
     library.architectures.restype = ctypes.c_char_p
     assert library.architectures() == b"80 90+PTX"
-    assert library.cuda_value() == 7
+    assert library.cuda_value() == library.seven() == 7
     info = targets(cuda_checkout)["cuda"]
     assert info["nvcc"] == "13.7"
     (report,) = cuda_checkout.glob("build/native-*/cuda.kernels.ptxas")
@@ -310,6 +312,7 @@ def test_the_emulated_library_is_built_for_those_who_ask_and_both_after_a_change
     build(cuda_checkout, CUDA_HOME=home, EMCL_BUILD_EMULATED="1")
     for library in (CUDA_LIBRARY, EMULATED_LIBRARY):
         assert ctypes.CDLL(str(cuda_checkout / library)).cuda_value() == 8
+        assert ctypes.CDLL(str(cuda_checkout / library)).seven() == 7
     assert "emulated" not in build(cuda_checkout, CUDA_HOME=home, without=("torch",))
     assert not (cuda_checkout / EMULATED_LIBRARY).exists()
 
@@ -322,11 +325,20 @@ def test_a_wheel_has_what_was_built(checkout: Path, compiler: bool) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert (LIBRARY in names) == any(name.startswith("emcl_kernels/_bindings") for name in names) == compiler
     assert {BUILD_INFO, "emcl_kernels/py.typed", "emcl_train/py.typed", "emcl_train/cli.py"} <= set(names)
+    assert "emcl_kernels/include/emcl/op.h" in names  # for an op of one's own
     assert not [name for name in names if name.startswith(("tests", "csrc", "benchmarks"))]
 
 
 def test_the_version_is_the_same_everywhere() -> None:
-    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert declared is not None
-    assert declared[1] == emcl_kernels.__version__
-    assert f"## {declared[1]}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    """It is written in emcl_kernels/__init__.py; a citation and the changelog repeat it."""
+    assert 'version = { attr = "emcl_kernels.__version__" }' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    version = emcl_kernels.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    heads = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.fullmatch(rf"{re.escape(version)} - \d{{4}}-\d\d-\d\d", heads[0])
+
+
+def test_the_version_is_read_without_torch(checkout: Path) -> None:
+    """A build asks for it before torch is there."""
+    hide = "import sys, runpy; sys.modules['torch'] = None; sys.argv = ['setup.py', '--version']"
+    assert run(checkout, "-c", f"{hide}; runpy.run_path('setup.py')").strip() == emcl_kernels.__version__

@@ -86,7 +86,7 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert "emcl_kernels/tables/shipped.json" in names
     assert {name.partition("/")[0] for name in names} == {"emcl_kernels", "emcl_train", f"emcl-{__version__}.dist-info"}
     kinds = {"".join(Path(name).suffixes[-1:]) for name in names if ".dist-info" not in name}
-    assert kinds <= {".py", ".typed", ".json", ".so"}
+    assert kinds <= {".py", ".typed", ".json", ".so", ".h"}
 
 
 def test_no_path_of_this_machine_is_in_it(wheel: Path) -> None:

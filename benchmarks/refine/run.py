@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 import emcl_kernels
 from benchmarks.refine import report
-from benchmarks.refine.methods import DEFAULT, Sides, centred, methods, refined, unchanged
+from benchmarks.refine.methods import DEFAULT, Method, Sides, centred, methods, refined, unchanged
 from benchmarks.refine.sign import what_directions_hold
 from emcl_train.evaluation.bootstrap import paired_bootstrap
 from emcl_train.evaluation.metrics import ranks, retrieval_metrics
@@ -108,7 +108,7 @@ def experiment(data: dict[str, Sides]) -> dict[str, Any]:
         for group, members in methods().items()
     }
     reranks = {"inverted softmax": by_inverted_softmax, "QB-Norm": by_qb_norm}
-    firsts = {"": (unchanged, 1), "0.7 of the means, ": (partial(centred, share=0.7), 1)}
+    firsts: dict[str, tuple[Method, int]] = {"": (unchanged, 1), "0.7 of the means, ": (partial(centred, share=0.7), 1)}
     groups["with re-ranking"] = {
         f"{first}{name}": row(data, method, seeds, rerank)
         for name, rerank in reranks.items()

@@ -1,7 +1,7 @@
 // gram = xᵀx and colsum = xᵀ1: half of the symmetric product, and its backward.
 #pragma once
 
-#include "tile.h"
+#include "cpu/tile.h"
 
 namespace {
 
@@ -34,6 +34,11 @@ inline int64_t parts_of(int64_t rows) {
 }
 
 // Adds up xᵀy, known to be symmetric, and the column sums of x.
+//
+// A symmetric matrix is known by one half: of the grid of W×W blocks only the triangle on and above the diagonal is
+// computed, block (left, right) with left <= right, which is half of the work. The blocks lie one after the other in
+// memory, column by column, and each part of the rows has a triangle of its own, so that no two threads write to the
+// same one. The other half is written as a mirror image at the end.
 template <class T>
 class GramSum {
  public:
@@ -50,22 +55,11 @@ class GramSum {
     std::memset(&sums_[part * panels_ * W], 0, size_t(panels_ * W) * sizeof(T));
   }
 
-  // Adds xᵀy. Of a block on the diagonal, and of the last column of blocks, only the vectors that are needed.
+  // Adds xᵀy for `rows` packed rows.
   void add(int64_t part, int64_t rows, const Strip<T>& x, const Strip<T>& y) {
-    constexpr int64_t V = kLanes<T>;
-    for (int64_t pair = 0, right = 0; right < panels_; ++right)
-      for (int64_t left = 0; left <= right; ++left, ++pair) {
-        const T *a = x.at(0, left), *b = y.at(0, right);
-        T* block = blocks_of(part) + pair * W * W;
-        const int64_t m = least(W, width_ - left * W), vectors = divide_up(least(W, width_ - right * W), V);
-        if (left < right) {
-          part_of_panel_product<T, true>(vectors, m, rows, a, 1, W, b, block, W);
-        } else {
-          for (int64_t i = 0; i < m; i += V)
-            part_of_panel_product<T, true>(vectors - i / V, least(V, m - i), rows, a + i, 1, W, b + i,
-                                           block + i * W + i, W);
-        }
-      }
+    for (int64_t right = 0; right < panels_; ++right)
+      for (int64_t left = 0; left <= right; ++left)
+        add_block(left, right, rows, x.at(0, left), y.at(0, right), block_of(part, left, right));
   }
 
   // Adds rows of x to the column sums, each `count` times, or once where that is null. To be called for few rows at a
@@ -100,10 +94,10 @@ class GramSum {
       for (int64_t i = first; i < last; ++i) {  // from both ends in turn: a column of blocks is the longer the later
         const int64_t right = i % 2 == 0 ? i / 2 : panels_ - 1 - i / 2;
         for (int64_t left = 0; left <= right; ++left) {
-          const int64_t at = (right * (right + 1) / 2 + left) * W * W;
+          T* block = block_of(0, left, right);
           for (int64_t part = 1; part < parts_; ++part)
-            for (int64_t j = 0; j < W * W; j += kLanes<T>) add_to(&blocks_[at + j], load(blocks_of(part) + at + j));
-          write(&blocks_[at], left, right, gram);
+            for (int64_t j = 0; j < W * W; j += kLanes<T>) add_to(block + j, load(block_of(part, left, right) + j));
+          write(block, left, right, gram);
         }
       }
     });
@@ -116,6 +110,19 @@ class GramSum {
   static constexpr int64_t W = kPanel<T>;
   static void add_to(T* to, Vec<T> value) { store(to, load(to) + value); }
   T* blocks_of(int64_t part) const { return blocks_.get() + part * pairs_ * W * W; }
+  T* block_of(int64_t part, int64_t left, int64_t right) const {
+    return blocks_of(part) + (right * (right + 1) / 2 + left) * W * W;
+  }
+
+  // Of a block on the diagonal, and of the last column of blocks, only the vectors that are needed.
+  void add_block(int64_t left, int64_t right, int64_t rows, const T* a, const T* b, T* block) const {
+    constexpr int64_t V = kLanes<T>;
+    const int64_t m = least(W, width_ - left * W);
+    const int64_t vectors = divide_up(least(W, width_ - right * W), V);
+    if (left < right) return part_of_panel_product<T, true>(vectors, m, rows, a, 1, W, b, block, W);
+    for (int64_t i = 0; i < m; i += V)
+      part_of_panel_product<T, true>(vectors - i / V, least(V, m - i), rows, a + i, 1, W, b + i, block + i * W + i, W);
+  }
 
   // A block and, below the diagonal, its mirror image.
   void write(const T* block, int64_t left, int64_t right, T* gram) const {
@@ -138,11 +145,11 @@ class GramSum {
 inline int64_t part_begin(int64_t part, int64_t parts, int64_t count) { return part * count / parts; }
 
 template <class E>
-void moments(emcl::ParallelFor run, const void* x_, int64_t rows, int64_t width, void* gram, void* colsum) {
+void moments(emcl::ParallelFor run, const E* x, int64_t rows, int64_t width, Compute<E>* gram, Compute<E>* colsum) {
   using T = Compute<E>;
-  const E* x = static_cast<const E*>(x_);
   const int64_t parts = parts_of(rows);
   GramSum<T> sum(parts, width);
+
   parallel(run, parts, grain_of(rows / parts * width * width / 2), [&](int64_t first, int64_t last) {
     const Strip<T> strip(width);
     for (int64_t part = first; part < last; ++part) {
@@ -151,21 +158,20 @@ void moments(emcl::ParallelFor run, const void* x_, int64_t rows, int64_t width,
       sum.add_rows(part, x + begin * width, end - begin, strip);
     }
   });
-  sum.total(run, static_cast<T*>(gram), static_cast<T*>(colsum));
+  sum.total(run, gram, colsum);
 }
 
 // d_x = x·(d_gram + d_gramᵀ) + 1·d_colsumᵀ
 template <class E>
-void moments_backward(emcl::ParallelFor run, const void* x_, const void* d_gram_, const void* d_colsum_, int64_t rows,
-                      int64_t width, void* d_x_) {
+void moments_backward(emcl::ParallelFor run, const E* x, const Compute<E>* d_gram, const Compute<E>* d_colsum,
+                      int64_t rows, int64_t width, E* d_x) {
   using T = Compute<E>;
   constexpr int64_t W = kPanel<T>, kBlock = 12 * kPanelRows;
-  const E* x = static_cast<const E*>(x_);
-  const T* d_colsum = static_cast<const T*>(d_colsum_);
-  E* d_x = static_cast<E*>(d_x_);
   const int64_t panels = divide_up(width, W);
+
+  // A block of rows is multiplied by one panel of d_gram + d_gramᵀ after the other; d_colsum is what it starts from.
   Scratch<T> packed(panels * width * W);
-  pack_twice_symmetric(run, static_cast<const T*>(d_gram_), width, packed.get());
+  pack_twice_symmetric(run, d_gram, width, packed.get());
   parallel(run, divide_up(rows, kBlock), grain_of(kBlock * width * width), [&](int64_t first, int64_t last) {
     Scratch<T> wide(kBlock * width), out(kBlock * W);
     for (int64_t block = first; block < last; ++block) {

@@ -4,11 +4,13 @@
 // Vectors hold one number per text, so that the softmax over frames, the products with F×F numbers of a video and the
 // sums over frames are the same few vector operations whatever the number of frames is. Work is done on tiles of one
 // group of videos and one panel of texts; frame weights are made anew in each pass.
+//
+// W is the number of texts in a panel, V that of a vector, and F the number of frames of a video.
 #pragma once
 
-#include "fit.h"
-#include "moments.h"
-#include "reconstruct.h"
+#include "cpu/fit.h"
+#include "cpu/moments.h"
+#include "cpu/reconstruct.h"
 
 namespace {
 
@@ -25,16 +27,18 @@ struct Pooling {
   emcl::ParallelFor run;
   emcl::Pool size;
   const E *text, *frames;
-  const T* mask;
-  int64_t rows, panels, padded, videos_per_group, groups;
+  const T* frame_mask;
+  int64_t rows;            // frames of all videos
+  int64_t panels, padded;  // of texts, and texts to whole panels
+  int64_t videos_per_group, groups;
   Scratch<T> text_lanes;  // [panels][D][W]
 
-  Pooling(emcl::ParallelFor run_, const void* text_, const void* frames_, const void* mask_, const emcl::Pool& s)
+  Pooling(emcl::ParallelFor run_, const E* text_, const E* frames_, const T* frame_mask_, const emcl::Pool& s)
       : run(run_),
         size(s),
-        text(static_cast<const E*>(text_)),
-        frames(static_cast<const E*>(frames_)),
-        mask(static_cast<const T*>(mask_)),
+        text(text_),
+        frames(frames_),
+        frame_mask(frame_mask_),
         rows(s.videos * s.frames),
         panels(divide_up(s.texts, W)),
         padded(panels * W),
@@ -82,6 +86,7 @@ struct Group {
   }
 
   int64_t texts_of(int64_t panel) const { return least(W, pool.size.texts - panel * W); }
+  const T* mask_of(int64_t v) const { return pool.frame_mask + first_row + v * F; }
 
   // dots = frames · texts of this panel; what follows from them. kept: where to keep dots, or null.
   void weigh(int64_t panel, T* kept = nullptr) {
@@ -116,28 +121,37 @@ struct Group {
   void soften(int64_t panel) {
     const int64_t valid = texts_of(panel);
     for (int64_t j = 0; j < W; ++j) present[j] = j < valid ? T(1) : T(0);
-    const T inverse_temperature = T(1 / pool.size.temperature);
     for (int64_t v = 0; v < videos; ++v)
-      for (int64_t j = 0; j < W; j += V) {
-        const T* z = &dots[v * F * W + j];
-        T *s = &soft[v * F * W + j], *w = &weights[v * F * W + j];
-        const T* m = pool.mask + first_row + v * F;
-        Vec<T> peak = load(z), total = {}, numerator = {};
-        for (int64_t i = 1; i < F; ++i) peak = load(z + i * W) > peak ? load(z + i * W) : peak;
-        for (int64_t i = 0; i < F; ++i) {
-          const Vec<T> e = exp_of_nonpositive((load(z + i * W) - peak) * inverse_temperature);
-          store(s + i * W, e);
-          total += e;
-        }
-        const Vec<T> share = load(present + j) / total;
-        for (int64_t i = 0; i < F; ++i) {
-          const Vec<T> e = load(s + i * W) * share, weight = e * m[i];
-          store(s + i * W, e);
-          store(w + i * W, weight);
-          numerator += weight * load(z + i * W);
-        }
-        store(&numerators[v * W + j], numerator);
-      }
+      for (int64_t j = 0; j < W; j += V) soften_video(v, j);
+  }
+
+  // (PW) The softmax over a video's frames for one vector of texts; a masked frame gets the weight 0 afterwards.
+  void soften_video(int64_t v, int64_t j) {
+    const T inverse_temperature = T(1 / pool.size.temperature);
+    const T* z = &dots[v * F * W + j];
+    const T* mask = mask_of(v);
+    T* s = &soft[v * F * W + j];
+    T* w = &weights[v * F * W + j];
+
+    Vec<T> peak = load(z);
+    for (int64_t i = 1; i < F; ++i) peak = load(z + i * W) > peak ? load(z + i * W) : peak;
+    Vec<T> total = {};
+    for (int64_t i = 0; i < F; ++i) {
+      const Vec<T> e = exp_of_nonpositive((load(z + i * W) - peak) * inverse_temperature);
+      store(s + i * W, e);
+      total += e;
+    }
+
+    const Vec<T> share = load(present + j) / total;
+    Vec<T> numerator = {};
+    for (int64_t i = 0; i < F; ++i) {
+      const Vec<T> e = load(s + i * W) * share;
+      const Vec<T> weight = e * mask[i];
+      store(s + i * W, e);
+      store(w + i * W, weight);
+      numerator += weight * load(z + i * W);
+    }
+    store(&numerators[v * W + j], numerator);
   }
 };
 
@@ -177,74 +191,126 @@ void group_runs(const Pooling<E>& pool, int64_t first_group, int64_t last_group,
            [&](int64_t first, int64_t last) { f(first_group + first, first_group + last); });
 }
 
-// Calls f(group, video of it, square [F, F], counts [F]) for every video of some groups: Σ over texts of w·wᵀ and of w.
-// kept: where to keep their inner products, or null. One thread.
-template <class E, class F>
-void weigh_videos(const Pooling<E>& pool, int64_t first_group, int64_t last_group, Compute<E>* kept, const F& f) {
+// Σ over texts of w·wᵀ and of w for the videos of one group at a time. One thread.
+template <class E>
+class WeightSums {
   using T = Compute<E>;
-  constexpr int64_t W = kPanel<T>, V = kLanes<T>;
-  const int64_t frames = pool.size.frames;
-  Group<E> g(pool);
-  PairSums<T> pairs(pool.videos_per_group, frames);
-  Scratch<T> count_lanes(pool.videos_per_group * frames * V), square(frames * frames), counts(frames);
-  for (int64_t group = first_group; group < last_group; ++group) {
-    g.start(group);
-    pairs.clear(g.videos);
-    count_lanes.clear(g.rows * V);
-    for (int64_t panel = 0; panel < pool.panels; ++panel) {
-      g.weigh(panel, kept);
-      for (int64_t v = 0; v < g.videos; ++v) {
-        const T* w = &g.weights[v * frames * W];
-        pairs.add(v, w, w);
+  static constexpr int64_t W = kPanel<T>, V = kLanes<T>;
+
+ public:
+  explicit WeightSums(const Pooling<E>& pool)
+      : group(pool),
+        pairs_(pool.videos_per_group, group.F),
+        count_lanes_(pool.videos_per_group * group.F * V),
+        square_(group.F * group.F),
+        counts_(group.F) {}
+
+  // kept: where to keep the inner products of frames and texts, or null
+  void start(int64_t index, T* kept) {
+    group.start(index);
+    pairs_.clear(group.videos);
+    count_lanes_.clear(group.rows * V);
+    for (int64_t panel = 0; panel < group.pool.panels; ++panel) {
+      group.weigh(panel, kept);
+      for (int64_t v = 0; v < group.videos; ++v) {
+        const T* weights = &group.weights[v * group.F * W];
+        pairs_.add(v, weights, weights);
       }
-      for (int64_t i = 0; i < g.rows; ++i)
+      for (int64_t i = 0; i < group.rows; ++i)
         for (int64_t j = 0; j < W; j += V)
-          store(&count_lanes[i * V], load(&count_lanes[i * V]) + load(&g.weights[i * W + j]));
-    }
-    for (int64_t v = 0; v < g.videos; ++v) {
-      pairs.write(v, T(1), square.get());
-      for (int64_t i = 0; i < frames; ++i) counts[i] = sum_of_lanes<T>(load(&count_lanes[(v * frames + i) * V]));
-      f(g, v, square.get(), counts.get());
+          store(&count_lanes_[i * V], load(&count_lanes_[i * V]) + load(&group.weights[i * W + j]));
     }
   }
-}
+
+  // The sums of one video of the group, until those of the next are asked for.
+  const T* square_of(int64_t v) {  // [F, F]
+    pairs_.write(v, T(1), square_.get());
+    return square_.get();
+  }
+  const T* counts_of(int64_t v) {  // [F]
+    for (int64_t i = 0; i < group.F; ++i) counts_[i] = sum_of_lanes<T>(load(&count_lanes_[(v * group.F + i) * V]));
+    return counts_.get();
+  }
+
+  Group<E> group;
+
+ private:
+  PairSums<T> pairs_;
+  Scratch<T> count_lanes_, square_, counts_;
+};
+
+// (PG), (PS) for one part of the rows, on one thread. The rows pooled from a video are not made: with S = Σ_a w·wᵀ, its
+// share of the Gram matrix is fᵀ·(S·f), a product of its frames with as many rows. Both factors are collected, for as
+// many videos as fit, before they are multiplied.
+template <class E>
+class PooledGramPart {
+  using T = Compute<E>;
+  static constexpr int64_t W = kPanel<T>;
+
+ public:
+  PooledGramPart(const Pooling<E>& pool, GramSum<T>& sum)
+      : pool_(pool),
+        sum_(sum),
+        most_rows_(most(kStrip, pool.size.frames)),
+        f_(pool.size.width, most_rows_),
+        s_f_(pool.size.width, most_rows_),
+        counts_(most_rows_),
+        weights_(pool) {}
+
+  void add(int64_t part, int64_t parts, T* kept) {
+    sum_.start(part);
+    const int64_t end = part_begin(part + 1, parts, pool_.groups);
+    for (int64_t group = part_begin(part, parts, pool_.groups); group < end; ++group) {
+      weights_.start(group, kept);
+      for (int64_t v = 0; v < weights_.group.videos; ++v) collect(part, v);
+    }
+    multiply_collected(part);
+
+    const int64_t texts = pool_.size.texts, width = pool_.size.width;
+    const int64_t first_text = part_begin(part, parts, texts);
+    sum_.add_rows(part, pool_.text + first_text * width, part_begin(part + 1, parts, texts) - first_text, f_);
+  }
+
+ private:
+  void collect(int64_t part, int64_t v) {
+    const Group<E>& group = weights_.group;
+    const int64_t F = group.F;
+    if (rows_ + F > most_rows_) multiply_collected(part);
+
+    const T* square = weights_.square_of(v);
+    std::memcpy(&counts_[rows_], weights_.counts_of(v), size_t(F) * sizeof(T));
+    for (int64_t panel = 0; panel < f_.panels; ++panel) {
+      const T* f = &group.f[v * F * group.depth + panel * W];
+      panel_product<T>(F, F, square, F, 1, f, s_f_.at(rows_, panel), W, group.depth);
+      for (int64_t i = 0; i < F; ++i) std::memcpy(f_.at(rows_ + i, panel), f + i * group.depth, size_t(W) * sizeof(T));
+    }
+    sum_.add_columns(part, rows_, rows_ + F, f_, counts_.get());
+    rows_ += F;
+  }
+
+  void multiply_collected(int64_t part) {
+    sum_.add(part, rows_, f_, s_f_);
+    rows_ = 0;
+  }
+
+  const Pooling<E>& pool_;
+  GramSum<T>& sum_;
+  int64_t most_rows_, rows_ = 0;
+  const Strip<T> f_, s_f_;  // frames, and S·f
+  Scratch<T> counts_;
+  WeightSums<E> weights_;
+};
 
 // (PG), (PS): gram and colsum of all A·B + A rows [pooled; text]. Each part has its share of the groups and of the
 // texts.
 template <class E>
 void pooled_moments(const Pooling<E>& pool, Compute<E>* gram, Compute<E>* colsum, Compute<E>* kept) {
   using T = Compute<E>;
-  constexpr int64_t W = kPanel<T>;
-  const int64_t F = pool.size.frames, width = pool.size.width, texts = pool.size.texts;
-  const int64_t parts = least(parts_of(pool.rows + texts), pool.groups), most_rows = most(kStrip, F);
-  GramSum<T> sum(parts, width);
+  const int64_t parts = least(parts_of(pool.rows + pool.size.texts), pool.groups);
+  GramSum<T> sum(parts, pool.size.width);
   parallel(pool.run, parts, 1, [&](int64_t first, int64_t last) {
-    const Strip<T> x(width, most_rows), y(width, most_rows);
-    Scratch<T> counts(most_rows);
-    for (int64_t part = first; part < last; ++part) {
-      int64_t rows = 0;
-      sum.start(part);
-      const auto add = [&] {
-        sum.add(part, rows, x, y);
-        rows = 0;
-      };
-      weigh_videos(pool, part_begin(part, parts, pool.groups), part_begin(part + 1, parts, pool.groups), kept,
-                   [&](const Group<E>& g, int64_t v, const T* square, const T* count) {
-                     if (rows + F > most_rows) add();
-                     std::memcpy(&counts[rows], count, size_t(F) * sizeof(T));
-                     for (int64_t panel = 0; panel < x.panels; ++panel) {
-                       const T* f = &g.f[v * F * g.depth + panel * W];
-                       panel_product<T>(F, F, square, F, 1, f, y.at(rows, panel), W, g.depth);
-                       for (int64_t i = 0; i < F; ++i)
-                         std::memcpy(x.at(rows + i, panel), f + i * g.depth, size_t(W) * sizeof(T));
-                     }
-                     sum.add_columns(part, rows, rows + F, x, counts.get());
-                     rows += F;
-                   });
-      add();
-      const int64_t begin = part_begin(part, parts, texts), end = part_begin(part + 1, parts, texts);
-      sum.add_rows(part, pool.text + begin * width, end - begin, x);
-    }
+    PooledGramPart<E> part_of(pool, sum);
+    for (int64_t part = first; part < last; ++part) part_of.add(part, parts, kept);
   });
   sum.total(pool.run, gram, colsum);
 }
@@ -254,56 +320,70 @@ void pooled_moments(const Pooling<E>& pool, Compute<E>* gram, Compute<E>* colsum
 template <class E>
 struct PooledMap {
   using T = Compute<E>;
-  int64_t bases, thin;
+  int64_t num_bases, thin;
   Scratch<T> r, correction, once;   // [D, thin], [thin, thin], [thin]
   Scratch<T> text_r, text_lanes_r;  // [A, thin], [panels][thin][W]
   Scratch<T> text_length;           // [padded]
 
-  PooledMap(const Pooling<E>& pool, const T* responsibilities, const T* scale, int64_t bases_, T weight)
-      : bases(bases_),
-        thin(thin_width<T>(bases_)),
+  PooledMap(const Pooling<E>& pool, const T* responsibilities, const T* scale, int64_t num_bases_, T weight)
+      : num_bases(num_bases_),
+        thin(thin_width<T>(num_bases_)),
         r(pool.size.width * thin),
         correction(thin * thin),
         once(thin),
         text_r(pool.size.texts * thin),
         text_lanes_r(pool.padded * thin),
         text_length(pool.padded) {
-    const int64_t width = pool.size.width, texts = pool.size.texts;
-    pad_thin<T>(responsibilities, width, bases, thin, nullptr, r.get());
+    const int64_t width = pool.size.width;
+    const int64_t texts = pool.size.texts;
+
+    // (PC) C from rᵀr, in its place
+    pad_thin<T>(responsibilities, width, num_bases, thin, nullptr, r.get());
     thin_product<T>(thin, width, r.get(), 1, thin, r.get(), thin, correction.get());
     for (int64_t k = 0; k < thin; ++k) {
-      const T left = k < bases ? weight * scale[k] : T(0);
+      const T left = k < num_bases ? weight * scale[k] : T(0);
       once[k] = left;
       for (int64_t l = 0; l < thin; ++l) {
         T& c = correction[k * thin + l];
-        c = l < bases ? left * c * weight * scale[l] + (k == l ? 2 * left : T(0)) : T(0);
+        c = l < num_bases ? left * c * weight * scale[l] + (k == l ? 2 * left : T(0)) : T(0);
       }
     }
+
     for (int64_t i = texts; i < pool.padded; ++i) text_length[i] = 1;
     parallel(pool.run, divide_up(texts, kRowBlock), grain_of(kRowBlock * width * (thin + 1)),
              [&](int64_t first, int64_t last) {
                Scratch<T> wide(kRowBlock * width), mapped(kRowBlock * thin);
-               for (int64_t block = first; block < last; ++block) {
-                 const int64_t begin = block * kRowBlock, m = least(kRowBlock, texts - begin);
-                 const T* t = widened<E>(pool.text + begin * width, m * width, wide.get());
-                 thin_product<T>(m, width, t, width, 1, r.get(), thin, &text_r[begin * thin]);
-                 thin_product<T>(m, thin, &text_r[begin * thin], thin, 1, correction.get(), thin, mapped.get());
-                 for (int64_t i = 0; i < m; ++i) {
-                   Vec<T> sum = {};
-                   int64_t d = 0;
-                   for (; d + kLanes<T> <= width; d += kLanes<T>)
-                     sum += load(t + i * width + d) * load(t + i * width + d);
-                   T square = sum_of_lanes<T>(sum);
-                   for (; d < width; ++d) square += t[i * width + d] * t[i * width + d];
-                   for (int64_t k = 0; k < bases; ++k) square += text_r[(begin + i) * thin + k] * mapped[i * thin + k];
-                   text_length[begin + i] = std::sqrt(most<T>(square, kTiny * kTiny));
-                 }
-               }
+               for (int64_t block = first; block < last; ++block)
+                 map_texts(pool, block * kRowBlock, least(texts, (block + 1) * kRowBlock), wide.get(), mapped.get());
              });
-    if (bases > 0) pack_panels<T, T>(pool.run, text_r.get(), thin, texts, 1, thin, text_lanes_r.get());
+    if (num_bases > 0) pack_panels<T, T>(pool.run, text_r.get(), thin, texts, 1, thin, text_lanes_r.get());
   }
 
   static constexpr T kTiny = T(1e-12);  // shortest length that a vector is divided by
+
+ private:
+  // Texts in the bases, and their lengths after the map. wide, mapped: memory for the block.
+  void map_texts(const Pooling<E>& pool, int64_t begin, int64_t end, T* wide, T* mapped) {
+    const int64_t width = pool.size.width;
+    const int64_t m = end - begin;
+    const T* t = widened<E>(pool.text + begin * width, m * width, wide);
+    thin_product<T>(m, width, t, width, 1, r.get(), thin, &text_r[begin * thin]);
+    thin_product<T>(m, thin, &text_r[begin * thin], thin, 1, correction.get(), thin, mapped);
+    for (int64_t i = 0; i < m; ++i) {
+      T square = square_of(t + i * width, width);
+      for (int64_t k = 0; k < num_bases; ++k) square += text_r[(begin + i) * thin + k] * mapped[i * thin + k];
+      text_length[begin + i] = std::sqrt(most<T>(square, kTiny * kTiny));
+    }
+  }
+
+  static T square_of(const T* t, int64_t width) {
+    Vec<T> sum = {};
+    int64_t d = 0;
+    for (; d + kLanes<T> <= width; d += kLanes<T>) sum += load(t + d) * load(t + d);
+    T square = sum_of_lanes<T>(sum);
+    for (; d < width; ++d) square += t[d] * t[d];
+    return square;
+  }
 };
 
 enum class Corrected { once, twice };  // inner products with one factor mapped, or with both
@@ -350,44 +430,83 @@ struct MappedGroup {
   }
 };
 
+// Cosines of one group of videos with one panel of texts. One thread.
+template <class E>
+class CosineTile {
+  using T = Compute<E>;
+  static constexpr int64_t W = kPanel<T>, V = kLanes<T>;
+
+ public:
+  CosineTile(const Pooling<E>& pool, const PooledMap<E>& map)
+      : group_(pool),
+        mapped_(pool, map),
+        corrections_(pool.videos_per_group * group_.F * W),
+        products_(group_.F * W),
+        cosines_(pool.videos_per_group * W),
+        lengths_(pool.videos_per_group * W) {}
+
+  void start(int64_t group) {
+    group_.start(group);
+    mapped_.start(group_, Corrected::twice);
+  }
+
+  void fill(int64_t panel, const T* kept) {
+    const int64_t F = group_.F;
+    group_.weigh_known(panel, kept);
+    mapped_.template correct<false>(group_, panel, corrections_.get());
+    for (int64_t v = 0; v < group_.videos; ++v) {
+      panel_product<T>(F, F, &mapped_.grams[v * F * F], F, 1, &group_.weights[v * F * W], products_.get(), W);
+      for (int64_t j = 0; j < W; j += V) fill_video(panel, v, j);
+    }
+  }
+
+  // Into cosine [A, B] with rows of stride `out_row`, and length likewise unless it is null.
+  void write(int64_t panel, T* cosine, T* length, int64_t out_row) const {
+    for (int64_t j = 0; j < group_.texts_of(panel); ++j)
+      for (int64_t v = 0; v < group_.videos; ++v) {
+        const int64_t to = (panel * W + j) * out_row + group_.first_video + v;
+        cosine[to] = cosines_[v * W + j];
+        if (length != nullptr) length[to] = lengths_[v * W + j];
+      }
+  }
+
+ private:
+  // One video and one vector of texts: |Σ_f w_f·f|² is wᵀ·(F×F products)·w.
+  void fill_video(int64_t panel, int64_t v, int64_t j) {
+    const PooledMap<E>& map = mapped_.map;
+    const int64_t F = group_.F;
+    const T* w = &group_.weights[v * F * W];
+    Vec<T> square = {};
+    for (int64_t i = 0; i < F; ++i) square += load(w + i * W + j) * load(&products_[i * W + j]);
+    Vec<T> numerator = load(&group_.numerators[v * W + j]);
+    for (int64_t i = 0; map.thin > 0 && i < F; ++i)
+      numerator += load(w + i * W + j) * load(&corrections_[(v * F + i) * W + j]);
+
+    const Vec<T> least_square = splat(map.kTiny * map.kTiny);
+    square = square > least_square ? square : least_square;
+    Vec<T> norm = square;
+    for (int i = 0; i < V; ++i) norm[i] = std::sqrt(square[i]);
+    store(&lengths_[v * W + j], norm);
+    store(&cosines_[v * W + j], numerator / (load(&map.text_length[panel * W + j]) * norm));
+  }
+
+  Group<E> group_;
+  MappedGroup<E> mapped_;
+  Scratch<T> corrections_, products_;  // [rows, W], [F, W] of one video
+  Scratch<T> cosines_, lengths_;       // [videos, W]
+};
+
 // cosine [A, B] with rows of stride `out_row`; length: of the mapped pooled frames, likewise, or null.
 template <class E>
 void pooled_cosine(const Pooling<E>& pool, const PooledMap<E>& map, const Compute<E>* kept, Compute<E>* cosine,
                    Compute<E>* length, int64_t out_row) {
-  using T = Compute<E>;
-  constexpr int64_t W = kPanel<T>, V = kLanes<T>;
-  const int64_t F = pool.size.frames;
   group_runs(pool, 0, pool.groups, [&](int64_t first, int64_t last) {
-    Group<E> g(pool);
-    MappedGroup<E> mapped(pool, map);
-    Scratch<T> corrections(pool.videos_per_group * F * W), products(F * W);
-    Scratch<T> cosines(pool.videos_per_group * W), lengths(pool.videos_per_group * W);
+    CosineTile<E> tile(pool, map);
     for (int64_t group = first; group < last; ++group) {
-      g.start(group);
-      mapped.start(g, Corrected::twice);
+      tile.start(group);
       for (int64_t panel = 0; panel < pool.panels; ++panel) {
-        g.weigh_known(panel, kept);
-        mapped.template correct<false>(g, panel, corrections.get());
-        for (int64_t v = 0; v < g.videos; ++v) {
-          const T* w = &g.weights[v * F * W];
-          panel_product<T>(F, F, &mapped.grams[v * F * F], F, 1, w, products.get(), W);
-          for (int64_t j = 0; j < W; j += V) {
-            Vec<T> numerator = load(&g.numerators[v * W + j]), square = {}, norm;
-            for (int64_t i = 0; i < F; ++i) square += load(w + i * W + j) * load(&products[i * W + j]);
-            for (int64_t i = 0; map.thin > 0 && i < F; ++i)
-              numerator += load(w + i * W + j) * load(&corrections[(v * F + i) * W + j]);
-            norm = square = square > splat(map.kTiny * map.kTiny) ? square : splat(map.kTiny * map.kTiny);
-            for (int i = 0; i < V; ++i) norm[i] = std::sqrt(square[i]);
-            store(&lengths[v * W + j], norm);
-            store(&cosines[v * W + j], numerator / (load(&map.text_length[panel * W + j]) * norm));
-          }
-        }
-        for (int64_t j = 0; j < g.texts_of(panel); ++j)
-          for (int64_t v = 0; v < g.videos; ++v) {
-            const int64_t to = (panel * W + j) * out_row + g.first_video + v;
-            cosine[to] = cosines[v * W + j];
-            if (length != nullptr) length[to] = lengths[v * W + j];
-          }
+        tile.fill(panel, kept);
+        tile.write(panel, cosine, length, out_row);
       }
     }
   });

@@ -1,23 +1,96 @@
 // Gradients of the pooled moments and of the cosine of text with pooled frames (docs/math.md, PB).
 //
-// Both run back through the frame weights in the same way, and differ in what a rule makes of a tile: `through`, the
-// weights [frames, texts] with which texts and frames are added to each other's gradients.
+// Both go over the videos group by group and over the texts panel by panel. On each tile, of one group and one panel,
+// they make the gradients of the frame weights and take them back through the softmax. What comes out are the weights
+// with which texts and frames are added to each other's gradients: `Through`. The two differ in where the weights'
+// gradients come from, and in what else reaches a frame.
 #pragma once
 
-#include "pooled.h"
+#include "cpu/pooled.h"
 
 namespace {
 
 // (PB) d_dots of one video and one vector of texts, from d_weights (before the mask), added to `through`.
 template <class T>
-inline void softmax_backward(int64_t F, const T* soft, const T* mask, const T* d_weights, T inverse_temperature,
-                             T* through) {
+inline void softmax_backward(int64_t num_frames, const T* soft, const T* mask, const T* d_weights,
+                             T inverse_temperature, T* through) {
   constexpr int64_t W = kPanel<T>;
   Vec<T> inner = {};
-  for (int64_t i = 0; i < F; ++i) inner += load(d_weights + i * W) * mask[i] * load(soft + i * W);
-  for (int64_t i = 0; i < F; ++i)
+  for (int64_t i = 0; i < num_frames; ++i) inner += load(d_weights + i * W) * mask[i] * load(soft + i * W);
+  for (int64_t i = 0; i < num_frames; ++i)
     store(through + i * W, load(through + i * W) +
                                load(soft + i * W) * (load(d_weights + i * W) * mask[i] - inner) * inverse_temperature);
+}
+
+// The weights between frames and texts, for the frames that are held at a time.
+template <class T>
+struct Through {
+  T* weights;         // [rows, padded]
+  int64_t first_row;  // of all frames, the first that is held
+  int64_t padded;     // texts, to whole panels
+
+  T* of_row(int64_t row) const { return weights + (row - first_row) * padded; }
+
+  // Keeps the tile [rows, W] of a group of videos and a panel of texts.
+  template <class E>
+  void keep(const Group<E>& group, int64_t panel, const T* tile) const {
+    constexpr int64_t W = kPanel<T>;
+    for (int64_t i = 0; i < group.rows; ++i)
+      std::memcpy(of_row(group.first_row + i) + panel * W, &tile[i * W], size_t(W) * sizeof(T));
+  }
+
+  // out [rows of the group, W] = through·text for one panel of channels.
+  template <class E>
+  void times_texts(const Group<E>& group, int64_t texts, const T* text_panel, T* out) const {
+    panel_product<T>(group.rows, texts, of_row(group.first_row), padded, 1, text_panel, out, kPanel<T>);
+  }
+};
+
+// d_text += throughᵀ·frames, for `rows` frames that are held and packed in panels of channels.
+template <class E>
+void add_frames_to_texts(const Pooling<E>& pool, const Through<Compute<E>>& through, int64_t rows,
+                         const Compute<E>* frame_panels, Compute<E>* d_text) {
+  using T = Compute<E>;
+  constexpr int64_t W = kPanel<T>;
+  const int64_t width = pool.size.width;
+  const int64_t depth = round_up(width, W);
+  const int64_t padded = pool.padded;
+  const int64_t blocks = divide_up(padded, kRowBlock);
+  parallel(pool.run, blocks, grain_of(kRowBlock * rows * width), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t text = block * kRowBlock;
+      const int64_t m = least(kRowBlock, padded - text);
+      for (int64_t row = 0; row < rows; row += kDepth)  // a run of `through` stays in the cache for all columns
+        for (int64_t column = 0; column < depth; column += W)
+          panel_product<T, true>(m, least(kDepth, rows - row), through.weights + row * padded + text, 1, padded,
+                                 &frame_panels[column * rows + row * W], d_text + text * depth + column, depth);
+    }
+  });
+}
+
+// A backward over all groups: step(first, last, through) fills `through` for groups [first, last) and writes their
+// frames' gradients; the texts' share is added here. As many groups are held at a time as fit into kHeld numbers; the
+// order of the sums depends on the sizes alone.
+template <class E, class Step>
+void through_weights(const Pooling<E>& pool, Compute<E>* d_text, const Step& step) {
+  using T = Compute<E>;
+  constexpr int64_t W = kPanel<T>;
+  const int64_t width = pool.size.width;
+  const int64_t group_rows = pool.videos_per_group * pool.size.frames;
+  const int64_t fitting = most<int64_t>(1, kHeld / (group_rows * pool.padded));
+  const int64_t held_groups = least(pool.groups, fitting < 16 ? fitting : fitting / 16 * 16);
+  const int64_t held_rows = least(held_groups * group_rows, pool.rows);
+  Scratch<T> weights(held_rows * pool.padded), frame_panels(held_rows * round_up(width, W));
+
+  for (int64_t first = 0; first < pool.groups; first += held_groups) {
+    const int64_t first_row = first * group_rows;
+    const int64_t rows = least(held_rows, pool.rows - first_row);
+    const Through<T> through{weights.get(), first_row, pool.padded};
+    step(first, least(pool.groups, first + held_groups), through);
+
+    pack_panels<E, T>(pool.run, pool.frames + first_row * width, rows, width, width, 1, frame_panels.get());
+    add_frames_to_texts(pool, through, rows, frame_panels.get(), d_text);
+  }
 }
 
 // Rows [m, width] of texts or frames as rows of T, padded with zeros to `depth`.
@@ -29,282 +102,447 @@ void pad_rows(const E* src, int64_t m, int64_t width, int64_t depth, T* dst) {
   }
 }
 
-// The two products that any backward ends with: d_frames += through·text and d_text += throughᵀ·frames. `through` is
-// kept for as many groups at a time as fit into kHeld numbers; the order of the sums depends on the sizes alone.
-//   body(first, last, through, first_row): tiles of groups [first, last) into through [rows from first_row, padded],
-//       and their frames' gradients.
-template <class E, class Body>
-void through_weights(const Pooling<E>& pool, Compute<E>* d_text, const Body& body) {
-  using T = Compute<E>;
+// out [F, W] += square·rows for each video of a group: squares [videos, F, F], and one panel of the channels of rows
+// [videos, F, depth].
+template <class E, class T>
+void add_squares_times(const Group<E>& group, const T* squares, const T* rows, int64_t depth, T* out) {
   constexpr int64_t W = kPanel<T>;
-  const int64_t width = pool.size.width, depth = round_up(width, W), padded = pool.padded;
-  const int64_t group_rows = pool.videos_per_group * pool.size.frames;
-  const int64_t fitting = most<int64_t>(1, kHeld / (group_rows * padded));
-  const int64_t held_groups = least(pool.groups, fitting < 16 ? fitting : fitting / 16 * 16);
-  const int64_t held_rows = least(held_groups * group_rows, pool.rows);
-  Scratch<T> through(held_rows * padded), frame_panels(held_rows * depth);
-  for (int64_t first = 0; first < pool.groups; first += held_groups) {
-    const int64_t last = least(pool.groups, first + held_groups), first_row = first * group_rows;
-    const int64_t rows = least(held_rows, pool.rows - first_row);
-    body(first, last, through.get(), first_row);
-    pack_panels<E, T>(pool.run, pool.frames + first_row * width, rows, width, width, 1, frame_panels.get());
-    const int64_t blocks = divide_up(padded, kRowBlock);
-    parallel(pool.run, blocks, grain_of(kRowBlock * rows * width), [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t text = block * kRowBlock, m = least(kRowBlock, padded - text);
-        for (int64_t row = 0; row < rows; row += kDepth)  // a run of `through` stays in the cache for all columns
-          for (int64_t column = 0; column < depth; column += W)
-            panel_product<T, true>(m, least(kDepth, rows - row), &through[row * padded + text], 1, padded,
-                                   &frame_panels[column * rows + row * W], d_text + text * depth + column, depth);
+  const int64_t F = group.F;
+  for (int64_t v = 0; v < group.videos; ++v)
+    panel_product<T, true>(F, F, squares + v * F * F, F, 1, rows + v * F * depth, out + v * F * W, W, depth);
+}
+
+// (PM) Backward of (PG) and (PS). A row of the moments, text or pooled, gets row·H + h, with H = d_gram + d_gramᵀ and
+// h = d_colsum. A pooled row is Σ_f w_f·f: it passes that on to its weights, times f, and to its frames, times w_f.
+template <class E>
+class MomentsBackward {
+  using T = Compute<E>;
+  static constexpr int64_t W = kPanel<T>, V = kLanes<T>;
+
+ public:
+  MomentsBackward(const Pooling<E>& pool, const T* d_gram, const T* d_colsum, const T* kept)
+      : pool_(pool),
+        kept_(kept),
+        F(pool.size.frames),
+        texts_(pool.size.texts),
+        width_(pool.size.width),
+        depth_(round_up(width_, W)),
+        H_(width_ * depth_),
+        h_(depth_),
+        text_panels_(texts_ * depth_),
+        d_text_(pool.padded * depth_) {
+    pack_twice_symmetric(pool.run, d_gram, width_, H_.get());
+    for (int64_t d = 0; d < depth_; ++d) h_[d] = d < width_ ? d_colsum[d] : T(0);
+    pack_panels<E, T>(pool.run, pool.text, texts_, width_, width_, 1, text_panels_.get());
+    d_text_.clear(pool.padded * depth_);
+  }
+
+  void run(E* d_text, E* d_frames) {
+    texts_as_rows();
+    through_weights(pool_, d_text_.get(), [&](int64_t first, int64_t last, const Through<T>& through) {
+      frames_of_groups(first, last, through, d_frames);
+    });
+    for (int64_t i = 0; i < texts_; ++i)
+      for (int64_t d = 0; d < width_; ++d) narrow(d_text_[i * depth_ + d], &d_text[i * width_ + d]);
+  }
+
+ private:
+  // What a thread keeps of the group at hand.
+  struct Work {
+    Group<E> group;
+    PairSums<T> pairs;    // Σ over texts of w·wᵀ of each video
+    Scratch<T> counts;    // [rows, V]: Σ over texts of w, in lanes
+    Scratch<T> rows_H;    // [rows, depth]: f·H
+    Scratch<T> products;  // [videos, F, F]: f·H·fᵀ
+    Scratch<T> shift;     // [rows]: f·h
+    Scratch<T> d_weights, tile, squares, totals;
+
+    Work(const Pooling<E>& pool, int64_t frames, int64_t depth)
+        : group(pool),
+          pairs(pool.videos_per_group, frames),
+          counts(pool.videos_per_group * frames * V),
+          rows_H(pool.videos_per_group * frames * depth),
+          products(pool.videos_per_group * frames * frames),
+          shift(pool.videos_per_group * frames),
+          d_weights(frames * W),
+          tile(pool.videos_per_group * frames * W),
+          squares(pool.videos_per_group * frames * frames),
+          totals(pool.videos_per_group * frames) {}
+  };
+
+  // out [m, depth] = rows·H
+  void times_H(int64_t m, const T* rows, T* out) const {
+    for (int64_t column = 0; column < depth_; column += W)
+      panel_product<T>(m, width_, rows, depth_, 1, &H_[column * width_], out + column, depth_);
+  }
+
+  // Texts are rows of the moments themselves: d_text = t·H + h.
+  void texts_as_rows() {
+    Scratch<T> rows(pool_.padded * depth_);
+    parallel(pool_.run, divide_up(texts_, kRowBlock), grain_of(kRowBlock * width_ * width_),
+             [&](int64_t first, int64_t last) {
+               for (int64_t block = first; block < last; ++block) {
+                 const int64_t begin = block * kRowBlock;
+                 const int64_t m = least(kRowBlock, texts_ - begin);
+                 pad_rows<E, T>(pool_.text + begin * width_, m, width_, depth_, &rows[begin * depth_]);
+                 times_H(m, &rows[begin * depth_], &d_text_[begin * depth_]);
+                 for (int64_t i = begin * depth_; i < (begin + m) * depth_; i += depth_)
+                   for (int64_t d = 0; d < depth_; ++d) d_text_[i + d] += h_[d];
+               }
+             });
+  }
+
+  void frames_of_groups(int64_t first_group, int64_t last_group, const Through<T>& through, E* d_frames) const {
+    group_runs(pool_, first_group, last_group, [&](int64_t first, int64_t last) {
+      Work work(pool_, F, depth_);
+      for (int64_t group = first; group < last; ++group) {
+        start(work, group);
+        for (int64_t panel = 0; panel < pool_.panels; ++panel) {
+          work.group.weigh_known(panel, kept_);
+          for (int64_t v = 0; v < work.group.videos; ++v) back_to_dots(work, v);
+          through.keep(work.group, panel, work.tile.get());
+        }
+        write_frames(work, through, d_frames);
       }
     });
   }
-}
+
+  // What of a group does not depend on the texts.
+  void start(Work& work, int64_t index) const {
+    const Group<E>& group = work.group;
+    work.group.start(index);
+    work.pairs.clear(group.videos);
+    work.counts.clear(group.rows * V);
+
+    times_H(group.rows, group.f.get(), work.rows_H.get());
+    for (int64_t i = 0; i < group.rows; ++i)
+      row_products<T>(1, 1, depth_, h_.get(), depth_, &group.f[i * depth_], depth_, false, &work.shift[i], 1);
+    for (int64_t v = 0; v < group.videos; ++v)
+      row_products<T>(F, F, depth_, &work.rows_H[v * F * depth_], depth_, &group.f[v * F * depth_], depth_, false,
+                      &work.products[v * F * F], F);
+  }
+
+  // The tile of one video: gradients of its weights, and these through the softmax. Adds the weights to their sums.
+  void back_to_dots(Work& work, int64_t v) const {
+    const Group<E>& group = work.group;
+    const T* weights = &group.weights[v * F * W];
+    T* d_weights = work.d_weights.get();
+    panel_product<T>(F, F, &work.products[v * F * F], F, 1, weights, d_weights, W);
+    work.pairs.add(v, weights, weights);
+    for (int64_t i = 0; i < F; ++i) {
+      T* count = &work.counts[(v * F + i) * V];
+      for (int64_t j = 0; j < W; j += V) {
+        store(count, load(count) + load(weights + i * W + j));
+        store(d_weights + i * W + j, load(d_weights + i * W + j) + work.shift[v * F + i]);
+      }
+    }
+
+    T* tile = &work.tile[v * F * W];
+    std::memset(tile, 0, size_t(F * W) * sizeof(T));
+    for (int64_t j = 0; j < W; j += V)
+      softmax_backward<T>(F, &group.soft[v * F * W + j], group.mask_of(v), d_weights + j, T(1 / pool_.size.temperature),
+                          tile + j);
+  }
+
+  // Through the dots, and Σ over texts of w·(pooled·H + h) = S·f·H + counts·h.
+  void write_frames(Work& work, const Through<T>& through, E* d_frames) const {
+    const Group<E>& group = work.group;
+    for (int64_t v = 0; v < group.videos; ++v) work.pairs.write(v, T(1), &work.squares[v * F * F]);
+    for (int64_t i = 0; i < group.rows; ++i) work.totals[i] = sum_of_lanes<T>(load(&work.counts[i * V]));
+
+    T* out = work.tile.get();
+    for (int64_t column = 0; column < depth_; column += W) {
+      through.times_texts(group, texts_, &text_panels_[column * texts_], out);
+      add_squares_times(group, work.squares.get(), &work.rows_H[column], depth_, out);
+      for (int64_t i = 0; i < group.rows; ++i)
+        for (int64_t d = column; d < least(width_, column + W); ++d)
+          narrow(out[i * W + d - column] + work.totals[i] * h_[d], &d_frames[(group.first_row + i) * width_ + d]);
+    }
+  }
+
+  const Pooling<E>& pool_;
+  const T* kept_;
+  const int64_t F;  // frames of a video
+  const int64_t texts_, width_, depth_;
+  Scratch<T> H_, h_;  // in panels; padded
+  Scratch<T> text_panels_;
+  Scratch<T> d_text_;  // [padded, depth]
+};
 
 // d_text and d_frames of (PG) and (PS)
 template <class E>
 void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, const Compute<E>* d_colsum,
                              const Compute<E>* kept, E* d_text, E* d_frames) {
-  using T = Compute<E>;
-  constexpr int64_t W = kPanel<T>, V = kLanes<T>;
-  const int64_t F = pool.size.frames, width = pool.size.width, depth = round_up(width, W), texts = pool.size.texts;
-  const T inverse_temperature = T(1 / pool.size.temperature);
-  Scratch<T> twice(width * depth), h(depth), text_rows(pool.padded * depth), text_panels(texts * depth),
-      z_text(pool.padded * depth);
-  pack_twice_symmetric(pool.run, d_gram, width, twice.get());  // panels of H = d_gram + d_gramᵀ
-  for (int64_t d = 0; d < depth; ++d) h[d] = d < width ? d_colsum[d] : T(0);
-  pack_panels<E, T>(pool.run, pool.text, texts, width, width, 1, text_panels.get());
-  const auto times_h = [&](int64_t m, const T* rows, T* out) {  // rows·H
-    for (int64_t column = 0; column < depth; column += W)
-      panel_product<T>(m, width, rows, depth, 1, &twice[column * width], out + column, depth);
-  };
-  z_text.clear(pool.padded * depth);
-  parallel(pool.run, divide_up(texts, kRowBlock), grain_of(kRowBlock * width * width),
-           [&](int64_t first, int64_t last) {
-             for (int64_t block = first; block < last; ++block) {
-               const int64_t begin = block * kRowBlock, m = least(kRowBlock, texts - begin);
-               pad_rows<E, T>(pool.text + begin * width, m, width, depth, &text_rows[begin * depth]);
-               times_h(m, &text_rows[begin * depth], &z_text[begin * depth]);
-               for (int64_t i = begin * depth; i < (begin + m) * depth; i += depth)
-                 for (int64_t d = 0; d < depth; ++d) z_text[i + d] += h[d];
-             }
-           });
-
-  const auto body = [&](int64_t first_group, int64_t last_group, T* through, int64_t first_held) {
-    group_runs(pool, first_group, last_group, [&](int64_t first, int64_t last) {
-      const int64_t most_rows = pool.videos_per_group * F;
-      Group<E> g(pool);
-      PairSums<T> pairs(pool.videos_per_group, F);
-      Scratch<T> f_h(most_rows * depth), products(pool.videos_per_group * F * F), shift(most_rows),
-          counts(most_rows * V);
-      Scratch<T> d_weights(F * W), square(F * F), out(most_rows * W);
-      for (int64_t group = first; group < last; ++group) {
-        g.start(group);
-        pairs.clear(g.videos);
-        counts.clear(g.rows * V);
-        times_h(g.rows, g.f.get(), f_h.get());
-        for (int64_t i = 0; i < g.rows; ++i)
-          row_products<T>(1, 1, depth, h.get(), depth, &g.f[i * depth], depth, false, &shift[i], 1);
-        for (int64_t v = 0; v < g.videos; ++v) {
-          T* product = &products[v * F * F];
-          row_products<T>(F, F, depth, &f_h[v * F * depth], depth, &g.f[v * F * depth], depth, false, product, F);
-        }
-        for (int64_t panel = 0; panel < pool.panels; ++panel) {
-          g.weigh_known(panel, kept);
-          for (int64_t v = 0; v < g.videos; ++v) {
-            const T* w = &g.weights[v * F * W];
-            panel_product<T>(F, F, &products[v * F * F], F, 1, w, d_weights.get(), W);
-            pairs.add(v, w, w);
-            for (int64_t i = 0; i < F; ++i) {
-              T* count = &counts[(v * F + i) * V];
-              for (int64_t j = 0; j < W; j += V) {
-                store(count, load(count) + load(w + i * W + j));
-                store(&d_weights[i * W + j], load(&d_weights[i * W + j]) + shift[v * F + i]);
-              }
-            }
-            T* tile = &out[v * F * W];
-            std::memset(tile, 0, size_t(F * W) * sizeof(T));
-            for (int64_t j = 0; j < W; j += V)
-              softmax_backward<T>(F, &g.soft[v * F * W + j], pool.mask + g.first_row + v * F, &d_weights[j],
-                                  inverse_temperature, tile + j);
-          }
-          for (int64_t i = 0; i < g.rows; ++i)
-            std::memcpy(through + (g.first_row - first_held + i) * pool.padded + panel * W, &out[i * W],
-                        size_t(W) * sizeof(T));
-        }
-        // Σ_a w·(v·H + h) = S·f·H + counts·h
-        Scratch<T> squares(g.videos * F * F), totals(g.rows);
-        for (int64_t v = 0; v < g.videos; ++v) {
-          T* s = &squares[v * F * F];
-          pairs.write(v, T(1), s);
-          for (int64_t i = 0; i < F; ++i) {
-            totals[v * F + i] = sum_of_lanes<T>(load(&counts[(v * F + i) * V]));
-          }
-        }
-        for (int64_t column = 0; column < depth; column += W) {
-          panel_product<T>(g.rows, texts, through + (g.first_row - first_held) * pool.padded, pool.padded, 1,
-                           &text_panels[column * texts], out.get(), W);
-          for (int64_t v = 0; v < g.videos; ++v)
-            panel_product<T, true>(F, F, &squares[v * F * F], F, 1, &f_h[v * F * depth + column], &out[v * F * W], W,
-                                   depth);
-          for (int64_t i = 0; i < g.rows; ++i)
-            for (int64_t d = column; d < least(width, column + W); ++d)
-              narrow(out[i * W + d - column] + totals[i] * h[d], &d_frames[(g.first_row + i) * width + d]);
-        }
-      }
-    });
-  };
-  through_weights(pool, z_text.get(), body);
-  for (int64_t i = 0; i < texts; ++i)
-    for (int64_t d = 0; d < width; ++d) narrow(z_text[i * depth + d], &d_text[i * width + d]);
+  MomentsBackward<E>(pool, d_gram, d_colsum, kept).run(d_text, d_frames);
 }
 
-// d_text, d_frames, and what the map's own gradient is made from: pull_text [A, K], pull_frames [B·F, K], the
-// gradients to text·r and frames·r before they are multiplied by the correction (docs/math.md, PB).
+// What the cosine's forward gave, and the gradient that comes back to it; all [A, B].
+template <class T>
+struct Cosines {
+  const T *d_cosine, *cosine, *length;
+};
+
+// (PB) Backward of (PN) and (PL). A cosine's numerator and the pooled row's length give gradients to the frame weights,
+// by way of the F×F products of a video as in forward. The map's own gradient is made elsewhere, from the `pulls`: the
+// gradients to text·r and frames·r before they are multiplied by the correction.
 template <class E>
-void pooled_cosine_backward(const Pooling<E>& pool, const PooledMap<E>& map, const Compute<E>* d_cosine,
-                            const Compute<E>* cosine, const Compute<E>* pooled_length, const Compute<E>* kept,
-                            bool linear, E* d_text, E* d_frames, Compute<E>* pull_text, Compute<E>* pull_frames) {
+class CosineBackward {
   using T = Compute<E>;
-  constexpr int64_t W = kPanel<T>, V = kLanes<T>;
-  const int64_t F = pool.size.frames, width = pool.size.width, depth = round_up(width, W), texts = pool.size.texts;
-  const int64_t videos = pool.size.videos, padded = pool.padded, bases = map.bases, thin = map.thin;
-  const T inverse_temperature = T(1 / pool.size.temperature);
-  Scratch<T> text_panels(texts * depth), z_text(padded * depth), r_panels(thin * depth);
-  Scratch<T> x_text(padded * thin), x_partial(kSplits * padded * thin), text_squares(padded);
-  Scratch<T> per_pair(videos * padded);  // −d_cosine·cosine
-  pack_panels<E, T>(pool.run, pool.text, texts, width, width, 1, text_panels.get());
-  pack_panels<T, T>(pool.run, map.r.get(), thin, width, 1, thin, r_panels.get());
-  z_text.clear(padded * depth);
-  x_text.clear(padded * thin);
-  // c·once, the coefficients with which rᵀ is added to a gradient
-  const auto once = [&](int64_t m, const T* pull, T* coefficients) {
-    if (linear) return thin_product<T>(m, thin, pull, thin, 1, map.correction.get(), thin, coefficients);
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t k = 0; k < thin; ++k) coefficients[i * thin + k] = pull[i * thin + k] * map.once[k];
+  static constexpr int64_t W = kPanel<T>, V = kLanes<T>;
+
+ public:
+  CosineBackward(const Pooling<E>& pool, const PooledMap<E>& map, Cosines<T> given, const T* kept, bool linear)
+      : pool_(pool),
+        map_(map),
+        given_(given),
+        kept_(kept),
+        linear_(linear),
+        F(pool.size.frames),
+        texts_(pool.size.texts),
+        width_(pool.size.width),
+        depth_(round_up(width_, W)),
+        padded_(pool.padded),
+        thin_(map.thin),
+        text_panels_(texts_ * depth_),
+        r_panels_(thin_ * depth_),
+        d_text_(padded_ * depth_),
+        text_pulls_(padded_ * thin_),
+        text_pulls_of_split_(kSplits * padded_ * thin_),
+        shares_(pool.size.videos * padded_),
+        text_squares_(padded_) {
+    pack_panels<E, T>(pool.run, pool.text, texts_, width_, width_, 1, text_panels_.get());
+    pack_panels<T, T>(pool.run, map.r.get(), thin_, width_, 1, thin_, r_panels_.get());
+    d_text_.clear(padded_ * depth_);
+    text_pulls_.clear(padded_ * thin_);
+  }
+
+  void run(E* d_text, E* d_frames, T* pull_text, T* pull_frames) {
+    through_weights(pool_, d_text_.get(), [&](int64_t first, int64_t last, const Through<T>& through) {
+      frames_of_groups(first, last, through, d_frames, pull_frames);
+    });
+    parallel(pool_.run, divide_up(texts_, kRowBlock), grain_of(kRowBlock * width_ * (thin_ + 1)),
+             [&](int64_t first, int64_t last) {
+               Scratch<T> coefficients(kRowBlock * thin_), line(kRowBlock * W);
+               for (int64_t block = first; block < last; ++block) {
+                 const int64_t begin = block * kRowBlock;
+                 const int64_t end = least(texts_, begin + kRowBlock);
+                 finish_pulls(begin, end, coefficients.get(), pull_text);
+                 write_texts(begin, end, coefficients.get(), line.get(), d_text);
+               }
+             });
+  }
+
+ private:
+  // What a thread keeps of the group at hand.
+  struct Work {
+    Group<E> group;
+    MappedGroup<E> mapped;
+    PairSums<T> pairs;                    // half of Σ over texts of d_square·w·wᵀ of each video
+    Scratch<T> d_cosine, cosine, length;  // [videos, W]: of the panel at hand
+    Scratch<T> products;                  // [F, W]: inner products of a video's frames with what is pooled from them
+    Scratch<T> d_weights, d_squares;      // [F, W]: of a video's weights, through both, and of its square length
+    Scratch<T> tile, plain;               // [rows, W]: weights between frames and texts, and without the softmax
+    Scratch<T> pulls, coefficients;       // [rows, thin]
+    Scratch<T> squares;                   // [videos, F, F]
+
+    Work(const Pooling<E>& pool, const PooledMap<E>& map, int64_t frames)
+        : group(pool),
+          mapped(pool, map),
+          pairs(pool.videos_per_group, frames),
+          d_cosine(pool.videos_per_group * W),
+          cosine(pool.videos_per_group * W),
+          length(pool.videos_per_group * W),
+          products(frames * W),
+          d_weights(frames * W),
+          d_squares(frames * W),
+          tile(pool.videos_per_group * frames * W),
+          plain(pool.videos_per_group * frames * W),
+          pulls(pool.videos_per_group * frames * map.thin),
+          coefficients(pool.videos_per_group * frames * map.thin),
+          squares(pool.videos_per_group * frames * frames) {}
   };
 
-  const auto body = [&](int64_t first_group, int64_t last_group, T* through, int64_t first_held) {
-    // sums over videos are kept per split; splits do not depend on the number of threads
-    const int64_t count = last_group - first_group, splits = least(kSplits, count);
-    x_partial.clear(splits * padded * thin);
-    parallel(pool.run, splits, 1, [&](int64_t first_split, int64_t last_split) {
-      const int64_t most_rows = pool.videos_per_group * F;
-      Group<E> g(pool);
-      MappedGroup<E> mapped(pool, map);
-      PairSums<T> pairs(pool.videos_per_group, F);
-      Scratch<T> tile(most_rows * W), plain(most_rows * W), pulls(F * W), products(F * W);
-      Scratch<T> d_weights(F * W), given(3 * pool.videos_per_group * W);
-      Scratch<T> x_frames(most_rows * thin), coefficients(most_rows * thin), squares(pool.videos_per_group * F * F);
-      T *d_cos = given.get(), *cos = d_cos + pool.videos_per_group * W, *length = cos + pool.videos_per_group * W;
-      for (int64_t split = first_split; split < last_split; ++split)
-        for (int64_t group = first_group + split * count / splits; group < first_group + (split + 1) * count / splits;
-             ++group) {
-          g.start(group);
-          mapped.start(g, linear ? Corrected::twice : Corrected::once);
-          pairs.clear(g.videos);
-          x_frames.clear(g.rows * thin);
-          for (int64_t panel = 0; panel < pool.panels; ++panel) {
-            const int64_t valid = g.texts_of(panel);
-            g.weigh_known(panel, kept);
-            mapped.template correct<true>(g, panel, g.dots.get());
-            for (int64_t v = 0; v < g.videos; ++v)
-              for (int64_t j = 0; j < W; ++j) {
-                const int64_t from = (panel * W + j) * videos + g.first_video + v;
-                d_cos[v * W + j] = j < valid ? d_cosine[from] : T(0);
-                cos[v * W + j] = j < valid ? cosine[from] : T(0);
-                length[v * W + j] = j < valid ? pooled_length[from] : T(1);
-              }
-            for (int64_t v = 0; v < g.videos; ++v) {
-              const T *w = &g.weights[v * F * W], *mask = pool.mask + g.first_row + v * F;
-              panel_product<T>(F, F, &mapped.grams[v * F * F], F, 1, w, products.get(), W);
-              for (int64_t j = 0; j < W; j += V) {
-                const Vec<T> d = load(d_cos + v * W + j), n = load(length + v * W + j);
-                const Vec<T> d_numerator = d / (load(&map.text_length[panel * W + j]) * n);
-                const Vec<T> square = -d * load(cos + v * W + j);
-                // a length at its lower bound is a constant
-                const Vec<T> d_square = n > splat(map.kTiny) ? square / (n * n * T(2)) : Vec<T>{};
-                store(&per_pair[(g.first_video + v) * padded + panel * W + j], square);
-                for (int64_t i = 0; i < F; ++i) {
-                  const int64_t at = (v * F + i) * W + j;
-                  const Vec<T> weight = load(w + i * W + j);
-                  store(&d_weights[i * W + j],
-                        d_numerator * load(&g.dots[at]) + T(2) * d_square * load(&products[i * W + j]));
-                  store(&plain[at], d_numerator * weight);
-                  store(&tile[at], d_numerator * weight);
-                  store(&pulls[i * W + j], d_square * weight);
-                }
-                softmax_backward<T>(F, &g.soft[v * F * W + j], mask, &d_weights[j], inverse_temperature,
-                                    &tile[v * F * W + j]);
-              }
-              pairs.add(v, pulls.get(), w);
-            }
-            if (thin > 0) {
-              thin_product<T, true>(g.rows, valid, plain.get(), W, 1, &map.text_r[panel * W * thin], thin,
-                                    x_frames.get());
-              thin_product<T, true>(W, g.rows, plain.get(), 1, W, mapped.f_r.get(), thin,
-                                    &x_partial[(split * padded + panel * W) * thin]);
-            }
-            for (int64_t i = 0; i < g.rows; ++i)
-              std::memcpy(through + (g.first_row - first_held + i) * padded + panel * W, &tile[i * W],
-                          size_t(W) * sizeof(T));
-          }
-          for (int64_t v = 0; v < g.videos; ++v) {
-            pairs.write(v, T(2), &squares[v * F * F]);
-            if (thin > 0)
-              thin_product<T, true>(F, F, &squares[v * F * F], F, 1, &mapped.f_r[v * F * thin], thin,
-                                    &x_frames[v * F * thin]);
-          }
-          once(g.rows, x_frames.get(), coefficients.get());
-          unpad_thin<T>(x_frames.get(), g.rows, bases, thin, nullptr, pull_frames + g.first_row * bases);
-          for (int64_t column = 0; column < depth; column += W) {
-            T* out = tile.get();
-            panel_product<T>(g.rows, texts, through + (g.first_row - first_held) * padded, padded, 1,
-                             &text_panels[column * texts], out, W);
-            if (thin > 0)
-              panel_product<T, true>(g.rows, thin, coefficients.get(), thin, 1, &r_panels[column * thin], out, W);
-            for (int64_t v = 0; v < g.videos; ++v)
-              panel_product<T, true>(F, F, &squares[v * F * F], F, 1, &g.f[v * F * depth + column], out + v * F * W, W,
-                                     depth);
-            for (int64_t i = 0; i < g.rows; ++i)
-              for (int64_t d = column; d < least(width, column + W); ++d)
-                narrow(out[i * W + d - column], &d_frames[(g.first_row + i) * width + d]);
-          }
-        }
+  // Sums over videos are kept for each split of the groups; splits do not depend on the number of threads.
+  void frames_of_groups(int64_t first_group, int64_t last_group, const Through<T>& through, E* d_frames,
+                        T* pull_frames) {
+    const int64_t count = last_group - first_group;
+    const int64_t splits = least(kSplits, count);
+    text_pulls_of_split_.clear(splits * padded_ * thin_);
+    parallel(pool_.run, splits, 1, [&](int64_t first_split, int64_t last_split) {
+      Work work(pool_, map_, F);
+      for (int64_t split = first_split; split < last_split; ++split) {
+        const int64_t begin = first_group + split * count / splits;
+        const int64_t end = first_group + (split + 1) * count / splits;
+        T* text_pulls = &text_pulls_of_split_[split * padded_ * thin_];
+        for (int64_t group = begin; group < end; ++group)
+          frames_of_group(work, group, through, text_pulls, d_frames, pull_frames);
+      }
     });
     for (int64_t split = 0; split < splits; ++split)
-      for (int64_t i = 0; i < padded * thin; ++i) x_text[i] += x_partial[split * padded * thin + i];
-  };
-  through_weights(pool, z_text.get(), body);
+      for (int64_t i = 0; i < padded_ * thin_; ++i) text_pulls_[i] += text_pulls_of_split_[split * padded_ * thin_ + i];
+  }
 
-  parallel(
-      pool.run, divide_up(texts, kRowBlock), grain_of(kRowBlock * width * (thin + 1)),
-      [&](int64_t first, int64_t last) {
-        Scratch<T> coefficients(kRowBlock * thin), line(kRowBlock * W);
-        for (int64_t block = first; block < last; ++block) {
-          const int64_t begin = block * kRowBlock, m = least(kRowBlock, texts - begin);
-          for (int64_t i = begin; i < begin + m; ++i) {
-            T sum = 0;
-            for (int64_t b = 0; b < videos; ++b) sum += per_pair[b * padded + i];
-            const T length = map.text_length[i];
-            text_squares[i] = length > map.kTiny ? sum / (length * length) : T(0);
-            for (int64_t k = 0; k < thin; ++k) x_text[i * thin + k] += text_squares[i] * map.text_r[i * thin + k];
-          }
-          once(m, &x_text[begin * thin], coefficients.get());
-          unpad_thin<T>(&x_text[begin * thin], m, bases, thin, nullptr, pull_text + begin * bases);
-          for (int64_t column = 0; column < depth; column += W) {
-            for (int64_t i = 0; i < m; ++i)
-              std::memcpy(&line[i * W], &z_text[(begin + i) * depth + column], size_t(W) * sizeof(T));
-            if (thin > 0)
-              panel_product<T, true>(m, thin, coefficients.get(), thin, 1, &r_panels[column * thin], line.get(), W);
-            for (int64_t i = 0; i < m; ++i)
-              for (int64_t d = column; d < least(width, column + W); ++d)
-                narrow(
-                    line[i * W + d - column] + text_squares[begin + i] * T(widen(pool.text[(begin + i) * width + d])),
-                    &d_text[(begin + i) * width + d]);
-          }
+  void frames_of_group(Work& work, int64_t index, const Through<T>& through, T* text_pulls, E* d_frames,
+                       T* pull_frames) {
+    Group<E>& group = work.group;
+    group.start(index);
+    work.mapped.start(group, linear_ ? Corrected::twice : Corrected::once);
+    work.pairs.clear(group.videos);
+    work.pulls.clear(group.rows * thin_);
+
+    for (int64_t panel = 0; panel < pool_.panels; ++panel) {
+      group.weigh_known(panel, kept_);
+      work.mapped.template correct<true>(group, panel, group.dots.get());
+      gather_cosines(work, panel);
+      for (int64_t v = 0; v < group.videos; ++v) back_to_dots(work, panel, v);
+      add_pulls(work, panel, text_pulls);
+      through.keep(group, panel, work.tile.get());
+    }
+
+    finish_squares(work);
+    times_correction(group.rows, work.pulls.get(), work.coefficients.get());
+    unpad_thin<T>(work.pulls.get(), group.rows, map_.num_bases, thin_, nullptr,
+                  pull_frames + group.first_row * map_.num_bases);
+    write_frames(work, through, d_frames);
+  }
+
+  // The tile's cosines and their gradients, with one text per lane; none for the padding of the last panel.
+  void gather_cosines(Work& work, int64_t panel) const {
+    const int64_t valid = work.group.texts_of(panel);
+    for (int64_t v = 0; v < work.group.videos; ++v)
+      for (int64_t j = 0; j < W; ++j) {
+        const int64_t from = (panel * W + j) * pool_.size.videos + work.group.first_video + v;
+        work.d_cosine[v * W + j] = j < valid ? given_.d_cosine[from] : T(0);
+        work.cosine[v * W + j] = j < valid ? given_.cosine[from] : T(0);
+        work.length[v * W + j] = j < valid ? given_.length[from] : T(1);
+      }
+  }
+
+  // The tile of one video: gradients of its weights, and these through the softmax.
+  void back_to_dots(Work& work, int64_t panel, int64_t v) {
+    const T* weights = &work.group.weights[v * F * W];
+    panel_product<T>(F, F, &work.mapped.grams[v * F * F], F, 1, weights, work.products.get(), W);
+    for (int64_t j = 0; j < W; j += V) {
+      weight_gradients(work, panel, v, j);
+      softmax_backward<T>(F, &work.group.soft[v * F * W + j], work.group.mask_of(v), &work.d_weights[j],
+                          T(1 / pool_.size.temperature), &work.tile[v * F * W + j]);
+    }
+    work.pairs.add(v, work.d_squares.get(), weights);
+  }
+
+  // Of one vector of texts: a weight changes the cosine's numerator, and the square of the pooled row's length.
+  void weight_gradients(Work& work, int64_t panel, int64_t v, int64_t j) {
+    const T* weights = &work.group.weights[v * F * W];
+    const Vec<T> d = load(&work.d_cosine[v * W + j]);
+    const Vec<T> n = load(&work.length[v * W + j]);
+    const Vec<T> d_numerator = d / (load(&map_.text_length[panel * W + j]) * n);
+    const Vec<T> share = -d * load(&work.cosine[v * W + j]);
+    // a length at its lower bound is a constant
+    const Vec<T> d_square = n > splat(map_.kTiny) ? share / (n * n * T(2)) : Vec<T>{};
+    store(&shares_[(work.group.first_video + v) * padded_ + panel * W + j], share);
+
+    for (int64_t i = 0; i < F; ++i) {
+      const int64_t at = (v * F + i) * W + j;
+      const Vec<T> weight = load(weights + i * W + j);
+      store(&work.d_weights[i * W + j],
+            d_numerator * load(&work.group.dots[at]) + T(2) * d_square * load(&work.products[i * W + j]));
+      store(&work.plain[at], d_numerator * weight);
+      store(&work.tile[at], d_numerator * weight);
+      store(&work.d_squares[i * W + j], d_square * weight);
+    }
+  }
+
+  // What the numerators of a tile pull at the texts and frames in the bases.
+  void add_pulls(Work& work, int64_t panel, T* text_pulls) const {
+    if (thin_ == 0) return;
+    const Group<E>& group = work.group;
+    thin_product<T, true>(group.rows, group.texts_of(panel), work.plain.get(), W, 1, &map_.text_r[panel * W * thin_],
+                          thin_, work.pulls.get());
+    thin_product<T, true>(W, group.rows, work.plain.get(), 1, W, work.mapped.f_r.get(), thin_,
+                          &text_pulls[panel * W * thin_]);
+  }
+
+  // What the lengths of a group's pooled rows give to its frames, and pull at them in the bases.
+  void finish_squares(Work& work) const {
+    for (int64_t v = 0; v < work.group.videos; ++v) {
+      T* square = &work.squares[v * F * F];
+      work.pairs.write(v, T(2), square);
+      if (thin_ > 0)
+        thin_product<T, true>(F, F, square, F, 1, &work.mapped.f_r[v * F * thin_], thin_, &work.pulls[v * F * thin_]);
+    }
+  }
+
+  // The coefficients with which rᵀ is added to a gradient, from pulls [m, thin].
+  void times_correction(int64_t m, const T* pulls, T* coefficients) const {
+    if (linear_) return thin_product<T>(m, thin_, pulls, thin_, 1, map_.correction.get(), thin_, coefficients);
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t k = 0; k < thin_; ++k) coefficients[i * thin_ + k] = pulls[i * thin_ + k] * map_.once[k];
+  }
+
+  // Through the dots, through the map, and through the lengths.
+  void write_frames(Work& work, const Through<T>& through, E* d_frames) const {
+    const Group<E>& group = work.group;
+    T* out = work.tile.get();
+    for (int64_t column = 0; column < depth_; column += W) {
+      through.times_texts(group, texts_, &text_panels_[column * texts_], out);
+      if (thin_ > 0)
+        panel_product<T, true>(group.rows, thin_, work.coefficients.get(), thin_, 1, &r_panels_[column * thin_], out,
+                               W);
+      add_squares_times(group, work.squares.get(), &group.f[column], depth_, out);
+      for (int64_t i = 0; i < group.rows; ++i)
+        for (int64_t d = column; d < least(width_, column + W); ++d)
+          narrow(out[i * W + d - column], &d_frames[(group.first_row + i) * width_ + d]);
+    }
+  }
+
+  // The length of a text is in all of its cosines: its gradient is text_squares·text, and pulls at it in the bases.
+  void finish_pulls(int64_t begin, int64_t end, T* coefficients, T* pull_text) {
+    for (int64_t i = begin; i < end; ++i) {
+      T sum = 0;
+      for (int64_t b = 0; b < pool_.size.videos; ++b) sum += shares_[b * padded_ + i];
+      const T length = map_.text_length[i];
+      text_squares_[i] = length > map_.kTiny ? sum / (length * length) : T(0);
+      for (int64_t k = 0; k < thin_; ++k) text_pulls_[i * thin_ + k] += text_squares_[i] * map_.text_r[i * thin_ + k];
+    }
+    times_correction(end - begin, &text_pulls_[begin * thin_], coefficients);
+    unpad_thin<T>(&text_pulls_[begin * thin_], end - begin, map_.num_bases, thin_, nullptr,
+                  pull_text + begin * map_.num_bases);
+  }
+
+  void write_texts(int64_t begin, int64_t end, const T* coefficients, T* line, E* d_text) const {
+    const int64_t m = end - begin;
+    for (int64_t column = 0; column < depth_; column += W) {
+      for (int64_t i = 0; i < m; ++i)
+        std::memcpy(&line[i * W], &d_text_[(begin + i) * depth_ + column], size_t(W) * sizeof(T));
+      if (thin_ > 0) panel_product<T, true>(m, thin_, coefficients, thin_, 1, &r_panels_[column * thin_], line, W);
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t d = column; d < least(width_, column + W); ++d) {
+          const int64_t at = (begin + i) * width_ + d;
+          narrow(line[i * W + d - column] + text_squares_[begin + i] * T(widen(pool_.text[at])), &d_text[at]);
         }
-      });
+    }
+  }
+
+  const Pooling<E>& pool_;
+  const PooledMap<E>& map_;
+  const Cosines<T> given_;
+  const T* kept_;
+  const bool linear_;  // the gradient goes through both factors of an inner product, and not through one
+  const int64_t F;     // frames of a video
+  const int64_t texts_, width_, depth_, padded_, thin_;
+  Scratch<T> text_panels_, r_panels_;
+  Scratch<T> d_text_;                            // [padded, depth]
+  Scratch<T> text_pulls_, text_pulls_of_split_;  // [padded, thin], [splits, padded, thin]
+  Scratch<T> shares_;                            // [B, padded]: −d_cosine·cosine
+  Scratch<T> text_squares_;                      // [padded]
+};
+
+// d_text, d_frames, and what the map's own gradient is made from: pull_text [A, K], pull_frames [B·F, K].
+template <class E>
+void pooled_cosine_backward(const Pooling<E>& pool, const PooledMap<E>& map, Cosines<Compute<E>> given,
+                            const Compute<E>* kept, bool linear, E* d_text, E* d_frames, Compute<E>* pull_text,
+                            Compute<E>* pull_frames) {
+  CosineBackward<E>(pool, map, given, kept, linear).run(d_text, d_frames, pull_text, pull_frames);
 }
 
 }  // namespace

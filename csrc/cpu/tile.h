@@ -1,9 +1,10 @@
 // The one inner loop of every product, and the packings that feed it.
 #pragma once
 
-#include "../tiles.h"
-#include "kernels.h"
-#include "vec.h"
+#include "cpu/call.h"
+#include "cpu/vec.h"
+#include "problem.h"
+#include "tiles.h"
 
 namespace {
 
@@ -57,8 +58,8 @@ inline void with_rows(int64_t rows, const F& f) {
 
 // Columns of thin matrices [*, K] are padded to whole vectors with zeros.
 template <class T>
-inline int64_t thin_width(int64_t bases) {
-  return round_up(bases, kLanes<T>);
+inline int64_t thin_width(int64_t num_bases) {
+  return round_up(num_bases, kLanes<T>);
 }
 
 template <int NV>
@@ -98,17 +99,18 @@ inline void thin_product(int64_t m, int64_t depth, const T* a, int64_t row, int6
 
 // [rows, K] to padded [rows, thin], times a factor per column (or none).
 template <class T>
-inline void pad_thin(const T* src, int64_t rows, int64_t bases, int64_t thin, const T* factor, T* dst) {
+inline void pad_thin(const T* src, int64_t rows, int64_t num_bases, int64_t thin, const T* factor, T* dst) {
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t k = 0; k < bases; ++k)
-      dst[i * thin + k] = factor ? src[i * bases + k] * factor[k] : src[i * bases + k];
-    for (int64_t k = bases; k < thin; ++k) dst[i * thin + k] = 0;
+    for (int64_t k = 0; k < num_bases; ++k)
+      dst[i * thin + k] = factor ? src[i * num_bases + k] * factor[k] : src[i * num_bases + k];
+    for (int64_t k = num_bases; k < thin; ++k) dst[i * thin + k] = 0;
   }
 }
 template <class T>
-inline void unpad_thin(const T* src, int64_t rows, int64_t bases, int64_t thin, const T* factor, T* dst) {
+inline void unpad_thin(const T* src, int64_t rows, int64_t num_bases, int64_t thin, const T* factor, T* dst) {
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t k = 0; k < bases; ++k) dst[i * bases + k] = factor ? src[i * thin + k] * factor[k] : src[i * thin + k];
+    for (int64_t k = 0; k < num_bases; ++k)
+      dst[i * num_bases + k] = factor ? src[i * thin + k] * factor[k] : src[i * thin + k];
 }
 
 // Per-block sums [blocks, size] to their total, in the order of the blocks.

@@ -1,4 +1,4 @@
-"""The CUDA kernels: loads their library, and says where they cannot run.
+"""The backend "cuda": loads the library of CUDA kernels, and says where they cannot run.
 
 EMCL_CUDA_EMULATED=1 lets the backend take CPU tensors too, where it is asked for by name: the same kernels, compiled as
 C++ into libemcl_emulated.so, run in an emulator. It is for tests, and thousands of times slower than a GPU.
@@ -13,25 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emcl_kernels.backends import compiled, few_rows, limits
-from emcl_kernels.checks import LOOP_ROWS
+from emcl_kernels import forms
+from emcl_kernels.backends import Declared, Implementation, gpu, library
 
-_CUDA_LIBRARY = compiled.FOLDER / "libemcl_cuda.so"
-_EMULATED_LIBRARY = compiled.FOLDER / "libemcl_emulated.so"
+_CUDA_LIBRARY = library.FOLDER / "libemcl_cuda.so"
+_EMULATED_LIBRARY = library.FOLDER / "libemcl_emulated.so"
 OLDEST = (8, 0)  # compute capability
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """The library, or why there is none."""
     if not _CUDA_LIBRARY.exists():
-        return None, f"the CUDA library {compiled.not_built('cuda')}"
+        return None, f"the CUDA library {library.not_built('cuda')}"
     if torch.version.cuda is None:
         return None, f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch"
     try:
         torch.ops.load_library(str(_CUDA_LIBRARY))
-        library = ctypes.CDLL(str(_CUDA_LIBRARY))
-        library.emcl_cuda_architectures.restype = ctypes.c_char_p
-        return library, ""
+        loaded = ctypes.CDLL(str(_CUDA_LIBRARY))
+        loaded.emcl_cuda_architectures.restype = ctypes.c_char_p
+        return loaded, ""
     except (OSError, AttributeError) as error:
         return None, f"the CUDA library {_CUDA_LIBRARY} does not load: {error}"
 
@@ -107,33 +107,39 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def supports(op: str, *tensors: Tensor) -> str | None:
-    """Reason why op, forward and backward, cannot run on its tensors, or None. Tensors: as in `triton_backend`."""
-    device = tensors[0].device
-    if device.type == "cpu" and emulated():
-        reason: str | None = _load_emulated() or None
-    elif device.type != "cuda":
-        reason = _reason or f"tensors are on {device}, not on cuda"
-    else:
-        reason = _reason or _device_reason(torch.cuda.current_device() if device.index is None else device.index)
-    if reason is None and op in ("em_fit", "em_reconstruct", "em_project") and tensors[-1].shape[-1] == 0:
-        reason = "there are no bases"
-    return reason or limits.reason(op, *tensors)
+class CUDA:
+    """CUDA C++ kernels; on the CPU too, in the emulator, if it is asked for by name."""
+
+    name = "cuda"
+    uniform = False
+
+    def __init__(self) -> None:
+        self._on_gpu = library.Kernels(library.NATIVE, "CUDA")
+        self._in_emulator = library.Kernels(library.EMULATED, "CPU")
+
+    def unavailable(self, device: torch.device) -> str | None:
+        if device.type == "cpu" and emulated():
+            return _load_emulated() or None
+        if device.type != "cuda":
+            return _reason or f"tensors are on {device}, not on cuda"
+        return _reason or _device_reason(torch.cuda.current_device() if device.index is None else device.index)
+
+    def supports(self, op: Declared, args: tuple[Any, ...]) -> str | None:
+        reason = self.unavailable(args[op.main].device)
+        if reason is None and op.family != "pooled_similarity" and gpu.without_bases(op, args):
+            reason = "there are no bases"
+        return reason or gpu.over_limits(op, args)
+
+    def implementation(self, op: Declared, args: tuple[Any, ...]) -> Implementation | None:
+        kernels = self._on_gpu if args[op.main].device.type == "cuda" else self._in_emulator
+        if op.name == "_em_project_fixed" and forms.few(args[op.main].shape[-2]):
+            return _project_few_rows
+        return kernels[op]
 
 
-_kernels = compiled.Kernels(lambda tensor: compiled.EMULATED if tensor.device.type == "cpu" else compiled.NATIVE)
-moments, moments_backward = _kernels.moments, _kernels.moments_backward
-fit, fit_backward = _kernels.fit, _kernels.fit_backward
-reconstruct, reconstruct_backward = _kernels.reconstruct, _kernels.reconstruct_backward
-pooled_moments, pooled_moments_backward = _kernels.pooled_moments, _kernels.pooled_moments_backward
-pooled_cosine, pooled_cosine_backward = _kernels.pooled_cosine, _kernels.pooled_cosine_backward
-pooled_blocks = _kernels.pooled_blocks
+def _project_few_rows(x: Tensor, init: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    num_iters, temperature, residual_weight, eps, _ = settings
+    return gpu.project_few_rows(x, init, num_iters, temperature, residual_weight, eps)
 
 
-def project(
-    x: Tensor, init: Tensor, num_iters: int, temperature: float, residual_weight: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y, mean_bases, responsibilities, scale). Fewer than LOOP_ROWS rows go by the loop."""
-    if x.shape[-2] < LOOP_ROWS:
-        return few_rows.project(reconstruct, x, init, num_iters, temperature, residual_weight, eps)
-    return _kernels.project(x, init, num_iters, temperature, residual_weight, eps)
+backend = CUDA()

@@ -16,12 +16,13 @@ from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-BACKENDS = ("cuda", "triton")
+from emcl_kernels.backends import Declared
+
+BACKENDS: tuple[Literal["cuda", "triton"], ...] = ("cuda", "triton")
 SHIPPED = Path(__file__).with_name("shipped.json")
 # Names of the sizes that a row may restrict.
 SIZES = {
@@ -109,21 +110,26 @@ def rows() -> list[Row]:
     return [row for path in paths() for row in read(path)]
 
 
-def sizes(op: str, *tensors: Tensor) -> dict[str, int]:
-    """The sizes that decide, from the op's tensors as dispatch has them."""
-    first, shape = tensors[0], tensors[0].shape
-    if op == "pooled_similarity":
-        return {"texts": shape[0], "videos": tensors[1].shape[0], "frames": tensors[1].shape[1], "width": shape[1]}
-    known = {"problems": prod(shape[:-2]), "rows": shape[-2], "width": first.shape[-1]}
-    if op != "em_moments":
-        known["bases"] = tensors[1].shape[-1]
-    return {name: known[name] for name in SIZES[op]}
+def sizes(op: Declared, args: tuple[Any, ...]) -> dict[str, int]:
+    """The sizes that decide, from an op's arguments."""
+    shape = args[op.main].shape
+    if "frames" in op.position:
+        videos, frames, _ = args[op.position["frames"]].shape
+        return {"texts": shape[0], "videos": videos, "frames": frames, "width": shape[1]}
+
+    known = {"problems": prod(shape[:-2]), "rows": shape[-2], "width": shape[-1]}
+    for name in ("init", "logits", "responsibilities"):
+        if name in op.position:
+            known["bases"] = args[op.position[name]].shape[-1]
+    return {name: known[name] for name in SIZES[op.family]}
 
 
-def first_choice(op: str, *tensors: Tensor) -> tuple[str, str]:
-    """The backend for tensors on a GPU, and where that comes from."""
-    device = tensors[0].device
-    return _look_up(device, op, tensors[0].dtype, tuple(sizes(op, *tensors).items()))
+def first_choice(op: Declared, args: tuple[Any, ...]) -> tuple[str, str]:
+    """The backend for tensors on a GPU, and where that comes from. An op that no table knows goes to the first."""
+    if op.family not in SIZES:
+        return BACKENDS[0], "no table has this op"
+    x = args[op.main]
+    return _look_up(x.device, op.family, x.dtype, tuple(sizes(op, args).items()))
 
 
 @lru_cache(maxsize=4096)

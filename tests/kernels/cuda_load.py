@@ -16,11 +16,12 @@ INDEX, PYPI = "https://download.pytorch.org/whl/cu130", "https://pypi.org/simple
 
 CHECK = """
 import torch
-from emcl_kernels.backends import compiled, cuda
+from emcl_kernels.backends import cuda
+from emcl_kernels.ops.define import OPS
 status = cuda.status()
 if not status["loaded"]:
     raise SystemExit(status["reason"])
-names = [schema.partition("(")[0] for schema in compiled.SCHEMAS]
+names = list(OPS)
 missing = [name for name in names if not torch._C._dispatch_has_kernel_for_dispatch_key(f"emcl_native::{name}", "CUDA")]
 if missing:
     raise SystemExit(f"no CUDA kernel is registered for {', '.join(missing)}")

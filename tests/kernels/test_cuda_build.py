@@ -56,7 +56,7 @@ def readable(text: str) -> str:
 
 
 @pytest.mark.skipif(not BUILT.get("built"), reason=f"there is no CUDA library: {BUILT.get('reason')}")
-@pytest.mark.parametrize("source", sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")))
+@pytest.mark.parametrize("source", sorted(path.stem for path in (ROOT / "csrc" / "cuda").rglob("*.cu")))
 def test_every_kernel_is_compiled_for_every_architecture_without_spills_and_within_the_device(source: str) -> None:
     report = (REPORTS / f"cuda.{source}.ptxas").read_text(encoding="utf-8")
     architectures = {name.removesuffix("+PTX") for name in BUILT["isas"]}

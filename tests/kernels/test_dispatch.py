@@ -1,19 +1,25 @@
 """Which backend runs an op: what the tables say, what is forced, and the reasons that are given."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from emcl_kernels import dispatch, tables, use_backend
-from emcl_kernels.backends import cuda, plain, triton_backend
+import emcl_kernels
+from emcl_kernels import checks, dispatch, em_moments, tables, use_backend
+from emcl_kernels.backends import Declared, cpu, cuda, triton
+from emcl_kernels.ops import fit, moments, pooled, project, reconstruct
+from emcl_kernels.testing import clustered_rows
 
 H200 = ("NVIDIA H200", "9.0")
 SIZES = {"problems": 1, "width": 512, "bases": 32}
@@ -29,6 +35,7 @@ def fresh_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
         tables.rows.cache_clear()
         tables._look_up.cache_clear()
         dispatch._explain.cache_clear()
+        dispatch.choices.clear()
 
     forget()
     yield
@@ -40,11 +47,17 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an H200 where every backend can run: `choose` is asked with tensors that only say where they are."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: H200[0])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    for module in (cuda, triton_backend):
-        monkeypatch.setattr(module, "supports", lambda op, *tensors: None)
+    for backend in (cuda.backend, triton.backend):
+        runs(backend, monkeypatch)
 
 
-def on_gpu(*shape: int) -> Tensor:
+def runs(backend: Any, monkeypatch: pytest.MonkeyPatch, reason: str | None = None) -> None:
+    """Have a backend take everything, or nothing for a reason; its function returns its name."""
+    monkeypatch.setattr(backend, "supports", lambda op, args: reason)
+    monkeypatch.setattr(backend, "implementation", lambda op, args: lambda *_: backend.name)
+
+
+def on_gpu(*shape: int) -> torch.Tensor:
     """A tensor that says it is on a GPU, and has no memory."""
     with FakeTensorMode():
         return torch.empty(shape, device="cuda:0")
@@ -56,8 +69,9 @@ def table(path: Path, *rows: dict[str, Any]) -> Path:
     return path
 
 
-def fit(width: int = 512, bases: int = 32) -> tuple[Tensor, Tensor]:
-    return on_gpu(width, width), on_gpu(width, bases)
+def fitting(width: int = 512, bases: int = 32) -> tuple[Declared, tuple[Any, ...]]:
+    """em_fit and its arguments."""
+    return fit.op, (on_gpu(width, width), on_gpu(width, bases), 9, 1.0, 1e-6)
 
 
 def test_the_shipped_table_answers_for_every_op_and_says_where_it_comes_from() -> None:
@@ -134,11 +148,11 @@ def test_a_wrong_table_is_refused_with_its_row(
 
 def test_sizes_are_those_of_the_op() -> None:
     x, init = torch.ones(2, 3, 7, 5), torch.ones(4)
-    assert tables.sizes("em_moments", x) == {"problems": 6, "rows": 7, "width": 5}
-    assert tables.sizes("em_project", x, init) == {"problems": 6, "rows": 7, "width": 5, "bases": 4}
-    assert tables.sizes("em_fit", torch.ones(5, 5), torch.ones(5, 4)) == {"problems": 1, "width": 5, "bases": 4}
-    pooled = tables.sizes("pooled_similarity", torch.ones(2, 5), torch.ones(3, 6, 5), torch.ones(5, 4))
-    assert pooled == {"texts": 2, "videos": 3, "frames": 6, "width": 5}
+    assert tables.sizes(moments.op, (x,)) == {"problems": 6, "rows": 7, "width": 5}
+    assert tables.sizes(project.fixed, (x, init)) == {"problems": 6, "rows": 7, "width": 5, "bases": 4}
+    assert tables.sizes(fit.op, (torch.ones(5, 5), torch.ones(5, 4))) == {"problems": 1, "width": 5, "bases": 4}
+    of_pooled = tables.sizes(pooled.moments_op, (torch.ones(2, 5), torch.ones(3, 6, 5), torch.ones(3, 6)))
+    assert of_pooled == {"texts": 2, "videos": 3, "frames": 6, "width": 5}
 
 
 @pytest.mark.usefixtures("gpu")
@@ -148,8 +162,8 @@ def test_on_a_gpu_the_table_chooses_and_the_log_says_so(
     narrow = {"backend": "triton", "origin": "measured on a test", "op": "em_fit", "shape": {"width": [1, 100]}}
     monkeypatch.setenv("EMCL_TABLE", str(table(tmp_path / "table.json", narrow)))
     with caplog.at_level("DEBUG", logger="emcl_kernels"):
-        assert dispatch.choose("em_fit", *fit(width=64)) is triton_backend
-        assert dispatch.choose("em_fit", *fit(width=512)) is cuda
+        assert dispatch.choose(*fitting(width=64))() == "triton"
+        assert dispatch.choose(*fitting(width=512))() == "cuda"
     assert "em_fit runs on triton (table: measured on a test)" in caplog.text
     assert "em_fit runs on cuda (table: cost model, not measured)" in caplog.text
 
@@ -158,11 +172,11 @@ def test_on_a_gpu_the_table_chooses_and_the_log_says_so(
 def test_where_the_first_choice_cannot_run_the_next_does_and_the_reason_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cuda, "supports", lambda op, *tensors: "not for this device")
+    runs(cuda.backend, monkeypatch, "not for this device")
     with caplog.at_level("DEBUG", logger="emcl_kernels"):
-        assert dispatch.choose("em_fit", *fit()) is triton_backend
-        monkeypatch.setattr(triton_backend, "supports", lambda op, *tensors: "not here")
-        assert dispatch.choose("em_fit", *fit()) is plain
+        assert dispatch.choose(*fitting())() == "triton"
+        runs(triton.backend, monkeypatch, "not here")
+        assert dispatch.choose(*fitting()) is dispatch.BACKENDS["reference"].functions["em_fit"]
     assert "em_fit runs on triton (cuda: not for this device)" in caplog.text
     assert "em_fit runs on reference (cuda: not for this device; triton: not here)" in caplog.text
 
@@ -171,7 +185,7 @@ def test_where_the_first_choice_cannot_run_the_next_does_and_the_reason_is_logge
 @pytest.mark.parametrize("name", ["triton", "cuda", "reference"])
 def test_a_backend_asked_for_by_name_runs_whatever_the_table_says(name: Any) -> None:
     with use_backend(name):
-        assert dispatch.choose("em_fit", *fit()) is dispatch.MODULES[name]
+        assert dispatch.which(*fitting())[0] == name
 
 
 def test_a_backend_asked_for_by_name_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,14 +196,14 @@ def test_a_backend_asked_for_by_name_that_cannot_run_says_why(monkeypatch: pytes
         use_backend("cuda"),
         pytest.raises(RuntimeError, match=r'"cuda" is not available for em_moments: nvcc is missing'),
     ):
-        dispatch.em_moments(x)
+        em_moments(x)
     monkeypatch.setattr(cuda, "_reason", "")
-    assert cuda.supports("em_moments", x) == "tensors are on cpu, not on cuda"
+    assert cuda.backend.supports(moments.op, (x,)) == "tensors are on cpu, not on cuda"
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton", "reference", "native"])
 def test_the_environment_forces_a_backend(name: str) -> None:
-    program = "from emcl_kernels import dispatch; print(dispatch._forced)"
+    program = "from emcl_kernels import dispatch; print(dispatch.asked.backend)"
     done = subprocess.run([sys.executable, "-c", program], env={"EMCL_BACKEND": name, "PYTHONPATH": ":".join(sys.path)},
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.strip() == name
@@ -255,33 +269,121 @@ def test_an_architecture_that_was_not_compiled_is_named(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("op", "shapes", "reason"),
     [
-        ("em_fit", [(5, 5), (5, 129)], "129 bases"),
-        ("em_fit", [(5, 5), (5, 128)], None),
-        ("em_reconstruct", [(3, 5), (5, 0)], "there are no bases"),
-        ("pooled_similarity", [(3, 5), (2, 65, 5)], "65 frames"),
-        ("pooled_similarity", [(3, 5), (2, 64, 5), (5, 0)], None),
-        ("em_moments", [(3, 1000), (1000, 1000)], None),
+        (fit.op, [(5, 5), (5, 129)], "129 bases"),
+        (fit.op, [(5, 5), (5, 128)], None),
+        (reconstruct.op, [(3, 5), (5, 0), (0,)], "there are no bases"),
+        (pooled.moments_op, [(3, 5), (2, 65, 5), (2, 65)], "65 frames"),
+        (pooled.cosine_op, [(3, 5), (2, 64, 5), (2, 64), (0,), (5, 0), (0,)], None),
+        (moments.op, [(3, 1000)], None),
     ],
 )
 def test_sizes_beyond_a_tile_are_refused(
-    op: str, shapes: list[tuple[int, ...]], reason: str | None, monkeypatch: pytest.MonkeyPatch
+    op: Declared, shapes: list[tuple[int, ...]], reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMCL_CUDA_EMULATED", "1")
     monkeypatch.setattr(cuda, "_load_emulated", lambda: "")
-    said = cuda.supports(op, *(torch.ones(shape) for shape in shapes))
+    said = cuda.backend.supports(op, tuple(torch.ones(shape) for shape in shapes))
     assert said is None if reason is None else reason in said
 
 
 def test_float64_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMCL_CUDA_EMULATED", "1")
     monkeypatch.setattr(cuda, "_load_emulated", lambda: "")
-    assert "not torch.float64" in str(cuda.supports("em_moments", torch.ones(3, 4, dtype=torch.float64)))
-    assert "it takes torch.float32, not" in str(cuda.supports("em_fit", *2 * [torch.ones(4, 4).half()]))
+    halves = (torch.ones(4, 4).half(), torch.ones(4, 4).half())
+    assert "not torch.float64" in str(cuda.backend.supports(moments.op, (torch.ones(3, 4, dtype=torch.float64),)))
+    assert "it takes torch.float32, not" in str(cuda.backend.supports(fit.op, halves))
 
 
 def test_the_emulated_library_is_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMCL_CUDA_EMULATED", "1")
     monkeypatch.setattr(cuda, "_load_emulated", lambda: "")
-    assert dispatch.choose("em_moments", torch.ones(3, 4)) is not cuda
+    x = (torch.ones(3, 4),)
+    assert dispatch.which(moments.op, x)[0] != "cuda"
+    monkeypatch.setattr(cuda.backend, "implementation", lambda op, args: lambda x: "emulated")
     with use_backend("cuda"):
-        assert dispatch.choose("em_moments", torch.ones(3, 4)) is cuda
+        assert dispatch.which(moments.op, x)[0] == "cuda"
+
+
+def test_backend_by_name_runs_or_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = clustered_rows(5, 4)
+    monkeypatch.setattr(cpu.backend, "reason", "it is not here")
+    with use_backend("native"), pytest.raises(RuntimeError, match=r'backend "native" is not available .*not here'):
+        emcl_kernels.em_moments(x)
+    assert dispatch.which(moments.op, (x,))[0] == "reference"
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(Exception, match="reference"), use_backend("metal"):  # type: ignore[arg-type]
+        pass
+
+
+def test_a_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="emcl_kernels"), use_backend("reference"):
+        emcl_kernels.em_moments(clustered_rows(5, 4))
+    assert "em_moments runs on reference (asked for by name)" in caplog.text
+
+
+def test_threads_that_leave_their_backends_in_another_order_leave_none_behind() -> None:
+    x = clustered_rows(5, 4)
+    entered, left = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with use_backend("reference"):
+            entered.set()
+            left.wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    entered.wait(10)
+    before_second = dispatch.candidates(moments.op, (x,))[0]
+    with use_backend("native"):
+        within = dispatch.candidates(moments.op, (x,))[0]
+        left.set()
+        thread.join()
+        still = dispatch.candidates(moments.op, (x,))[0]
+    assert (before_second, within, still) == (("reference",), ("native",), ("native",))
+    assert dispatch.candidates(moments.op, (x,))[1] == "first choice"
+
+
+def test_a_missing_cpp_library_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_PATH", cpu._PATH.with_name("missing.so"))
+    isa, reason = cpu._load()
+    assert isa == ""
+    assert "was not built" in reason
+
+
+def test_without_triton_its_backend_says_why() -> None:
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch\n"
+        "from emcl_kernels import em_moments, use_backend\n"
+        "with use_backend('triton'): em_moments(torch.ones(2, 2))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert 'RuntimeError: backend "triton" is not available for em_moments: triton cannot be imported' in done.stderr
+
+
+# ---- checks of any argument ------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    checks.count(np.int64(4), "num_bases")
+    checks.number(np.float32(2.0), "temperature")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: checks.count(2.5, "num_bases"), "num_bases is 2.5; expected a whole number"),
+        (lambda: checks.count(True, "num_bases"), "num_bases is True; expected a whole number"),
+        (
+            lambda: checks.number(nn.Parameter(torch.ones(())), "residual_weight"),
+            r"residual_weight is Parameter[^;]*; expected a finite number, which is a constant to autograd",
+        ),
+        (lambda: checks.tensors(text=[torch.ones(1)]), "text is a list; expected a torch tensor"),
+    ],
+)
+def test_a_bad_argument_is_named(call: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from emcl_kernels import __version__, dispatch, info
-from emcl_kernels.backends import native
+from emcl_kernels.backends import cpu
 
 
 def built(**cpu: object) -> str:
@@ -46,8 +46,8 @@ def test_what_was_built_is_told(
 
 def test_a_library_that_does_not_load_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     status = {"loaded": False, "path": "/x/libemcl_cpu.so", "isa": "", "reason": "undefined symbol: somewhere"}
-    monkeypatch.setattr(native, "status", lambda: status)
-    monkeypatch.setattr(native, "supports", lambda op, *tensors: "undefined symbol: somewhere")
+    monkeypatch.setattr(cpu.backend, "status", lambda: status)
+    monkeypatch.setattr(cpu.backend, "reason", "undefined symbol: somewhere")
     described = info.describe()
     assert "libemcl_cpu.so: no: undefined symbol: somewhere" in described
     assert "native on cpu      not available: undefined symbol: somewhere" in described
@@ -64,13 +64,13 @@ def test_a_missing_triton_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> N
     assert "triton not importable (" in info.describe()
 
 
-@pytest.mark.parametrize("op", info.OPS)
+@pytest.mark.parametrize("op", info.families())
 def test_the_backend_named_is_the_one_that_runs(op: str) -> None:
     with dispatch.use_backend("reference"):
         assert info.which_backend(op, "cpu").split()[0] == "reference"
 
 
 def test_a_backend_asked_for_that_cannot_run_is_none_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "supports", lambda op, *tensors: "not built")
+    monkeypatch.setattr(cpu.backend, "reason", "not built")
     with dispatch.use_backend("native"):
         assert info.which_backend("em_fit", "cpu").startswith('none: backend "native" is not available for em_fit')

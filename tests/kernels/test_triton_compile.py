@@ -135,7 +135,7 @@ def record_launches(
 
 
 def rows_functions(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-    from emcl_kernels.backends import triton_backend
+    from emcl_kernels.backends import triton as triton_backend
 
     batch, rows, width, num_bases = shape
     x = torch.zeros(batch, rows, width, dtype=dtype)
@@ -151,7 +151,7 @@ def rows_functions(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None
 
 
 def pooled_functions(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
-    from emcl_kernels.backends import triton_backend
+    from emcl_kernels.backends import triton as triton_backend
 
     texts, videos, frames, width, num_bases = shape
     inputs = (

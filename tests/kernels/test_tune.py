@@ -5,13 +5,13 @@ import sys
 from itertools import pairwise, product
 from math import sqrt
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from emcl_kernels import dispatch, tables, tune
+from emcl_kernels.backends import PythonBackend, reference
 
 TINY = {
     "em_moments": {"problems": (1, 2), "rows": (20, 80), "width": (8,)},
@@ -62,25 +62,23 @@ def test_the_faster_backend_of_each_cell_is_written_and_then_chosen(
         run()
         return float(len(ran))
 
-    class Backend(ModuleType):
+    class Slower(PythonBackend):
         """Runs on the reference; wide fits are faster in Triton, everything else in CUDA."""
 
-        def __init__(self, name: str) -> None:
-            super().__init__(name)
-            self.name = name
+        uniform = False
 
-        def supports(self, op: str, *tensors: torch.Tensor) -> str | None:
+        def supports(self, op: Any, args: tuple[Any, ...]) -> str | None:
             ran.clear()
-            slow = (self.name == "cuda") == (op == "em_fit" and tensors[0].shape[-1] > 16)
+            slow = (self.name == "cuda") == (op.family == "em_fit" and args[op.main].shape[-1] > 16)
             self.cost = 2 if slow else 1
-            return "not here" if op == "em_moments" and self.name == "cuda" else None
+            return "not here" if op.family == "em_moments" and self.name == "cuda" else None
 
-        def __getattr__(self, function: str) -> Any:
+        def implementation(self, op: Any, args: tuple[Any, ...]) -> Any:
             ran.extend(["run"] * self.cost)
-            return getattr(dispatch.MODULES["reference"], function)
+            return super().implementation(op, args)
 
     for name in tables.BACKENDS:
-        monkeypatch.setitem(dispatch.MODULES, name, Backend(name))
+        monkeypatch.setitem(dispatch.BACKENDS, name, Slower(name, reference.backend.functions))
     path = tmp_path / "table.json"
     tune.write(path, list(tune.rows("a GPU", "measured on a test", measure, device="cpu")))
     rows = tables.read(path)

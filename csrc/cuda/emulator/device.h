@@ -15,6 +15,8 @@
 #include <stdexcept>
 #include <tuple>
 
+#include "cuda/call.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -40,8 +42,6 @@ inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return
 inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 
 namespace emcl {
-
-using Stream = void*;
 
 namespace emulator {
 
@@ -105,12 +105,6 @@ T* in_block(T* shared, uint32_t rank) {
   return reinterpret_cast<T*>(emulator::shared_of(rank, reinterpret_cast<char*>(shared)));
 }
 
-struct Device {
-  int index;
-  int architecture;
-  int multiprocessors;
-  size_t most_shared;
-};
 Device describe_device(int index);  // EMCL_EMULATED_ARCHITECTURE, 90 where it is not set
 
 struct Launch {

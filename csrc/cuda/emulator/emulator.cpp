@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "device.h"
+#include "cuda/emulator/device.h"
 
 namespace emcl {
 namespace emulator {

@@ -1,0 +1,30 @@
+// EM on a Gram matrix: one launch where a cluster holds it, one for each iteration elsewhere (fit_plan.h).
+#include "cuda/fit/fit_cluster.cuh"
+#include "cuda/fit/fit_steps.h"
+
+namespace emcl {
+
+void fit(const Call& call, const float* gram, const float* logits, int64_t problems, int64_t width, int64_t num_bases,
+         Settings settings, float* responsibilities, float* scale) {
+  if (problems == 0) return;
+  const ClusterProblem problem{gram,
+                               logits,
+                               responsibilities,
+                               scale,
+                               int(width),
+                               int(num_bases),
+                               int(settings.num_iters),
+                               float(1 / settings.temperature),
+                               float(settings.eps),
+                               rows_are_aligned(gram, width)};
+  const auto plan = [&](int largest) {
+    return fit_plan(call.device.architecture, call.device.most_shared, largest, problems, width, num_bases,
+                    settings.num_iters);
+  };
+  FitPlan best = plan(largest_cluster(call.device.architecture));
+  if (best.cluster && fit_in_cluster(call, problem, best.held, problems)) return;
+  if (best.cluster) best = plan(8);
+  fit_in_steps(call, best.step, gram, logits, problems, width, num_bases, settings, responsibilities, scale);
+}
+
+}  // namespace emcl

@@ -1,0 +1,56 @@
+"""What the two GPU backends have in common: the limits of their tiles, and EM on a handful of rows."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emcl_kernels import reference
+from emcl_kernels.backends import Declared
+
+MAX_BASES = 128
+MAX_FRAMES = 64
+FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_ENDS_IN_BASES = ("init", "logits", "responsibilities")
+"""Arguments whose last dimension is K."""
+
+
+def over_limits(op: Declared, args: tuple[Any, ...]) -> str | None:
+    """Why the arguments of an op are not taken, or None."""
+    allowed = FLOAT_TYPES if op.family != "em_fit" else (torch.float32,)
+    dtype = args[op.main].dtype
+    if dtype not in allowed:
+        return f"it takes {', '.join(str(dtype) for dtype in allowed)}, not {dtype}"
+
+    for name in _ENDS_IN_BASES:
+        at = op.position.get(name)
+        if at is not None and args[at].shape[-1] > MAX_BASES:
+            return f"{args[at].shape[-1]} bases do not fit into one tile of {MAX_BASES}"
+
+    at = op.position.get("frames")
+    if at is not None and args[at].shape[1] > MAX_FRAMES:
+        return f"{args[at].shape[1]} frames do not fit into one tile of {MAX_FRAMES}"
+    return None
+
+
+def without_bases(op: Declared, args: tuple[Any, ...]) -> bool:
+    """Whether K is zero."""
+    positions = (op.position.get(name) for name in _ENDS_IN_BASES)
+    return any(at is not None and args[at].shape[-1] == 0 for at in positions)
+
+
+def project_few_rows(
+    x: Tensor, init: Tensor, num_iters: int, temperature: float, residual_weight: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """EM by the loop in plain torch; the kernels have the Gram form only (see `emcl_kernels.forms`).
+
+    Returns:
+        y, mean_bases, responsibilities, scale.
+    """
+    rows = x.float()
+    bases, responsibilities, scale = reference.em_loop(
+        rows, init.float(), num_iters=num_iters, temperature=temperature, eps=eps
+    )
+    y = reference.em_reconstruct(rows, responsibilities, scale, weight=residual_weight)
+    return y.to(x.dtype), bases.mean(-2), responsibilities, scale
