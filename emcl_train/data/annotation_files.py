@@ -50,7 +50,7 @@ def visible_files(folder: Path) -> Iterator[Path]:
 
 
 def without_video_suffix(name: str) -> str:
-    """ "x.avi" → "x", and "0001_Film_00.01.02.345" as it is."""
+    """The name without the suffix of a video: "x.avi" → "x", and "0001_Film_00.01.02.345" as it is."""
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in VIDEO_SUFFIXES else name
 
