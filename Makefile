@@ -65,7 +65,7 @@ TEST_TYPES := --allow-untyped-defs $(foreach code,arg-type assignment attr-defin
 # Modules in the flat folders of benchmarks and tests import each other by bare names, so each folder has a call.
 types: $(VENV)/.deps  ## Check types: mypy
 	$(BIN)/mypy
-	MYPYPATH=benchmarks:tests:tests/gpu $(BIN)/mypy benchmarks/*.py
+	MYPYPATH=benchmarks:tests $(BIN)/mypy benchmarks/*.py
 	$(BIN)/mypy tests/*.py
 	MYPYPATH=tests/kernels $(BIN)/mypy $(TEST_TYPES) --exclude /toy/ tests/kernels
 	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from emcl_train.config import flattened
 from emcl_train.evaluation.bootstrap import signed
 from emcl_train.report import plots
 from emcl_train.report.notes import BY_RANK, columns_of, sentences, standard_error
@@ -258,17 +259,6 @@ def _shown(run: Run, clip: int, role: str, similarity: float, pictures: dict[int
 def _settings(run: Run) -> dict[str, dict[str, Any]]:
     """Every setting under the heading of its section, and the environment."""
     config = asdict(run.config)
-    sections = {name: _flat(value) for name, value in config.items() if isinstance(value, dict)}
+    sections = {name: flattened(value) for name, value in config.items() if isinstance(value, dict)}
     plain = {name: value for name, value in config.items() if not isinstance(value, dict)}
-    return {"run": plain, **sections, "environment": _flat(run.environment)}
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+    return {"run": plain, **sections, "environment": flattened(run.environment)}
