@@ -46,8 +46,8 @@ test-cuda-load: $(VENV)/.built  ## Load the CUDA library in a CUDA build of torc
 # An interpreter that has torch and pytest already; .venv is then neither made nor used: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?=
 
-test-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Run the tests that need a GPU
-	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) tests/gpu/run.py $(ARGS)
+test-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Run the kernel tests on a GPU
+	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) tests/run_on_gpu.py $(ARGS)
 
 CPP := $(wildcard $(foreach kind,h cpp cu cuh,csrc/*.$(kind) csrc/*/*.$(kind) csrc/*/*/*.$(kind)) emcl_kernels/include/emcl/*.h tests/kernels/toy/*.cpp)
 
@@ -65,7 +65,7 @@ TEST_TYPES := --allow-untyped-defs $(foreach code,arg-type assignment attr-defin
 # Modules in the flat folders of benchmarks and tests import each other by bare names, so each folder has a call.
 types: $(VENV)/.deps  ## Check types: mypy
 	$(BIN)/mypy
-	MYPYPATH=benchmarks:tests:tests/gpu $(BIN)/mypy benchmarks/*.py
+	MYPYPATH=benchmarks:tests $(BIN)/mypy benchmarks/*.py
 	$(BIN)/mypy tests/*.py
 	MYPYPATH=tests/kernels $(BIN)/mypy $(TEST_TYPES) --exclude /toy/ tests/kernels
 	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train

@@ -28,8 +28,8 @@ from record import RESULTS, AlreadyThere, Record, refuse_to_overwrite, save, slu
 import emcl_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "tests" / "gpu"))
-from watch import run_watched  # noqa: E402
+sys.path.append(str(ROOT / "tests"))
+from run_on_gpu import run_watched  # noqa: E402
 
 SILENCE = 120.0  # seconds that a single step may take
 RESTARTS = 8
@@ -48,7 +48,7 @@ the ceiling (float32: of TF32).
 def short_tests(folder: Path, device: str) -> dict[str, str]:
     """By backend: why nothing of it may be recorded, or an empty string."""
     summary = folder / "gpu-tests.json"
-    command = [sys.executable, str(ROOT / "tests" / "gpu" / "run.py"), "--short", "--device", device]
+    command = [sys.executable, str(ROOT / "tests" / "run_on_gpu.py"), "--short", "--device", device]
     subprocess.run([*command, "--summary", str(summary), "--silence", str(SILENCE)], check=False)
     outcomes = json.loads(summary.read_text()) if summary.exists() else {}
     summary.unlink(missing_ok=True)

@@ -1,10 +1,59 @@
 """For tests and benchmarks: inputs on which EM does something, one table of tolerances, and a comparison."""
 
+import math
+
 import torch
 from torch import Tensor
 
-# Largest allowed ‖out − ref‖ / ‖ref‖ against the float64 reference, by dtype of the input.
+# Largest allowed ‖out − ref‖ / ‖ref‖ against the float64 reference, by dtype of the input, if sizes are not known.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+# The table of what arithmetic explains. `bound` puts it together.
+ROUNDING = {
+    dtype: torch.finfo(dtype).eps / 2 for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+}
+"""Largest relative error of one rounding to a dtype."""
+SUMMED_IN = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float32,
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+}
+"""The dtype in which each is added up."""
+MARGIN = 4.0
+"""Roundings of a sum behave like a random walk; a sum is off by at most this many of its standard deviations."""
+OUTPUT_ROUNDINGS = 2.0
+"""Narrow operands and results are rounded to their dtype: once on the way in or out, or on both."""
+PAIR = {"cuda": 2.0**-17}
+"""Relative error of a product in float32, by backend, if it is not float32's own: CUDA multiplies pairs of 16 bits."""
+
+
+def bound(
+    dtype: torch.dtype, length: int = 1, *, conditioning: float = 1.0, backend: str = "reference", exact: bool = False
+) -> float:
+    """Largest relative error that arithmetic explains, on any processor: c·u·√length, and the rounding of the result.
+
+    Args:
+        dtype: of the input and of the result.
+        length: of the longest chain of additions that a number of the result goes through.
+        conditioning: how many times larger an error of the input is in the result; see `conditioning`.
+        backend: name of the backend, for the table of products.
+        exact: the result is in the dtype that is summed in, whatever `dtype` is.
+
+    Returns:
+        the bound on ‖out − ref‖ / ‖ref‖.
+
+    Example:
+        >>> f"{bound(torch.float32, 1000):.1e}"
+        '7.5e-06'
+    """
+    summed_in = SUMMED_IN[dtype]
+    total = MARGIN * ROUNDING[summed_in] * math.sqrt(length)
+    if summed_in == torch.float32:
+        total += PAIR.get(backend, 0.0)
+    if dtype != summed_in and not exact:
+        total += OUTPUT_ROUNDINGS * ROUNDING[dtype]
+    return total * max(1.0, conditioning)
 
 
 def clustered_rows(*shape: int, dtype: torch.dtype = torch.float64, clusters: int = 8) -> Tensor:

@@ -2,17 +2,19 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
+from tyro.conf import Positional
 
 from emcl_train.config import (
+    LAYOUTS,
     EMCLConfig,
     EvalConfig,
-    Layout,
     PlaceConfig,
     RefineConfig,
     RunConfig,
@@ -23,27 +25,14 @@ from emcl_train.config import (
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
-from emcl_train.runs.files import check_run_folder, load_config, require_folder, require_free, require_run
+from emcl_train.runs.contents import check_run_folder, load_config, require_run
+from emcl_train.runs.files import require_folder, require_free
 from emcl_train.weights.hub import require_places
 
-Arguments = TypeVar("Arguments")
-
-USAGE = f"""\
-usage: emcl-train [--debug] COMMAND ...
-
-  train RECIPE [--OPTION VALUE ...]   train, evaluate and write a report; recipes: {", ".join(sorted(RECIPES))}
-  eval RUN [--OPTION VALUE ...]       evaluate the best weights of a run folder again; --out DIR for the results
-  embed RECIPE|RUN --out DIR          encode frames and captions once; then train RECIPE --from-features DIR
-  export RUN FILE --layout LAYOUT     write a run's weights under the names of CLIP4Clip, the EMCL release, OpenAI, ...
-  data shapes DIR                     render the bundled video set
-  data doctor RECIPE DIR              examine a data set: counts, captions, clips that are missing or damaged
-  data compress DIR OUT               small copies of videos: 3 frames a second, short side 224, no sound
-  refine TEXT VIDEO --out DIR         improve retrieval with the embeddings that two files hold, without training
-  report RUN [RUN ...]                write report.html of each run, and compare them query by query
-
-  --debug    show the traceback of an error
-  --help     after any command: all its options
-"""
+if TYPE_CHECKING:
+    DataSetName = str
+else:
+    DataSetName = tyro.extras.literal_type_from_choices([*LAYOUTS, *sorted(set(RECIPES) - set(LAYOUTS))])
 
 
 @dataclass
@@ -90,92 +79,6 @@ class EmbedRunArguments:
     """Store the features of every token too, as the head "wti" needs them."""
 
 
-@dataclass
-class ExportArguments:
-    """Write the best weights of a run under the names of another program."""
-
-    run: tyro.conf.Positional[Path]
-    """Folder of a training run."""
-    out: tyro.conf.Positional[Path]
-    """File to write, as safetensors where its name ends so; a folder for "transformers". It must not exist."""
-    layout: Literal["clip4clip", "emcl", "openai", "transformers"]
-    """Whose names: of the whole model CLIP4Clip's or the EMCL release's, or of CLIP alone OpenAI's or transformers'."""
-
-
-@dataclass
-class ShapesArguments:
-    """Render the bundled video set in the MSR-VTT layout."""
-
-    root: tyro.conf.Positional[Path]
-    """Folder to write to."""
-    shapes: Annotated[ShapesConfig, tyro.conf.arg(name="")]
-    """What to render."""
-
-
-@dataclass
-class DoctorArguments:
-    """Examine a data set; exits with 1 where clips are damaged or missing, or the annotations cannot be used."""
-
-    layout: tyro.conf.Positional[Layout | Literal["msrvtt-9k", "msrvtt-7k", "msrvtt-full"]]
-    """How the files lie: a layout, or a recipe ("msrvtt" is msrvtt-9k)."""
-    root: tyro.conf.Positional[Path]
-    """Folder with the annotation files and a `videos/` folder."""
-    videos: Path | None = None
-    """Folder of the clips, in place of `videos/`."""
-    deep: bool = False
-    """Decode what a run samples of every clip, not only headers, packets and the first frame."""
-    json: Path | None = None
-    """Write what was found to this file, in place of doctor.json in the data set's `.emcl` folder."""
-
-
-@dataclass
-class CompressArguments:
-    """Copy every video of a folder, small; started again it goes on. Exits with 1 where videos cannot be decoded."""
-
-    folder: tyro.conf.Positional[Path]
-    """Folder of videos, and of folders of them. Nothing in it is changed."""
-    out: tyro.conf.Positional[Path]
-    """Folder for the copies, which keep their places and names, as .mp4."""
-    fps: float = 3.0
-    """Frames a second."""
-    short_side: int = 224
-    """Height or width of a copy in pixels, whichever is smaller."""
-    workers: int = 0
-    """Videos at a time; 0: one for each core."""
-
-
-@dataclass
-class RefineArguments:
-    """Improve retrieval with embeddings that exist already, without training and without pairs.
-
-    TEXT and VIDEO are files of embeddings [N, D]: .npy, .npz, .safetensors or .parquet. FILE:NAME names one of several
-    arrays of a file, and FILE.npy:0 the first part of an array [2, N, D].
-    """
-
-    text: tyro.conf.Positional[str]
-    """File of text embeddings."""
-    video: tyro.conf.Positional[str]
-    """File of video or image embeddings, of the same width."""
-    out: Path
-    """Folder for the refined files, in the formats they came in, and the map. Replaces only what refine wrote there."""
-    settings: Annotated[RefineConfig, tyro.conf.arg(name="")]
-    """Of the map."""
-    paired: bool = False
-    """Row i of TEXT belongs to row i of VIDEO: print the table before and after. Fitting never uses it."""
-    pairs: Path | None = None
-    """File with the row of its video for each text, .npy or one number a line: print the table."""
-
-
-@dataclass
-class ReportArguments:
-    """Write report.html of each run, and compare them in one table and query by query."""
-
-    runs: tyro.conf.Positional[list[Path]]
-    """Folders of training runs; a folder of runs with several seeds counts as one. Each is compared with the first."""
-    json: Path | None = None
-    """Write the comparisons to this file as well."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -201,79 +104,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Find the command by its words and parse the rest."""
-    match arguments:
-        case [] | ["-h" | "--help", *_] | ["data", "-h" | "--help", *_]:
-            print(USAGE, end="")
-            return 0 if arguments else 2
-        case ["train", recipe, *rest] if not recipe.startswith("-"):
-            return run_train(recipe, rest)
-        case ["train", *rest]:
-            if "--help" in rest or "-h" in rest:
-                print(USAGE, end="")
-                return 0
-            raise UserError(f"train needs a recipe before its options; known recipes: {', '.join(sorted(RECIPES))}")
-        case ["eval", run, *rest] if not run.startswith("-"):
-            return run_eval(Path(run), rest)
-        case ["eval", *rest]:
-            if "--help" in rest or "-h" in rest:
-                print(USAGE, end="")
-                return 0
-            raise UserError("eval needs the folder of a run before its options, such as runs/shapes")
-        case ["embed", what, *rest] if not what.startswith("-"):
-            return run_embed(what, rest)
-        case ["embed", *rest]:
-            if "--help" in rest or "-h" in rest:
-                print(USAGE, end="")
-                return 0
-            raise UserError("embed needs a recipe or the folder of a run before its options")
-        case ["export", *rest]:
-            with of_command(Command(flags_of(ExportArguments))):
-                return run_export(parse(ExportArguments, "export", rest))
-        case ["data", "shapes", *rest]:
-            with of_command(Command(flags_of(ShapesArguments), "data.shapes.", {"data.root": "DIR"})):
-                return run_shapes(parse(ShapesArguments, "data shapes", rest))
-        case ["data", "doctor", *rest]:
-            with of_command(Command(flags_of(DoctorArguments), "data.", {"data.root": "DIR"})):
-                return run_doctor_command(parse(DoctorArguments, "data doctor", rest))
-        case ["data", "compress", *rest]:
-            with of_command(Command(flags_of(CompressArguments))):
-                return run_compress(parse(CompressArguments, "data compress", rest))
-        case ["refine", *rest]:
-            with of_command(Command(flags_of(RefineArguments))):
-                return run_refine(parse(RefineArguments, "refine", rest))
-        case ["report", *rest]:
-            with of_command(Command(flags_of(ReportArguments), elsewhere=OF_THE_RUN)):
-                return run_report(parse(ReportArguments, "report", rest))
+    """Find the command by its words and let it parse the rest."""
+    if not arguments:
+        print(USAGE, end="")
+        return 2
+    if asks_for_help(arguments[:1]) or (arguments[0] == "data" and asks_for_help(arguments[1:2])):
+        print(USAGE, end="")
+        return 0
+
+    # The longer name first: "data shapes" before "data".
+    for words in (2, 1):
+        entry = COMMANDS.get(" ".join(arguments[:words]))
+        if entry is not None:
+            return entry.run(arguments[words:])
+
     raise UserError(f"there is no command {' '.join(arguments[:2])!r}; see emcl-train --help")
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    return "--help" in arguments or "-h" in arguments
+
+
+def after_a_word(run: Callable[[str, list[str]], int], missing: str) -> Callable[[list[str]], int]:
+    """A command whose first word decides the defaults of its options, so that it is read before they are parsed.
+
+    Args:
+        run: takes the word and the options.
+        missing: said if the options come first.
+    """
+
+    def call(arguments: list[str]) -> int:
+        if arguments and not arguments[0].startswith("-"):
+            return run(arguments[0], arguments[1:])
+        if asks_for_help(arguments):
+            print(USAGE, end="")
+            return 0
+        raise UserError(missing)
+
+    return call
+
+
+def of_function(name: str, function: Callable[..., int | None], **command: Any) -> Callable[[list[str]], int]:
+    """A command whose options tyro makes of a function's parameters.
+
+    Args:
+        name: what users type.
+        function: does the work; None stands for the exit code 0.
+        command: how errors name settings, as fields of `Command`.
+    """
+
+    def call(arguments: list[str]) -> int:
+        with of_command(Command(flags_of(function), **command)):
+            return tyro.cli(function, args=arguments, prog=f"emcl-train {name}") or 0
+
+    return call
 
 
 OF_THE_RUN = "{name} in the run's config.json"
 
 
-def flags_of(kind: Any, prefix: str = "") -> frozenset[str]:
-    """Every flag that tyro makes of a dataclass."""
+def flags_of(target: Any, prefix: str = "") -> frozenset[str]:
+    """Every flag that tyro makes of a dataclass or of a function's parameters.
+
+    tyro has no lasting call for this: `tyro.extras.get_parser` is deprecated.
+    """
+    hints = get_type_hints(target, include_extras=True)
+    names = [field.name for field in fields(target)] if is_dataclass(target) else list(signature(target).parameters)
+
     found: set[str] = set()
-    hints = get_type_hints(kind, include_extras=True)
-    for name in (field.name for field in fields(kind)):
-        if tyro.conf.Positional in get_args(hints[name]) or tyro.conf.Suppress in get_args(hints[name]):
+    for name in names:
+        kind, *marks = get_args(hints[name]) if hasattr(hints[name], "__metadata__") else (hints[name],)
+        if tyro.conf.Positional in marks or tyro.conf.Suppress in marks:
             continue
-        base, *marks = get_args(hints[name]) if hasattr(hints[name], "__metadata__") else (hints[name],)
-        named = next((mark for mark in marks if hasattr(mark, "prefix_name")), None)
-        own = name if named is None or named.name is None else named.name
-        dotted = own if named is not None and named.prefix_name is False else f"{prefix}{own}"
-        if is_dataclass(base):
-            found |= flags_of(base, f"{dotted}." if own else prefix)
-        else:
-            found.add("--" + dotted.replace("_", "-"))
-            if base is bool:
-                *groups, last = dotted.split(".")
-                found.add("--" + ".".join([*groups, f"no-{last}"]).replace("_", "-"))
+
+        # `arg(name=...)` renames the parameter, and `arg(prefix_name=False)` takes it out of its group.
+        renamed = next((mark for mark in marks if hasattr(mark, "prefix_name")), None)
+        own = name if renamed is None or renamed.name is None else renamed.name
+        dotted = own if renamed is not None and renamed.prefix_name is False else f"{prefix}{own}"
+
+        if is_dataclass(kind):
+            found |= flags_of(kind, f"{dotted}." if own else prefix)
+            continue
+        found.add("--" + dotted.replace("_", "-"))
+        if kind is bool:
+            *groups, last = dotted.split(".")
+            found.add("--" + ".".join([*groups, f"no-{last}"]).replace("_", "-"))
     return frozenset(found)
-
-
-def parse(kind: type[Arguments], command: str, arguments: list[str]) -> Arguments:
-    return tyro.cli(kind, args=arguments, prog=f"emcl-train {command}")
 
 
 # torch and transformers take seconds to import: each command imports what it runs, after it has looked at what it was
@@ -281,12 +197,20 @@ def parse(kind: type[Arguments], command: str, arguments: list[str]) -> Argument
 
 
 def run_train(recipe: str, arguments: list[str]) -> int:
-    default, description = load_recipe(recipe), RECIPES[recipe].__doc__
-    prog = f"emcl-train train {recipe}"
-    config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
+    """Train by a recipe, whose settings are the defaults of the options."""
+    default = load_recipe(recipe)
+
+    def parse(default: RunConfig) -> RunConfig:
+        description = RECIPES[recipe].__doc__
+        return tyro.cli(
+            RunConfig, args=arguments, default=default, prog=f"emcl-train train {recipe}", description=description
+        )
+
+    # EMCL at inference has other defaults, which are known to be wanted once the options are parsed.
+    config = parse(default)
     if config.emcl.mode == "inference" != default.emcl.mode:
-        default = replace(default, emcl=inference_emcl())
-        config = tyro.cli(RunConfig, args=arguments, default=default, prog=prog, description=description)
+        config = parse(replace(default, emcl=inference_emcl()))
+
     with of_command(Command(flags_of(RunConfig))):
         check_config(config)
         if config.from_features is None:
@@ -298,6 +222,7 @@ def run_train(recipe: str, arguments: list[str]) -> int:
 
 
 def run_training(config: RunConfig) -> None:
+    """One run, or one for each seed."""
     if config.seeds > 1:
         from emcl_train.training.seeds import train_seeds
 
@@ -308,31 +233,31 @@ def run_training(config: RunConfig) -> None:
         train(config)
 
 
-def run_eval(run: Path, arguments: list[str]) -> int:
+def run_eval(folder: str, arguments: list[str]) -> int:
+    """Evaluate a run again, whose settings are the defaults of the options."""
+    run = Path(folder)
     config = load_config(run)
 
-    def asked_with(emcl: EMCLConfig) -> EvalArguments:
-        return tyro.cli(
-            EvalArguments,
-            args=arguments,
-            default=EvalArguments(config.eval, emcl, PlaceConfig.of(config.data)),
-            prog=f"emcl-train eval {run}",
-        )
+    def parse(emcl: EMCLConfig) -> EvalArguments:
+        default = EvalArguments(config.eval, emcl, PlaceConfig.of(config.data))
+        return tyro.cli(EvalArguments, args=arguments, default=default, prog=f"emcl-train eval {run}")
 
-    asked = asked_with(config.emcl)
+    # As in training: the mode decides the defaults of the other settings.
+    asked = parse(config.emcl)
     if asked.emcl.mode == "inference" != config.emcl.mode:
-        asked = asked_with(inference_emcl())
+        asked = parse(inference_emcl())
+
     with of_command(Command(flags_of(EvalArguments), "eval.", elsewhere=OF_THE_RUN)):
         check_config(replace(config, eval=asked.settings, emcl=asked.emcl))
         if asked.out is not None:
             require_free(asked.out)
+
         from rich.console import Console
 
-        from emcl_train.evaluation.evaluate import evaluate_run
+        from emcl_train.evaluation.run import evaluate_run
         from emcl_train.report import render_table, write_report
 
-        console = Console()
-        results, folder = evaluate_run(
+        results, written = evaluate_run(
             run,
             asked.settings,
             place=asked.data,
@@ -341,99 +266,247 @@ def run_eval(run: Path, arguments: list[str]) -> int:
             from_features=asked.from_features,
             out=asked.out,
         )
+
+    console = Console()
     console.print(render_table(results))
-    with of_command(Command(flags_of(ReportArguments), elsewhere=OF_THE_RUN)):
-        console.print(f"report: {write_report(folder)}", soft_wrap=True)
+    with of_command(Command(flags_of(report), elsewhere=OF_THE_RUN)):
+        console.print(f"report: {write_report(written)}", soft_wrap=True)
     return 0
 
 
 def run_embed(what: str, arguments: list[str]) -> int:
-    """A recipe, by its name, or else the folder of a run."""
-    prog, run_dir = f"emcl-train embed {what}", None
+    """Encode the data set of a recipe, by its name, or else that of the run in a folder."""
     if what not in RECIPES and not Path(what).is_dir():
-        known = ", ".join(sorted(RECIPES))
-        raise UserError(f"there is no recipe {what!r} and no such folder of a run; known recipes: {known}")
+        raise UserError(f"there is no recipe {what!r} and no such folder of a run; known recipes: {KNOWN_RECIPES}")
     given = {argument.split("=")[0] for argument in arguments}
     if not given & {"--out", "--help", "-h"}:
         raise UserError("embed needs --out, the folder to write features to")
+
     if what in RECIPES:
-        asked = tyro.cli(EmbedArguments, args=arguments, default=EmbedArguments(load_recipe(what)), prog=prog)
-        config, out, tokens = asked.settings, asked.settings.out, asked.tokens
-        command = Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})
+        embed_recipe(what, arguments)
     else:
-        run_dir, config = Path(what), load_config(Path(what))
-        default = EmbedRunArguments(Path("features"), PlaceConfig.of(config.data))
-        of_run = tyro.cli(EmbedRunArguments, args=arguments, default=default, prog=prog)
-        out, tokens = of_run.out, of_run.tokens
-        config = replace(config, data=replace(config.data, **vars(of_run.data)))
-        command = Command(flags_of(EmbedRunArguments), elsewhere=OF_THE_RUN)
-    with of_command(command):
+        embed_run(Path(what), arguments)
+    return 0
+
+
+def embed_recipe(recipe: str, arguments: list[str]) -> None:
+    """Encode with the towers that training by the recipe starts from."""
+    default = EmbedArguments(load_recipe(recipe))
+    asked = tyro.cli(EmbedArguments, args=arguments, default=default, prog=f"emcl-train embed {recipe}")
+    config = asked.settings
+
+    with of_command(Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})):
         check_config(replace(config, from_features=None))
-        require_free(out)
-        if run_dir is None:
-            require_places(config.model)
+        require_free(config.out)
+        require_places(config.model)
+
         from emcl_train.tools.embed import embed
 
-        embed(config, out, tokens=tokens, run_dir=run_dir)
-    return 0
+        embed(config, config.out, tokens=asked.tokens)
 
 
-def run_export(arguments: ExportArguments) -> int:
-    load_config(arguments.run)
-    require_free(arguments.out, "choose another name")
+def embed_run(run: Path, arguments: list[str]) -> None:
+    """Encode with the towers of a run."""
+    config = load_config(run)
+    default = EmbedRunArguments(Path("features"), PlaceConfig.of(config.data))
+    asked = tyro.cli(EmbedRunArguments, args=arguments, default=default, prog=f"emcl-train embed {run}")
+    config = replace(config, data=replace(config.data, **vars(asked.data)))
+
+    with of_command(Command(flags_of(EmbedRunArguments), elsewhere=OF_THE_RUN)):
+        check_config(replace(config, from_features=None))
+        require_free(asked.out)
+
+        from emcl_train.tools.embed import embed
+
+        embed(config, asked.out, tokens=asked.tokens, run_dir=run)
+
+
+def export(
+    run: Positional[Path],
+    out: Positional[Path],
+    layout: Literal["clip4clip", "emcl", "openai", "transformers"],
+) -> None:
+    """Write the best weights of a run under the names of another program.
+
+    Args:
+        run: Folder of a training run.
+        out: File to write, as safetensors if its name ends so; a folder for "transformers". It must not exist.
+        layout: Whose names: of the whole model CLIP4Clip's or the EMCL release's, of CLIP OpenAI's or transformers'.
+    """
+    load_config(run)
+    require_free(out, "choose another name")
     from emcl_train.tools.export import export_run
 
-    export_run(arguments.run, arguments.out, arguments.layout)
-    return 0
+    export_run(run, out, layout)
 
 
-def run_shapes(arguments: ShapesArguments) -> int:
+def shapes(root: Positional[Path], shapes: Annotated[ShapesConfig, tyro.conf.arg(name="")]) -> None:
+    """Render the bundled video set in the MSR-VTT layout.
+
+    Args:
+        root: Folder to write to.
+        shapes: What to render.
+    """
     from emcl_train.data.shapes import render_shapes
 
-    render_shapes(arguments.root, arguments.shapes)
-    return 0
+    render_shapes(root, shapes)
 
 
-def run_doctor_command(arguments: DoctorArguments) -> int:
-    require_folder(arguments.root, "the annotation files and videos/")
+def doctor(
+    layout: Positional[DataSetName],
+    root: Positional[Path],
+    videos: Path | None = None,
+    deep: bool = False,
+    json: Path | None = None,
+) -> int:
+    """Examine a data set; exits with 1 if clips are damaged or missing, or the annotations cannot be used.
+
+    Args:
+        layout: How the files lie: a layout, or a recipe ("msrvtt" is msrvtt-9k).
+        root: Folder with the annotation files and a `videos/` folder.
+        videos: Folder of the clips, in place of `videos/`.
+        deep: Decode what a run samples of every clip, not only headers, packets and the first frame.
+        json: Write what was found to this file, in place of doctor.json in the data set's `.emcl` folder.
+    """
+    require_folder(root, "the annotation files and videos/")
     from emcl_train.tools.doctor import run_doctor
 
-    return run_doctor(
-        arguments.layout, arguments.root, videos=arguments.videos, deep=arguments.deep, json_path=arguments.json
-    )
+    return run_doctor(layout, root, videos=videos, deep=deep, json_path=json)
 
 
-def run_compress(arguments: CompressArguments) -> int:
-    require_folder(arguments.folder, "the videos")
-    from emcl_train.tools.compress import compress
+def compress(
+    folder: Positional[Path],
+    out: Positional[Path],
+    fps: float = 3.0,
+    short_side: int = 224,
+    workers: int = 0,
+) -> int:
+    """Copy every video of a folder, small; started again it goes on. Exits with 1 if videos cannot be decoded.
 
-    return compress(
-        arguments.folder,
-        arguments.out,
-        fps=arguments.fps,
-        short_side=arguments.short_side,
-        workers=arguments.workers,
-    )
+    Args:
+        folder: Folder of videos, and of folders of them. Nothing in it is changed.
+        out: Folder for the copies, which keep their places and names, as .mp4.
+        fps: Frames a second.
+        short_side: Height or width of a copy in pixels, whichever is smaller.
+        workers: Videos at a time; 0: one for each core.
+    """
+    require_folder(folder, "the videos")
+    from emcl_train.tools.compress import compress as compress_videos
+
+    return compress_videos(folder, out, fps=fps, short_side=short_side, workers=workers)
 
 
-def run_refine(arguments: RefineArguments) -> int:
+def refine(
+    text: Positional[str],
+    video: Positional[str],
+    out: Path,
+    settings: Annotated[RefineConfig, tyro.conf.arg(name="")],
+    paired: bool = False,
+    pairs: Path | None = None,
+) -> None:
+    """Improve retrieval with embeddings that exist already, without training and without pairs.
+
+    TEXT and VIDEO are files of embeddings [N, D]: .npy, .npz, .safetensors or .parquet. FILE:NAME names one of several
+    arrays of a file, and FILE.npy:0 the first part of an array [2, N, D].
+
+    Args:
+        text: File of text embeddings.
+        video: File of video or image embeddings, of the same width.
+        out: Folder for the refined files, in their own formats, and the map. Replaces only what refine wrote there.
+        settings: Of the map.
+        paired: Row i of TEXT belongs to row i of VIDEO: print the table before and after. Fitting never uses it.
+        pairs: File with the row of its video for each text, .npy or one number a line: print the table.
+    """
     from emcl_train.tools.refine import refine_files
 
-    given = arguments.text, arguments.video, arguments.out, arguments.settings
-    refine_files(*given, paired=arguments.paired, pairs=arguments.pairs)
-    return 0
+    refine_files(text, video, out, settings, paired=paired, pairs=pairs)
 
 
-def run_report(arguments: ReportArguments) -> int:
-    if not arguments.runs:
+def report(runs: Positional[list[Path]], json: Path | None = None) -> None:
+    """Write report.html of each run, and compare them in one table and query by query.
+
+    Args:
+        runs: Folders of training runs; a folder of seeds counts as one. Each is compared with the first.
+        json: Write the comparisons to this file as well.
+    """
+    if not runs:
         raise UserError("report needs the folder of at least one run, such as runs/shapes")
-    for run in arguments.runs:
+    for run in runs:
         if not run.is_dir():
             require_run(run)
     from emcl_train.report import report_runs
 
-    report_runs(arguments.runs, json_path=arguments.json)
-    return 0
+    report_runs(runs, json_path=json)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the program's help."""
+
+    takes: str
+    """What follows the command's words."""
+    summary: str
+    run: Callable[[list[str]], int]
+    """Takes the arguments behind the command's words, and returns the exit code."""
+
+
+KNOWN_RECIPES = ", ".join(sorted(RECIPES))
+COMMANDS = {
+    "train": Entry(
+        "RECIPE [--OPTION VALUE ...]",
+        f"train, evaluate and write a report; recipes: {KNOWN_RECIPES}",
+        after_a_word(run_train, f"train needs a recipe before its options; known recipes: {KNOWN_RECIPES}"),
+    ),
+    "eval": Entry(
+        "RUN [--OPTION VALUE ...]",
+        "evaluate the best weights of a run folder again; --out DIR for the results",
+        after_a_word(run_eval, "eval needs the folder of a run before its options, such as runs/shapes"),
+    ),
+    "embed": Entry(
+        "RECIPE|RUN --out DIR",
+        "encode frames and captions once; then train RECIPE --from-features DIR",
+        after_a_word(run_embed, "embed needs a recipe or the folder of a run before its options"),
+    ),
+    "export": Entry(
+        "RUN FILE --layout LAYOUT",
+        "write a run's weights under the names of CLIP4Clip, the EMCL release, OpenAI, ...",
+        of_function("export", export),
+    ),
+    "data shapes": Entry(
+        "DIR",
+        "render the bundled video set",
+        of_function("data shapes", shapes, prefix="data.shapes.", positional={"data.root": "DIR"}),
+    ),
+    "data doctor": Entry(
+        "RECIPE DIR",
+        "examine a data set: counts, captions, clips that are missing or damaged",
+        of_function("data doctor", doctor, prefix="data.", positional={"data.root": "DIR"}),
+    ),
+    "data compress": Entry(
+        "DIR OUT",
+        "small copies of videos: 3 frames a second, short side 224, no sound",
+        of_function("data compress", compress),
+    ),
+    "refine": Entry(
+        "TEXT VIDEO --out DIR",
+        "improve retrieval with the embeddings that two files hold, without training",
+        of_function("refine", refine),
+    ),
+    "report": Entry(
+        "RUN [RUN ...]",
+        "write report.html of each run, and compare them query by query",
+        of_function("report", report, elsewhere=OF_THE_RUN),
+    ),
+}
+COMMAND_LINES = "\n".join(f"  {f'{name} {entry.takes}':<35} {entry.summary}" for name, entry in COMMANDS.items())
+USAGE = f"""\
+usage: emcl-train [--debug] COMMAND ...
+
+{COMMAND_LINES}
+
+  --debug    show the traceback of an error
+  --help     after any command: all its options
+"""
 
 
 if __name__ == "__main__":

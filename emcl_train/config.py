@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Suppress, arg
+from tyro.extras import literal_type_from_choices
 
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
@@ -34,7 +36,13 @@ class ShapesConfig:
     """Fixes every clip and caption."""
 
 
-Layout = Literal["msrvtt", "activitynet", "lsmdc", "msvd", "didemo", "vatex", "jsonl", "shapes"]
+LAYOUTS = tuple(sorted(module.name for module in iter_modules([str(Path(__file__).parent / "data" / "datasets")])))
+"""Names of the modules that read data sets, found without importing them."""
+
+if TYPE_CHECKING:
+    Layout = str
+else:
+    Layout = literal_type_from_choices(LAYOUTS)
 
 
 @dataclass
@@ -293,27 +301,36 @@ NOT_OF_THE_MODEL = ("out", "resume", "seeds", "train.tracker")
 
 def differing_settings(saved: RunConfig, asked: RunConfig) -> list[str]:
     """Settings of two runs that differ, as "name: saved, now asked", but for those that change nothing of the model."""
-    first, second = _flatten(asdict(saved)), _flatten(asdict(asked))
-    names = [name for name in first if name not in NOT_OF_THE_MODEL and first[name] != second[name]]
+    first = flattened(asdict(saved))
+    second = flattened(asdict(asked))
+    names = [name for name in first if name not in NOT_OF_THE_MODEL and str(first[name]) != str(second[name])]
     return [f"{name} was {first[name]}, now {second[name]}" for name in names]
 
 
-def _flatten(tree: dict, prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"data": {"root": "x"}} → {"data.root": "x"}, as settings are named everywhere."""
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
     return flat
 
 
 def check_config(config: RunConfig) -> None:
-    """Raise a UserError that names the first setting outside its range."""
+    """Look at every setting that has a range.
+
+    Raises:
+        UserError: a setting is outside its range; the first one is named.
+    """
     for name, value, valid, expected in _ranges(config):
         if not valid:
             raise UserError(f"{name} is {value}, expected {expected}; pass {flag(name)} with such a value")
 
 
 def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
-    """Name, value, whether it is valid, and what is."""
+    """Each setting that has a range: its name, its value, whether that is valid, and what would be."""
     for section, names in _AT_LEAST_ONE.items():
         for name in names:
             value = getattr(getattr(config, section), name)
@@ -322,7 +339,8 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
         for name in names:
             value = getattr(getattr(config, section), name)
             yield f"{section}.{name}", value, value > 0 and math.isfinite(value), "a positive number"
-    train, emcl = config.train, config.emcl
+
+    train = config.train
     yield "train.batch_size", train.batch_size, train.batch_size >= 2, "2 or more, since a pair learns from the others"
     valid_chunks = f"1 to {train.batch_size}, the pairs of a batch"
     yield "train.chunks", train.chunks, 1 <= train.chunks <= train.batch_size, valid_chunks
@@ -330,15 +348,18 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     for name in ("decorrelation_weight", "decorrelation_off_diagonal"):
         value = getattr(train, name)
         yield f"train.{name}", value, value >= 0 and math.isfinite(value), "0 or more"
+
+    # Towers of features are not there to be trained: 0 and None both leave them alone.
     factor = train.clip_lr_factor
     frozen = factor is None or config.from_features is None
     yield "train.clip_lr_factor", factor, frozen or factor == 0, "0 or none, since towers of features are frozen"
     yield "train.clip_lr_factor", factor, factor is None or (factor >= 0 and math.isfinite(factor)), "0 or more"
+
     yield "train.warmup", train.warmup, 0 <= train.warmup <= 1, "a share between 0 and 1"
     yield "eval.query_bank", config.eval.query_bank, config.eval.query_bank >= 0, "0 or more (0: no QB-Norm)"
     yield "seeds", config.seeds, config.seeds >= 1, "1 or more"
     yield "train.betas", train.betas, all(0 <= beta < 1 for beta in train.betas), "two numbers from 0 to below 1"
-    yield "emcl.momentum", emcl.momentum, 0 <= emcl.momentum <= 1, "a share between 0 and 1"
+    yield "emcl.momentum", config.emcl.momentum, 0 <= config.emcl.momentum <= 1, "a share between 0 and 1"
     yield "data.workers", config.data.workers, config.data.workers >= 0, "0 or more (0: the main process decodes)"
     yield "data.max_words", config.data.max_words, config.data.max_words >= 3, "3 or more: start, one word, end"
 

@@ -1,8 +1,29 @@
 """Errors that a user can act on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A problem with the input, not with the program; the message says what was wrong and the way out.
 
     The command line prints the message without a traceback (unless ``--debug``) and exits with 1.
     """
+
+
+@contextmanager
+def of_input(source: object) -> Iterator[None]:
+    """Blame an input for what the mathematics inside the block refuses.
+
+    Mathematics raises a ValueError that names its argument. Only the caller knows where the argument came from.
+
+    Args:
+        source: what was read, such as the folder of a run.
+
+    Raises:
+        UserError: the block raised a ValueError; the message begins with the source.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from error

@@ -1,4 +1,8 @@
-"""Recipes: functions that return the whole configuration of a run. Flags override single settings."""
+"""Recipes: functions that return the whole configuration of a run. Flags override single settings.
+
+A recipe is added by writing its function here: its name, with hyphens, is what users type, and its docstring is the
+description in the help.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +11,19 @@ from typing import Literal
 from emcl_train.config import DataConfig, EvalConfig, Layout, ModelConfig, RandomClipConfig, RunConfig, TrainConfig
 from emcl_train.errors import UserError
 
+Recipe = Callable[[], RunConfig]
 
+RECIPES: dict[str, Recipe] = {}
+"""Every recipe by its name."""
+
+
+def recipe(function: Recipe) -> Recipe:
+    """Enter a function under its name, `msrvtt_9k` as "msrvtt-9k"."""
+    RECIPES[function.__name__.replace("_", "-")] = function
+    return function
+
+
+@recipe
 def shapes() -> RunConfig:
     """The bundled video set, from random weights: minutes on two CPU cores, nothing to download."""
     return RunConfig(
@@ -26,46 +42,55 @@ def shapes() -> RunConfig:
     )
 
 
+@recipe
 def msrvtt_9k() -> RunConfig:
     """EMCL-Net's recipe on MSR-VTT 1k-A: 9 000 training clips, 1 000 test pairs, CLIP ViT-B/32."""
     return _emcl_net("msrvtt-9k", "msrvtt", test_captions="one")
 
 
+@recipe
 def msrvtt_7k() -> RunConfig:
     """The same test pairs as msrvtt-9k, trained on the list of 7 010 clips."""
     return _emcl_net("msrvtt-7k", "msrvtt", test_captions="one", msrvtt_split="7k")
 
 
+@recipe
 def msrvtt_full() -> RunConfig:
     """MSR-VTT's own split, 6 513 / 497 / 2 990 clips; each of a test clip's 20 captions is a query."""
     return _emcl_net("msrvtt-full", "msrvtt", msrvtt_split="full")
 
 
+@recipe
 def activitynet() -> RunConfig:
     """Paragraph retrieval on ActivityNet Captions: 10 009 training videos, the 4 917 of val_1 to test; 64 frames."""
     return _emcl_net("activitynet", "activitynet", num_frames=64, max_words=64)
 
 
+@recipe
 def lsmdc() -> RunConfig:
     """LSMDC: 101 079 training sentences, 1 000 test pairs."""
     return _emcl_net("lsmdc", "lsmdc")
 
 
+@recipe
 def msvd() -> RunConfig:
     """MSVD: 1 200 / 100 / 670 clips with about 40 captions each, every one a query; 20 epochs."""
     return _emcl_net("msvd", "msvd", epochs=20)
 
 
+@recipe
 def didemo() -> RunConfig:
     """Paragraph retrieval on the first 30 s of DiDeMo's videos; 64 frames."""
     return _emcl_net("didemo", "didemo", num_frames=64, max_words=64)
 
 
+@recipe
 def vatex() -> RunConfig:
     """VATEX: 25 991 / 1 500 / 1 500 clips with ten English captions each, every one a query."""
     return _emcl_net("vatex", "vatex")
 
 
+@recipe
 def jsonl() -> RunConfig:
     """Your own videos: train.jsonl, test.jsonl and perhaps val.jsonl; a line has a "video" path and its "captions"."""
     return _emcl_net("jsonl", "jsonl")
@@ -101,24 +126,11 @@ def _emcl_net(
     )
 
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {
-    "shapes": shapes,
-    "msrvtt-9k": msrvtt_9k,
-    "msrvtt-7k": msrvtt_7k,
-    "msrvtt-full": msrvtt_full,
-    "activitynet": activitynet,
-    "lsmdc": lsmdc,
-    "msvd": msvd,
-    "didemo": didemo,
-    "vatex": vatex,
-    "jsonl": jsonl,
-}
-
-
 def load_recipe(name: str) -> RunConfig:
     """The configuration of a recipe by its name.
 
-    Raises: UserError with the known names.
+    Raises:
+        UserError: there is no such recipe; the message has the known names.
     """
     if name not in RECIPES:
         raise UserError(f"there is no recipe {name!r}; known recipes: {', '.join(sorted(RECIPES))}")

@@ -1,5 +1,6 @@
 """What every test stands on: fixed seeds, two threads, and memory that is never zero by luck."""
 
+import importlib.util
 import os
 import random
 from collections.abc import Iterator
@@ -14,6 +15,29 @@ import torch
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 ROOT = Path(__file__).resolve().parent.parent
+TYPE_CHECKS = importlib.util.find_spec("beartype") is not None and os.environ.get("TRITON_INTERPRET") != "1"
+if TYPE_CHECKS:
+    # Types and shapes of arguments and results are checked in every call. A GPU machine has no beartype, and the
+    # decorator of Triton's interpreter does not bear it.
+    from jaxtyping import install_import_hook
+
+    install_import_hook(["emcl_kernels", "emcl_train"], "beartype.beartype")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the kernel tests run")
+    parser.addoption("--backend", help="only kernel tests of these backends, separated by commas; triton on the CPU "
+                     "needs TRITON_INTERPRET=1 in the environment")  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cuda":
+        # They differ from one torch to another.
+        config.addinivalue_line("filterwarnings", "default")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"emcl: types are {'checked in every call' if TYPE_CHECKS else 'not checked'}"
 
 
 @pytest.fixture(autouse=True)

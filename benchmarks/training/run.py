@@ -17,11 +17,15 @@ from rich.console import Console
 from benchmarks.training.variants import AFTERWARDS, BASELINE, VARIANTS, Variant, run_config
 from emcl_kernels import EMCL
 from emcl_train.config import RunConfig
-from emcl_train.evaluation.evaluate import embed_split, put_weights, read_weights, similarities
-from emcl_train.evaluation.table import Row, rows_of
+from emcl_train.evaluation.encode import embed_split
+from emcl_train.evaluation.similarities import similarities
+from emcl_train.evaluation.table import Line, lines_of
 from emcl_train.models import RetrievalModel
 from emcl_train.runs import files as run_files
-from emcl_train.training.trainer import Run, environment, open_run_folder, seed_everything, start_processes
+from emcl_train.runs.state import read_weights
+from emcl_train.training.start import environment, open_run_folder, seed_everything, start_processes
+from emcl_train.training.trainer import Run
+from emcl_train.weights.keys import put_weights
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,8 +55,8 @@ def train_variant(variant: Variant, config: RunConfig) -> list[dict[str, Any]]:
     put_weights(model, read_weights(config.out), config.out)
     embeddings = embed_split(model, run.annotations.test, run.tokenizer, config, accelerator.device)
 
-    def row(config: RunConfig) -> Row:
-        return rows_of(similarities(model.eval(), embeddings, config), embeddings.caption_clip, config)[0]
+    def row(config: RunConfig) -> Line:
+        return lines_of(similarities(model.eval(), embeddings, config), embeddings.caption_clip, config)[0]
 
     seconds, seed = round(time.perf_counter() - start, 1), config.train.seed
     rows = [asdict(row(config)) | {"name": variant.name, "seed": seed, "seconds": seconds, "epoch": run.best_epoch}]

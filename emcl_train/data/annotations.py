@@ -1,32 +1,41 @@
-"""Which clips there are, which captions belong to them, and which split they are in, for every layout of files."""
+"""Which clips there are, which captions belong to them, and which split they are in, for every data set."""
 
-from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 
-from emcl_train.config import DataConfig
-from emcl_train.data.datasets import activitynet, didemo, jsonl, lsmdc, msrvtt, msvd, vatex
-from emcl_train.data.lists import Lists, assemble
-from emcl_train.data.shapes import render_shapes
-from emcl_train.data.splits import Annotations, Clip, Split
+from emcl_train.config import LAYOUTS, DataConfig
+from emcl_train.data.clips import Annotations, Clip, Split
+from emcl_train.data.split_rules import assemble
+from emcl_train.errors import UserError
 
-__all__ = ["Annotations", "Clip", "Split", "load_annotations"]
-
-LAYOUTS: dict[str, Callable[[DataConfig], Lists]] = {
-    "msrvtt": msrvtt.read,
-    "shapes": msrvtt.read,
-    "activitynet": activitynet.read,
-    "lsmdc": lsmdc.read,
-    "msvd": msvd.read,
-    "didemo": didemo.read,
-    "vatex": vatex.read,
-    "jsonl": jsonl.read,
-}
+__all__ = ["Annotations", "Clip", "Split", "load_annotations", "read_annotations"]
 
 
 def load_annotations(config: DataConfig) -> Annotations:
-    """Read the splits of a data set; layout "shapes" is rendered first where it is absent.
+    """Read the splits of a data set, which is made first if it is one that can be.
 
-    Raises: UserError for a missing folder, file or column, a file that cannot be read, and captions that are missing.
+    Args:
+        config: `layout` names the module of `emcl_train.data.datasets` that reads the files in `root`.
+
+    Returns:
+        The training, validation and test split, and what a reader of results should know of them.
+
+    Raises:
+        UserError: a folder, file, column or caption is missing, or a file cannot be read.
     """
-    if config.layout == "shapes":
-        render_shapes(config.root, config.shapes)
-    return assemble(LAYOUTS[config.layout](config), config)
+    make = getattr(_data_set(config.layout), "make", None)
+    if make is not None:
+        make(config)
+    return read_annotations(config)
+
+
+def read_annotations(config: DataConfig) -> Annotations:
+    """`load_annotations` of what is there already: nothing is made."""
+    return assemble(_data_set(config.layout).read(config), config)
+
+
+def _data_set(layout: str) -> ModuleType:
+    """The module that reads a layout."""
+    if layout not in LAYOUTS:
+        raise UserError(f"there is no layout {layout!r}; known layouts: {', '.join(LAYOUTS)}")
+    return import_module(f"emcl_train.data.datasets.{layout}")

@@ -12,8 +12,11 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-OPERATIONS, CHANCE = 4, 0.5
-MAGNITUDE, DEVIATION, MOST = 7.0, 0.5, 10.0
+OPERATIONS = 4
+CHANCE = 0.5
+MAGNITUDE = 7.0
+DEVIATION = 0.5
+MOST = 10.0
 GREY = (128, 128, 128)
 """What comes in from outside the picture."""
 
@@ -22,10 +25,20 @@ Draw = np.random.Generator
 
 
 def rand_augment(frames: UInt8[Tensor, "F 3 S S"], mask: Bool[Tensor, "F"], random: Draw) -> UInt8[Tensor, "F 3 S S"]:
-    """The frames of a clip, all changed by the operations that `random` draws. Padding stays as it is."""
+    """Change the frames of a clip, all alike.
+
+    Args:
+        frames: uint8 frames of S × S pixels.
+        mask: False on padding, which stays as it is.
+        random: draws the operations, so that its seed decides them.
+
+    Returns:
+        The changed frames; `frames` itself if no operation was drawn.
+    """
     operations = draw_operations(random)
     if not operations:
         return frames
+
     changed = frames.clone()
     for index in mask.nonzero().flatten().tolist():
         image = Image.fromarray(frames[index].permute(1, 2, 0).contiguous().numpy())
@@ -40,8 +53,9 @@ def draw_operations(random: Draw) -> list[Operation]:
     drawn = []
     for kind in random.integers(len(KINDS), size=OPERATIONS):
         if random.random() < CHANCE:
-            share = float(np.clip(random.normal(MAGNITUDE, DEVIATION), 0, MOST)) / MOST
-            drawn.append(KINDS[kind](share, 1.0 if random.random() < 0.5 else -1.0))
+            magnitude = float(np.clip(random.normal(MAGNITUDE, DEVIATION), 0, MOST))
+            sign = 1.0 if random.random() < 0.5 else -1.0
+            drawn.append(KINDS[kind](magnitude / MOST, sign))
     return drawn
 
 
@@ -69,12 +83,18 @@ def _solarize(share: float, sign: float) -> Operation:
 
 
 def _solarize_add(share: float, sign: float) -> Operation:
-    table = [min(255, value + int(share * 110)) if value < 128 else value for value in range(256)] * 3
-    return lambda image: image.point(table)
+    added = int(share * 110)
+    of_channel = [min(255, value + added) if value < 128 else value for value in range(256)]
+    return lambda image: image.point(of_channel * 3)
 
 
 def _enhance(enhancer: type) -> Callable[[float, float], Operation]:
-    return lambda share, sign: lambda image: enhancer(image).enhance(1.0 + sign * 0.9 * share)
+    """An operation that makes more or less of what a class of Pillow enhances."""
+
+    def kind(share: float, sign: float) -> Operation:
+        return lambda image: enhancer(image).enhance(1.0 + sign * 0.9 * share)
+
+    return kind
 
 
 def _rotate(share: float, sign: float) -> Operation:
@@ -98,9 +118,16 @@ def _translate_y(share: float, sign: float) -> Operation:
 
 
 def _affine(coefficients: Callable[[tuple[int, int]], tuple[float, ...]]) -> Operation:
+    """An affine map of the picture, whose six coefficients depend on its size."""
+
     def apply(image: Image.Image) -> Image.Image:
-        affine, bicubic = Image.Transform.AFFINE, Image.Resampling.BICUBIC
-        return image.transform(image.size, affine, coefficients(image.size), resample=bicubic, fillcolor=GREY)
+        return image.transform(
+            image.size,
+            Image.Transform.AFFINE,
+            coefficients(image.size),
+            resample=Image.Resampling.BICUBIC,
+            fillcolor=GREY,
+        )
 
     return apply
 

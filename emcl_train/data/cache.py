@@ -20,11 +20,11 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from emcl_train.config import DataConfig
-from emcl_train.data.splits import Clip
+from emcl_train.data.clips import Clip
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.runs.files import raise_if_disk_full, write_json_atomic
+from emcl_train.runs.files import json_if_whole, partial_of, raise_if_disk_full, write_json_atomic
 
 ABANDONED_AFTER = 3600.0
 """Seconds without a write after which an unfinished cache belongs to a run that was killed."""
@@ -56,11 +56,8 @@ def entry_key(clip: Clip, root: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # everything in it can be found out again
-    return content if isinstance(content, dict) else {}
+    content = json_if_whole(path)
+    return content if isinstance(content, dict) else {}  # everything in it can be found out again
 
 
 class CheckedClips:
@@ -136,7 +133,7 @@ class FrameCacheWriter:
         shape = (len(self._rows), config.num_frames, 3, config.image_size, config.image_size)
         key = json.dumps([VIDEO_SAMPLER_VERSION, config.frame_sampling, shape, sorted(self._files.items())])
         self._name = f"frames-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-        self._partial = self._folder / f".{self._name}.{os.getpid()}.partial"
+        self._partial = partial_of(self._folder / self._name, shared=True)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._remove_abandoned()
         self._frames = self._allocate(shape)

@@ -60,7 +60,8 @@ def decoder_version() -> str:
 def probe(path: Path) -> VideoInfo:
     """Read the headers of a video file; nothing is decoded.
 
-    Raises: VideoError.
+    Raises:
+        VideoError: the file cannot be opened or read.
     """
     with open_video(path) as (container, stream):
         codec = stream.codec_context
@@ -80,7 +81,8 @@ def check_packets(path: Path) -> None:
 
     Damage inside the pictures of a whole packet is seen by decoding alone.
 
-    Raises: VideoError.
+    Raises:
+        VideoError: what is damaged, and where.
     """
     with open_video(path) as (container, stream):
         timeline = whole_timeline(container, stream, path)

@@ -4,7 +4,6 @@ It stands in for the data set: splits with the clips and captions that were enco
 place of frames and token ids. Arrays are memory-mapped; `features.json` says what made them.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from emcl_train.config import RunConfig
-from emcl_train.data.splits import Annotations, Clip, Split
+from emcl_train.data.clips import Annotations, Clip, Split
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.runs.files import read_json
 
 FEATURES, TOWERS = "features.json", "towers.safetensors"
 ARRAYS = {"frames": "clips", "frame_mask": "clips", "text": "captions", "token_mask": "captions"}
@@ -30,8 +30,11 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class FeatureSplit(Split):
-    """A split whose arrays lie in a folder: frames [G, F, D], frame_mask [G, F], text [Q, 1, D] with the feature of the
-    whole caption, or [Q, 1 + L, D] with those of its tokens behind, and token_mask [Q, L]."""
+    """A split whose arrays lie in a folder.
+
+    They are frames [G, F, D], frame_mask [G, F], text [Q, 1, D] with the feature of the whole caption, or [Q, 1 + L, D]
+    with those of its tokens behind, and token_mask [Q, L].
+    """
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
@@ -44,23 +47,37 @@ class FeatureSplit(Split):
 
 
 class FeatureDataset(Dataset):
-    """Clips and captions by number, one of each in an item, or one kind alone."""
+    """Clips and captions by number, one of each in an item, or one kind alone.
+
+    A caption gives `caption_features` [D], `token_features` [L, D] (no row if they were not asked for) and
+    `attention_mask` [L]; a clip gives `frame_features` [F, D] and `frame_mask` [F].
+    """
 
     def __init__(self, split: FeatureSplit, clips: Sequence[int] | None, captions: Sequence[int] | None) -> None:
-        self.arrays, self.clips, self.captions = split.arrays, clips, captions
+        self.arrays = split.arrays
+        self.clips = clips
+        self.captions = captions
 
     def __len__(self) -> int:
         return len(self.captions if self.clips is None else self.clips)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         item: dict[str, Tensor] = {}
+
         if self.captions is not None:
-            names = {"input_ids": "text", "attention_mask": "token_mask"}
-            item |= {name: self._read(array, self.captions[index]) for name, array in names.items()}
-            item["index"] = torch.tensor(self.captions[index])
+            caption = self.captions[index]
+            text = self._read("text", caption)
+            item["caption_features"] = text[0]
+            item["token_features"] = text[1:]
+            item["attention_mask"] = self._read("token_mask", caption)
+            item["index"] = torch.tensor(caption)
+
         if self.clips is not None:
-            item |= {name: self._read(name, self.clips[index]) for name in ("frames", "frame_mask")}
-            item["index"] = torch.tensor(self.clips[index])
+            clip = self.clips[index]
+            item["frame_features"] = self._read("frames", clip)
+            item["frame_mask"] = self._read("frame_mask", clip)
+            item["index"] = torch.tensor(clip)
+
         return item
 
     def _read(self, name: str, row: int) -> Tensor:
@@ -74,7 +91,7 @@ def feature_loader(
     captions: Sequence[int] | None = None,
     **batching: Any,
 ) -> DataLoader:
-    """Features in the order of these numbers; keys are those of the loaders of frames and token ids."""
+    """Features in the order of these numbers, named as `FeatureDataset` says."""
     generator = torch.Generator().manual_seed(0)  # draws nothing from the state that dropout depends on
     return DataLoader(FeatureDataset(split, clips, captions), generator=generator, **batching)
 
@@ -102,11 +119,8 @@ def read_features(folder: Path) -> dict[str, Any]:
     path = folder / FEATURES
     if not path.is_file():
         raise UserError(f"{folder} is no folder of features: it has no {FEATURES}; `emcl-train embed` writes one")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error!r}); embed again") from error
+    record: dict[str, Any] = read_json(path, "embed again", keys=("version",))
+    version = record["version"]
     if version != VERSION:
         raise UserError(f"{path} is of version {version}, expected {VERSION}; embed again with this version")
     return record
@@ -162,17 +176,18 @@ def require_data_of(features: Annotations, annotations: Annotations, config: Run
 
 
 def _open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
+    way_out = "copy them again, or embed again"
+    lists = read_json(folder / f"{name}.json", way_out)
     try:
-        lists = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         arrays = {array: np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS}
     except (OSError, ValueError) as error:
-        raise UserError(f"the features in {folder} are damaged: {error}; copy them again, or embed again") from error
+        raise UserError(f"the features in {folder} are damaged: {error}; {way_out}") from error
     counts = {"clips": len(lists["video_ids"]), "captions": len(lists["captions"])}
     for array, rows in ((array, counts[unit]) for array, unit in ARRAYS.items()):
         if len(arrays[array]) != rows:
             raise UserError(
                 f"the features in {folder} are damaged: {name}_{array}.npy has {len(arrays[array])} rows, expected "
-                f"{rows}, those of {name}.json; copy them again, or embed again"
+                f"{rows}, those of {name}.json; {way_out}"
             )
     if not tokens:
         arrays["text"] = arrays["text"][:, :1]  # a view: what no head asks for is not read

@@ -40,13 +40,16 @@ class Tokenizer(Protocol):
 def prepare(config: RunConfig) -> Annotations:
     """Read the annotations and check every clip they name; or open the features that stand in for them.
 
-    Returns: the splits of clips that decode; `left_out` and a note say which do not, where `on_bad_video` is "skip".
-    Raises: UserError where the annotations cannot be used, or clips cannot be decoded and `on_bad_video` is "stop".
+    Returns:
+        The splits of clips that decode. If `on_bad_video` is "skip", `left_out` and a note say which do not.
+
+    Raises:
+        UserError: the annotations cannot be used, or clips cannot be decoded and `on_bad_video` is "stop".
     """
     if config.from_features is not None:
         return _features_of_data(config)
     annotations = load_annotations(config.data)
-    splits = annotations.train, annotations.val, annotations.test
+    splits = (annotations.train, annotations.val, annotations.test)
     clips = list({clip.video_id: clip for split in splits for clip in split.clips}.values())
     bad = check_clips(clips, config.data)
     bad |= check_clips(annotations.unlisted, replace(config.data, cache_frames=False))
@@ -76,18 +79,24 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
 
     Fills the frame cache on the way where `config.cache_frames` asks for it.
 
-    Returns: why clips cannot be decoded, by id.
+    Returns:
+        Why clips cannot be decoded, by id.
     """
+    # What an earlier run found of a file holds until the file changes: such a clip is not decoded again.
     checked = CheckedClips(config)
     pending = [clip for clip in clips if not checked.knows(clip)]
+
+    # A cache of frames is made of all clips or of none, so that it decodes those that are known to be whole as well.
     writer = None
     if config.cache_frames:
         broken = {clip.path for clip in clips if checked.knows(clip) and checked.reason(clip)}
         wanted = [clip for clip in clips if clip.path not in broken]
         if wanted and FrameCache.open(config, wanted) is None:
-            writer, pending = FrameCacheWriter(config, wanted), wanted
+            writer = FrameCacheWriter(config, wanted)
+            pending = wanted
 
     def decode(clip: Clip) -> str | None:
+        """Why a clip cannot be decoded; None if it can."""
         try:
             frames, mask = decode_clip(clip, config, whole=True)
         except VideoError as error:
@@ -108,6 +117,7 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
             writer.abandon()
         if pending:
             checked.save()  # an interrupted check goes on from here
+
     for clip in clips:
         if clip.video_id not in reasons:
             reasons[clip.video_id] = checked.reason(clip)
@@ -155,17 +165,23 @@ def training_loader(
     interrupted one had left. Batches that are skipped are not decoded, and of the others each of `world` processes
     decodes its own part, `batch_size / world` pairs.
     """
+    # A batch holds places in these two: the caption of each pair and its clip.
     chosen: Sequence[int]
     clips: Sequence[int]
     if config.train_captions == "all":
         batches = batches_of_captions(split, batch_size, seed, epoch)
-        chosen, clips = range(len(split.captions)), split.caption_clip
+        chosen = range(len(split.captions))
+        clips = split.caption_clip
     else:
         order = np.random.default_rng((seed, epoch)).permutation(len(split.clips))
         batches = [order[i : i + batch_size].tolist() for i in range(0, len(order) - batch_size + 1, batch_size)]
-        chosen, clips = draw_captions(split, seed, epoch), range(len(split.clips))
+        chosen = draw_captions(split, seed, epoch)
+        clips = range(len(split.clips))
+
+    # The part of each batch that this process decodes.
     own = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
     own_batches = [batch[own] for batch in batches[start_batch:]]
+
     if isinstance(split, FeatureSplit):
         return feature_loader(split, clips=clips, captions=chosen, batch_sampler=own_batches)
     encoded = tokenizer.encode([split.captions[i] for i in chosen]) if chosen else None
@@ -191,14 +207,18 @@ def batches_of_captions(split: Split, batch_size: int, seed: int, epoch: int) ->
     captions: list[list[int]] = [[] for _ in split.clips]
     for caption in random.permutation(len(split.captions)).tolist():
         captions[split.caption_clip[caption]].append(caption)
+
     left = np.array([len(own) for own in captions])
     batches = []
     for to_come in range(len(split.captions) // batch_size, 0, -1):
         # The smallest exponential variables over weights are a draw without replacement by these weights.
         rank = random.exponential(size=len(left)) / np.maximum(left, 1)
         rank[left == 0] = np.inf
+
+        # Clips that have to be in every batch to come are drawn before all others.
         certain = left >= to_come
         rank[certain] = -random.random(np.count_nonzero(certain))
+
         size = min(batch_size, int(np.count_nonzero(left)))
         clips = np.argpartition(rank, size - 1)[:size].tolist()
         left[clips] -= 1
@@ -210,14 +230,14 @@ def batches_of_captions(split: Split, batch_size: int, seed: int, epoch: int) ->
 
 
 def clip_loader(split: Split, config: DataConfig, batch_size: int) -> DataLoader:
-    """Every clip of a split once, in order: frames, frame_mask, index."""
+    """Every clip of a split once, in order: frames, frame_mask, index; of stored features, see `FeatureDataset`."""
     if isinstance(split, FeatureSplit):
         return feature_loader(split, clips=range(len(split.clips)), batch_size=batch_size)
     return _loader(ClipDataset(split, config), config, batch_size=batch_size)
 
 
 def caption_loader(split: Split, tokenizer: Tokenizer, config: DataConfig, batch_size: int) -> DataLoader:
-    """Every caption of a split once, in order: input_ids, attention_mask, index."""
+    """Every caption of a split once, in order: input_ids, attention_mask, index; or as `FeatureDataset` says."""
     if isinstance(split, FeatureSplit):
         return feature_loader(split, captions=range(len(split.captions)), batch_size=batch_size)
     return DataLoader(CaptionDataset(*tokenizer.encode(split.captions)), batch_size=batch_size)
@@ -238,7 +258,10 @@ class ClipDataset(Dataset):
         caption_clip: Sequence[int] | None = None,
         augment: tuple[int, int] | None = None,
     ) -> None:
-        self.clips, self.config, self.captions, self.augment = split.clips, config, captions, augment
+        self.clips = split.clips
+        self.config = config
+        self.captions = captions
+        self.augment = augment
         self.caption_clip = range(len(split.clips)) if caption_clip is None else caption_clip
         self.cache = FrameCache.open(config, split.clips) if config.cache_frames else None
 
@@ -272,14 +295,18 @@ class CaptionDataset(Dataset):
     """Encoded captions."""
 
     def __init__(self, input_ids: Int64[Tensor, "A L"], attention_mask: Int64[Tensor, "A L"]) -> None:
-        self.input_ids, self.attention_mask = input_ids, attention_mask
+        self.input_ids = input_ids
+        self.attention_mask = attention_mask
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def __getitem__(self, index: int) -> Item:
-        values = self.input_ids[index], self.attention_mask[index], torch.tensor(index)
-        return dict(zip(("input_ids", "attention_mask", "index"), values, strict=True))
+        return {
+            "input_ids": self.input_ids[index],
+            "attention_mask": self.attention_mask[index],
+            "index": torch.tensor(index),
+        }
 
 
 class ClipDataLoader(DataLoader):

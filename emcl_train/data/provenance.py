@@ -1,6 +1,5 @@
 """What a run's frames depend on beside the videos: recorded with the run, and compared when it is evaluated."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,12 @@ from typing import Any
 from emcl_train.config import DataConfig
 from emcl_train.data.container import decoder_version
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+from emcl_train.runs.files import json_if_whole
 
 COMPRESSED = "compressed.json"
 """Written by `emcl-train data compress` into the folder of its copies."""
+OF_COMPRESSION = ("fps", "short_side", "encoding")
+"""What in it decides how frames come out."""
 
 
 def provenance(config: DataConfig) -> dict[str, Any]:
@@ -47,8 +49,7 @@ def _shown(value: Any) -> str:
 
 
 def _compression(folder: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((folder / COMPRESSED).read_text(encoding="utf-8"))
-        return {name: content[name] for name in ("fps", "short_side", "encoding")}
-    except (OSError, ValueError, KeyError, TypeError):
+    content = json_if_whole(folder / COMPRESSED)
+    if not isinstance(content, dict) or not content.keys() >= set(OF_COMPRESSION):
         return None
+    return {name: content[name] for name in OF_COMPRESSION}

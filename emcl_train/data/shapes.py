@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from emcl_train.config import ShapesConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag, takes
+from emcl_train.runs.files import read_json, whole
 
 VERSION = 1  # of the look and of the wording: a set of another version is not this one
 MANIFEST, PARTIAL = "shapes.json", "shapes.partial.json"
@@ -376,10 +377,7 @@ def _is_complete(root: Path, manifest: dict[str, object]) -> bool:
     for name in (MANIFEST, PARTIAL):
         if not (root / name).is_file():
             continue
-        try:
-            found = json.loads((root / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{root / name} cannot be read: {error}; delete {root} and render it again") from error
+        found = read_json(root / name, f"delete {root} and render it again")
         if found != manifest:
             raise UserError(
                 f"{root} holds a shapes set of other settings ({_difference(found, manifest)}); "
@@ -436,10 +434,5 @@ def _csv(rows: Sequence[Sequence[str]]) -> str:
 
 def _write(path: Path, content: str | bytes) -> None:
     """Whole or not at all, and never mixed with what another process writes there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path, shared=True) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -15,7 +15,8 @@ from emcl_train.config import ModelConfig, RunConfig
 from emcl_train.data.annotations import load_annotations
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.runs.files import TOKENIZER, write_text_atomic
+from emcl_train.runs.contents import TOKENIZER
+from emcl_train.runs.files import write_text_atomic
 from emcl_train.weights.hub import hub_options, not_loaded, require_place
 
 OPENAI_TOKENIZER = "openai/clip-vit-base-patch32"

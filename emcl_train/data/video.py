@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from emcl_train.config import DataConfig
+from emcl_train.data.clips import Clip
 from emcl_train.data.container import (
     Timeline,
     VideoError,
@@ -29,9 +30,16 @@ from emcl_train.data.container import (
     probe,
     whole_timeline,
 )
-from emcl_train.data.splits import Clip
 
-__all__ = ["VIDEO_SAMPLER_VERSION", "VideoError", "VideoInfo", "decode_clip", "decode_frames", "probe"]
+__all__ = [
+    "VIDEO_SAMPLER_VERSION",
+    "FrameRequest",
+    "VideoError",
+    "VideoInfo",
+    "decode_clip",
+    "decode_frames",
+    "probe",
+]
 
 VIDEO_SAMPLER_VERSION = 1
 """Goes up with every change of which pixels `decode_frames` returns; remembered results and caches depend on it."""
@@ -43,15 +51,37 @@ Sampling = Literal["1fps", "uniform"]
 
 
 @dataclass(frozen=True)
-class _Request:
-    """The arguments of `decode_frames`."""
+class FrameRequest:
+    """Which frames of a video file are wanted."""
 
     path: Path
     num_frames: int
-    sampling: Sampling
-    start: float | None
-    end: float | None
-    whole: bool
+    """At most."""
+    image_size: int
+    """Height and width of a frame in pixels."""
+    sampling: Sampling = "uniform"
+    """"uniform": frames on display at the centres of `num_frames` equal parts. "1fps": those at 0, 1, 2, … seconds; of
+    more than `num_frames`, that many whose numbers are spread evenly from the first to the last."""
+    start: float | None = None
+    """Seconds from the file's first frame at which the clip begins; None: with the file."""
+    end: float | None = None
+    """Seconds from the file's first frame at which the clip ends; None: with the file."""
+    whole: bool = False
+    """The last frame must be there too, though it is not returned, so that damage behind the last second is found. It
+    is not looked for in clips that are entered by seeking."""
+
+    @classmethod
+    def of_clip(cls, clip: Clip, config: DataConfig, *, whole: bool = False) -> "FrameRequest":
+        """What a configuration asks of a clip."""
+        return cls(
+            path=clip.path,
+            num_frames=config.num_frames,
+            image_size=config.image_size,
+            sampling=config.frame_sampling,
+            start=clip.start,
+            end=clip.end,
+            whole=whole,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,43 +98,37 @@ def decode_clip(
     clip: Clip, config: DataConfig, *, whole: bool = False
 ) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
     """The frames of a clip that a configuration asks for; see `decode_frames`."""
-    size, sampling = config.image_size, config.frame_sampling
-    return decode_frames(clip.path, config.num_frames, size, sampling, start=clip.start, end=clip.end, whole=whole)
+    return decode_frames(FrameRequest.of_clip(clip, config, whole=whole))
 
 
-def decode_frames(
-    path: Path,
-    num_frames: int,
-    image_size: int,
-    sampling: Sampling = "uniform",
-    *,
-    start: float | None = None,
-    end: float | None = None,
-    whole: bool = False,
-) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
-    """Frames of a clip, or of the seconds from `start` to `end` of it, both counted from its first frame.
-
-    "uniform": those on display at the centres of `num_frames` equal parts. "1fps": those at 0, 1, 2, … seconds; of
-    more than `num_frames`, that many whose numbers are spread evenly from the first to the last.
+def decode_frames(request: FrameRequest) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
+    """Frames of a video file, or of the span of it that a request names.
 
     Time is that of the presentation time stamps, so a variable frame rate is sampled as it is watched. Frames are
-    resized by their short side and cropped at the centre. With `whole` the last frame must be there too, though it is
-    not returned, so that damage behind the last second is found; of clips that are entered by seeking it is not looked
-    for.
+    resized by their short side and cropped at the centre.
 
-    Returns: frames; mask, False on padding, which follows the frames of a clip that has fewer than `num_frames`.
-    Raises: VideoError where any of the frames cannot be had, or the clip ends before `start`.
+    Args:
+        request: the file, the span of it, and how many frames of which size.
+
+    Returns:
+        Frames, and a mask that is False on padding, which follows the frames of a clip that has fewer than
+        `num_frames`.
+
+    Raises:
+        VideoError: any of the frames cannot be had, or the clip ends before `start`.
     """
-    with open_video(path) as (container, stream):
-        request = _Request(path, num_frames, sampling, start, end, whole)
+    with open_video(request.path) as (container, stream):
         chosen = _choose_by_seeking(container, stream, request)
         if chosen is None:
             container.seek(0)
             chosen = _choose_by_decoding(container, stream, request)
-        pixels = [_resize_and_crop(frame, image_size) for frame in chosen]
-    frames = torch.zeros(num_frames, 3, image_size, image_size, dtype=torch.uint8)
+
+        # Resized while the file is open: the frames lie in the decoder's memory.
+        pixels = [_resize_and_crop(frame, request.image_size) for frame in chosen]
+
+    frames = torch.zeros(request.num_frames, 3, request.image_size, request.image_size, dtype=torch.uint8)
     frames[: len(pixels)] = torch.stack(pixels)
-    return frames, torch.arange(num_frames) < len(pixels)
+    return frames, torch.arange(request.num_frames) < len(pixels)
 
 
 def frames_shown_at(
@@ -112,9 +136,13 @@ def frames_shown_at(
 ) -> Iterator[VideoFrame]:
     """The frame on display at each of these times, which must ascend, decoded from the start.
 
-    Raises: VideoError where one of them is missing or damaged.
+    Raises:
+        VideoError: one of them is missing or damaged.
     """
-    times, tolerance, found = timeline.times, 3 * timeline.interval + 1e-3, 0
+    times = timeline.times
+    tolerance = 3 * timeline.interval + 1e-3
+    found = 0
+
     container.seek(0)
     decoded = decode(container, stream)
     if has_no_stamps(container):
@@ -136,18 +164,29 @@ def upright(frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
     return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
-def _span(request: _Request, first: float, last_frame: float, over: float) -> _Span:
-    """Args: first, last_frame: when the stream's first and last frame begin. over: when the last one is over."""
-    start, end = request.start or 0.0, math.inf if request.end is None else request.end
+def _span(request: FrameRequest, first: float, last_frame: float, over: float) -> _Span:
+    """The span in the stream's own times.
+
+    Args:
+        request: whose span it is, in seconds from the first frame.
+        first: when the stream's first frame begins.
+        last_frame: when its last frame begins.
+        over: when its last frame is over.
+    """
+    start = request.start or 0.0
+    end = math.inf if request.end is None else request.end
     if start > 0 and first + start >= over - 1e-6:
         raise VideoError(request.path, f"it ends at {over - first:.2f} s, before the span from {start:g} s on")
     return _Span(first + start, min(over, first + end), last_frame)
 
 
-def _targets(span: _Span, request: _Request) -> list[float]:
-    seconds, wanted = span.end - span.start, request.num_frames
+def _targets(span: _Span, request: FrameRequest) -> list[float]:
+    """When the wanted frames are on display."""
+    seconds = span.end - span.start
+    wanted = request.num_frames
     if request.sampling == "uniform":
         return [span.start + seconds * (i + 0.5) / wanted for i in range(wanted)]
+
     # Whole seconds before the end at which a frame begins or goes on; the last frame is not shown once more.
     within = math.ceil(seconds - 1e-6), math.floor(span.last_frame - span.start + 1e-6) + 1
     number = max(1, min(within))
@@ -155,22 +194,27 @@ def _targets(span: _Span, request: _Request) -> list[float]:
     return [span.start + second for second in chosen]
 
 
-def _choose_by_decoding(container: InputContainer, stream: VideoStream, request: _Request) -> list[VideoFrame]:
+def _choose_by_decoding(container: InputContainer, stream: VideoStream, request: FrameRequest) -> list[VideoFrame]:
     """Decode from the start up to the last target."""
     timeline = whole_timeline(container, stream, request.path)
     times = timeline.times
     span = _span(request, times[0], times[-1], timeline.end)
     targets = _targets(span, request)
+
     # The whole clip is its last frame too, which is looked at and not taken.
     to_see = [*targets, max(targets[-1], min(span.end, span.last_frame))] if request.whole else targets
     chosen = list(frames_shown_at(container, stream, request.path, timeline, to_see))[: len(targets)]
+
+    # If a clip has fewer frames than are wanted, each is taken once.
     shown = bisect_left(times, span.end - 1e-6) - max(0, bisect_right(times, span.start + 1e-6) - 1)
     if request.sampling == "1fps" or shown >= request.num_frames:
         return chosen
     return [frame for i, frame in enumerate(chosen) if i == 0 or frame is not chosen[i - 1]]
 
 
-def _choose_by_seeking(container: InputContainer, stream: VideoStream, request: _Request) -> list[VideoFrame] | None:
+def _choose_by_seeking(
+    container: InputContainer, stream: VideoStream, request: FrameRequest
+) -> list[VideoFrame] | None:
     """Decode from the keyframe before each target. None for short clips, and where the index of the file fails."""
     duration = declared_duration(container, stream)
     if duration is None or has_no_stamps(container) or stream.time_base is None:
@@ -178,10 +222,13 @@ def _choose_by_seeking(container: InputContainer, stream: VideoStream, request: 
     first = float((stream.start_time or 0) * stream.time_base)
     if not stream.duration:
         duration -= first  # a container without durations of its streams (Matroska) counts its own from zero
+
+    # The last frame begins one interval before the end, as far as the header tells.
     interval = float(1 / stream.average_rate) if stream.average_rate else 0.0
     span = _span(request, first, first + duration - interval, first + duration)
     if span.end - first < SEEK_FROM * max(1.0, request.num_frames / 12):
         return None
+
     chosen = []
     for target in _targets(span, request):
         try:
@@ -189,6 +236,8 @@ def _choose_by_seeking(container: InputContainer, stream: VideoStream, request: 
             time, frame = next(_frames_at(decode(container, stream), [target]))
         except (StopIteration, av.error.FFmpegError):
             return None
+
+        # A frame is right if it is on display at the target. One that is over by more than a second before it is not.
         over = time + float((frame.duration or 0) * stream.time_base)
         late = time > target + 1e-6
         early = time < target - 1.0 and over < target
@@ -202,7 +251,8 @@ def _frames_at(
     decoded: Iterator[tuple[float, VideoFrame]], targets: Sequence[float]
 ) -> Iterator[tuple[float, VideoFrame]]:
     """For each target the last frame at or before it, or the first of all. Stops decoding after the last target."""
-    shown, i = None, 0
+    shown = None
+    i = 0
     for time, frame in decoded:
         while i < len(targets) and shown is not None and time > targets[i] + 1e-6:
             yield shown
@@ -220,8 +270,10 @@ def _resize_and_crop(frame: VideoFrame, image_size: int) -> UInt8[Tensor, "3 S S
     image = torch.from_numpy(upright(frame).copy()).permute(2, 0, 1).float()  # [3, H, W]
     height, width = image.shape[1:]
     scale = image_size / min(height, width)
-    size = max(image_size, round(height * scale)), max(image_size, round(width * scale))
+    # Rounding must not leave a side shorter than the crop.
+    size = (max(image_size, round(height * scale)), max(image_size, round(width * scale)))
     image = interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
-    top, left = (size[0] - image_size) // 2, (size[1] - image_size) // 2
+    top = (size[0] - image_size) // 2
+    left = (size[1] - image_size) // 2
     image = image[:, top : top + image_size, left : left + image_size]
     return image.clamp(0, 255).round().to(torch.uint8)

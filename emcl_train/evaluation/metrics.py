@@ -4,8 +4,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from emcl_train.errors import UserError
-
 RECALL_AT = (1, 5, 10, 50)
 
 
@@ -15,11 +13,22 @@ def ranks(similarity: Float[Tensor, "Q G"], target: Int[Tensor, "Q"]) -> Float[T
     Ties take the mean rank: the average over all orders of the tied items, so that a model that gives every
     item the same similarity has rank (G + 1) / 2 and cannot profit from the order of the data set.
 
-    Args: similarity: queries × gallery. target: index of the right gallery item of each query.
-    Returns: float64 ranks in [1, G]; halves come from ties.
-    Raises: UserError where a similarity is NaN, or the targets do not fit the matrix.
+    Args:
+        similarity: queries × gallery.
+        target: index of the right gallery item of each query.
+
+    Returns:
+        float64 ranks in [1, G]; halves come from ties.
+
+    Raises:
+        ValueError: a similarity is NaN, or the targets do not fit the matrix.
+
+    Example:
+        >>> ranks(torch.tensor([[0.9, 0.1], [0.5, 0.5]]), torch.tensor([0, 1])).tolist()
+        [1.0, 1.5]
     """
     _require_valid(similarity, target, "target", similarity.shape[1])
+
     own = similarity.gather(1, target[:, None])  # [Q, 1]
     better = (similarity > own).sum(dim=1)
     tied = (similarity == own).sum(dim=1) - 1  # the right item always ties with itself
@@ -27,13 +36,21 @@ def ranks(similarity: Float[Tensor, "Q G"], target: Int[Tensor, "Q"]) -> Float[T
 
 
 def retrieval_metrics(ranks: Float[Tensor, "Q"]) -> dict[str, float]:
-    """R@1, R@5, R@10, R@50 in percent (share of ranks ≤ k), median rank MdR and mean rank MnR."""
+    """R@1, R@5, R@10, R@50 in percent (share of ranks ≤ k), median rank MdR and mean rank MnR.
+
+    Raises:
+        ValueError: there are no ranks.
+    """
     if ranks.numel() == 0:
-        raise UserError("retrieval_metrics: expected at least one rank, got none; the split has no queries")
+        raise ValueError("retrieval_metrics: expected at least one rank, got none; the split has no queries")
+
     values = ranks.double().sort().values
-    middle = values[(len(values) - 1) // 2], values[len(values) // 2]
     metrics = {f"R@{k}": 100.0 * (values <= k).double().mean().item() for k in RECALL_AT}
-    return metrics | {"MdR": 0.5 * (middle[0] + middle[1]).item(), "MnR": values.mean().item()}
+
+    # Of an even number, the mean of the two in the middle.
+    lower = values[(len(values) - 1) // 2]
+    upper = values[len(values) // 2]
+    return metrics | {"MdR": 0.5 * (lower + upper).item(), "MnR": values.mean().item()}
 
 
 def text_to_video(similarity: Float[Tensor, "Q G"], caption_clip: Int[Tensor, "Q"]) -> dict[str, float]:
@@ -61,10 +78,15 @@ def video_to_text_best_rank(similarity: Float[Tensor, "Q G"], caption_clip: Int[
 def video_to_text_ranks_by_similarity(
     similarity: Float[Tensor, "Q G"], caption_clip: Int[Tensor, "Q"]
 ) -> Float[Tensor, "G"]:
-    """Rank of each clip's own caption set among the caption sets of all clips."""
+    """Rank of each clip's own caption set among the caption sets of all clips.
+
+    Raises:
+        ValueError: a similarity is NaN, the clips of the captions do not fit the matrix, or a clip has no caption.
+    """
     clips = similarity.shape[1]
     _require_valid(similarity, caption_clip, "caption_clip", clips)
     _require_captions(caption_clip, clips)
+
     best = similarity.new_full((clips, clips), float("-inf"))  # [clip as query, clip as owner of captions]
     owner = caption_clip[None, :].expand(clips, -1)
     best.scatter_reduce_(1, owner, similarity.T, reduce="amax")
@@ -76,34 +98,40 @@ def video_to_text_ranks_by_rank(similarity: Float[Tensor, "Q G"], caption_clip: 
 
     With m own and n foreign captions tied at the best own similarity, the first own one is preceded by n / (m + 1)
     foreign ones on average over the orders of the tie; a caption that a clip has twice costs it nothing.
+
+    Raises:
+        ValueError: a similarity is NaN, the clips of the captions do not fit the matrix, or a clip has no caption.
     """
     clips = similarity.shape[1]
     _require_valid(similarity, caption_clip, "caption_clip", clips)
     _require_captions(caption_clip, clips)
+
     own = caption_clip[None, :] == torch.arange(clips, device=similarity.device)[:, None]  # [G, Q]
     by_clip = similarity.T  # [G, Q]
     best = by_clip.masked_fill(~own, float("-inf")).amax(dim=1, keepdim=True)  # [G, 1]
     better = (by_clip > best).sum(dim=1)
+
     tied = by_clip == best
-    foreign, mine = (tied & ~own).sum(dim=1), (tied & own).sum(dim=1)
+    foreign = (tied & ~own).sum(dim=1)
+    mine = (tied & own).sum(dim=1)
     return 1.0 + better.double() + foreign.double() / (mine.double() + 1.0)
 
 
 def _require_valid(similarity: Tensor, target: Tensor, name: str, gallery: int) -> None:
     if similarity.ndim != 2 or target.shape != similarity.shape[:1]:
-        raise UserError(
+        raise ValueError(
             f"{name} must hold one index per row of similarity: expected shape [{similarity.shape[0]}] beside a "
             f"[queries, gallery] matrix, got {list(target.shape)} beside {list(similarity.shape)}; pass the matrix "
             "with one row per caption"
         )
     if target.numel() and (int(target.min()) < 0 or int(target.max()) >= gallery):
-        raise UserError(
+        raise ValueError(
             f"{name} must be in [0, {gallery - 1}], the columns of similarity; got values from {int(target.min())} "
             f"to {int(target.max())}; is the matrix transposed? It needs captions as rows and clips as columns"
         )
     if torch.isnan(similarity).any():
         count = int(torch.isnan(similarity).sum())
-        raise UserError(
+        raise ValueError(
             f"similarity must not hold NaN, got {count} of {similarity.numel()}; a NaN compares as neither better nor "
             "worse and would count as a hit. Look for non-finite features or a diverged training run"
         )
@@ -112,7 +140,7 @@ def _require_valid(similarity: Tensor, target: Tensor, name: str, gallery: int) 
 def _require_captions(caption_clip: Tensor, clips: int) -> None:
     missing = (torch.bincount(caption_clip, minlength=clips) == 0).nonzero().flatten().tolist()
     if missing:
-        raise UserError(
+        raise ValueError(
             f"caption_clip must name every clip at least once for video→text, got no caption for {len(missing)} of "
             f"{clips} clips (first: {missing[:5]}); leave clips without captions out of the split"
         )

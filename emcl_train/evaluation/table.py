@@ -1,4 +1,4 @@
-"""Similarities to the rows of a table: the run's own, without EMCL, and re-ranked in ways that have a name."""
+"""Similarities to the lines of a table: the run's own, without EMCL, and re-ranked in ways that have a name."""
 
 from dataclasses import dataclass
 
@@ -11,36 +11,24 @@ from emcl_train.evaluation.rerank import inverted_softmax, qb_norm
 
 Metrics = dict[str, float]
 
-# The name of the row that a run is judged by, for each `emcl.mode`; {} is the name of another head than EMCL-Net's.
-MAIN_ROW = {"train": "EMCL-Net", "inference": "EMCL at inference only", "off": "Trained without EMCL"}
-MAIN_ROW_OF_HEAD = {"train": "{} + EMCL", "inference": "{}, EMCL at inference only", "off": "{}"}
+# The name of the line that a run is judged by, for each `emcl.mode`; {} is the name of another head than EMCL-Net's.
+MAIN_LINE = {"train": "EMCL-Net", "inference": "EMCL at inference only", "off": "Trained without EMCL"}
+MAIN_LINE_OF_HEAD = {"train": "{} + EMCL", "inference": "{}, EMCL at inference only", "off": "{}"}
 MEAN_POOLING = {"mean": "CLIP4Clip meanP", "lstm": "CLIP4Clip seqLSTM", "transformer": "CLIP4Clip seqTransf"}
 
 
 @dataclass(frozen=True)
 class Similarities:
-    """Cosine similarities of all captions with all clips; `emcl_on` is None where the run has EMCL nowhere."""
+    """Cosine similarities of all captions with all clips."""
 
     emcl_on: Float[Tensor, "Q G"] | None
+    """None if the run has EMCL nowhere."""
     emcl_off: Float[Tensor, "Q G"]
 
     @property
     def main(self) -> Float[Tensor, "Q G"]:
         """Those that the run is judged by."""
         return self.emcl_off if self.emcl_on is None else self.emcl_on
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    text_to_video: Metrics
-    video_to_text: Metrics
-    """By best similarity: each clip's captions count as one gallery item."""
-    video_to_text_by_rank: Metrics | None
-    """By best rank among all captions; None where every clip has one caption, and the definitions are one."""
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,17 +39,45 @@ class Bank:
     video_to_text: Float[Tensor, "Q S"]
 
 
-def rows_of(
+@dataclass(frozen=True)
+class Line:
+    """One line of the table."""
+
+    name: str
+    text_to_video: Metrics
+    video_to_text: Metrics
+    """By best similarity: each clip's captions count as one gallery item."""
+    video_to_text_by_rank: Metrics | None
+    """By best rank among all captions; None if every clip has one caption, and the definitions are one."""
+    note: str = ""
+
+
+def lines_of(
     scores: Similarities, caption_clip: Int64[Tensor, "Q"], config: RunConfig, bank: Bank | None = None
-) -> list[Row]:
-    """Metrics of the run's similarity, of the same weights without EMCL, and of what re-ranking makes of it."""
-    name, main = main_row(config), scores.main
-    rows = [_row(name, main, main, caption_clip)]
+) -> list[Line]:
+    """Metrics of the run's similarity, of the same weights without EMCL, and of what re-ranking makes of it.
+
+    Args:
+        scores: of all captions with all clips.
+        caption_clip: the clip of each caption.
+        config: names the first line, and has the temperatures of re-ranking.
+        bank: for the line with QB-Norm; None leaves it out.
+
+    Returns:
+        The lines; the first is the one that the run is judged by.
+
+    Raises:
+        ValueError: similarities are NaN, or are not those of these captions.
+    """
+    name = main_line(config)
+    main = scores.main
+    lines = [_line(name, main, main, caption_clip)]
     if scores.emcl_on is not None:
-        rows.append(_row("EMCL off (same weights)", scores.emcl_off, scores.emcl_off, caption_clip))
+        lines.append(_line("EMCL off (same weights)", scores.emcl_off, scores.emcl_off, caption_clip))
+
     temperature = config.eval.inverted_softmax_temperature
-    rows.append(
-        _row(
+    lines.append(
+        _line(
             f"{name} + inverted softmax",
             inverted_softmax(main, temperature, axis=0),
             inverted_softmax(main, temperature, axis=1),
@@ -69,10 +85,11 @@ def rows_of(
             note=f"sees all test queries at once; temperature {temperature:g}",
         )
     )
+
     if bank is not None:
         temperature = config.eval.qb_norm_temperature
-        rows.append(
-            _row(
+        lines.append(
+            _line(
                 f"{name} + QB-Norm",
                 qb_norm(main, bank.text_to_video, temperature=temperature),
                 qb_norm(main.T, bank.video_to_text.T, temperature=temperature).T,
@@ -81,20 +98,20 @@ def rows_of(
                 f"temperature {temperature:g}",
             )
         )
-    return rows
+    return lines
 
 
-def main_row(config: RunConfig) -> str:
-    """The name of the row that a run is judged by."""
+def main_line(config: RunConfig) -> str:
+    """The name of the line that a run is judged by."""
     if config.model.head == "text-conditioned":
-        return MAIN_ROW[config.emcl.mode]
+        return MAIN_LINE[config.emcl.mode]
     head = MEAN_POOLING[config.model.temporal] if config.model.head == "mean" else "WTI"
-    return MAIN_ROW_OF_HEAD[config.emcl.mode].format(head)
+    return MAIN_LINE_OF_HEAD[config.emcl.mode].format(head)
 
 
-def _row(name: str, for_texts: Tensor, for_videos: Tensor, caption_clip: Tensor, note: str = "") -> Row:
+def _line(name: str, for_texts: Tensor, for_videos: Tensor, caption_clip: Tensor, note: str = "") -> Line:
     several = len(caption_clip) > for_videos.shape[1]
-    return Row(
+    return Line(
         name,
         text_to_video(for_texts, caption_clip),
         video_to_text_best_similarity(for_videos, caption_clip),

@@ -1,11 +1,12 @@
 """The retrieval model: CLIP's towers, temporal aggregation, and a similarity head with EMCL."""
 
 from emcl_train.models.clip import CLIPTowers, look_at_clip
-from emcl_train.models.features import TextFeatures, VideoFeatures
+from emcl_train.models.features import BatchFeatures, TextFeatures, VideoFeatures, on_device
 from emcl_train.models.heads import TokenWiseHead
 from emcl_train.models.retrieval import RetrievalModel, build_model
 
 __all__ = [
+    "BatchFeatures",
     "CLIPTowers",
     "RetrievalModel",
     "TextFeatures",
@@ -13,4 +14,5 @@ __all__ = [
     "VideoFeatures",
     "build_model",
     "look_at_clip",
+    "on_device",
 ]

@@ -17,7 +17,7 @@ from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.files import clip_config_beside, read_state
-from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place
+from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place, require_places
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.openai import NO_WEIGHTS, clip_from_openai, clip_to_openai, openai_clip_config, unseen_in
 from emcl_train.weights.release import HINTS
@@ -28,7 +28,7 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the text tower has to know of the tokenizer."""
+    """What the text tower has to know of the tokenizer: how many tokens there are, and two of their ids."""
 
     size: int
     eos_token_id: int
@@ -37,6 +37,11 @@ class Vocabulary:
 
 class CLIPTowers(nn.Module):
     """Captions and frames to CLIP's shared space, not normalised."""
+
+    text_inputs = ("input_ids", "attention_mask")
+    """Entries of a batch that `encode_text` takes."""
+    frame_inputs = ("frames",)
+    """Entries of a batch that `encode_frames` takes."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -52,15 +57,28 @@ class CLIPTowers(nn.Module):
     def encode_text(
         self, input_ids: Int64[Tensor, "A L"], attention_mask: Int64[Tensor, "A L"], *, tokens: bool = False
     ) -> tuple[Float[Tensor, "A D"], Float[Tensor, "A L D"] | None]:
-        """Features of the captions at their end tokens, and with `tokens` those at every token too."""
+        """Features of captions in CLIP's shared space, not normalised.
+
+        Args:
+            input_ids: of the tokens, start and end included.
+            attention_mask: 1 for tokens, 0 for padding.
+            tokens: whether the features of every token are wanted too.
+
+        Returns:
+            The feature of each whole caption, read at its end token; with `tokens` that of every token, else None.
+        """
         encoded = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask)
-        pooled = self.clip.text_projection(encoded.pooler_output).float()
-        return pooled, self.clip.text_projection(encoded.last_hidden_state).float() if tokens else None
+        caption = self.clip.text_projection(encoded.pooler_output).float()
+        if not tokens:
+            return caption, None
+        return caption, self.clip.text_projection(encoded.last_hidden_state).float()
 
     def encode_frames(self, frames: UInt8[Tensor, "B F 3 S S"]) -> Float[Tensor, "B F D"]:
+        """Features of single frames, each for itself, from their uint8 pixels in RGB."""
         pixels = (frames.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std  # [B·F, 3, S, S]
-        pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
-        return self.clip.visual_projection(pooled).float().unflatten(0, frames.shape[:2])
+        encoded = self.clip.vision_model(pixel_values=pixels)
+        features = self.clip.visual_projection(encoded.pooler_output).float()
+        return features.unflatten(0, frames.shape[:2])
 
 
 class LogitScale(nn.Module):
@@ -74,19 +92,23 @@ class LogitScale(nn.Module):
 class StoredTowers(nn.Module):
     """In place of towers whose features lie in files: passes them on, and keeps CLIP's logit scale, which may learn."""
 
+    text_inputs = ("caption_features", "token_features")
+    frame_inputs = ("frame_features",)
+
     def __init__(self, towers: CLIPTowers) -> None:
         super().__init__()
         self.width = towers.width
         self.clip = LogitScale(towers.clip)
 
     def encode_text(
-        self, features: Float[Tensor, "A T D"], attention_mask: Int64[Tensor, "A L"], *, tokens: bool = False
+        self, caption_features: Float[Tensor, "A D"], token_features: Float[Tensor, "A L D"], *, tokens: bool = False
     ) -> tuple[Float[Tensor, "A D"], Float[Tensor, "A L D"] | None]:
-        """The feature of the whole caption stands first, those of its tokens, where they are wanted, behind it."""
-        return features[:, 0], features[:, 1:] if tokens else None
+        """What `CLIPTowers.encode_text` gave of the captions. Without `tokens`, L may be 0: nothing was read."""
+        return caption_features, token_features if tokens else None
 
-    def encode_frames(self, features: Float[Tensor, "B F D"]) -> Float[Tensor, "B F D"]:
-        return features
+    def encode_frames(self, frame_features: Float[Tensor, "B F D"]) -> Float[Tensor, "B F D"]:
+        """What `CLIPTowers.encode_frames` gave of the clips."""
+        return frame_features
 
 
 def build_towers(
@@ -101,23 +123,37 @@ def build_towers(
 ) -> CLIPTowers:
     """The towers that `config.clip` names, checked against the data they will see.
 
-    Args: clip_config: build these towers, with random weights, instead; nothing is read. sizes: CLIP's weights under
-        OpenAI's names: build towers of their sizes, with random weights, instead. recorded: the configuration that was
-        saved with them, for what no shape shows; without it, that of `config.clip`.
-    Raises: UserError where the checkpoint cannot be read, is not CLIP's, or does not fit the data.
+    Args:
+        config: says which.
+        vocabulary: of the tokenizer.
+        image_size: height and width of the frames in pixels.
+        max_words: tokens of a caption at most.
+        clip_config: build these towers, with random weights, instead; nothing is read.
+        sizes: CLIP's weights under OpenAI's names: build towers of their sizes, with random weights, instead.
+        recorded: the configuration that was saved with `sizes`, for what no shape shows; without it, that of
+            `config.clip`.
+
+    Raises:
+        UserError: the checkpoint cannot be read, is not CLIP's, or does not fit the data.
     """
+    # Built from what is known: nothing to compare with the data.
     if clip_config is not None:
         return CLIPTowers(CLIPModel(CLIPConfig.from_dict(dict(clip_config))))
+    if sizes is None and config.clip == "random":
+        return CLIPTowers(random_clip(config, vocabulary, image_size=image_size, max_words=max_words))
+
+    # Built from a checkpoint.
     source = f"model.init_from {config.init_from}" if sizes is not None else config.clip
     if sizes is not None:
         clip = CLIPModel(archive_config(config, sizes, vocabulary, source, recorded or configuration_of(config.clip)))
-    elif config.clip == "random":
-        return CLIPTowers(random_clip(config, vocabulary, image_size=image_size, max_words=max_words))
     elif Path(config.clip).expanduser().is_file():
         clip = archived_clip(config, vocabulary)
     else:
         clip = pretrained_clip(config.clip)
-    expected_size, longest = clip.vision_model.config.image_size, clip.text_model.config.max_position_embeddings
+
+    # It has to take the frames, the captions and the token ids of the run.
+    expected_size = clip.vision_model.config.image_size
+    longest = clip.text_model.config.max_position_embeddings
     if image_size != expected_size:
         raise UserError(
             f"data.image_size is {image_size} but the vision tower of {source} takes {expected_size}; "
@@ -139,18 +175,15 @@ def build_towers(
 def look_at_clip(config: ModelConfig) -> None:
     """Look at what `config.clip` and `config.init_from` name, before anything that takes time.
 
-    Raises: UserError where there is no such thing, a file is damaged or holds no CLIP, or a folder is of another model.
+    Raises:
+        UserError: there is no such thing, a file is damaged or holds no CLIP, or a folder is of another model.
     """
-    path = Path(config.clip).expanduser()
-    if config.tokenizer is not None:
-        require_place(
-            config.tokenizer, "model.tokenizer", "pass --model.tokenizer a hub name, or a folder that has one"
-        )
+    require_places(config)
     if config.init_from is not None:
-        require_place(config.clip, "model.clip", CLIP_WAY_OUT)
-        if not config.init_from.is_file():
-            raise UserError(f"model.init_from is {config.init_from}, where there is no file; pass a checkpoint")
-    elif path.is_file():
+        return  # the towers come from there, and `clip` only names the tokenizer
+
+    path = Path(config.clip).expanduser()
+    if path.is_file():
         openai_sizes(archived_weights(path), str(path), heads=None, eos_token_id=0, pad_token_id=0)
     elif config.clip != "random":
         require_clip(config.clip)
@@ -168,19 +201,22 @@ def archived_clip(config: ModelConfig, vocabulary: Vocabulary) -> CLIPModel:
 
 
 def archived_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a file with OpenAI's names, without its other numbers."""
     return {name: value for name, value in read_state(path).items() if not NO_WEIGHTS.fullmatch(name)}
 
 
 def configuration_of(clip: str) -> dict[str, Any] | None:
-    """CLIP's configuration behind `model.clip`; None where OpenAI's rule, or model.random_clip, says it all.
+    """CLIP's configuration behind `model.clip`; None if OpenAI's rule, or model.random_clip, says it all.
 
-    Raises: UserError where it cannot be read.
+    Raises:
+        UserError: it cannot be read.
     """
     path = Path(clip).expanduser()
     if path.is_file():
         return clip_config_beside(path)
     if clip == "random" or (clip.startswith("openai/clip-vit-") and not path.is_dir()):
         return None
+
     way_out = (
         "its configuration says how many heads the towers of model.init_from have and how they are activated, which "
         "their weights do not; pass --model.clip the folder or name of the CLIP that they are of"
@@ -203,7 +239,7 @@ def archive_config(
 ) -> CLIPConfig:
     """Sizes of towers from OpenAI-named weights, what no shape shows from the configuration recorded with them.
 
-    Without one, that is OpenAI's rule; with model.clip "random", heads are those of model.random_clip.
+    Without one, OpenAI's rule says it; with model.clip "random", model.random_clip says how many heads there are.
     """
     heads = config.random_clip.heads if config.clip == "random" else None
     special = {"eos_token_id": vocabulary.eos_token_id, "pad_token_id": vocabulary.pad_token_id}
@@ -212,15 +248,13 @@ def archive_config(
 
 
 def openai_sizes(state: Mapping[str, Tensor], source: str, **arguments: Any) -> dict[str, Any]:
-    """`openai_clip_config`, or a UserError where the weights are not those of a CLIP under OpenAI's names."""
+    """`openai_clip_config`, or a UserError if the weights are not those of a CLIP under OpenAI's names."""
     try:
         return openai_clip_config(state, **arguments)
     except KeyError as error:
-        resnet = (
-            " It has a ResNet; only vision transformers are supported."
-            if "visual.layer1.0.conv1.weight" in state
-            else ""
-        )
+        resnet = ""
+        if "visual.layer1.0.conv1.weight" in state:
+            resnet = " It has a ResNet; only vision transformers are supported."
         raise UserError(
             f"{source} is no CLIP with OpenAI's names: it has no {error.args[0]}.{resnet} Pass OpenAI's archive, such "
             f"as ViT-B-32.pt, or its state_dict, or a folder in the transformers layout"
@@ -228,7 +262,11 @@ def openai_sizes(state: Mapping[str, Tensor], source: str, **arguments: Any) -> 
 
 
 def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int, max_words: int) -> CLIPModel:
-    """A CLIP of `config.random_clip`'s size with freshly drawn weights."""
+    """A CLIP of `config.random_clip`'s size with freshly drawn weights.
+
+    Raises:
+        UserError: heads do not divide the width, or patches the image.
+    """
     size = config.random_clip
     if size.width % size.heads:
         raise UserError(
@@ -240,6 +278,8 @@ def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int,
             f"data.image_size is {image_size}, which model.random_clip.patch_size = {size.patch_size} does not divide; "
             f"choose an image size that is a multiple of the patch size"
         )
+
+    # Both towers are of one size.
     tower = {
         "hidden_size": size.width,
         "intermediate_size": 4 * size.width,
@@ -261,16 +301,20 @@ def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int,
 def require_clip(name: str) -> str:
     """The folder or hub name behind `model.clip`.
 
-    Raises: UserError where there is none, or it is of another model.
+    Raises:
+        UserError: there is no such thing, or it is of another model.
     """
     require_place(name, "model.clip", CLIP_WAY_OUT)
-    folder = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    path = Path(name).expanduser()
+    folder = str(path) if path.is_dir() else name
+
     try:
         model_type = CLIPConfig.get_config_dict(folder, **hub_options(name))[0].get("model_type")
     except (OSError, ValueError) as error:
         raise UserError(
             f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
         ) from error
+
     if model_type != "clip":
         raise UserError(f"model.clip is {name}, a checkpoint of type {model_type!r} instead of 'clip'; {CLIP_WAY_OUT}")
     return folder
@@ -288,6 +332,7 @@ def _broken_file(folder: Path) -> str | None:
 
 def pretrained_clip(name: str) -> CLIPModel:
     """Weights from a hub name or a local folder in the layout of `save_pretrained`; every weight must be there."""
+    # A missing weight, or one of another shape, is reported and not raised, so that it can be named below.
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
     try:
         loaded: Any = CLIPModel.from_pretrained(require_clip(name), **options)
@@ -295,6 +340,7 @@ def pretrained_clip(name: str) -> CLIPModel:
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
         reason = _broken_file(Path(name).expanduser()) or not_loaded(name, error)
         raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {CLIP_WAY_OUT}") from error
+
     # transformers fills what a checkpoint lacks with random numbers, which would look like a bad result.
     absent = sorted(loading["missing_keys"]) + sorted(str(key[0]) for key in loading["mismatched_keys"])
     if absent:

@@ -5,8 +5,9 @@ a pass that gathers moments and a pass that compares; blocks are sums of a text 
 and of several processes, which have captions of their own and all clips, only the captions' moments are summed.
 """
 
+import operator
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -14,30 +15,38 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from emcl_kernels import EMCL, SimilarityStream, em_moments
+from emcl_kernels import EMCL, Moments, SimilarityStream, em_moments
 from emcl_train.models.features import TextFeatures, VideoFeatures
 
 TILE = 1 << 22
 """Numbers in the largest tensor of a tile of the evaluation; some such tensors live at a time."""
 
+AddUp = Callable[[Tensor], Tensor]
+"""Sums a vector over processes."""
 
-class Rows(NamedTuple):
+
+class UnitRows(NamedTuple):
     """Rows of length one, L for each of A captions or clips, after any leading dimensions; zero where masked."""
 
-    rows: Float[Tensor, "*G A L D"]
+    values: Float[Tensor, "*G A L D"]
     mask: Bool[Tensor, "*G A L"] | None = None
-    weights: Float[Tensor, "*G A L"] | None = None
+    """Which rows are no padding; None: all."""
+    shares: Float[Tensor, "*G A L"] | None = None
+    """The token weights or frame weights; None for heads that have none."""
+
+    @property
+    def flat(self) -> Float[Tensor, "*G N D"]:
+        """All rows, whichever caption or clip they are of."""
+        return self.values.flatten(-3, -2)
+
+    def detach(self) -> "UnitRows":
+        """The same rows as constants."""
+        return self._replace(values=self.values.detach())
 
 
-class Moments(NamedTuple):
-    """What EM needs of rows; `total` is how many there are."""
-
-    gram: Float[Tensor, "*G D D"]
-    colsum: Float[Tensor, "*G D"]
-    total: Float[Tensor, "*G"]
-
-
-Compare = Callable[[Rows, Rows], Tensor]
+Compare = Callable[[UnitRows, UnitRows], Tensor]
+"""Rows of captions and of clips to similarities [*G, A, B]."""
+Refit = Callable[[UnitRows], UnitRows]
 Side = TypeVar("Side", TextFeatures, VideoFeatures)
 
 
@@ -46,47 +55,72 @@ def unit_rows(x: Float[Tensor, "A L D"], mask: Bool[Tensor, "A L"]) -> Float[Ten
     return normalize(x.masked_fill(~mask.unsqueeze(-1), 0.0), dim=-1)
 
 
-def moments(rows: Rows) -> Moments:
+def moments(rows: UnitRows) -> Moments:
     """Moments of all rows of each leading index. Masked rows are zero and add nothing."""
-    gram, colsum = em_moments(rows.rows.flatten(-3, -2))
-    if rows.mask is not None:
-        return Moments(gram, colsum, rows.mask.sum((-2, -1)).to(colsum.dtype))
-    return Moments(gram, colsum, colsum.new_full(colsum.shape[:-1], float(rows.rows.shape[-3] * rows.rows.shape[-2])))
+    x = rows.flat
+    gram, colsum = em_moments(x)
+
+    if rows.mask is None:
+        num_rows = colsum.new_full(colsum.shape[:-1], float(x.shape[-2]))
+    else:
+        num_rows = rows.mask.sum((-2, -1)).to(colsum.dtype)
+    return Moments(gram, colsum, num_rows)
 
 
-def refit(rows: Rows, emcl: EMCL, fitted: tuple[Tensor, Tensor]) -> Rows:
+def fit(emcl: EMCL, found: Moments, *, update: bool = True) -> tuple[Tensor, Tensor]:
+    """The map that EM finds for rows with these moments: responsibilities [*G, D, K] and scale [*G, K]."""
+    num_rows = found.num_rows
+    assert isinstance(num_rows, Tensor)  # as `moments` counts them
+    return emcl.fit(found.gram, found.colsum, num_rows, update=update)
+
+
+def refit(rows: UnitRows, emcl: EMCL, fitted: tuple[Tensor, Tensor]) -> UnitRows:
     """What a fitted map makes of rows, of length one again. One set of rows may go through several maps [*G, D, K]."""
-    leading = fitted[0].shape[:-2]
-    x = rows.rows.flatten(-3, -2)
-    x = emcl.transform(x.expand(*leading, *x.shape[-2:]), *fitted)
-    return rows._replace(rows=normalize(x, dim=-1).unflatten(-2, rows.rows.shape[-3:-1]))
+    responsibilities, scale = fitted
+    leading = responsibilities.shape[:-2]
+    x = rows.flat
+
+    mapped = emcl.transform(x.expand(*leading, *x.shape[-2:]), responsibilities, scale)
+    mapped = normalize(mapped, dim=-1)
+    return rows._replace(values=mapped.unflatten(-2, rows.values.shape[-3:-1]))
 
 
 def rows_similarity(
-    text: Rows,
-    video: Rows,
+    text: UnitRows,
+    video: UnitRows,
     compare: Compare,
     emcl: EMCL | None,
-    add_up: Callable[[Tensor], Tensor] | None = None,
+    add_up: AddUp | None = None,
 ) -> Float[Tensor, "A B"]:
     """All captions with all clips; with `emcl`, after one EM over the rows of both.
 
-    Args: add_up: sums a vector of D² + D + 1 numbers over processes with other captions and the same clips.
+    Args:
+        text: rows of the captions, of this process if there are several.
+        video: rows of the clips, of all processes.
+        compare: what the head does with rows.
+        emcl: the layer, or None to compare the rows as they are.
+        add_up: sums a vector of D² + D + 1 numbers over processes with other captions and the same clips.
+
+    Returns:
+        Similarities [A, B].
     """
     if emcl is None:
         return compare(text, video)
+
+    # Only with gradient "full" does a gradient pass through EM itself.
     fixed = emcl.gradient != "full"
-    t, v = (moments(rows._replace(rows=rows.rows.detach()) if fixed else rows) for rows in (text, video))
+    of_text = moments(text.detach() if fixed else text)
+    of_video = moments(video.detach() if fixed else video)
+
     if add_up is not None:
-        summed = add_up(torch.cat([t.gram.flatten(), t.colsum, t.total.view(1)]))
-        t = Moments(summed[: t.gram.numel()].view_as(t.gram), summed[t.gram.numel() : -1], summed[-1])
-    fitted = emcl.fit(t.gram + v.gram, t.colsum + v.colsum, t.total + v.total)
+        of_text = of_text.summed(add_up)
+    fitted = fit(emcl, of_text + of_video)
     return compare(refit(text, emcl, fitted), refit(video, emcl, fitted))
 
 
 def rows_stream(
-    text_side: tuple[TextFeatures, Callable[[TextFeatures], Rows]],
-    video_side: tuple[VideoFeatures, Callable[[VideoFeatures], Rows]],
+    text_side: tuple[TextFeatures, Callable[[TextFeatures], UnitRows]],
+    video_side: tuple[VideoFeatures, Callable[[VideoFeatures], UnitRows]],
     compare: Compare,
     *,
     emcl: EMCL | None,
@@ -94,34 +128,51 @@ def rows_stream(
 ) -> SimilarityStream:
     """Rows of `rows_similarity` in bounded memory, without gradient; the maintained bases stay as they are.
 
-    Args: em_block: one EM inside each tile of this many captions and clips, in their order. None: over everything.
+    Args:
+        text_side: features of the captions, and what makes rows of them.
+        video_side: the same of the clips.
+        compare: what the head does with rows.
+        emcl: the layer, or None to compare the rows as they are.
+        em_block: one EM inside each tile of this many captions and clips, in their order. None: over everything.
+
+    Returns:
+        Steps that each give the similarities of some captions with all clips; with one EM over everything, the first
+        step gathers the moments and gives no row.
+
+    Raises:
+        ValueError: em_block < 1.
     """
-    (text, text_rows), (video, video_rows) = text_side, video_side
+    text, text_rows = text_side
+    video, video_rows = video_side
     if emcl is not None and em_block is not None:
         return _block_stream(text, text_rows, video, video_rows, compare, emcl, em_block)
-    texts, clips = text.split(_per_tile(text)), video.split(_per_tile(video))
-    gathering = 0 if emcl is None else 1
+
+    texts = text.split(_per_tile(text))
+    clips = video.split(_per_tile(video))
 
     def steps() -> Iterator[Tensor]:
-        finish: Callable[[Rows], Rows] = _plain
+        finish: Refit = _unchanged
         if emcl is not None:
-            parts = [*(moments(text_rows(part)) for part in texts), *(moments(video_rows(part)) for part in clips)]
-            gram, colsum, total = (sum(values[1:], values[0]) for values in zip(*parts, strict=True))
-            fitted = emcl.fit(gram, colsum, total, update=False)
+            of_texts = [moments(text_rows(part)) for part in texts]
+            of_clips = [moments(video_rows(part)) for part in clips]
+            fitted = fit(emcl, reduce(operator.add, of_texts + of_clips), update=False)
             finish = partial(refit, emcl=emcl, fitted=fitted)
-            yield text.pooled.new_empty((0, len(video)))
-        for part in texts:
-            t = finish(text_rows(part))
-            yield torch.cat([compare(t, finish(video_rows(clip))) for clip in clips], dim=1)
+            yield text.caption.new_empty((0, len(video)))
 
+        for part in texts:
+            some_texts = finish(text_rows(part))
+            columns = [compare(some_texts, finish(video_rows(clip))) for clip in clips]
+            yield torch.cat(columns, dim=1)
+
+    gathering = 0 if emcl is None else 1
     return SimilarityStream(gathering + len(texts), _without_gradient(steps))
 
 
 def _block_stream(
     text: TextFeatures,
-    text_rows: Callable[[TextFeatures], Rows],
+    text_rows: Callable[[TextFeatures], UnitRows],
     video: VideoFeatures,
-    video_rows: Callable[[VideoFeatures], Rows],
+    video_rows: Callable[[VideoFeatures], UnitRows],
     compare: Compare,
     emcl: EMCL,
     em_block: int,
@@ -129,56 +180,61 @@ def _block_stream(
     """A step is one block of captions with all clips, several blocks of clips at a time."""
     if em_block < 1:
         raise ValueError(f"em_block is {em_block}; expected at least 1 caption and clip, or None for one EM over all")
+
+    # As many blocks at a time as keep their Gram matrices and their rows within a tile.
+    width = text.caption.shape[-1]
+    rows_of_block = em_block * (_rows_each(text) + _rows_each(video))
+    blocks_together = max(1, TILE // (width * max(width, rows_of_block)))
     texts = text.split(em_block)
-    width = text.pooled.shape[-1]
-    rows_of_tile = em_block * (_rows_each(text) + _rows_each(video))
-    together = max(1, TILE // (width * max(width, rows_of_tile)))
 
     def steps() -> Iterator[Tensor]:
         for part in texts:
-            t = text_rows(part)
-            of_text = moments(t)
+            some_texts = text_rows(part)
+            of_text = moments(some_texts)
+
             columns = []
-            for group in video.split(em_block * together):
-                for v in _as_blocks(video_rows(group), em_block):
-                    of_video = moments(v)
-                    fitted = emcl.fit(
-                        of_text.gram + of_video.gram,
-                        of_text.colsum + of_video.colsum,
-                        of_text.total + of_video.total,
-                        update=False,
-                    )
-                    tiles = compare(refit(t, emcl, fitted), refit(v, emcl, fitted))  # [blocks, texts, em_block]
+            for group in video.split(em_block * blocks_together):
+                for blocks in _as_blocks(video_rows(group), em_block):
+                    fitted = fit(emcl, of_text + moments(blocks), update=False)
+                    tiles = compare(refit(some_texts, emcl, fitted), refit(blocks, emcl, fitted))  # [blocks, A, block]
                     columns.append(tiles.transpose(0, 1).flatten(1))
             yield torch.cat(columns, dim=1)
 
     return SimilarityStream(len(texts), _without_gradient(steps))
 
 
-def _as_blocks(rows: Rows, em_block: int) -> Iterator[Rows]:
+def _as_blocks(rows: UnitRows, em_block: int) -> Iterator[UnitRows]:
     """[B, L, ...] as whole blocks [n, em_block, L, ...], then the rest as one smaller block."""
-    whole = len(rows.rows) // em_block * em_block
-    for part, size in ((slice(0, whole), em_block), (slice(whole, None), len(rows.rows) - whole)):
-        if len(rows.rows[part]):
-            blocks = [None if value is None else value[part].unflatten(0, (-1, size)) for value in rows]
-            yield Rows(rows.rows[part].unflatten(0, (-1, size)), *blocks[1:])
+    clips = len(rows.values)
+    whole = clips // em_block * em_block
+    if whole:
+        yield _cut(rows, slice(0, whole), em_block)
+    if whole < clips:
+        yield _cut(rows, slice(whole, clips), clips - whole)
 
 
-def _plain(rows: Rows) -> Rows:
+def _cut(rows: UnitRows, part: slice, size: int) -> UnitRows:
+    """Some captions or clips in blocks of one size: [n, size, L, ...]."""
+    cut = [None if value is None else value[part].unflatten(0, (-1, size)) for value in rows]
+    return UnitRows(*cut)  # type: ignore[arg-type]
+
+
+def _unchanged(rows: UnitRows) -> UnitRows:
     return rows
 
 
 def _rows_each(side: TextFeatures | VideoFeatures) -> int:
     """Rows of each caption or clip, at most."""
-    return (
-        side.frames.shape[1] if isinstance(side, VideoFeatures) else 1 if side.tokens is None else side.tokens.shape[1]
-    )
+    if isinstance(side, VideoFeatures):
+        return side.frames.shape[1]
+    return 1 if side.tokens is None else side.tokens.shape[1]
 
 
 def _per_tile(side: Side) -> int:
     """Captions or clips in a tile: with as many of the other side, about TILE numbers in rows and in products."""
-    rows, width = _rows_each(side), next(iter(side.tensors().values())).shape[-1]
-    return max(1, min(TILE // (rows * width), int(TILE**0.5) // rows))
+    width = side.frames.shape[-1] if isinstance(side, VideoFeatures) else side.caption.shape[-1]
+    each = _rows_each(side)
+    return max(1, min(TILE // (each * width), int(TILE**0.5) // each))
 
 
 def _without_gradient(steps: Callable[[], Iterator[Tensor]]) -> Callable[[], Iterator[Tensor]]:
@@ -188,9 +244,9 @@ def _without_gradient(steps: Callable[[], Iterator[Tensor]]) -> Callable[[], Ite
         iterator = steps()
         while True:
             with torch.no_grad():
-                rows = next(iterator, None)
-            if rows is None:
+                similarities = next(iterator, None)
+            if similarities is None:
                 return
-            yield rows
+            yield similarities
 
     return iterate

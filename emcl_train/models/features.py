@@ -1,14 +1,26 @@
-"""What the towers make of captions and clips: one structure for every similarity head."""
+"""What the towers make of captions and clips: one structure for every similarity head.
 
-from collections.abc import Sequence
+`TextFeatures` and `VideoFeatures` are pytrees: what wraps a model (data parallelism, sharding) finds the tensors in
+them, so that a forward pass returns them as they are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 Features = TypeVar("Features", bound="_Features")
+
+Batch = Mapping[str, Tensor]
+"""What a loader gives, by name; rows of all its tensors belong together. The towers say which names they read."""
+
+
+def on_device(batch: Batch, device: torch.device | str) -> dict[str, Tensor]:
+    """A batch on a device; from pinned memory, the copy runs while Python goes on."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
 class _Features:
@@ -19,15 +31,20 @@ class _Features:
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {name: value for name, value in values.items() if value is not None}
 
+    def map(self: Features, function: Callable[[Tensor], Tensor]) -> Features:
+        """The same features with every tensor replaced by what `function` makes of it."""
+        return type(self)(**{name: function(value) for name, value in self.tensors().items()})
+
     def to(self: Features, device: torch.device | str) -> Features:
-        return type(self)(**{name: value.to(device) for name, value in self.tensors().items()})
+        """A copy on a device."""
+        return self.map(lambda value: value.to(device))
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors().values())))
 
-    def __getitem__(self: Features, rows: slice) -> Features:
+    def __getitem__(self: Features, chosen: slice) -> Features:
         """Some of the captions or clips."""
-        return type(self)(**{name: value[rows] for name, value in self.tensors().items()})
+        return self.map(lambda value: value[chosen])
 
     def split(self: Features, size: int) -> list[Features]:
         """Parts of `size` captions or clips, the last of what is left."""
@@ -42,15 +59,15 @@ class _Features:
 
 @dataclass(frozen=True)
 class TextFeatures(_Features):
-    """A captions. `tokens`, their mask and weights are there for heads that compare token by token."""
+    """A captions. Tokens, their mask and their weights are there for heads that compare token by token."""
 
-    pooled: Float[Tensor, "A D"]
+    caption: Float[Tensor, "A D"]
     """CLIP's feature of the whole caption, not normalised."""
     tokens: Float[Tensor, "A L D"] | None = None
     """The same projection of every token, start and end included."""
-    mask: Bool[Tensor, "A L"] | None = None
+    token_mask: Bool[Tensor, "A L"] | None = None
     """Which tokens are no padding."""
-    weights: Float[Tensor, "A L"] | None = None
+    token_weights: Float[Tensor, "A L"] | None = None
     """Share of each token in the caption's similarity; zero for padding."""
 
 
@@ -60,7 +77,24 @@ class VideoFeatures(_Features):
 
     frames: Float[Tensor, "B F D"]
     """Frames after temporal aggregation, not normalised."""
-    mask: Bool[Tensor, "B F"]
+    frame_mask: Bool[Tensor, "B F"]
     """Which frames are no padding."""
-    weights: Float[Tensor, "B F"] | None = None
+    frame_weights: Float[Tensor, "B F"] | None = None
     """Share of each frame in the clip's similarity, for heads that compare token by token; zero for padding."""
+
+
+torch.export.register_dataclass(TextFeatures, serialized_type_name="emcl_train.TextFeatures")
+torch.export.register_dataclass(VideoFeatures, serialized_type_name="emcl_train.VideoFeatures")
+
+
+class BatchFeatures(NamedTuple):
+    """What a forward pass makes of a batch of pairs: all that the loss is computed from."""
+
+    text: TextFeatures
+    video: VideoFeatures
+    logit_scale: Float[Tensor, ""]
+    """CLIP's factor from cosine to logits."""
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the same order for features of the same model."""
+        return [*self.text.tensors().values(), *self.video.tensors().values(), self.logit_scale]

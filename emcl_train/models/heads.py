@@ -4,7 +4,6 @@ What a head learns is applied per caption or per clip (`weigh_text`, `weigh_vide
 parallelism wraps; comparing takes no weights at all, and happens once over the features of all processes.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,10 +13,8 @@ from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL, SimilarityStream, pooled_cosine_similarity, pooled_cosine_similarity_stream
 from emcl_train.config import ModelConfig
-from emcl_train.models.em_features import Rows, rows_similarity, rows_stream, unit_rows
+from emcl_train.models.em_features import AddUp, UnitRows, rows_similarity, rows_stream, unit_rows
 from emcl_train.models.features import TextFeatures, VideoFeatures
-
-AddUp = Callable[[Tensor], Tensor]
 
 
 class Pairs(NamedTuple):
@@ -25,7 +22,7 @@ class Pairs(NamedTuple):
 
     first: Float[Tensor, "P D"]
     second: Float[Tensor, "P D"]
-    weight: Float[Tensor, " P"]
+    share: Float[Tensor, " P"]
 
 
 class TextConditionedHead(nn.Module):
@@ -38,7 +35,9 @@ class TextConditionedHead(nn.Module):
     def similarity(
         self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, add_up: AddUp | None
     ) -> Float[Tensor, "A B"]:
-        inputs, temperature = (text.pooled, video.frames, video.mask), self.pooling_temperature
+        inputs = (text.caption, video.frames, video.frame_mask)
+        temperature = self.pooling_temperature
+
         if emcl is None:
             return pooled_cosine_similarity(*inputs, pooling_temperature=temperature)
         return emcl.pooled_similarity(*inputs, pooling_temperature=temperature, add_up=add_up)
@@ -46,7 +45,9 @@ class TextConditionedHead(nn.Module):
     def stream(
         self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, em_block: int | None
     ) -> SimilarityStream:
-        inputs, temperature = (text.pooled, video.frames, video.mask), self.pooling_temperature
+        inputs = (text.caption, video.frames, video.frame_mask)
+        temperature = self.pooling_temperature
+
         if emcl is None:
             return pooled_cosine_similarity_stream(*inputs, pooling_temperature=temperature)
         return emcl.pooled_similarity_stream(*inputs, em_block=em_block, pooling_temperature=temperature)
@@ -58,13 +59,16 @@ class RowHead(nn.Module):
     EM runs over exactly those rows, padding left out; what it makes of them is brought to length one again.
     """
 
-    def text_rows(self, text: TextFeatures) -> Rows:
+    def text_rows(self, text: TextFeatures) -> UnitRows:
+        """The rows of each caption."""
         raise NotImplementedError
 
-    def video_rows(self, video: VideoFeatures) -> Rows:
+    def video_rows(self, video: VideoFeatures) -> UnitRows:
+        """The rows of each clip."""
         raise NotImplementedError
 
-    def compare(self, text: Rows, video: Rows) -> Float[Tensor, "*G A B"]:
+    def compare(self, text: UnitRows, video: UnitRows) -> Float[Tensor, "*G A B"]:
+        """Similarities of all captions with all clips, from their rows."""
         raise NotImplementedError
 
     def similarity(
@@ -75,27 +79,29 @@ class RowHead(nn.Module):
     def stream(
         self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, em_block: int | None
     ) -> SimilarityStream:
-        sides = (text, self.text_rows), (video, self.video_rows)
-        return rows_stream(*sides, self.compare, emcl=emcl, em_block=em_block)
+        text_side = (text, self.text_rows)
+        video_side = (video, self.video_rows)
+        return rows_stream(text_side, video_side, self.compare, emcl=emcl, em_block=em_block)
 
 
 class MeanHead(RowHead):
     """CLIP4Clip: the cosine of the text with the mean of the clip's unit frames."""
 
-    def text_rows(self, text: TextFeatures) -> Rows:
-        return Rows(normalize(text.pooled, dim=-1).unsqueeze(1))
+    def text_rows(self, text: TextFeatures) -> UnitRows:
+        return UnitRows(normalize(text.caption, dim=-1).unsqueeze(1))
 
-    def video_rows(self, video: VideoFeatures) -> Rows:
-        frames = unit_rows(video.frames, video.mask)
-        count = video.mask.sum(1, keepdim=True).clamp_min(1)
-        return Rows(normalize(frames.sum(1) / count, dim=-1).unsqueeze(1))
+    def video_rows(self, video: VideoFeatures) -> UnitRows:
+        frames = unit_rows(video.frames, video.frame_mask)
+        count = video.frame_mask.sum(1, keepdim=True).clamp_min(1)
+        return UnitRows(normalize(frames.sum(1) / count, dim=-1).unsqueeze(1))
 
-    def compare(self, text: Rows, video: Rows) -> Float[Tensor, "*G A B"]:
-        return text.rows.squeeze(-2) @ video.rows.squeeze(-2).mT
+    def compare(self, text: UnitRows, video: UnitRows) -> Float[Tensor, "*G A B"]:
+        return text.values.squeeze(-2) @ video.values.squeeze(-2).mT
 
     def pairs(self, text: TextFeatures, video: VideoFeatures) -> list[Pairs]:
         """Each caption with its clip: caption i with clip i."""
-        first, second = self.text_rows(text).rows.squeeze(1), self.video_rows(video).rows.squeeze(1)
+        first = self.text_rows(text).values.squeeze(1)
+        second = self.video_rows(video).values.squeeze(1)
         return [Pairs(first, second, first.new_ones(len(first)))]
 
 
@@ -108,62 +114,76 @@ class TokenWiseHead(RowHead):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.text_weight, self.video_weight = weight_network(width), weight_network(width)
+        self.text_weight = weight_network(width)
+        self.video_weight = weight_network(width)
 
     def weigh_text(self, tokens: Float[Tensor, "A L D"], mask: Bool[Tensor, "A L"]) -> Float[Tensor, "A L"]:
+        """The share of each token in its caption; they sum to one."""
         return masked_softmax(self.text_weight(tokens).squeeze(-1).float(), mask)
 
     def weigh_video(self, frames: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F"]:
+        """The share of each frame in its clip; they sum to one."""
         return masked_softmax(self.video_weight(frames).squeeze(-1).float(), mask)
 
-    def text_rows(self, text: TextFeatures) -> Rows:
-        if text.tokens is None or text.mask is None:
+    def text_rows(self, text: TextFeatures) -> UnitRows:
+        if text.tokens is None or text.token_mask is None:
             raise ValueError("text features have no tokens, which this head compares; encode them with this model")
-        return Rows(unit_rows(text.tokens, text.mask), text.mask, text.weights)
+        return UnitRows(unit_rows(text.tokens, text.token_mask), text.token_mask, text.token_weights)
 
-    def video_rows(self, video: VideoFeatures) -> Rows:
-        return Rows(unit_rows(video.frames, video.mask), video.mask, video.weights)
+    def video_rows(self, video: VideoFeatures) -> UnitRows:
+        return UnitRows(unit_rows(video.frames, video.frame_mask), video.frame_mask, video.frame_weights)
 
-    def compare(self, text: Rows, video: Rows) -> Float[Tensor, "*G A B"]:
-        (*leading, texts, tokens, width), (clips, frames) = text.rows.shape, video.rows.shape[-3:-1]
-        products = text.rows.reshape(*leading, -1, width) @ video.rows.reshape(*leading, -1, width).mT
-        products = products.view(*leading, texts, tokens, clips, frames)
-        (text_mask, text_weights), (video_mask, video_weights) = mask_and_weights(text), mask_and_weights(video)
+    def compare(self, text: UnitRows, video: UnitRows) -> Float[Tensor, "*G A B"]:
+        text_mask, text_shares = mask_and_shares(text)
+        video_mask, video_shares = mask_and_shares(video)
+
+        # Every token with every frame.
+        products = text.flat @ video.flat.mT  # [*, A·L, B·F]
+        products = products.unflatten(-1, video.values.shape[-3:-1]).unflatten(-3, text.values.shape[-3:-1])
+
+        # Each token's best frame, and each frame's best token.
         of_tokens = best(products, video_mask[..., None, None, :, :], dim=-1)  # [*, A, L, B]
         of_frames = best(products, text_mask[..., :, :, None, None], dim=-3)  # [*, A, B, F]
-        by_tokens = (of_tokens * text_weights[..., :, :, None]).sum(-2)
-        by_frames = (of_frames * video_weights[..., None, :, :]).sum(-1)
+
+        by_tokens = (of_tokens * text_shares[..., :, :, None]).sum(-2)
+        by_frames = (of_frames * video_shares[..., None, :, :]).sum(-1)
         return (by_tokens + by_frames) / 2
 
     def pairs(self, text: TextFeatures, video: VideoFeatures) -> list[Pairs]:
         """In each pair of a caption and its clip: every token with its best frame, every frame with its best token."""
-        t, v = self.text_rows(text), self.video_rows(video)
-        (t_mask, t_weights), (v_mask, v_weights) = mask_and_weights(t), mask_and_weights(v)
-        products = t.rows.detach() @ v.rows.detach().mT  # [B, L, F]
-        frame_of_token = products.masked_fill(~v_mask[:, None, :], -torch.inf).argmax(2)
-        token_of_frame = products.masked_fill(~t_mask[:, :, None], -torch.inf).argmax(1)
-        of_tokens = v.rows.gather(1, frame_of_token[..., None].expand_as(t.rows))
-        of_frames = t.rows.gather(1, token_of_frame[..., None].expand_as(v.rows))
+        tokens = self.text_rows(text)
+        frames = self.video_rows(video)
+        token_mask, token_shares = mask_and_shares(tokens)
+        frame_mask, frame_shares = mask_and_shares(frames)
+
+        # Which is best is a choice, and has no gradient.
+        products = tokens.values.detach() @ frames.values.detach().mT  # [B, L, F]
+        frame_of_token = products.masked_fill(~frame_mask[:, None, :], -torch.inf).argmax(2)
+        token_of_frame = products.masked_fill(~token_mask[:, :, None], -torch.inf).argmax(1)
+
+        of_tokens = frames.values.gather(1, frame_of_token[..., None].expand_as(tokens.values))
+        of_frames = tokens.values.gather(1, token_of_frame[..., None].expand_as(frames.values))
         return [
-            Pairs(t.rows[t_mask], of_tokens[t_mask], t_weights[t_mask]),
-            Pairs(v.rows[v_mask], of_frames[v_mask], v_weights[v_mask]),
+            Pairs(tokens.values[token_mask], of_tokens[token_mask], token_shares[token_mask]),
+            Pairs(frames.values[frame_mask], of_frames[frame_mask], frame_shares[frame_mask]),
         ]
 
 
 def weight_network(width: int) -> nn.Sequential:
     """A row to one number: two layers, of the sizes and the start of DRL's second architecture."""
-    first, last = nn.Linear(width, width), nn.Linear(width, 1)
+    first = nn.Linear(width, width)
+    last = nn.Linear(width, 1)
     for layer in (first, last):
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
     return nn.Sequential(first, nn.ReLU(), last)
 
 
-def mask_and_weights(rows: Rows) -> tuple[Tensor, Tensor]:
+def mask_and_shares(rows: UnitRows) -> tuple[Tensor, Tensor]:
     """Both of rows that are compared one by one."""
-    if rows.mask is None or rows.weights is None:
+    if rows.mask is None or rows.shares is None:
         raise ValueError("features have no mask or no weights for each row; encode them with the model of this head")
-    return rows.mask, rows.weights
+    return rows.mask, rows.shares
 
 
 def masked_softmax(logits: Float[Tensor, "N L"], mask: Bool[Tensor, "N L"]) -> Float[Tensor, "N L"]:

@@ -45,17 +45,24 @@ class TransformerAggregation(nn.Module):
     def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
         hidden = frames + self.position_embedding[: frames.shape[1]]
         attendable = frame_mask[:, None, None, :].expand(-1, 1, frames.shape[1], -1)  # [B, 1, F, F]
+
         for layer in self.layers:
             hidden = layer(hidden, attendable)
         return frames + hidden
 
     def copy_text_layers(self, clip: CLIPModel) -> bool:
-        """Start from CLIP's first text layers and positions, where their sizes agree. Returns whether they did."""
+        """Start from CLIP's first text layers and positions, if their sizes agree.
+
+        Returns:
+            Whether they did.
+        """
         text = clip.text_model
         positions = text.embeddings.position_embedding.weight
         frames, width = self.position_embedding.shape
-        if positions.shape[1] != width or positions.shape[0] < frames or len(text.encoder.layers) < len(self.layers):
+        enough = positions.shape[0] >= frames and len(text.encoder.layers) >= len(self.layers)
+        if positions.shape[1] != width or not enough:
             return False
+
         with torch.no_grad():
             self.position_embedding.copy_(positions[:frames])
         for layer, source in zip(self.layers, text.encoder.layers, strict=False):
@@ -64,6 +71,7 @@ class TransformerAggregation(nn.Module):
 
 
 def layer_config(width: int, heads: int, hidden_act: str) -> CLIPTextConfig:
+    """Of one transformer layer, of the kind that CLIP's text tower has."""
     config = CLIPTextConfig(
         hidden_size=width, intermediate_size=4 * width, num_attention_heads=heads, hidden_act=hidden_act
     )
@@ -72,11 +80,23 @@ def layer_config(width: int, heads: int, hidden_act: str) -> CLIPTextConfig:
 
 
 def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> nn.Module:
-    """The aggregation of `config.temporal`, the transformer initialised from `clip`'s text tower (the recipe)."""
+    """The aggregation of `config.temporal`, the transformer initialised from `clip`'s text tower (the recipe).
+
+    Args:
+        config: says which one.
+        clip: the towers, whose text layers the transformer takes over if they are trained.
+        width: of the frames' features.
+        num_frames: per clip at most.
+
+    Raises:
+        UserError: the text tower's heads do not divide the width.
+    """
     if config.temporal == "mean":
         return MeanAggregation()
     if config.temporal == "lstm":
         return LSTMAggregation(width)
+
+    # As many heads and the same activation as the text tower, so that its layers fit.
     text = clip.text_model.config
     heads = text.num_attention_heads
     if width % heads:
@@ -84,6 +104,7 @@ def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_fram
             f"the temporal transformer is {width} wide, which the text tower's {heads} heads do not divide; "
             f"pass --model.temporal mean or lstm"
         )
+
     temporal = TransformerAggregation(
         width, layers=config.temporal_layers, heads=heads, hidden_act=text.hidden_act, num_frames=num_frames
     )

@@ -8,7 +8,7 @@ from rich.console import Console
 from emcl_train.report.compare import compare, render_comparison_of
 from emcl_train.report.groups import load_group, render_group
 from emcl_train.report.html import page
-from emcl_train.report.table import render_comparison, render_table
+from emcl_train.report.terminal import render_comparison, render_table
 from emcl_train.runs.files import write_json_atomic, write_text_atomic
 from emcl_train.runs.folder import load_run
 
@@ -21,7 +21,8 @@ def write_report(run_dir: Path) -> Path:
     Everything comes from the run folder but the frames of the best and worst retrievals, which are decoded from the
     data set that config.json names; where it is not there any more, the report says so in their place.
 
-    Raises: UserError where the run folder lacks a file, or one cannot be read.
+    Raises:
+        UserError: the run folder lacks a file, or one cannot be read.
     """
     path = run_dir / "report.html"
     write_text_atomic(path, page(load_run(run_dir)))
@@ -34,15 +35,25 @@ def report_runs(run_dirs: list[Path], console: Console | None = None, json_path:
     A folder of runs with different seeds counts as one run, of which mean and deviation are printed. Every other run
     is compared with the first one, query by query.
 
-    Args: json_path: write the comparisons to this file as well.
+    Args:
+        run_dirs: folders of runs, or of runs with different seeds.
+        console: where to print.
+        json_path: write the comparisons to this file as well.
+
+    Returns:
+        The pages, one for each run.
     """
     console = console or Console()
+
+    # Tables: one of all runs, and one for each set of seeds.
     groups = [load_group(path) for path in run_dirs]
     several = [(run.path, run.results) for group in groups for run in group.runs]
     console.print(render_table(several[0][1]) if len(several) == 1 else render_comparison(several))
     for group in groups:
         if len(group.runs) > 1:
             console.print(render_group(group.path, [run.results for run in group.runs]))
+
+    # Every other run against the first.
     comparisons = [(other, compare(groups[0], other)) for other in groups[1:]]
     for other, comparison in comparisons:
         console.print(render_comparison_of(groups[0], other, comparison))
@@ -53,6 +64,7 @@ def report_runs(run_dirs: list[Path], console: Console | None = None, json_path:
             for other, comparison in comparisons
         ]
         write_json_atomic(json_path, found)
+
     paths = [write_report(path) for path in dict.fromkeys(path for path, _ in several)]
     for path in paths:
         console.print(f"report: {path}", soft_wrap=True, highlight=False)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from emcl_train.errors import UserError
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap, signed
-from emcl_train.evaluation.metrics import ranks, video_to_text_ranks_by_similarity
 from emcl_train.report.groups import Group
+from emcl_train.report.ranks import text_ranks, video_ranks
 from emcl_train.runs.folder import Run
 
 METRICS = ("R@1", "R@5", "R@10", "MnR")
@@ -80,14 +80,19 @@ def compare(first: Group, second: Group, *, seed: int = 0) -> Comparison:
     Text→video queries are captions, video→text queries are clips (by best similarity). Captions of one clip are not
     independent: what is drawn in the bootstrap is clips, with all their captions.
 
-    Raises: UserError where the runs share no query.
+    Raises:
+        UserError: the runs share no query.
     """
     notes: list[str] = []
+
+    # The same run on both sides?
     of_first, of_second = ({run.path.resolve() for run in group.runs} for group in (first, second))
     if of_first == of_second:
         notes.append(f"{second.path} is compared with itself, which shows nothing.")
     elif both := of_first & of_second:
         notes.append(f"{', '.join(sorted(map(str, both)))}: on both sides, so that the difference looks smaller.")
+
+    # The same queries? A caption is known by its text and clip, or by its text alone if clips have other ids.
     keys = [caption_keys(group.runs[0]) for group in (first, second)]
     alike = set(keys[0]) == set(keys[1])
     by_text = not alike and Counter(first.runs[0].captions) == Counter(second.runs[0].captions)
@@ -99,6 +104,7 @@ def compare(first: Group, second: Group, *, seed: int = 0) -> Comparison:
             f"Only {common} captions with their clip are in both: {first.path} has {len(keys[0])}, {second.path} has "
             f"{len(keys[1])}. The galleries differ too, so that this is no fair comparison."
         )
+
     differences = []
     for direction in DIRECTIONS:
         tables = [_mean_scores(group, direction, by_text=by_text) for group in (first, second)]
@@ -108,17 +114,22 @@ def compare(first: Group, second: Group, *, seed: int = 0) -> Comparison:
                 f"{first.path} and {second.path} share no {'caption' if direction == 'T→V' else 'clip'}, so that they "
                 "cannot be compared query by query; evaluate both on the same split of the same data set"
             )
+
+        # What is drawn are clips, with all that belongs to them.
         owners = _owners(first.runs[0], by_text=by_text) if direction == "T→V" else {key: key for key in shared}
         scores = [np.stack([table[key] for key in shared]) for table in tables]
         cluster = [owners[key] for key in shared]
         clips = len(set(cluster))
+
         for column, metric in enumerate(METRICS):
             before, after = (values[:, column] for values in scores)
             clustered = _by_cluster(before, after, cluster)
             usual = paired_bootstrap(*clustered, seed=seed)
             strict = paired_bootstrap(*clustered, seed=seed, level=STRICT)
-            means = float(before.mean()), float(after.mean())
-            differences.append(Difference(direction, metric, *means, usual, strict, clips))
+            differences.append(
+                Difference(direction, metric, float(before.mean()), float(after.mean()), usual, strict, clips)
+            )
+
     for group in (first, second):
         if len(group.runs) > 1:
             notes.append(
@@ -190,12 +201,13 @@ def _mean_scores(group: Group, direction: str, *, by_text: bool) -> dict[Hashabl
     """What each query adds to each of METRICS, averaged over the runs of a group that all have it."""
     tables = []
     for run in group.runs:
-        similarity, caption_clip = run.similarity, run.tensors["caption_clip"]
         keys: Sequence[Hashable]
         if direction == "T→V":
-            keys, values = _text_keys(run) if by_text else caption_keys(run), ranks(similarity, caption_clip)
+            keys = _text_keys(run) if by_text else caption_keys(run)
+            values = text_ranks(run)
         else:
-            keys, values = run.video_ids, video_to_text_ranks_by_similarity(similarity, caption_clip)
+            keys = run.video_ids
+            values = video_ranks(run)
         tables.append(dict(zip(keys, _scores(values), strict=True)))
     shared = [key for key in tables[0] if all(key in table for table in tables)]
     return {key: np.mean([table[key] for table in tables], axis=0) for key in shared}

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from emcl_train.config import differing_settings
 from emcl_train.errors import UserError
-from emcl_train.report.table import BY_RANK, Results, columns_of, differences, error_of_share, sentences
-from emcl_train.runs.files import CONFIG, seed_folders
+from emcl_train.report.notes import BY_RANK, Results, columns_of, differences, error_of_share, sentences
+from emcl_train.runs.contents import CONFIG, seed_folders
 from emcl_train.runs.folder import Run, load_run
 
 
@@ -28,11 +28,14 @@ class Group:
 def load_group(path: Path) -> Group:
     """Read a run folder, or each one in a folder of seeds.
 
-    Raises: UserError where a run is not finished or damaged, or runs of a folder differ in more than their seed.
+    Raises:
+        UserError: a run is not finished or damaged, or runs of a folder differ in more than their seed.
     """
     folders = [path] if (path / CONFIG).is_file() else seed_folders(path) or [path]
     runs = [load_run(folder) for folder in folders]
     first = runs[0]
+
+    # All that may differ is the seed: neither other settings nor what was measured, nor how.
     for run in runs[1:]:
         different = differing_settings(
             first.config, replace(run.config, train=replace(run.config.train, seed=first.config.train.seed))
@@ -45,13 +48,15 @@ def load_group(path: Path) -> Group:
                 f"{first.path} and {run.path} differ in more than their seed: {'; '.join(different)}; report them one "
                 "by one, or evaluate them again alike (emcl-train eval RUN)"
             )
+
     return Group(path, tuple(runs))
 
 
 def render_group(path: Path, results: Sequence[Results]) -> Lines:
     """The rows of runs with different seeds as mean ± standard deviation; for `console.print`.
 
-    Raises: UserError where the runs do not have the same rows.
+    Raises:
+        UserError: the runs do not have the same rows.
     """
     names = [row["name"] for row in results[0]["rows"]]
     for other in results[1:]:
@@ -60,6 +65,7 @@ def render_group(path: Path, results: Sequence[Results]) -> Lines:
                 f"the runs in {path} do not have the same rows: {names} and {[row['name'] for row in other['rows']]}; "
                 "evaluate them again with the same settings (emcl-train eval RUN)"
             )
+
     columns = columns_of(results[0])
     table = Table(
         title=f"{path}: {len(results)} seeds, mean ± deviation, {results[0]['split']} split",
@@ -72,6 +78,7 @@ def render_group(path: Path, results: Sequence[Results]) -> Lines:
     for direction, colour in (("T→V", "cyan"), ("V→T", "magenta")):
         for metric in columns:
             table.add_column(f"{direction}\n{metric}", justify="right", no_wrap=True, header_style=colour)
+
     for index, name in enumerate(names):
         rows = [result["rows"][index] for result in results]
         cells = [
@@ -81,6 +88,8 @@ def render_group(path: Path, results: Sequence[Results]) -> Lines:
         if rows[0].get("video_to_text_by_rank"):
             by_rank = [_spread([row["video_to_text_by_rank"][key] for row in rows]) for key in columns]
             table.add_row(BY_RANK, *[""] * len(columns), *by_rank, style="dim")
+
+    # The sentences of the first run hold for all, but for those that are about its own error and epoch.
     lines = [f"The deviation is the sample standard deviation of {len(results)} runs that differ only in their seed."]
     share = statistics.fmean(result["rows"][0]["text_to_video"]["R@1"] for result in results) / 100
     error = error_of_share(share, results[0]["queries"])

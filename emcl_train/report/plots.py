@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL
-from emcl_train.evaluation.metrics import ranks, video_to_text_ranks_by_similarity
+from emcl_train.report.ranks import text_ranks, video_ranks
 from emcl_train.runs.folder import Run
 
 TEXT, VIDEO, THIRD = "#2a7fd4", "#e0662e", "#2f9e6e"
@@ -48,7 +48,8 @@ POINTS, LINES = 300, 60
 def loss_curve(run: Run) -> str:
     """Training loss of every step, and its running mean."""
     records = run.of_kind("train")
-    steps, losses = [record["step"] for record in records], [record["loss"] for record in records]
+    steps = [record["step"] for record in records]
+    losses = [record["loss"] for record in records]
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(5.2, 3.2)
         window = max(1, len(losses) // 40)
@@ -84,10 +85,16 @@ def recall_curve(run: Run) -> str:
 
 
 def heat_map(run: Run) -> tuple[str, str]:
-    """Similarities of evenly chosen clips with the first caption of each. Returns: the figure and a sentence."""
+    """Similarities of evenly chosen clips with the first caption of each.
+
+    Returns:
+        The figure, and a sentence on what it shows.
+    """
     similarity, clips = _one_caption_per_clip(run)
     own = similarity.diagonal()
     others = similarity[~torch.eye(len(clips), dtype=torch.bool)]
+
+    # A few values far out would take the colours from all others.
     low, high = torch.quantile(similarity.flatten(), torch.tensor([0.01, 0.999])).tolist()
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(5.2, 4.3)
@@ -107,11 +114,7 @@ def heat_map(run: Run) -> tuple[str, str]:
 
 def rank_histogram(run: Run) -> str:
     """How many queries have the right item at which rank, in both directions."""
-    caption_clip = run.tensors["caption_clip"]
-    both = (
-        ("text→video", TEXT, ranks(run.similarity, caption_clip)),
-        ("video→text", VIDEO, video_to_text_ranks_by_similarity(run.similarity, caption_clip)),
-    )
+    both = (("text→video", TEXT, text_ranks(run)), ("video→text", VIDEO, video_ranks(run)))
     edges = rank_bins(run.similarity.shape[1])
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(5.2, 4.3)

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from emcl_train.config import DataConfig
 from emcl_train.data.annotations import Clip, load_annotations
-from emcl_train.data.video import VideoError, decode_frames
+from emcl_train.data.video import FrameRequest, VideoError, decode_frames
 from emcl_train.errors import UserError
-from emcl_train.evaluation.metrics import ranks
+from emcl_train.report.ranks import text_ranks
 from emcl_train.runs.folder import Run
 
 SHOWN = 4
-FRAMES, FRAME_SIZE, GAP = 6, 96, 3
+"""Retrievals of each kind."""
+FRAMES = 6
+FRAME_SIZE = 96
+GAP = 3
+"""Pixels between two frames."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,22 @@ def best_and_worst(run: Run) -> tuple[list[Retrieval], list[Retrieval]]:
         return [], []  # with one clip nothing competes
     own = similarity.gather(1, target[:, None])[:, 0]
     others, competitor = similarity.scatter(1, target[:, None], float("-inf")).max(dim=1)
-    rank = ranks(similarity, target)
+    rank = text_ranks(run)
     lead = own - others
 
     def pick(order: Tensor, keep: Tensor) -> list[Retrieval]:
+        """The first captions in this order, of those to keep, each of another clip."""
         chosen: dict[int, Retrieval] = {}
         for i in order[keep[order]].tolist():
             right = int(target[i])
             if right not in chosen:
                 chosen[right] = Retrieval(
-                    run.captions[i], rank[i].item(), right, own[i].item(), int(competitor[i]), others[i].item()
+                    caption=run.captions[i],
+                    rank=rank[i].item(),
+                    right=right,
+                    right_similarity=own[i].item(),
+                    other=int(competitor[i]),
+                    other_similarity=others[i].item(),
                 )
             if len(chosen) == SHOWN:
                 break
@@ -92,7 +102,7 @@ def _strip(clip: Clip | None, video_id: str) -> Strip:
     if clip is None:
         return Strip(None, f"the data set has no clip {video_id} any more")
     try:
-        frames, mask = decode_frames(clip.path, FRAMES, FRAME_SIZE, start=clip.start, end=clip.end)
+        frames, mask = decode_frames(FrameRequest(clip.path, FRAMES, FRAME_SIZE, start=clip.start, end=clip.end))
     except VideoError as error:
         return Strip(None, str(error))
     return Strip(_jpeg(frames[mask]))

@@ -7,7 +7,6 @@ run's own records beside its results, so that `emcl-train report` takes it as it
 
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,11 +16,20 @@ from typing import Any
 from torch import Tensor
 
 from emcl_train.config import RunConfig, inference_emcl
-from emcl_train.runs.files import CONFIG, ENVIRONMENT, METRICS, save_config, write_json_atomic, write_text_atomic
+from emcl_train.runs.contents import (
+    EMBEDDINGS,
+    EVALUATION,
+    EVALUATIONS,
+    OF_EVALUATION,
+    OF_TRAINING,
+    QUERIES,
+    REPORT,
+    RESULTS,
+    save_config,
+)
+from emcl_train.runs.files import as_json, json_if_whole, write_json_atomic, write_text_atomic
 from emcl_train.runs.state import save_tensors_atomic
 
-RESULTS, QUERIES, EMBEDDINGS = "results.json", "queries.json", "embeddings.safetensors"
-EVALUATIONS, EVALUATION, REPORT = "evaluations", "evaluation.json", "report.html"
 BEFORE = "before-the-last-epoch"
 """Folder for figures that were in the run's own when its training ended with others."""
 NOT_MEASURED = ("eval.batch_size",)
@@ -40,9 +48,12 @@ class Evaluation:
     tensors: dict[str, Tensor]
 
     def write(self, run_dir: Path, folder: Path, config: RunConfig) -> None:
-        """Write the three files into `folder`, and where that is not the run's own, the run's records beside them.
+        """Write the three files into `folder`, and if that is not the run's own, copies of the run's records too.
 
-        Args: config: the settings that were measured with.
+        Args:
+            run_dir: the run's own folder.
+            folder: where the files go.
+            config: the settings that were measured with.
         """
         if folder != run_dir:
             _copy_records(run_dir, folder)
@@ -57,43 +68,44 @@ def set_aside(run_dir: Path, results: dict[str, Any]) -> Path | None:
 
     Others may lie there: of an evaluation before the last epoch. They move to a folder of their own.
 
-    Returns: that folder; None where there was nothing to move.
+    Args:
+        run_dir: the run's own folder.
+        results: the figures that need room.
+
+    Returns:
+        The folder of the others; None if there was nothing to move.
     """
     if not (run_dir / RESULTS).is_file() or same_figures(run_dir, results):
         return None
+
     names = itertools.chain([BEFORE], (f"{BEFORE}-{number}" for number in itertools.count(2)))
     folder = next(place for name in names if not (place := run_dir / EVALUATIONS / name).exists())
     folder.mkdir(parents=True)
     _copy_records(run_dir, folder)
-    for name in (EMBEDDINGS, QUERIES, REPORT, RESULTS):
+
+    # The results last: as long as they are here, the figures count as not moved.
+    for name in (REPORT, *reversed(OF_EVALUATION)):
         if (run_dir / name).is_file():
             os.replace(run_dir / name, folder / name)
     return folder
 
 
 def _copy_records(run_dir: Path, folder: Path) -> None:
-    for name in (CONFIG, ENVIRONMENT, METRICS):
+    for name in OF_TRAINING:
         if (run_dir / name).is_file():
             write_text_atomic(folder / name, (run_dir / name).read_text(encoding="utf-8"))
     write_json_atomic(folder / EVALUATION, {"run": run_dir})
 
 
-def run_of(folder: Path) -> str | None:
-    """The run that a folder of results is an evaluation of; None where it is no such folder."""
-    try:
-        return str(json.loads((folder / EVALUATION).read_text(encoding="utf-8"))["run"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def what_differs(run: RunConfig, asked: RunConfig, split: str) -> str:
-    """The settings of an evaluation that are not the run's, as the name of a folder; "" where none is.
+    """The settings of an evaluation that are not the run's, as the name of a folder; "" if there are none.
 
     Settings that "emcl.mode inference" brings along are not named.
     """
     by_itself = inference_emcl() if asked.emcl.mode == "inference" != run.emcl.mode else run.emcl
     usual = {**_settings("eval", run.eval), **_settings("emcl", by_itself), "emcl.mode": run.emcl.mode, "split": "test"}
     found = {**_settings("eval", asked.eval), **_settings("emcl", asked.emcl), "split": split}
+
     parts = [
         f"{name.removeprefix('eval.').replace('_', '-')}-{str(value).lower()}"
         for name, value in found.items()
@@ -108,8 +120,14 @@ def what_differs(run: RunConfig, asked: RunConfig, split: str) -> str:
 def place_for(results: dict[str, Any], run_dir: Path, name: str, again: str) -> tuple[Path, Path | None]:
     """The folder for the results of an evaluation: the first in which no other figures lie.
 
-    Args: name: `what_differs`. again: name for results of the run's own settings, where the run's folder has others.
-    Returns: it; the last folder that was passed over for its figures.
+    Args:
+        results: the figures.
+        run_dir: the run's own folder.
+        name: `what_differs`.
+        again: name for results of the run's own settings, if the run's folder has others.
+
+    Returns:
+        The folder; the last one that was passed over for its figures, or None.
     """
     passed_over = None
     for folder in _places(run_dir, name, again):
@@ -121,12 +139,12 @@ def place_for(results: dict[str, Any], run_dir: Path, name: str, again: str) -> 
 
 def same_figures(folder: Path, results: dict[str, Any]) -> bool:
     """Whether a folder's results.json has these figures, or is damaged, so that nothing is lost with it."""
-    try:
-        there = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        ours = json.loads(json.dumps(results, default=str))
-        return all(there[key] == ours[key] for key in FIGURES)
-    except (OSError, ValueError, KeyError, TypeError):
+    there = json_if_whole(folder / RESULTS)
+    if not isinstance(there, dict) or not there.keys() >= set(FIGURES):
         return True
+
+    ours = as_json(results)
+    return all(there[key] == ours[key] for key in FIGURES)
 
 
 def _places(run_dir: Path, name: str, again: str) -> Iterator[Path]:

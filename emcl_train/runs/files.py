@@ -1,4 +1,4 @@
-"""Files of a run folder, each written whole or not at all, and what they say of the run; nothing here needs torch.
+"""Files: each written whole or not at all, and read or refused with the reason. Nothing here needs torch.
 
 Every file is written beside its place as `.<name>.partial`, flushed to the disk, and renamed. Whatever kills the
 process, a file that carries its real name is complete.
@@ -8,45 +8,95 @@ import errno
 import fcntl
 import json
 import os
-import re
+import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, get_args, get_type_hints
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
-from emcl_train.config import RunConfig, differing_settings
 from emcl_train.errors import UserError
 from emcl_train.flags import again, flag, takes
 
-CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
-SEED_FOLDER = re.compile(r"seed-(\d+)")
-"""Name of a run's folder among runs that differ in their seed."""
-FINISHED = "finished.json"
-"""Written when a run's training has ended and its figures are there."""
-WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-CLIP_CONFIG = "clip_config.json"
-"""Of the towers, in transformers' format: a run is evaluated without the checkpoint that it started from."""
-TOKENIZER = "tokenizer.json"
-WRITTEN_BEFORE_TRAINING = {CONFIG, ENVIRONMENT, CLIP_CONFIG, TOKENIZER}
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write` on a temporary file in the same folder, which then takes the place of `path`.
+def read_json(path: Path, way_out: str, *, what: str = "JSON", keys: Collection[str] | None = None) -> Any:
+    """Read a JSON file that has to be there.
 
-    Raises: UserError where the disk is full; `path` is then as it was.
+    Args:
+        path: the file.
+        way_out: what to do if it cannot be read, as the end of the sentence.
+        what: what the file is meant to be.
+        keys: what the file's object must hold; None if it may hold any value.
+
+    Returns:
+        The value. With `keys` it is an object that has them.
+
+    Raises:
+        UserError: the file cannot be read, or is not what it should be.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # broken JSON and broken UTF-8 are ValueErrors
+        raise UserError(f"{path} cannot be read as {what}: {error}; {way_out}") from error
+
+    if keys is None:
+        return value
+
+    there = value.keys() if isinstance(value, dict) else set()
+    absent = sorted(set(keys) - there)
+    if absent:
+        expected = f"a JSON object with {', '.join(sorted(keys))}; it lacks {absent}"
+        raise UserError(f"{path} must hold {expected}; {way_out}")
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, got a {type(value).__name__}; {way_out}")
+    return value
+
+
+def json_if_whole(path: Path) -> Any:
+    """The value of a JSON file that may be missing or damaged, since it can be found out again; None then."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def as_json(value: object) -> Any:
+    """A value as it comes back from a JSON file."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def partial_of(path: Path, *, shared: bool = False) -> Path:
+    """Where a file is written until it is whole; see `whole`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial" if shared else f".{path.name}.partial")
+
+
+@contextmanager
+def whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """A file that appears when it is whole.
+
+    Inside the block the file is written to the path that is given. At its end that takes the place of `path`. If the
+    block raises, `path` is as it was, and nothing else is left.
+
+    Args:
+        path: the file.
+        shared: several processes may write the file at once, each with the same content. It can be made again, so it is
+            not flushed to the disk.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    partial = partial_of(path, shared=shared)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+
+        if not shared:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
@@ -55,8 +105,63 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+@contextmanager
+def whole_folder(path: Path, another: str = "choose another --out") -> Iterator[Path]:
+    """A folder that appears when it is whole; the like of `whole`.
+
+    Args:
+        path: the folder, which must not exist.
+        another: how to name another one, for errors.
+
+    Raises:
+        UserError: the disk is full, another process makes the same folder, or it exists by now.
+    """
+    partial = partial_of(path)
+    partial.mkdir(parents=True, exist_ok=True)
+    with alone(partial):
+        # What a process left that was killed.
+        for left in partial.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+        try:
+            yield partial
+            if path.exists():
+                raise UserError(f"{path} exists by now and is not overwritten; {another}, or remove it")
+            partial.rename(path)
+        except Exception as error:  # safetensors reports a full disk by an exception of its own
+            raise_if_disk_full(error, path)
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: the file.
+        write: called with a file in the same folder, open for writing, which then takes the place of `path`.
+
+    Raises:
+        UserError: the disk is full; `path` is then as it was.
+    """
+    with whole(path) as partial, partial.open("wb") as file:
+        write(file)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_json_atomic(path: Path, value: object) -> None:
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
 def raise_if_disk_full(error: BaseException, path: Path) -> None:
-    """Raise a UserError if `error` means that nothing more can be written."""
+    """Raise a UserError if `error`, or what caused it, means that nothing more can be written to `path`."""
     cause: BaseException | None = error
     while cause is not None:
         # safetensors gives the number in the text alone.
@@ -73,7 +178,8 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
 def alone(folder: Path) -> Iterator[None]:
     """Keep a second process out of the folder; whatever ends this one lets the next one in.
 
-    Raises: UserError where another process is in it.
+    Raises:
+        UserError: another process is in it.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -82,6 +188,7 @@ def alone(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise busy from error
+
         # Between the two calls the other one may have renamed or removed the folder.
         if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
             raise busy
@@ -101,14 +208,6 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
-
-
-def write_json_atomic(path: Path, value: object) -> None:
-    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
 def give_usual_mode(path: Path) -> None:
     """Give a file the mode of a new one in its folder: safetensors makes files that only their owner may read."""
     probe = path.with_name(f".{path.name}.mode.partial")
@@ -123,7 +222,8 @@ def append_line(path: Path, value: object) -> None:
     """One JSON line in one system call, so that a killed process leaves whole lines."""
     line = (json.dumps(value) + "\n").encode()
     with path.open("ab", buffering=0) as file:
-        size, written = file.seek(0, os.SEEK_END), 0
+        size = file.seek(0, os.SEEK_END)
+        written = 0
         try:
             written = file.write(line)
             if written != len(line):
@@ -150,37 +250,6 @@ def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def remove_partial_files(run_dir: Path) -> None:
-    """What a killed training was about to write; what lies in `evaluations` is of others, who may be writing now."""
-    for partial in run_dir.rglob(".*.partial"):
-        if partial.relative_to(run_dir).parts[0] != "evaluations":
-            partial.unlink(missing_ok=True)
-
-
-def save_config(run_dir: Path, config: RunConfig) -> None:
-    write_json_atomic(run_dir / CONFIG, asdict(config))
-
-
-def seed_folders(path: Path) -> list[Path]:
-    """The run folders in a folder of seeds, by seed; none where `path` is no such folder."""
-    found = [entry for entry in path.iterdir() if SEED_FOLDER.fullmatch(entry.name)] if path.is_dir() else []
-    return sorted(found, key=lambda entry: int(entry.name.removeprefix("seed-")))
-
-
-def require_run(run_dir: Path) -> None:
-    """Raise a UserError unless a folder holds one run; of a folder of runs it names these."""
-    way_out = "pass the --out folder of `emcl-train train`"
-    if not run_dir.is_dir():
-        what = "it is a file" if run_dir.exists() else "no such folder"
-        raise UserError(f"{run_dir} is not a run folder: {what}; {way_out}")
-    if (run_dir / CONFIG).is_file():
-        return
-    if runs := seed_folders(run_dir):
-        named = ", ".join(map(str, runs[:5])) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
-        raise UserError(f"{run_dir} holds {len(runs)} runs with different seeds; pass one of them: {named}")
-    raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}; {way_out}")
-
-
 def require_folder(folder: Path, what: str) -> None:
     """Raise a UserError where a folder that is to be read is not there; `what` says what it should hold."""
     if not folder.is_dir():
@@ -191,59 +260,3 @@ def require_free(out: Path, another: str = "choose another --out") -> None:
     """Raise a UserError where a file or folder that is to be made is there already."""
     if out.exists():
         raise UserError(f"{out} exists already and is not overwritten; {another}, or remove it")
-
-
-def check_run_folder(config: RunConfig) -> None:
-    """Raise a UserError where a run would be overwritten, there is none to go on with, or it has other settings."""
-    out = config.out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, expected a folder for the run; choose another one with --out")
-    if not config.resume:
-        # A run that ended before its first step, for want of a clip or a checkpoint, is nothing to protect.
-        if out.is_dir() and not {path.name for path in out.iterdir()} <= WRITTEN_BEFORE_TRAINING:
-            raise UserError(f"{out} already holds files; go on with that run by --resume, or choose another --out")
-    elif not out.is_dir():
-        raise UserError(f"there is no run to resume in {out}; leave out --resume to start one there")
-    elif (out / CONFIG).exists() and (different := differing_settings(load_config(out), config)):
-        raise UserError(
-            f"the run in {out} was started with other settings: {'; '.join(different)}; "
-            f"resume with the same ones, or start a new run with another --out"
-        )
-
-
-def load_config(run_dir: Path) -> RunConfig:
-    """The configuration that a run was started with.
-
-    Raises: UserError where the folder holds no run, or one that this version cannot read.
-    """
-    require_run(run_dir)
-    path = run_dir / CONFIG
-    try:
-        return _from_json(RunConfig, json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as the configuration of a run: {error}; train again") from error
-
-
-def load_environment(run_dir: Path) -> dict[str, Any]:
-    """What a run was started on; {} where that was not recorded.
-
-    Raises: UserError where the file is damaged.
-    """
-    path = run_dir / ENVIRONMENT
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); copy it again, or train anew") from error
-
-
-def _from_json(kind: Any, value: Any) -> Any:
-    """Nested dataclasses, paths and tuples back from plain JSON values."""
-    if isinstance(kind, type) and is_dataclass(kind):
-        hints = get_type_hints(kind)
-        unknown = value.keys() - {field.name for field in fields(kind)}
-        if unknown:
-            raise TypeError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}")
-        return kind(**{name: _from_json(hints[name], entry) for name, entry in value.items()})
-    if kind is Path or (value is not None and Path in get_args(kind)):
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value

@@ -1,21 +1,31 @@
 """The files of a finished run, read and checked in one place."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
-from emcl_train.runs.evaluations import EMBEDDINGS, QUERIES, RESULTS, run_of
-from emcl_train.runs.files import CONFIG, ENVIRONMENT, METRICS, load_config, require_run
+from emcl_train.runs.contents import (
+    EMBEDDINGS,
+    ENVIRONMENT,
+    METRICS,
+    OF_EVALUATION,
+    OF_TRAINING,
+    QUERIES,
+    RESULTS,
+    load_config,
+    require_run,
+    run_of,
+)
+from emcl_train.runs.files import read_json
+from emcl_train.runs.records import read_records
+from emcl_train.runs.state import read_tensors
 
-OF_TRAINING, OF_EVALUATION = (CONFIG, ENVIRONMENT, METRICS), (RESULTS, QUERIES, EMBEDDINGS)
-"""Files of a finished run that a report reads, by what writes them."""
+IN_RESULTS = ("rows", "split", "queries", "gallery", "em_block", "selection")
+"""What a report needs of results.json."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +62,12 @@ class Run:
 def load_run(run_dir: Path) -> Run:
     """Read a run folder.
 
-    Raises: UserError where it is no folder, lacks a file, or a file is damaged; the message says what writes it again.
+    Raises:
+        UserError: it is no folder, lacks a file, or a file is damaged; the message says what writes it again.
     """
     if not run_dir.is_dir():
         require_run(run_dir)
+
     missing = [name for name in (*OF_TRAINING, *OF_EVALUATION) if not (run_dir / name).is_file()]
     if missing:
         raise UserError(
@@ -63,27 +75,26 @@ def load_run(run_dir: Path) -> Run:
             f"{_writer(run_dir / missing[0])} writes {missing[0]} (a run that was stopped goes on with "
             f"`emcl-train train RECIPE --resume`)"
         )
-    queries = _read_json(run_dir / QUERIES, {"video_ids", "captions"})
-    results = _read_json(run_dir / RESULTS, {"rows", "split", "queries", "gallery", "em_block", "selection"})
+
+    queries = _read_json(run_dir / QUERIES, ("video_ids", "captions"))
+    results = _read_json(run_dir / RESULTS, IN_RESULTS)
     embeddings = run_dir / EMBEDDINGS
-    try:
-        tensors = load_file(embeddings)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{embeddings} cannot be read as safetensors ({error}); {_writer(embeddings)} writes it again"
-        ) from error
+    tensors = read_tensors(embeddings, f"{_writer(embeddings)} writes it again")
+
+    # Three files that one evaluation wrote belong together.
     expected = [len(queries["captions"]), len(queries["video_ids"])]
     found = list(tensors["similarity_off"].shape) if "similarity_off" in tensors else "no similarity_off"
     if found != expected:
         raise UserError(
-            f"{embeddings} does not belong to queries.json beside it: expected similarity_off of shape {expected}, "
+            f"{embeddings} does not belong to queries.json next to it: expected similarity_off of shape {expected}, "
             f"got {found}; {_writer(embeddings)} writes both again"
         )
+
     return Run(
         path=run_dir,
         config=load_config(run_dir),
-        environment=_read_json(run_dir / ENVIRONMENT, set()),
-        records=_read_records(run_dir / METRICS),
+        environment=_read_json(run_dir / ENVIRONMENT, ()),
+        records=read_records(run_dir / METRICS),
         results=results,
         video_ids=queries["video_ids"],
         captions=queries["captions"],
@@ -99,31 +110,5 @@ def _writer(path: Path) -> str:
     return "`emcl-train train`" if path.name in OF_TRAINING else f"`emcl-train eval {folder}`"
 
 
-def _read_json(path: Path, keys: set[str]) -> dict[str, Any]:
-    again = f"{_writer(path)} writes it again"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable as JSON ({error}); {again}") from error
-    absent = keys - value.keys() if isinstance(value, dict) else keys
-    if absent or not isinstance(value, dict):
-        raise UserError(
-            f"{path} must hold a JSON object with {', '.join(sorted(keys))}; it lacks {sorted(absent)}; {again}"
-        )
-    return value
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            if not (isinstance(record, dict) and "kind" in record):
-                raise ValueError('expected an object with "kind"')
-        except ValueError as error:  # broken JSON and broken UTF-8 are ValueErrors too
-            raise UserError(
-                f"{path}, line {number}, is not readable as a record ({error}); remove that line, or go on with "
-                "`emcl-train train RECIPE --resume`, which cuts the file back to the last full state"
-            ) from error
-        records.append(record)
-    return records
+def _read_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    return dict(read_json(path, f"{_writer(path)} writes it again", keys=keys))

@@ -1,4 +1,4 @@
-"""Tensors of a run folder: its weights, and the full state from which a run goes on. Its other files: `run_files`."""
+"""Tensors of a run folder: its weights, and the full state from which a run goes on."""
 
 import hashlib
 import random
@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from emcl_train.errors import UserError
-from emcl_train.runs.files import STATE, write_atomic
+from emcl_train.runs.contents import STATE, WEIGHTS, run_of
+from emcl_train.runs.files import write_atomic
 from emcl_train.runs.torch_file import load_torch_file
 
 
@@ -21,6 +23,39 @@ def save_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file. Tensors that share memory are written once each."""
     data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
     write_atomic(path, lambda file: file.write(data))
+
+
+def read_tensors(path: Path, way_out: str) -> dict[str, Tensor]:
+    """Read a safetensors file, onto the CPU.
+
+    Args:
+        path: the file.
+        way_out: what to do if it cannot be read, as the end of the sentence.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}); {way_out}") from error
+
+
+def read_weights(run_dir: Path) -> dict[str, Tensor]:
+    """The weights that training selected.
+
+    Raises:
+        UserError: they are not there yet, or damaged.
+    """
+    path = run_dir / WEIGHTS
+    if not path.is_file() and (run := run_of(run_dir)):
+        raise UserError(f"{run_dir} holds the results of an evaluation, and no weights; pass the run itself, {run}")
+    if not path.is_file():
+        raise UserError(
+            f"{run_dir} has no {WEIGHTS} yet, which holds the weights of the best epoch; let the training run finish "
+            "an epoch, or go on with it by `emcl-train train RECIPE --resume`"
+        )
+    return read_tensors(path, "copy it again, or train again")
 
 
 def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -15,8 +15,11 @@ BEGINNING = 16
 def load_torch_file(path: Path) -> Any:
     """What `torch.save` wrote, on the CPU.
 
-    Raises: ValueError that says what the file is instead. Torch's own message is not passed on: its advice is to run
-        what the file holds. OSError or MemoryError where the file may be whole and could not be read.
+    Raises:
+        ValueError: says what the file is instead. Torch's own message is not passed on: its advice is to run what the
+            file holds.
+        OSError: the file may be whole and could not be read.
+        MemoryError: likewise.
     """
     try:
         with warnings.catch_warnings():

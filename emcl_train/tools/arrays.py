@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from emcl_train.errors import UserError
-from emcl_train.runs.files import give_usual_mode
+from emcl_train.runs.files import give_usual_mode, whole
 
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
 
@@ -41,23 +41,20 @@ class Embeddings:
         Returns: the file, `target`.
         """
         target = self.target(folder, stem)
-        partial = folder / f".{stem}.partial{self.path.suffix}"
-        try:
+        with whole(target) as partial:
             self._write(partial, refine)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
         return target
 
     def _write(self, path: Path, refine: Callable[..., Any]) -> None:
-        if path.suffix == ".npy":
+        if self.path.suffix == ".npy":
             shape, dtype = self.rows.shape, self.rows.dtype
             out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
             refine(self.rows, out=out)
             out.flush()
-        elif path.suffix == ".npz":
-            np.savez(path, **{self.name or "embeddings": refine(self.rows)})
-        elif path.suffix == ".safetensors":
+        elif self.path.suffix == ".npz":
+            with path.open("wb") as file:  # to a name that does not end in .npz NumPy adds it
+                np.savez(file, **{self.name or "embeddings": refine(self.rows)})
+        elif self.path.suffix == ".safetensors":
             save_file({self.name or "embeddings": refine(self.rows)}, path)
             give_usual_mode(path)
         else:

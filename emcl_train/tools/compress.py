@@ -4,7 +4,6 @@ Each copy is written beside its place and renamed when it is whole, so that a ru
 and ends with the same bytes: each file is encoded by one thread, and none says when it was made.
 """
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -17,14 +16,14 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
+from emcl_train.data.annotation_files import VIDEO_SUFFIXES, visible_files
+from emcl_train.data.clips import Clip
 from emcl_train.data.container import VideoError, decoder_version, open_video, whole_timeline
 from emcl_train.data.loader import in_parallel
 from emcl_train.data.provenance import COMPRESSED
-from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
-from emcl_train.data.splits import Clip
 from emcl_train.data.video import frames_shown_at, upright
 from emcl_train.errors import UserError
-from emcl_train.runs.files import alone, raise_if_disk_full, require_folder, write_atomic, write_json_atomic
+from emcl_train.runs.files import alone, read_json, require_folder, whole, write_atomic, write_json_atomic
 
 ANNOTATIONS = {".json", ".jsonl", ".csv", ".txt", ".pkl"}
 ENCODING = {"crf": "20", "preset": "medium", "g": "12", "threads": "1"}
@@ -60,14 +59,25 @@ def compress(
     A copy that is there is kept unless its video has changed; the settings stand in `compressed.json`, with the videos
     that cannot be decoded. Annotation files in `folder` itself are copied as they are, so that `out` is a data set too.
 
-    Args: fps: frames a second. short_side: height or width in pixels, whichever is smaller. workers: videos at a time;
-        0: one for each core.
-    Returns: 1 where a video cannot be decoded, else 0.
-    Raises: UserError where copies could take the place of originals, or `out` holds copies of other settings.
+    Args:
+        folder: the originals; nothing in it is changed.
+        out: the copies.
+        fps: frames a second.
+        short_side: height or width in pixels, whichever is smaller.
+        workers: videos at a time; 0: one for each core.
+        console: where to print.
+
+    Returns:
+        1 if a video cannot be decoded, else 0.
+
+    Raises:
+        UserError: copies could take the place of originals, or `out` holds copies of other settings.
     """
-    console, settings = console or Console(), Settings(fps, short_side)
+    console = console or Console()
+    settings = Settings(fps, short_side)
     _check(folder, out, settings)
     jobs, twins = _jobs(folder, out)
+
     out.mkdir(parents=True, exist_ok=True)
     with alone(out):
         _check_manifest(out, settings)
@@ -83,6 +93,7 @@ def compress(
         _copy_annotations(folder, out)
         broken = _run(pending, folder, settings, workers)
         write_json_atomic(out / COMPRESSED, _manifest(settings, broken))
+
     for path in twins:
         console.print(f"left out, since a file beside it has the same name: {escape(str(path))}", soft_wrap=True)
     for name, reason in broken.items():
@@ -98,27 +109,24 @@ def compress(
 def compress_video(source: Path, target: Path, settings: Settings) -> None:
     """Write the frames on display at each 1/fps second, from the first frame on; nothing is there before it is whole.
 
-    Raises: VideoError where the video cannot be decoded to its end. UserError where the disk is full.
+    Raises:
+        VideoError: the video cannot be decoded to its end.
+        UserError: the disk is full.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole(target) as partial:
         with open_video(source) as (container, stream):
+            # As many as there are steps of 1/fps from the first frame to the last.
             timeline = whole_timeline(container, stream, source)
-            first, last = timeline.times[0], timeline.times[-1]
+            first = timeline.times[0]
+            last = timeline.times[-1]
             number = math.floor((last - first) * settings.fps + 1e-6) + 1
             targets = [first + i / settings.fps for i in range(number)]
             images = (upright(frame) for frame in frames_shown_at(container, stream, source, timeline, targets))
             _encode(partial, images, settings)
+
+        # By its time a copy is known to be of the video as it is now.
         modified = source.stat().st_mtime_ns
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
         os.utime(partial, ns=(modified, modified))
-        os.replace(partial, target)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        raise_if_disk_full(error, target)
-        raise
 
 
 def _encode(path: Path, images: Iterator[np.ndarray], settings: Settings) -> None:
@@ -126,7 +134,8 @@ def _encode(path: Path, images: Iterator[np.ndarray], settings: Settings) -> Non
     options = {"fflags": "+bitexact", "movflags": "+faststart"}  # bitexact: no version and no date in the file
     with av.open(str(path), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=rate, options=ENCODING)
-        stream.codec_context.thread_count, stream.pix_fmt = 1, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.pix_fmt = "yuv420p"
         stream.codec_context.flags |= av.codec.context.Flags.bitexact
         stream.codec_context.time_base = 1 / rate
         for i, image in enumerate(images):
@@ -134,7 +143,8 @@ def _encode(path: Path, images: Iterator[np.ndarray], settings: Settings) -> Non
             if i == 0:
                 stream.width, stream.height = _size(frame.width, frame.height, settings.short_side)
             frame = frame.reformat(stream.width, stream.height, format="yuv420p", interpolation="BICUBIC")
-            frame.pts, frame.time_base = i, 1 / rate
+            frame.pts = i
+            frame.time_base = 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
@@ -235,15 +245,12 @@ def _check_manifest(out: Path, settings: Settings) -> None:
                 f"{out} holds videos and no {COMPRESSED}: they are no copies of this program; pass an empty folder"
             )
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        different = [
-            name for name, value in _manifest(settings, {}).items() if name != "broken" and before[name] != value
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); pass an empty folder") from error
+
+    asked = _manifest(settings, {})
+    before = read_json(path, "pass an empty folder", keys=asked.keys())
+    different = [name for name, value in asked.items() if name != "broken" and before[name] != value]
     if different:
-        said = "; ".join(f"{name} was {before[name]}, now {_manifest(settings, {})[name]}" for name in different)
+        said = "; ".join(f"{name} was {before[name]}, now {asked[name]}" for name in different)
         raise UserError(
             f"{out} holds copies of other settings: {said}; go on with the same ones, or pass another folder"
         )

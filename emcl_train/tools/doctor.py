@@ -15,12 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotations import LAYOUTS, Annotations, Clip, Split
+from emcl_train.data.annotation_files import VIDEO_SUFFIXES, visible_files
+from emcl_train.data.annotations import Annotations, Clip, Split, read_annotations
 from emcl_train.data.cache import cache_folder
 from emcl_train.data.container import VideoError, VideoInfo, check_packets, probe
-from emcl_train.data.lists import assemble
 from emcl_train.data.loader import in_parallel
-from emcl_train.data.reading import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
@@ -109,11 +108,19 @@ def run_doctor(
 ) -> int:
     """Examine the data set in `root`, print what was found, and write it to a JSON file.
 
-    Args: name: a layout or a recipe. videos: as `data.videos`. deep: decode what a run would sample of every clip,
-        instead of headers, packets and the first frame. json_path: in place of `doctor.json` where results about the
-        data set are remembered.
-    Returns: 1 where a clip is missing or damaged, or the annotations cannot be used, else 0.
-    Raises: UserError where there is no such folder.
+    Args:
+        name: a layout or a recipe.
+        root: the folder of the data set.
+        videos: as `data.videos`.
+        deep: decode what a run would sample of every clip, instead of headers, packets and the first frame.
+        json_path: in place of `doctor.json` where results about the data set are remembered.
+        console: where to print.
+
+    Returns:
+        1 if a clip is missing or damaged, or the annotations cannot be used, else 0.
+
+    Raises:
+        UserError: there is no such folder.
     """
     require_folder(root, "the annotation files and videos/")
     config = config_of(name, root)
@@ -135,27 +142,33 @@ def config_of(name: str, root: Path) -> DataConfig:
 def examine(config: DataConfig, *, deep: bool = False) -> Report:
     """Look into every clip that annotations name or that lies in the folder, and count captions."""
     report = Report(config.root, deep)
+
     annotations = None
     try:
         # Not `load_annotations`: a set of shapes that is not rendered yet is to be reported, not rendered.
-        annotations = assemble(LAYOUTS[config.layout](config), config)
+        annotations = read_annotations(config)
     except UserError as error:
         report.problems.append(f"The annotations cannot be used: {error}.")
+
+    # Every clip that is named, with the splits that name it, and then every other file of the folder.
     places: dict[Clip, list[str]] = {}
     if annotations:
         for name, group in _groups(annotations):
             for clip in group:
                 places.setdefault(clip, []).append(name)
-        report.counts, report.notes = list(annotations.counts), list(annotations.notes)
+        report.counts = list(annotations.counts)
+        report.notes = list(annotations.notes)
     named = {clip.path for clip in places}
     folder = config.video_folder
     clips = [*places, *(clip for clip in _clips_in_folder(folder) if clip.path not in named)]
     if not clips:
         report.problems.append(f"There are no clips: {folder} holds no {', '.join(VIDEO_SUFFIXES)} file.")
+
     small = replace(config, image_size=IMAGE_SIZE)
 
     @cache  # several clips may be spans of one file
     def look_into(path: Path) -> tuple[VideoInfo | None, str | None]:
+        """What a file is, and why it cannot be decoded, if so."""
         info = None
         try:
             info = probe(path)
@@ -166,6 +179,7 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
         return info, None
 
     def diagnose(clip: Clip) -> Diagnosis:
+        """The same of a clip, which may be a span that its file does not have."""
         info, reason = look_into(clip.path)
         if reason is None and clip.start and info and info.duration is not None and clip.start >= info.duration:
             reason = f"it ends at {info.duration:.2f} s, before the span from {clip.start:g} s on"
@@ -180,6 +194,7 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = in_parallel(diagnose, clips, workers, "Decode clips" if deep else "Examine clips")
     report.clips = sorted((diagnosis for _, diagnosis in found), key=lambda d: _natural(d.path.name))
+
     if annotations:
         for split in (annotations.train, annotations.val, annotations.test):
             report.splits[split.name] = _summary(split, report.clips)
@@ -189,6 +204,8 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
 def print_report(report: Report, name: str, console: Console) -> None:
     """A table of the splits, one of the clips, then everything else in sentences."""
     damaged = report.damaged
+
+    # Tables; of a large set, only the clips that are damaged.
     if report.splits:
         console.print(_split_table(report.splits))
     shown = report.clips if len(report.clips) <= LONGEST_TABLE else damaged
@@ -198,6 +215,8 @@ def print_report(report: Report, name: str, console: Console) -> None:
         kinds = Counter(f"{d.info.codec} in {d.info.container}" for d in report.clips if d.info)
         listed = ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
         console.print(f"The table shows damaged clips only. All {len(report.clips)}: {escape(listed)}.")
+
+    # Sentences.
     for sentence in dict.fromkeys([*report.counts, *report.notes]):
         console.print(escape(sentence), soft_wrap=True)
     for problem in report.problems:
@@ -206,7 +225,10 @@ def print_report(report: Report, name: str, console: Console) -> None:
         where = ", ".join(clip.splits) or "not annotated"
         line = f"{clip.video_id} ({where}) cannot be decoded: {clip.reason} [{clip.path}]"
         console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
-    total, does = len(report.clips), "decode" if report.deep else "are whole"
+
+    # The verdict.
+    total = len(report.clips)
+    does = "decode" if report.deep else "are whole"
     if damaged:
         missing = sum(clip.missing for clip in damaged)
         console.print(

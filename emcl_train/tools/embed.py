@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,27 +10,23 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
-from emcl_train.config import RunConfig, check_config
+from emcl_train.config import RunConfig
+from emcl_train.data.clips import Split
 from emcl_train.data.features import FEATURES, SPLITS, TOWERS, VERSION, settings_of_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
-from emcl_train.data.splits import Split
 from emcl_train.data.text import CaptionTokenizer, load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import (
-    clip_config_of,
-    frames_of,
-    hash_of_towers,
-    put_weights,
-    read_clip_config,
-    read_weights,
-)
+from emcl_train.evaluation.encode import shown
+from emcl_train.evaluation.provenance import clip_config_of, frames_of, hash_of_towers
 from emcl_train.models import RetrievalModel, build_model, look_at_clip
-from emcl_train.runs.files import TOKENIZER, alone, raise_if_disk_full, require_free, write_json_atomic
-from emcl_train.runs.state import save_tensors_atomic
-from emcl_train.training.trainer import seed_everything
+from emcl_train.runs.clip_config import read_clip_config
+from emcl_train.runs.contents import TOKENIZER
+from emcl_train.runs.files import require_free, whole_folder, write_json_atomic
+from emcl_train.runs.state import read_weights, save_tensors_atomic
+from emcl_train.training.start import seed_everything
+from emcl_train.weights.keys import put_weights
 
 
 @torch.no_grad()
@@ -40,11 +35,16 @@ def embed(
 ) -> None:
     """Write the folder `out`, which must not exist: it appears when it is whole.
 
-    Args: config: of a recipe, or of the run in `run_dir`, whose towers are then taken. tokens: store the features of
-        every token too, as the head "wti" needs them; without asking where `config.model.head` is that.
-    Raises: UserError as training does, and where `out` exists.
+    Args:
+        config: valid settings of a recipe, or of the run in `run_dir`, whose towers are then taken.
+        out: the folder.
+        tokens: store the features of every token too, as the head "wti" needs them; it gets them unasked.
+        run_dir: the folder of a run.
+        console: where to say what was written.
+
+    Raises:
+        UserError: `out` exists, or anything that training refuses.
     """
-    check_config(replace(config, from_features=None))
     require_free(out)
     if run_dir is None:
         look_at_clip(config.model)
@@ -57,38 +57,29 @@ def embed(
     model = build_model(config, tokenizer, clip_config=None if run_dir is None else read_clip_config(run_dir))
     if run_dir is not None:
         put_weights(model, read_weights(run_dir), run_dir)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with alone(partial):
-        for left in partial.iterdir():  # of a process that was killed
-            left.unlink()
-        try:
-            model = model.eval().to(device)
-            for name in SPLITS:
-                write_split(partial, name, getattr(annotations, name), model, tokenizer, config, tokens=tokens)
-            tokenizer.save(partial / TOKENIZER)
-            save_tensors_atomic(partial / TOWERS, dict(model.towers.clip.state_dict()))
-            record = {
-                "version": VERSION,
-                "settings": settings_of_features(config),
-                "weights": hash_of_towers(model.state_dict()),
-                "clip_config": clip_config_of(model, config),
-                "tokens": tokens,
-                "root": config.data.root,
-                "run": run_dir,
-                "frames": frames_of(config),
-                "notes": annotations.notes,
-                "left_out": annotations.left_out,
-            }
-            write_json_atomic(partial / FEATURES, record)
-            if out.exists():
-                raise UserError(f"{out} exists by now and is not overwritten; choose another --out, or remove it")
-            partial.rename(out)
-        except OSError as error:
-            raise_if_disk_full(error, out)
-            raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+
+    with whole_folder(out) as partial:
+        model = model.eval().to(device)
+        for name in SPLITS:
+            write_split(partial, name, getattr(annotations, name), model, tokenizer, config, tokens=tokens)
+        tokenizer.save(partial / TOKENIZER)
+        save_tensors_atomic(partial / TOWERS, dict(model.towers.clip.state_dict()))
+
+        # Last: a folder without it was not written to its end.
+        record = {
+            "version": VERSION,
+            "settings": settings_of_features(config),
+            "weights": hash_of_towers(model.state_dict()),
+            "clip_config": clip_config_of(model, config),
+            "tokens": tokens,
+            "root": config.data.root,
+            "run": run_dir,
+            "frames": frames_of(config),
+            "notes": annotations.notes,
+            "left_out": annotations.left_out,
+        }
+        write_json_atomic(partial / FEATURES, record)
+
     clips = ", ".join(f"{len(getattr(annotations, name).clips)} {name}" for name in SPLITS)
     console.print(f"{out}: features of {clips} clips{' and of every token' if tokens else ''}", soft_wrap=True)
 
@@ -159,7 +150,3 @@ def finite(features: Tensor, mask: Tensor, tower: str) -> np.ndarray:
     if not torch.isfinite(features[mask]).all():
         raise UserError(f"the {tower} tower gave NaN or infinity; its weights are damaged: use another checkpoint")
     return features.numpy()
-
-
-def shown(batches: Iterable[dict[str, Tensor]], description: str) -> Iterable[dict[str, Tensor]]:
-    return track(batches, description=description, console=Console(stderr=True), transient=True)

@@ -1,8 +1,6 @@
 """A run's selected weights under the names of other programs."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,42 +14,47 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from emcl_train.config import RunConfig
 from emcl_train.data.features import TOWERS
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import hash_of_towers, read_clip_config, read_weights, require_features_of
-from emcl_train.runs.files import (
-    TOKENIZER,
-    give_usual_mode,
-    load_config,
-    raise_if_disk_full,
-    require_free,
-    write_atomic,
-)
+from emcl_train.evaluation.provenance import hash_of_towers, require_features_of
+from emcl_train.runs.clip_config import read_clip_config
+from emcl_train.runs.contents import TOKENIZER, load_config
+from emcl_train.runs.files import give_usual_mode, require_free, whole_folder, write_atomic
+from emcl_train.runs.state import read_weights
 from emcl_train.weights.openai import follows_openai, openai_rule, unseen_in
 from emcl_train.weights.release import CLIP, model_to_layout
 
 
-def export_run(run_dir: Path, out: Path, layout: str, say: Callable[[str], object] = print) -> None:
-    """Write a run's weights to a file, or for "transformers" to a folder.
+def export_run(run_dir: Path, out: Path, program: str, say: Callable[[str], object] = print) -> None:
+    """Write a run's weights under the names that another program gives them.
 
-    Args: layout: one of `LAYOUTS`. say: takes a sentence on what was written, and on what has no place in the layout.
-    Raises: UserError where the run has no weights yet, or `out` exists.
+    Args:
+        run_dir: folder of the run.
+        out: file to write, or for "transformers" a folder.
+        program: "clip4clip", "emcl", "openai" or "transformers".
+        say: takes a sentence on what was written, and on what has no name there.
+
+    Raises:
+        UserError: the run has no weights yet, or `out` exists.
     """
     require_free(out, "choose another name")
     config = load_config(run_dir)
     state = read_weights(run_dir)
+
     if config.from_features is not None:  # the run has all but the towers, which are beside the features
         towers = {CLIP + name: value for name, value in load_towers(config.from_features).items()}
         require_features_of(run_dir, hash_of_towers(towers), config.from_features)
         state = {**towers, **state}
-    if layout == "transformers":
+
+    if program == "transformers":
         left_out = export_transformers(run_dir, state, out)
     else:
         clip_config = read_clip_config(run_dir)
         lost = require_seen(config, clip_config, out)
-        tensors, left_out = model_to_layout(state, layout)
+        tensors, left_out = model_to_layout(state, program)
         write_tensors(out, {name: value.contiguous().clone() for name, value in tensors.items()}, clip_config)
         if lost:
             say(lost)
-    say(f"{out}: weights of {run_dir} in the layout {layout}")
+
+    say(f"{out}: weights of {run_dir} in the layout {program}")
     if left_out:
         parts = sorted({".".join(name.split(".")[:2]) for name in left_out})
         say(f"not in this layout, and left out ({len(left_out)} tensors): {', '.join(parts)}")
@@ -68,23 +71,31 @@ def load_towers(folder: Path) -> dict[str, Tensor]:
 
 
 def require_seen(config: RunConfig, clip_config: dict[str, Any] | None, out: Path) -> str | None:
-    """A sentence for who reads the file where it is no safetensors and the towers do not follow OpenAI's rule.
+    """Look whether a file can say what the towers are: safetensors can, and others if they follow OpenAI's rule.
 
-    Raises: UserError where nobody could know, so that the towers would come out as others.
+    Returns:
+        A sentence for those who read the file, if they have to say it by flags; else None.
+
+    Raises:
+        UserError: nobody could know, so that the towers would come out as others.
     """
     if clip_config is None or out.suffix == ".safetensors" or follows_openai(clip_config):
         return None
+
     unseen = unseen_in(clip_config)
     described = "; ".join(
         f"{tower.removesuffix('_config')} {', '.join(f'{name} {value}' for name, value in of_tower.items())}"
         for tower, of_tower in unseen.items()
     )
+
+    # Random towers are read back with the same flags, if heads are all that the file cannot say.
     small = openai_rule(config.model.random_clip.width, config.model.random_clip.heads)
     if config.model.clip == "random" and all(of_tower == small for of_tower in unseen.values()):
         return (
             f"warning: {out} does not say how many heads the towers have ({described}): read it as --model.init-from "
             f"with --model.clip random and the same --model.random-clip.heads, or export to a .safetensors file"
         )
+
     raise UserError(
         f"{out} could not say what these towers are: {described}; files with OpenAI's names are taken for quick_gelu, "
         f"a head for every 64 channels. Export to a .safetensors file, which records it, or with --layout transformers"
@@ -103,7 +114,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], clip_config: dict[str,
 def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> list[str]:
     """CLIP and the run's tokenizer as a folder for `from_pretrained`, which appears when it is whole.
 
-    Returns: names of what is not CLIP's.
+    Returns:
+        Names of what is not CLIP's.
     """
     config = read_clip_config(run_dir)
     if config is None:
@@ -116,18 +128,9 @@ def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> l
     special = (tokenizer.padding or {}).get("pad_token")
     start, end = (tokenizer.id_to_token(i) for i in tokenizer.encode("").ids[:2])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special, bos_token=start, eos_token=end)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with whole_folder(out, "choose another name") as partial:
         clip.save_pretrained(partial)
         for file in partial.glob("*.safetensors"):
             give_usual_mode(file)
         fast.save_pretrained(partial)
-        if out.exists():
-            raise UserError(f"{out} exists by now and is not overwritten; choose another name, or remove it")
-        partial.rename(out)
-    except Exception as error:  # safetensors reports a full disk by an exception of its own
-        raise_if_disk_full(error, out)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return sorted(name for name in state if not name.startswith(CLIP))

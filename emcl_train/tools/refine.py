@@ -18,15 +18,18 @@ from torch.nn.functional import normalize
 
 from emcl_kernels import EMRefiner
 from emcl_train.config import RefineConfig
-from emcl_train.errors import UserError
+from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
 from emcl_train.evaluation.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
-from emcl_train.runs.files import write_atomic, write_json_atomic
+from emcl_train.runs.files import whole, write_json_atomic
 from emcl_train.tools.arrays import Embeddings, as_float_tensor, read_embeddings
 
-MAP, RESULTS = "map.safetensors", "results.json"
-WRITTEN, ANY = "files", ""
-"""Where a map names the files beside it that refine wrote; the fingerprint of one that was not whole yet."""
+MAP = "map.safetensors"
+RESULTS = "results.json"
+WRITTEN = "files"
+"""Where a map names the files beside it that refine wrote."""
+ANY = ""
+"""The fingerprint of a file that was not whole yet."""
 PIECE = 1 << 20
 LARGEST_SIMILARITY = 1 << 28  # scores of the table: 1 GiB in float32
 COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
@@ -47,22 +50,31 @@ def refine_files(
     """Refine two files of embeddings.
 
     Args:
-        text, video: FILE or FILE:NAME, see `emcl_train.tools.arrays`.
+        text: FILE or FILE:NAME, see `emcl_train.tools.arrays`.
+        video: the same, of the other side.
         out: folder for the refined files, which keep their formats, and for the map, which names them. It replaces
             there only what an earlier call wrote, as it was written.
         paired: row i of the texts belongs to row i of the videos. Only the table uses it.
         pairs: file with the video's row for each text: `.npy`, or text with one number a line.
-    Returns: the folder.
-    Raises: UserError where a file, its arrays or the pairs are not what they should be, or a file is in the way.
+        settings: of the map.
+        console: where to print.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: a file, its arrays or the pairs are not what they should be, or a file is in the way.
     """
     console = console or Console()
     sides = {"text": read_embeddings(text), "video": read_embeddings(video)}
     caption_clip = _pairs(sides, paired, pairs)
     _require_free(out, sides, pairs)
+
     try:
         refiner = EMRefiner(**asdict(settings)).fit(sides["text"].rows, sides["video"].rows)
         out.mkdir(parents=True, exist_ok=True)
         (out / RESULTS).unlink(missing_ok=True)  # of another map
+
         files_of_refine = {name: of for name, of in (_written(out / MAP) or {}).items() if (out / name).exists()}
         names = [of.target(out, side).name for side, of in sides.items()] + [RESULTS] * (caption_clip is not None)
         # First: should writing the rest fail, a rerun knows by it what is its own.
@@ -73,18 +85,23 @@ def refine_files(
         }
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+
     for side, file in files.items():
         console.print(f"{side}: {file}, {' × '.join(map(str, sides[side].rows.shape))}")
     console.print(f"map: {out / MAP}")
+
     if caption_clip is None:
         console.print("no table: name the pairs with --paired or --pairs FILE to see what refining does to retrieval")
         _save_map(refiner, out / MAP, files_of_refine | {name: fingerprint(out / name) for name in names})
         return out
+
+    # What refining did, as the files say that were written.
     refined = {side: _read_back(file, sides[side].name) for side, file in files.items()}
     before, after = (_query_ranks(of, caption_clip) for of in (sides, refined))
     results = _results(before, after, refiner, sides)
     write_json_atomic(out / RESULTS, results)
     _save_map(refiner, out / MAP, files_of_refine | {name: fingerprint(out / name) for name in names})
+
     console.print(_table(results))
     for name, key in DIRECTIONS.items():
         gains = [f"R@{k} {Interval(**results['difference'][key][f'R@{k}'])}" for k in RECALLS]
@@ -99,11 +116,12 @@ def _read_back(file: Path, name: str | None) -> Embeddings:
 
 
 def _require_free(out: Path, sides: dict[str, Embeddings], pairs: Path | None) -> None:
-    """Raises: UserError where a file that refining writes would replace an input, or what no earlier call wrote so."""
+    """Raise a UserError if refining would write over an input, or over what no earlier call wrote so."""
     targets = [*(of.target(out, side) for side, of in sides.items()), out / MAP, out / RESULTS]
     inputs = {of.path.resolve(): f"the {side} embeddings" for side, of in sides.items()}
     if pairs is not None:
         inputs[pairs.resolve()] = "the pairs"
+
     written = _written(out / MAP)
     for target in targets:
         if target.resolve() in inputs:
@@ -123,16 +141,13 @@ def _require_free(out: Path, sides: dict[str, Embeddings], pairs: Path | None) -
 
 def _save_map(refiner: EMRefiner, path: Path, files: dict[str, str]) -> None:
     """The map, with the files beside it that are refine's, by name, and their fingerprints."""
-    plain = path.with_name(f".{path.name}.partial")
-    try:
-        refiner.save(plain)
-        with safe_open(plain, framework="pt") as file:
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
+    with whole(path) as partial:
+        refiner.save(partial)
+        with safe_open(partial, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             metadata = {**file.metadata(), WRITTEN: json.dumps(files)}
-    finally:
-        plain.unlink(missing_ok=True)
-    write_atomic(path, lambda file: file.write(save(tensors, metadata)))
+        data = save(tensors, metadata)  # before the file is cut, since the tensors may be mapped from it
+        partial.write_bytes(data)
 
 
 def _written(path: Path) -> dict[str, str] | None:
@@ -161,6 +176,7 @@ def _pairs(sides: dict[str, Embeddings], paired: bool, pairs: Path | None) -> Te
         raise UserError("--paired and --pairs were both given; --paired means that row i belongs to row i")
     if not paired and pairs is None:
         return None
+
     if texts * videos > LARGEST_SIMILARITY:
         raise UserError(
             f"a table of {texts} texts against {videos} videos needs {texts * videos} scores; refine without --paired "
@@ -172,6 +188,7 @@ def _pairs(sides: dict[str, Embeddings], paired: bool, pairs: Path | None) -> Te
                 f"--paired needs as many texts as videos, got {texts} and {videos}; name each text's video with --pairs"
             )
         return torch.arange(texts)
+
     if not pairs.is_file():
         raise UserError(f"there is no file {pairs}; --pairs takes a .npy, or text with one number a line")
     try:
@@ -196,24 +213,25 @@ def _query_ranks(sides: dict[str, Embeddings], caption_clip: Tensor) -> dict[str
     dtype = torch.promote_types(text.dtype, video.dtype)
     similarity = text.to(dtype) @ video.to(dtype).T
     with_text, place = caption_clip.unique(return_inverse=True)
-    return {
-        "text_to_video": ranks(similarity, caption_clip),
-        "video_to_text": video_to_text_ranks_by_similarity(similarity[:, with_text], place),
-    }
+    with of_input(" and ".join(str(of.path) for of in sides.values())):
+        return {
+            "text_to_video": ranks(similarity, caption_clip),
+            "video_to_text": video_to_text_ranks_by_similarity(similarity[:, with_text], place),
+        }
 
 
 def _results(
     before: dict[str, Tensor], after: dict[str, Tensor], refiner: EMRefiner, sides: dict[str, Embeddings]
 ) -> dict[str, Any]:
-    difference = {
-        direction: {
-            f"R@{k}": asdict(
-                paired_bootstrap(*(100.0 * (of[direction] <= k).double().numpy() for of in (before, after)))
-            )
-            for k in RECALLS
-        }
-        for direction in DIRECTIONS.values()
-    }
+    """What goes into results.json."""
+    difference: dict[str, dict[str, Any]] = {}
+    for direction in DIRECTIONS.values():
+        difference[direction] = {}
+        for k in RECALLS:
+            # Of each query: 100 points if its right item is among the first k.
+            points = [100.0 * (of[direction] <= k).double().numpy() for of in (before, after)]
+            difference[direction][f"R@{k}"] = asdict(paired_bootstrap(*points))
+
     return {
         "refiner": repr(refiner),
         "texts": len(sides["text"].rows),

@@ -1,10 +1,13 @@
 """Large batches: one loss over the features of the whole batch, with the towers' activations of one chunk at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+from emcl_train.models import BatchFeatures, TextFeatures, VideoFeatures
+from emcl_train.models.features import Batch
 
 
 class ChunkedFeatures:
@@ -20,40 +23,75 @@ class ChunkedFeatures:
     one chunk in place of those of the batch. Features, similarity and loss are still those of the whole batch.
 
     Args:
-        model: inputs to features, rows to rows, and last the logit scale, which belongs to no chunk.
-        inputs: of the whole batch. chunks: how many, at most as many as rows; they differ by one row at most.
+        model: a batch to its features, one row for each row; only the logit scale belongs to no chunk.
+        batch: the whole batch.
+        chunks: how many, at most as many as rows; they differ by one row at most.
     """
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], chunks: int) -> None:
-        self._model, self._count = model, chunks
-        self._chunks = list(zip(*(value.tensor_split(chunks) for value in inputs), strict=True))
+    features: BatchFeatures
+    """Of the whole batch, without a graph behind them: the loss's gradients to them are kept in them."""
+
+    def __init__(self, model: nn.Module, batch: Batch, chunks: int) -> None:
+        self._model = model
+        self._chunks = split_rows(batch, chunks)
+        self._device = next(iter(batch.values())).device
+
+        # Encode without a graph. Where dropout's generators stood is kept, for the second time.
         self._random_states: list[list[Tensor]] = []
-        found: list[Sequence[Tensor]] = []
+        encoded: list[BatchFeatures] = []
         with torch.no_grad():
             for chunk in self._chunks:
-                self._random_states.append(_random_states(chunk[0].device))
-                found.append(model(*chunk))
-        *features, scales = zip(*found, strict=True)
-        self.features = [torch.cat(parts).requires_grad_() for parts in features]
-        self.logit_scale: Tensor = scales[0].detach().requires_grad_()
+                self._random_states.append(_random_states(self._device))
+                encoded.append(model(chunk))
+
+        self.features = BatchFeatures(
+            TextFeatures.cat([chunk.text for chunk in encoded]).map(_leaf),
+            VideoFeatures.cat([chunk.video for chunk in encoded]).map(_leaf),
+            _leaf(encoded[0].logit_scale.detach()),
+        )
 
     def backward(self, no_sync: Callable[[], AbstractContextManager]) -> None:
         """Take the gradients that the features and the logit scale have by now into the model's parameters.
 
-        Args: no_sync: keeps DistributedDataParallel from exchanging gradients; it does so once, with the last chunk.
+        Args:
+            no_sync: keeps DistributedDataParallel from exchanging gradients; it does so once, with the last chunk.
         """
-        d_features = zip(*(_gradient(feature).tensor_split(self._count) for feature in self.features), strict=True)
-        d_logit_scale = _gradient(self.logit_scale)
-        last = self._count - 1
-        for i, (chunk, d_chunk) in enumerate(zip(self._chunks, d_features, strict=True)):
-            _restore_random_states(self._random_states[i], chunk[0].device)
+        d_text = self.features.text.map(_gradient)
+        d_video = self.features.video.map(_gradient)
+        d_logit_scale = _gradient(self.features.logit_scale)
+
+        last = len(self._chunks) - 1
+        start = 0
+        for i, chunk in enumerate(self._chunks):
+            _restore_random_states(self._random_states[i], self._device)
+
             with nullcontext() if i == last else no_sync():
-                outputs = self._model(*chunk)
-                # Zeros, since DistributedDataParallel expects every parameter to take part.
+                outputs = self._model(chunk)
+
+                # The scale takes part in every chunk, since DistributedDataParallel expects every parameter to.
+                rows = slice(start, start + len(outputs.text))
                 d_scale = d_logit_scale if i == last else torch.zeros_like(d_logit_scale)
-                pairs = zip(outputs, [*d_chunk, d_scale], strict=True)
-                learning = [pair for pair in pairs if pair[0].requires_grad]  # not what frozen towers gave
-                torch.autograd.backward([output for output, _ in learning], [gradient for _, gradient in learning])
+                gradients = BatchFeatures(d_text[rows], d_video[rows], d_scale)
+                start = rows.stop
+
+                # What frozen towers gave, and masks, have no graph.
+                pairs = zip(outputs.tensors(), gradients.tensors(), strict=True)
+                learning = [(output, gradient) for output, gradient in pairs if output.requires_grad]
+                torch.autograd.backward(
+                    [output for output, _ in learning],
+                    [gradient for _, gradient in learning],
+                )
+
+
+def split_rows(batch: Batch, chunks: int) -> list[dict[str, Tensor]]:
+    """A batch as several, one after the other, that differ by one row at most."""
+    parts = {name: value.tensor_split(chunks) for name, value in batch.items()}
+    return [{name: part[i] for name, part in parts.items()} for i in range(chunks)]
+
+
+def _leaf(value: Tensor) -> Tensor:
+    """A tensor that keeps its gradient; a mask has none."""
+    return value.requires_grad_() if value.is_floating_point() else value
 
 
 def _gradient(leaf: Tensor) -> Tensor:
@@ -62,7 +100,10 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 def _random_states(device: torch.device) -> list[Tensor]:
     """States of the generators that dropout draws from, on the CPU and on the device."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
 
 
 def _restore_random_states(states: list[Tensor], device: torch.device) -> None:

@@ -13,28 +13,50 @@ from emcl_train.processes import max_over_processes, rank_and_world, sum_over_pr
 def symmetric_info_nce(similarity: Float[Tensor, "A B"], logit_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Mean of the text→video and the video→text cross entropy over the pairs of all processes.
 
-    Args: similarity: this process's texts with the videos of all processes, in the order of ranks. Video rank·A + a is
-        the right one for text a: the diagonal, where there is one process.
-    Returns: the loss over all B pairs, the same bits in every process. For its gradient see distributed.py.
-    Raises: ValueError where the texts of all processes are not as many as the videos.
+    Args:
+        similarity: this process's texts with the videos of all processes, in the order of ranks. Video rank·A + a is
+            the right one for text a: the diagonal, if there is one process.
+        logit_scale: factor from similarity to logits.
+
+    Returns:
+        The loss over all B pairs, the same bits in every process. For its gradient see processes.py.
+
+    Raises:
+        ValueError: the texts of all processes are not as many as the videos.
+
+    Example:
+        >>> symmetric_info_nce(torch.zeros(4, 4), torch.tensor(100.0))  # chance: log 4
+        tensor(1.3863)
     """
-    (texts, videos), (rank, world) = similarity.shape, rank_and_world()
+    texts, videos = similarity.shape
+    rank, world = rank_and_world()
     if texts * world != videos:
         raise ValueError(
             f"symmetric_info_nce got similarities of shape {[texts, videos]} in each of {world} processes; expected "
             f"as many texts over all processes as videos; pass pairs"
         )
     logits = logit_scale * similarity
+
     if world == 1:
         target = torch.arange(texts, device=logits.device)
-        return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.mT, target)) / 2
-    right = logits.diagonal(rank * texts)  # [A]
-    # A column's softmax is over the texts of all processes; its greatest logit first, or exp overflows.
+        text_to_video = functional.cross_entropy(logits, target)
+        video_to_text = functional.cross_entropy(logits.mT, target)
+        return (text_to_video + video_to_text) / 2
+
+    own = slice(rank * texts, (rank + 1) * texts)
+    right = logits.diagonal(own.start)  # [A]
+
+    # A video's softmax is over the texts of all processes; its greatest logit first, or exp overflows.
     greatest = max_over_processes(logits.amax(0))  # [B]
-    columns = greatest + sum_over_processes((logits - greatest).exp().sum(0)).log()
-    own = columns[rank * texts : (rank + 1) * texts]
+    of_all_videos = greatest + sum_over_processes((logits - greatest).exp().sum(0)).log()  # [B]
+    of_videos = of_all_videos[own]
+
+    # A text's softmax is over the videos, all of which are here.
+    of_texts = logits.logsumexp(1)  # [A]
+
     # The small differences are added up, not the large terms: those would cancel with an error of 1e-6.
-    return sum_over_processes((logits.logsumexp(1) - right).sum() + (own - right).sum()) / (2 * videos)
+    differences = (of_texts - right).sum() + (of_videos - right).sum()
+    return sum_over_processes(differences) / (2 * videos)
 
 
 def channel_decorrelation(
@@ -48,17 +70,24 @@ def channel_decorrelation(
     Both rows of a pair are standardised channel by channel over all rows there are, in every process; their products,
     weighted, make the correlation matrix C [D, D] of a caption on average, and C that of several lists of pairs.
 
-    Args: pairs: lists of first rows [P, D], second rows [P, D], and their weights [P], which sum to one for each
-        caption. captions: of this process. off_diagonal: weight of Σ C_cd² over c ≠ d, beside Σ (C_cc − 1)².
-    Returns: the loss over all processes, the same in each.
+    Args:
+        pairs: lists of first rows [P, D], second rows [P, D], and their shares [P], which sum to one for each caption.
+        captions: how many this process has.
+        off_diagonal: weight of Σ C_cd² over c ≠ d, against Σ (C_cc − 1)².
+
+    Returns:
+        The loss over all processes, the same in each.
     """
-    total = captions * rank_and_world()[1]
+    total_captions = captions * rank_and_world()[1]
+
     correlations = []
-    for first, second, weight in pairs:
-        count = sum_over_processes(weight.new_tensor(float(len(weight))))
-        one, other = _standardised(first, count), _standardised(second, count)
-        correlations.append(sum_over_processes((one * weight[:, None]).mT @ other) / total)
+    for first, second, share in pairs:
+        count = sum_over_processes(share.new_tensor(float(len(share))))
+        one = _standardised(first, count)
+        other = _standardised(second, count)
+        correlations.append(sum_over_processes((one * share[:, None]).mT @ other) / total_captions)
     correlation = sum(correlations[1:], correlations[0]) / len(correlations)
+
     diagonal = correlation.diagonal()
     others = correlation.square().sum() - diagonal.square().sum()
     return (diagonal - 1).square().sum() + off_diagonal * others

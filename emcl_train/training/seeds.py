@@ -5,12 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emcl_train.config import RunConfig, check_config, differing_settings
+from emcl_train.config import RunConfig, differing_settings
 from emcl_train.errors import UserError
 from emcl_train.processes import rank_and_world
 from emcl_train.report import render_group
 from emcl_train.report.groups import load_group
-from emcl_train.runs.files import CONFIG, FINISHED, load_config
+from emcl_train.runs.contents import CONFIG, FINISHED, load_config
 from emcl_train.training.trainer import train
 
 
@@ -19,20 +19,30 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
 
     With `resume`, finished runs are kept, an unfinished one goes on, and the others are started.
 
-    Returns: the folder of the run folders.
-    Raises: UserError for everything that the user can put right.
+    Args:
+        config: valid settings (see `check_config`) of all runs; `train.seed` is that of the first one.
+        console: where progress is shown; None: the terminal.
+
+    Returns:
+        The folder of the run folders.
+
+    Raises:
+        UserError: for everything that the user can put right.
     """
-    check_config(config)
     console = console or Console()
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"{config.out} is a file, expected a folder for the runs; choose another one with --out")
     if (config.out / CONFIG).exists():
         raise UserError(f"{config.out} holds a single run; choose another folder for {config.seeds} of them with --out")
+
     # Decided before the first process can create a folder: every process must decide alike.
-    plan = [_run_of(config, seed) for seed in range(config.train.seed, config.train.seed + config.seeds)]
+    first = config.train.seed
+    plan = [_run_of(config, seed) for seed in range(first, first + config.seeds)]
+
     for run in plan:
         if run is not None:
             train(run, console)
+
     if rank_and_world()[0] == 0:
         group = load_group(config.out)
         console.print(render_group(config.out, [run.results for run in group.runs]))
@@ -40,16 +50,22 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
 
 
 def _run_of(config: RunConfig, seed: int) -> RunConfig | None:
-    """The run of one seed; None where it is finished and to be kept.
+    """The run of one seed; None if it is finished and to be kept.
 
-    Raises: UserError where a run with that seed was started with other settings.
+    Raises:
+        UserError: a run with that seed was started with other settings.
     """
     out = config.out / f"seed-{seed}"
     run = replace(
-        config, out=out, seeds=1, resume=config.resume and out.is_dir(), train=replace(config.train, seed=seed)
+        config,
+        out=out,
+        seeds=1,
+        resume=config.resume and out.is_dir(),
+        train=replace(config.train, seed=seed),
     )
     if not (config.resume and (out / FINISHED).is_file()):
         return run
+
     different = differing_settings(load_config(out), run)
     if different:
         raise UserError(

@@ -1,7 +1,7 @@
 """Weights spread over processes (FSDP2, set up through accelerate), and their whole state for files and evaluation.
 
-Sharded weights are whole only inside the forward pass of the wrapped model. So what reads or loads them from outside,
-all processes do together; and validation runs on a copy of the model that was never sharded.
+Sharded weights are whole only inside the forward pass of the wrapped model. So all processes together read them from
+outside, or load them; and validation runs on a copy of the model that was never sharded.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,14 @@ from torch.optim import Optimizer
 from emcl_train.errors import UserError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+"""Weights put together from all processes, on the CPU of the first one."""
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether accelerate shards the weights.
 
-    Raises: UserError for FSDP's first version, which cannot do what is done here.
+    Raises:
+        UserError: it is set up for FSDP's first version, which cannot do what is done here.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return False
@@ -46,7 +48,12 @@ def widen_scalars(model: nn.Module) -> None:
 
 
 def weights_of(model: nn.Module, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The whole state_dict, in the first process; the others take part and get nothing that counts."""
+    """The whole state_dict, in the first process; the others take part and get nothing that counts.
+
+    Args:
+        model: a sharded model.
+        shapes: of its weights, from before `widen_scalars`.
+    """
     state: dict[str, Any] = get_model_state_dict(model, options=WHOLE)
     return {name: value.view(shapes[name]) for name, value in state.items()}
 
@@ -63,4 +70,5 @@ def optimizer_state_of(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]
 
 
 def put_optimizer_state_into(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """What `optimizer_state_of` gave, in every process, back into the optimizer of a sharded model."""
     set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))

@@ -2,48 +2,36 @@
 
 import copy
 import math
-import platform
-import random
 import time
 from collections.abc import Mapping
-from dataclasses import replace
-from datetime import timedelta
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import InitProcessGroupKwargs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from emcl_train.config import RunConfig, check_config
+from emcl_train.config import RunConfig
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, training_loader
 from emcl_train.data.provenance import changes
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import (
-    SELECTED_BY,
-    clip_config_of,
-    embed_split,
-    evaluate,
-    evaluate_run,
-    frames_of,
-    keep_clip_config,
-    model_on_features,
-    require_features_of,
-)
-from emcl_train.models import RetrievalModel, TextFeatures, TokenWiseHead, VideoFeatures, build_model, look_at_clip
+from emcl_train.evaluation.encode import embed_split
+from emcl_train.evaluation.on_features import model_on_features
+from emcl_train.evaluation.provenance import clip_config_of, frames_of, require_features_of
+from emcl_train.evaluation.run import evaluate, evaluate_run
+from emcl_train.models import BatchFeatures, RetrievalModel, TokenWiseHead, build_model, look_at_clip, on_device
 from emcl_train.processes import gather_rows, sum_over_processes
 from emcl_train.report import render_table, write_report
+from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
+from emcl_train.runs.clip_config import keep_clip_config
+from emcl_train.runs.records import SELECTED_BY
 from emcl_train.runs.state import TrainingState
 from emcl_train.training.chunks import ChunkedFeatures
 from emcl_train.training.losses import channel_decorrelation, symmetric_info_nce
@@ -56,9 +44,8 @@ from emcl_train.training.sharding import (
     weights_of,
     widen_scalars,
 )
+from emcl_train.training.start import environment, open_run_folder, seed_everything, start_processes
 
-# The others wait while the first process prepares data or evaluates; after torch's 10 to 30 minutes they would end.
-PATIENCE = timedelta(hours=12)
 TRACKER = "tracker"
 """Project name for a tracker, and the folder of one that writes files."""
 
@@ -66,177 +53,139 @@ TRACKER = "tracker"
 def train(config: RunConfig, console: Console | None = None) -> Path:
     """Train, select the epoch on the validation split, evaluate it on the test split, and write the report.
 
-    Returns: the run folder.
-    Raises: UserError for everything that the user can put right.
+    Args:
+        config: valid settings, see `check_config`.
+        console: where progress is shown; None: the terminal.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: for everything that the user can put right.
     """
-    check_config(config)
+    console = console or Console()
+
+    # What is wrong with the weights to start from is said before anything that takes time.
     if config.from_features is None:
         look_at_clip(config.model)
-    console = console or Console()
+
+    # One process, or those that torchrun started. The first one writes the run folder.
     accelerator = start_processes(config)
     if accelerator.is_main_process:
         open_run_folder(config)
     accelerator.wait_for_everyone()
     seed_everything(config.train.seed, accelerator.device)
+
     try:
+        # All epochs, each followed by a validation.
         run = Run(config, accelerator, console)
         run.fit()
         for tracker in accelerator.trackers:
             tracker.finish()
+
+        # The selected weights on the test split, and the report.
         if accelerator.is_main_process:
             results, folder = evaluate_run(config.out, ends_training=True)
             console.print(render_table(results))
             console.print(f"report: {write_report(folder)}")
-            run_files.write_json_atomic(config.out / run_files.FINISHED, {"epochs": config.train.epochs})
+            run_files.write_json_atomic(config.out / contents.FINISHED, {"epochs": config.train.epochs})
     except OSError as error:
         run_files.raise_if_disk_full(error, config.out)
         raise
+
     accelerator.wait_for_everyone()
     return config.out
-
-
-def start_processes(config: RunConfig) -> Accelerator:
-    """Join the processes that torchrun or `accelerate launch` started, if any: over NCCL on GPUs, over gloo on CPUs."""
-    tracker = config.train.tracker
-    if tracker not in ("none", *map(str, get_available_trackers())):
-        raise UserError(
-            f"train.tracker is {tracker}, whose package is not installed; install it with `pip install {tracker}`, or "
-            f"pass --train.tracker none"
-        )
-    # Asked for an accelerator where there is none, accelerate would take each process for the only one.
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.train.precision,
-        log_with=None if tracker == "none" else tracker,
-        project_dir=config.out,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
-
-
-def open_run_folder(config: RunConfig) -> None:
-    """Create the run folder with its configuration, or check that the run in it may go on.
-
-    Raises: UserError where a run would be overwritten, or resumed with other settings.
-    """
-    run_files.check_run_folder(config)
-    out = config.out
-    if config.resume:
-        run_files.remove_partial_files(out)
-    elif out.is_dir():
-        for name in run_files.WRITTEN_BEFORE_TRAINING:
-            (out / name).unlink(missing_ok=True)
-    if not (out / run_files.CONFIG).exists():
-        out.mkdir(parents=True, exist_ok=True)
-        run_files.save_config(out, replace(config, resume=False))
-
-
-def scalars(record: Mapping[str, object]) -> dict[str, float]:
-    """The numbers of a line of metrics.jsonl by the names that a tracker shows: train/loss, for example."""
-    kind, numbers = record["kind"], dict[str, float]()
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            # "@" is no character of a name in some trackers.
-            numbers |= {f"{kind}/{name}/{metric.replace('@', '')}": float(number) for metric, number in value.items()}
-        elif isinstance(value, (int, float)) and name not in ("step", "epoch"):
-            numbers[f"{kind}/{name}"] = float(value)
-    return numbers
-
-
-def seed_everything(seed: int, device: torch.device) -> None:
-    """The same seed gives the same bits on the CPU, and the same draws everywhere."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        # NaN in fresh memory finds bugs in tests, and costs a pass over every tensor in training.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
-    """What the figures of a run may depend on besides its configuration."""
-    packages = ("emcl", "torch", "transformers", "tokenizers", "accelerate", "av", "safetensors", "numpy")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: installed_version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "seed": config.train.seed,
-        **frames_of(config),
-    }
-
-
-def installed_version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 class Run:
     """A training run: its data, its model, and how far it has come."""
 
     def __init__(self, config: RunConfig, accelerator: Accelerator, console: Console) -> None:
-        self.config, self.accelerator, self.console = config, accelerator, console
-        self.out, self.processes = config.out, accelerator.num_processes
-        with accelerator.main_process_first():  # it writes what the others read
+        self.config = config
+        self.out = config.out
+        self.accelerator = accelerator
+        self.processes = accelerator.num_processes
+        self.console = console
+
+        # The data. The first process writes what the others read.
+        with accelerator.main_process_first():
             self.annotations: Annotations = prepare(config)
+
+        # The model, and the record of what the figures depend on besides the configuration.
         record = self.environment()
         self.tokenizer = load_tokenizer(config, self.out)
         self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
             keep_clip_config(self.out, clip_config_of(self.model, config))
-            run_files.write_json_atomic(self.out / run_files.ENVIRONMENT, record)
+            run_files.write_json_atomic(self.out / contents.ENVIRONMENT, record)
+
+        # Sharded weights cannot be evaluated by one process alone: the first one keeps a whole copy for that.
         self.sharded = is_sharded(accelerator)
-        # What the first process evaluates: methods of sharded weights would need the other processes.
         self.whole = copy.deepcopy(self.model) if self.sharded and accelerator.is_main_process else self.model
         self.shapes = {name: value.shape for name, value in self.model.state_dict().items()}
         if self.sharded:
             widen_scalars(self.model)
+
+        # `wrapped` is the model that exchanges gradients (or shards) in its forward and backward pass.
         self.wrapped: nn.Module
         self.optimizer: AcceleratedOptimizer
         self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config))
+
+        # How many steps there are.
         self.batch_size = self.pairs_per_step()
         self.steps_per_epoch = len(self.loader(epoch=0))
         self.total_steps = config.train.epochs * self.steps_per_epoch
         if config.train.max_steps is not None:
             self.total_steps = min(self.total_steps, config.train.max_steps)
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
-        self.epoch = self.batch = self.step = 0
-        self.best_score, self.best_epoch = -math.inf, -1
+
+        # How many are done: epochs, batches of the epoch, steps in all; and the best epoch so far.
+        self.epoch = 0
+        self.batch = 0
+        self.step = 0
+        self.best_score = -math.inf
+        self.best_epoch = -1
         self.resume()
 
     def environment(self) -> dict[str, object]:
-        """What to record; of a run that goes on, frames and towers stay recorded as those it was started on.
+        """What to record. A run that goes on keeps the record of the frames and towers that it was started with.
 
-        Raises: UserError where it was started on features of other towers.
+        Raises:
+            UserError: it was started on features of other towers.
         """
         now = environment(self.config, self.accelerator.device)
-        then = run_files.load_environment(self.out) if self.config.resume else {}
+        then = contents.load_environment(self.out) if self.config.resume else {}
         if not then:
             return now
+
         if self.config.from_features is not None:
             require_features_of(self.out, str(now["features"]), self.config.from_features)
         for change in changes(then, now):
             self.print(f"warning: {self.out} goes on with other frames: {change}; the record stays")
+
         return now | {name: then[name] for name in frames_of(self.config) if name in then}
 
     def build_model(self) -> RetrievalModel:
         """The model of the configuration; an experiment may put another layer into it."""
         if self.config.from_features is not None:
             return model_on_features(self.config, self.tokenizer)
+
         model = build_model(self.config, self.tokenizer)
         if clip_lr_factor(self.config) == 0:
             freeze_towers(model)
         return model
 
     def pairs_per_step(self) -> int:
-        """`train.batch_size`, or all training clips where there are fewer, which is said.
+        """`train.batch_size`, or all training clips if there are fewer, which is said.
 
-        Raises: UserError where a batch would leave a process without a pair, or a pair without another one.
+        Raises:
+            UserError: a batch would leave a process without a pair, or a pair without another one.
         """
-        asked, clips, processes = self.config.train.batch_size, len(self.annotations.train.clips), self.processes
+        asked = self.config.train.batch_size
+        clips = len(self.annotations.train.clips)
+        processes = self.processes
+
+        # All processes together.
         size = min(asked, clips)
         if size < max(2, processes):
             raise UserError(
@@ -247,7 +196,10 @@ class Run:
             self.print(
                 f"the training split has {clips} clips, fewer than train.batch_size {asked}: each step takes all"
             )
-        chunks, own = self.config.train.chunks, size // processes
+
+        # Each process, which encodes its own pairs in chunks.
+        own = size // processes
+        chunks = self.config.train.chunks
         if chunks > own:
             raise UserError(
                 f"train.chunks is {chunks}, expected 1 to {own}, the pairs that each process has of a batch of {size} "
@@ -258,13 +210,13 @@ class Run:
         return own * processes
 
     def loader(self, epoch: int, start_batch: int = 0) -> DataLoader:
-        config = self.config
+        """This process's part of the batches of an epoch, from one of them on."""
         return training_loader(
             self.annotations.train,
             self.tokenizer,
-            config.data,
+            self.config.data,
             batch_size=self.batch_size,
-            seed=config.train.seed,
+            seed=self.config.train.seed,
             epoch=epoch,
             start_batch=start_batch,
             rank=self.accelerator.process_index,
@@ -276,93 +228,116 @@ class Run:
         while self.step < self.total_steps:
             loss = self.fit_epoch()
             self.validate(loss)
-            self.epoch, self.batch = self.epoch + 1, 0
+
+            self.epoch += 1
+            self.batch = 0
             self.save()
 
     def fit_epoch(self) -> float:
         """The batches of this epoch that are still to be done. Returns their mean loss."""
-        columns = (
-            TextColumn(f"epoch {self.epoch + 1}/{self.epochs}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
         self.wrapped.train()
         if clip_lr_factor(self.config) == 0:
             self.model.towers.eval()  # frozen in all respects
+
         losses: list[float] = []
-        silent = not (self.accelerator.is_main_process and self.console.is_terminal)
-        with Progress(*columns, console=self.console, transient=True, disable=silent) as progress:
+        with self.progress() as progress:
             task = progress.add_task("train", total=self.steps_per_epoch, completed=self.batch, loss=math.nan)
+
             for batch in self.loader(self.epoch, start_batch=self.batch):
                 if self.step >= self.total_steps:
                     break
+
                 losses.append(self.training_step(batch))
                 progress.update(task, completed=self.batch, loss=losses[-1])
+
+                # The last batch of an epoch is saved after its validation.
                 if self.step % self.config.train.save_every == 0 and self.batch < self.steps_per_epoch:
                     self.save()
+
         return math.fsum(losses) / max(1, len(losses))
 
     def training_step(self, batch: dict[str, Tensor]) -> float:
         """One update of the weights. Returns the loss."""
-        start, config, accelerator = time.perf_counter(), self.config, self.accelerator
-        share = schedule(self.step, total_steps=self.total_steps, warmup=config.train.warmup)
+        start = time.perf_counter()
+        config = self.config.train
+
+        # The rate of this step.
+        share = schedule(self.step, total_steps=self.total_steps, warmup=config.warmup)
         set_learning_rate(self.optimizer, share)
-        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-        inputs = [batch[name] for name in ("input_ids", "attention_mask", "frames", "frame_mask")]
-        chunked = ChunkedFeatures(self.wrapped, inputs, config.train.chunks) if config.train.chunks > 1 else None
-        *values, logit_scale = (*chunked.features, chunked.logit_scale) if chunked else self.wrapped(*inputs)
-        text, video = self.model.features(values, batch["attention_mask"], batch["frame_mask"])
-        loss = self.loss(text, video, logit_scale)
+
+        # Encode. In chunks, only one chunk's activations live at a time; its backward runs the towers again.
+        batch = on_device(batch, self.accelerator.device)
+        chunked = None
+        if config.chunks > 1:
+            chunked = ChunkedFeatures(self.wrapped, batch, config.chunks)
+        features: BatchFeatures = self.wrapped(batch) if chunked is None else chunked.features
+
+        # Each process compares its own texts with the videos of all, so the loss is that of the whole batch.
+        loss = self.loss(features)
         value = loss.item()
         if not math.isfinite(value):
             raise UserError(
                 f"the loss is {value} at step {self.step + 1} (epoch {self.epoch + 1}); try a lower --train.lr, "
                 f"a longer --train.warmup, or --train.precision no; the last saved state is in {self.out / 'state'}"
             )
-        accelerator.backward(loss)
-        if chunked:
-            chunked.backward(lambda: accelerator.no_sync(self.wrapped))
-        accelerator.clip_grad_norm_(self.wrapped.parameters(), config.train.max_grad_norm)
+
+        # The gradient, exchanged between processes, and one step of the optimizer.
+        self.accelerator.backward(loss)
+        if chunked is not None:
+            chunked.backward(partial(self.accelerator.no_sync, self.wrapped))
+        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.step, self.batch = self.step + 1, self.batch + 1
+
+        self.step += 1
+        self.batch += 1
         self.log(
             kind="train",
             step=self.step,
             epoch=self.epoch + 1,
             loss=value,
-            lr=share * config.train.lr,
-            logit_scale=logit_scale.item(),
+            lr=share * config.lr,
+            logit_scale=features.logit_scale.item(),
             seconds=round(time.perf_counter() - start, 4),
         )
         return value
 
-    def loss(self, text: TextFeatures, video: VideoFeatures, logit_scale: Tensor) -> Tensor:
+    def loss(self, features: BatchFeatures) -> Tensor:
         """The loss over the pairs of all processes, from this process's own: its texts meet the videos of all."""
+        config = self.config.train
+        text = features.text
+        video = features.video
+
         similarity = self.model.similarity(
             text,
-            VideoFeatures(**{name: gather_rows(value) for name, value in video.tensors().items()}),
+            video.map(gather_rows),
             emcl=self.config.emcl.mode == "train",
             add_up=sum_over_processes if self.processes > 1 else None,
         )
-        loss = symmetric_info_nce(similarity, logit_scale)
-        weight = self.config.train.decorrelation_weight
-        if weight and isinstance(self.model.head, TokenWiseHead):
-            pairs, off_diagonal = self.model.head.pairs(text, video), self.config.train.decorrelation_off_diagonal
-            loss = loss + weight * channel_decorrelation(pairs, len(text), off_diagonal=off_diagonal)
+        loss = symmetric_info_nce(similarity, features.logit_scale)
+
+        # DRL's regularisation, which only its own head has pairs of rows for.
+        if config.decorrelation_weight and isinstance(self.model.head, TokenWiseHead):
+            decorrelation = channel_decorrelation(
+                self.model.head.pairs(text, video),
+                len(text),
+                off_diagonal=config.decorrelation_off_diagonal,
+            )
+            loss = loss + config.decorrelation_weight * decorrelation
+
         return loss
 
     def validate(self, loss: float) -> None:
         """Score the weights on the split that selects, and keep them if their text→video R@1 is the best so far."""
+        # All processes have to take part where weights are sharded; only the first one evaluates.
         weights = self.weights()
         if not self.accelerator.is_main_process:
             return
         if self.sharded:
             self.whole.load_state_dict(weights)
             self.whole.to(self.accelerator.device)
+
+        # Encode the split and rank.
         split = self.annotations.test if self.config.train.select_on_test else self.annotations.val
         embeddings = embed_split(self.whole, split, self.tokenizer, self.config, self.accelerator.device)
         row = evaluate(self.whole, embeddings, self.config)[0]
@@ -374,46 +349,36 @@ class Run:
             text_to_video=row.text_to_video,
             video_to_text=row.video_to_text,
         )
+
+        # The first of equals stays.
         score = row.text_to_video["R@1"]
         best = score > self.best_score
         if best:
-            self.best_score, self.best_epoch = score, self.epoch + 1
-            checkpoint.save_tensors_atomic(self.out / run_files.WEIGHTS, weights)
+            self.best_score = score
+            self.best_epoch = self.epoch + 1
+            checkpoint.save_tensors_atomic(self.out / contents.WEIGHTS, weights)
+
         self.print(
             f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {SELECTED_BY[split.name]} R@1: "
             f"text→video {score:.1f}, "
             f"video→text {row.video_to_text['R@1']:.1f}{'  best so far' if best else ''}"
         )
 
-    def print(self, text: str) -> None:
-        if self.accelerator.is_main_process:
-            self.console.print(text, highlight=False, soft_wrap=True)
-
-    def log(self, **values: object) -> None:
-        """A line of metrics.jsonl, and its numbers to the tracker."""
-        if not self.accelerator.is_main_process:
-            return
-        run_files.append_line(self.out / run_files.METRICS, values)
-        if self.config.train.tracker == "none":
-            return
-        if not self.accelerator.trackers:
-            # Not before the first step: a run that ended before it has left nothing behind.
-            kwargs = {"tensorboard": {"purge_step": self.step}} if self.config.train.tracker == "tensorboard" else {}
-            self.accelerator.init_trackers(TRACKER, init_kwargs=kwargs)
-        self.accelerator.log(scalars(values), step=self.step)
-
     def weights(self) -> dict[str, Tensor]:
-        """The state_dict of the whole model; every process has to ask where weights are sharded."""
+        """The state_dict of the whole model; every process has to ask if weights are sharded."""
         return weights_of(self.wrapped, self.shapes) if self.sharded else self.model.state_dict()
 
     def save(self) -> None:
         """The full state, so that a killed run goes on from here."""
+        # All processes have to take part where weights are sharded; only the first one writes.
         weights = self.weights()
-        optimizer = (
-            optimizer_state_of(self.wrapped, self.optimizer.optimizer) if self.sharded else self.optimizer.state_dict()
-        )
+        if self.sharded:
+            optimizer = optimizer_state_of(self.wrapped, self.optimizer.optimizer)
+        else:
+            optimizer = self.optimizer.state_dict()
         if not self.accelerator.is_main_process:
             return
+
         scaler = self.accelerator.scaler
         state = TrainingState(
             epoch=self.epoch,
@@ -421,7 +386,7 @@ class Run:
             step=self.step,
             best_score=self.best_score,
             best_epoch=self.best_epoch,
-            metrics_lines=run_files.count_lines(self.out / run_files.METRICS),
+            metrics_lines=run_files.count_lines(self.out / contents.METRICS),
             model=weights,
             optimizer=optimizer,
             scaler=scaler.state_dict() if scaler else {},
@@ -433,13 +398,16 @@ class Run:
         """Take up the last saved state, if there is one."""
         if not self.config.resume:
             return
+
+        # Every process reads the state; then the first one cuts off what was logged after it.
         state = checkpoint.load_state(self.out)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            run_files.keep_lines(self.out / run_files.METRICS, state.metrics_lines if state else 0)
+            run_files.keep_lines(self.out / contents.METRICS, state.metrics_lines if state else 0)
         if state is None:
             self.print(f"no state had been saved in {self.out} yet: starting from the first step")
             return
+
         if self.sharded:
             put_weights_into(self.wrapped, state.model)
             put_optimizer_state_into(self.wrapped, self.optimizer.optimizer, state.optimizer)
@@ -449,6 +417,59 @@ class Run:
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
         checkpoint.restore_random_states(state.random)
-        self.epoch, self.batch, self.step = state.epoch, state.batch, state.step
-        self.best_score, self.best_epoch = state.best_score, state.best_epoch
+
+        self.epoch = state.epoch
+        self.batch = state.batch
+        self.step = state.step
+        self.best_score = state.best_score
+        self.best_epoch = state.best_epoch
         self.print(f"resuming {self.out} after step {self.step} of {self.total_steps}")
+
+    def progress(self) -> Progress:
+        """The bar of an epoch, shown by the first process on a terminal."""
+        return Progress(
+            TextColumn(f"epoch {self.epoch + 1}/{self.epochs}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not (self.accelerator.is_main_process and self.console.is_terminal),
+        )
+
+    def print(self, text: str) -> None:
+        """A line on the console of the first process."""
+        if self.accelerator.is_main_process:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def log(self, **values: object) -> None:
+        """A line of metrics.jsonl, and its numbers to the tracker."""
+        if not self.accelerator.is_main_process:
+            return
+        run_files.append_line(self.out / contents.METRICS, values)
+
+        tracker = self.config.train.tracker
+        if tracker == "none":
+            return
+        if not self.accelerator.trackers:
+            # Not before the first step: a run that ended before it has left nothing behind.
+            options = {"tensorboard": {"purge_step": self.step}} if tracker == "tensorboard" else {}
+            self.accelerator.init_trackers(TRACKER, init_kwargs=options)
+        self.accelerator.log(scalars(values), step=self.step)
+
+
+def scalars(record: Mapping[str, object]) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl by the names that a tracker shows: train/loss, for example."""
+    kind = record["kind"]
+    numbers: dict[str, float] = {}
+
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            # "@" is no character of a name in some trackers.
+            numbers |= {f"{kind}/{name}/{metric.replace('@', '')}": float(number) for metric, number in value.items()}
+        elif isinstance(value, (int, float)) and name not in ("step", "epoch"):
+            numbers[f"{kind}/{name}"] = float(value)
+
+    return numbers

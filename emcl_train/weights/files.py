@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emcl_train.errors import UserError
+from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.torch_file import load_torch_file
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -40,12 +41,14 @@ STORAGES = {
 def read_state(path: Path) -> dict[str, Tensor]:
     """Named tensors of a checkpoint, on the CPU, with half precision brought to float32.
 
-    Raises: UserError where there is no such file, it is damaged, it would need code to be run, or holds no tensors.
+    Raises:
+        UserError: there is no such file, it is damaged, it would need code to be run, or it holds no tensors.
     """
     if not path.is_file():
         raise UserError(
             f"{path} is no file; pass a checkpoint: .safetensors, a file of torch.save, or OpenAI's archive"
         )
+
     try:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
@@ -59,6 +62,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as weights: {reason}. Only tensors are read, never code: if the file is whole, "
             f"save its state_dict alone, by torch.save or as safetensors"
         ) from error
+
+    # Unpack what training programs put around the weights.
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -66,6 +71,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds no named tensors; pass a state_dict, saved by torch.save or as safetensors, or an archive"
         )
+
     if all(name.startswith("module.") for name in state):  # of DataParallel
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
@@ -74,18 +80,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def clip_config_beside(path: Path) -> dict[str, Any] | None:
     """CLIP's configuration in a safetensors file's metadata, or in a run's `clip_config.json` beside it, or None.
 
-    Raises: UserError where there is one that cannot be read.
+    Raises:
+        UserError: there is one that cannot be read.
     """
-    beside, text = path.with_name("clip_config.json"), None
-    try:
-        if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix == ".safetensors" and path.is_file():
+        try:
             with safe_open(path, "pt") as file:
-                text = (file.metadata() or {}).get("clip_config")
-        if text is None and beside.is_file():
-            text = beside.read_text(encoding="utf-8")
-        return None if text is None else dict(json.loads(text))
-    except (ValueError, TypeError, OSError, SafetensorError) as error:
-        raise UserError(f"CLIP's configuration in {path} or {beside} cannot be read: {error}; copy it again") from error
+                metadata = file.metadata() or {}
+            if "clip_config" in metadata:
+                return dict(json.loads(metadata["clip_config"]))
+        except (ValueError, TypeError, OSError, SafetensorError) as error:
+            raise UserError(f"CLIP's configuration in {path} cannot be read: {error}; copy it again") from error
+
+    return read_clip_config(path.parent)
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -111,7 +118,8 @@ class _Reader(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(archive.open(f"{folder}/data.pkl"))
-        self._archive, self._folder = archive, folder
+        self._archive = archive
+        self._folder = folder
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":

@@ -36,6 +36,8 @@ def require_place(name: str, setting: str, way_out: str) -> None:
     path = Path(name).expanduser()
     if not is_place(name) or path.exists():
         return
+
+    # Name the last folder on the way that exists, so that a slip in the path is seen.
     known = next(folder for folder in path.resolve().parents if folder.is_dir())
     there = known == path.resolve().parent
     where = f"{known} holds no {path.name}" if there else f"{known} is the last folder on the way that exists"
@@ -74,7 +76,7 @@ def not_loaded(name: str, error: Exception) -> str:
 
 @cache
 def why_silent(name: str) -> str | None:
-    """Why the hub cannot be asked for a checkpoint now; None where it answers, be it that there is none."""
+    """Why the hub cannot be reached, or None if it answered (a 404 is an answer)."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -135,11 +135,18 @@ def openai_clip_config(
 ) -> dict[str, Any]:
     """Arguments of transformers' CLIPConfig for weights under OpenAI's names: every size is in the shapes.
 
-    Args: heads: of both towers' attention. None: OpenAI's rule, one for every 64 channels. unseen: what no shape shows,
-        see `unseen_in`; without it, OpenAI's rule.
+    Args:
+        state: the weights.
+        heads: of both towers' attention. None: OpenAI's rule, one for every 64 channels.
+        eos_token_id: of the tokenizer.
+        pad_token_id: of the tokenizer.
+        unseen: what no shape shows, see `unseen_in`; without it, OpenAI's rule.
     """
-    conv, positions = state["visual.conv1.weight"], state["visual.positional_embedding"]
-    patch, width = conv.shape[-1], state["text_projection"].shape[1]
+    conv = state["visual.conv1.weight"]  # [width of the tower, 3, patch, patch]
+    positions = state["visual.positional_embedding"]  # [1 + patches of an image, width of the tower]
+    patch = conv.shape[-1]
+    width = state["text_projection"].shape[1]
+
     text = _tower_config("transformer", state, state["ln_final.weight"].shape[0], heads) | {
         "vocab_size": state["token_embedding.weight"].shape[0],
         "max_position_embeddings": state["positional_embedding"].shape[0],
@@ -151,6 +158,7 @@ def openai_clip_config(
         "patch_size": patch,
         "image_size": patch * round((positions.shape[0] - 1) ** 0.5),
     }
+
     unseen = unseen or {"text_config": {}, "vision_config": {}}
     return {
         "text_config": text | {"projection_dim": width} | dict(unseen["text_config"]),

@@ -52,7 +52,8 @@ HINTS = (
 def towers_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CLIP's weights in a checkpoint of a whole model, ours or another's, under OpenAI's names, or {}.
 
-    Raises: UserError for the weights of a run on features, which have no towers.
+    Raises:
+        UserError: these are the weights of a run on features, which have no towers.
     """
     ours = {name.removeprefix(CLIP): value for name, value in state.items() if name.startswith(CLIP)}
     if ours.keys() == {"logit_scale"}:
@@ -70,29 +71,36 @@ def towers_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def model_to_layout(state: Mapping[str, Tensor], layout: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Our model's state_dict under the names of "clip4clip", "emcl" or "openai".
+    """Our model's state_dict under other names.
 
-    Returns: it, and the names of what has no place there.
+    Args:
+        state: the state_dict.
+        layout: "clip4clip", "emcl" or "openai".
+
+    Returns:
+        The weights; the names of what has no place there.
     """
     clip = clip_to_openai({name.removeprefix(CLIP): value for name, value in state.items() if name.startswith(CLIP)})
     rest = {name: value for name, value in state.items() if not name.startswith(CLIP)}
     if layout == "openai":
         return clip, sorted(rest)
-    result, left_out = {f"clip.{name}": value for name, value in clip.items()}, []
+
+    result = {f"clip.{name}": value for name, value in clip.items()}
+    left_out = []
     for name, value in rest.items():
         prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
         if name == POSITIONS:
             result[FRAME_POSITIONS] = torch.cat([value, clip["positional_embedding"][len(value) :]])
         elif name.startswith(f"{TEMPORAL_LAYERS}."):
             index, _, inside = name.removeprefix(f"{TEMPORAL_LAYERS}.").partition(".")
-            ours, theirs = f"{TEMPORAL_LAYERS}.{index}", f"{RESBLOCKS}.{index}"
-            result |= layer_to_openai({inside: value}, state, ours, theirs)
+            result |= layer_to_openai({inside: value}, state, f"{TEMPORAL_LAYERS}.{index}", f"{RESBLOCKS}.{index}")
         elif prefix is not None:
             result[PREFIXES[prefix] + name.removeprefix(prefix)] = value
         elif name == BASES and layout == "emcl":
             result[MU] = value.unsqueeze(0)
         else:
             left_out.append(name)
+
     if "temporal.lstm.weight_ih_l0" in state:  # it has them, and never reads them
         result[FRAME_POSITIONS] = clip["positional_embedding"]
     return result, left_out
@@ -101,14 +109,22 @@ def model_to_layout(state: Mapping[str, Tensor], layout: str) -> tuple[dict[str,
 def load_into(model: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """A checkpoint as the state_dict of a model that is built already.
 
-    Args: model: its state_dict, which says what to expect. state: of the checkpoint, in our own layout, CLIP4Clip's or
-        the EMCL release's. path: named in errors.
-    Returns: our names. The bases' start is the model's own where the checkpoint has none.
-    Raises: UserError naming every kind of key that does not fit.
+    Args:
+        model: its state_dict, which says what to expect.
+        state: of the checkpoint, in our own layout, CLIP4Clip's or the EMCL release's.
+        path: named in errors.
+
+    Returns:
+        The weights under our names. The bases' start is the model's own if the checkpoint has none.
+
+    Raises:
+        UserError: keys do not fit; each kind is named.
     """
     if any(name.startswith(CLIP) for name in state):
         require_keys(state, {name: value.shape for name, value in model.items()}, source=str(path), hints=HINTS)
         return dict(state)
+
+    # What is no checkpoint of a whole model, or of no layout that is known.
     if is_openai(state) or any(name.startswith("text_model.") for name in state):
         raise UserError(f"model.init_from is {path}, which holds CLIP alone; pass it as --model.clip")
     if not any(name.startswith("clip.") for name in state):
@@ -116,6 +132,8 @@ def load_into(model: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Pa
             f"model.init_from is {path}, in a layout that is not known: it begins with {next(iter(state))}; expected "
             f"names that begin with clip. (CLIP4Clip, the EMCL release) or towers.clip. (our own)"
         )
+
+    # The release's names, but for what a checkpoint may lack, or have in another number.
     expected = {name: value.shape for name, value in model_to_layout(model, "emcl")[0].items()}
     found = {name: value for name, value in state.items() if not _no_weights(name)}
     if MU not in found:
@@ -125,6 +143,7 @@ def load_into(model: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Pa
     if POSITIONS in model and FRAME_POSITIONS in found:
         expected[FRAME_POSITIONS] = found[FRAME_POSITIONS].shape  # as many as were saved; how many are needed is next
         _require_positions(found[FRAME_POSITIONS], model[POSITIONS], path)
+
     require_keys(found, expected, source=str(path), hints=HINTS)
     return _from_release(found, model)
 
@@ -132,6 +151,7 @@ def load_into(model: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Pa
 def _from_release(found: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     clip = clip_from_openai({name.removeprefix("clip."): v for name, v in found.items() if name.startswith("clip.")})
     result = {CLIP + name: value for name, value in clip.items()} | {BASES: model[BASES]}
+
     for name, value in found.items():
         prefix = next((ours for ours, theirs in PREFIXES.items() if name.startswith(theirs)), None)
         if name == FRAME_POSITIONS and POSITIONS in model:

@@ -1,4 +1,4 @@
-"""The benchmarks are scripts beside each other, and so are the GPU tests: put both folders on the path."""
+"""The benchmarks are scripts next to each other, and so is tests/run_on_gpu.py: put both folders on the path."""
 
 import sys
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests" / "gpu")]
+sys.path += [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
 
 @pytest.fixture(autouse=True)

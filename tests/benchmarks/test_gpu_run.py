@@ -1,4 +1,4 @@
-"""tests/gpu/run.py on made-up tests: none hides another, whatever it does to its process."""
+"""tests/run_on_gpu.py on made-up tests: none hides another, whatever it does to its process."""
 
 import json
 import os
@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-import run
+import run_on_gpu as run
 import torch
-from watch import run_watched
+from run_on_gpu import run_watched
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -24,15 +24,27 @@ def test_wrong(): assert 1 == 2
 def test_crash(): os.kill(os.getpid(), 11)
 @pytest.mark.short
 def test_between(): pass
-@pytest.mark.cuda_only
-def test_gpu_only(): raise AssertionError("not here")
 def test_skipped(): pytest.skip("no second device")
 def test_last(): pass
 """
 
+CONFTEST = """
+def pytest_addoption(parser):
+    parser.addoption("--device")
+    parser.addoption("--backend")
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "short: as in pyproject.toml")
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", [metafunc.config.getoption("--backend")])
+"""
+
 
 def job(tmp_path: Path, content: str, shards: tuple[int, int] = (0, 1)) -> run.Job:
-    file = tmp_path / "test_gpu_made_up.py"
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    file = tmp_path / "test_made_up.py"
     file.write_text(content)
     return run.Job("made-up", file, *shards, tmp_path)
 
@@ -56,7 +68,7 @@ def test_a_crash_hides_no_other_test(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert reasons["crash"] == "the process ended with -11"
     assert not run.report([done])
     printed = capsys.readouterr().out
-    assert "FAILED [made-up] test_gpu_made_up.py::test_crash: the process ended with -11" in printed
+    assert "FAILED [made-up] test_made_up.py::test_crash: the process ended with -11" in printed
     assert "skipped 1: Skipped: no second device" in printed
     assert "3 passed, 2 failed, 1 skipped" in printed
 
@@ -108,33 +120,67 @@ def test_a_file_that_cannot_be_imported_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_the_real_tests_run_on_the_cpu(tmp_path: Path) -> None:
-    made = run.Job("reference", run.TESTS / "test_gpu_project.py", 0, 1, tmp_path)
-    done = run.run_job(made, "cpu", 1, 300, ["-k", "(odd_sizes and 17 and float32) or strided"])
+    made = run.Job("reference", run.TESTS / "test_moments.py", 0, 1, tmp_path)
+    done = run.run_job(made, "cpu", 1, 300, ["-k", "bit or (values and float16)"])
     assert set(outcomes(done).values()) == {"passed"}, done.outcomes
-    assert len(done.outcomes) == 4
+    # Four dtypes of the first, two of the second in every shape but those for a GPU, and no test without a backend.
+    assert len(done.outcomes) == 4 + 2 * 11
+
+
+def test_every_file_that_runs_over_backends_has_its_jobs() -> None:
+    files = {file.stem for file in run.files_with_backends()}
+    assert {"test_moments", "test_fit", "test_reconstruct", "test_project", "test_pooled", "test_ops"} <= files
+    assert "test_plan" not in files
 
 
 def test_a_backend_that_is_not_here_is_one_failure(tmp_path: Path) -> None:
-    made = run.Job("cuda", run.TESTS / "test_gpu_ops.py", 0, 1, tmp_path)
-    done = run.run_job(made, "cpu", 1, 300, ["-k", "available or (test_moments and 63)"])
-    assert outcomes(done).pop("backend_is_available[cuda]") == "failed"
+    made = run.Job("triton", run.TESTS / "test_ops.py", 0, 1, tmp_path)
+    done = run.run_job(made, "cpu", 1, 300, ["-k", "available or second or nan"])
+    assert outcomes(done).pop("backend_is_available[triton]") == "failed"
     assert [*outcomes(done).values()].count("skipped") == len(done.outcomes) - 1 > 0
+
+
+def test_the_summary_is_written_as_jobs_end(tmp_path: Path) -> None:
+    first, second = job(tmp_path, ""), job(tmp_path, "")
+    second.backend = "another"
+    first.outcomes = {"a": ("passed", ""), "b": ("failed", "it says")}
+    run.write_summary(tmp_path / "summary.json", [first, second])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == {
+        "made-up": {"a": {"outcome": "passed", "reason": ""}, "b": {"outcome": "failed", "reason": "it says"}},
+        "another": {},
+    }
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "gpu" / "run.py"), "--out", str(tmp_path / "out")]
+    command = [sys.executable, str(ROOT / "tests" / "run_on_gpu.py"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"no GPU tests: torch {torch.__version__} sees no CUDA device\n"
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_collected_without_run_py() -> None:
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "--collect-only", "-q", "tests/gpu"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
-    assert done.returncode == 5, done.stdout
-    assert "no tests collected" in done.stdout
+BARE = """
+import sys
+sys.modules.update(dict.fromkeys(["beartype", "tyro", "av", "hypothesis", "transformers", "accelerate"]))
+import pytest
+raise SystemExit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_kernel_tests_need_no_more_than_a_gpu_machine_has() -> None:
+    """Collected, for that imports everything, and one of them run."""
+    files = [str(file) for file in run.files_with_backends()]
+    for arguments, expected in (
+        ([*files, "--device", "cuda", "--collect-only"], "[cuda"),
+        ([str(run.TESTS / "test_fit.py"), "--backend", "native", "-k", "by_hand"], "2 passed"),
+    ):
+        command = [sys.executable, "-c", BARE, "-q", "-p", "no:cacheprovider", *arguments]
+        environment = ENVIRONMENT | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+        assert expected in done.stdout
 
 
 def test_a_command_that_stays_silent_is_killed_with_its_children(tmp_path: Path) -> None:

@@ -1,19 +1,25 @@
 """Which backend runs an op: what the tables say, what is forced, and the reasons that are given."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from emcl_kernels import dispatch, em_moments, tables, use_backend
-from emcl_kernels.backends import Declared, cuda, triton
+import emcl_kernels
+from emcl_kernels import checks, dispatch, em_moments, tables, use_backend
+from emcl_kernels.backends import Declared, cpu, cuda, triton
 from emcl_kernels.ops import fit, moments, pooled, project, reconstruct
+from emcl_kernels.testing import clustered_rows
 
 H200 = ("NVIDIA H200", "9.0")
 SIZES = {"problems": 1, "width": 512, "bases": 32}
@@ -296,3 +302,88 @@ def test_the_emulated_library_is_for_those_who_ask(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cuda.backend, "implementation", lambda op, args: lambda x: "emulated")
     with use_backend("cuda"):
         assert dispatch.which(moments.op, x)[0] == "cuda"
+
+
+def test_backend_by_name_runs_or_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = clustered_rows(5, 4)
+    monkeypatch.setattr(cpu.backend, "reason", "it is not here")
+    with use_backend("native"), pytest.raises(RuntimeError, match=r'backend "native" is not available .*not here'):
+        emcl_kernels.em_moments(x)
+    assert dispatch.which(moments.op, (x,))[0] == "reference"
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(Exception, match="reference"), use_backend("metal"):  # type: ignore[arg-type]
+        pass
+
+
+def test_a_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="emcl_kernels"), use_backend("reference"):
+        emcl_kernels.em_moments(clustered_rows(5, 4))
+    assert "em_moments runs on reference (asked for by name)" in caplog.text
+
+
+def test_threads_that_leave_their_backends_in_another_order_leave_none_behind() -> None:
+    x = clustered_rows(5, 4)
+    entered, left = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with use_backend("reference"):
+            entered.set()
+            left.wait(10)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    entered.wait(10)
+    before_second = dispatch.candidates(moments.op, (x,))[0]
+    with use_backend("native"):
+        within = dispatch.candidates(moments.op, (x,))[0]
+        left.set()
+        thread.join()
+        still = dispatch.candidates(moments.op, (x,))[0]
+    assert (before_second, within, still) == (("reference",), ("native",), ("native",))
+    assert dispatch.candidates(moments.op, (x,))[1] == "first choice"
+
+
+def test_a_missing_cpp_library_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_PATH", cpu._PATH.with_name("missing.so"))
+    isa, reason = cpu._load()
+    assert isa == ""
+    assert "was not built" in reason
+
+
+def test_without_triton_its_backend_says_why() -> None:
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch\n"
+        "from emcl_kernels import em_moments, use_backend\n"
+        "with use_backend('triton'): em_moments(torch.ones(2, 2))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert 'RuntimeError: backend "triton" is not available for em_moments: triton cannot be imported' in done.stderr
+
+
+# ---- checks of any argument ------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    checks.count(np.int64(4), "num_bases")
+    checks.number(np.float32(2.0), "temperature")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: checks.count(2.5, "num_bases"), "num_bases is 2.5; expected a whole number"),
+        (lambda: checks.count(True, "num_bases"), "num_bases is True; expected a whole number"),
+        (
+            lambda: checks.number(nn.Parameter(torch.ones(())), "residual_weight"),
+            r"residual_weight is Parameter[^;]*; expected a finite number, which is a constant to autograd",
+        ),
+        (lambda: checks.tensors(text=[torch.ones(1)]), "text is a list; expected a torch tensor"),
+    ],
+)
+def test_a_bad_argument_is_named(call: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()

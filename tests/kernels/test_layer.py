@@ -1,9 +1,16 @@
-"""EMCL as a module: parts as the whole, the maintained start, relative scale, state_dict."""
+"""EMCL as a module: parts as the whole, the maintained start, relative scale, state_dict, torch.compile, bad input."""
 
 import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from emcl_kernels import EMCL, em_moments, em_project, pooled_similarity, reference
 from emcl_kernels.testing import assert_close, clustered_rows
@@ -108,3 +115,76 @@ def test_fit_and_transform_are_forward_in_parts(scale: str, gradient: str) -> No
     before = other.bases.clone()
     other.fit(*moments[1], 25, update=False)
     assert torch.equal(other.bases, before)
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_fit_divides_by_the_rows_of_each_problem(shape: tuple[int, ...]) -> None:
+    many = clustered_rows(*shape, 40, 16)
+    layer, twin = (EMCL(4, init="normal").double() for _ in range(2))
+    twin.load_state_dict(layer.state_dict())
+    layer(many)
+    twin.fit(*em_moments(many), torch.full(shape, 40))
+    assert_close("bases", twin.bases, layer.bases)
+
+
+def test_a_count_of_one_element_is_a_number() -> None:
+    EMCL(4).double().fit(*em_moments(clustered_rows(40, 16)), torch.tensor([40]))
+
+
+def test_a_layer_that_moves_its_bases_refuses_to_be_checkpointed() -> None:
+    x = clustered_rows(40, 16)
+    net = nn.Sequential(nn.Linear(16, 16), EMCL(4, init="normal"), nn.Linear(16, 16)).double()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(RuntimeError, match="EMCL in training mode is called inside backward"):
+        checkpoint(net, x, use_reentrant=False).sum().backward()
+    net.load_state_dict(before)
+    net.eval()
+    net(x).cos().sum().backward()
+    plain = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    net.zero_grad()
+    checkpoint(net, x, use_reentrant=False).cos().sum().backward()
+    assert all(torch.equal(p.grad, q) for p, q in zip(net.parameters(), plain, strict=True) if p.grad is not None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["layer", "step", "pooled"])
+def test_compiled_equals_eager(backend: str, device: str, case: str) -> None:
+    """Without a graph break: a layer in evaluation, and training steps by rows and by the pooled similarity."""
+    script = Path(__file__).with_name("compiled.py")
+    run = subprocess.run([sys.executable, str(script), case, backend, device], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-5000:]
+    assert "equal" in run.stdout
+
+
+def sum_of_none(vector: Tensor) -> Any:
+    return None
+
+
+x = torch.randn(40, 16, generator=torch.Generator().manual_seed(0)).double()
+narrow = x[:8, :4].float()
+text, frames, mask = x[:6], x[:12].view(4, 3, 16), torch.ones(4, 3).double()
+BAD: list[tuple[str, Callable[[], object], str]] = [
+    ("more bases than channels", lambda: EMCL(num_bases=32)(narrow),
+     "num_bases is 32 but the features are 4 wide; .* at most 4"),
+    ("no features", lambda: EMCL()(), "EMCL got no features"),
+    ("features that disagree", lambda: EMCL(num_bases=2)(narrow, narrow[:, :3]),
+     r"features\[1\] has shape \[8, 3\] but features\[0\] has shape \[8, 4\]"),
+    ("no bases", lambda: EMCL(num_bases=0), "num_bases is 0"),
+    ("momentum above one", lambda: EMCL(momentum=1.5), "momentum is 1.5; expected a number from 0 to 1"),
+    ("unknown start", lambda: EMCL(init="zeros"), "init"),  # type: ignore[arg-type]
+    ("weight that is none", lambda: EMCL(4, residual_weight=float("nan")), "residual_weight is nan; expected a finite"),
+    ("eps below zero", lambda: EMCL(4, eps=-1.0), "eps is -1.0; expected 0"),
+    ("rows", lambda: EMCL(4).double().fit(*em_moments(x), 0), "num_rows is 0; expected a whole number"),
+    ("rows of problems", lambda: EMCL(4).double().fit(*em_moments(x.expand(2, 40, 16)), torch.ones(3)),
+     r"num_rows has shape \[3\] but gram has shape \[2, 16, 16\]; expected one number, or one for each problem, \[2\]"),
+    ("sum that is none", lambda: EMCL(4).double().pooled_similarity(text, frames, mask, add_up=sum_of_none),
+     r"add_up gave a NoneType for a tensor \[273\]; it must return the sum"),
+    ("sum that is cut", lambda: EMCL(4).double().pooled_similarity(text, frames, mask, add_up=lambda v: v[:-1]),
+     r"add_up gave a tensor \[272\] for a tensor \[273\]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_input_is_refused_with_the_way_out(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(Exception, match=message):  # the check of types may speak first
+        call()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from emcl_kernels import EMRefiner, affine, rows
+from emcl_kernels import EMRefiner
+from emcl_kernels.refine import affine, arrays
 from emcl_kernels.testing import assert_close, clustered_rows
 
 TORCH = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -123,7 +124,7 @@ class Counting:
 def test_fitting_reads_each_row_once_and_in_chunks(monkeypatch):
     text, video = (clustered_rows(count, 24).numpy().astype(np.float16) for count in (1000, 410))
     whole = EMRefiner(num_bases=5).fit(text, video).matrix
-    monkeypatch.setattr(rows, "CHUNK_NUMBERS", 63 * 24)
+    monkeypatch.setattr(arrays, "CHUNK_NUMBERS", 63 * 24)
     counting = Counting(text), Counting(video)
     assert_close("matrix", EMRefiner(num_bases=5).fit(*counting).matrix, whole, 1e-9)
     assert all((source.reads == 1).all() and source.largest == 63 for source in counting)
@@ -144,9 +145,10 @@ def test_refined_rows_can_go_to_a_file(fitted, tmp_path):
 MAPPED = """
 import sys
 import numpy as np
-from emcl_kernels import EMRefiner, rows
+from emcl_kernels import EMRefiner
+from emcl_kernels.refine import arrays
 
-rows.CHUNK_NUMBERS = 1 << 19
+arrays.CHUNK_NUMBERS = 1 << 19
 
 
 def peak():  # of this program alone: the one of getrusage begins with that of the process it was forked from

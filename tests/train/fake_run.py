@@ -9,8 +9,9 @@ from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL
 from emcl_train.config import DataConfig, EMCLConfig, RandomClipConfig, RunConfig
-from emcl_train.evaluation.table import Similarities, rows_of
-from emcl_train.runs.files import save_config, write_json_atomic
+from emcl_train.evaluation.table import Similarities, lines_of
+from emcl_train.runs.contents import save_config
+from emcl_train.runs.files import write_json_atomic
 from emcl_train.runs.state import save_tensors_atomic
 
 
@@ -40,7 +41,7 @@ def make_run(
         tensors |= {"similarity_on": scores.emcl_on, "bases": EMCL(num_bases=8).bases}
     results = {
         "recipe": "shapes",
-        "rows": [asdict(row) for row in rows_of(scores, caption_clip, config)],
+        "rows": [asdict(row) for row in lines_of(scores, caption_clip, config)],
         "split": "test",
         "queries": len(caption_clip),
         "gallery": clips,

@@ -124,7 +124,7 @@ BAD_INPUTS = {
     "shapes-over-a-file": (shapes_over_a_file, r"is a file, expected a folder"),
     "shapes-manifest": (
         shapes_with_a_broken_manifest,
-        r"shapes.json cannot be read: .*; delete .* and render it again",
+        r"shapes.json cannot be read as JSON: .*; delete .* and render it again",
     ),
     "shapes-no-clips": (
         shapes(val_clips=0),

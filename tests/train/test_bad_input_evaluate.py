@@ -13,14 +13,15 @@ from fake_run import make_run
 from safetensors.torch import load_file
 from tiny_evaluation import TinyTokenizer, tiny_config, tiny_data, tiny_model
 
-from emcl_train.config import EvalConfig
+from emcl_train import cli
 from emcl_train.data.annotations import Split
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import embed_split, evaluate_run
+from emcl_train.evaluation.encode import embed_split
 from emcl_train.evaluation.metrics import ranks, retrieval_metrics, text_to_video, video_to_text_best_rank
 from emcl_train.evaluation.rerank import inverted_softmax
+from emcl_train.evaluation.run import evaluate_run
 from emcl_train.report import report_runs, write_report
-from emcl_train.runs.files import save_config
+from emcl_train.runs.contents import save_config
 from emcl_train.runs.state import save_tensors_atomic
 
 __all__ = ["tiny_data"]  # a fixture
@@ -41,7 +42,7 @@ def with_weight(place: Place, key: str, value: float) -> None:
 
 def with_block(place: Place, block: int) -> None:
     save_config(place.folder, tiny_config())
-    evaluate_run(place.folder, EvalConfig(em_block=block))
+    cli.main(["eval", str(place.folder), "--em-block", str(block), "--debug"])
 
 
 def with_state(place: Place, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -93,36 +94,52 @@ def with_fewer_tensors(place: Place) -> None:
     write_report(place.folder)
 
 
-BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
-    ("NaN similarity", lambda _: ranks(NAN, PAIRS), r"similarity must not hold NaN, got 1 of 4.*diverged"),
+def with_similarity(place: Place, value: float) -> None:
+    """Compare two runs whose similarities are all one value."""
+    runs = [place.folder / "a", place.folder / "b"]
+    for run in runs:
+        make_run(run)
+        path = run / "embeddings.safetensors"
+        tensors = load_file(path)
+        tensors["similarity_on"].fill_(value)
+        save_tensors_atomic(path, tensors)
+    report_runs(runs)
+
+
+BAD_ARGUMENTS: list[tuple[str, Callable[[], object], str]] = [
+    ("NaN similarity", lambda: ranks(NAN, PAIRS), r"similarity must not hold NaN, got 1 of 4.*diverged"),
     (
         "target outside the gallery",
-        lambda _: text_to_video(torch.eye(3)[:, :2], torch.arange(3)),
+        lambda: text_to_video(torch.eye(3)[:, :2], torch.arange(3)),
         r"target must be in \[0, 1\].*from 0 to 2.*transposed",
     ),
     (
         "fewer targets than rows",  # the shapes in the annotations see it first where they are executed
-        lambda _: inspect.unwrap(ranks)(torch.eye(3), torch.tensor([0])),
+        lambda: inspect.unwrap(ranks)(torch.eye(3), torch.tensor([0])),
         r"target must hold one index per row.*expected shape \[3\].*got \[1\] beside \[3, 3\]",
     ),
     (
         "clip without caption",
-        lambda _: video_to_text_best_rank(torch.eye(3)[:2], PAIRS),
+        lambda: video_to_text_best_rank(torch.eye(3)[:2], PAIRS),
         r"no caption for 1 of 3 clips \(first: \[2\]\); leave clips without captions out",
     ),
-    ("no queries", lambda _: retrieval_metrics(torch.tensor([])), r"expected at least one rank, got none"),
+    ("no queries", lambda: retrieval_metrics(torch.tensor([])), r"expected at least one rank, got none"),
     (
         "zero temperature",
-        lambda _: inverted_softmax(torch.eye(2), 0.0, 0),
+        lambda: inverted_softmax(torch.eye(2), 0.0, 0),
         r"must be a positive number, got 0.0; .*0.01",
     ),
     (
         "NaN temperature",
-        lambda _: inverted_softmax(torch.eye(2), float("nan"), 0),
+        lambda: inverted_softmax(torch.eye(2), float("nan"), 0),
         r"must be a positive number, got nan",
     ),
-    ("axis 2", lambda _: inverted_softmax(torch.eye(2), 0.01, 2), r"axis must be 0 .* or 1 .*got 2"),
-    ("NaN in the inverted softmax", lambda _: inverted_softmax(NAN, 0.01, 0), r"similarity must be finite.*whole axis"),
+    ("axis 2", lambda: inverted_softmax(torch.eye(2), 0.01, 2), r"axis must be 0 .* or 1 .*got 2"),
+    ("NaN in the inverted softmax", lambda: inverted_softmax(NAN, 0.01, 0), r"similarity must be finite.*whole axis"),
+]
+
+
+BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "NaN in the video tower",
         lambda place: with_weight(place, "towers.clip.visual_projection.weight", float("nan")),
@@ -149,7 +166,7 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "weight unknown",
         lambda place: with_state(place, lambda state: state.update({"head.weight": torch.zeros(1)})),
-        r"head.weight is not part of the model",
+        r"head.weight is unknown",
     ),
     (
         "weight of another shape",
@@ -180,7 +197,7 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "broken results",
         lambda place: with_content(place, "results.json", b'{"rows": ['),
-        r"results.json is not readable as JSON .*`emcl-train eval .*` writes it again",
+        r"results.json cannot be read as JSON: .*`emcl-train eval .*` writes it again",
     ),
     (
         "results that are a list",
@@ -191,7 +208,7 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "queries that are not UTF-8",
         lambda place: with_content(place, "queries.json", b'{"captions": ["caf\xe9"]}'),
-        r"queries.json is not readable as JSON .*utf-8",
+        r"queries.json cannot be read as JSON: .*utf-8",
     ),
     (
         "broken record",
@@ -209,8 +226,21 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
         r"embeddings.safetensors cannot be read as safetensors.*`emcl-train eval .*` writes it again",
     ),
     ("embeddings of other queries", with_fewer_queries, r"expected similarity_off of shape \[39, 40\], got \[40, 40\]"),
+    (
+        "similarities that are not numbers",
+        lambda place: with_similarity(place, float("nan")),
+        r"^\S+: similarity must not hold NaN, got 1600 of 1600; .*diverged",
+    ),
     ("embeddings that lack a tensor", with_fewer_tensors, r"got no similarity_off; `emcl-train eval"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"), [case[1:] for case in BAD_ARGUMENTS], ids=[case[0] for case in BAD_ARGUMENTS]
+)
+def test_mathematics_names_the_argument(call, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        call()
 
 
 @pytest.mark.parametrize(("call", "message"), [case[1:] for case in BAD_INPUTS], ids=[case[0] for case in BAD_INPUTS])

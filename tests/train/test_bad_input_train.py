@@ -5,8 +5,8 @@ import pytest
 from emcl_train.config import RunConfig, check_config
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
-from emcl_train.runs.files import load_config, save_config
-from emcl_train.training.trainer import open_run_folder
+from emcl_train.runs.contents import load_config, save_config
+from emcl_train.training.start import open_run_folder
 
 
 def setting(section, name, value):

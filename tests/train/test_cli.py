@@ -11,7 +11,8 @@ from emcl_train import cli
 from emcl_train.config import EMCLConfig, EvalConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES, load_recipe
-from emcl_train.runs.files import save_config, write_json_atomic
+from emcl_train.runs.contents import save_config
+from emcl_train.runs.files import write_json_atomic
 
 KNOWN = "activitynet, didemo, jsonl, lsmdc, msrvtt-7k, msrvtt-9k, msrvtt-full, msvd, shapes, vatex"
 
@@ -120,7 +121,7 @@ def test_help_of_a_recipe_explains_its_settings(capsys):
 @pytest.fixture
 def evaluated(monkeypatch):
     """What `evaluate_run` was called with."""
-    import emcl_train.evaluation.evaluate
+    import emcl_train.evaluation.run
     import emcl_train.report
 
     calls = []
@@ -129,7 +130,7 @@ def evaluated(monkeypatch):
         calls.append((run, eval_config, split, emcl))
         return {}, out or run
 
-    monkeypatch.setattr(emcl_train.evaluation.evaluate, "evaluate_run", evaluate_run)
+    monkeypatch.setattr(emcl_train.evaluation.run, "evaluate_run", evaluate_run)
     monkeypatch.setattr(emcl_train.report, "render_table", str)
     monkeypatch.setattr(emcl_train.report, "write_report", lambda run: run / "report.html")
     return calls
@@ -226,12 +227,12 @@ def test_the_doctor_writes_json_where_asked(monkeypatch, tmp_path, flags, path):
     assert calls == [("msrvtt", tmp_path, path)]
 
 
-def test_interruption_says_how_to_go_on(monkeypatch, capsys):
+def test_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_train", interrupt)
-    assert cli.main(["train", "shapes"]) == 130
+    monkeypatch.setattr("emcl_train.training.trainer.train", interrupt)
+    assert cli.main(["train", "shapes", "--out", str(tmp_path / "run")]) == 130
     assert "--resume" in capsys.readouterr().err
 
 

@@ -1,6 +1,7 @@
 """Every flag that an error names is one that the command at hand takes."""
 
 import re
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from emcl_train.config import RunConfig, check_config
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, again, flag, of_command, takes
 from emcl_train.recipes import load_recipe
-from emcl_train.runs.files import save_config
+from emcl_train.runs.contents import save_config
 from emcl_train.runs.state import save_tensors_atomic
 
 FLAG = re.compile(r"(?<![\w.-])--[a-z][\w-]*(?:\.[\w-]+)*")
@@ -120,12 +121,12 @@ KINDS = {
     "embed run --out new": cli.EmbedRunArguments,
     "embed shapes": cli.EmbedArguments,
     "train shapes": RunConfig,
-    "export run x.bin": cli.ExportArguments,
-    "data shapes": cli.ShapesArguments,
-    "data doctor": cli.DoctorArguments,
-    "data compress": cli.CompressArguments,
-    "refine": cli.RefineArguments,
-    "report": cli.ReportArguments,
+    "export run x.bin": cli.export,
+    "data shapes": cli.shapes,
+    "data doctor": cli.doctor,
+    "data compress": cli.compress,
+    "refine": cli.refine,
+    "report": cli.report,
 }
 
 
@@ -156,8 +157,8 @@ def test_a_command_does_not_speak_for_the_next(place, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path", [*sorted((PACKAGE / "data").rglob("*.py")), *map(PACKAGE.joinpath, (
-    "config.py", "runs/files.py", "evaluation/evaluate.py", "runs/evaluations.py", "evaluation/rerank.py",
-    "runs/folder.py",
+    "config.py", "runs/files.py", "runs/contents.py", "runs/evaluations.py", "runs/folder.py", "runs/clip_config.py",
+    "evaluation/encode.py", "evaluation/run.py", "evaluation/provenance.py", "evaluation/rerank.py",
 ))], ids=lambda path: path.name)  # fmt: skip
 def test_what_several_commands_read_names_no_flag_of_one(path):
     code = re.sub(r'"""[\s\S]*?"""|`[^`]*`', "", path.read_text(encoding="utf-8"))
@@ -168,6 +169,6 @@ def test_a_report_sends_to_the_configuration(place, capsys):
     (place / "data").mkdir()
     make_run(place / "other", root=place / "data")
     assert cli.main(["report", str(place / "other")]) == 0
-    page = (place / "other" / "report.html").read_text()
-    assert "data.root in the run&#x27;s config.json" in page
+    page = unescape((place / "other" / "report.html").read_text())
+    assert "data.root in the run's config.json" in page
     assert "--data.root" not in page

@@ -7,7 +7,7 @@ import torch
 
 from emcl_train.config import DataConfig, EMCLConfig, ModelConfig, RandomClipConfig, RunConfig
 from emcl_train.data.annotations import Annotations, Clip, Split
-from emcl_train.evaluation import evaluate
+from emcl_train.evaluation import encode, run
 from emcl_train.models import RetrievalModel, build_model
 
 CLIPS, FRAMES, SIZE, WORDS = 7, 3, 16, 6
@@ -64,8 +64,8 @@ def tiny_data(monkeypatch: pytest.MonkeyPatch) -> Split:
             yield {"input_ids": input_ids[index], "attention_mask": ones, "index": index}
 
     split = tiny_split()
-    monkeypatch.setattr(evaluate, "clip_loader", clip_loader)
-    monkeypatch.setattr(evaluate, "caption_loader", caption_loader)
-    monkeypatch.setattr(evaluate, "load_tokenizer", lambda *_: TinyTokenizer())
-    monkeypatch.setattr(evaluate, "prepare", lambda *_: Annotations(split, split, split, ("a note",)))
+    monkeypatch.setattr(encode, "clip_loader", clip_loader)
+    monkeypatch.setattr(encode, "caption_loader", caption_loader)
+    monkeypatch.setattr(run, "load_tokenizer", lambda *_: TinyTokenizer())
+    monkeypatch.setattr(run, "prepare", lambda *_: Annotations(split, split, split, ("a note",)))
     return split

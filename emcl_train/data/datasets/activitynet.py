@@ -4,16 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.datasets.paragraphs import joined, json_or_lines, read_paragraph_lines
-from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder
-from emcl_train.data.reading import read_json, shortened, strings
+from emcl_train.data.annotation_files import read_json, shortened, strings
+from emcl_train.data.paragraphs import joined, json_or_lines, read_paragraph_lines
+from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder
 from emcl_train.errors import UserError
 
 PROTOCOL = Protocol("ActivityNet Captions", train=(10009,), test=(4917,))
-TRAIN, TEST = ("train.json", "train_ids.json"), ("val_1.json", "val_ids.json")
+TRAIN = ("train.json", "train_ids.json")
+TEST = ("val_1.json", "val_ids.json")
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """Training videos of `train_ids.json`, and as the test split those of `val_ids.json`.
 
     Without an id list all videos of the captions file are taken, which is noted. Ids and files may have the "v_" of the
@@ -21,15 +22,22 @@ def read(config: DataConfig) -> Lists:
     """
     check_root(config, TRAIN[0])
     notes: list[str] = []
-    train, test = (_part(config.root, *names, notes) for names in (TRAIN, TEST))
-    clip = clip_finder(config, also=_other_names)
-    return Lists(train, {}, test, clip, config.root / TRAIN[0], PROTOCOL, notes=notes)
+    return SplitFiles(
+        train=_part(config.root, *TRAIN, notes),
+        val={},
+        test=_part(config.root, *TEST, notes),
+        clip=clip_finder(config, also=_other_names),
+        train_file=config.root / TRAIN[0],
+        protocol=PROTOCOL,
+        notes=notes,
+    )
 
 
 def read_captions(path: Path) -> Captions:
     """The paragraph of each video, in the file's order.
 
-    Raises: UserError with the entry that is not {"duration", "timestamps", "sentences"}.
+    Raises:
+        UserError: an entry is not {"duration", "timestamps", "sentences"}.
     """
     if path.suffix == ".jsonl":
         return read_paragraph_lines(path)
@@ -50,14 +58,21 @@ def read_captions(path: Path) -> Captions:
 
 def _part(root: Path, captions_name: str, ids_name: str, notes: list[str]) -> Captions:
     path = json_or_lines(root / captions_name)
-    captions, ids_path = read_captions(path), root / ids_name
+    captions = read_captions(path)
+
+    ids_path = root / ids_name
     if not ids_path.is_file():
         notes.append(f"There is no {ids_name}: all videos of {path.name} are taken.")
         return captions_of(list(captions), captions, path, path, notes)
     ids = read_json(ids_path, "a list of ids")
     if not isinstance(ids, list) or not ids or not all(isinstance(video_id, str) for video_id in ids):
         raise UserError(f'{ids_path}: expected a list of ids ["v_…", …], got {shortened(ids)}')
-    known = [next((name for name in (i, *_other_names(i)) if name in captions), i) for i in map(str.strip, ids)]
+
+    # Under the name that the captions have it by; an id without captions stays as it is, and is refused next.
+    known = []
+    for video_id in map(str.strip, ids):
+        names = (video_id, *_other_names(video_id))
+        known.append(next((name for name in names if name in captions), video_id))
     return captions_of(known, captions, ids_path, path, notes)
 
 

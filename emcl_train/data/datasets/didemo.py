@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.datasets.paragraphs import joined, json_or_lines, read_paragraph_lines
-from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder
-from emcl_train.data.reading import read_json, read_list, shortened, without_video_suffix
+from emcl_train.data.annotation_files import read_json, read_list, shortened, without_video_suffix
+from emcl_train.data.paragraphs import joined, json_or_lines, read_paragraph_lines
+from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder
 from emcl_train.errors import UserError
 
 PROTOCOL = Protocol("DiDeMo", train=(8392, 8393, 8394, 8395), val=(1065,), test=(1003, 1004))
@@ -14,19 +14,26 @@ SECONDS = 30.0
 """What annotators saw of each video."""
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """All videos that a list names, each with the paragraph of its descriptions; without a list, all described ones."""
     check_root(config, "train_data.json")
     notes: list[str] = []
-    train, val, test = (_part(config.root, name, notes) for name in ("train", "val", "test"))
-    clip = clip_finder(config, end=SECONDS)
-    return Lists(train, val, test, clip, config.root / "train_data.json", PROTOCOL, notes=notes)
+    return SplitFiles(
+        train=_part(config.root, "train", notes),
+        val=_part(config.root, "val", notes),
+        test=_part(config.root, "test", notes),
+        clip=clip_finder(config, end=SECONDS),
+        train_file=config.root / "train_data.json",
+        protocol=PROTOCOL,
+        notes=notes,
+    )
 
 
 def read_captions(path: Path) -> Captions:
     """The paragraph of each video: its descriptions in the order of the file. Ids lose a video's suffix.
 
-    Raises: UserError with the entry that is not {"video", "description"}.
+    Raises:
+        UserError: an entry is not {"video", "description"}.
     """
     if path.suffix == ".jsonl":
         return {without_video_suffix(video): texts for video, texts in read_paragraph_lines(path).items()}
@@ -44,8 +51,10 @@ def read_captions(path: Path) -> Captions:
 
 
 def _part(root: Path, split: str, notes: list[str]) -> Captions:
-    path, list_path = json_or_lines(root / f"{split}_data.json"), root / f"{split}_list.txt"
+    path = json_or_lines(root / f"{split}_data.json")
     captions = read_captions(path)
+
+    list_path = root / f"{split}_list.txt"
     if not list_path.is_file():
         notes.append(f"There is no {list_path.name}: all videos of {path.name} are taken.")
         return captions_of(list(captions), captions, path, path, notes)

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.lists import Captions, Lists, captions_of, check_root, queries
-from emcl_train.data.reading import VIDEO_SUFFIXES, count, read_json_lines, shortened, strings
-from emcl_train.data.splits import Clip
+from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, read_json_lines, shortened, strings
+from emcl_train.data.clips import Clip
+from emcl_train.data.split_rules import Captions, SplitFiles, captions_of, check_root, queries
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 
 EXPECTED = '{"video": "path", "captions": ["…", …], "start": seconds, "end": seconds}'
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """The lines of each file in order. Lines about the same span of the same video, or of the same id, are one clip."""
     check_root(config, "train.jsonl and test.jsonl")
     if not config.video_folder.is_dir():
@@ -46,11 +46,12 @@ def read(config: DataConfig) -> Lists:
             found.setdefault(clip.video_id, []).extend(texts)
         return captions_of(list(found), found, path, path, notes)
 
-    train, test = part("train"), queries(part("test"), config)
+    train = part("train")
+    test = queries(part("test"), config)
     val = queries(part("val"), config) if (config.root / "val.jsonl").is_file() else {}
     if moved:
         notes.append(f"{count(len(set(moved)), 'video')} found under another suffix than the annotations give.")
-    return Lists(
+    return SplitFiles(
         train, val, test, clips.__getitem__, config.root / "train.jsonl", notes=notes, hold_out_from="write a val.jsonl"
     )
 
@@ -59,13 +60,17 @@ def _clip(folder: Path, place: str, entry: dict[str, Any], moved: list[str]) -> 
     video = entry.get("video")
     if not isinstance(video, str) or not video:
         raise UserError(f'{place} has no text under "video": {shortened(entry)}; expected {EXPECTED}')
-    start, end = (_seconds(place, entry, name) for name in ("start", "end"))
+    start = _seconds(place, entry, "start")
+    end = _seconds(place, entry, "end")
     if end is not None and end <= (start or 0.0):
         raise UserError(f"{place}: end is {end:g} and start {start or 0:g}; expected an end after the start")
+
+    # Without an id of its own a clip is called by its file and span.
     span = "" if start is None and end is None else f"#{start or 0:g}-{'' if end is None else f'{end:g}'}"
     video_id = entry.get("id", f"{video}{span}")
     if not isinstance(video_id, str) or not video_id:
         raise UserError(f'{place}: "id" is {shortened(video_id)}, expected a text; correct it, or leave it out')
+
     path = folder / video
     if not path.exists() and path.suffix.lower() in VIDEO_SUFFIXES:
         # Compressed copies are mp4 files, whatever the originals that the annotations name were.

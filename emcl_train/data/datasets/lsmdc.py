@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from emcl_train.config import DataConfig
-from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder, queries
-from emcl_train.data.reading import count, read_text
+from emcl_train.data.annotation_files import count, read_text
+from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder, queries
 from emcl_train.errors import UserError
 
 FILES = {
@@ -22,28 +22,39 @@ BROKEN = {
 }
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """Every sentence with its clip; a clip may have several. Files lie in one folder, or in one for each film."""
     check_root(config, FILES["train"])
     notes: list[str] = []
-    counted, found = {}, {}
+    counted = {}
+    found = {}
     for split, name in FILES.items():
         path = config.root / name
         captions, counted[split] = read_sentences(path)
+
         broken = BROKEN & captions.keys()
         if broken:
             notes.append(f"{name}: {count(len(broken), 'clip')} known to be broken as distributed and left out.")
         ids = [clip_id for clip_id in captions if clip_id not in broken]
         found[split] = captions_of(ids, captions, path, path, notes)
-    val, test = (queries(found[name], config) for name in ("val", "test"))
-    clip = clip_finder(config)
-    return Lists(found["train"], val, test, clip, config.root / FILES["train"], PROTOCOL, counted, notes)
+
+    return SplitFiles(
+        train=found["train"],
+        val=queries(found["val"], config),
+        test=queries(found["test"], config),
+        clip=clip_finder(config),
+        train_file=config.root / FILES["train"],
+        protocol=PROTOCOL,
+        counted=counted,
+        notes=notes,
+    )
 
 
 def read_sentences(path: Path) -> tuple[Captions, int]:
     """The sentences of each clip, and the number of lines.
 
-    Raises: UserError with the line that has not six columns.
+    Raises:
+        UserError: a line has not six columns.
     """
     captions: Captions = {}
     lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()]

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emcl_train.config import DataConfig
-from emcl_train.data.lists import Captions, Lists, Protocol, captions_of, check_root, clip_finder, queries
-from emcl_train.data.reading import count, few, read_csv, read_json, shortened
+from emcl_train.data.annotation_files import count, few, read_csv, read_json, shortened
+from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder, queries
 from emcl_train.errors import UserError
 
-DATA_JSON, TEST_CSV = "MSRVTT_data.json", "MSRVTT_JSFUSION_test.csv"
+DATA_JSON = "MSRVTT_data.json"
+TEST_CSV = "MSRVTT_JSFUSION_test.csv"
 TRAIN_CSV = {"9k": "MSRVTT_train.9k.csv", "7k": "MSRVTT_train.7k.csv"}
 
 PROTOCOLS = {
@@ -33,7 +34,7 @@ class MsrvttFiles:
     """The split that the JSON file gives each clip: "train", "validate", "test", or nothing."""
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """The lists of the split that `msrvtt_split` names.
 
     1k-A: the validation clips are what the JSON file calls "validate" and neither list names. `test_captions` holds
@@ -46,14 +47,18 @@ def read(config: DataConfig) -> Lists:
 def read_msrvtt(root: Path, split: Literal["9k", "7k", "full"] = "9k") -> MsrvttFiles:
     """Read the annotation files, and nothing of the videos.
 
-    Raises: UserError with the file, what is wrong with it, and the way out.
+    Raises:
+        UserError: a file is missing or not as it should be; the message has the way out.
     """
     check_root(DataConfig(root=root), DATA_JSON)
-    train = test = []
+
+    train: list[dict[str, str]] = []
+    test: list[dict[str, str]] = []
     if split != "full":
         train = read_csv(root / TRAIN_CSV[split], ("video_id",))
         test = read_csv(root / TEST_CSV, ("video_id", "sentence"))
     captions, splits = _read_data(root / DATA_JSON)
+
     return MsrvttFiles(
         train_ids=[row["video_id"] for row in train],
         test_ids=[row["video_id"] for row in test],
@@ -63,13 +68,18 @@ def read_msrvtt(root: Path, split: Literal["9k", "7k", "full"] = "9k") -> Msrvtt
     )
 
 
-def _one_k_a(files: MsrvttFiles, config: DataConfig) -> Lists:
+def _one_k_a(files: MsrvttFiles, config: DataConfig) -> SplitFiles:
     notes: list[str] = []
-    data, train_csv, test_csv = (config.root / name for name in (DATA_JSON, TRAIN_CSV[config.msrvtt_split], TEST_CSV))
+    data = config.root / DATA_JSON
+    train_csv = config.root / TRAIN_CSV[config.msrvtt_split]
+    test_csv = config.root / TEST_CSV
+
     train = captions_of(files.train_ids, files.captions, train_csv, data, notes)
     listed = train.keys() | set(files.test_ids)
     val_ids = [video_id for video_id, split in files.splits.items() if split == "validate" and video_id not in listed]
     val = captions_of(val_ids, files.captions, data, data, notes)
+
+    # The test file has one sentence for each clip, which 1k-A asks for; with "all" the JSON file has the captions.
     if config.test_captions == "all":
         test = captions_of(files.test_ids, files.captions, test_csv, data, notes)
     else:
@@ -78,23 +88,25 @@ def _one_k_a(files: MsrvttFiles, config: DataConfig) -> Lists:
             test.setdefault(video_id, []).append(sentence)
         if repeated := len(files.test_ids) - len(test):
             notes.append(f"{TEST_CSV} repeats {count(repeated, 'id')}; each clip is used once.")
+
     clip = clip_finder(config)
+
     # The 7k list leaves out clips on purpose: nobody who trains on it wants them all decoded.
     others = [i for i in files.splits if i not in listed and i not in val] if config.msrvtt_split == "9k" else []
-    return Lists(
+    return SplitFiles(
         train,
         queries(val, config),
         test,
         clip,
         train_csv,
-        None if config.layout == "shapes" else PROTOCOLS[config.msrvtt_split],
+        PROTOCOLS[config.msrvtt_split],
         notes=notes,
         unlisted=[video_id for video_id in others if clip(video_id).path.exists()],
         hold_out_from=f'mark validation clips as "split": "validate" in {DATA_JSON}',
     )
 
 
-def _full(files: MsrvttFiles, config: DataConfig) -> Lists:
+def _full(files: MsrvttFiles, config: DataConfig) -> SplitFiles:
     data = config.root / DATA_JSON
     notes: list[str] = []
     unknown = sorted(set(files.splits.values()) - {"train", "validate", "test"})
@@ -111,7 +123,7 @@ def _full(files: MsrvttFiles, config: DataConfig) -> Lists:
             )
         return captions_of(ids, files.captions, data, data, notes)
 
-    return Lists(
+    return SplitFiles(
         part("train"),
         queries(part("validate"), config),
         queries(part("test"), config),
@@ -127,7 +139,7 @@ def _read_data(path: Path) -> tuple[Captions, dict[str, str]]:
     """Captions and split of every clip."""
     content = read_json(path, "MSR-VTT annotations")
     _entries(path, content, "videos", ("video_id",))
-    # Lists name the clips of 1k-A: copies of the file without splits do for it.
+    # SplitFiles name the clips of 1k-A: copies of the file without splits do for it.
     splits = {entry["video_id"].strip(): str(entry.get("split", "")).strip() for entry in content["videos"]}
     captions: Captions = {}
     for entry in _entries(path, content, "sentences", ("video_id", "caption")):
@@ -146,7 +158,9 @@ def _entries(
         raise UserError(f'{path} has no list "{key}": {found}; pass the folder of MSR-VTT\'s own annotation files')
     if not content[key]:
         raise UserError(f'{path}: the list "{key}" is empty; copy or download the file again')
-    entries, flaws = [], []
+
+    entries = []
+    flaws = []
     for index, entry in enumerate(content[key]):
         values = {name: entry.get(name) if isinstance(entry, dict) else None for name in names}
         texts = {name: value.strip() for name, value in values.items() if isinstance(value, str)}
@@ -155,6 +169,7 @@ def _entries(
             flaws.append((index, bare[0]))
         else:
             entries.append(texts)
+
     if flaws:
         index, name = flaws[0]
         more = f" (and {len(flaws) - 1} more like it)" if len(flaws) > 1 else ""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.lists import Captions, Lists, Protocol, from_id_lists
-from emcl_train.data.reading import read_bytes, shortened
+from emcl_train.data.annotation_files import read_bytes, shortened
+from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, from_id_lists
 from emcl_train.errors import UserError
 
 PROTOCOL = Protocol("MSVD", train=(1200,), val=(100,), test=(670,))
@@ -16,7 +16,7 @@ CAPTIONS = "raw-captions.pkl"
 RUNS_CODE = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "PERSID", "BINPERSID"}
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """Clips of the three lists, each with all of its captions."""
     return from_id_lists(config, CAPTIONS, read_captions, PROTOCOL)
 
@@ -24,7 +24,8 @@ def read(config: DataConfig) -> Lists:
 def read_captions(path: Path) -> Captions:
     """{id: [[word, …], …]} with each caption's words joined, from a pickle of Python 2 or 3.
 
-    Raises: UserError where the pickle asks for anything but plain data, naming it; nothing of it has run then.
+    Raises:
+        UserError: the pickle asks for anything but plain data, which is named; nothing of it has run then.
     """
     content = load_plain(path)
     if not isinstance(content, dict) or not content:
@@ -38,7 +39,8 @@ def read_captions(path: Path) -> Captions:
 def load_plain(path: Path) -> Any:
     """A pickle of dicts, lists, tuples, sets, strings and numbers. Strings of Python 2 come as bytes.
 
-    Raises: UserError naming the global or instruction that is refused, and where it stands.
+    Raises:
+        UserError: a global or an instruction is refused; the message names it, and where it stands.
     """
     data = read_bytes(path)
     try:

@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.lists import Captions, Lists, Protocol, from_id_lists
-from emcl_train.data.reading import read_json, shortened, strings
+from emcl_train.data.annotation_files import read_json, shortened, strings
+from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, from_id_lists
 from emcl_train.errors import UserError
 
 PROTOCOL = Protocol("VATEX", train=(25991,), val=(1500,), test=(1500,))
 CAPTIONS = "vatex_data.json"
 
 
-def read(config: DataConfig) -> Lists:
+def read(config: DataConfig) -> SplitFiles:
     """Clips of the three lists, each with all of its English captions."""
     return from_id_lists(config, CAPTIONS, read_captions, PROTOCOL)
 
@@ -20,7 +20,8 @@ def read(config: DataConfig) -> Lists:
 def read_captions(path: Path) -> Captions:
     """The English captions of each clip.
 
-    Raises: UserError with the entry that has none.
+    Raises:
+        UserError: an entry has none.
     """
     content: Any = read_json(path, "VATEX annotations")
     expected = '{"enCap": ["…", …]}'

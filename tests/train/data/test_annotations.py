@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from emcl_train.config import DataConfig
+from emcl_train.data.annotation_files import video_files
 from emcl_train.data.annotations import Clip, Split, load_annotations
 from emcl_train.data.datasets.msrvtt import read_msrvtt
-from emcl_train.data.reading import video_files
 
 
 def write_layout(root, *, train, test, captions, splits=None, videos=()):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_layouts import TEST, TRAIN, VAL, WRITERS, say, write_json
 
-from emcl_train.config import DataConfig
+from emcl_train.config import LAYOUTS, DataConfig
+from emcl_train.data import datasets
 from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
 from emcl_train.data.datasets import activitynet, didemo, lsmdc, msvd
 from emcl_train.errors import UserError
@@ -29,6 +30,29 @@ def config_of(root: Path, recipe: str, **settings) -> DataConfig:
     for name, value in settings.items():
         setattr(config, name, value)
     return config
+
+
+def test_a_module_beside_the_others_is_a_layout(tmp_path, monkeypatch):
+    """Nothing else names it: neither the configuration nor the loader."""
+    files = Path(datasets.__file__).parent.glob("[a-z]*.py")
+    assert sorted(path.stem for path in files) == sorted(LAYOUTS)
+
+    (tmp_path / "mine.py").write_text("from emcl_train.data.datasets.jsonl import read\n")
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
+    monkeypatch.setattr("emcl_train.data.annotations.LAYOUTS", (*LAYOUTS, "mine"))
+    monkeypatch.delitem(sys.modules, "emcl_train.data.datasets.mine", raising=False)
+    WRITERS["jsonl"](tmp_path / "set")
+    own = load_annotations(DataConfig(layout="jsonl", root=tmp_path / "set"))
+    config = DataConfig(layout="jsonl", root=tmp_path / "set")
+    config.layout, config.videos = "mine", Path()
+    assert load_annotations(config) == own
+
+
+def test_a_layout_that_nobody_reads_is_refused_with_those_that_are(tmp_path):
+    config = DataConfig(root=tmp_path)
+    config.layout = "os"
+    with pytest.raises(UserError, match=r"there is no layout 'os'; known layouts: activitynet, didemo, jsonl, lsmdc"):
+        load_annotations(config)
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import torch
 from tiny_videos import level, write_video
 
 from emcl_train.data import video
-from emcl_train.data.video import VideoError, decode_frames, probe
+from emcl_train.data.video import FrameRequest, VideoError, decode_frames, probe
 
 
 def levels(path: Path, num_frames: int = 4, size: int = 16) -> list[int]:
     """Which of the written frames were taken, by their brightness."""
-    frames, mask = decode_frames(path, num_frames, size)
+    frames, mask = decode_frames(FrameRequest(path, num_frames, size))
     assert frames.dtype == torch.uint8
     assert frames.shape == (num_frames, 3, size, size)
     return [level(frame) for frame in frames[mask]]
@@ -48,7 +48,7 @@ def test_b_frames_come_in_the_order_of_display(tmp_path):
 
 def test_a_clip_of_few_frames_has_fewer_valid_ones(tmp_path):
     path = write_video(tmp_path / "a.mp4", range(3))
-    frames, mask = decode_frames(path, 7, 16)
+    frames, mask = decode_frames(FrameRequest(path, 7, 16))
     assert mask.tolist() == [True] * 3 + [False] * 4
     assert [level(frame) for frame in frames[:3]] == [0, 1, 2]
     assert frames[3:].sum() == 0
@@ -73,7 +73,7 @@ def test_the_short_side_is_resized_and_the_centre_kept(tmp_path):
         image[:, 128:] = 0
 
     path = write_video(tmp_path / "a.mp4", range(4), size=(192, 64), paint=paint)
-    frames, _ = decode_frames(path, 2, 32)
+    frames, _ = decode_frames(FrameRequest(path, 2, 32))
     assert frames[:, :, :, 4:-4].float().mean() > 180
 
 
@@ -87,7 +87,7 @@ def test_probe_reads_what_the_file_says(tmp_path):
 
 def seconds(path: Path, num_frames: int = 4, **span: float) -> list[int]:
     """The written frames that a frame a second takes."""
-    frames, mask = decode_frames(path, num_frames, 16, "1fps", **span)
+    frames, mask = decode_frames(FrameRequest(path, num_frames, 16, "1fps", **span))
     assert mask.tolist() == [True] * int(mask.sum()) + [False] * (num_frames - int(mask.sum()))
     assert frames[~mask].sum() == 0
     return [level(frame) for frame in frames[mask]]
@@ -127,18 +127,18 @@ def test_a_span_is_sampled_as_a_clip_of_its_own(tmp_path, monkeypatch, seek_from
     assert seconds(path, 9, start=3.95) == [39]
 
     def spread(num_frames: int, **span: float) -> list[int]:
-        frames, mask = decode_frames(path, num_frames, 16, **span)
+        frames, mask = decode_frames(FrameRequest(path, num_frames, 16, **span))
         return [level(frame) for frame in frames[mask]]
 
     assert spread(4, start=1.0, end=3.0) == [12, 17, 22, 27]
     assert spread(2, end=1.0) == [2, 7]
     with pytest.raises(VideoError, match=r"it ends at 4\.00 s, before the span from 4 s on"):
-        decode_frames(path, 4, 16, start=4.0)
+        decode_frames(FrameRequest(path, 4, 16, start=4.0))
 
 
 def test_a_short_span_has_fewer_valid_frames(tmp_path):
     path = write_video(tmp_path / "a.mp4", range(40))
-    frames, mask = decode_frames(path, 5, 16, start=2.0, end=2.2)
+    frames, mask = decode_frames(FrameRequest(path, 5, 16, start=2.0, end=2.2))
     assert [level(frame) for frame in frames[mask]] == [20, 21]
 
 
@@ -168,7 +168,7 @@ def test_a_truncated_file_is_an_error_and_never_fewer_frames(tmp_path, suffix, s
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(VideoError):
-        decode_frames(path, 12, 16)
+        decode_frames(FrameRequest(path, 12, 16))
 
 
 def test_damage_inside_a_file_is_an_error(tmp_path):
@@ -177,7 +177,7 @@ def test_damage_inside_a_file_is_an_error(tmp_path):
     data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
     path.write_bytes(data)
     with pytest.raises(VideoError):
-        decode_frames(path, 12, 16)
+        decode_frames(FrameRequest(path, 12, 16))
 
 
 def test_a_truncated_long_file_is_an_error_too(tmp_path, monkeypatch):
@@ -185,15 +185,15 @@ def test_a_truncated_long_file_is_an_error_too(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", range(40), noise=True, container_options={"movflags": "faststart"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     with pytest.raises(VideoError):
-        decode_frames(path, 12, 16)
+        decode_frames(FrameRequest(path, 12, 16))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
 @pytest.mark.parametrize("sampling", ["1fps", "uniform"])
 def test_asked_for_the_whole_clip_damage_behind_the_last_sampled_frame_is_an_error(tmp_path, suffix, sampling):
     path = write_video(tmp_path / f"a.{suffix}", range(19), noise=True)
-    before, mask = decode_frames(path, 1, 16, sampling, whole=True)
-    assert torch.equal(decode_frames(path, 1, 16, sampling)[0], before)
+    before, mask = decode_frames(FrameRequest(path, 1, 16, sampling, whole=True))
+    assert torch.equal(decode_frames(FrameRequest(path, 1, 16, sampling))[0], before)
     assert mask.tolist() == [True]
     with av.open(str(path)) as container:
         packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
@@ -202,10 +202,10 @@ def test_asked_for_the_whole_clip_damage_behind_the_last_sampled_frame_is_an_err
     start = data.index(b"\x00", place)  # in Matroska behind the header of the block
     data[start : start + size // 2] = bytes(size // 2)
     path.write_bytes(data)
-    assert torch.equal(decode_frames(path, 1, 16, sampling)[0], before)
+    assert torch.equal(decode_frames(FrameRequest(path, 1, 16, sampling))[0], before)
     with pytest.raises(VideoError):
-        decode_frames(path, 1, 16, sampling, whole=True)
-    decode_frames(path, 1, 16, sampling, end=1.2, whole=True)
+        decode_frames(FrameRequest(path, 1, 16, sampling, whole=True))
+    decode_frames(FrameRequest(path, 1, 16, sampling, end=1.2, whole=True))
 
 
 def test_sound_without_pictures_is_an_error(tmp_path):
@@ -218,7 +218,7 @@ def test_sound_without_pictures_is_an_error(tmp_path):
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     with pytest.raises(VideoError, match="no video stream"):
-        decode_frames(path, 4, 16)
+        decode_frames(FrameRequest(path, 4, 16))
 
 
 def test_the_error_survives_the_way_from_a_worker():
@@ -229,8 +229,8 @@ def test_the_error_survives_the_way_from_a_worker():
 def test_real_videos_decode_and_the_damaged_one_says_so(shared_data):
     folder = shared_data / "real_videos" / "videos"
     for name in ("video11.avi", "video17.avi", "video18.mp4", "video14.mp4", "video5.mp4"):
-        frames, mask = decode_frames(folder / name, 6, 16)
+        frames, mask = decode_frames(FrameRequest(folder / name, 6, 16))
         assert mask.all()
         assert frames.float().std() > 0
     with pytest.raises(VideoError, match="Invalid data"):
-        decode_frames(folder / "video20.mp4", 12, 16)
+        decode_frames(FrameRequest(folder / "video20.mp4", 12, 16))

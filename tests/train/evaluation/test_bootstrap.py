@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from emcl_train.errors import UserError
 from emcl_train.evaluation import bootstrap
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
 
@@ -50,7 +49,7 @@ def test_one_query_has_itself_as_its_interval():
     ],
 )
 def test_what_cannot_be_resampled_is_an_error(before, after, resamples, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         paired_bootstrap(before, after, seed=0, resamples=resamples)
 
 

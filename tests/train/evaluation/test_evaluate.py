@@ -14,15 +14,19 @@ from emcl_train.data.annotations import Annotations
 from emcl_train.data.provenance import provenance
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
-from emcl_train.evaluation import evaluate as evaluation
-from emcl_train.evaluation.evaluate import bank_of, compare_bank, embed_split, evaluate, evaluate_run, similarities
+from emcl_train.evaluation import encode
+from emcl_train.evaluation import run as evaluation
+from emcl_train.evaluation.encode import embed_split
 from emcl_train.evaluation.metrics import text_to_video
 from emcl_train.evaluation.rerank import qb_norm
-from emcl_train.evaluation.table import Similarities, rows_of
+from emcl_train.evaluation.run import evaluate, evaluate_run
+from emcl_train.evaluation.similarities import bank_of, compare_bank, similarities
+from emcl_train.evaluation.table import Similarities, lines_of
 from emcl_train.report.compare import compare
 from emcl_train.report.groups import Group
+from emcl_train.runs.contents import save_config
 from emcl_train.runs.evaluations import what_differs
-from emcl_train.runs.files import append_line, save_config, write_json_atomic
+from emcl_train.runs.files import append_line, write_json_atomic
 from emcl_train.runs.folder import load_run
 from emcl_train.runs.state import save_tensors_atomic
 
@@ -52,9 +56,9 @@ def test_embeddings_do_not_depend_on_the_batch_size(tiny_data, batch_size):
     parts = embed_split(model, tiny_data, TinyTokenizer(), config)
     assert model.training
     assert parts.video.frames.shape == (CLIPS, FRAMES, 16)
-    assert parts.video.mask.sum() == CLIPS * FRAMES - 2
+    assert parts.video.frame_mask.sum() == CLIPS * FRAMES - 2
     torch.testing.assert_close(parts.tensors(), whole.tensors())
-    assert not parts.text.pooled.requires_grad
+    assert not parts.text.caption.requires_grad
 
 
 def test_evaluation_does_not_move_the_maintained_bases(tiny_data):
@@ -85,7 +89,7 @@ def test_rows_are_named_for_what_ran(tiny_data, mode, names):
 
 
 def test_each_row_is_measured_on_its_own_similarity():
-    rows = rows_of(Similarities(EYE, SHIFTED), torch.arange(CLIPS), tiny_config())
+    rows = lines_of(Similarities(EYE, SHIFTED), torch.arange(CLIPS), tiny_config())
     assert [row.text_to_video["R@1"] for row in rows] == [100.0, 0.0, 100.0]
     assert [row.video_to_text["R@1"] for row in rows] == [100.0, 0.0, 100.0]
     assert "all test queries" in rows[2].note
@@ -94,15 +98,15 @@ def test_each_row_is_measured_on_its_own_similarity():
 def test_the_inverted_softmax_stands_beside_the_raw_row_and_does_not_change_it():
     hub = torch.full((3, 3), 0.1) + 0.4 * torch.eye(3)
     hub[:, 2] += 0.5  # clip 2 is near to every caption
-    rows = rows_of(Similarities(hub, hub), torch.arange(3), tiny_config())
+    rows = lines_of(Similarities(hub, hub), torch.arange(3), tiny_config())
     assert rows[0].text_to_video["R@1"] == pytest.approx(100 / 3)
     assert rows[2].text_to_video["R@1"] == 100.0
 
 
 def test_the_second_definition_of_video_to_text_is_given_only_where_it_differs():
-    one = rows_of(Similarities(EYE, EYE), torch.arange(CLIPS), tiny_config())
+    one = lines_of(Similarities(EYE, EYE), torch.arange(CLIPS), tiny_config())
     owner = torch.arange(CLIPS).repeat_interleave(2)
-    several = rows_of(Similarities(EYE[owner], EYE[owner]), owner, tiny_config())
+    several = lines_of(Similarities(EYE[owner], EYE[owner]), owner, tiny_config())
     assert {row.video_to_text_by_rank is None for row in one} == {True}
     assert {row.video_to_text_by_rank["R@1"] for row in several} == {100.0}
 
@@ -128,13 +132,13 @@ def test_steps_of_the_similarity_are_shown(tiny_data, monkeypatch, capsys, em_bl
     config.eval.em_block = em_block
     model = tiny_model(config)
     embeddings = embed_split(model, tiny_data, TinyTokenizer(), config)
-    shown, track = {}, evaluation.track
+    shown, track = {}, encode.track
 
     def record(steps, *, description, **options):
         shown[description] = len(steps)
         return track(steps, description=description, **options)
 
-    monkeypatch.setattr(evaluation, "track", record)
+    monkeypatch.setattr(encode, "track", record)
     monkeypatch.setattr("emcl_kernels.stream.CHUNK_WEIGHTS", 3 * CLIPS * FRAMES)
     monkeypatch.setattr("emcl_kernels.stream.CHUNK_BLOCKS", 1)
     scores = similarities(model, embeddings, config)

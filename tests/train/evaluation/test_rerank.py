@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from emcl_train.errors import UserError
 from emcl_train.evaluation.metrics import text_to_video
 from emcl_train.evaluation.rerank import inverted_softmax, qb_norm
 
@@ -85,5 +84,5 @@ def test_qb_norm_does_not_let_a_query_see_another_one():
     ],
 )
 def test_qb_norm_says_what_is_wrong_with_its_bank(bank, temperature, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(ValueError, match=words):
         qb_norm(torch.rand(3, 3), bank, temperature=temperature)

@@ -94,19 +94,21 @@ def test_a_block_has_a_caption_and_a_clip():
 def test_padding_is_never_read(name, emcl, block):
     made = head(name)
     text, video = features(made)
-    broken = VideoFeatures(video.frames.masked_fill(~video.mask[..., None], torch.nan), video.mask, video.weights)
+    broken = VideoFeatures(
+        video.frames.masked_fill(~video.frame_mask[..., None], torch.nan), video.frame_mask, video.frame_weights
+    )
     words = text
     if text.tokens is not None:
-        nan = text.tokens.masked_fill(~text.mask[..., None], torch.nan)
-        words = TextFeatures(text.pooled, nan, text.mask, text.weights)
+        nan = text.tokens.masked_fill(~text.token_mask[..., None], torch.nan)
+        words = TextFeatures(text.caption, nan, text.token_mask, text.token_weights)
     torch.testing.assert_close(
         joined(made.stream(words, broken, emcl, block)), joined(made.stream(text, video, emcl, block)), rtol=0, atol=0
     )
     if emcl is None:
         shorter = VideoFeatures(
-            video.frames[2:3, :1], video.mask[2:3, :1], None if name == "mean" else torch.ones(1, 1)
+            video.frames[2:3, :1], video.frame_mask[2:3, :1], None if name == "mean" else torch.ones(1, 1)
         )
-        assert video.mask[2].tolist() == [True, False, False, False]
+        assert video.frame_mask[2].tolist() == [True, False, False, False]
         alone = joined(made.stream(text, shorter, None, None))
         torch.testing.assert_close(alone[:, 0], joined(made.stream(text, video, None, None))[:, 2])
 
@@ -115,9 +117,9 @@ def test_padding_is_never_read(name, emcl, block):
 def test_a_clip_of_padding_alone_has_no_similarity(name):
     made = head(name)
     text, video = features(made)
-    empty = VideoFeatures(video.frames, torch.zeros_like(video.mask))
+    empty = VideoFeatures(video.frames, torch.zeros_like(video.frame_mask))
     if name == "wti":
-        empty = VideoFeatures(video.frames, empty.mask, made.weigh_video(video.frames, empty.mask))
+        empty = VideoFeatures(video.frames, empty.frame_mask, made.weigh_video(video.frames, empty.frame_mask))
     for emcl in (None, layer()):
         with torch.no_grad():
             assert torch.equal(made.similarity(text, empty, emcl, None), torch.zeros(9, 7))
@@ -171,10 +173,10 @@ def test_gradients_by_finite_differences(name, gradient):
     frames = video.frames.double().requires_grad_()
     double = {key: value.double() if value.is_floating_point() else value for key, value in text.tensors().items()}
     text = TextFeatures(**{key: value.detach() for key, value in double.items()})
-    weights = None if video.weights is None else video.weights.double().detach()
+    weights = None if video.frame_weights is None else video.frame_weights.double().detach()
 
     def value(frames):
-        return made.similarity(text, VideoFeatures(frames, video.mask, weights), emcl, None).square().sum()
+        return made.similarity(text, VideoFeatures(frames, video.frame_mask, weights), emcl, None).square().sum()
 
     if gradient == "full":
         assert torch.autograd.gradcheck(value, (frames,), atol=1e-6)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from emcl_train.config import DataConfig, EMCLConfig, ModelConfig, RandomClipConfig, RunConfig
 from emcl_train.errors import UserError
-from emcl_train.models import TextFeatures, VideoFeatures, build_model
+from emcl_train.models import BatchFeatures, TextFeatures, VideoFeatures, build_model
 
 
 class Tokenizer:
@@ -15,11 +16,11 @@ class Tokenizer:
         return 20
 
 
-def model(**emcl):
+def model(head="text-conditioned", **emcl):
     torch.manual_seed(0)
     config = RunConfig(
         data=DataConfig(num_frames=4, image_size=16, max_words=7),
-        model=ModelConfig(clip="random", random_clip=RandomClipConfig(16, 1, 2, 8), temporal_layers=1),
+        model=ModelConfig(clip="random", random_clip=RandomClipConfig(16, 1, 2, 8), temporal_layers=1, head=head),
         emcl=EMCLConfig(**({"num_bases": 4, "init": "normal", "temperature": 0.1} | emcl)),
     )
     return build_model(config, Tokenizer())
@@ -31,6 +32,56 @@ def features(texts=7, clips=5):
     mask[0, 2:] = False
     text, frames = torch.randn(texts, 16, generator=generator), torch.randn(clips, 4, 16, generator=generator)
     return TextFeatures(text), VideoFeatures(frames, mask)
+
+
+def batch(pairs=3, words=7, frames=4):
+    """Pairs with ends and padding, as a loader names their tensors."""
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(2, 20, (pairs, words), generator=generator)
+    ids[:, 4], ids[:, 5:] = Tokenizer.eos_token_id, Tokenizer.pad_token_id
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != Tokenizer.pad_token_id).long(),
+        "frames": torch.randint(0, 256, (pairs, frames, 3, 16, 16), dtype=torch.uint8, generator=generator),
+        "frame_mask": torch.arange(frames) < torch.tensor([[4], [2], [1]])[:pairs],
+        "index": torch.arange(pairs),
+    }
+
+
+@pytest.mark.parametrize(("head", "tensors"), [("text-conditioned", 3), ("mean", 3), ("wti", 7)])
+def test_what_wraps_a_model_finds_every_tensor_of_its_features(head, tensors):
+    """Data parallelism and sharding look for tensors with a gradient in what `forward` returns."""
+    found = model(head=head)(batch())
+    leaves, structure = tree_flatten(found)
+    there = [leaf for leaf in leaves if leaf is not None]
+    assert len(there) == tensors + 1 == len(found.tensors())
+    assert all(any(leaf is tensor for leaf in there) for tensor in found.tensors())
+
+    back = tree_unflatten(leaves, structure)
+    assert type(back) is BatchFeatures
+    for side in ("text", "video"):
+        before, after = getattr(found, side).tensors(), getattr(back, side).tensors()
+        assert before.keys() == after.keys()
+        assert all(before[name] is after[name] for name in before)
+
+
+@pytest.mark.parametrize("head", ["text-conditioned", "mean", "wti"])
+def test_stored_features_stand_in_for_the_towers(head):
+    net, inputs = model(head=head).eval(), batch()
+    expected = net(inputs)
+    caption, tokens = net.towers.encode_text(inputs["input_ids"], inputs["attention_mask"], tokens=True)
+    frames = net.towers.encode_frames(inputs["frames"])
+    net.store_towers()
+    stored = {"caption_features": caption, "token_features": tokens, "frame_features": frames}
+    found = net({name: inputs[name] for name in ("attention_mask", "frame_mask")} | stored)
+    assert all(torch.equal(one, other) for one, other in zip(found.tensors(), expected.tensors(), strict=True))
+
+
+def test_token_ids_are_no_stored_features():
+    net = model()
+    net.store_towers()
+    with pytest.raises(KeyError, match="caption_features"):
+        net(batch())
 
 
 def test_em_changes_the_similarity_and_leaves_it_a_cosine():

@@ -75,6 +75,11 @@ def inputs(captions, clips, seed=1):
     return ids, (place < lengths[:, None]).long(), frames, torch.arange(FRAMES) < valid[:, None]
 
 
+def named(ids, mask, frames, frame_mask):
+    """As a loader names them."""
+    return {"input_ids": ids, "attention_mask": mask, "frames": frames, "frame_mask": frame_mask}
+
+
 @pytest.mark.parametrize("emcl", [{}, RELATIVE, {"mode": "off"}], ids=["on", "relative", "off"])
 @pytest.mark.parametrize(("head", "temporal"), CASES)
 def test_a_training_step(head, temporal, emcl):
@@ -85,9 +90,8 @@ def test_a_training_step(head, temporal, emcl):
     expected, bases = transcription.training_loss(weights, *batch, mu if on else None, settings, 0.05, 0.3)
     expected.backward()
 
-    *values, scale = model.train()(ids, mask, frames, frame_mask)
-    text, video = model.features(values, mask, frame_mask)
-    loss = Run.loss(SimpleNamespace(model=model, config=config, processes=1), text, video, scale)
+    features = model.train()(named(ids, mask, frames, frame_mask))
+    loss = Run.loss(SimpleNamespace(model=model, config=config, processes=1), features)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     if on:
@@ -119,8 +123,8 @@ def test_evaluation_in_blocks_of_32(head, temporal, emcl):
     with torch.no_grad():
         batch = ids, mask.bool(), frames, frame_mask
         expected = transcription.evaluation(weights, *batch, mu if on else None, settings, 32)
-        text, video = model.eval().encode_text(ids, mask), model.encode_video(frames, frame_mask)
-    found = torch.cat(list(model.similarity_stream(text, video, emcl=on, em_block=32)))
+        features = model.eval()(named(ids, mask, frames, frame_mask))
+    found = torch.cat(list(model.similarity_stream(features.text, features.video, emcl=on, em_block=32)))
     assert found.shape == (39, 41)
     assert (found - expected).abs().max() <= 1e-5
     assert expected.std() > 0.01

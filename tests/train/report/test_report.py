@@ -14,10 +14,10 @@ from rich.console import Console
 
 from emcl_train.data.annotations import Clip
 from emcl_train.report import plots, render_table, report_runs, retrievals, write_report
+from emcl_train.report.notes import sentences, standard_error
 from emcl_train.report.plots import rank_bins
 from emcl_train.report.retrievals import best_and_worst
-from emcl_train.report.table import sentences, standard_error
-from emcl_train.runs.files import save_config
+from emcl_train.runs.contents import save_config
 from emcl_train.runs.folder import load_run
 
 
@@ -143,6 +143,21 @@ def test_the_report_is_the_same_file_when_written_again_and_captions_cannot_beco
     assert "<b>caption" not in first
     assert first.count("The clips are shown without frames") == 1
     assert "data:image/jpeg" not in first
+
+
+def test_text_of_a_run_cannot_become_markup_wherever_it_stands(tmp_path):
+    hostile = """<i onload='x("&amp;")'>"""
+    config = make_run(tmp_path / hostile)
+    config.data.root, config.model.clip, config.recipe = Path(hostile), hostile, hostile
+    save_config(tmp_path / hostile, config)
+    results = results_of(tmp_path / hostile)
+    results |= {"split": hostile, "selection": hostile, "notes": [hostile], "left_out": {hostile: hostile}}
+    results["rows"][0]["name"] = hostile
+    (tmp_path / hostile / "results.json").write_text(json.dumps(results))
+    (tmp_path / hostile / "environment.json").write_text(json.dumps({hostile: hostile}))
+    text = write_report(tmp_path / hostile).read_text()
+    assert "i" not in Elements(text).tags
+    assert text.count("&lt;i onload=&#39;x(&#34;&amp;amp;&#34;)&#39;&gt;") > 10
 
 
 def test_the_report_shows_frames_from_the_data_set(tmp_path, shared_data):

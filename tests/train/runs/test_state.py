@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from emcl_train.config import EMCLConfig, RunConfig, ShapesConfig, TrainConfig
 from emcl_train.errors import UserError
+from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
 from emcl_train.runs.state import TrainingState
@@ -100,8 +101,8 @@ def test_lines_are_appended_counted_and_cut_back(tmp_path):
 def test_configuration_comes_back_with_its_types(tmp_path):
     config = RunConfig(out=tmp_path, emcl=EMCLConfig(num_bases=7), train=TrainConfig(betas=(0.8, 0.9), max_steps=3))
     config.data.shapes = ShapesConfig(size=32)
-    run_files.save_config(tmp_path, config)
-    assert run_files.load_config(tmp_path) == config
+    contents.save_config(tmp_path, config)
+    assert contents.load_config(tmp_path) == config
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_configuration_comes_back_with_its_types(tmp_path):
 def test_a_configuration_that_is_none(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        run_files.load_config(tmp_path)
+        contents.load_config(tmp_path)
 
 
 def test_state_comes_back_whole(tmp_path):
@@ -140,7 +141,7 @@ def test_random_numbers_go_on_where_they_were(tmp_path):
 def test_a_damaged_state_is_named_and_an_absent_one_is_none(tmp_path):
     assert checkpoint.load_state(tmp_path) is None
     checkpoint.save_state(tmp_path, state())
-    path = tmp_path / run_files.STATE
+    path = tmp_path / contents.STATE
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="cannot be read as the state of a run: it is cut short"):
         checkpoint.load_state(tmp_path)
@@ -156,7 +157,7 @@ def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     evaluation = tmp_path / "evaluations" / "em-block-3" / ".results.json.partial"  # of a process that may be at it
     evaluation.parent.mkdir(parents=True)
     evaluation.touch()
-    run_files.remove_partial_files(tmp_path)
+    contents.remove_partial_files(tmp_path)
     assert evaluation.exists()
     shutil.rmtree(tmp_path / "evaluations")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["results.json", "state"]

@@ -17,7 +17,7 @@ from tiny_videos import level, write_video
 from emcl_train import cli
 from emcl_train.config import DataConfig
 from emcl_train.data.provenance import COMPRESSED, changes, provenance
-from emcl_train.data.video import decode_frames, probe
+from emcl_train.data.video import FrameRequest, decode_frames, probe
 from emcl_train.errors import UserError
 from emcl_train.tools.compress import compress
 
@@ -54,7 +54,7 @@ def test_copies_have_the_frames_of_their_times_and_the_size_asked_for(folder, tm
     assert [(i.width, i.height) for i in sizes.values()] == [(42, 32), (32, 42), (48, 32)]
     assert all((i.codec, i.fps) == ("h264", 3.0) for i in sizes.values())
     # Frames at 0, 1/3, 2/3, … s of a video with ten a second.
-    frames, mask = decode_frames(tmp_path / "small" / "a.mp4", 6, 16)
+    frames, mask = decode_frames(FrameRequest(tmp_path / "small" / "a.mp4", 6, 16))
     assert mask.all()
     assert [level(frame) for frame in frames] == [0, 3, 6, 10, 13, 16]
     assert json.loads((tmp_path / "small" / COMPRESSED).read_text())["broken"].keys() == {"broken.mp4"}
@@ -66,7 +66,7 @@ def test_a_frame_a_second_is_the_same_of_the_copy_and_of_the_original(folder, tm
     run(folder, tmp_path / "small", short_side=32)
 
     def of(path: Path) -> list[int]:
-        frames, mask = decode_frames(path, 12, 16, "1fps")
+        frames, mask = decode_frames(FrameRequest(path, 12, 16, "1fps"))
         return [level(frame) for frame in frames[mask]]
 
     assert of(tmp_path / "small" / "long.mp4") == of(folder / "long.mp4") == [0, 10, 20, 30]
@@ -110,7 +110,7 @@ def test_a_second_run_does_what_is_left_and_what_has_changed(folder, tmp_path):
     assert contents(tmp_path / "small") == first
     write_video(folder / "a.mp4", [7] * 9)
     run(folder, tmp_path / "small", short_side=32)
-    frames, _ = decode_frames(tmp_path / "small" / "a.mp4", 1, 16)
+    frames, _ = decode_frames(FrameRequest(tmp_path / "small" / "a.mp4", 1, 16))
     assert level(frames[0]) == 7
 
 
@@ -139,7 +139,7 @@ def test_of_two_files_of_one_name_the_one_a_loader_takes_is_copied(folder, tmp_p
     write_video(folder / "a.avi", [9] * 5)
     _, text = run(folder, tmp_path / "small", short_side=32)
     assert f"left out, since a file beside it has the same name: {folder / 'a.avi'}" in text
-    assert level(decode_frames(tmp_path / "small" / "a.mp4", 1, 16)[0][0]) != 9
+    assert level(decode_frames(FrameRequest(tmp_path / "small" / "a.mp4", 1, 16))[0][0]) != 9
 
 
 def linked_back(folder: Path, out: Path) -> None:

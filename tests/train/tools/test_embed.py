@@ -15,16 +15,18 @@ from tiny_run import tiny_run
 
 import emcl_train.tools.embed as embed_module
 from emcl_train import cli
-from emcl_train.config import RunConfig
+from emcl_train.config import RunConfig, check_config
 from emcl_train.data import loader
 from emcl_train.data.features import FEATURES, TOWERS, open_features
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import evaluate_run, model_on_features, read_weights
+from emcl_train.evaluation.on_features import model_on_features
+from emcl_train.evaluation.run import evaluate_run
 from emcl_train.models import build_model
-from emcl_train.runs import files as run_files
+from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
-from emcl_train.runs.files import load_config
+from emcl_train.runs.contents import load_config
+from emcl_train.runs.state import read_weights
 from emcl_train.tools.embed import embed
 from emcl_train.training import trainer
 
@@ -43,7 +45,7 @@ def run(config):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "write_report", lambda out: out)
         trainer.train(config, QUIET)
-    lines = [json.loads(line) for line in (config.out / run_files.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (config.out / contents.METRICS).read_text().splitlines()]
     return lines, json.loads((config.out / "results.json").read_text())
 
 
@@ -122,7 +124,7 @@ def test_a_run_on_features_is_exported_whole(both, tmp_path):
     config.from_features, config.model.init_from = None, tmp_path / "weights.bin"
     whole = build_model(config, load_tokenizer(config, out)).state_dict()
     assert torch.equal(whole["towers.clip.logit_scale"], read_weights(out)["towers.clip.logit_scale"])
-    config.model.init_from = out / run_files.WEIGHTS
+    config.model.init_from = out / contents.WEIGHTS
     with pytest.raises(UserError, match=r"a run on features, without towers; `emcl-train export"):
         build_model(config, load_tokenizer(config, out))
     assert {"clip.visual.conv1.weight", "clip.logit_scale", "transformerClip.resblocks.0.ln_1.bias"} <= names.keys()
@@ -170,14 +172,14 @@ def test_a_run_keeps_the_towers_that_it_was_started_on(root, folder, tmp_path, c
     shutil.copytree(folder, copy)
     config = replace(configuration(root, tmp_path / "run", "wti", max_steps=1), from_features=copy)
     run(config)
-    recorded = (config.out / run_files.ENVIRONMENT).read_text()
+    recorded = (config.out / contents.ENVIRONMENT).read_text()
     towers = {name: value + 1 for name, value in load_file(copy / TOWERS).items()}
     checkpoint.save_tensors_atomic(copy / TOWERS, towers)
     record = json.loads((copy / FEATURES).read_text())
     (copy / FEATURES).write_text(json.dumps(record | {"weights": "other"}))
     with pytest.raises(UserError, match=r"are of towers with weights other, and .* the run was started on"):
         trainer.train(replace(config, resume=True), QUIET)
-    assert (config.out / run_files.ENVIRONMENT).read_text() == recorded
+    assert (config.out / contents.ENVIRONMENT).read_text() == recorded
     assert cli.main(["export", str(config.out), str(tmp_path / "weights.bin"), "--layout", "emcl"]) == 1
     assert "are of towers with weights" in capsys.readouterr().err
     assert not (tmp_path / "weights.bin").exists()
@@ -186,15 +188,15 @@ def test_a_run_keeps_the_towers_that_it_was_started_on(root, folder, tmp_path, c
 def test_a_run_that_goes_on_warns_of_other_frames_and_keeps_the_record(root, folder, tmp_path, monkeypatch):
     config = configuration(root, tmp_path / "run", "mean", max_steps=1)
     run(config)
-    record = run_files.load_environment(config.out)
+    record = contents.load_environment(config.out)
     monkeypatch.setattr("emcl_train.data.provenance.decoder_version", lambda: "another one")
     console = Console(file=io.StringIO(), width=300)
     trainer.train(replace(config, resume=True), console)
     assert "now another one" in console.file.getvalue()
-    assert run_files.load_environment(config.out) == record
-    (config.out / run_files.ENVIRONMENT).write_text("{")
+    assert contents.load_environment(config.out) == record
+    (config.out / contents.ENVIRONMENT).write_text("{")
     with pytest.raises(UserError, match=r"environment\.json cannot be read as JSON"):
-        run_files.load_environment(config.out)
+        contents.load_environment(config.out)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_folders_that_are_not_whole(folder, tmp_path):
 def test_towers_of_features_do_not_learn(folder, root, tmp_path):
     config = configuration(root, tmp_path / "run", "mean", clip_lr_factor=0.5)
     with pytest.raises(UserError, match=r"train.clip_lr_factor is 0.5, expected 0 or none, since towers of features"):
-        trainer.train(replace(config, from_features=folder), QUIET)
+        check_config(replace(config, from_features=folder))
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(root, tmp_path, monkeypatch):

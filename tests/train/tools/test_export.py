@@ -12,10 +12,12 @@ from transformers import CLIPModel, PreTrainedTokenizerFast
 from emcl_train import cli
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import put_weights, read_clip_config, read_weights
 from emcl_train.models import build_model
-from emcl_train.runs import files as run_files
-from emcl_train.runs.files import load_config
+from emcl_train.runs import contents
+from emcl_train.runs.clip_config import read_clip_config
+from emcl_train.runs.contents import load_config
+from emcl_train.runs.state import read_weights
+from emcl_train.weights.keys import put_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,8 +43,9 @@ def similarity(model, config):
     ids = torch.randint(4, 9, (5, config.data.max_words), generator=generator)
     ids[:, 6], ids[:, 7:] = 3, 0
     frames = torch.randint(0, 256, (4, 3, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    text = model.encode_text(ids, (ids != 0).long())
-    return model.similarity(text, model.encode_video(frames, torch.ones(4, 3).bool()), emcl=config.emcl.mode != "off")
+    text = model.encode_text({"input_ids": ids, "attention_mask": (ids != 0).long()})
+    video = model.encode_video({"frames": frames, "frame_mask": torch.ones(4, 3).bool()})
+    return model.similarity(text, video, emcl=config.emcl.mode != "off")
 
 
 @pytest.mark.parametrize("layout", ["clip4clip", "emcl"])
@@ -80,11 +83,11 @@ def gelu_run(run_dir, tmp_path_factory):
     """The run's weights in towers of another activation, as a run on such a checkpoint has them, and its model."""
     out = tmp_path_factory.mktemp("gelu") / "run"
     shutil.copytree(run_dir, out)
-    clip_config, config = read_clip_config(run_dir), json.loads((run_dir / run_files.CONFIG).read_text())
+    clip_config, config = read_clip_config(run_dir), json.loads((run_dir / contents.CONFIG).read_text())
     clip_config["text_config"]["hidden_act"] = clip_config["vision_config"]["hidden_act"] = "gelu"
-    (out / run_files.CLIP_CONFIG).write_text(json.dumps(clip_config))
+    (out / contents.CLIP_CONFIG).write_text(json.dumps(clip_config))
     config["model"]["clip"] = str(out.parent / "clip")
-    (out / run_files.CONFIG).write_text(json.dumps(config))
+    (out / contents.CONFIG).write_text(json.dumps(config))
     assert cli.main(["export", str(out), str(out.parent / "clip"), "--layout", "transformers"]) == 0
     config = load_config(out)
     model = build_model(config, load_tokenizer(config, out), clip_config=clip_config)
@@ -100,7 +103,7 @@ def test_heads_and_activation_come_back(gelu_run, trained, tmp_path, layout):
     config.model.clip, config.emcl.mode = "openai/clip-vit-base-patch32", "off"
     assert not torch.allclose(similarity(model, config), similarity(trained, config), atol=1e-4)
     if layout == "own":
-        path = out / run_files.WEIGHTS
+        path = out / contents.WEIGHTS
     else:
         assert cli.main(["export", str(out), str(path), "--layout", layout]) == 0
     config.model.init_from = path

@@ -9,7 +9,9 @@ from several_processes import one_step, step_config
 from torch import nn
 
 from emcl_train.errors import UserError
+from emcl_train.models import BatchFeatures, TextFeatures, VideoFeatures
 from emcl_train.training import trainer
+from emcl_train.training.chunks import split_rows
 
 CASE = "relative-full"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,10 +53,11 @@ class InChunks(nn.Module):
         super().__init__()
         self.model, self.chunks = model, chunks
 
-    def forward(self, *inputs):
-        parts = zip(*(value.tensor_split(self.chunks) for value in inputs), strict=True)
-        *features, scales = zip(*(self.model(*part) for part in parts), strict=True)
-        return *(torch.cat(feature) for feature in features), scales[0]
+    def forward(self, batch):
+        parts = [self.model(part) for part in split_rows(batch, self.chunks)]
+        text = TextFeatures.cat([part.text for part in parts])
+        video = VideoFeatures.cat([part.video for part in parts])
+        return BatchFeatures(text, video, parts[0].logit_scale)
 
 
 @pytest.mark.parametrize("chunks", [2, 3, 8])

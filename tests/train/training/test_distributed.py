@@ -18,9 +18,9 @@ from several_processes import CASES, one_step, spread_loss, step_config
 
 from emcl_train.errors import UserError
 from emcl_train.processes import gather_rows, max_over_processes, sum_over_processes
-from emcl_train.runs import files as run_files
-from emcl_train.training import trainer
+from emcl_train.runs import contents
 from emcl_train.training.sharding import is_sharded
+from emcl_train.training.start import PATIENCE
 
 WORLD = 2
 TEXTS, VIDEOS, FRAMES, WIDTH = 4, 8, 3, 16
@@ -99,7 +99,7 @@ def test_the_loss_is_that_of_all_rows(alone, together):
 @needs_gloo
 def test_the_others_wait_while_the_first_evaluates(together):
     for found in together[1]:
-        assert found["patience"] == trainer.PATIENCE.total_seconds()
+        assert found["patience"] == PATIENCE.total_seconds()
 
 
 @needs_gloo
@@ -162,7 +162,7 @@ def test_chunks_of_several_processes_exchange_gradients_once(case, whole, alone,
 
 
 def record(out: Path):
-    lines = [json.loads(line) for line in (out / run_files.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / contents.METRICS).read_text().splitlines()]
     return lines, json.loads((out / "results.json").read_text())
 
 
@@ -204,7 +204,7 @@ def test_a_run_with_sharded_weights_ends_as_with_one_process(tiny_whole_run, tmp
         for name in line.keys() - {"seconds", "kind", "split"}:
             assert other[name] == pytest.approx(line[name], rel=1e-4), name
     assert other_results["rows"] == results["rows"]
-    weights, others = (load_file(out / run_files.WEIGHTS) for out in (tiny_whole_run[1], tmp_path / "run"))
+    weights, others = (load_file(out / contents.WEIGHTS) for out in (tiny_whole_run[1], tmp_path / "run"))
     assert others.keys() == weights.keys()
     for name, value in weights.items():
         torch.testing.assert_close(others[name], value, atol=1e-5, rtol=1e-3)

@@ -12,6 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_run import tiny_run
 
+from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
 from emcl_train.training import trainer
@@ -23,10 +24,10 @@ def run(config):
 
 def record(out):
     """Everything that must not depend on whether the run was interrupted."""
-    lines = [json.loads(line) for line in (out / run_files.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / contents.METRICS).read_text().splitlines()]
     for line in lines:
         line.pop("seconds", None)
-    weights = {name: value.numpy().tobytes() for name, value in load_file(out / run_files.WEIGHTS).items()}
+    weights = {name: value.numpy().tobytes() for name, value in load_file(out / contents.WEIGHTS).items()}
     return lines, weights, json.loads((out / "results.json").read_text())
 
 
@@ -91,7 +92,7 @@ def of_state(number):
 
     def is_moment(_, source, target):
         nonlocal seen
-        seen += str(target).endswith(run_files.STATE)
+        seen += str(target).endswith(contents.STATE)
         return seen == number
 
     return is_moment

@@ -9,7 +9,7 @@ from tiny_run import tiny_run
 
 from emcl_train.cli import main
 from emcl_train.errors import UserError
-from emcl_train.runs.files import load_config
+from emcl_train.runs.contents import load_config
 from emcl_train.training import seeds
 
 

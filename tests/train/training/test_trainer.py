@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tiny_run import tiny_run
 
 from emcl_train.errors import UserError
-from emcl_train.evaluation.evaluate import evaluate_run
-from emcl_train.runs import files as run_files
+from emcl_train.evaluation.run import evaluate_run
+from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
 from emcl_train.training import trainer
 
@@ -27,7 +27,7 @@ def run(config):
 
 
 def metrics(run_dir: Path):
-    lines = [json.loads(line) for line in (run_dir / run_files.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_dir / contents.METRICS).read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
@@ -83,7 +83,7 @@ def test_the_weights_are_those_of_the_best_validation(finished):
     assert state.best_score == max(scores)
     assert state.best_epoch == scores.index(max(scores)) + 1
     if state.best_epoch == 2:
-        weights = load_file(out / run_files.WEIGHTS)
+        weights = load_file(out / contents.WEIGHTS)
         assert all(torch.equal(weights[name], value) for name, value in state.model.items())
 
 
@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_bits(finished, root, tmp_path):
     first, second = finished[0], tmp_path / "again"
     run(tiny_run(root, second))
     assert metrics(second) == metrics(first)
-    one, other = load_file(first / run_files.WEIGHTS), load_file(second / run_files.WEIGHTS)
+    one, other = load_file(first / contents.WEIGHTS), load_file(second / contents.WEIGHTS)
     assert all(torch.equal(one[name], other[name]) for name in one)
     rows = [json.loads((out / "results.json").read_text())["rows"] for out in (first, second)]
     assert rows[0] == rows[1]
@@ -109,7 +109,7 @@ def test_the_configuration_of_the_towers_stays_when_a_run_goes_on(root, tmp_path
     """transformers may be another version by then; a tower that is another one is refused."""
     config = tiny_run(root, tmp_path / "run", max_steps=1)
     run(config)
-    path = tmp_path / "run" / run_files.CLIP_CONFIG
+    path = tmp_path / "run" / contents.CLIP_CONFIG
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"transformers_version": "4.0", "gone": 1}))
     before = path.read_bytes()
@@ -176,7 +176,7 @@ def test_a_run_that_ended_before_its_first_step_can_be_started_again(root, tmp_p
         run(config)
     config.emcl.num_bases = 16
     run(config)
-    assert run_files.load_config(config.out).emcl.num_bases == 16
+    assert contents.load_config(config.out).emcl.num_bases == 16
     with pytest.raises(UserError, match="already holds files"):
         run(config)
 

@@ -58,7 +58,8 @@ def similarities(model: RetrievalModel, *, emcl: bool) -> torch.Tensor:
     ids[:, 4], ids[:, 5:] = EOS, 0
     frames = torch.randint(0, 256, (3, FRAMES, 3, 16, 16), dtype=torch.uint8, generator=generator)
     mask = torch.tensor([[True] * 4, [True] * 2 + [False] * 2, [True] * 4])
-    text, video = model.encode_text(ids, (ids != 0).long()), model.encode_video(frames, mask)
+    text = model.encode_text({"input_ids": ids, "attention_mask": (ids != 0).long()})
+    video = model.encode_video({"frames": frames, "frame_mask": mask})
     return model.similarity(text, video, emcl=emcl)
 
 

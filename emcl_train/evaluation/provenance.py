@@ -1,0 +1,66 @@
+"""What the figures of a run depend on besides its weights: its towers, and how frames were taken from files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from torch import Tensor
+
+from emcl_train.config import RunConfig
+from emcl_train.data.features import read_features
+from emcl_train.data.provenance import changes, provenance
+from emcl_train.errors import UserError
+from emcl_train.models import CLIPTowers, RetrievalModel
+from emcl_train.runs.contents import load_environment
+from emcl_train.runs.state import hash_of_tensors
+from emcl_train.weights.release import CLIP
+
+LOGIT_SCALE = f"{CLIP}logit_scale"
+
+
+def clip_config_of(model: RetrievalModel, config: RunConfig) -> dict[str, Any]:
+    """Configuration of a model's towers, or of those that made its features."""
+    if config.from_features is not None:
+        return dict(read_features(config.from_features)["clip_config"])
+    assert isinstance(model.towers, CLIPTowers)
+    return dict(model.towers.clip.config.to_dict())
+
+
+def frames_of(config: RunConfig) -> dict[str, Any]:
+    """How frames were taken from files: here and now, or when the features of a run were made."""
+    if config.from_features is not None:
+        record = read_features(config.from_features)
+        return {**record["frames"], "features": record["weights"]}
+    return provenance(config.data)
+
+
+def warn_of_frames(run_dir: Path, config: RunConfig) -> None:
+    """Say where frames come out otherwise than in training."""
+    for change in changes(load_environment(run_dir), frames_of(config)):
+        Console(stderr=True).print(
+            f"[yellow]warning:[/yellow] {run_dir} was trained on other frames: {escape(change)}; the figures may "
+            f"differ from the run's own",
+            soft_wrap=True,
+        )
+
+
+def towers_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the towers in those of a model, without the logit scale, which no feature depends on."""
+    return {name: value for name, value in state.items() if name.startswith(CLIP) and name != LOGIT_SCALE}
+
+
+def hash_of_towers(state: Mapping[str, Tensor]) -> str:
+    """Fingerprint of the towers in a model's weights."""
+    return hash_of_tensors(towers_of(state))
+
+
+def require_features_of(run_dir: Path, made_by: str, folder: Path | None) -> None:
+    """Raise a UserError unless a run without towers was started on those with this fingerprint, found in `folder`."""
+    own = load_environment(run_dir).get("features")
+    if own != made_by:
+        raise UserError(
+            f"the features in {folder} are of towers with weights {made_by}, and {run_dir} has {own}; bring the folder "
+            f"back that the run was started on, or embed again as then, with the same model.clip or run"
+        )

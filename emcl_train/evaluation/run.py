@@ -1,0 +1,248 @@
+"""From a run folder, or a model and a split, to results."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from torch import Tensor
+
+from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig
+from emcl_train.data.annotations import Split
+from emcl_train.data.loader import prepare
+from emcl_train.data.text import load_tokenizer
+from emcl_train.errors import of_input
+from emcl_train.evaluation.encode import Embeddings, embed_split
+from emcl_train.evaluation.on_features import without_towers
+from emcl_train.evaluation.provenance import frames_of, warn_of_frames
+from emcl_train.evaluation.similarities import bank_of, compare_bank, similarities
+from emcl_train.evaluation.table import Line, lines_of
+from emcl_train.models import RetrievalModel, build_model
+from emcl_train.runs.clip_config import read_clip_config
+from emcl_train.runs.contents import RESULTS, load_config
+from emcl_train.runs.evaluations import Evaluation, place_for, set_aside, what_differs
+from emcl_train.runs.files import one_at_a_time, require_free
+from emcl_train.runs.records import selection_of
+from emcl_train.runs.state import read_weights
+from emcl_train.weights.keys import put_weights
+
+OF_THE_PROTOCOL = ("layout", "msrvtt_split", "test_captions")
+"""Settings of the data that decide which table the figures belong in."""
+
+
+def evaluate(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> list[Line]:
+    """The lines of the table; the first is the one that the run is judged by.
+
+    Raises:
+        UserError: similarities are NaN.
+    """
+    scores = similarities(model, embeddings, config)
+    with of_input("the model"):
+        return lines_of(scores, embeddings.caption_clip, config)
+
+
+def evaluate_split(
+    model: RetrievalModel,
+    split: Split,
+    tokenizer: Any,
+    config: RunConfig,
+    *,
+    notes: Iterable[str] = (),
+    left_out: dict[str, str] | None = None,
+    selection: str,
+    bank: Split | None = None,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """Evaluate a split.
+
+    Args:
+        model: with the weights that are measured.
+        split: the clips and captions.
+        tokenizer: of the captions.
+        config: the settings that are measured with.
+        notes: sentences about the annotations.
+        left_out: reason for each clip that is not in the split.
+        selection: how the weights were chosen, such as "validation R@1: epoch 3".
+        bank: training queries for QB-Norm.
+        device: where the model is.
+
+    Raises:
+        UserError: a tower gives NaN or infinity, or similarities are NaN.
+    """
+    embeddings = embed_split(model, split, tokenizer, config, device)
+    scores = similarities(model, embeddings, config)
+    compared = None
+    if bank is not None:
+        compared = compare_bank(model, embeddings, embed_split(model, bank, tokenizer, config, device), config)
+    with of_input(f"the split {split.name}"):
+        lines = lines_of(scores, embeddings.caption_clip, config, compared)
+
+    results = {
+        "recipe": config.recipe,
+        "protocol": {name: getattr(config.data, name) for name in OF_THE_PROTOCOL},
+        "rows": [asdict(line) for line in lines],
+        "split": split.name,
+        "queries": len(split.captions),
+        "gallery": len(split.clips),
+        "em_block": config.eval.em_block,
+        "emcl": asdict(config.emcl),
+        "selection": selection,
+        **frames_of(config),
+        "left_out": dict(left_out or {}),
+        "notes": list(notes),
+    }
+
+    tensors = embeddings.tensors() | {"similarity_off": scores.emcl_off}
+    if scores.emcl_on is not None:
+        tensors |= {"similarity_on": scores.emcl_on, "bases": model.emcl.bases}
+    queries = {"video_ids": [clip.video_id for clip in split.clips], "captions": list(split.captions)}
+    return Evaluation(results, queries, tensors)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An evaluation of a run folder: the run's own settings, and those that are asked for."""
+
+    run_dir: Path
+    own: RunConfig
+    config: RunConfig
+    split: Literal["val", "test"]
+    from_features: Path | None
+
+
+def evaluate_run(
+    run_dir: Path,
+    eval_config: EvalConfig | None = None,
+    *,
+    place: PlaceConfig | None = None,
+    emcl: EMCLConfig | None = None,
+    from_features: Path | None = None,
+    split: Literal["val", "test"] = "test",
+    out: Path | None = None,
+    ends_training: bool = False,
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate the selected weights of a run folder again.
+
+    Results of the run's own settings go into its folder, others into one of their own inside it. Where other figures
+    lie there already, they stay, and these go beside them.
+
+    Args:
+        run_dir: the folder.
+        eval_config: settings in place of those the run has; valid, see `check_config`.
+        place: where the data set lies by now, in place of what the run says.
+        emcl: settings in place of those the run has; valid, see `check_config`.
+        from_features: a folder of features, in place of the videos or of the folder that the run was trained from.
+        split: which split.
+        out: the folder to write, which must not exist.
+        ends_training: the run's folder is for these figures; what lies there moves aside.
+
+    Returns:
+        What results.json holds; the folder that it lies in.
+
+    Raises:
+        UserError: the folder lacks a file, or the weights are not those of the configuration.
+    """
+    if out is not None:
+        require_free(out)
+    asked = _asked(run_dir, eval_config, place, emcl, from_features, split)
+    config = asked.config
+
+    state = read_weights(run_dir)
+    warn_of_frames(run_dir, config)
+    annotations = prepare(config)
+    tokenizer = load_tokenizer(config, run_dir)
+
+    model = build_model(config, tokenizer, clip_config=read_clip_config(run_dir))
+    notes = [*annotations.notes, *_start_bases(model, state, asked)]
+    if config.from_features is not None:
+        model.store_towers()
+        state = without_towers(state, config, run_dir)
+    put_weights(model, state, run_dir)
+    if asked.own.emcl.mode == "train" and config.emcl.mode == "inference":
+        notes.append(
+            "The weights were trained with EMCL as a layer; at inference it runs with the settings given here."
+        )
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    evaluation = evaluate_split(
+        model.to(device),
+        getattr(annotations, split),
+        tokenizer,
+        config,
+        notes=notes,
+        left_out=annotations.left_out,
+        selection=selection_of(run_dir),
+        bank=bank_of(annotations.train, config.eval.query_bank) if config.eval.query_bank else None,
+        device=device,
+    )
+
+    with one_at_a_time(run_dir):
+        if out is not None:
+            require_free(out)  # again: another process may have been quicker
+            folder = out
+        elif ends_training:
+            folder = _clear(run_dir, evaluation)
+        else:
+            folder = _place(asked, evaluation)
+        evaluation.write(run_dir, folder, config)
+    return evaluation.results, folder
+
+
+def _asked(
+    run_dir: Path,
+    eval_config: EvalConfig | None,
+    place: PlaceConfig | None,
+    emcl: EMCLConfig | None,
+    from_features: Path | None,
+    split: Literal["val", "test"],
+) -> _Asked:
+    own = load_config(run_dir)
+    config = replace(
+        own,
+        eval=eval_config or own.eval,
+        emcl=emcl or own.emcl,
+        data=own.data if place is None else replace(own.data, **vars(place)),
+        from_features=from_features or own.from_features,
+    )
+    return _Asked(run_dir, own, config, split, from_features)
+
+
+def _start_bases(model: RetrievalModel, state: dict[str, Tensor], asked: _Asked) -> list[str]:
+    """Put a fresh start of the bases into weights whose own are of another number or kind. Returns notes on that."""
+    emcl = asked.config.emcl
+    seed = asked.config.train.seed
+    if (emcl.num_bases, emcl.init) == (asked.own.emcl.num_bases, asked.own.emcl.init):
+        return []
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.emcl.reset_parameters()
+    state["emcl.bases"] = model.emcl.bases.clone()
+    return [f"EM starts from {emcl.num_bases} fresh bases ({emcl.init}, seed {seed}), not from those of the run."]
+
+
+def _clear(run_dir: Path, evaluation: Evaluation) -> Path:
+    """The run's folder, from which other figures have moved aside."""
+    if (moved := set_aside(run_dir, evaluation.results)) is not None:
+        _say(f"figures of an earlier evaluation are now in {escape(str(moved))}")
+    return run_dir
+
+
+def _place(asked: _Asked, evaluation: Evaluation) -> Path:
+    """The folder for figures that replace no others."""
+    again = "again" if asked.from_features is None else f"from-features-{asked.from_features.resolve().name}"
+    different = what_differs(asked.own, asked.config, asked.split)
+    folder, other = place_for(evaluation.results, asked.run_dir, different, again)
+    if other is not None:
+        _say(
+            f"[yellow]warning:[/yellow] the figures are not those in {escape(str(other / RESULTS))}, which stays "
+            f"as it is; these are in {escape(str(folder))}"
+        )
+    return folder
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(text, soft_wrap=True)

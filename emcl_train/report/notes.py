@@ -1,0 +1,113 @@
+"""What a reader must know of a table of results: its columns, its errors, and the sentences that belong under it.
+
+The terminal (`terminal.py`) and the page (`html.py`) say the same.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from emcl_train.report.published import published_sentences
+
+Results = dict[str, Any]
+"""results.json of a run."""
+
+COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
+ACTIVITYNET_COLUMNS = ("R@1", "R@5", "R@50", "MdR", "MnR")
+BY_RANK = "↳ by best rank"
+"""Name of the row that has a clip's rank by its best caption."""
+NAMED = 5
+"""Clips that are named one by one where more were left out."""
+
+
+def columns_of(results: Results) -> tuple[str, ...]:
+    """The metrics that the literature gives for this data set."""
+    return ACTIVITYNET_COLUMNS if results.get("protocol", {}).get("layout") == "activitynet" else COLUMNS
+
+
+def sentences(results: Results) -> list[str]:
+    """What belongs under the table of a run."""
+    return [
+        _what_is_ranked(results),
+        f"Ties take the mean rank. One standard error of T→V R@1 is {standard_error(results):.1f} points.",
+        *_where_em_runs(results),
+        f"Weights chosen by {results['selection']}.",
+        *(f"{row['name']}: {row['note']}." for row in results["rows"] if row.get("note")),
+        *_left_out(results),
+        *results.get("notes", []),
+        *published_sentences(results),
+    ]
+
+
+def differences(runs: Sequence[tuple[Path, Results]]) -> list[str]:
+    """Where runs differ in what was measured, so that their figures must not be compared."""
+    facts = {
+        "split": "split",
+        "queries": "captions",
+        "gallery": "clips",
+        "em_block": "EM block",
+        "sampler": "video sampler",
+        "sampling": "sampled frames",
+        "decoder": "decoder",
+        "compression": "compression of the videos",
+    }
+    lines = []
+    for key, name in facts.items():
+        values = [results.get(key) for _, results in runs]
+        if len(set(map(str, values))) > 1:
+            each = ", ".join(f"{path.name}: {value}" for (path, _), value in zip(runs, values, strict=True))
+            lines.append(f"Not measured alike: {name} ({each}).")
+    return lines
+
+
+def standard_error(results: Results) -> float:
+    """Of the first row's text→video R@1 in points, as a share of that many independent queries."""
+    return error_of_share(results["rows"][0]["text_to_video"]["R@1"] / 100, results["queries"])
+
+
+def error_of_share(share: float, queries: int) -> float:
+    """One standard error of a share of independent queries, in points.
+
+    If none or all of the queries are right, the formula gives 0, which is too sure: one more right and one more wrong
+    query are then assumed.
+    """
+    if share in (0.0, 1.0):
+        share = (share * queries + 1) / (queries + 2)
+    return 100 * math.sqrt(share * (1 - share) / queries)
+
+
+def _what_is_ranked(results: Results) -> str:
+    """How many queries of each direction there are, and what each is compared with."""
+    queries = results["queries"]
+    gallery = results["gallery"]
+    if queries > gallery:
+        of_clips = (
+            f"{gallery} sets of captions, each by its most similar one (best similarity); the line below each ranks a "
+            f"clip's best caption among all {queries} captions (best rank)."
+        )
+    else:
+        of_clips = f"{queries} captions, one per clip."
+    of_captions = f"{queries} captions against {gallery} clips"
+    return f"T→V text→video: {of_captions}. V→T video→text: {gallery} clips against {of_clips}"
+
+
+def _left_out(results: Results) -> list[str]:
+    """Which clips could not be decoded, the first of them by name."""
+    left_out = results.get("left_out", {})
+    if not left_out:
+        return []
+    named = "; ".join(f"{name} ({reason})" for name, reason in list(left_out.items())[:NAMED])
+    more = f"; and {len(left_out) - NAMED} more, see results.json" if len(left_out) > NAMED else ""
+    plural = "clip was" if len(left_out) == 1 else "clips were"
+    return [f"{len(left_out)} {plural} left out: {named}{more}."]
+
+
+def _where_em_runs(results: Results) -> list[str]:
+    """Over how many pairs EM runs at a time; nothing if the run has no EM."""
+    if results.get("emcl", {}).get("mode") == "off":
+        return []
+    block = results["em_block"]
+    if block is None:
+        return ["EM runs over all pairs at once."]
+    return [f"EM runs in blocks of {block} texts × {block} clips, in dataset order."]

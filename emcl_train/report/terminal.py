@@ -1,0 +1,67 @@
+"""Results as a table in the terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from emcl_train.report.notes import BY_RANK, COLUMNS, Results, columns_of, differences, sentences
+from emcl_train.report.published import published_rows
+
+
+def render_table(results: Results) -> Group:
+    """The rows of one run, both directions, and what a reader must know to compare them; for `console.print`."""
+    columns = columns_of(results)
+    table = _empty_table(f"{results.get('recipe', 'run')}, {results['split']} split", columns)
+    _add_rows(table, results, columns)
+
+    for row in published_rows(results):
+        cells = [_published_cell(row.text_to_video, key) for key in columns]
+        cells += [_published_cell(row.video_to_text, key) for key in columns]
+        table.add_row(Text(f"published: {row.name}"), *cells, style="dim italic")
+
+    return Group(table, *(Text(f"· {sentence}", style="dim") for sentence in sentences(results)))
+
+
+def render_comparison(runs: Sequence[tuple[Path, Results]]) -> Group:
+    """The rows of several runs in one table, and where they are not comparable; for `console.print`."""
+    # Runs on different data sets share the columns that most papers give.
+    every = {columns_of(results) for _, results in runs}
+    columns = every.pop() if len(every) == 1 else COLUMNS
+    table = _empty_table(f"{len(runs)} runs", columns)
+    for path, results in runs:
+        table.add_row(Text(f"{path} ({results['split']}, {results['gallery']} clips)", style="bold"))
+        _add_rows(table, results, columns, indent="  ")
+        table.add_section()
+    return Group(table, *(Text(f"· {sentence}", style="yellow") for sentence in differences(runs)))
+
+
+def _empty_table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, title_justify="left")
+    table.add_column("", overflow="fold", min_width=14)
+    for direction, colour in (("T→V", "cyan"), ("V→T", "magenta")):
+        for metric in columns:
+            table.add_column(f"{direction}\n{metric}", justify="right", no_wrap=True, header_style=colour, min_width=5)
+    return table
+
+
+def _add_rows(table: Table, results: Results, columns: Sequence[str], indent: str = "") -> None:
+    for index, row in enumerate(results["rows"]):
+        style = "bold" if index == 0 else None
+        cells = [_cell(row[way], key) for way in ("text_to_video", "video_to_text") for key in columns]
+        table.add_row(Text(indent + row["name"]), *cells, style=style)
+        by_rank = row.get("video_to_text_by_rank")
+        if by_rank:
+            by_rank_cells = (_cell(by_rank, key) for key in columns)
+            table.add_row(indent + BY_RANK, *[""] * len(columns), *by_rank_cells, style="dim")
+
+
+def _cell(metrics: dict[str, float], key: str) -> str:
+    return f"{metrics[key]:.1f}"
+
+
+def _published_cell(metrics: dict[str, float], key: str) -> str:
+    return f"{metrics[key]:.1f}" if key in metrics else "–"

@@ -1,0 +1,129 @@
+"""What a run folder holds: the names of its files, its configuration, and whether a run may start there.
+
+Nothing here needs torch.
+"""
+
+import re
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from emcl_train.config import RunConfig, differing_settings
+from emcl_train.errors import UserError
+from emcl_train.runs.files import json_if_whole, read_json, write_json_atomic
+
+CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
+CLIP_CONFIG = "clip_config.json"
+"""Of the towers, in transformers' format: a run is evaluated without the checkpoint that it started from."""
+TOKENIZER = "tokenizer.json"
+WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
+RESULTS, QUERIES, EMBEDDINGS, REPORT = "results.json", "queries.json", "embeddings.safetensors", "report.html"
+FINISHED = "finished.json"
+"""Written when a run's training has ended and its figures are there."""
+EVALUATIONS, EVALUATION = "evaluations", "evaluation.json"
+"""The folder of evaluations with other settings, and in each of these the file that names the run."""
+SEED_FOLDER = re.compile(r"seed-(\d+)")
+"""Name of a run's folder among runs that differ in their seed."""
+
+WRITTEN_BEFORE_TRAINING = {CONFIG, ENVIRONMENT, CLIP_CONFIG, TOKENIZER}
+"""A folder with these alone is of a run that ended before its first step, for want of a clip or a checkpoint. It is
+nothing to protect."""
+OF_TRAINING = (CONFIG, ENVIRONMENT, METRICS)
+"""Records of a training that a report reads; an evaluation in a folder of its own has copies of them."""
+OF_EVALUATION = (RESULTS, QUERIES, EMBEDDINGS)
+"""What an evaluation writes and a report reads."""
+
+
+def remove_partial_files(run_dir: Path) -> None:
+    """What a killed training was about to write; what lies in `evaluations` is of others, who may be writing now."""
+    for partial in run_dir.rglob(".*.partial"):
+        if partial.relative_to(run_dir).parts[0] != EVALUATIONS:
+            partial.unlink(missing_ok=True)
+
+
+def save_config(run_dir: Path, config: RunConfig) -> None:
+    write_json_atomic(run_dir / CONFIG, asdict(config))
+
+
+def seed_folders(path: Path) -> list[Path]:
+    """The run folders in a folder of seeds, by seed; none where `path` is no such folder."""
+    found = [entry for entry in path.iterdir() if SEED_FOLDER.fullmatch(entry.name)] if path.is_dir() else []
+    return sorted(found, key=lambda entry: int(entry.name.removeprefix("seed-")))
+
+
+def require_run(run_dir: Path) -> None:
+    """Raise a UserError unless a folder holds one run; of a folder of runs it names these."""
+    way_out = "pass the --out folder of `emcl-train train`"
+    if not run_dir.is_dir():
+        what = "it is a file" if run_dir.exists() else "no such folder"
+        raise UserError(f"{run_dir} is not a run folder: {what}; {way_out}")
+    if (run_dir / CONFIG).is_file():
+        return
+    if runs := seed_folders(run_dir):
+        named = ", ".join(map(str, runs[:5])) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
+        raise UserError(f"{run_dir} holds {len(runs)} runs with different seeds; pass one of them: {named}")
+    raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}; {way_out}")
+
+
+def check_run_folder(config: RunConfig) -> None:
+    """Raise a UserError where a run would be overwritten, there is none to go on with, or it has other settings."""
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, expected a folder for the run; choose another one with --out")
+
+    if not config.resume:
+        if out.is_dir() and not {path.name for path in out.iterdir()} <= WRITTEN_BEFORE_TRAINING:
+            raise UserError(f"{out} already holds files; go on with that run by --resume, or choose another --out")
+    elif not out.is_dir():
+        raise UserError(f"there is no run to resume in {out}; leave out --resume to start one there")
+    elif (out / CONFIG).exists() and (different := differing_settings(load_config(out), config)):
+        raise UserError(
+            f"the run in {out} was started with other settings: {'; '.join(different)}; "
+            f"resume with the same ones, or start a new run with another --out"
+        )
+
+
+def load_config(run_dir: Path) -> RunConfig:
+    """The configuration that a run was started with.
+
+    Raises:
+        UserError: the folder holds no run, or one that this version cannot read.
+    """
+    require_run(run_dir)
+    path = run_dir / CONFIG
+    what = "the configuration of a run"
+    way_out = "train again"
+    value = read_json(path, way_out, what=what)
+    try:
+        return _from_json(RunConfig, value)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as {what}: {error}; {way_out}") from error
+
+
+def load_environment(run_dir: Path) -> dict[str, Any]:
+    """What a run was started on; {} if that was not recorded.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run_dir / ENVIRONMENT
+    return dict(read_json(path, "copy it again, or train anew", keys=())) if path.is_file() else {}
+
+
+def run_of(folder: Path) -> str | None:
+    """The run that a folder of results is an evaluation of; None if it is no such folder."""
+    record = json_if_whole(folder / EVALUATION)
+    return str(record["run"]) if isinstance(record, dict) and "run" in record else None
+
+
+def _from_json(kind: Any, value: Any) -> Any:
+    """Nested dataclasses, paths and tuples back from plain JSON values."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        unknown = value.keys() - {field.name for field in fields(kind)}
+        if unknown:
+            raise TypeError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}")
+        return kind(**{name: _from_json(hints[name], entry) for name, entry in value.items()})
+    if kind is Path or (value is not None and Path in get_args(kind)):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,44 @@
+"""The lines of metrics.jsonl, and how they say that the weights of a run were chosen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from emcl_train.errors import UserError
+from emcl_train.runs.contents import METRICS
+
+SELECTED_BY = {"val": "validation", "test": "TEST SET (which makes the figures too high)"}
+"""What a table says of the split that an epoch was selected on."""
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl.
+
+    Raises:
+        UserError: a line is no record; it is named.
+    """
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            if not (isinstance(record, dict) and "kind" in record):
+                raise ValueError('expected an object with "kind"')
+        except ValueError as error:  # broken JSON and broken UTF-8 are ValueErrors too
+            raise UserError(
+                f"{path}, line {number}, is not readable as a record ({error}); remove that line, or go on with "
+                "`emcl-train train RECIPE --resume`, which cuts the file back to the last full state"
+            ) from error
+        records.append(record)
+    return records
+
+
+def selection_of(run_dir: Path) -> str:
+    """How the weights of a run were chosen: the first epoch with the best text→video R@1."""
+    path = run_dir / METRICS
+    records = read_records(path) if path.is_file() else []
+    validations = [record for record in records if record["kind"] == "validation"]
+    if not validations:
+        return f"an unknown rule: {METRICS} has no validation"
+
+    best = max(validations, key=lambda record: record["text_to_video"]["R@1"])
+    return f"{SELECTED_BY[best.get('split', 'val')]} text→video R@1: epoch {best['epoch']}"

@@ -1,0 +1,119 @@
+"""Which backends and dtypes the kernel tests run over, and on which device.
+
+A test that takes `backend` runs over every backend of the device, and over every dtype of the backend if it takes
+`dtype`, `sums`, `half` or `float64` too. By default the backends are reference, native and, in its emulator, cuda.
+Triton's interpreter and other instruction sets need a process of their own: test_jobs.py starts one for each.
+`--device cuda` runs the same tests on a GPU, where tests/run_on_gpu.py keeps one from hiding another.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from compare import HALF
+
+from emcl_kernels import dispatch, use_backend
+
+BACKENDS = {"cpu": ("reference", "native", "cuda"), "cuda": ("triton", "cuda")}
+TAKES_FLOAT64 = ("reference", "native")
+
+
+def backends_of(config: pytest.Config) -> tuple[str, ...]:
+    chosen = config.getoption("--backend")
+    return tuple(chosen.split(",")) if chosen else BACKENDS[config.getoption("--device")]
+
+
+def is_emulated(backend: str, config: pytest.Config) -> bool:
+    return backend in ("cuda", "triton") and config.getoption("--device") == "cpu"
+
+
+def dtypes_of(backend: str, kind: str) -> list[torch.dtype]:
+    sums = [torch.float64, torch.float32] if backend in TAKES_FLOAT64 else [torch.float32]
+    return {"sums": sums, "half": HALF, "dtype": [*sums, *HALF], "float64": sums[:-1]}[kind]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`backend` alone, or with each of its dtypes: those that are summed in, the narrow ones, or all."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "backend" not in metafunc.fixturenames or any("backend" in mark.args[0] for mark in marks):
+        return
+    backends = backends_of(metafunc.config)
+    kind = next((name for name in ("sums", "half", "dtype", "float64") if name in metafunc.fixturenames), None)
+    if kind is None:
+        metafunc.parametrize("backend", backends)
+        return
+    cases = [(backend, dtype) for backend in backends for dtype in dtypes_of(backend, kind)]
+    ids = [f"{backend}-{str(dtype).removeprefix('torch.')}" for backend, dtype in cases]
+    metafunc.parametrize(("backend", kind), cases, ids=ids)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what another job runs, and what is too large where it would run."""
+    on_gpu = config.getoption("--device") == "cuda"
+    for item in items:
+        if is_slow(item):
+            item.add_marker(pytest.mark.slow)
+    kept = [item for item in items if belongs(item, on_gpu, bool(config.getoption("--backend")))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """The emulator runs every thread of a GPU on the CPU. Rows, which are quick, are enough between edits."""
+    backend = backend_of(item)
+    quick = ("test_moments", "test_fit", "test_reconstruct")
+    return backend is not None and is_emulated(backend, item.config) and item.path.stem not in quick
+
+
+def backend_of(item: pytest.Item) -> str | None:
+    """The backend that a test was parametrized with."""
+    call = getattr(item, "callspec", None)
+    return call.params.get("backend") if call else None
+
+
+def belongs(item: pytest.Item, on_gpu: bool, one_backend: bool) -> bool:
+    if not on_gpu and any(item.get_closest_marker(name) for name in ("cuda_only", "large")):
+        return False
+    backend = backend_of(item)
+    if backend is None:
+        return not on_gpu and not one_backend
+    if backend not in backends_of(item.config):
+        return False
+    return not (item.get_closest_marker("compiled") and is_emulated(backend, item.config))
+
+
+@pytest.fixture
+def device(pytestconfig: pytest.Config) -> str:
+    return str(pytestconfig.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def on_its_backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run a test that takes `backend` on it. One that cannot run here is skipped, but for the test of that."""
+    if "backend" not in request.fixturenames:
+        yield
+        return
+    backend = request.getfixturevalue("backend")
+    if is_emulated(backend, request.config) and backend == "cuda":
+        request.getfixturevalue("monkeypatch").setenv("EMCL_CUDA_EMULATED", "1")
+    reason = unavailable(backend, request.getfixturevalue("device"))
+    if reason and "available" not in request.node.name:
+        pytest.skip(f"{backend}: {reason}")
+    with use_backend(backend):
+        yield
+
+
+def unavailable(backend: str, device: str) -> str:
+    """Why a backend cannot run on a device, or an empty string."""
+    for entry in dispatch.report():
+        if (entry["backend"], entry["device"]) == (backend, device):
+            return str(entry["reason"])
+    return f"emcl_kernels has no backend {backend}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def threads() -> None:
+    """Those that the job was given: on a GPU machine, float64 references of real sizes are computed on the CPU."""
+    if count := os.environ.get("EMCL_TEST_THREADS"):
+        torch.set_num_threads(int(count))

@@ -1,0 +1,223 @@
+"""The kernel tests on a GPU: python tests/run_on_gpu.py, or make test-gpu. Unknown arguments go to pytest: -k fit, -x.
+
+They are the tests of tests/kernels, with --device cuda. Every backend and file is a process of its own, several at a
+time. One that crashes, hangs or loses the CUDA context is started again after the test that did it, so a failing kernel
+hides no other result. The summary is written after each job, so a run that is cut off leaves what it has. Without a
+GPU it says so and ends with exit code 0.
+
+A GPU machine needs torch, triton, jaxtyping, numpy, safetensors and pytest, and nothing else.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+TESTS = HERE / "kernels"
+BACKENDS = {"cuda": ("triton", "cuda"), "cpu": ("reference",)}
+SILENCE = 180.0  # seconds that a single test may take
+RESTARTS = 6
+GIB_OF_A_PROCESS = 10
+MOST_OF_A_LOG = 300_000  # characters
+ENDED = (0, 1, 5)  # exit codes of pytest: all passed, some failed, none collected
+LOST = 70  # exit code if the CUDA context is lost, from progress_plugin.py
+
+
+@dataclass
+class Job:
+    """The tests of one file on one backend, or every shards-th of them."""
+
+    backend: str
+    file: Path
+    shard: int
+    shards: int
+    folder: Path
+    seconds: float = 0.0
+    outcomes: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        part = f" {self.shard + 1}/{self.shards}" if self.shards > 1 else ""
+        return f"{self.backend} {self.file.stem}{part}"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / (self.name.replace(" ", "-").replace("/", "of") + ".log")
+
+    def count(self, *outcomes: str) -> int:
+        return sum(outcome in outcomes for outcome, _ in self.outcomes.values())
+
+
+def run_job(job: Job, device: str, threads: int, silence: float, arguments: list[str]) -> Job:
+    """Run pytest, again and again where a test ends the process, until every test has an outcome."""
+    began = time.monotonic()
+    progress = job.log.with_suffix(".jsonl")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]),
+        "EMCL_TEST_PROGRESS": str(progress),
+        "EMCL_TEST_SHARD": f"{job.shard}/{job.shards}",
+        "EMCL_TEST_THREADS": str(threads),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
+    }
+    options = ["--device", device, "--backend", job.backend, "-p", "progress_plugin", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-rN", *options, str(job.file), *arguments]
+    with job.log.open("a") as log:
+        for _ in range(1 + RESTARTS):
+            code = run_watched(command, progress, silence, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            unfinished = read_outcomes(job, progress)
+            for test in unfinished:
+                how = f"nothing for {silence:.0f} s" if code is None else f"the process ended with {code}"
+                with progress.open("a") as file:
+                    file.write(json.dumps({"end": test, "outcome": "failed", "reason": how}) + "\n")
+            read_outcomes(job, progress)
+            if code in ENDED:
+                break
+            if not unfinished and code != LOST:
+                job.outcomes[job.name] = ("failed", f"pytest ended with {code} before any test; see {job.log}")
+                break
+        else:
+            job.outcomes[job.name] = ("failed", f"given up after {RESTARTS} restarts; see {job.log}")
+    job.seconds = time.monotonic() - began
+    return job
+
+
+def read_outcomes(job: Job, progress: Path) -> list[str]:
+    """Outcomes so far into the job. Returns: tests that started and did not end."""
+    lines: list[dict[str, Any]] = []
+    if progress.exists():
+        lines = [json.loads(line) for line in progress.read_text().splitlines()]
+    job.outcomes |= {line["end"]: (line["outcome"], line["reason"]) for line in lines if "end" in line}
+    return [line["start"] for line in lines if "start" in line and line["start"] not in job.outcomes]
+
+
+def files_with_backends() -> list[Path]:
+    """The files whose tests run over backends."""
+    return [file for file in sorted(TESTS.glob("test_*.py")) if "backend: str" in file.read_text(encoding="utf-8")]
+
+
+def plan(device: str, backends: tuple[str, ...], short: bool, folder: Path) -> tuple[list[Job], int]:
+    """The jobs, those of one backend together, and how many of them run at a time."""
+    files = files_with_backends()
+    cores = len(os.sched_getaffinity(0))
+    at_once = max(1, cores // 2)
+    if device == "cuda":
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        at_once = max(1, min(at_once, int(memory / GIB_OF_A_PROCESS)))
+    shards = 1 if short else max(1, at_once // (len(backends) * len(files)) + 1)
+    jobs = [
+        Job(backend, file, shard, shards, folder) for backend in backends for file in files for shard in range(shards)
+    ]
+    return jobs, at_once
+
+
+def report(jobs: list[Job]) -> bool:
+    """Print what failed and what was left out, and why. Returns: whether all is well."""
+    failures = [
+        (job, test, why) for job in jobs for test, (outcome, why) in job.outcomes.items() if outcome == "failed"
+    ]
+    skipped: dict[str, int] = {}
+    for job in jobs:
+        for outcome, why in job.outcomes.values():
+            if outcome == "skipped":
+                skipped[why] = skipped.get(why, 0) + 1
+    for why, count in skipped.items():
+        print(f"skipped {count}: {why}")
+    for job, test, why in failures:
+        print(f"FAILED [{job.backend}] {test.rpartition('/')[2]}: {why}")
+    totals = ", ".join(f"{sum(job.count(o) for job in jobs)} {o}" for o in ("passed", "failed", "skipped"))
+    print(f"{totals}; logs in {jobs[0].folder}")
+    return not failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--short", action="store_true", help="only the few tests that run before every benchmark")
+    parser.add_argument("--backends", help="separated by commas; by default triton,cuda")
+    parser.add_argument("--out", type=Path, help="folder of gpu-tests.log: all that the files with failures printed")
+    parser.add_argument("--summary", type=Path, help="write outcomes to this file after each job, as JSON")
+    parser.add_argument("--silence", type=float, default=SILENCE, help="seconds after which a silent test is ended")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: the tests of these tests")
+    options, arguments = parser.parse_known_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print(f"no GPU tests: torch {torch.__version__} sees no CUDA device")
+        return 0
+    folder = Path(tempfile.mkdtemp(prefix="emcl-gpu-tests-"))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+    if options.device == "cuda":
+        name = torch.cuda.get_device_name()
+        print(f"GPU tests on {name}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
+
+    backends = tuple(options.backends.split(",")) if options.backends else BACKENDS[options.device]
+    jobs, at_once = plan(options.device, backends, options.short, folder)
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    selection = ["-m", "short"] if options.short else []
+    with ThreadPoolExecutor(at_once) as pool:
+        running = [
+            pool.submit(run_job, job, options.device, threads, options.silence, [*selection, *arguments])
+            for job in jobs
+        ]
+        for future in as_completed(running):
+            job = future.result()
+            counts = ", ".join(f"{job.count(o)} {o}" for o in ("passed", "failed", "skipped") if job.count(o))
+            print(f"{job.name}: {counts or 'no tests'} in {job.seconds:.0f} s", flush=True)
+            if options.summary:
+                write_summary(options.summary, jobs)
+            if options.out and job.count("failed"):
+                with (options.out / "gpu-tests.log").open("a") as log:
+                    log.write(f"==== {job.name}\n{job.log.read_text(errors='replace')[-MOST_OF_A_LOG:]}\n")
+    return 0 if report(jobs) else 1
+
+
+def write_summary(file: Path, jobs: list[Job]) -> None:
+    """Outcomes so far, of each backend, as JSON."""
+    outcomes: dict[str, dict[str, dict[str, str]]] = {job.backend: {} for job in jobs}
+    for job in jobs:
+        for test, (outcome, why) in job.outcomes.items():
+            outcomes[job.backend][test] = {"outcome": outcome, "reason": why}
+    file.write_text(json.dumps(outcomes, indent=1))
+
+
+def run_watched(command: list[str], progress: Path, silence: float, **options: Any) -> int | None:
+    """Run a command until it ends, or until the file `progress` has not been written for `silence` seconds.
+
+    Returns: the exit code (negative: the signal that ended it), or None where it was silent and was killed. What it
+        started and left behind is killed in any case.
+    """
+    # a group of its own to be killed, in the session of its parent to be ended with it
+    group = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+    process = subprocess.Popen(command, **group, **options)
+    written, since = _written(progress), time.monotonic()
+    try:
+        while process.poll() is None:
+            time.sleep(0.1)
+            if (now := _written(progress)) != written:
+                written, since = now, time.monotonic()
+            elif time.monotonic() - since > silence:
+                return None
+        return process.returncode
+    finally:
+        with suppress(ProcessLookupError):  # nothing is left of it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _written(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
