@@ -25,7 +25,7 @@ OPS: dict[str, "Op"] = {}
 
 _library = torch.library.Library("emcl", "DEF")
 _MAIN = ("x", "text", "gram")
-"""The argument whose device and dtype decide about the backend, if an op has one of these names; else the first."""
+"""The first of these that an op has decides about the backend, by its device and dtype; if none, its first argument."""
 
 
 # ---- what vmap does --------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def one_by_one(op: Callable[..., Any], info: Any, in_dims: tuple[Any, ...], *arg
 
 @dataclass(frozen=True)
 class Gradient:
-    """The gradient by a backward op, `_NAME_backward`, which backends implement like any other.
+    """The gradient by a backward op, `_NAME_backward`, which backends implement like any other op.
 
     It takes the gradients of the outputs, the tensors of the op, the outputs in `saved`, and the op's settings; it
     returns a gradient for each input in `to`, shaped like it.
@@ -87,7 +87,12 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Rule:
-    """The gradient by functions of one's own, as `torch.library.register_autograd` takes them."""
+    """The gradient by functions of the op's own, as `torch.library.register_autograd` takes them.
+
+    Args:
+        backward: takes the context and the gradients of the outputs, and returns one gradient for each argument.
+        save: takes the context, the arguments and the outputs, and saves what backward needs.
+    """
 
     backward: Callable[..., Any]
     save: Callable[..., None] | None = None

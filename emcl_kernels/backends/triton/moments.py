@@ -46,7 +46,8 @@ def moments(x: Float[Tensor, "*G N D"]) -> tuple[Float[Tensor, "*G D D"], Float[
     pairs = side * (side + 1) // 2
     splits, rows_per_split = row_splits(rows, pairs * batch, tiles.rows)
     if splits == 1:
-        gram_parts, colsum_parts = gram, colsum
+        gram_parts = gram
+        colsum_parts = colsum
     else:
         gram_parts = gram.new_empty(batch, splits, width, width)
         colsum_parts = gram.new_empty(batch, splits, width)

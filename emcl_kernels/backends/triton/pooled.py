@@ -117,7 +117,8 @@ def pooled_cosine(
     products = f @ f.mT + f_twice @ f_r.mT  # (PL) F×F per video
 
     tiles = pooled_tiles(texts, count, width, text.dtype)
-    cosine, length = f.new_empty(texts, videos), f.new_empty(texts, videos)
+    cosine = f.new_empty(texts, videos)
+    length = f.new_empty(texts, videos)
     with on_device_of(text):
         pooled_cosine_kernel[(videos * triton.cdiv(texts, tiles.texts),)](
             text.contiguous(), frames.contiguous(), frame_mask.float().contiguous(), kept.contiguous(),
