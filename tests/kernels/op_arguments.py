@@ -36,6 +36,10 @@ VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 }
 
 
+EVALUATION = ("pooled_similarity_blocks", "_pooled_blocks")
+"""Ops without a gradient."""
+
+
 def names() -> list[str]:
     """Of every op, as torch knows them."""
     schemas = torch._C._jit_get_all_schemas()
@@ -70,7 +74,7 @@ def arguments(
         grad: whether tensors that have a gradient require it. An op that has no gradient never gets such.
         **changes: other values of arguments.
     """
-    grad = grad and not name.endswith("_backward") and name != "pooled_similarity_blocks"
+    grad = grad and not name.endswith("_backward") and name not in EVALUATION
     changes = dict(VARIANTS.get(name, [])).get(variant, {}) | changes
     table = values("pooled" in name) | SETTINGS | changes
 

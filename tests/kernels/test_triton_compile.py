@@ -142,12 +142,12 @@ def rows_functions(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None
     gram, colsum = torch.zeros(batch, width, width), torch.zeros(batch, width)
     responsibilities, scale = torch.zeros(batch, width, num_bases), torch.zeros(batch, num_bases)
     triton_backend.moments(x)
-    triton_backend.moments_backward(x, gram, colsum)
+    triton_backend.moments_backward(gram, colsum, x)
     triton_backend.reconstruct(x, responsibilities, scale, 3.0)
     triton_backend.reconstruct_backward(x, x, responsibilities, scale, 3.0)
     if dtype == torch.float32:
         triton_backend.fit(gram, responsibilities, 3, 1.0, 1e-6)
-        triton_backend.fit_backward(gram, responsibilities, responsibilities, scale, 2, 1.0, 1e-6)
+        triton_backend.fit_backward(responsibilities, scale, gram, responsibilities, 2, 1.0, 1e-6)
 
 
 def pooled_functions(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
@@ -162,9 +162,9 @@ def pooled_functions(shape: tuple[int, int, int, int, int], dtype: torch.dtype) 
     map_ = torch.zeros(width, num_bases), torch.zeros(num_bases), 3.0
     gram, colsum, kept = triton_backend.pooled_moments(*inputs, 3.0, True)
     for known in (kept, torch.empty(0)):
-        triton_backend.pooled_moments_backward(gram, colsum, *inputs, known, 3.0)
-        cosine, length = triton_backend.pooled_cosine(*inputs, known, *map_, 3.0)
-        triton_backend.pooled_cosine_backward(cosine, cosine, length, *inputs, known, *map_, 3.0, True)
+        triton_backend.pooled_moments_backward(gram, colsum, *inputs, known, 3.0, True)
+        cosine, length = triton_backend.pooled_cosine(*inputs, known, *map_, 3.0, False)
+        triton_backend.pooled_cosine_backward(cosine, *inputs, known, *map_[:2], cosine, length, map_[2], 3.0, True)
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
