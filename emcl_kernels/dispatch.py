@@ -82,7 +82,7 @@ def use_backend(name: Backend) -> Iterator[None]:
         ValueError: there is no such backend.
         RuntimeError: inside the block, an op cannot run on the backend; the message says why.
 
-    Example:
+    Examples:
         >>> with use_backend("reference"):
         ...     y, mean_bases = em_project(x, init)
     """

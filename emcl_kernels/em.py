@@ -49,7 +49,7 @@ class Moments(NamedTuple):
         colsum: xᵀ1 `[*, D]`, in the same dtype.
         num_rows: how many rows, a number or a tensor `[*]` with one for each problem.
 
-    Example:
+    Examples:
         >>> total = Moments.of(first) + Moments.of(second)
         >>> fitted = EMCL(num_bases=32).fit(*total)
     """

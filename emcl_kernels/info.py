@@ -53,7 +53,7 @@ def which_backend(op: str, device: str) -> str:
     Returns:
         The backend with the reason in brackets, or "none: " with the reason.
 
-    Example:
+    Examples:
         >>> which_backend("em_project", "cpu")
         'native  (first choice)'
     """

@@ -42,7 +42,7 @@ class EMCL(nn.Module):
     Raises:
         ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
         >>> layer = EMCL(num_bases=32)
         >>> text, video = torch.randn(128, 512), torch.randn(128, 512)
         >>> text, video = layer(text, video)
@@ -165,7 +165,7 @@ class EMCL(nn.Module):
                 the shape that it was given.
             RuntimeError: the layer is in training mode and called inside backward.
 
-        Example:
+        Examples:
             >>> layer = EMCL(num_bases=32)
             >>> text, frames = torch.randn(64, 512), torch.randn(64, 12, 512)
             >>> layer.pooled_similarity(text, frames, torch.ones(64, 12).bool()).shape
@@ -244,7 +244,7 @@ class EMCL(nn.Module):
             ValueError: num_bases is larger than the width, or shapes disagree.
             TypeError: gram is not in float32 or float64.
 
-        Example:
+        Examples:
             >>> layer = EMCL(num_bases=32)
             >>> chunks = torch.randn(10, 1000, 512)
             >>> total = sum((Moments.of(chunk) for chunk in chunks[1:]), Moments.of(chunks[0]))

@@ -35,7 +35,7 @@ class SimilarityStream:
         steps: how many tensors an iteration gives.
         rows: starts an iteration.
 
-    Example:
+    Examples:
         >>> for rows in pooled_similarity_stream(text, frames, frame_mask, init):
         ...     ranks.append(rows.argsort(dim=1, descending=True))
     """
@@ -91,7 +91,7 @@ def pooled_similarity_stream(
         ValueError: shapes disagree, a setting is out of its range, or chunk or em_block is below 1.
         TypeError: an input is no tensor of floats, or text and frames differ in dtype.
 
-    Example:
+    Examples:
         >>> text, frames = torch.randn(20_000, 512), torch.randn(1000, 12, 512)
         >>> stream = pooled_similarity_stream(text, frames, torch.ones(1000, 12).bool(), torch.randn(32))
         >>> similarity = torch.cat(list(stream))

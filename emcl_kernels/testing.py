@@ -43,7 +43,7 @@ def bound(
     Returns:
         the bound on ‖out − ref‖ / ‖ref‖.
 
-    Example:
+    Examples:
         >>> f"{bound(torch.float32, 1000):.1e}"
         '7.5e-06'
     """

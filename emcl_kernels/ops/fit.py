@@ -34,7 +34,7 @@ def em_fit(
             on other devices NaN passes through, because looking would stall the device.
         TypeError: a dtype is not as above.
 
-    Example:
+    Examples:
         >>> gram, colsum = em_moments(x)
         >>> responsibilities, scale = em_fit(gram, colsum.unsqueeze(-1) * torch.randn(32))
     """

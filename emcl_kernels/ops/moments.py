@@ -21,7 +21,7 @@ def em_moments(x: Float[Tensor, "*G N D"]) -> tuple[Float[Tensor, "*G D D"], Flo
         ValueError: `x` has fewer than two dimensions or is empty.
         TypeError: `x` is no tensor of floats.
 
-    Example:
+    Examples:
         >>> gram, colsum = em_moments(torch.randn(1000, 512))
         >>> gram.shape, colsum.shape
         (torch.Size([512, 512]), torch.Size([512]))

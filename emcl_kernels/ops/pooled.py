@@ -68,7 +68,7 @@ def pooled_similarity(
             infinite values; on other devices these pass through.
         TypeError: an input is no tensor of floats, or text and frames differ in dtype.
 
-    Example:
+    Examples:
         >>> text, frames = torch.randn(128, 512), torch.randn(128, 12, 512)
         >>> similarity, mean_bases = pooled_similarity(text, frames, torch.ones(128, 12).bool(), torch.randn(32))
     """
@@ -110,7 +110,7 @@ def pooled_cosine_similarity(
         ValueError: shapes disagree, or pooling_temperature <= 0.
         TypeError: an input is no tensor of floats, or text and frames differ in dtype.
 
-    Example:
+    Examples:
         >>> text, frames = torch.randn(128, 512), torch.randn(128, 12, 512)
         >>> similarity = pooled_cosine_similarity(text, frames, torch.ones(128, 12).bool())
     """
@@ -162,7 +162,7 @@ def pooled_similarity_blocks(
         TypeError: an input is no tensor of floats, or text and frames differ in dtype.
         NotImplementedError: in backward; there is no gradient.
 
-    Example:
+    Examples:
         >>> text, frames = torch.randn(1000, 512), torch.randn(1000, 12, 512)
         >>> frame_mask = torch.ones(1000, 12).bool()
         >>> similarity = pooled_similarity_blocks(text, frames, frame_mask, torch.randn(32), em_block=32)

@@ -45,7 +45,7 @@ def em_project(
             input holds NaN or infinite values; on other devices these pass through.
         TypeError: an input is no tensor of floats.
 
-    Example:
+    Examples:
         >>> x = torch.nn.functional.normalize(torch.randn(2000, 512), dim=-1)
         >>> y, mean_bases = em_project(x, torch.randn(32))
     """

@@ -31,7 +31,7 @@ def em_reconstruct(
         ValueError: shapes disagree.
         TypeError: responsibilities or scale have not the dtype of `em_fit`.
 
-    Example:
+    Examples:
         >>> y = em_reconstruct(x, *em_fit(gram, logits), weight=3.0)
     """
     checks.inputs(x=x, responsibilities=responsibilities, scale=scale)

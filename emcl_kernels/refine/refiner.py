@@ -57,7 +57,7 @@ class EMRefiner:
     Raises:
         ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
         >>> refiner = EMRefiner().fit(train_text, train_video)
         >>> text, video = refiner.transform_text(test_text), refiner.transform_video(test_video)
         >>> similarity = torch.nn.functional.normalize(text, dim=-1) @ torch.nn.functional.normalize(video, dim=-1).T
@@ -155,7 +155,7 @@ class EMRefiner:
                 loaded, and has no moments to add to.
             TypeError: a side is no array of floats.
 
-        Example:
+        Examples:
             >>> refiner = EMRefiner()
             >>> for text, video in batches:
             ...     refiner.partial_fit(text, video)
@@ -287,7 +287,7 @@ class EMRefiner:
         Raises:
             ValueError: there is no such side, or nothing was fitted.
 
-        Example:
+        Examples:
             >>> refine_text = refiner.to_linear("text")
             >>> text = refine_text(text_encoder(tokens))
         """
@@ -342,7 +342,7 @@ class EMRefiner:
             FileNotFoundError: there is no such file.
             ValueError: the file is no map of a refiner.
 
-        Example:
+        Examples:
             >>> refiner.save("refiner.safetensors")
             >>> refined = EMRefiner.load("refiner.safetensors").transform_text(text)
         """

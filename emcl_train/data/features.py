@@ -114,7 +114,8 @@ def settings_of_features(config: RunConfig) -> dict[str, object]:
 def read_features(folder: Path) -> dict[str, Any]:
     """What `features.json` says.
 
-    Raises: UserError where the folder was not written by `embed`, or not to its end.
+    Raises:
+        UserError: the folder was not written by `embed`, or not to its end.
     """
     path = folder / FEATURES
     if not path.is_file():
@@ -129,7 +130,8 @@ def read_features(folder: Path) -> dict[str, Any]:
 def open_features(config: RunConfig) -> Annotations:
     """The splits of the folder that `config.from_features` names.
 
-    Raises: UserError naming every setting in which the folder differs from the run.
+    Raises:
+        UserError: the folder differs from the run; every such setting is named.
     """
     folder = Path(config.from_features or "")
     record = read_features(folder)

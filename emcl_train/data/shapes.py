@@ -96,7 +96,8 @@ def render_shapes(root: Path, config: ShapesConfig) -> None:
     The same configuration gives the same clips and captions. The manifest `shapes.json` is written last, so that its
     presence marks a complete set.
 
-    Raises: UserError for settings out of range, and where `root` holds anything but a set of these settings.
+    Raises:
+        UserError: settings are out of range, or `root` holds anything but a set of these settings.
     """
     _check(config)
     manifest = {"version": VERSION, "config": asdict(config)}

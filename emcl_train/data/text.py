@@ -63,7 +63,8 @@ class CaptionTokenizer:
     def load(cls, path: Path) -> "CaptionTokenizer":
         """Read what `save` wrote.
 
-        Raises: UserError where it is something else.
+        Raises:
+            UserError: it is something else.
         """
         try:
             return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
@@ -74,9 +75,10 @@ class CaptionTokenizer:
 
 
 def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTokenizer:
-    """The tokenizer of a run: from its folder where it is there, else as `config` says, and saved there.
+    """The tokenizer of a run: from its folder if it is there, else as `config` says, and saved there.
 
-    Raises: UserError where `model.tokenizer` or `model.clip` names none that can be read.
+    Raises:
+        UserError: `model.tokenizer` or `model.clip` names none that can be read.
     """
     if run_dir is not None and (run_dir / TOKENIZER).is_file():
         return CaptionTokenizer.load(run_dir / TOKENIZER)
@@ -143,8 +145,13 @@ def word_tokenizer(captions: Sequence[str], max_words: int) -> CaptionTokenizer:
 def pretrained_tokenizer(name: str, max_words: int, *, setting: str = "clip") -> CaptionTokenizer:
     """The tokenizer of a checkpoint on the hub or in a folder.
 
-    Args: setting: of `model`, which names it in errors.
-    Raises: UserError.
+    Args:
+        name: of the checkpoint, or a folder.
+        max_words: tokens of a caption, at most.
+        setting: of `model`, which names it in errors.
+
+    Raises:
+        UserError: there is no such checkpoint, or it cannot be reached.
     """
     from transformers import AutoTokenizer
 

@@ -54,7 +54,7 @@ def paired_bootstrap(
         ValueError: the shapes disagree, there are no queries, a score is not finite, resamples < 1, or level is not
             between 0 and 1.
 
-    Example:
+    Examples:
         >>> print(paired_bootstrap(np.zeros(4), np.full(4, 2.5)))
         +2.5 [+2.5, +2.5]
     """

@@ -23,7 +23,7 @@ def ranks(similarity: Float[Tensor, "Q G"], target: Int[Tensor, "Q"]) -> Float[T
     Raises:
         ValueError: a similarity is NaN, or the targets do not fit the matrix.
 
-    Example:
+    Examples:
         >>> ranks(torch.tensor([[0.9, 0.1], [0.5, 0.5]]), torch.tensor([0, 1])).tolist()
         [1.0, 1.5]
     """

@@ -37,8 +37,13 @@ class Embeddings:
     def write(self, folder: Path, stem: str, refine: Callable[..., Any]) -> Path:
         """Refined rows in the format, dtype and under the array's name that they came with, in place of what was there.
 
-        Args: refine: called with the rows, and with `out` where they can be written as they are made.
-        Returns: the file, `target`.
+        Args:
+            folder: where to write.
+            stem: name of the file without its suffix.
+            refine: called with the rows, and with `out` if they can be written as they are made.
+
+        Returns:
+            The file, `target`.
         """
         target = self.target(folder, stem)
         with whole(target) as partial:
@@ -62,9 +67,13 @@ class Embeddings:
 
 
 def read_embeddings(argument: str) -> Embeddings:
-    """Args: argument: FILE or FILE:NAME.
+    """Open the embeddings that an argument names.
 
-    Raises: UserError where there is no such file or array, or it is not `[N, D]`.
+    Args:
+        argument: FILE, or FILE:NAME of an array in it.
+
+    Raises:
+        UserError: there is no such file or array, or it is not `[N, D]`.
     """
     path, name = Path(argument), None
     if not path.is_file() and ":" in argument:

@@ -24,7 +24,7 @@ def symmetric_info_nce(similarity: Float[Tensor, "A B"], logit_scale: Float[Tens
     Raises:
         ValueError: the texts of all processes are not as many as the videos.
 
-    Example:
+    Examples:
         >>> symmetric_info_nce(torch.zeros(4, 4), torch.tensor(100.0))  # chance: log 4
         tensor(1.3863)
     """

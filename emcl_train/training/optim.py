@@ -81,7 +81,7 @@ def schedule(step: int, *, total_steps: int, warmup: float) -> float:
         total_steps: of the whole run.
         warmup: share of the steps that rise.
 
-    Example:
+    Examples:
         >>> [schedule(step, total_steps=4, warmup=0.5) for step in range(5)]
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """

@@ -42,8 +42,8 @@ def test_triton_in_its_interpreter(name: str) -> None:
     run_tests("triton", [HERE / f"test_{name}.py"], environment, *selection)
 
 
-# Other machines have other instructions in the C++ kernels, and a torch that rounds otherwise. No tolerance may depend on
-# either.
+# Other machines have other instructions in the C++ kernels, and a torch that rounds otherwise. No tolerance may
+# depend on either.
 PROCESSORS = {
     "without AVX": ("reference,native", {"EMCL_ISA": "baseline", "ATEN_CPU_CAPABILITY": "default"}),
     "AVX2": ("native", {"EMCL_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2"}),
