@@ -210,7 +210,8 @@ class FitRun(Case):
         return run
 
     def errors(self, kind: str, inputs: tuple[Tensor, ...], outputs: Any) -> dict[str, float]:
-        truth = reference.em_fit(*(tensor.double() for tensor in inputs), num_iters=ITERS, temperature=1.0)
+        gram, logits = (tensor.double() for tensor in inputs)
+        truth = reference.em_fit(gram, logits, num_iters=ITERS, temperature=1.0)
         names = ("responsibilities", "scale")
         return {name: relative_error(a, b) for name, a, b in zip(names, outputs, truth, strict=True)}
 

@@ -85,7 +85,9 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert native == {name for name in names if name.startswith("emcl_kernels/_C/")}
     assert "emcl_kernels/tables/shipped.json" in names
     assert {name.partition("/")[0] for name in names} == {"emcl_kernels", "emcl_train", f"emcl-{__version__}.dist-info"}
-    kinds = {"".join(Path(name).suffixes[-1:]) for name in names if ".dist-info" not in name}
+    templates = {name for name in names if name.startswith("emcl_train/report/templates/")}
+    assert {Path(name).name for name in templates} == {"report.html", "style.css"}
+    kinds = {Path(name).suffix for name in names if ".dist-info" not in name and name not in templates}
     assert kinds <= {".py", ".typed", ".json", ".so", ".h"}
 
 
