@@ -60,7 +60,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def is_slow(item: pytest.Item) -> bool:
-    """The emulator runs every thread of a GPU on the CPU. Rows, which are quick, are enough between edits."""
+    """Whole files that compile or trace; and emulated backends, which run every thread of a GPU on the CPU.
+
+    Of the latter, rows, which are quick, are enough between edits.
+    """
+    if item.path.stem in ("test_triton_compile", "test_ops", "test_on_gpu"):
+        return True
     backend = backend_of(item)
     quick = ("test_moments", "test_fit", "test_reconstruct")
     return backend is not None and is_emulated(backend, item.config) and item.path.stem not in quick
