@@ -64,10 +64,12 @@ def is_slow(item: pytest.Item) -> bool:
 
     Of the latter, rows, which are quick, are enough between edits.
     """
-    if item.path.stem in ("test_triton_compile", "test_ops", "test_on_gpu"):
+    if item.path.stem in ("test_triton_compile", "test_ops", "test_on_gpu", "test_pooled"):
         return True
     backend = backend_of(item)
     quick = ("test_moments", "test_fit", "test_reconstruct")
+    if backend == "reference" and item.path.stem not in quick:
+        return True  # as the C++ kernels beside it, which are what one changes; their truth is the loop
     return backend is not None and is_emulated(backend, item.config) and item.path.stem not in quick
 
 
