@@ -128,8 +128,8 @@ def choose(op: Declared, args: tuple[Any, ...]) -> Implementation:
     Raises:
         RuntimeError: no backend can, or the one that was asked for cannot, with the reason.
     """
-    by_name = asked.backend
-    name, implementation, refused = _first_that_runs(op, args)
+    by_name = asked.backend  # read once: another thread may enter `use_backend` meanwhile
+    name, implementation, refused = _first_that_runs(op, args, by_name)
 
     # If a backend was refused, its library may still be loaded later, so such a choice is not kept.
     if not refused and BACKENDS[name].uniform:
@@ -137,9 +137,9 @@ def choose(op: Declared, args: tuple[Any, ...]) -> Implementation:
     return implementation
 
 
-def _first_that_runs(op: Declared, args: tuple[Any, ...]) -> tuple[str, Implementation, list[str]]:
+def _first_that_runs(op: Declared, args: tuple[Any, ...], by_name: str | None) -> tuple[str, Implementation, list[str]]:
     """The backend that is taken, its function, and why those before it were not."""
-    order, why = candidates(op, args)
+    order, why = candidates(op, args, by_name)
     refused: list[str] = []
     for name in order:
         reason = BACKENDS[name].supports(op, args)
@@ -151,24 +151,25 @@ def _first_that_runs(op: Declared, args: tuple[Any, ...]) -> tuple[str, Implemen
             reason = f"it has no implementation of {op.name}"
         refused.append(f"{name}: {reason}")
 
-    if asked.backend is not None:
+    if by_name is not None:
         raise RuntimeError(
-            f'backend "{asked.backend}" is not available for {op.family}: {reason}. Use another of '
-            f"{', '.join(name for name in BACKENDS if name != asked.backend)}, or see python -m emcl_kernels.info"
+            f'backend "{by_name}" is not available for {op.family}: {reason}. Use another of '
+            f"{', '.join(name for name in BACKENDS if name != by_name)}, or see python -m emcl_kernels.info"
         )
     raise RuntimeError(f"no backend can run {op.family}: {'; '.join(refused)}")
 
 
 def which(op: Declared, args: tuple[Any, ...]) -> tuple[str, str]:
     """Name of the backend that would run an op on these arguments, and why it is taken."""
-    name, _, refused = _first_that_runs(op, args)
-    return name, "; ".join(refused) or candidates(op, args)[1]
+    by_name = asked.backend
+    name, _, refused = _first_that_runs(op, args, by_name)
+    return name, "; ".join(refused) or candidates(op, args, by_name)[1]
 
 
-def candidates(op: Declared, args: tuple[Any, ...]) -> tuple[tuple[str, ...], str]:
-    """Names of the backends as they are tried, and why the first comes first."""
-    if asked.backend is not None:
-        return (asked.backend,), "asked for by name"
+def candidates(op: Declared, args: tuple[Any, ...], by_name: str | None) -> tuple[tuple[str, ...], str]:
+    """Names of the backends as they are tried, and why the first comes first. by_name: the one that is asked for."""
+    if by_name is not None:
+        return (by_name,), "asked for by name"
     device = args[op.main].device.type
     order = _AUTOMATIC.get(device, ("reference",))
     if device != "cuda":

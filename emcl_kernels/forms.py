@@ -4,6 +4,9 @@ The loop reads all rows in every iteration; the Gram form reads them once, whate
 """
 
 import torch
+from torch import Tensor
+
+from emcl_kernels import reference
 
 FEW_ROWS = 16
 """With fewer rows every backend runs the loop: their Gram matrix cancels in float32 if their sum is small."""
@@ -37,3 +40,12 @@ def takes_loop(rows: Size, width: Size, num_bases: Size, num_iters: Size) -> boo
     gram = rows * width * (width + 1) + 2 * width * width * num_bases * num_iters + 4 * rows * width * num_bases
     loop = 4 * rows * width * num_bases * num_iters + 2 * rows * width * num_bases
     return bool(loop < gram)
+
+
+def project_by_loop(
+    x: Tensor, init: Tensor, *, num_iters: int, temperature: float, residual_weight: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `reference.em_project` returns, by the loop: y, mean_bases, responsibilities, scale."""
+    bases, responsibilities, scale = reference.em_loop(x, init, num_iters=num_iters, temperature=temperature, eps=eps)
+    y = reference.em_reconstruct(x, responsibilities, scale, weight=residual_weight)
+    return y, bases.mean(-2), responsibilities, scale

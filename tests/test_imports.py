@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # modules of emcl_kernels.ops are units themselves: em.py stands between those that it needs and those that need it.
 LAYERS = {
     "emcl_kernels": [
-        {"reference", "forms", "checks"},
+        {"reference", "checks"},
+        {"forms"},
         {"backends"},
         {"tables"},
         {"dispatch"},

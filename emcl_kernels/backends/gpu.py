@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emcl_kernels import reference
+from emcl_kernels import forms
 from emcl_kernels.backends import Declared
 
 MAX_BASES = 128
@@ -56,9 +56,12 @@ def project_few_rows(
     Returns:
         y in the dtype of `x`, and mean_bases, responsibilities and scale in float32.
     """
-    rows = x.float()
-    bases, responsibilities, scale = reference.em_loop(
-        rows, init.float(), num_iters=num_iters, temperature=temperature, eps=eps
+    y, mean_bases, responsibilities, scale = forms.project_by_loop(
+        x.float(),
+        init.float(),
+        num_iters=num_iters,
+        temperature=temperature,
+        residual_weight=residual_weight,
+        eps=eps,
     )
-    y = reference.em_reconstruct(rows, responsibilities, scale, weight=residual_weight)
-    return y.to(x.dtype), bases.mean(-2), responsibilities, scale
+    return y.to(x.dtype), mean_bases, responsibilities, scale

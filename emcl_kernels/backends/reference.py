@@ -50,20 +50,11 @@ def em_project_fixed(
     x: Tensor, init: Tensor, num_iters: int, temperature: float, residual_weight: float, eps: float, linear: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = x.to(init.dtype)
-    num_rows, width = rows.shape[-2:]
-
-    if forms.takes_loop(num_rows, width, init.shape[-1], num_iters):
-        bases, responsibilities, scale = reference.em_loop(
-            rows, init, num_iters=num_iters, temperature=temperature, eps=eps
-        )
-        mean_bases = bases.mean(-2)
-    else:
-        gram, colsum = reference.em_moments(rows)
-        logits = reference.start_logits(rows, colsum, init)
-        responsibilities, scale = reference.em_fit(gram, logits, num_iters=num_iters, temperature=temperature, eps=eps)
-        mean_bases = reference.mean_of_bases(colsum, responsibilities, scale, num_rows)
-
-    y = reference.em_reconstruct(rows, responsibilities, scale, weight=residual_weight)
+    by_loop = forms.takes_loop(rows.shape[-2], rows.shape[-1], init.shape[-1], num_iters)
+    project = forms.project_by_loop if by_loop else reference.em_project
+    y, mean_bases, responsibilities, scale = project(
+        rows, init, num_iters=num_iters, temperature=temperature, residual_weight=residual_weight, eps=eps
+    )
     return y.to(x.dtype), mean_bases, responsibilities, scale
 
 

@@ -221,6 +221,8 @@ class Op(_Registered):
         fallback: Implementation | None = None,
     ) -> None:
         super().__init__(schema, batch, widest)
+        if not all(self.outputs):
+            raise ValueError(f"{self.name}: outputs need names, as in `-> Tensor y`, but the schema is {schema}")
         self.family = family or self.name
         self.main = next((self.position[name] for name in _MAIN if name in self.position), 0)
         self.fallback = fallback
@@ -236,7 +238,7 @@ class Op(_Registered):
 
         rule = Rule(_once_only)
         if isinstance(gradient, Gradient):
-            rule = self._rule(gradient, self._backward_op(gradient, batch))
+            rule = self._by_backward_op(gradient, batch)
         elif gradient is not None:
             rule = gradient
         torch.library.register_autograd(f"emcl::{self.name}", rule.backward, setup_context=rule.save, lib=_library)
@@ -269,16 +271,24 @@ class Op(_Registered):
     def _library_schema(self) -> str:
         """The inputs, then the outputs as tensors that are written to."""
         inputs = [f"{argument.type} {name}" for name, argument in self.arguments.items()]
-        outputs = [f"Tensor({chr(ord('a') + i)}!) {name or f'out{i}'}" for i, name in enumerate(self.outputs)]
+        outputs = [f"Tensor({chr(ord('a') + i)}!) {name}" for i, name in enumerate(self.outputs)]
         return f"{self.name}({', '.join([*inputs, *outputs])}) -> ()"
 
     # ---- the gradient ------------------------------------------------------------------------------------------------
 
-    def _backward_op(self, gradient: Gradient, batch: Batch) -> "Op":
-        """Declare the backward op: its schema, its checks and the shapes of its outputs follow from this op's."""
-        name = f"_{self.name.lstrip('_')}_backward"
+    def _by_backward_op(self, gradient: Gradient, batch: Batch) -> Rule:
+        """Declare the backward op, and the rule that calls it."""
         differentiated = [i for i, output in enumerate(self.outputs) if output not in gradient.constant]
         saved = [i for i, output in enumerate(self.outputs) if output in gradient.saved]
+        backward = self._backward_op(gradient, batch, differentiated, saved)
+        return self._rule(gradient, backward, differentiated, saved)
+
+    def _backward_op(self, gradient: Gradient, batch: Batch, differentiated: list[int], saved: list[int]) -> "Op":
+        """The backward op: its schema, its checks and the shapes of its outputs follow from this op's.
+
+        differentiated, saved: positions of the outputs that have a gradient, and of those that backward needs.
+        """
+        name = f"_{self.name.lstrip('_')}_backward"
         to = [self.position[tensor] for tensor in gradient.to]
         more, more_shapes = gradient.more
 
@@ -329,14 +339,11 @@ class Op(_Registered):
             family=self.family,
         )
 
-    def _rule(self, gradient: Gradient, backward: "Op") -> Rule:
+    def _rule(self, gradient: Gradient, backward: "Op", differentiated: list[int], saved: list[int]) -> Rule:
         """Save what the backward op takes; call it."""
-        constant = [i for i, name in enumerate(self.outputs) if name in gradient.constant]
-        differentiated = [i for i, name in enumerate(self.outputs) if name not in gradient.constant]
-        saved = [i for i, name in enumerate(self.outputs) if name in gradient.saved]
+        constant = [i for i in range(len(self.outputs)) if i not in differentiated]
         count = len(self.tensors)
         to = [self.position[name] for name in (*gradient.to, *gradient.finished)]
-        nothing = [None] * len(self.arguments)
 
         def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
@@ -351,7 +358,7 @@ class Op(_Registered):
             if gradient.finish is not None:
                 found = gradient.finish(ctx, tensors, *found)
 
-            d_inputs = list(nothing)
+            d_inputs: list[Tensor | None] = [None] * len(self.arguments)
             for i, d_input in zip(to, found, strict=True):
                 d_inputs[i] = d_input
             return tuple(d_inputs)

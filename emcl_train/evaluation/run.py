@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
-from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig
+from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split
 from emcl_train.data.loader import prepare
 from emcl_train.data.text import load_tokenizer
@@ -131,9 +131,9 @@ def evaluate_run(
 
     Args:
         run_dir: the folder.
-        eval_config: settings in place of those the run has; valid, see `check_config`.
+        eval_config: settings in place of those the run has.
         place: where the data set lies by now, in place of what the run says.
-        emcl: settings in place of those the run has; valid, see `check_config`.
+        emcl: settings in place of those the run has.
         from_features: a folder of features, in place of the videos or of the folder that the run was trained from.
         split: which split.
         out: the folder to write, which must not exist.
@@ -205,8 +205,9 @@ def _asked(
         eval=eval_config or own.eval,
         emcl=emcl or own.emcl,
         data=own.data if place is None else replace(own.data, **vars(place)),
-        from_features=from_features or own.from_features,
     )
+    check_config(config)
+    config.from_features = from_features or own.from_features
     return _Asked(run_dir, own, config, split, from_features)
 
 

@@ -12,7 +12,7 @@ from numpy.lib.format import open_memmap
 from rich.console import Console
 from torch import Tensor
 
-from emcl_train.config import RunConfig
+from emcl_train.config import RunConfig, check_config
 from emcl_train.data.clips import Split
 from emcl_train.data.features import FEATURES, SPLITS, TOWERS, VERSION, settings_of_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
@@ -36,7 +36,7 @@ def embed(
     """Write the folder `out`, which must not exist: it appears when it is whole.
 
     Args:
-        config: valid settings of a recipe, or of the run in `run_dir`, whose towers are then taken.
+        config: of a recipe, or of the run in `run_dir`, whose towers are then taken.
         out: the folder.
         tokens: store the features of every token too, as the head "wti" needs them; it gets them unasked.
         run_dir: the folder of a run.
@@ -45,6 +45,7 @@ def embed(
     Raises:
         UserError: `out` exists, or anything that training refuses.
     """
+    check_config(replace(config, from_features=None))
     require_free(out)
     if run_dir is None:
         look_at_clip(config.model)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from emcl_train.config import RunConfig, differing_settings
+from emcl_train.config import RunConfig, check_config, differing_settings
 from emcl_train.errors import UserError
 from emcl_train.processes import rank_and_world
 from emcl_train.report import render_group
@@ -20,7 +20,7 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
     With `resume`, finished runs are kept, an unfinished one goes on, and the others are started.
 
     Args:
-        config: valid settings (see `check_config`) of all runs; `train.seed` is that of the first one.
+        config: settings of all runs; `train.seed` is that of the first one.
         console: where progress is shown; None: the terminal.
 
     Returns:
@@ -30,6 +30,7 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
         UserError: for everything that the user can put right.
     """
     console = console or Console()
+    check_config(config)
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"{config.out} is a file, expected a folder for the runs; choose another one with --out")
     if (config.out / CONFIG).exists():

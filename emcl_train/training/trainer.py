@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from emcl_train.config import RunConfig
+from emcl_train.config import RunConfig, check_config
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, training_loader
 from emcl_train.data.provenance import changes
@@ -54,7 +54,7 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     """Train, select the epoch on the validation split, evaluate it on the test split, and write the report.
 
     Args:
-        config: valid settings, see `check_config`.
+        config: all settings.
         console: where progress is shown; None: the terminal.
 
     Returns:
@@ -64,6 +64,7 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
         UserError: for everything that the user can put right.
     """
     console = console or Console()
+    check_config(config)  # the command has asked before torch was imported; other callers come in here
 
     # What is wrong with the weights to start from is said before anything that takes time.
     if config.from_features is None:

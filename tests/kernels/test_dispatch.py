@@ -335,14 +335,14 @@ def test_threads_that_leave_their_backends_in_another_order_leave_none_behind() 
     thread = threading.Thread(target=first)
     thread.start()
     entered.wait(10)
-    before_second = dispatch.candidates(moments.op, (x,))[0]
+    before_second = dispatch.asked.backend
     with use_backend("native"):
-        within = dispatch.candidates(moments.op, (x,))[0]
+        within = dispatch.asked.backend
         left.set()
         thread.join()
-        still = dispatch.candidates(moments.op, (x,))[0]
-    assert (before_second, within, still) == (("reference",), ("native",), ("native",))
-    assert dispatch.candidates(moments.op, (x,))[1] == "first choice"
+        still = dispatch.asked.backend
+    assert (before_second, within, still) == ("reference", "native", "native")
+    assert dispatch.which(moments.op, (x,))[1] == "first choice"
 
 
 def test_a_missing_cpp_library_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,9 @@
 """em_reconstruct over every backend: a fitted map applied to rows, forward and backward."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from compare import Problem, compare
+from refusals import Refusal, refusals
 from torch import Tensor
 
 from emcl_kernels import em_reconstruct, reference
@@ -71,7 +70,7 @@ def test_views_are_read_as_they_are(backend: str, dtype: torch.dtype, device: st
 
 
 x, logits = torch.ones(8, 4), torch.ones(4, 3)
-BAD: list[tuple[str, Callable[[], object], type[Exception], str]] = [
+BAD: list[Refusal] = [
     ("map of another width", lambda: torch.ops.emcl.em_reconstruct(x, logits[:3], torch.ones(3), 1.0), ValueError,
      r"responsibilities has shape \[3, 3\] but x has shape \[8, 4\]; expected \[4, K\]"),
     ("map in half precision", lambda: em_reconstruct(x, logits.half(), torch.ones(3)), TypeError,
@@ -81,9 +80,4 @@ BAD: list[tuple[str, Callable[[], object], type[Exception], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "error", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
-def test_bad_input_is_refused_with_the_way_out(
-    call: Callable[[], object], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        call()
+test_bad_input_is_refused_with_the_way_out = refusals(BAD)

@@ -15,7 +15,7 @@ from tiny_run import tiny_run
 
 import emcl_train.tools.embed as embed_module
 from emcl_train import cli
-from emcl_train.config import RunConfig, check_config
+from emcl_train.config import RunConfig
 from emcl_train.data import loader
 from emcl_train.data.features import FEATURES, TOWERS, open_features
 from emcl_train.data.text import load_tokenizer
@@ -282,7 +282,7 @@ def test_folders_that_are_not_whole(folder, tmp_path):
 def test_towers_of_features_do_not_learn(folder, root, tmp_path):
     config = configuration(root, tmp_path / "run", "mean", clip_lr_factor=0.5)
     with pytest.raises(UserError, match=r"train.clip_lr_factor is 0.5, expected 0 or none, since towers of features"):
-        check_config(replace(config, from_features=folder))
+        trainer.train(replace(config, from_features=folder), QUIET)
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(root, tmp_path, monkeypatch):
