@@ -223,17 +223,26 @@ def test_autocast_takes_text_and_frames_of_different_dtypes(backend: str, device
     "case", [("em_moments", ""), ("em_fit", ""), ("em_reconstruct", ""), ("em_project", ""), ("em_project", "identity")]
 )
 def test_vmap_equals_a_loop(case: tuple[str, str]) -> None:
-    given = arguments(*case, dtype=torch.float64, grad=False)
-    tensors = [argument for argument in given if isinstance(argument, Tensor)]
-    settings = [argument for argument in given if not isinstance(argument, Tensor)]
+    everything = arguments(*case, dtype=torch.float64, grad=False)
+    tensors = [argument for argument in everything if isinstance(argument, Tensor)]
+    settings = [argument for argument in everything if not isinstance(argument, Tensor)]
 
     def call(*inputs: Tensor) -> tuple[Tensor, ...]:
         output = op(case[0])(*inputs, *settings)
         return output if isinstance(output, tuple) else (output,)
 
-    expected = [call(*(tensor[i] for tensor in tensors)) for i in range(2)]
-    for i, mapped in enumerate(torch.vmap(call)(*tensors)):
-        assert_close(case[0], mapped, torch.stack([output[i] for output in expected]), 1e-12)
+    # All are mapped; then each in turn is one for all.
+    for fixed in (None, *range(len(tensors) if len(tensors) > 1 else 0)):
+        dims = tuple(None if j == fixed else 0 for j in range(len(tensors)))
+        given = [tensor[0] if dim is None else tensor for tensor, dim in zip(tensors, dims, strict=True)]
+        mapped = torch.vmap(call, in_dims=dims)(*given)
+
+        loop = [
+            call(*(tensor if dim is None else tensor[i] for tensor, dim in zip(given, dims, strict=True)))
+            for i in range(2)
+        ]
+        for output, expected in zip(mapped, zip(*loop, strict=True), strict=True):
+            assert_close(f"{case[0]}, {fixed} is not mapped", output, torch.stack(expected), 1e-12)
 
 
 def test_vmap_batches_without_a_warning() -> None:

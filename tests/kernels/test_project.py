@@ -8,7 +8,7 @@ from compare import GRADIENTS, Function, Problem, compare
 from refusals import Refusal, refusals
 from torch import Tensor
 
-from emcl_kernels import em_project, reference, use_backend
+from emcl_kernels import em_project, forms, reference, use_backend
 from emcl_kernels.testing import SUMMED_IN, assert_close, bound, clustered_rows, distinct_init
 
 # (leading, rows, width, bases, iterations)
@@ -170,6 +170,18 @@ def test_bases_that_start_alike(backend: str, sums: torch.dtype, device: str, ro
         tensors = {"x": clustered_rows(rows, 40), "init": torch.tensor(start, dtype=torch.float64)}
         given = Problem(tensors, sums, ("x", "init"), ("x",), steps=9)
         compare(backend, device, given, *(project(f, "full", 9) for f in (em_project, reference.em_project_loop)))
+
+
+@pytest.mark.parametrize("rows", [15, 16])
+def test_few_rows_take_the_loop(backend: str, device: str, rows: int) -> None:
+    """Bit by bit: of width 2 the Gram form is the cheaper one. The C++ kernels' own loop is in test_native_calls.py."""
+    if backend == "native":
+        pytest.skip("it has a loop of its own")
+    x, init = clustered_rows(rows, 2).to(device, torch.float32), distinct_init(3).to(device, torch.float32)
+    settings = {"num_iters": 9, "temperature": 0.8, "residual_weight": -2.0, "eps": 1e-3}
+    by_loop = torch.cat([part.flatten() for part in forms.project_by_loop(x, init, **settings)[:2]])
+    result = torch.cat([part.flatten() for part in em_project(x, init, **settings)])
+    assert torch.equal(result, by_loop) is (rows < 16)
 
 
 def test_rows_of_zeros_have_no_nan(backend: str, sums: torch.dtype, device: str) -> None:
