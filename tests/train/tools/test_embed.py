@@ -283,6 +283,7 @@ def test_towers_of_features_do_not_learn(folder, root, tmp_path):
     config = configuration(root, tmp_path / "run", "mean", clip_lr_factor=0.5)
     with pytest.raises(UserError, match=r"train.clip_lr_factor is 0.5, expected 0 or none, since towers of features"):
         trainer.train(replace(config, from_features=folder), QUIET)
+    assert not config.out.exists()
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(root, tmp_path, monkeypatch):
