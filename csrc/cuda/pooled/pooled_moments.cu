@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) weigh_kernel(const Weighing w)
   load_columns(group_of(problems.frames, videos, own_group), w.frame_mask + frame_row, mask, thread_of_group<P>());
   if (w.scale != nullptr)
     load_columns(group_of(problems.frames, videos, own_group), w.scale + frame_row, scale, thread_of_group<P>());
+  __syncthreads();  // a split of a smaller block may have no texts, and so none of the loop's barriers
 
   Squares<P, Scaled> squares;
   for (int index = 0; index < w.tiles; ++index) {
