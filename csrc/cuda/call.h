@@ -10,6 +10,11 @@ namespace emcl {
 
 using Stream = CUstream_st*;
 
+// Bytes of shared memory that a device must allow a block to have: launches that do not ask the device how much there
+// is ask for no more. Compute capability 8.0, 8.7, 9.0 and 10.x allow it; 8.6, 8.9 and 12.x allow 101376, and are left
+// to other backends.
+constexpr size_t kNeededShared = 163 * 1024;
+
 // What launchers ask of a device.
 struct Device {
   int index;

@@ -43,6 +43,8 @@ Scope::Scope(const Tensor& tensor) : like_(tensor), guard_(tensor.get_device_ind
 #define EMCL_EXPORT extern "C" __attribute__((visibility("default")))
 // Such as "80 90 90+PTX".
 EMCL_EXPORT const char* emcl_cuda_architectures() { return EMCL_CUDA_ARCHITECTURES; }
+// Bytes of shared memory that a device must allow a block to have.
+EMCL_EXPORT int emcl_cuda_shared_memory() { return int(emcl::kNeededShared); }
 // 1000·major + 10·minor, as CUDA counts: the version that the library was built with, and the latest that the driver
 // knows (0: there is no driver).
 EMCL_EXPORT int emcl_cuda_runtime() { return CUDART_VERSION; }

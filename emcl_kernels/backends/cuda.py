@@ -104,6 +104,15 @@ def _device_reason(index: int) -> str | None:
         number = f"{capability[0]}{capability[1]}"
         return f"{shown} and the library is for {', '.join(architectures())}; reinstall with EMCL_CUDA_ARCHS={number}"
 
+    # Code for 8.0 runs on 8.6 and 8.9, and PTX on 12.0, but a block is allowed less there.
+    needed = _library.emcl_cuda_shared_memory()
+    allowed = torch.cuda.get_device_properties(index).shared_memory_per_block_optin
+    if allowed < needed:
+        return (
+            f"{shown} and allows a block {allowed} bytes of shared memory, but the kernels need {needed}; "
+            'use backend="triton"'
+        )
+
     # Minor versions of CUDA are compatible with each other, major versions are not.
     built = _library.emcl_cuda_runtime()
     driver = _library.emcl_cuda_driver()

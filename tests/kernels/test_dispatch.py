@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -235,14 +236,23 @@ class Library:
     def __init__(self, built: int, driver: int) -> None:
         self.emcl_cuda_architectures = lambda: b"80 90+PTX"
         self.emcl_cuda_runtime, self.emcl_cuda_driver = lambda: built, lambda: driver
+        self.emcl_cuda_shared_memory = lambda: 163 * 1024
+
+
+def is_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], shared: int = 227 * 1024) -> None:
+    """As on a GPU that allows a block so many bytes of shared memory."""
+    properties = SimpleNamespace(shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
 
 
 @pytest.mark.parametrize(
     ("capability", "built", "driver", "reason"),
     [
         ((7, 5), 13000, 13000, "has compute capability 7.5, older than 8.0"),
-        ((8, 6), 13000, 13000, None),
-        ((12, 0), 13000, 13010, None),
+        ((8, 7), 13000, 13000, None),
+        ((10, 0), 13000, 13010, None),
         ((9, 0), 13010, 13000, None),  # within a major version, an older driver serves
         ((9, 0), 13000, 12080, "built with CUDA 13.0, the driver knows CUDA up to 12.8; update the driver"),
     ],
@@ -251,8 +261,7 @@ def test_devices_and_drivers_that_cannot_run_have_their_reason(
     capability: tuple[int, int], built: int, driver: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda, "_library", Library(built, driver))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    is_a_gpu(monkeypatch, capability)
     said = cuda._device_reason.__wrapped__(0)
     assert said is None if reason is None else reason in said
 
@@ -261,9 +270,43 @@ def test_an_architecture_that_was_not_compiled_is_named(monkeypatch: pytest.Monk
     library = Library(13000, 13000)
     library.emcl_cuda_architectures = lambda: b"90a"
     monkeypatch.setattr(cuda, "_library", library)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (10, 0))
+    is_a_gpu(monkeypatch, (10, 0))
     assert "the library is for 90a; reinstall with EMCL_CUDA_ARCHS=100" in cuda._device_reason.__wrapped__(0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared", "enough"),
+    [
+        ((8, 0), 163 * 1024, True),
+        ((8, 6), 101376, False),
+        ((8, 9), 101376, False),
+        ((12, 0), 101376, False),
+        ((9, 0), 227 * 1024, True),
+    ],
+)
+def test_a_gpu_whose_blocks_may_have_too_little_shared_memory_is_left_to_triton(
+    capability: tuple[int, int],
+    shared: int,
+    enough: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Code for 8.0 runs there, but no launch of the larger kernels would."""
+    monkeypatch.setattr(cuda, "_library", Library(13000, 13000))
+    monkeypatch.setattr(cuda, "_reason", "")
+    monkeypatch.setattr(cuda, "_device_reason", cuda._device_reason.__wrapped__)
+    is_a_gpu(monkeypatch, capability, shared)
+    monkeypatch.setattr(cuda.backend, "implementation", lambda op, args: lambda *_: "cuda")
+    runs(triton.backend, monkeypatch)
+
+    with caplog.at_level("DEBUG", logger="emcl_kernels"):
+        assert dispatch.choose(*fitting())() == ("cuda" if enough else "triton")
+    number = f"{capability[0]}.{capability[1]}"
+    reason = (
+        f"a GPU has compute capability {number} and allows a block {shared} bytes of shared memory, but the kernels "
+        'need 166912; use backend="triton"'
+    )
+    assert (f"em_fit runs on triton (cuda: {reason})" in caplog.text) is not enough
 
 
 @pytest.mark.parametrize(

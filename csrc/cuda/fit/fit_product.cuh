@@ -18,6 +18,7 @@ struct ThinProduct {
   static constexpr int kTile = step_tile(kRows, TRANSPOSED), kThinPitch = bank_pitch(kColumns);
   static constexpr int kStreamed = step_streamed(kRows, NT, TRANSPOSED);
   static constexpr int kSlots = 2;  // channels of a thread in 64: 8 threads share a channel
+  static_assert(4 * step_shared(kRows, NT, TRANSPOSED) <= int(kNeededShared));
 
   const float* gram;  // [D, D]
   int width, first;   // the block's rows of the result start here

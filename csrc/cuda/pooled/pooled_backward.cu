@@ -62,7 +62,7 @@ struct Layout {
   static constexpr int kColumns = kInner + P::WARPS_N * InnerTile<P>::kBytes;
   static constexpr bool kScaled = std::is_same_v<typename P::LeftParts, Scaled>;
   static constexpr int kBytes = kColumns + (1 + kScaled + !COSINE) * P::kColumns * int(sizeof(float));
-  static_assert(kBytes <= kMostShared);
+  static_assert(kBytes <= kNeededShared);
 };
 
 template <class P, bool COSINE>

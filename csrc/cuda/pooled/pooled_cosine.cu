@@ -31,7 +31,7 @@ struct Layout {
   static constexpr int kInner = std::max(P::kBytes, BasesTile<P>::kBytes);  // before it, one product after the other
   static constexpr int kColumns = kInner + P::WARPS_N * InnerTile<P>::kBytes;
   static constexpr int kBytes = kColumns + 2 * P::kColumns * int(sizeof(float));
-  static_assert(kBytes <= kMostShared);
+  static_assert(kBytes <= kNeededShared);
 };
 
 template <class P>

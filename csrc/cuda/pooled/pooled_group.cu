@@ -110,6 +110,7 @@ Matrix16 inner_products(const Call& call, const Problems& problems, InnerProduct
     using C = BasesTile<P, SmallParts<decltype(right)>>;
     Launch shape{unsigned(groups), unsigned(problems.count)};
     shape.threads = P::kThreads;
+    static_assert(std::max(P::kBytes, C::kBytes) <= kNeededShared);
     shape.shared = std::max(P::kBytes, C::kBytes);
     launch(call.stream, shape, inner_kernel<P, C>, problems, p);
   };
@@ -139,6 +140,7 @@ void multiply_squares(const Call& call, const Problems& problems, const SquareTi
     using P = SquareProduct<decltype(right)>;
     Launch shape{unsigned(problems.groups() * divide_up(p.columns, P::kColumns)), unsigned(problems.count)};
     shape.threads = P::kThreads;
+    static_assert(P::kBytes <= kNeededShared);
     shape.shared = P::kBytes;
     launch(call.stream, shape, square_kernel<P>, problems, p);
   };

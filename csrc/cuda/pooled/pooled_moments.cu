@@ -134,7 +134,9 @@ Squares16 weigh(const Call& call, Weighing w) {
   w.counts = allocate<float>(call, rows);
   Launch shape{unsigned(blocks * splits.count), unsigned(problems.count)};
   shape.threads = P::kThreads;
-  shape.shared = P::kBytes + 2 * P::kColumns * sizeof(float);
+  constexpr size_t kShared = P::kBytes + 2 * P::kColumns * sizeof(float);
+  static_assert(kShared <= kNeededShared);
+  shape.shared = kShared;
   launch(call.stream, shape, weigh_kernel<P>, w);
   return sum_squares(call, problems, w.squares, w.counts, w.splits);
 }

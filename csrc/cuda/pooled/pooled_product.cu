@@ -87,6 +87,7 @@ void multiply_as(const Call& call, const Problems& problems, const Product& p) {
   const int tiles = p.upper ? plan.row_tiles * (plan.row_tiles + 1) / 2 : plan.row_tiles * plan.column_tiles;
   Launch shape{unsigned(tiles), unsigned(p.splits), unsigned(problems.count)};
   shape.threads = P::kThreads;
+  static_assert(P::kBytes <= kNeededShared);
   shape.shared = P::kBytes;
   launch(call.stream, shape, multiply_kernel<P, LEFT>, p, problems, plan);
 }

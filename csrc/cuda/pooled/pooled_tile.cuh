@@ -192,8 +192,7 @@ struct TileProduct {
 };
 
 // Texts by frames.
-constexpr int kMostShared = 163 * 1024;  // of a block on every device that is served
-constexpr int kSmallBlock = 64;          // texts of a problem for which the small tile is used
+constexpr int kSmallBlock = 64;  // texts of a problem for which the small tile is used
 template <class P>
 using LargeTile = TileProduct<P, Depth::columns, P, Depth::columns, 2, 4, 2, P::count == 2 ? 2 : 3>;
 template <class P>

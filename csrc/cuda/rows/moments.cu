@@ -57,6 +57,7 @@ struct GramTile {
   static constexpr int kStages = Rows::kConverts ? 2 : 4;
   static constexpr int kSlots = kStages * 2 * Rows::kBytes;
   static constexpr int kShared = kSlots + (Rows::kConverts ? 4 * Rows::Target::kBytes : 0);
+  static_assert(kShared <= kNeededShared);
 };
 
 // One block for each pair of tiles and each split: the split's sum for that pair, and for pairs on the diagonal the
@@ -204,7 +205,7 @@ struct BackwardTile {
   static constexpr int kSlot = Rows::kBytes + Matrix::kBytes;
   static constexpr int kShared = kStages * kSlot + (Rows::kConverts ? 2 * Rows::Target::kBytes : 0);
   static constexpr int kLine = 8 * kN + 4;  // of a warp's results on their way out
-  static_assert(kWarps * 16 * kLine * 4 <= kShared);
+  static_assert(kWarps * 16 * kLine * 4 <= kShared && kShared <= kNeededShared);
 };
 
 // d_x = x·h + 1·d_colsumᵀ, a block for each tile.

@@ -93,6 +93,7 @@ struct Streamed {
   static constexpr int kStages = COUNT == 3 ? 3 : 4;
   static constexpr int kSlot = T::Unit::kBytes + kMostWarps * T::kRowBytes;
   static constexpr int kShared = kStages * kSlot;
+  static_assert(kShared <= kNeededShared);
 };
 
 template <class E, int COUNT, int BASES>

@@ -32,6 +32,7 @@ struct ThinTile {
   static constexpr int kRowTile = Rows::kConverts ? Rows::Target::kBytes : 0;
   static constexpr int kTiles = kRowTile + Thin::Target::kBytes;
   static constexpr int kShared = kStages * kSlot + 2 * kTiles;
+  static_assert(kShared <= kNeededShared);
 };
 
 template <class E, int BASES>
