@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/fit/fit_plan.h"
 #include "plan.h"
 
 namespace py = pybind11;
@@ -48,6 +49,23 @@ py::dict pooled_cost(int64_t texts, int64_t videos, int64_t frames, int64_t widt
   return result;
 }
 
+py::dict fit_plan(int64_t problems, int64_t width, int64_t bases, int64_t iters, int architecture, int64_t shared,
+                  const std::string& way) {
+  emcl::plan_detail::require_positive("problems", problems);
+  emcl::plan_detail::require_positive("width", width);
+  emcl::plan_detail::require_positive("bases", bases);
+  emcl::plan_detail::require_positive("iters", iters);
+  const emcl::FitPlan chosen =
+      emcl::fit_plan(emcl::fit_way(way), architecture, size_t(shared), true, problems, width, bases, iters);
+  py::dict result;
+  result["way"] = !chosen.cluster ? "steps" : chosen.blocks > 8 ? "cluster16" : "cluster8";
+  result["blocks"] = chosen.blocks;
+  result["rows"] = chosen.rows;
+  result["launches"] = chosen.launches;
+  result["shared"] = chosen.shared;
+  return result;
+}
+
 py::dict build_info() {
   py::dict result;
   result["version"] = EMCL_VERSION;
@@ -77,4 +95,11 @@ PYBIND11_MODULE(_bindings, module) {
       "FLOPs and bytes of the pooled similarity, forward and backward, by their leading terms; bases = 0: without\n"
       "EM; kept: whether the moments keep the inner products for later passes, as emcl_kernels.pooled decides.\n"
       "Raises ValueError as plan does.");
+  module.def(
+      "fit_plan", &fit_plan, py::arg("problems"), py::arg("width"), py::arg("bases"), py::arg("iters"),
+      py::arg("architecture") = 90, py::arg("shared") = 227 * 1024, py::arg("way") = "auto",
+      "How the CUDA kernels lay EM on a Gram matrix out: way (cluster8, cluster16 or steps), blocks of a problem,\n"
+      "rows of the matrix in each, launches, and bytes of shared memory of a block. architecture: 80, 90, ...;\n"
+      "shared: bytes that a block may have; way: as EMCL_FIT. Raises ValueError for an unknown way, and for one\n"
+      "that cannot be.");
 }

@@ -127,3 +127,41 @@ def test_pooled_costs_of_impossible_sizes_are_refused(argument: str, value: obje
     sizes = dict.fromkeys(("texts", "videos", "frames", "width", "bases", "iters"), 4)
     with pytest.raises(ValueError, match=rf'{argument} is "?{value}"?, expected'):
         _bindings.pooled_cost(**sizes | {argument: value})
+
+
+# ---- EM on a Gram matrix, on CUDA ------------------------------------------------------------------------------------
+
+FIT = {"problems": 1, "width": 512, "bases": 32, "iters": 9}
+
+
+@pytest.mark.parametrize(
+    ("way", "blocks", "rows", "launches"),
+    [("auto", 8, 64, 1), ("cluster8", 8, 64, 1), ("cluster16", 16, 32, 1), ("steps", 32, 16, 10)],
+)
+def test_a_gram_matrix_is_laid_out_as_asked(way: str, blocks: int, rows: int, launches: int) -> None:
+    chosen = _bindings.fit_plan(**FIT, way=way)
+    assert chosen["way"] == ("cluster8" if way == "auto" else way)
+    assert (chosen["blocks"], chosen["rows"], chosen["launches"]) == (blocks, rows, launches)
+    assert 0 < chosen["shared"] <= 227 * 1024
+
+
+@pytest.mark.parametrize(
+    ("width", "architecture", "way"),
+    [(512, 90, "cluster8"), (513, 90, "cluster16"), (513, 120, "steps"), (769, 90, "steps"), (512, 80, "steps")],
+)
+def test_by_itself_a_matrix_takes_the_fewest_blocks_that_hold_it(width: int, architecture: int, way: str) -> None:
+    assert _bindings.fit_plan(**FIT | {"width": width}, architecture=architecture)["way"] == way
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"way": "sideways"}, 'EMCL_FIT is "sideways"; expected auto, cluster8, cluster16 or steps'),
+        ({"way": "cluster16", "architecture": 80}, "EMCL_FIT is cluster16, but clusters need architecture 90, not 80"),
+        ({"way": "cluster8", "shared": 101376}, "more than the 101376 bytes of shared memory that a block may have"),
+        ({"iters": 0}, "iters is 0, expected at least 1"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        _bindings.fit_plan(**FIT | changes)

@@ -1,4 +1,6 @@
 // EM on a Gram matrix: one launch where a cluster holds it, one for each iteration elsewhere (fit_plan.h).
+#include <cstdlib>
+
 #include "cuda/fit/fit_cluster.cuh"
 #include "cuda/fit/fit_steps.h"
 
@@ -17,13 +19,18 @@ void fit(const Call& call, const float* gram, const float* logits, int64_t probl
                                float(1 / settings.temperature),
                                float(settings.eps),
                                rows_are_aligned(gram, width)};
-  const auto plan = [&](int largest) {
-    return fit_plan(call.device.architecture, call.device.most_shared, largest, problems, width, num_bases,
+  const char* asked = std::getenv("EMCL_FIT");
+  const FitWay way = fit_way(asked == nullptr ? "" : asked);
+  const auto plan = [&](bool with_16) {
+    return fit_plan(way, call.device.architecture, call.device.most_shared, with_16, problems, width, num_bases,
                     settings.num_iters);
   };
-  FitPlan best = plan(largest_cluster(call.device.architecture));
+  FitPlan best = plan(true);
   if (best.cluster && fit_in_cluster(call, problem, best.held, problems)) return;
-  if (best.cluster) best = plan(8);
+  if (best.cluster && way != FitWay::automatic)
+    refuse_cluster(best.blocks, "this device has no room for " + std::to_string(best.blocks) + " blocks of " +
+                                    std::to_string(best.shared) + " bytes at once");
+  if (best.cluster) best = plan(false);
   fit_in_steps(call, best.step, gram, logits, problems, width, num_bases, settings, responsibilities, scale);
 }
 

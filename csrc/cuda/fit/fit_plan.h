@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 namespace emcl {
 
@@ -99,6 +101,17 @@ inline StepShape step_shape(int64_t problems, int64_t width, int64_t num_bases) 
   return s;
 }
 
+// What EMCL_FIT asks for, for tests and measurements.
+enum class FitWay { automatic, cluster8, cluster16, steps };
+
+inline FitWay fit_way(const std::string& name) {
+  if (name.empty() || name == "auto") return FitWay::automatic;
+  if (name == "cluster8") return FitWay::cluster8;
+  if (name == "cluster16") return FitWay::cluster16;
+  if (name == "steps") return FitWay::steps;
+  throw std::invalid_argument("emcl: EMCL_FIT is \"" + name + "\"; expected auto, cluster8, cluster16 or steps");
+}
+
 struct FitPlan {
   bool cluster;  // else one launch for each iteration
   int blocks;    // of a problem
@@ -109,23 +122,31 @@ struct FitPlan {
   StepShape step;     // without
 };
 
-// most_shared: bytes of shared memory that a block may have. largest_cluster: every device with clusters takes 8.
-inline FitPlan fit_plan(int architecture, size_t most_shared, int largest_cluster, int64_t problems, int64_t width,
-                        int64_t num_bases, int64_t num_iters) {
+// Blocks in the largest cluster worth trying: sizes over 8 are taken by the architectures of data centres only.
+inline int largest_cluster(int architecture) { return architecture >= 90 && architecture < 120 ? 16 : 8; }
+
+// Fewest rows of the Gram matrix in a block, so that it is spread over as many blocks as may be.
+constexpr int kClusterRows[] = {32, 48, 64};
+
+// Whether a cluster of up to `blocks` blocks holds one Gram matrix, and how.
+inline bool plan_cluster(int blocks, size_t most_shared, int64_t width, int64_t num_bases, FitPlan& plan) {
+  for (const int rows : kClusterRows) {
+    if (blocks * rows < width || width > kClusterWidth) continue;
+    const ClusterShape held = cluster_shape(rows, int(width), int(num_bases));
+    if (size_t(held.size) > most_shared) return false;
+    plan.cluster = true;
+    plan.held = held;
+    plan.blocks = held.blocks;
+    plan.rows = rows;
+    plan.launches = 1;
+    plan.shared = size_t(held.size);
+    return true;
+  }
+  return false;
+}
+
+inline FitPlan plan_steps(int64_t problems, int64_t width, int64_t num_bases, int64_t num_iters) {
   FitPlan plan{};
-  for (const int blocks : {8, 16})
-    for (const int rows : {32, 48, 64}) {
-      if (architecture < 90 || blocks > largest_cluster || blocks * rows < width || width > kClusterWidth) continue;
-      plan.held = cluster_shape(rows, int(width), int(num_bases));
-      if (size_t(plan.held.size) > most_shared) break;
-      plan.cluster = true;
-      plan.blocks = plan.held.blocks;
-      plan.rows = rows;
-      plan.launches = 1;
-      plan.shared = size_t(plan.held.size);
-      return plan;
-    }
-  plan.held = {};
   plan.step = step_shape(problems, width, num_bases);
   plan.blocks = plan.step.blocks;
   plan.rows = plan.step.rows;
@@ -134,7 +155,43 @@ inline FitPlan fit_plan(int architecture, size_t most_shared, int largest_cluste
   return plan;
 }
 
-// Blocks in the largest cluster worth trying: sizes over 8 are taken by the architectures of data centres only.
-inline int largest_cluster(int architecture) { return architecture >= 90 && architecture < 120 ? 16 : 8; }
+// Raises what EMCL_FIT asks for and cannot be.
+[[noreturn]] inline void refuse_cluster(int blocks, const std::string& why) {
+  throw std::invalid_argument("emcl: EMCL_FIT is cluster" + std::to_string(blocks) + ", but " + why +
+                              "; set it to steps or auto");
+}
+
+// A cluster of up to so many blocks, or the reason why it cannot be.
+inline FitPlan plan_asked_cluster(int blocks, int architecture, size_t most_shared, int64_t width, int64_t num_bases) {
+  if (architecture < 90) refuse_cluster(blocks, "clusters need architecture 90, not " + std::to_string(architecture));
+  if (blocks > largest_cluster(architecture))
+    refuse_cluster(blocks, "architecture " + std::to_string(architecture) + " has clusters of up to 8 blocks");
+  FitPlan plan{};
+  if (plan_cluster(blocks, most_shared, width, num_bases, plan)) return plan;
+
+  const int64_t widest = std::min<int64_t>(kClusterWidth, blocks * 64);
+  if (width > widest)
+    refuse_cluster(blocks, "a Gram matrix of width " + std::to_string(width) + " is wider than the " +
+                               std::to_string(widest) + " that it holds");
+  refuse_cluster(blocks, "its share of a Gram matrix of width " + std::to_string(width) + " with " +
+                             std::to_string(num_bases) + " bases is more than the " + std::to_string(most_shared) +
+                             " bytes of shared memory that a block may have");
+}
+
+// most_shared: bytes of shared memory that a block may have. By itself it takes 8 blocks where they hold the matrix,
+// which every device with clusters has room for; `with_16`: whether 16 may be tried where they do not.
+inline FitPlan fit_plan(FitWay way, int architecture, size_t most_shared, bool with_16, int64_t problems, int64_t width,
+                        int64_t num_bases, int64_t num_iters) {
+  if (way == FitWay::cluster8 || way == FitWay::cluster16)
+    return plan_asked_cluster(way == FitWay::cluster8 ? 8 : 16, architecture, most_shared, width, num_bases);
+
+  FitPlan plan{};
+  if (way == FitWay::automatic && architecture >= 90) {
+    if (plan_cluster(8, most_shared, width, num_bases, plan)) return plan;
+    if (with_16 && largest_cluster(architecture) >= 16 && plan_cluster(16, most_shared, width, num_bases, plan))
+      return plan;
+  }
+  return plan_steps(problems, width, num_bases, num_iters);
+}
 
 }  // namespace emcl
