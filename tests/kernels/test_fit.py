@@ -1,13 +1,16 @@
 """em_fit over every backend: EM on a Gram matrix, forward and backward."""
 
+from typing import Any
+
 import pytest
 import torch
-from compare import Problem, compare
+from compare import Function, Problem, compare
+from emulator import emulate
 from refusals import Refusal, refusals
 from torch import Tensor
 
 from emcl_kernels import em_fit, reference, use_backend
-from emcl_kernels.testing import clustered_rows
+from emcl_kernels.testing import assert_close, clustered_rows
 
 # (leading, width, bases, iterations)
 ODD = [
@@ -34,19 +37,24 @@ def problem(leading: tuple[int, ...], width: int, bases: int, iters: int, sums: 
     return Problem({"gram": gram, "logits": logits}, sums, (), ("gram", "logits"), steps=iters)
 
 
+def fit(function: Any, iters: int) -> Function:
+    def run(gram: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        responsibilities, scale = function(gram, logits, num_iters=iters, temperature=1.5, eps=1e-3)
+        return {"responsibilities": responsibilities, "scale": scale}
+
+    return run
+
+
+def check(backend: str, device: str, shape: tuple[tuple[int, ...], int, int, int], sums: torch.dtype) -> None:
+    iters = shape[-1]
+    compare(backend, device, problem(*shape, sums), *(fit(function, iters) for function in (em_fit, reference.em_fit)))
+
+
 @pytest.mark.parametrize(("leading", "width", "bases", "iters"), SHAPES)
 def test_values_and_gradients(
     backend: str, sums: torch.dtype, device: str, leading: tuple[int, ...], width: int, bases: int, iters: int
 ) -> None:
-    def ours(gram: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        responsibilities, scale = em_fit(gram, logits, num_iters=iters, temperature=1.5, eps=1e-3)
-        return {"responsibilities": responsibilities, "scale": scale}
-
-    def formula(gram: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        responsibilities, scale = reference.em_fit(gram, logits, num_iters=iters, temperature=1.5, eps=1e-3)
-        return {"responsibilities": responsibilities, "scale": scale}
-
-    compare(backend, device, problem(leading, width, bases, iters, sums), ours, formula)
+    check(backend, device, (leading, width, bases, iters), sums)
 
 
 def test_two_bases_by_hand(backend: str, sums: torch.dtype, device: str) -> None:
@@ -100,6 +108,77 @@ def test_many_problems_have_the_results_of_a_few(backend: str, device: str) -> N
     many = em_fit(gram.repeat(256, 1, 1), logits.repeat(256, 1, 1))
     for a, b in zip(many, few, strict=True):
         assert torch.equal(a, b.repeat(256, *(1 for _ in b.shape[1:])))
+
+
+# ---- in how many blocks and launches the CUDA kernels fit ------------------------------------------------------------
+
+WAYS = ("cluster8", "cluster16", "steps")
+
+
+# Of 8 blocks, 300 channels leave the last one idle; of 16, six.
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [((2,), 41, 7, 3), ((), 300, 33, 2)], ids=str)
+def test_every_way_agrees_with_the_reference(
+    shape: tuple[tuple[int, ...], int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulate(monkeypatch)
+    for way in WAYS:
+        monkeypatch.setenv("EMCL_FIT", way)
+        check("cuda", "cpu", shape, torch.float32)
+
+
+def test_the_way_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate(monkeypatch)
+    given = problem((), 300, 7, 1, torch.float32)
+    results = {}
+    for way in (*WAYS, "auto", ""):
+        monkeypatch.setenv("EMCL_FIT", way)
+        with use_backend("cuda"):
+            results[way] = torch.cat([part.flatten() for part in em_fit(*map(Tensor.float, given.tensors.values()))])
+    for way in WAYS[1:]:
+        assert not torch.equal(results[way], results["cluster8"])
+        assert_close(way, results[way], results["cluster8"])
+    assert torch.equal(results["auto"], results["cluster8"])
+    assert torch.equal(results[""], results["cluster8"])
+
+
+@pytest.mark.parametrize(
+    ("way", "device", "width", "reason"),
+    [
+        ("sideways", {}, 4, 'EMCL_FIT is "sideways"; expected auto, cluster8, cluster16 or steps'),
+        (
+            "cluster8",
+            {"ARCHITECTURE": 80},
+            4,
+            "cluster8, but clusters need architecture 90, not 80; set it to steps",
+        ),
+        ("cluster16", {"ARCHITECTURE": 120}, 4, "cluster16, but architecture 120 has clusters of up to 8 blocks"),
+        ("cluster8", {}, 513, "a Gram matrix of width 513 is wider than the 512 that it holds"),
+        ("cluster16", {}, 769, "a Gram matrix of width 769 is wider than the 768 that it holds"),
+        ("cluster8", {"SHARED": 101376}, 512, "is more than the 101376 bytes of shared memory that a block may have"),
+        ("cluster16", {"CLUSTER": 8}, 300, "this device has no room for 16 blocks of .* bytes at once"),
+    ],
+)
+def test_a_way_that_cannot_be_is_refused_with_the_reason(
+    way: str, device: dict[str, int], width: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulate(monkeypatch, **device)
+    monkeypatch.setenv("EMCL_FIT", way)
+    with use_backend("cuda"), pytest.raises(ValueError, match=reason):
+        em_fit(torch.eye(width), torch.ones(width, 3), num_iters=1)
+
+
+def test_where_there_is_no_room_for_16_blocks_it_goes_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A width that 8 blocks do not hold."""
+    given = [tensor.float() for tensor in problem((), 520, 3, 1, torch.float32).tensors.values()]
+    results = {}
+    for name, way, device in (("steps", "steps", {}), ("no room", "auto", {"CLUSTER": 8}), ("room", "auto", {})):
+        emulate(monkeypatch, **device)
+        monkeypatch.setenv("EMCL_FIT", way)
+        with use_backend("cuda"):
+            results[name] = em_fit(*given, num_iters=1)[0]
+    assert torch.equal(results["no room"], results["steps"])
+    assert not torch.equal(results["room"], results["steps"])
 
 
 gram, logits = torch.eye(4), torch.ones(4, 3)

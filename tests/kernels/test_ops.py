@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from calls import CALLS, assert_equal
+from emulator import MANNERS, emulate
 from op_arguments import arguments, cases, op
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -120,30 +121,18 @@ def test_bits_do_not_depend_on_the_number_of_threads(case: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["80", "90"])
 @pytest.mark.parametrize("case", CALLS)
-def test_bits_do_not_depend_on_the_order_in_which_emulated_threads_run(
+def test_bits_do_not_depend_on_the_order_in_which_emulated_threads_and_copies_run(
     case: str, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A missing barrier shows: in another order a thread reads what was not yet written, which is NaN."""
-    monkeypatch.setenv("EMCL_CUDA_EMULATED", "1")
-    monkeypatch.setenv("EMCL_EMULATED_ARCHITECTURE", architecture)
+    """A missing barrier shows: in another order a thread reads what was not yet written, or is no more."""
     call, inputs = CALLS[case]
     results = []
-    for order in ("forward", "backward", "shuffled"):
-        monkeypatch.setenv("EMCL_EMULATED_ORDER", order)
+    for manner in MANNERS.values():
+        emulate(monkeypatch, ARCHITECTURE=architecture, **manner)
         with use_backend("cuda"):
             results.append(call(inputs(0, "cpu", 70)))
-    assert_equal(results[1], results[0])
-    assert_equal(results[2], results[0])
-
-
-def test_what_goes_wrong_in_the_emulated_library_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMCL_CUDA_EMULATED", "1")
-    monkeypatch.setenv("EMCL_EMULATED_ORDER", "sideways")
-    with (
-        use_backend("cuda"),
-        pytest.raises(ValueError, match="EMCL_EMULATED_ORDER is sideways, expected forward"),
-    ):
-        em_moments(torch.ones(3, 4))
+    for result in results[1:]:
+        assert_equal(result, results[0])
 
 
 # ---- calls -----------------------------------------------------------------------------------------------------------

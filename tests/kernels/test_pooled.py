@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from compare import GRADIENTS, Function, Problem, compare
+from emulator import MANNERS, emulate
 from refusals import Refusal, refusals
 from torch import Tensor
 
@@ -370,10 +371,17 @@ def test_another_backend_may_run_backward(forward: Any, backward: Any) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["80", "90"])
-def test_both_architectures_of_the_emulator(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMCL_CUDA_EMULATED", "1")
-    monkeypatch.setenv("EMCL_EMULATED_ARCHITECTURE", architecture)
+@pytest.mark.parametrize("manner", MANNERS)
+def test_both_architectures_of_the_emulator(architecture: str, manner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate(monkeypatch, ARCHITECTURE=architecture, **MANNERS[manner])
     check("cuda", "cpu", (5, 3, 4, 63, 7), torch.float32, "full")
+
+
+@pytest.mark.parametrize("shape", ODD[:-1], ids=str)
+def test_sums_as_hopper_makes_them(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the tolerance of exact ones."""
+    emulate(monkeypatch, SUMS="hopper")
+    check("cuda", "cpu", shape, torch.float32, "full")
 
 
 @pytest.mark.parametrize("name", ["reference", "native"])

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from compare import GRADIENTS, Function, Problem, compare
+from emulator import MANNERS, emulate
 from refusals import Refusal, refusals
 from torch import Tensor
 
@@ -117,11 +118,20 @@ def test_the_cuda_kernels_have_the_gram_form_only(monkeypatch: pytest.MonkeyPatc
         em_project(clustered_rows(20, 8).float(), distinct_init(3).float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["80", "90"])
-def test_both_architectures_of_the_emulator(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EMCL_CUDA_EMULATED", "1")
-    monkeypatch.setenv("EMCL_EMULATED_ARCHITECTURE", architecture)
+@pytest.mark.parametrize("manner", MANNERS)
+def test_both_architectures_of_the_emulator(architecture: str, manner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate(monkeypatch, ARCHITECTURE=architecture, **MANNERS[manner])
     check("cuda", "cpu", ((2,), 41, 63, 32, 2), torch.float32, "full")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ODD, ids=str)
+def test_sums_as_hopper_makes_them(shape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the tolerance of exact ones."""
+    emulate(monkeypatch, SUMS="hopper")
+    check("cuda", "cpu", shape, torch.float32, "full")
 
 
 def test_one_start_serves_every_problem(backend: str, dtype: torch.dtype, device: str) -> None:

@@ -1,10 +1,17 @@
 // The emulator: runs kernels on the host, for tests without a GPU. Every thread of a block, or of a cluster of blocks,
 // is a fiber that runs until it has to wait for others: at barriers, in operations of a whole warp, and where it ends.
 //
-// It is stricter than a device: memory starts as NaN, asynchronous copies land when they are waited for and not before,
-// operations of a warp must be reached by all 32 lanes at the same place, and the order in which fibers run can be
-// changed (EMCL_EMULATED_ORDER=forward|backward|shuffled), so that a missing barrier shows. Sums of the tensor cores
-// are rounded towards zero, as on a device. It knows nothing of time, registers, banks, or how blocks share a device.
+// It is stricter than a device: memory starts as NaN, operations of a warp must be reached by all 32 lanes at the same
+// place, and what a device leaves open is as it is asked for, so that a missing barrier shows. Read at each launch:
+//   EMCL_EMULATED_ORDER=forward|backward|shuffled  in which order fibers run
+//   EMCL_EMULATED_COPIES=late|early                asynchronous copies land when they are waited for, or at once
+//   EMCL_EMULATED_SUMS=exact|hopper                what the tensor cores add is added exactly; or cut to the 25 bits
+//                                                  below the largest addend's exponent, as on Hopper
+//   EMCL_EMULATED_ARCHITECTURE=90                  80, 90, ...
+//   EMCL_EMULATED_SHARED=101376                    bytes that a block may have, in place of the architecture's
+//   EMCL_EMULATED_CLUSTER=8                        blocks of the largest cluster that the device has room for
+// Sums are rounded towards zero, as on a device. It knows nothing of time, registers, banks, or how blocks share a
+// device.
 #pragma once
 
 #include <cmath>
@@ -16,6 +23,7 @@
 #include <tuple>
 
 #include "cuda/call.h"
+#include "cuda/tile/attributes.h"
 
 #define __global__
 #define __device__
@@ -63,7 +71,11 @@ void copy_later(void* to, const void* from, bool valid);
 void commit_copies();
 void await_copies(int pending);
 
-void run(const Dim& blocks, unsigned threads, size_t shared, unsigned cluster, const std::function<void()>& kernel);
+void set_shared(const void* code);
+void set_cluster(const void* code);
+void run(const void* code, const Dim& blocks, unsigned threads, size_t shared, unsigned cluster,
+         const std::function<void()>& kernel);
+unsigned largest_cluster();
 
 }  // namespace emulator
 
@@ -105,7 +117,7 @@ T* in_block(T* shared, uint32_t rank) {
   return reinterpret_cast<T*>(emulator::shared_of(rank, reinterpret_cast<char*>(shared)));
 }
 
-Device describe_device(int index);  // EMCL_EMULATED_ARCHITECTURE, 90 where it is not set
+Device describe_device(int index);
 
 struct Launch {
   unsigned x, y = 1, z = 1;
@@ -114,16 +126,24 @@ struct Launch {
   unsigned cluster = 1;
 };
 
+inline void configure(const Launch& shape, const void* code) {
+  set_attributes(
+      code, 0, shape.shared, shape.cluster, [&] { emulator::set_shared(code); }, [&] { emulator::set_cluster(code); });
+}
+
 template <class... P, class... A>
 void launch(Stream, const Launch& shape, void (*kernel)(P...), A... arguments) {
+  const void* code = reinterpret_cast<const void*>(kernel);
+  configure(shape, code);
   const std::tuple<P...> bound{P(arguments)...};
-  emulator::run({shape.x, shape.y, shape.z}, shape.threads, shape.shared, shape.cluster,
+  emulator::run(code, {shape.x, shape.y, shape.z}, shape.threads, shape.shared, shape.cluster,
                 [&] { std::apply(kernel, bound); });
 }
 
 template <class... P>
-bool has_room(const Launch& shape, void (*)(P...)) {
-  return shape.cluster <= 16;
+bool has_room(const Launch& shape, void (*kernel)(P...)) {
+  configure(shape, reinterpret_cast<const void*>(kernel));
+  return shape.cluster <= emulator::largest_cluster() && shape.shared <= describe_device(0).most_shared;
 }
 
 }  // namespace emcl

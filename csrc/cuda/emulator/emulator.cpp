@@ -3,9 +3,13 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cctype>
+#include <climits>
 #include <cstdlib>
 #include <deque>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <string>
 #include <vector>
@@ -69,6 +73,24 @@ std::vector<std::unique_ptr<Block>>* cluster_blocks;
 const std::function<void()>* body;
 std::string failure;
 
+// Fibers and all of the above are those of one launch: a thread that launches waits for the one before.
+std::mutex in_use;
+
+// What was set for a kernel. On a device too, it lasts as long as the process.
+struct Attributes {
+  size_t shared = kUsualShared;
+  unsigned cluster = kUsualCluster;
+};
+std::map<const void*, Attributes> attributes;
+std::mutex attributes_in_use;
+int64_t attributes_set = 0;
+
+Attributes attributes_of(const void* code) {
+  const std::lock_guard lock(attributes_in_use);
+  const auto found = attributes.find(code);
+  return found == attributes.end() ? Attributes{} : found->second;
+}
+
 void pause() {
   Fiber* self = here;
   if (_setjmp(self->state) == 0) _longjmp(scheduler, 1);
@@ -117,13 +139,42 @@ void resume(Fiber* fiber) {
 }
 
 enum class Order { forward, backward, shuffled };
-Order order() {
-  const char* name = std::getenv("EMCL_EMULATED_ORDER");
-  const std::string wanted = name == nullptr ? "forward" : name;
-  if (wanted == "forward") return Order::forward;
-  if (wanted == "backward") return Order::backward;
-  if (wanted == "shuffled") return Order::shuffled;
-  throw std::invalid_argument("EMCL_EMULATED_ORDER is " + wanted + ", expected forward, backward or shuffled");
+
+// How the launch that runs is emulated.
+struct Manner {
+  Order order;
+  bool early_copies;
+  bool hopper_sums;
+} manner;
+
+// Which of the names an environment variable has; the first where it is not set.
+int choice(const char* variable, const std::vector<std::string>& names) {
+  const char* value = std::getenv(variable);
+  if (value == nullptr) return 0;
+  const auto found = std::find(names.begin(), names.end(), value);
+  if (found != names.end()) return int(found - names.begin());
+
+  std::string expected = names.front();
+  for (size_t i = 1; i < names.size(); ++i) expected += (i + 1 < names.size() ? ", " : " or ") + names[i];
+  throw std::invalid_argument(std::string(variable) + " is " + value + ", expected " + expected);
+}
+
+// A number of at least `least`.
+int64_t number(const char* variable, int64_t otherwise, int64_t least, const char* example) {
+  const char* value = std::getenv(variable);
+  if (value == nullptr) return otherwise;
+  const std::string text = value;
+  const bool digits = !text.empty() && text.size() <= 9 &&
+                      std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isdigit(c) != 0; });
+  if (digits && std::stoll(text) >= least) return std::stoll(text);
+  throw std::invalid_argument(std::string(variable) + " is " + text + ", expected a number such as " + example +
+                              ", from " + std::to_string(least) + " on");
+}
+
+Manner asked_manner() {
+  return {Order(choice("EMCL_EMULATED_ORDER", {"forward", "backward", "shuffled"})),
+          choice("EMCL_EMULATED_COPIES", {"late", "early"}) == 1,
+          choice("EMCL_EMULATED_SUMS", {"exact", "hopper"}) == 1};
 }
 
 void fail(const std::string& what) { throw std::logic_error("emulator: " + what); }
@@ -133,7 +184,7 @@ void fail(const std::string& what) { throw std::logic_error("emulator: " + what)
 // ahead of the others as barriers let it.
 void schedule(const std::vector<Fiber*>& fibers) {
   static std::mt19937 random(1);
-  const Order how = order();
+  const Order how = manner.order;
   ready = fibers;
   size_t done = 0;
   const auto go_on = [&](Fiber* fiber) {
@@ -193,6 +244,10 @@ void copy_later(void* to, const void* from, bool valid) {
   if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0))
     throw std::logic_error("an asynchronous copy is not aligned to 16 bytes");
   here->open.push_back({to, from, valid});
+  if (manner.early_copies) {
+    land(here->open);
+    here->open.clear();
+  }
 }
 void commit_copies() {
   here->groups.push_back(std::move(here->open));
@@ -205,10 +260,32 @@ void await_copies(int pending) {
   }
 }
 
-void run(const Dim& grid, unsigned count, size_t bytes, unsigned cluster_size, const std::function<void()>& kernel) {
+void set_shared(const void* code) {
+  const std::lock_guard lock(attributes_in_use);
+  attributes[code].shared = SIZE_MAX;  // what the device has may change from launch to launch here
+  ++attributes_set;
+}
+void set_cluster(const void* code) {
+  const std::lock_guard lock(attributes_in_use);
+  attributes[code].cluster = 16;
+  ++attributes_set;
+}
+unsigned largest_cluster() { return unsigned(number("EMCL_EMULATED_CLUSTER", 16, 1, "8")); }
+
+void run(const void* code, const Dim& grid, unsigned count, size_t bytes, unsigned cluster_size,
+         const std::function<void()>& kernel) {
+  const std::lock_guard alone(in_use);
+  manner = asked_manner();
   const Device device = describe_device(0);
+  const Attributes allowed = attributes_of(code);
   if (bytes > device.most_shared)
-    fail(std::to_string(bytes) + " bytes of shared memory, a block may have " + std::to_string(device.most_shared));
+    fail("a launch asks for " + std::to_string(bytes) + " bytes of shared memory, a block may have " +
+         std::to_string(device.most_shared));
+  if (bytes > allowed.shared)
+    fail(std::to_string(bytes) + " bytes of shared memory, and the kernel's attribute allows " +
+         std::to_string(allowed.shared));
+  if (cluster_size > allowed.cluster || cluster_size > largest_cluster())
+    fail("a cluster of " + std::to_string(cluster_size) + " blocks, more than the kernel or the device allows");
   if (count == 0 || count > 1024 || count % 32 != 0) fail(std::to_string(count) + " threads in a block");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) fail("a grid of impossible size");
   if (grid.x % cluster_size != 0) fail("the grid is not made of whole clusters");
@@ -272,9 +349,9 @@ void run(const Dim& grid, unsigned count, size_t bytes, unsigned cluster_size, c
 }  // namespace emulator
 
 Device describe_device(int index) {
-  const char* wanted = std::getenv("EMCL_EMULATED_ARCHITECTURE");
-  const int architecture = wanted == nullptr ? 90 : std::atoi(wanted);
-  return {index, architecture, 4, architecture >= 90 ? size_t(227 * 1024) : size_t(163 * 1024)};
+  const int architecture = int(emulator::number("EMCL_EMULATED_ARCHITECTURE", 90, 80, "90"));
+  const int64_t usual = architecture >= 90 ? 227 * 1024 : int64_t(kNeededShared);
+  return {index, architecture, 4, size_t(emulator::number("EMCL_EMULATED_SHARED", usual, 1024, "101376"))};
 }
 
 // ---- numbers
@@ -295,6 +372,24 @@ float float_of(uint32_t bits) {
 float towards_zero(double x) {
   const float nearest = float(x);
   return std::isfinite(nearest) && std::fabs(double(nearest)) > std::fabs(x) ? std::nextafterf(nearest, 0.0f) : nearest;
+}
+
+// The exponent under which the tensor cores hold x: numbers below `least` have that one.
+int exponent_of(float x, int least) { return x == 0 ? INT_MIN / 4 : std::max(std::ilogb(x), least); }
+
+// start + Σ products as Hopper's tensor cores add them up: every addend is cut, towards zero, to the 25 bits below the
+// largest exponent among them; a product's exponent is the sum of its factors'. Such are the models of arXiv 2511.10909
+// and 2512.07004.
+template <int DEPTH>
+double aligned_sum(float start, const double (&products)[DEPTH], const int (&exponents)[DEPTH]) {
+  constexpr int kBits = 25;
+  const int largest = std::max(exponent_of(start, -126), *std::max_element(exponents, exponents + DEPTH));
+  if (largest < INT_MIN / 8) return start;  // nothing but zeros
+
+  const double unit = std::ldexp(1.0, largest - kBits);
+  double sum = std::trunc(double(start) / unit);
+  for (const double product : products) sum += std::trunc(product / unit);
+  return sum * unit;
 }
 }  // namespace
 
@@ -340,8 +435,8 @@ struct Multiply {
 };
 float from_bfloat(uint16_t bits) { return float_of(uint32_t(bits) << 16); }
 
-// k16: two numbers of 16 bits in a register; k8: one of 32.
-template <int DEPTH, class A, class B>
+// k16: two numbers of 16 bits in a register; k8: one of 32. LEAST: the least exponent of a factor.
+template <int DEPTH, int LEAST, class A, class B>
 void multiply_fragments(void* const* lanes, const A& a_at, const B& b_at) {
   float a[16][DEPTH], b[8][DEPTH];
   for (int lane = 0; lane < 32; ++lane) {
@@ -353,15 +448,23 @@ void multiply_fragments(void* const* lanes, const A& a_at, const B& b_at) {
     float* d = static_cast<const Multiply*>(lanes[lane])->d;
     for (int i = 0; i < 4; ++i) {
       const float *left = a[lane / 4 + i / 2 * 8], *right = b[lane % 4 * 2 + i % 2];
-      double sum = d[i];
-      for (int k = 0; k < DEPTH; ++k) sum += double(left[k]) * double(right[k]);
+      double products[DEPTH], sum = d[i];
+      for (int k = 0; k < DEPTH; ++k) {
+        products[k] = double(left[k]) * double(right[k]);
+        sum += products[k];
+      }
+      if (emulator::manner.hopper_sums && std::isfinite(sum)) {
+        int exponents[DEPTH];
+        for (int k = 0; k < DEPTH; ++k) exponents[k] = exponent_of(left[k], LEAST) + exponent_of(right[k], LEAST);
+        sum = aligned_sum<DEPTH>(d[i], products, exponents);
+      }
       d[i] = towards_zero(sum);
     }
   }
 }
-template <float (*WIDEN)(uint16_t)>
+template <float (*WIDEN)(uint16_t), int LEAST>
 void multiply_16_bits(void* const* lanes) {
-  multiply_fragments<16>(
+  multiply_fragments<16, LEAST>(
       lanes,
       [](const uint32_t* from, int group, int member, float (&a)[16][16]) {
         for (int i = 0; i < 4; ++i)
@@ -375,7 +478,7 @@ void multiply_16_bits(void* const* lanes) {
 }
 void multiply_32_bits(void* const* lanes) {
   const auto tf32 = [](uint32_t bits) { return float_of(bits & 0xffffe000); };
-  multiply_fragments<8>(
+  multiply_fragments<8, -126>(
       lanes,
       [&](const uint32_t* from, int group, int member, float (&a)[16][8]) {
         for (int i = 0; i < 4; ++i) a[group + i % 2 * 8][member + i / 2 * 4] = tf32(from[i]);
@@ -423,11 +526,11 @@ float shuffle(float x, int lane) { return exchanged(x, lane); }
 
 void multiply_bfloat(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   Multiply mine{d, a, b};
-  emulator::together(multiply_16_bits<from_bfloat>, &mine);
+  emulator::together(multiply_16_bits<from_bfloat, -126>, &mine);
 }
 void multiply_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   Multiply mine{d, a, b};
-  emulator::together(multiply_16_bits<half_to_float>, &mine);
+  emulator::together(multiply_16_bits<half_to_float, -14>, &mine);
 }
 void multiply_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   Multiply mine{d, a, b};
@@ -437,3 +540,17 @@ void load_matrices(uint32_t (&r)[4], const void* row) { load_together<false>(r, 
 void load_matrices_transposed(uint32_t (&r)[4], const void* row) { load_together<true>(r, row); }
 
 }  // namespace emcl
+
+// For tests: how many attributes were set since the process started or forgot them.
+#define EMCL_EXPORT extern "C" __attribute__((visibility("default")))
+EMCL_EXPORT int64_t emcl_emulated_attributes() {
+  const std::lock_guard lock(emcl::emulator::attributes_in_use);
+  return emcl::emulator::attributes_set;
+}
+EMCL_EXPORT void emcl_emulated_forget_attributes() {
+  emcl::shared_memory_is_set.forget();
+  emcl::cluster_size_is_set.forget();
+  const std::lock_guard lock(emcl::emulator::attributes_in_use);
+  emcl::emulator::attributes.clear();
+  emcl::emulator::attributes_set = 0;
+}

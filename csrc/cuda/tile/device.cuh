@@ -21,6 +21,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/tile/attributes.h"
+
 namespace emcl {
 
 // ---- on the device ----
@@ -144,14 +146,17 @@ inline void check(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string("emcl: ") + what + ": " + cudaGetErrorString(status));
 }
 
+inline int attribute_of(int device, cudaDeviceAttr which) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
 inline Device describe_device(int index) {
-  const auto attribute = [&](cudaDeviceAttr which) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, which, index), "cudaDeviceGetAttribute");
-    return value;
-  };
-  return {index, 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
-          attribute(cudaDevAttrMultiProcessorCount), size_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
+  const int major = attribute_of(index, cudaDevAttrComputeCapabilityMajor),
+            minor = attribute_of(index, cudaDevAttrComputeCapabilityMinor);
+  return {index, 10 * major + minor, attribute_of(index, cudaDevAttrMultiProcessorCount),
+          size_t(attribute_of(index, cudaDevAttrMaxSharedMemoryPerBlockOptin))};
 }
 
 struct Launch {
@@ -166,12 +171,21 @@ struct Configuration {
   cudaLaunchConfig_t config{};
   cudaLaunchAttribute cluster{};
 
+  // On the current device.
   Configuration(Stream stream, const Launch& shape, const void* code) {
-    if (shape.shared > 48 * 1024)
-      check(cudaFuncSetAttribute(code, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared)),
-            "shared memory");
-    if (shape.cluster > 8)
-      check(cudaFuncSetAttribute(code, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
+    int device = 0;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    const auto set = [&](cudaFuncAttribute which, int value, const char* what) {
+      check(cudaFuncSetAttribute(code, which, value), what);
+    };
+    set_attributes(
+        code, device, shape.shared, shape.cluster,
+        [&] {
+          const int most = attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+          set(cudaFuncAttributeMaxDynamicSharedMemorySize, most, "shared memory");
+        },
+        [&] { set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1, "cluster size"); });
+
     config.gridDim = dim3(shape.x, shape.y, shape.z);
     config.blockDim = dim3(shape.threads);
     config.dynamicSmemBytes = shape.shared;
