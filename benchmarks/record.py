@@ -169,6 +169,8 @@ def cells(case: Record, name: str, way: Record, found: dict[str, Any] | None) ->
     for amount in ("FLOP", "byte"):
         if (per_second := rate(way, amount.lower() + "s")) is not None:
             row[f"{amount}/s"] = shown_rate(per_second) + share(case, amount, per_second, found)
+    if way.get("tests"):
+        row["note"] = way["tests"]
     return row
 
 

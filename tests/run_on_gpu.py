@@ -2,8 +2,8 @@
 
 They are the tests of tests/kernels, with --device cuda. Every backend and file is a process of its own, several at a
 time. One that crashes, hangs or loses the CUDA context is started again after the test that did it, so a failing kernel
-hides no other result. The summary is written after each job, so a run that is cut off leaves what it has. Without a
-GPU it says so and ends with exit code 0.
+hides no other result. Summary and log are written after each job and every few seconds, whole or not at all, so a run
+that is cut off leaves what it has. Without a GPU it says so and ends with exit code 0.
 
 A GPU machine needs torch, triton, jaxtyping, numpy, safetensors and pytest, and nothing else.
 """
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ SILENCE = 180.0  # seconds that a single test may take
 RESTARTS = 6
 GIB_OF_A_PROCESS = 10
 MOST_OF_A_LOG = 300_000  # characters
+MOST_OF_ALL_LOGS = 8_000_000
+WRITTEN_EVERY = 5.0  # seconds between two states of summary and log while jobs run
 ENDED = (0, 1, 5)  # exit codes of pytest: all passed, some failed, none collected
 LOST = 70  # exit code if the CUDA context is lost, from progress_plugin.py
 
@@ -46,6 +48,7 @@ class Job:
     shards: int
     folder: Path
     seconds: float = 0.0
+    ended: bool = False
     outcomes: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
@@ -57,6 +60,11 @@ class Job:
     def log(self) -> Path:
         return self.folder / (self.name.replace(" ", "-").replace("/", "of") + ".log")
 
+    @property
+    def progress(self) -> Path:
+        """What progress_plugin.py writes of the tests of this job."""
+        return self.log.with_suffix(".jsonl")
+
     def count(self, *outcomes: str) -> int:
         return sum(outcome in outcomes for outcome, _ in self.outcomes.values())
 
@@ -64,7 +72,7 @@ class Job:
 def run_job(job: Job, device: str, threads: int, silence: float, arguments: list[str]) -> Job:
     """Run pytest, again and again where a test ends the process, until every test has an outcome."""
     began = time.monotonic()
-    progress = job.log.with_suffix(".jsonl")
+    progress = job.progress
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]),
         "EMCL_TEST_PROGRESS": str(progress),
@@ -91,16 +99,33 @@ def run_job(job: Job, device: str, threads: int, silence: float, arguments: list
         else:
             job.outcomes[job.name] = ("failed", f"given up after {RESTARTS} restarts; see {job.log}")
     job.seconds = time.monotonic() - began
+    job.ended = True
     return job
 
 
 def read_outcomes(job: Job, progress: Path) -> list[str]:
     """Outcomes so far into the job. Returns: tests that started and did not end."""
-    lines: list[dict[str, Any]] = []
-    if progress.exists():
-        lines = [json.loads(line) for line in progress.read_text().splitlines()]
-    job.outcomes |= {line["end"]: (line["outcome"], line["reason"]) for line in lines if "end" in line}
-    return [line["start"] for line in lines if "start" in line and line["start"] not in job.outcomes]
+    outcomes, unfinished = outcomes_in(progress)
+    job.outcomes |= outcomes
+    return unfinished
+
+
+def outcomes_in(progress: Path) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """What a file of progress says: outcomes by test, and the tests that started and did not end."""
+    # Its last line may be written at this moment.
+    text = progress.read_text() if progress.exists() else ""
+    lines: list[dict[str, Any]] = [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
+
+    outcomes = {line["end"]: (line["outcome"], line["reason"]) for line in lines if "end" in line}
+    return outcomes, [line["start"] for line in lines if "start" in line and line["start"] not in outcomes]
+
+
+def state_of(job: Job) -> dict[str, tuple[str, str]]:
+    """Outcomes of a job, also while it runs. A test that runs at this moment is "unfinished"."""
+    if job.ended:
+        return job.outcomes
+    outcomes, unfinished = outcomes_in(job.progress)
+    return outcomes | dict.fromkeys(unfinished, ("unfinished", "the run had not ended when this was written"))
 
 
 def files_with_backends() -> list[Path]:
@@ -108,9 +133,8 @@ def files_with_backends() -> list[Path]:
     return [file for file in sorted(TESTS.glob("test_*.py")) if "backend: str" in file.read_text(encoding="utf-8")]
 
 
-def plan(device: str, backends: tuple[str, ...], short: bool, folder: Path) -> tuple[list[Job], int]:
+def plan(device: str, backends: tuple[str, ...], short: bool, folder: Path, files: list[Path]) -> tuple[list[Job], int]:
     """The jobs, those of one backend together, and how many of them run at a time."""
-    files = files_with_backends()
     cores = len(os.sched_getaffinity(0))
     at_once = max(1, cores // 2)
     if device == "cuda":
@@ -146,7 +170,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--short", action="store_true", help="only the few tests that run before every benchmark")
     parser.add_argument("--backends", help="separated by commas; by default triton,cuda")
-    parser.add_argument("--out", type=Path, help="folder of gpu-tests.log: all that the files with failures printed")
+    parser.add_argument("--files", help="only these files of tests/kernels, such as fit,moments")
+    parser.add_argument("--out", type=Path, help="folder of the log: what pytest printed, files with failures first")
+    parser.add_argument("--log", default="gpu-tests.log", help="name of the log (default: %(default)s)")
     parser.add_argument("--summary", type=Path, help="write outcomes to this file after each job, as JSON")
     parser.add_argument("--silence", type=float, default=SILENCE, help="seconds after which a silent test is ended")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: the tests of these tests")
@@ -162,33 +188,68 @@ def main() -> int:
         print(f"GPU tests on {name}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
 
     backends = tuple(options.backends.split(",")) if options.backends else BACKENDS[options.device]
-    jobs, at_once = plan(options.device, backends, options.short, folder)
+    jobs, at_once = plan(options.device, backends, options.short, folder, selected(options.files))
     threads = max(1, len(os.sched_getaffinity(0)) // at_once)
     selection = ["-m", "short"] if options.short else []
+
+    def write() -> None:
+        if options.summary:
+            write_summary(options.summary, jobs)
+        if options.out:
+            write_log(options.out / options.log, jobs)
+
     with ThreadPoolExecutor(at_once) as pool:
-        running = [
+        left: set[Future[Job]] = {
             pool.submit(run_job, job, options.device, threads, options.silence, [*selection, *arguments])
             for job in jobs
-        ]
-        for future in as_completed(running):
-            job = future.result()
-            counts = ", ".join(f"{job.count(o)} {o}" for o in ("passed", "failed", "skipped") if job.count(o))
-            print(f"{job.name}: {counts or 'no tests'} in {job.seconds:.0f} s", flush=True)
-            if options.summary:
-                write_summary(options.summary, jobs)
-            if options.out and job.count("failed"):
-                with (options.out / "gpu-tests.log").open("a") as log:
-                    log.write(f"==== {job.name}\n{job.log.read_text(errors='replace')[-MOST_OF_A_LOG:]}\n")
+        }
+        while left:
+            done, left = wait(left, WRITTEN_EVERY, FIRST_COMPLETED)
+            for future in done:
+                job = future.result()
+                counts = ", ".join(f"{job.count(o)} {o}" for o in ("passed", "failed", "skipped") if job.count(o))
+                print(f"{job.name}: {counts or 'no tests'} in {job.seconds:.0f} s", flush=True)
+            write()
     return 0 if report(jobs) else 1
+
+
+def selected(names: str | None) -> list[Path]:
+    """The files that --files names, "fit" or "test_fit"; by default all that run over backends."""
+    files = files_with_backends()
+    if names is None:
+        return files
+    wanted = {f"test_{name.removeprefix('test_')}" for name in names.split(",")}
+    if unknown := wanted - {file.stem for file in files}:
+        raise SystemExit(f"--files names {', '.join(sorted(unknown))}; there are {', '.join(f.stem for f in files)}")
+    return [file for file in files if file.stem in wanted]
 
 
 def write_summary(file: Path, jobs: list[Job]) -> None:
     """Outcomes so far, of each backend, as JSON."""
     outcomes: dict[str, dict[str, dict[str, str]]] = {job.backend: {} for job in jobs}
     for job in jobs:
-        for test, (outcome, why) in job.outcomes.items():
+        for test, (outcome, why) in state_of(job).items():
             outcomes[job.backend][test] = {"outcome": outcome, "reason": why}
-    file.write_text(json.dumps(outcomes, indent=1))
+    write_whole(file, json.dumps(outcomes, indent=1))
+
+
+def write_log(file: Path, jobs: list[Job]) -> None:
+    """What pytest has printed so far in each job that has begun: those with failures first, then those that run."""
+    begun = [job for job in jobs if job.log.exists()]
+    begun.sort(key=lambda job: (not any(o == "failed" for o, _ in state_of(job).values()), job.ended))
+    most = min(MOST_OF_A_LOG, MOST_OF_ALL_LOGS // max(1, len(begun)))
+    parts = []
+    for job in begun:
+        title = f"==== {job.name}" + ("" if job.ended else ", which had not ended when this was written")
+        parts.append(f"{title}\n{job.log.read_text(errors='replace')[-most:]}\n")
+    write_whole(file, "".join(parts))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replace a file by renaming: whoever kills this process finds the state before or the state after."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
 
 
 def run_watched(command: list[str], progress: Path, silence: float, **options: Any) -> int | None:

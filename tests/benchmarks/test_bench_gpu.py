@@ -89,27 +89,38 @@ def test_an_unknown_case_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         run_main(monkeypatch, "--out", tmp_path, "--cases", "nonsense")
 
 
-def test_nothing_is_recorded_where_no_backend_passes_its_tests(
+def test_a_run_whose_tests_fail_is_recorded_and_ends_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu, "short_tests", lambda *_: {"reference": "2 of its 9 short tests failed"})
-    assert run_main(monkeypatch, "--out", tmp_path) == 1
-    assert "nothing is recorded" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(gpu, "short_tests", lambda *_: {"reference": "tests failed: 2 of 9, such as a: error 3e-2"})
+    monkeypatch.setattr(
+        gpu, "watch", lambda given, name: Worker(Host(), (TINY["fit-512"],), given.out, name).run() or 1
+    )
+    assert run_main(monkeypatch, "--out", tmp_path, "--name", "run", "--cases", "fit") == 1
+    assert "reference is timed all the same, and flagged: tests failed: 2 of 9" in capsys.readouterr().out
+    text = (tmp_path / "run.md").read_text()
+    assert "short tests of reference: tests failed: 2 of 9, such as a: error 3e-2" in text
+    row = next(line for line in text.splitlines() if line.startswith("| reference |"))
+    assert row.endswith("| tests failed: 2 of 9, such as a: error 3e-2 |")
 
 
 def test_short_tests_are_read_by_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    passed, failed = ({"outcome": outcome, "reason": "error 3e-2"} for outcome in ("passed", "failed"))
+    passed, failed, cut = ({"outcome": o, "reason": "error 3e-2"} for o in ("passed", "failed", "unfinished"))
 
     def run(command: list[str], check: bool) -> None:
         outcomes = {"cuda": {"f.py::good": passed, "f.py::bad[cuda]": failed}, "triton": {"f.py::good": passed}}
+        if silent:
+            outcomes["triton"]["f.py::hangs"] = cut
         Path(command[command.index("--summary") + 1]).write_text(json.dumps(outcomes))
 
     monkeypatch.setattr(gpu.subprocess, "run", run)
+    silent = False
     found = gpu.short_tests(tmp_path, "cuda")
-    assert found == {"triton": "", "cuda": "1 of its 2 short tests failed, such as bad[cuda]: error 3e-2"}
+    assert found == {"triton": "", "cuda": "tests failed: 1 of 2, such as bad[cuda]: error 3e-2"}
+    silent = True
+    assert gpu.short_tests(tmp_path, "cuda")["triton"] == "tests failed: 1 of 2, such as hangs: error 3e-2"
     monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: None)
-    assert "did not run" in gpu.short_tests(tmp_path, "cuda")["triton"]
+    assert gpu.short_tests(tmp_path, "cuda")["triton"] == "tests failed: none of them ran"
 
 
 def test_the_kernels_of_one_case(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,13 +267,17 @@ def test_no_time_to_compile(tmp_path: Path) -> None:
     assert ways["compiled + graph"] == {"failed": "not measured: no time to compile"}
 
 
-def test_a_backend_that_failed_its_tests_is_not_timed(tmp_path: Path) -> None:
+def test_a_backend_that_failed_its_tests_is_timed_and_flagged(tmp_path: Path) -> None:
     made = worker(tmp_path, "fit-512")
-    made.record["tests"] = {"reference": "3 of its 9 short tests failed"}
+    made.record["tests"] = {"reference": "tests failed: 3 of 9, such as a: b"}
     made.run()
     record = json.loads((tmp_path / "r.json").read_text())
-    assert record["cases"][0]["ways"]["reference"] == {"failed": "not timed: 3 of its 9 short tests failed"}
-    assert "median_s" in record["cases"][0]["ways"]["eager"]
+    ways = record["cases"][0]["ways"]
+    for name in ("reference", "reference + graph"):
+        assert ways[name]["median_s"] > 0
+        assert ways[name]["tests"] == "tests failed: 3 of 9, such as a: b"
+    assert "tests" not in ways["eager"]
+    assert record["targets"][0]["verdict"].endswith(", by a backend whose tests failed")
 
 
 # ---- the process that watches ----------------------------------------------------------------------------------------

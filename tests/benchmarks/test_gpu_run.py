@@ -144,12 +144,95 @@ def test_the_summary_is_written_as_jobs_end(tmp_path: Path) -> None:
     first, second = job(tmp_path, ""), job(tmp_path, "")
     second.backend = "another"
     first.outcomes = {"a": ("passed", ""), "b": ("failed", "it says")}
+    first.ended = True
     run.write_summary(tmp_path / "summary.json", [first, second])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary == {
         "made-up": {"a": {"outcome": "passed", "reason": ""}, "b": {"outcome": "failed", "reason": "it says"}},
         "another": {},
     }
+
+
+def test_what_a_running_job_has_done_is_in_summary_and_log(tmp_path: Path) -> None:
+    cut, done, new = job(tmp_path, ""), job(tmp_path, ""), job(tmp_path, "")
+    done.backend, new.backend = "done", "new"
+    done.ended = True
+    done.outcomes = {"a": ("passed", "")}
+    done.log.write_text("1 passed")
+    lines = [{"start": "a"}, {"end": "a", "outcome": "failed", "reason": "it says"}, {"start": "b"}]
+    # The last line is being written.
+    cut.progress.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"end": "b", "outc')
+    cut.log.write_text("assert 1 == 2")
+
+    run.write_summary(tmp_path / "summary.json", [done, cut, new])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["made-up"]["a"] == {"outcome": "failed", "reason": "it says"}
+    assert summary["made-up"]["b"]["outcome"] == "unfinished"
+    assert summary["new"] == {}
+    run.write_log(tmp_path / "gpu-tests.log", [done, cut, new])
+    text = (tmp_path / "gpu-tests.log").read_text()
+    assert text == (
+        "==== made-up test_made_up, which had not ended when this was written\nassert 1 == 2\n"
+        "==== done test_made_up\n1 passed\n"
+    )
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill in the middle of writing: what was there before is still there."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run.write_whole(tmp_path / "summary.json", "before")
+    monkeypatch.setattr(run.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.write_whole(tmp_path / "summary.json", "after")
+    assert (tmp_path / "summary.json").read_text() == "before"
+
+
+KILLED = """
+import time
+import pytest
+
+@pytest.mark.short
+def test_fails(backend: str): assert backend == "nothing"
+@pytest.mark.short
+def test_hangs(backend: str): time.sleep(60)
+"""
+
+
+def test_a_run_that_is_killed_leaves_what_it_had(tmp_path: Path) -> None:
+    job(tmp_path, KILLED)
+    script = (
+        f"import sys, run_on_gpu as run; run.TESTS = run.Path({str(tmp_path)!r}); run.WRITTEN_EVERY = 0.2\n"
+        "sys.exit(run.main())"
+    )
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-c", script, "--device", "cpu", "--backends", "made-up", "--short"]
+    out, summary = tmp_path / "out", tmp_path / "summary.json"
+    process = subprocess.Popen([*command, "--out", out, "--summary", summary], env=environment)
+    began = time.monotonic()
+    while not summary.exists() or "test_hangs" not in summary.read_text():
+        assert process.poll() is None
+        assert time.monotonic() - began < 120
+        time.sleep(0.1)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    process.kill()
+    for child in children.split():
+        os.kill(int(child), 9)
+    process.wait()
+
+    tests = json.loads(summary.read_text())["made-up"]
+    found = {test.rpartition("::test_")[2]: outcome["outcome"] for test, outcome in tests.items()}
+    assert found == {"fails[made-up]": "failed", "hangs[made-up]": "unfinished"}
+    assert "==== made-up test_made_up, which had not ended" in (out / "gpu-tests.log").read_text()
+
+
+def test_files_by_name() -> None:
+    assert [file.stem for file in run.selected("fit,test_moments")] == ["test_fit", "test_moments"]
+    assert run.selected(None) == run.files_with_backends()
+    with pytest.raises(SystemExit, match="--files names test_nothing; there are "):
+        run.selected("nothing")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
