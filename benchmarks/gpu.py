@@ -21,7 +21,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from gpu_cases import CASES, Case
+from gpu_case import Case
+from gpu_cases import CASES
 from gpu_timing import Gpu, Host
 from gpu_worker import BACKENDS, LOST, Worker, build, reason_of, ways_of
 from record import RESULTS, AlreadyThere, Record, refuse_to_overwrite, save, slug, targets
@@ -36,13 +37,15 @@ SILENCE = 120.0  # seconds that a single step may take
 RESTARTS = 8
 METHOD = """
 K = 32, T = 9, clustered rows, starts that differ; float32 products without TF32, as is torch's default. "eager" is
-the release's formula in plain torch, "compiled + graph" the same under torch.compile with all of it captured in one
-CUDA graph, "+ graph" the way of that name captured in one. Each way is compared with the float64 truth before it is
-timed: an error is ‖out − truth‖ / ‖truth‖ of what EMCL adds to the rows, or of the output where it adds to nothing.
-Times are by CUDA events, in rounds over all ways of a case. Before each sample the device is idle, so launches count,
-and the L2 cache is flushed, unless the case says warm. Medians; IQR is the interquartile range. Peak memory is what a
-call takes beside its inputs. FLOP/s and byte/s are the cost model's work over the median, in brackets the share of
-the ceiling (float32: of TF32).
+the release's formula in plain torch, over many problems one after the other, as the release evaluates ("batched": all
+at once); "compiled + graph" is the same under torch.compile with all of it captured in one CUDA graph. "automatic" is
+ours as a user gets it, with the backends that were chosen; "cuda", "triton" and "torch" (the Gram form in plain torch)
+are ours by name, "torch, compiled" is that form under torch.compile, "+ graph" the way of that name captured in one.
+Each way is compared with the float64 truth before it is timed: an error is ‖out − truth‖ / ‖truth‖ of what EMCL adds to
+the rows, or of the output where it adds to nothing. Times are by CUDA events, in rounds over all ways of a case. Before
+each sample the device is idle, so launches count, and the L2 cache is flushed, unless the case says warm. Medians; IQR
+is the interquartile range. Peak memory is what a call takes beside its inputs. FLOP/s and byte/s are the cost model's
+work over the median, in brackets the share of the ceiling (float32: of TF32).
 """.replace("\n", " ").strip()
 
 

@@ -3,22 +3,31 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_cases import Case, Target
+import torch_way
+from gpu_case import Case
+from gpu_targets import AUTOMATIC, target_rows
 from gpu_timing import Gpu, Host, ceilings, interleaved, spread
-from record import Record, plot, ratio, save, shown_time, without_em
+from record import Record, plot, save, shown_time
 
-from emcl_kernels import use_backend
+from emcl_kernels import dispatch, use_backend
 from emcl_kernels.testing import TOLERANCE
 
-BACKENDS = {"cuda": ("triton", "cuda"), "cpu": ("reference",)}
+BACKENDS = {"cuda": ("triton", "cuda", "torch"), "cpu": ("reference",)}
 LOST = 70  # exit code where the CUDA context is lost
 TIME_TO_COMPILE = 40.0  # seconds that must be left for torch.compile
-PLOTTED = {"compiled + graph": "torch.compile in a CUDA graph", "triton": "EMCL, Triton", "cuda": "EMCL, CUDA"}
+PLOTTED = {
+    "compiled + graph": "torch.compile in a CUDA graph",
+    "torch": "EMCL, plain torch",
+    "triton": "EMCL, Triton",
+    "cuda": "EMCL, CUDA",
+}
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,20 @@ class Way:
 
 
 def ways_of(case: Case, backends: tuple[str, ...]) -> list[Way]:
-    """eager comes first: its error is the measure of the others'."""
-    ways = [Way("eager", "loop"), Way("compiled + graph", "loop", compiled=True, captured=True)]
-    for backend in backends:
-        for kind in case.kinds[1:]:
-            name = backend if kind == "ours" else f"{backend}, {kind}"
+    """eager comes first, since its error is the measure of the others'; then the automatic choice, and each backend."""
+    torch_compiled = Way("torch, compiled", "torch", compiled=True)
+    if case.captured:
+        torch_compiled = Way("torch, compiled + graph", "torch", compiled=True, captured=True)
+    known = {
+        "loop": Way("eager", "loop"),
+        "batched": Way("eager, batched", "batched"),
+        "loop compiled": Way("compiled + graph", "loop", compiled=True, captured=True),
+        "torch compiled": torch_compiled,
+    }
+    ways = [known[name] for name in case.baselines]
+    for backend in (None, *backends):
+        for kind in case.kinds:
+            name = (backend or AUTOMATIC) + ("" if kind == "ours" else f", {kind}")
             ways.append(Way(name, kind, backend))
             if case.captured:
                 ways.append(Way(f"{name} + graph", kind, backend, captured=True))
@@ -101,13 +119,16 @@ class Worker:
             entry = self.entry(case)
             if entry["done"]:
                 continue
-            if self.time_left() < 0:
+            if reason := case.missing():
+                entry["ways"]["all"] = {"failed": f"not measured: {reason}"}
+            elif self.time_left() < 0:
                 entry["ways"]["all"] = {"failed": "not measured: out of time"}
             else:
                 self.measure(case, entry)
                 self.device.clean()
             entry["done"] = True
-            self.record["targets"] = [row for each in self.cases for row in target_rows(each, self.entry(each))]
+            gpu = self.record["machine"]["GPU"]
+            self.record["targets"] = [row for each in self.cases for row in target_rows(each, self.entry(each), gpu)]
         self.record["machine"]["clocks at the end"] = self.device.clocks()
         self.record["plot"] = draw(self.record, self.folder / f"{self.name}.png")
         del self.record["running"], self.record["deadline"]
@@ -165,6 +186,8 @@ class Worker:
             print(f"  {name}: {shown_time(entry['ways'][name]['median_s'])}", flush=True)
 
     def not_now(self, way: Way, entry: Record) -> str:
+        if torch_way.NAME in (way.kind, way.backend) and (reason := torch_way.missing()):
+            return f"not measured: {reason}"
         if way.compiled and "failed" in entry["ways"]["eager"]:
             return "not measured: eager failed"
         if way.compiled and self.time_left() < TIME_TO_COMPILE:
@@ -175,7 +198,13 @@ class Worker:
         """What is known of a way before it is timed, and the call to time, or None where its results are wrong."""
         run = build(way, case, inputs, self.device)
         found: Record = {"cost": case.cost(way.kind)}
-        found["errors"] = case.errors(way.kind, inputs, run())
+        chosen: set[str] = set()
+        with noting(chosen):
+            outputs = run()
+        found["errors"] = case.errors(way.kind, inputs, outputs)
+        del outputs
+        if way.name.startswith(AUTOMATIC):
+            found["chosen"] = sorted(chosen)
         eager = entry["ways"].get("eager", {}).get("errors")
         if way.name != "eager" and (reason := too_wrong(case, found["errors"], eager)):
             return found | {"failed": reason}, None
@@ -193,69 +222,28 @@ def backend_of(way: str) -> str:
     return way.partition(" + graph")[0].partition(",")[0]
 
 
+@contextmanager
+def noting(chosen: set[str]) -> Iterator[None]:
+    """Add the backends that are chosen inside the block."""
+    first_that_runs = dispatch._first_that_runs
+
+    def note(*args: Any) -> Any:
+        found = first_that_runs(*args)
+        chosen.add(found[0])
+        return found
+
+    dispatch.choices.clear()  # so that every op is asked for again
+    dispatch._first_that_runs = note  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        dispatch._first_that_runs = first_that_runs
+
+
 def reason_of(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory: " + str(error).partition(". GPU")[0].partition("\n")[0]
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
-
-
-def target_rows(case: Case, entry: Record) -> list[dict[str, str]]:
-    return [
-        {"case": entry["shape"] + ("" if entry["dtype"] == "float32" else f", {entry['dtype']}")}
-        | target_row(target, entry)
-        for target in case.targets
-    ]
-
-
-def target_row(target: Target, entry: Record) -> dict[str, str]:
-    """Of the CUDA backend, or of Triton where that was not measured. What is captured is compared with its like."""
-    timed = [name for name, way in entry["ways"].items() if "median_s" in way]
-    ours = next((backend for backend in ("cuda", "triton", "reference") if backend in timed), None)
-    words = {
-        "eager": f"≥ {target.bound:g} × eager",
-        "compiled": f"≥ {target.bound:g} × compiled with graphs",
-        "limit": f"≤ {target.bound:g} × reading twice and writing once",
-        "EMCL off": f"≤ {target.bound:g} × without EMCL",
-        "µs": f"≤ {target.bound:g} µs",
-        "GB": f"under {target.bound:g} GB",
-    }
-    row = {"target": words[target.against], "measured": "not measured", "verdict": ""}
-    if ours is None:
-        return row
-    graph = f"{ours} + graph" if f"{ours} + graph" in timed else None
-    measured = {name: value_of(target, entry, name) for name in (ours, graph) if name is not None}
-    values = {name: value for name, value in measured.items() if value is not None}
-    if not values:
-        return row
-    # launches are part of eager, and no part of a graph
-    decisive = ours if target.against in ("eager", "GB") or graph is None else graph
-    row["measured"] = ", ".join(f"{name}: {value:.3g}" for name, value in values.items())
-    if decisive in values:
-        at_least = target.against in ("eager", "compiled")
-        met = values[decisive] >= target.bound if at_least else values[decisive] <= target.bound
-        row["verdict"] = "met" if met else "missed"
-        if "tests" in entry["ways"][decisive]:
-            row["verdict"] += ", by a backend whose tests failed"
-    return row
-
-
-def value_of(target: Target, entry: Record, way: str) -> float | None:
-    """The figure that a target speaks of, for one way; None where it was not measured."""
-    measured = entry["ways"][way]
-    match target.against:
-        case "eager":
-            return ratio(entry, "eager", way)
-        case "compiled":
-            return ratio(entry, "compiled + graph", way)
-        case "EMCL off":
-            return ratio(entry, way, without_em(way))
-        case "limit":
-            return measured["median_s"] / entry["limit_s"]
-        case "µs":
-            return measured["median_s"] * 1e6
-        case "GB":
-            return (measured["peak_mib"] + entry["inputs_mib"]) * 2**20 / 1e9
-    raise ValueError(f"target against {target.against}")
 
 
 def draw(record: Record, file: Path) -> bool:

@@ -169,8 +169,11 @@ def cells(case: Record, name: str, way: Record, found: dict[str, Any] | None) ->
     for amount in ("FLOP", "byte"):
         if (per_second := rate(way, amount.lower() + "s")) is not None:
             row[f"{amount}/s"] = shown_rate(per_second) + share(case, amount, per_second, found)
+    notes = [f"ran on {' and '.join(way['chosen'])}"] if way.get("chosen") else []
     if way.get("tests"):
-        row["note"] = way["tests"]
+        notes.append(way["tests"])
+    if notes:
+        row["note"] = "; ".join(notes)
     return row
 
 
