@@ -19,15 +19,18 @@ import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
+import gpu_kernels
 import torch
 from gpu_case import Case
 from gpu_cases import CASES
 from gpu_timing import Gpu, Host
-from gpu_worker import BACKENDS, LOST, Worker, build, reason_of, ways_of
+from gpu_worker import BACKENDS, LOST, ROUNDS, Worker
 from record import RESULTS, AlreadyThere, Record, refuse_to_overwrite, save, slug, targets
 
 import emcl_kernels
+from emcl_kernels import dispatch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
@@ -49,14 +52,25 @@ work over the median, in brackets the share of the ceiling (float32: of TF32).
 """.replace("\n", " ").strip()
 
 
-def short_tests(folder: Path, device: str) -> dict[str, str]:
+def short_tests(folder: Path, device: str, backends: tuple[str, ...]) -> dict[str, str]:
     """Run them. By backend: what its figures are flagged with, or an empty string."""
     summary = folder / "gpu-tests.json"
     command = [sys.executable, str(ROOT / "tests" / "run_on_gpu.py"), "--short", "--device", device]
-    subprocess.run([*command, "--summary", str(summary), "--silence", str(SILENCE)], check=False)
-    outcomes = json.loads(summary.read_text()) if summary.exists() else {}
+    command += ["--backends", ",".join(backends), "--summary", str(summary), "--silence", str(SILENCE)]
+    subprocess.run(command, check=False)
+    found = flags([summary], backends)
     summary.unlink(missing_ok=True)
-    return {backend: flag(outcomes.get(backend, {})) for backend in BACKENDS[device]}
+    return found
+
+
+def flags(summaries: list[Path], backends: tuple[str, ...]) -> dict[str, str]:
+    """By backend: what its figures are flagged with. summaries: what tests/run_on_gpu.py wrote, the last one last."""
+    outcomes: dict[str, dict[str, Any]] = {backend: {} for backend in backends}
+    for file in summaries:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for backend in backends:
+            outcomes[backend] |= found.get(backend, {})
+    return {backend: flag(tests) for backend, tests in outcomes.items()}
 
 
 def flag(tests: dict[str, dict[str, str]]) -> str:
@@ -121,6 +135,7 @@ def watch(options: argparse.Namespace, name: str) -> bool:
     file = options.out / f"{name}.json"
     command = [sys.executable, str(Path(__file__)), "--worker", name, "--out", str(options.out)]
     command += ["--device", options.device, "--cases", options.cases]
+    command += ["--backends", ",".join(options.backends), "--rounds", str(options.rounds)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     for _ in range(1 + RESTARTS):
         code = run_watched(command, file, SILENCE, env=environment)
@@ -156,47 +171,40 @@ def note_failure(record: Record, how: str) -> bool:
     return False
 
 
-def profile(name: str, device: Gpu | Host) -> None:
-    """Print the kernels of every way of one case."""
-    from torch.profiler import ProfilerActivity
-
-    case = next((case for case in CASES if case.name == name), None)
-    if case is None:
-        raise SystemExit(f"there is no case {name}; there are {', '.join(case.name for case in CASES)}")
-    case = case if device.kind == "cuda" else case.tiny()
-    inputs = case.inputs(device.kind)
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.kind == "cuda" else [])
-    for way in ways_of(case, BACKENDS[device.kind]):
-        if way.captured:
-            continue
-        run = build(way, case, inputs, device)
-        print(f"\n{case.shape}, {way.name}")
-        try:
-            for _ in range(3):
-                run()
-            with torch.profiler.profile(activities=activities) as profiler:
-                run()
-                if device.kind == "cuda":
-                    torch.cuda.synchronize()
-        except Exception as error:  # the other ways' kernels are wanted all the same
-            print(reason_of(error))
-            continue
-        order = "self_cuda_time_total" if device.kind == "cuda" else "self_cpu_time_total"
-        print(profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=70))
+def go_on(options: argparse.Namespace, name: str) -> bool:
+    """Whether there is a record that was cut off; it gets more time, and what it has is kept."""
+    file = options.out / f"{name}.json"
+    if not options.go_on or not file.exists():
+        return False
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if "running" not in record:
+        raise AlreadyThere(f"{file} has ended, and records are never edited; pass --name for another one")
+    record["deadline"] = options.deadline
+    record.setdefault("went_on", []).append(f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC")
+    save(record, options.out, name)
+    return True
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record (default: %(default)s)")
     parser.add_argument("--name", help="of the record's files; by default <date>-<gpu>")
+    parser.add_argument("--suffix", help="of that name")
+    parser.add_argument("--go-on", action="store_true", help="with a record of that name that was cut off")
     parser.add_argument("--commit", help="the commit, where there is no git to ask")
     parser.add_argument("--cases", default="", help="only cases with one of these in their name, separated by commas")
+    parser.add_argument("--backends", help="separated by commas; by default all that there are")
+    parser.add_argument("--tests", help="what tests/run_on_gpu.py --summary wrote; tests run only if it wrote nothing")
     parser.add_argument("--minutes", type=float, default=8.0, help="time for everything, tests included")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="samples of each way, at least (default: %(default)s)"
+    )
     parser.add_argument("--profile", metavar="CASE", help="print the kernels of one case instead, and record nothing")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help=argparse.SUPPRESS)
     parser.add_argument("--worker", metavar="NAME", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.deadline = time.time() + 60 * options.minutes
+    options.backends = tuple(options.backends.split(",")) if options.backends else BACKENDS[options.device]
     return options
 
 
@@ -207,36 +215,52 @@ def selected(pattern: str, device: str) -> tuple[Case, ...]:
     return chosen if device == "cuda" else tuple(case.tiny() for case in chosen)
 
 
+def tested(options: argparse.Namespace) -> dict[str, str]:
+    """What each backend's figures are flagged with. A backend that is not there has no figures."""
+    there = tuple(backend for backend in options.backends if backend in dispatch.BACKENDS)
+    summaries = [Path(file) for file in options.tests.split(",")] if options.tests else []
+    if any(file.exists() for file in summaries):
+        tests = flags(summaries, there)
+    else:
+        tests = short_tests(options.out, options.device, there)
+    for backend, failed in tests.items():
+        if failed:
+            print(f"{backend} is timed all the same, and flagged: {failed}", flush=True)
+    return tests
+
+
 def main() -> int:
     options = parse()
     if options.device == "cuda" and not torch.cuda.is_available():
         print(f"no GPU benchmark: torch {torch.__version__} sees no CUDA device; nothing was written")
         return 0
     if options.profile:
-        profile(options.profile, Gpu() if options.device == "cuda" else Host())
+        (case,) = gpu_kernels.named([options.profile])
+        device = Gpu() if options.device == "cuda" else Host()
+        gpu_kernels.show(case if options.device == "cuda" else case.tiny(), device, options.backends)
         return 0
     cases = selected(options.cases, options.device)
     if options.worker:
-        Worker(Gpu() if options.device == "cuda" else Host(), cases, options.out, options.worker).run()
+        device = Gpu() if options.device == "cuda" else Host()
+        Worker(device, cases, options.out, options.worker, options.backends, options.rounds).run()
         return 0
     if options.device == "cpu" and options.out.resolve() == RESULTS.resolve():
         raise SystemExit("a run on the CPU tests this program and is no record; pass --out")
 
     device_name = torch.cuda.get_device_name() if options.device == "cuda" else "none"
     name = options.name or f"{datetime.now(timezone.utc):%Y-%m-%d}-{slug(device_name)}"
+    name += f"-{options.suffix}" if options.suffix else ""
+    options.out.mkdir(parents=True, exist_ok=True)
     try:
-        refuse_to_overwrite(options.out, name)
+        if not go_on(options, name):
+            refuse_to_overwrite(options.out, name)
+            save(new_record(options, device_name, tested(options)), options.out, name)
     except AlreadyThere as there:
         print(there, file=sys.stderr)
         return 1
-    options.out.mkdir(parents=True, exist_ok=True)
-    tests = short_tests(options.out, options.device)
-    for backend, failed in tests.items():
-        if failed:
-            print(f"{backend} is timed all the same, and flagged: {failed}", flush=True)
-    save(new_record(options, device_name, tests), options.out, name)
     whole = watch(options, name)
     record = json.loads((options.out / f"{name}.json").read_text(encoding="utf-8"))
+    tests = record["tests"]
     print(f"{targets(record.get('targets', []))}\n\nwrote {options.out / name}.md, .json" + ", .png" * record["plot"])
     return 0 if whole and not any(tests.values()) else 1
 

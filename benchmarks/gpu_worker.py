@@ -20,6 +20,7 @@ from emcl_kernels import dispatch, use_backend
 from emcl_kernels.testing import TOLERANCE
 
 BACKENDS = {"cuda": ("triton", "cuda", "torch"), "cpu": ("reference",)}
+ROUNDS = 20  # samples of each way, at least
 LOST = 70  # exit code where the CUDA context is lost
 TIME_TO_COMPILE = 40.0  # seconds that must be left for torch.compile
 PLOTTED = {
@@ -95,8 +96,21 @@ def too_wrong(case: Case, errors: dict[str, float], eager: dict[str, float] | No
 class Worker:
     """Measures what the record does not have yet, and writes it down step by step."""
 
-    def __init__(self, device: Gpu | Host, cases: tuple[Case, ...], folder: Path, name: str) -> None:
-        self.device, self.cases, self.folder, self.name = device, cases, folder, name
+    def __init__(
+        self,
+        device: Gpu | Host,
+        cases: tuple[Case, ...],
+        folder: Path,
+        name: str,
+        backends: tuple[str, ...] | None = None,
+        rounds: int = ROUNDS,
+    ) -> None:
+        self.device = device
+        self.cases = cases
+        self.folder = folder
+        self.name = name
+        self.backends = backends or BACKENDS[device.kind]
+        self.rounds = rounds
         self.record: Record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
     def step(self, case: str | None = None, way: str | None = None) -> None:
@@ -153,7 +167,7 @@ class Worker:
             entry["limit_s"] = limit / self.record["ceilings"]["copy"]["per_second"]
         runs: dict[str, Any] = {}
         copies: dict[str, int] = {}
-        for way in ways_of(case, BACKENDS[self.device.kind]):
+        for way in ways_of(case, self.backends):
             if "failed" in entry["ways"].get(way.name, {}):  # by an earlier process
                 continue
             entry["ways"][way.name] = {}
@@ -177,7 +191,7 @@ class Worker:
         self.step(case.name, "timing")
         samples = interleaved(
             self.device, runs, seconds=case.seconds, at_most=self.time_left(), flush=case.flush,
-            each_round=(self.folder / f"{self.name}.json").touch,
+            fewest=self.rounds, each_round=(self.folder / f"{self.name}.json").touch,
         )  # fmt: skip
         for name, times in samples.items():
             entry["ways"][name] |= spread([seconds / copies[name] for seconds in times])

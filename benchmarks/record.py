@@ -38,9 +38,14 @@ def save(record: Record, folder: Path, name: str) -> None:
     """Write both files whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for ending, text in ((".json", json.dumps(record, indent=1, ensure_ascii=False)), (".md", markdown(record, name))):
-        partial = folder / f"{name}{ending}.partial"
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, folder / (name + ending))
+        write_whole(folder / (name + ending), text + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replace a file by renaming: whoever kills this process finds the state before or the state after."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
@@ -81,6 +86,8 @@ def rate(way: Record, amount: str) -> float | None:
 
 def markdown(record: Record, name: str) -> str:
     parts = [f"# {record['title']}", facts(record)]
+    if record.get("went_on"):
+        parts.append(f"It was cut off, and went on at {', '.join(record['went_on'])}.")
     if record.get("running"):
         parts.append("**This run has not ended yet, or was cut off: what follows is what it had measured.**")
     if record.get("plot"):

@@ -1,6 +1,7 @@
 """The ways that are compared: the release's formula in eager torch, the same compiled, and ours."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,9 +15,20 @@ from emcl_kernels import (
     reference,
 )
 
+
+@cache
+def compiled_project() -> Callable[..., Any]:
+    return torch.compile(reference.em_project_loop, dynamic=False)
+
+
+def compiled(*args: Any, **settings: Any) -> Any:
+    """Compiled at the first call: importing torch's compiler takes seconds, and most who import this never need it."""
+    return compiled_project()(*args, **settings)
+
+
 PROJECT_WAYS: dict[str, Callable[..., Any]] = {
     "eager": reference.em_project_loop,
-    "compiled": torch.compile(reference.em_project_loop, dynamic=False),
+    "compiled": compiled,
     "ours": em_project,
 }
 

@@ -27,7 +27,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 TESTS = HERE / "kernels"
-BACKENDS = {"cuda": ("triton", "cuda"), "cpu": ("reference",)}
+BACKENDS = {"cuda": ("cuda", "triton", "torch"), "cpu": ("reference",)}
 SILENCE = 180.0  # seconds that a single test may take
 RESTARTS = 6
 GIB_OF_A_PROCESS = 10
@@ -140,7 +140,7 @@ def plan(device: str, backends: tuple[str, ...], short: bool, folder: Path, file
     if device == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         at_once = max(1, min(at_once, int(memory / GIB_OF_A_PROCESS)))
-    shards = 1 if short else max(1, at_once // (len(backends) * len(files)) + 1)
+    shards = 1 if short or device == "cpu" else max(1, at_once // (len(backends) * len(files)) + 1)
     jobs = [
         Job(backend, file, shard, shards, folder) for backend in backends for file in files for shard in range(shards)
     ]
@@ -169,7 +169,7 @@ def report(jobs: list[Job]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--short", action="store_true", help="only the few tests that run before every benchmark")
-    parser.add_argument("--backends", help="separated by commas; by default triton,cuda")
+    parser.add_argument("--backends", help="separated by commas; by default all that a GPU has")
     parser.add_argument("--files", help="only these files of tests/kernels, such as fit,moments")
     parser.add_argument("--out", type=Path, help="folder of the log: what pytest printed, files with failures first")
     parser.add_argument("--log", default="gpu-tests.log", help="name of the log (default: %(default)s)")
@@ -187,7 +187,7 @@ def main() -> int:
         name = torch.cuda.get_device_name()
         print(f"GPU tests on {name}, torch {torch.__version__}, CUDA {torch.version.cuda}", flush=True)
 
-    backends = tuple(options.backends.split(",")) if options.backends else BACKENDS[options.device]
+    backends = tuple(options.backends.split(",")) if options.backends else all_backends(options.device)
     jobs, at_once = plan(options.device, backends, options.short, folder, selected(options.files))
     threads = max(1, len(os.sched_getaffinity(0)) // at_once)
     selection = ["-m", "short"] if options.short else []
@@ -211,6 +211,13 @@ def main() -> int:
                 print(f"{job.name}: {counts or 'no tests'} in {job.seconds:.0f} s", flush=True)
             write()
     return 0 if report(jobs) else 1
+
+
+def all_backends(device: str) -> tuple[str, ...]:
+    """Those of a device that the package has."""
+    from emcl_kernels import dispatch  # a library that takes its process with it is a matter of the tests
+
+    return tuple(backend for backend in BACKENDS[device] if backend in dispatch.BACKENDS)
 
 
 def selected(names: str | None) -> list[Path]:
