@@ -18,7 +18,7 @@ DOCS_BIN := $(DOCS_VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup train test test-fast test-cuda-load test-gpu lint style types format docs
-.PHONY: bench bench-gpu gpu-hour refine embeddings training-table readme-picture clean
+.PHONY: bench bench-gpu gpu-hour hub refine embeddings training-table readme-picture clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,14 @@ bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Compare on a GPU, in under 9 
 
 gpu-hour: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## All that a GPU is wanted for, in parts of under 10 minutes; files in build/gpu-hour
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu_hour.py $(ARGS)
+
+# The hub's tools lie in a folder of their own, beside the torch of .venv; nothing is uploaded.
+HUB_TOOLS := build/hub-tools
+
+hub: $(VENV)/.built  ## Lay out a kernel of the hub from what was built, and check it with the hub's tools
+	@test -d $(HUB_TOOLS) || $(PIP) install --quiet --target $(HUB_TOOLS) $(PIP_ARGS) kernels==0.17.2 kernel-abi-check==0.14.1
+	$(BIN)/python hub/assemble.py
+	PYTHONPATH=$(HUB_TOOLS) $(BIN)/python hub/check.py $(ARGS)
 
 # A folder with two arrays [2, N, D] of embeddings, which are not part of this repository.
 EMBEDDINGS ?=
