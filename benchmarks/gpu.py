@@ -192,7 +192,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--suffix", help="of that name")
     parser.add_argument("--go-on", action="store_true", help="with a record of that name that was cut off")
     parser.add_argument("--commit", help="the commit, where there is no git to ask")
-    parser.add_argument("--cases", default="", help="only cases with one of these in their name, separated by commas")
+    parser.add_argument("--cases", default="", help="only these, by name or a part of it, separated by commas")
     parser.add_argument("--backends", help="separated by commas; by default all that there are")
     parser.add_argument("--tests", help="what tests/run_on_gpu.py --summary wrote; tests run only if it wrote nothing")
     parser.add_argument("--minutes", type=float, default=8.0, help="time for everything, tests included")
@@ -209,7 +209,12 @@ def parse() -> argparse.Namespace:
 
 
 def selected(pattern: str, device: str) -> tuple[Case, ...]:
-    chosen = tuple(case for case in CASES if any(part in case.name for part in pattern.split(",")))
+    names = [case.name for case in CASES]
+
+    def fits(part: str, name: str) -> bool:
+        return part == name if part in names else part in name
+
+    chosen = tuple(case for case in CASES if any(fits(part, case.name) for part in pattern.split(",")))
     if not chosen:
         raise SystemExit(f"no case has {pattern} in its name; there are {', '.join(case.name for case in CASES)}")
     return chosen if device == "cuda" else tuple(case.tiny() for case in chosen)

@@ -33,7 +33,8 @@ TESTS = ROOT / "tests"
 SMALL_CASE = TESTS / "kernels" / "small_case.py"
 BACKENDS = ("cuda", "triton", "torch")
 MAIN_CASES = "project-16512,project-1056x1024,project-1M-bf16,fit-512,pooled-"
-MORE_CASES = "project-256,project-1056,project-2000,project-65536,blocks-"
+MORE_CASES = ",".join(f"project-{rows}{full}" for full in ("", "-full") for rows in (256, 1056, 2000, 65536))
+MORE_CASES += ",blocks-"
 COUNTED = "gram_tiles|fit_cluster|reconstruct_resident|weigh_kernel|cosine_kernel|backward_kernel|multiply_kernel"
 FOUND = "86"  # exit code by which CUDA's checkers say that they found something
 NOT_STARTED = 127  # exit code, as a shell has it
@@ -123,8 +124,11 @@ def parts_of(options: argparse.Namespace, machine: Machine) -> list[Part]:
 
     def tests(name: str, limit: float, *arguments: str, skip: str = "") -> Step:
         files = ["--out", str(out), "--log", f"{name}.log", "--summary", str(out / f"{name}.json")]
-        # The interpreter computes with numpy, which warns of the infinite values that a test is about.
-        few = ["--files", "fit", "-k", "by_hand", "-W", "ignore::RuntimeWarning"] if tiny else []
+        # CUDA's checkers have run already, with nothing beside them.
+        few = ["-k", "not checker_of_cuda"]
+        if tiny:
+            # The interpreter computes with numpy, which warns of the infinite values that a test is about.
+            few = ["--files", "fit", "-k", "by_hand", "-W", "ignore::RuntimeWarning"]
         return Step(name, python(TESTS / "run_on_gpu.py", *on, *files, *arguments, *few), limit, skip)
 
     def tests_of(backend: str, limit: float) -> Part:

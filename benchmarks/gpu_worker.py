@@ -139,10 +139,11 @@ class Worker:
                 entry["ways"]["all"] = {"failed": "not measured: out of time"}
             else:
                 self.measure(case, entry)
-                self.device.clean()
             entry["done"] = True
             gpu = self.record["machine"]["GPU"]
             self.record["targets"] = [row for each in self.cases for row in target_rows(each, self.entry(each), gpu)]
+            save(self.record, self.folder, self.name)
+            self.device.clean()
         self.record["machine"]["clocks at the end"] = self.device.clocks()
         self.record["plot"] = draw(self.record, self.folder / f"{self.name}.png")
         del self.record["running"], self.record["deadline"]

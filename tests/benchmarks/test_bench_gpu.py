@@ -32,6 +32,7 @@ TINY = {case.name: case.tiny() for case in gpu_cases.CASES}
 
 def options(out: Path, **changes: Any) -> argparse.Namespace:
     values = {"commit": "0123abc", "deadline": time.time() + 100, "out": out, "device": "cpu", "cases": ""}
+    values |= {"backends": ("reference",), "rounds": 20}
     return argparse.Namespace(**values | changes)
 
 
@@ -127,12 +128,76 @@ def test_short_tests_are_read_by_backend(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(gpu.subprocess, "run", run)
     silent = False
-    found = gpu.short_tests(tmp_path, "cuda")
+    backends = ("triton", "cuda")
+    found = gpu.short_tests(tmp_path, "cuda", backends)
     assert found == {"triton": "", "cuda": "tests failed: 1 of 2, such as bad[cuda]: error 3e-2"}
     silent = True
-    assert gpu.short_tests(tmp_path, "cuda")["triton"] == "tests failed: 1 of 2, such as hangs: error 3e-2"
+    assert gpu.short_tests(tmp_path, "cuda", backends)["triton"] == "tests failed: 1 of 2, such as hangs: error 3e-2"
     monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: None)
-    assert gpu.short_tests(tmp_path, "cuda")["triton"] == "tests failed: none of them ran"
+    assert gpu.short_tests(tmp_path, "cuda", backends)["triton"] == "tests failed: none of them ran"
+
+
+def test_what_was_tested_before_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.subprocess, "run", mock.Mock(side_effect=AssertionError))
+    monkeypatch.setitem(dispatch.BACKENDS, "torch", reference.backend)
+    for name, outcomes in (
+        ("short", {"cuda": {"a": {"outcome": "failed", "reason": "error 3e-2"}}, "triton": {}}),
+        ("all", {"cuda": {"a": {"outcome": "passed", "reason": ""}}, "torch": {"a": {"outcome": "skipped"}}}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(outcomes))
+    summaries = ",".join(str(tmp_path / f"{name}.json") for name in ("short", "all", "never-written"))
+    given = options(tmp_path, tests=summaries, backends=("cuda", "triton", "torch", "no-such-backend"))
+    assert gpu.tested(given) == {"cuda": "", "triton": "tests failed: none of them ran", "torch": ""}
+
+
+def test_a_record_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = worker(tmp_path, "fit-512", "project-256", deadline=time.time() - 1000)
+    cut.entry(TINY["fit-512"]).update(done=True, ways={"eager": {"median_s": 1.0, "iqr_s": 0.0, "repeats": 20}})
+    cut.step("project-256", "eager")
+
+    def measure(given: argparse.Namespace, name: str) -> bool:
+        Worker(Host(), cut.cases, given.out, name).run()
+        return True
+
+    monkeypatch.setattr(gpu, "watch", measure)
+    arguments = ("--out", tmp_path, "--name", "r", "--go-on", "--cases", "fit-512,project-256")
+    assert run_main(monkeypatch, *arguments) == 0
+    record = json.loads((tmp_path / "r.json").read_text())
+    fit, project = record["cases"]
+    assert fit["ways"]["eager"]["median_s"] == 1.0, "what was measured is kept"
+    assert project["ways"]["reference"]["median_s"] > 0, "and there is time again"
+    assert "It was cut off, and went on at 20" in (tmp_path / "r.md").read_text()
+    assert run_main(monkeypatch, *arguments) == 1, "a record that has ended is never edited"
+
+
+COMPILED = """
+import sys
+import torch, torch_way
+from emcl_kernels import dispatch
+from emcl_kernels.backends import reference
+from gpu_cases import CASES
+
+dispatch.BACKENDS.setdefault("torch", reference.backend)
+
+def wrap(function):  # not compiled on, which would take minutes
+    return torch.compile(function, fullgraph=True, dynamic=False, backend="eager")
+
+for case in (case.tiny() for case in CASES if case.name in sys.argv[1:]):
+    inputs = case.inputs("cpu")
+    compiled = case.run("torch", inputs, wrap)()
+    torch.testing.assert_close(compiled, case.run("torch", inputs, lambda function: function)())
+    print(case.name)
+"""
+
+
+def test_the_third_way_is_seen_through_by_the_compiler() -> None:
+    """Without a break. In a process of its own, for the types that the tests check in every call are no graph."""
+    names = ["project-16512", "project-1M-bf16", "fit-512", "pooled-1024", "project-256-full", "blocks-1000"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
+    command = [sys.executable, "-c", COMPILED, *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == names
 
 
 def test_the_kernels_of_one_case(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gpu
 import gpu_hour
 import pytest
+from gpu_case import Case
+from gpu_cases import CASES
 from gpu_hour import Hour, Part, Step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +154,15 @@ def test_every_part_has_less_than_ten_minutes(tmp_path: Path) -> None:
     for step in (step for each in parts for step in each.steps):
         files = [Path(word) for word in step.command if word.endswith(".py")]
         assert all(file.is_file() for file in files), step.command
+
+
+def test_every_case_is_in_one_of_the_records() -> None:
+    found = [case.name for cases in (gpu_hour.MAIN_CASES, gpu_hour.MORE_CASES, "step-") for case in selected(cases)]
+    assert sorted(found) == sorted(case.name for case in CASES)
+
+
+def selected(pattern: str) -> tuple[Case, ...]:
+    return gpu.selected(pattern, "cuda")
 
 
 @pytest.mark.skipif(gpu_hour.find("nvidia-smi") is not None, reason="there may be a GPU")
