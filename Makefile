@@ -18,7 +18,7 @@ DOCS_BIN := $(DOCS_VENV)/bin
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup train test test-fast test-cuda-load test-gpu lint style types format docs
-.PHONY: bench bench-gpu gpu-hour hub refine embeddings training-table readme-picture clean
+.PHONY: bench bench-gpu refine embeddings training-table readme-picture clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,7 @@ bench: $(VENV)/.built  ## Compare the kernels with eager and compiled torch
 bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Compare on a GPU, in under 9 minutes, and write a record
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(ARGS)
 
+.PHONY: gpu-hour hub
 gpu-hour: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## All that a GPU is wanted for, in parts of under 10 minutes; files in build/gpu-hour
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu_hour.py $(ARGS)
 

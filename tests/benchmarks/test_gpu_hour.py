@@ -100,6 +100,32 @@ def test_a_program_that_cannot_be_started_is_no_end_of_the_hour(tmp_path: Path) 
     assert "No such file" in (tmp_path / "broken.txt").read_text()
 
 
+ENDED = """
+import sys, gpu_hour
+from gpu_hour import Part, Step
+sleeps = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+gpu_hour.look = lambda device: gpu_hour.Machine("cpu", ("cuda",), True, "made up")
+gpu_hour.parts_of = lambda *_: [Part("long", "made up", [Step("sleeps", [sys.executable, "-c", sleeps], 60.0)])]
+sys.exit(gpu_hour.main())
+"""
+
+
+def test_a_request_to_end_is_written_down_and_ends_what_runs(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "benchmarks")}
+    process = subprocess.Popen([sys.executable, "-c", ENDED, "--out", str(tmp_path)], env=environment)
+    log = tmp_path / "long.txt"
+    began = time.monotonic()
+    while not log.exists() or len(log.read_text().splitlines()) < 2:
+        assert process.poll() is None
+        assert time.monotonic() - began < PATIENCE
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    (step,) = index(tmp_path)["long"]["steps"]
+    assert (index(tmp_path)["long"]["state"], step["state"]) == ("cut", "cut")
+    assert has_ended(int(log.read_text().splitlines()[1]))
+
+
 def run_main(monkeypatch: pytest.MonkeyPatch, parts: list[Part], *arguments: object) -> int:
     machine = gpu_hour.Machine("cpu", ("cuda",), True, "made up")
     monkeypatch.setattr(gpu_hour, "look", lambda device: machine)
