@@ -36,6 +36,7 @@ MAIN_CASES = "project-16512,project-1056x1024,project-1M-bf16,fit-512,pooled-"
 MORE_CASES = ",".join(f"project-{rows}{full}" for full in ("", "-full") for rows in (256, 1056, 2000, 65536))
 MORE_CASES += ",blocks-"
 COUNTED = "gram_tiles|fit_cluster|reconstruct_resident|weigh_kernel|cosine_kernel|backward_kernel|multiply_kernel"
+FITS = ("cluster8", "cluster16", "steps")  # of EMCL_FIT, which chooses the way of em_fit on CUDA
 FOUND = "86"  # exit code by which CUDA's checkers say that they found something
 NOT_STARTED = 127  # exit code, as a shell has it
 LEAST = 20.0  # seconds that must be left for a part to begin
@@ -147,6 +148,10 @@ def parts_of(options: argparse.Namespace, machine: Machine) -> list[Part]:
 
     known = [backend for backend in BACKENDS if backend in machine.backends]
     kernels = python(HERE / "gpu_kernels.py", *on, *(["--backends", "cuda", "--cases", "fit-512"] * tiny))
+    fitted = python(HERE / "gpu_kernels.py", *on, "--backends", "cuda", "--cases", "fit-512")
+    fitted[-1] += ",project-1056x1024" * (not tiny)
+    one_fit = "" if chooses_fit() else "the kernels do not read EMCL_FIT"
+
     counter = find("ncu")
     sections = [f"--section={name}" for name in ("SpeedOfLight", "WarpStateStats", "Occupancy")]
     counting = [counter or "ncu", "--clock-control", "none", *sections, "-k", f"regex:{COUNTED}", "-c", "12"]
@@ -175,6 +180,9 @@ def parts_of(options: argparse.Namespace, machine: Machine) -> list[Part]:
             record("record-sizes", "project-256" if tiny else MORE_CASES, 8.5, "sizes"),
         ]),
         Part("kernels", "time by kernel", [Step("kernels", kernels, 150)]),
+        Part("fit", "the ways of em_fit, by kernel", [
+            Step(way, fitted, 60, one_fit, {"EMCL_FIT": way}) for way in FITS[: 1 if tiny else None]
+        ]),
         Part("step", "a whole training step: EMCL on, off, and as released", [
             record("step", "step-head" if tiny else "step-", 3, "step"),
         ]),
@@ -185,6 +193,12 @@ def parts_of(options: argparse.Namespace, machine: Machine) -> list[Part]:
             Step("tune", python("-m", "emcl_kernels.tune", "--out", out / "table.json"), 270),
         ]),
     ]  # fmt: skip
+
+
+def chooses_fit() -> bool:
+    """Whether the sources know the variable, so that no other way is timed under a name that means nothing."""
+    folder = ROOT / "csrc" / "cuda" / "fit"
+    return any("EMCL_FIT" in file.read_text(encoding="utf-8") for file in folder.iterdir())
 
 
 def find(program: str) -> str | None:

@@ -177,6 +177,9 @@ def test_every_part_has_less_than_ten_minutes(tmp_path: Path) -> None:
     names = [each.name for each in parts]
     assert names[:4] == ["load", "cases", "sanitizers", "short"]
     assert names[4:7] == ["tests-cuda", "tests-triton", "tests-torch"]
+    (fit,) = (each for each in parts if each.name == "fit")
+    assert [step.environment for step in fit.steps] == [{"EMCL_FIT": way} for way in gpu_hour.FITS]
+    assert all(bool(step.skip) != gpu_hour.chooses_fit() for step in fit.steps)
     for step in (step for each in parts for step in each.steps):
         files = [Path(word) for word in step.command if word.endswith(".py")]
         assert all(file.is_file() for file in files), step.command
@@ -189,6 +192,24 @@ def test_every_case_is_in_one_of_the_records() -> None:
 
 def selected(pattern: str) -> tuple[Case, ...]:
     return gpu.selected(pattern, "cuda")
+
+
+BARE = """
+import sys
+absent = ["beartype", "tyro", "av", "hypothesis", "transformers", "accelerate", "matplotlib", "onnx"]
+sys.modules.update(dict.fromkeys(absent))
+import gpu, gpu_hour, gpu_kernels, gpu_load, small_case, run_on_gpu
+from gpu_cases import CASES
+print(*{case.missing() for case in CASES if case.missing()})
+"""
+
+
+def test_the_programs_need_no_more_than_a_gpu_machine_has() -> None:
+    folders = (ROOT, ROOT / "benchmarks", ROOT / "tests", ROOT / "tests" / "kernels")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "transformers is not installed\n"
 
 
 @pytest.mark.skipif(gpu_hour.find("nvidia-smi") is not None, reason="there may be a GPU")
