@@ -14,9 +14,16 @@ from emcl_kernels import em_project, pooled_similarity, pooled_similarity_blocks
 from emcl_kernels.testing import clustered_rows, distinct_init
 
 KINDS = ((torch.float32, 63), (torch.bfloat16, 72))
+BLOCKS = ((21, 4), (70, 40))  # texts, em_block: the last block is smaller, and in the second case than a split of texts
 
 
-def main(device: str, kinds: tuple[tuple[torch.dtype, int], ...] = KINDS, rows: int = 130, texts: int = 21) -> None:
+def main(
+    device: str,
+    kinds: tuple[tuple[torch.dtype, int], ...] = KINDS,
+    rows: int = 130,
+    texts: int = 21,
+    blocks: tuple[tuple[int, int], ...] = BLOCKS,
+) -> None:
     for dtype, width in kinds:
         x, init = clustered_rows(2, rows, width).to(device, dtype), distinct_init(7).to(device, dtype)
         text, frames = clustered_rows(texts, width).to(device, dtype), clustered_rows(3, 5, width).to(device, dtype)
@@ -28,8 +35,10 @@ def main(device: str, kinds: tuple[tuple[torch.dtype, int], ...] = KINDS, rows: 
             similarity, _ = pooled_similarity(*leaves[1:], mask, init, gradient=gradient, num_iters=2)  # type: ignore[arg-type]
             gradients = torch.autograd.grad(y.square().sum() + similarity.square().sum(), leaves)
             assert all(bool(gradient.isfinite().all()) for gradient in gradients)
-        about(f"pooled_similarity_blocks, {dtype}, the last of which are smaller")
-        assert bool(pooled_similarity_blocks(text, frames, mask, init, em_block=4).isfinite().all())
+        for count, em_block in blocks:
+            about(f"pooled_similarity_blocks of {count} texts, {dtype}, blocks of {em_block}")
+            some = clustered_rows(count, width).to(device, dtype)
+            assert bool(pooled_similarity_blocks(some, frames, mask, init, em_block=em_block).isfinite().all())
     print("done")
 
 
@@ -43,6 +52,6 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     with use_backend(sys.argv[1]):  # type: ignore[arg-type]
         if "tiny" in sys.argv[3:]:
-            main(sys.argv[2], KINDS[:1], rows=20, texts=5)
+            main(sys.argv[2], KINDS[:1], rows=20, texts=5, blocks=((5, 4),))
         else:
             main(sys.argv[2])
