@@ -1,9 +1,9 @@
 """Which backend runs an op, and why not the others.
 
 A backend that is asked for by name (`use_backend`, EMCL_BACKEND) runs or raises an error. Otherwise the first that can
-run is taken. On the CPU that is native, then reference. On CUDA it is cuda or triton, as the tables have it for the
-device and the shape (tables/__init__.py), then the other of the two, then reference. EMCL_LOG=debug logs each choice
-once.
+run is taken. On the CPU that is native, then reference. On CUDA it is cuda, triton or torch, as the tables have it for
+the device and the shape (tables/__init__.py), then the others of the three, then reference. EMCL_LOG=debug logs each
+choice once.
 """
 
 import logging
@@ -18,17 +18,18 @@ import torch
 
 from emcl_kernels import tables
 from emcl_kernels.backends import Backend as BackendType
-from emcl_kernels.backends import Declared, Implementation, cpu, cuda, reference, triton
+from emcl_kernels.backends import Declared, Implementation, cpu, cuda, plain_torch, reference, triton
 
-Backend = Literal["reference", "native", "triton", "cuda"]
+Backend = Literal["reference", "native", "triton", "cuda", "torch"]
 
 BACKENDS: dict[str, BackendType] = {
     "reference": reference.backend,
     "native": cpu.backend,
     "triton": triton.backend,
     "cuda": cuda.backend,
+    "torch": plain_torch.backend,
 }
-_AUTOMATIC = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}
+_AUTOMATIC = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "torch", "reference")}
 _log = logging.getLogger("emcl_kernels")
 _from_environment: str | None = None
 _inside: list[list[str]] = []  # names of the `use_backend` blocks that are open; a list each, so that equal ones differ
@@ -76,7 +77,7 @@ def use_backend(name: Backend) -> Iterator[None]:
     blocks, the one that entered last decides.
 
     Args:
-        name: "reference", "native", "triton" or "cuda".
+        name: "reference", "native", "triton", "cuda" or "torch".
 
     Raises:
         ValueError: there is no such backend.
@@ -131,9 +132,11 @@ def choose(op: Declared, args: tuple[Any, ...]) -> Implementation:
     by_name = asked.backend  # read once: another thread may enter `use_backend` meanwhile
     name, implementation, refused = _first_that_runs(op, args, by_name)
 
-    # If a backend was refused, its library may still be loaded later, so such a choice is not kept.
-    if not refused and BACKENDS[name].uniform:
-        choices[op.name, args[op.main].device.type, by_name] = implementation
+    # Not kept: the choice of a table, which is for one shape; and one after a refusal, as a library may load later.
+    device = args[op.main].device.type
+    by_table = by_name is None and device == "cuda"
+    if not refused and not by_table and BACKENDS[name].uniform:
+        choices[op.name, device, by_name] = implementation
     return implementation
 
 

@@ -3,11 +3,28 @@
 There are two forms of the same maths. `em_project_loop` and `pooled_similarity_materialized` follow the release of EMCL
 (NeurIPS 2022) step by step; every test compares with them. The others are the Gram form, which does not touch the rows
 inside the EM loop. Everything here differentiates by autograd, in the dtype of its input.
+
+Functions that multiply rows take `products`: backends compute those products in other dtypes, by the same equations.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+
+class Products:
+    """How matrices are multiplied of which rows are one: here as torch does it, in their dtype."""
+
+    def of(self, left: Tensor, right: Tensor) -> Tensor:
+        """left·right, over leading dimensions."""
+        return left @ right
+
+    def added(self, addend: Tensor, left: Tensor, right: Tensor, weight: float = 1.0) -> Tensor:
+        """addend + weight · left·right, where addend may have one row for all."""
+        return addend + weight * (left @ right)
+
+
+PLAIN = Products()
 
 
 def em_project_loop(
@@ -79,15 +96,22 @@ def em_loop(
     return bases, responsibilities, scale
 
 
-def em_moments(x: Float[Tensor, "*G N D"]) -> tuple[Float[Tensor, "*G D D"], Float[Tensor, "*G D"]]:
+def em_moments(
+    x: Float[Tensor, "*G N D"], *, products: Products = PLAIN
+) -> tuple[Float[Tensor, "*G D D"], Float[Tensor, "*G D"]]:
     """All that EM needs to know of the rows: xᵀx and xᵀ1."""
-    return x.mT @ x, x.sum(-2)
+    gram = products.of(x.mT, x)
+    return gram, x.sum(-2, dtype=gram.dtype)
 
 
 def em_moments_backward(
-    x: Float[Tensor, "*G N D"], d_gram: Float[Tensor, "*G D D"], d_colsum: Float[Tensor, "*G D"]
+    x: Float[Tensor, "*G N D"],
+    d_gram: Float[Tensor, "*G D D"],
+    d_colsum: Float[Tensor, "*G D"],
+    *,
+    products: Products = PLAIN,
 ) -> Float[Tensor, "*G N D"]:
-    return x @ (d_gram + d_gram.mT) + d_colsum.unsqueeze(-2)
+    return products.added(d_colsum.unsqueeze(-2), x, d_gram + d_gram.mT)  # (BG)
 
 
 def em_fit(
@@ -156,9 +180,11 @@ def em_reconstruct(
     scale: Float[Tensor, "*G K"],
     *,
     weight: float,
+    products: Products = PLAIN,
 ) -> Float[Tensor, "*G N D"]:
     """The rows with their weighted reconstruction added, as two thin products."""
-    return x + weight * (x @ (responsibilities * scale.unsqueeze(-2)) @ responsibilities.mT)  # (GR)
+    coefficients = products.of(x, responsibilities * scale.unsqueeze(-2))
+    return products.added(x, coefficients, responsibilities.mT, weight)  # (GR)
 
 
 def em_reconstruct_backward(
@@ -168,14 +194,15 @@ def em_reconstruct_backward(
     scale: Float[Tensor, "*G K"],
     *,
     weight: float,
+    products: Products = PLAIN,
 ) -> tuple[Float[Tensor, "*G N D"], Float[Tensor, "*G D K"], Float[Tensor, "*G K"]]:
     """Gradients of `em_reconstruct` to its three tensors (docs/math.md, BR)."""
     scaled = responsibilities * scale.unsqueeze(-2)
 
-    d_coefficients = weight * (d_y @ responsibilities)
-    d_scaled = x.mT @ d_coefficients
-    d_x = d_y + d_coefficients @ scaled.mT
-    d_responsibilities = weight * (d_y.mT @ (x @ scaled)) + d_scaled * scale.unsqueeze(-2)
+    d_coefficients = weight * products.of(d_y, responsibilities)
+    d_scaled = products.of(x.mT, d_coefficients)
+    d_x = products.added(d_y, d_coefficients, scaled.mT)
+    d_responsibilities = weight * products.of(d_y.mT, products.of(x, scaled)) + d_scaled * scale.unsqueeze(-2)
     return d_x, d_responsibilities, (d_scaled * responsibilities).sum(-2)
 
 
@@ -184,7 +211,7 @@ def start_logits(
 ) -> Float[Tensor, "*G D K"]:
     """The first E-step's logits, before the temperature."""
     if init.dim() == x.dim():
-        return x.mT @ init  # (G0), one start per row
+        return x.mT.to(init.dtype) @ init  # (G0), one start per row
     return colsum.unsqueeze(-1) * init.unsqueeze(-2)  # (G0)
 
 
@@ -206,6 +233,7 @@ def em_project(
     temperature: float = 1.0,
     residual_weight: float = 3.0,
     eps: float = 1e-6,
+    products: Products = PLAIN,
 ) -> tuple[Float[Tensor, "*G N D"], Float[Tensor, "*G K"], Float[Tensor, "*G D K"], Float[Tensor, "*G K"]]:
     """EMCL in the Gram form.
 
@@ -216,14 +244,15 @@ def em_project(
         temperature: of the E-step's softmax.
         residual_weight: of the reconstruction.
         eps: added to the sums and lengths that are divided by.
+        products: how rows are multiplied.
 
     Returns:
         y, mean_bases, and the fitted map: responsibilities and scale.
     """
-    gram, colsum = em_moments(x)
+    gram, colsum = em_moments(x, products=products)
     logits = start_logits(x, colsum, init)
     responsibilities, scale = em_fit(gram, logits, num_iters=num_iters, temperature=temperature, eps=eps)
-    y = em_reconstruct(x, responsibilities, scale, weight=residual_weight)
+    y = em_reconstruct(x, responsibilities, scale, weight=residual_weight, products=products)
     return y, mean_of_bases(colsum, responsibilities, scale, x.shape[-2]), responsibilities, scale
 
 

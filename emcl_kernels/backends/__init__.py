@@ -1,7 +1,7 @@
-"""What a backend is, and what it knows of an op. Each of the four is one object, in a module or package of its own.
+"""What a backend is, and what it knows of an op. Each of the five is one object, in a module or package of its own.
 
-`PythonBackend` is a table of functions on tensors: the reference and Triton are of this kind. `cpu.CPU` and `cuda.CUDA`
-call the ops of a C++ or CUDA library through `library.Kernels`.
+`PythonBackend` is a table of functions on tensors: the reference, torch and Triton are of this kind. `cpu.CPU` and
+`cuda.CUDA` call the ops of a C++ or CUDA library through `library.Kernels`.
 """
 
 from collections.abc import Callable, Mapping

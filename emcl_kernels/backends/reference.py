@@ -1,21 +1,103 @@
 """The backend "reference": any device; sums in float32 (float64 for float64), output in the dtype of the input.
 
-The maths is in emcl_kernels/reference.py, that of the pooled similarity in reference_pooled.py.
+The maths is in emcl_kernels/reference.py, that of the pooled similarity in reference_pooled.py. The backend "torch" is
+made of the same functions with other products (products.py).
 """
+
+from collections.abc import Callable
 
 from torch import Tensor
 
 from emcl_kernels import forms, reference
-from emcl_kernels.backends import PythonBackend, reference_pooled
-from emcl_kernels.checks import ACCUMULATION
+from emcl_kernels.backends import Implementation, PythonBackend
+from emcl_kernels.backends.products import Upcast
+from emcl_kernels.backends.reference_pooled import PooledFunctions
 
 
-def em_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    return reference.em_moments(x.to(ACCUMULATION[x.dtype]))
+class Functions:
+    """The ops in plain torch, whatever the dtype of their products is.
 
+    Args:
+        products: how rows are multiplied.
+        takes_loop: whether EM runs by the loop, from the numbers of rows, channels, bases and iterations.
+    """
 
-def em_moments_backward(d_gram: Tensor, d_colsum: Tensor, x: Tensor) -> Tensor:
-    return reference.em_moments_backward(x.to(d_gram.dtype), d_gram, d_colsum).to(x.dtype)
+    def __init__(self, products: Upcast, takes_loop: Callable[[int, int, int, int], bool]) -> None:
+        self.products = products
+        self.takes_loop = takes_loop
+
+    def table(self) -> dict[str, Implementation]:
+        """The implementation of each op, by its name."""
+        pooled = PooledFunctions(self.products)
+        return {
+            "em_moments": self.em_moments,
+            "_em_moments_backward": self.em_moments_backward,
+            "em_fit": reference.em_fit,
+            "_em_fit_backward": em_fit_backward,
+            "em_reconstruct": self.em_reconstruct,
+            "_em_reconstruct_backward": self.em_reconstruct_backward,
+            "_em_project_fixed": self.em_project_fixed,
+            "_pooled_moments": pooled.moments,
+            "_pooled_moments_backward": pooled.moments_backward,
+            "_pooled_cosine": pooled.cosine,
+            "_pooled_cosine_backward": pooled.cosine_backward,
+        }
+
+    def em_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.em_moments(self.products.rows(x), products=self.products)
+
+    def em_moments_backward(self, d_gram: Tensor, d_colsum: Tensor, x: Tensor) -> Tensor:
+        rows = self.products.rows(x)
+        return reference.em_moments_backward(rows, d_gram, d_colsum, products=self.products).to(x.dtype)
+
+    def em_reconstruct(self, x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float) -> Tensor:
+        rows = self.products.rows(x)
+        y = reference.em_reconstruct(rows, responsibilities, scale, weight=weight, products=self.products)
+        return y.to(x.dtype)
+
+    def em_reconstruct_backward(
+        self, d_y: Tensor, x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        d_x, d_responsibilities, d_scale = reference.em_reconstruct_backward(
+            self.products.rows(d_y),
+            self.products.rows(x),
+            responsibilities,
+            scale,
+            weight=weight,
+            products=self.products,
+        )
+        return d_x.to(x.dtype), d_responsibilities, d_scale
+
+    def em_project_fixed(
+        self,
+        x: Tensor,
+        init: Tensor,
+        num_iters: int,
+        temperature: float,
+        residual_weight: float,
+        eps: float,
+        linear: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self.takes_loop(x.shape[-2], x.shape[-1], init.shape[-1], num_iters):
+            y, mean_bases, responsibilities, scale = forms.project_by_loop(
+                x.to(init.dtype),
+                init,
+                num_iters=num_iters,
+                temperature=temperature,
+                residual_weight=residual_weight,
+                eps=eps,
+            )
+        else:
+            y, mean_bases, responsibilities, scale = reference.em_project(
+                self.products.rows(x),
+                init,
+                num_iters=num_iters,
+                temperature=temperature,
+                residual_weight=residual_weight,
+                eps=eps,
+                products=self.products,
+            )
+        return y.to(x.dtype), mean_bases, responsibilities, scale
 
 
 def em_fit_backward(
@@ -32,45 +114,4 @@ def em_fit_backward(
     )
 
 
-def em_reconstruct(x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float) -> Tensor:
-    return reference.em_reconstruct(x.to(scale.dtype), responsibilities, scale, weight=weight).to(x.dtype)
-
-
-def em_reconstruct_backward(
-    d_y: Tensor, x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = scale.dtype
-    d_x, d_responsibilities, d_scale = reference.em_reconstruct_backward(
-        d_y.to(dtype), x.to(dtype), responsibilities, scale, weight=weight
-    )
-    return d_x.to(x.dtype), d_responsibilities, d_scale
-
-
-def em_project_fixed(
-    x: Tensor, init: Tensor, num_iters: int, temperature: float, residual_weight: float, eps: float, linear: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = x.to(init.dtype)
-    by_loop = forms.takes_loop(rows.shape[-2], rows.shape[-1], init.shape[-1], num_iters)
-    project = forms.project_by_loop if by_loop else reference.em_project
-    y, mean_bases, responsibilities, scale = project(
-        rows, init, num_iters=num_iters, temperature=temperature, residual_weight=residual_weight, eps=eps
-    )
-    return y.to(x.dtype), mean_bases, responsibilities, scale
-
-
-backend = PythonBackend(
-    "reference",
-    {
-        "em_moments": em_moments,
-        "_em_moments_backward": em_moments_backward,
-        "em_fit": reference.em_fit,
-        "_em_fit_backward": em_fit_backward,
-        "em_reconstruct": em_reconstruct,
-        "_em_reconstruct_backward": em_reconstruct_backward,
-        "_em_project_fixed": em_project_fixed,
-        "_pooled_moments": reference_pooled.moments,
-        "_pooled_moments_backward": reference_pooled.moments_backward,
-        "_pooled_cosine": reference_pooled.cosine,
-        "_pooled_cosine_backward": reference_pooled.cosine_backward,
-    },
-)
+backend = PythonBackend("reference", Functions(Upcast(), forms.takes_loop).table())

@@ -1,185 +1,208 @@
-"""The pooled similarity of the reference backend: torch operations on tensors of at most [A, B, F] (docs/math.md, P).
+"""The pooled similarity in plain torch: operations on tensors of at most [A, B, F] (docs/math.md, P).
 
 The fitted map is P = I + w·r·diag(s)·rᵀ, so with C = 2w·diag(s) + w²·diag(s)·rᵀr·diag(s) every inner product of
 mapped vectors is ⟨x·P, y·P⟩ = ⟨x, y⟩ + (x·r)·C·(y·r)ᵀ: a correction of rank K to a product that is known already.
 If only one of the two is mapped, the correction is w·diag(s). Without EM, r has no columns and the correction is zero.
+
+Products of rows (texts t, frames f) with anything are `products.of`; those of two small matrices are torch's own. What
+is [A, B, F] is changed in place where it is not needed again: at 8192 pairs of 12 frames each takes 3 GB.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emcl_kernels.backends.products import Upcast
 from emcl_kernels.checks import ACCUMULATION
 
 TINY = 1e-12  # shortest length that a vector is divided by, as torch.nn.functional.normalize has it
 
 
-def moments(
-    text: Float[Tensor, "A D"],
-    frames: Float[Tensor, "B F D"],
-    frame_mask: Tensor,
-    pooling_temperature: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Moments of the rows [pooled; text], which are never made.
+class PooledFunctions:
+    """The parts of the pooled similarity, whatever the dtype of their products is.
 
     Args:
-        text: `[A, D]`.
-        frames: `[B, F, D]`.
-        frame_mask: `[B, F]`, numbers that multiply the weights.
-        pooling_temperature: of the softmax over frames.
-        keep: whether to return the inner products of texts and frames for later passes.
-
-    Returns:
-        gram `[D, D]`, colsum `[D]`, and the inner products `[B, F, A]`, or an empty tensor without `keep`.
+        products: of rows.
     """
-    weighing = _Weighing(text, frames, frame_mask, pooling_temperature)
-    t = weighing.t
-    f = weighing.f
-    weights = weighing.weights
 
-    # Σ over texts of pooledᵀ·pooled is fᵀ·(w·wᵀ)·f, with one F×F matrix w·wᵀ per video.
-    weighted = (weights @ weights.mT) @ f  # (PG)
-    gram = torch.addmm(t.mT @ t, f.flatten(0, 1).mT, weighted.flatten(0, 1))  # (PG)
-    colsum = torch.einsum("bf,bfd->d", weights.sum(-1), f) + t.sum(0)  # (PS)
-    return gram, colsum, weighing.dots if keep else gram.new_empty(0)
+    def __init__(self, products: Upcast) -> None:
+        self.products = products
 
+    def moments(
+        self,
+        text: Float[Tensor, "A D"],
+        frames: Float[Tensor, "B F D"],
+        frame_mask: Tensor,
+        pooling_temperature: float,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Moments of the rows [pooled; text], which are never made.
 
-def moments_backward(
-    d_gram: Float[Tensor, "D D"],
-    d_colsum: Float[Tensor, " D"],
-    text: Tensor,
-    frames: Tensor,
-    frame_mask: Tensor,
-    kept: Tensor,
-    pooling_temperature: float,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `moments` to text and frames (docs/math.md, PM)."""
-    weighing = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
-    t = weighing.t
-    f = weighing.f
-    weights = weighing.weights
+        Args:
+            text: `[A, D]`.
+            frames: `[B, F, D]`.
+            frame_mask: `[B, F]`, numbers that multiply the weights.
+            pooling_temperature: of the softmax over frames.
+            keep: whether to return the inner products of texts and frames for later passes.
 
-    # Through the weights, to the inner products that they were made from.
-    twice = d_gram + d_gram.mT
-    f_twice = f @ twice
-    d_weights = (f_twice @ f.mT) @ weights + (f @ d_colsum).unsqueeze(-1)  # [B, F, A]
-    d_dots = weighing.backward(d_weights)
+        Returns:
+            gram `[D, D]`, colsum `[D]`, and the inner products `[B, F, A]`, or an empty tensor without `keep`.
+        """
+        weighing = _Weighing(self.products, text, frames, frame_mask, pooling_temperature)
+        t = weighing.t
+        f = weighing.f
+        weights = weighing.weights
+        upcast = f.to(weights.dtype)
 
-    # Directly, as a part of the rows, and through the inner products.
-    d_text = t @ twice + d_colsum + d_dots.flatten(0, 1).mT @ f.flatten(0, 1)
-    d_frames = d_dots @ t + (weights @ weights.mT) @ f_twice + weights.sum(-1, keepdim=True) * d_colsum
-    return d_text.to(text.dtype), d_frames.to(frames.dtype)
+        # Σ over texts of pooledᵀ·pooled is fᵀ·(w·wᵀ)·f, with one F×F matrix w·wᵀ per video.
+        weighted = (weights @ weights.mT) @ upcast  # (PG)
+        gram = self.products.of(t.mT, t)
+        gram += self.products.precise(f.flatten(0, 1).mT, weighted.flatten(0, 1))  # (PG)
+        colsum = torch.einsum("bf,bfd->d", weights.sum(-1), upcast) + t.sum(0, dtype=gram.dtype)  # (PS)
+        return gram, colsum, weighing.dots if keep else gram.new_empty(0)
 
+    def moments_backward(
+        self,
+        d_gram: Float[Tensor, "D D"],
+        d_colsum: Float[Tensor, " D"],
+        text: Tensor,
+        frames: Tensor,
+        frame_mask: Tensor,
+        kept: Tensor,
+        pooling_temperature: float,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of `moments` to text and frames (docs/math.md, PM)."""
+        weighing = _Weighing(self.products, text, frames, frame_mask, pooling_temperature, kept)
+        t = weighing.t
+        f = weighing.f
+        weights = weighing.weights
 
-def cosine(
-    text: Tensor,
-    frames: Tensor,
-    frame_mask: Tensor,
-    kept: Tensor,
-    responsibilities: Tensor,
-    scale: Tensor,
-    weight: float,
-    pooling_temperature: float,
-    linear: bool,
-) -> tuple[Float[Tensor, "A B"], Float[Tensor, "A B"]]:
-    """Cosine of the mapped texts with the mapped pooled frames.
+        # Through the weights, to the inner products that they were made from.
+        twice = d_gram + d_gram.mT
+        f_twice = self.products.of(f, twice)
+        shifts = self.products.of(f, d_colsum.unsqueeze(-1))
+        d_weights = (self.products.of(f_twice, f.mT) @ weights).add_(shifts)  # [B, F, A]
+        d_dots = self.products.factor(weighing.backward(d_weights), t)
 
-    Args:
-        text: `[A, D]`.
-        frames: `[B, F, D]`.
-        frame_mask: `[B, F]`, numbers that multiply the weights.
-        kept: inner products `[B, F, A]` that `moments` returned, or an empty tensor.
-        responsibilities: of the fitted map `[D, K]`.
-        scale: of the fitted map `[K]`.
-        weight: of the reconstruction.
-        pooling_temperature: of the softmax over frames.
-        linear: for the gradient only: whether it goes through the map, which is a constant.
+        # Directly, as a part of the rows, and through the inner products.
+        d_text = self.products.of(t, twice) + d_colsum + self.products.of(d_dots.flatten(0, 1).mT, f.flatten(0, 1))
+        d_frames = self.products.of(d_dots, t) + (weights @ weights.mT) @ f_twice
+        d_frames += weights.sum(-1, keepdim=True) * d_colsum
+        return d_text.to(text.dtype), d_frames.to(frames.dtype)
 
-    Returns:
-        The cosine `[A, B]`, and the lengths of the mapped pooled frames `[A, B]`, which backward needs.
-    """
-    weighing = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
-    f = weighing.f
-    weights = weighing.weights
-    fitted = _Map(weighing.t, f, responsibilities, scale, weight)
-    f_twice = fitted.f_r @ fitted.correction
+    def cosine(
+        self,
+        text: Tensor,
+        frames: Tensor,
+        frame_mask: Tensor,
+        kept: Tensor,
+        responsibilities: Tensor,
+        scale: Tensor,
+        weight: float,
+        pooling_temperature: float,
+        linear: bool,
+    ) -> tuple[Float[Tensor, "A B"], Float[Tensor, "A B"]]:
+        """Cosine of the mapped texts with the mapped pooled frames.
 
-    numerator = (weights * (weighing.dots + f_twice @ fitted.t_r.mT)).sum(1)  # (PN) [B, A]
-    squares = (weights * ((f @ f.mT + f_twice @ fitted.f_r.mT) @ weights)).sum(1)  # (PL) [B, A]
-    length = squares.clamp_min(TINY**2).sqrt()
-    return (numerator / (fitted.text_length * length)).mT.contiguous(), length.mT.contiguous()
+        Args:
+            text: `[A, D]`.
+            frames: `[B, F, D]`.
+            frame_mask: `[B, F]`, numbers that multiply the weights.
+            kept: inner products `[B, F, A]` that `moments` returned, or an empty tensor.
+            responsibilities: of the fitted map `[D, K]`.
+            scale: of the fitted map `[K]`.
+            weight: of the reconstruction.
+            pooling_temperature: of the softmax over frames.
+            linear: for the gradient only: whether it goes through the map, which is a constant.
 
+        Returns:
+            The cosine `[A, B]`, and the lengths of the mapped pooled frames `[A, B]`, which backward needs.
+        """
+        weighing = _Weighing(self.products, text, frames, frame_mask, pooling_temperature, kept)
+        f = weighing.f
+        weights = weighing.weights
+        fitted = _Map(self.products, weighing.t, f, responsibilities, scale, weight)
+        f_twice = fitted.f_r @ fitted.correction
 
-def cosine_backward(
-    d_cosine: Float[Tensor, "A B"],
-    text: Tensor,
-    frames: Tensor,
-    frame_mask: Tensor,
-    kept: Tensor,
-    responsibilities: Tensor,
-    scale: Tensor,
-    cosine: Float[Tensor, "A B"],
-    length: Float[Tensor, "A B"],
-    weight: float,
-    pooling_temperature: float,
-    linear: bool,
-) -> tuple[Tensor, Tensor, Float[Tensor, "A K"], Float[Tensor, "B F K"]]:
-    """Gradients of `cosine` (docs/math.md, PB).
+        text_products = (f_twice @ fitted.t_r.mT).add_(weighing.dots)
+        frame_products = self.products.of(f, f.mT) + f_twice @ fitted.f_r.mT
+        numerator = text_products.mul_(weights).sum(1)  # (PN) [B, A]
+        squares = (frame_products @ weights).mul_(weights).sum(1)  # (PL) [B, A]
+        length = squares.clamp_min(TINY**2).sqrt()
+        return (numerator / (fitted.text_length * length)).mT.contiguous(), length.mT.contiguous()
 
-    Args:
-        d_cosine: `[A, B]`.
-        text: as for `cosine`.
-        frames: as for `cosine`.
-        frame_mask: as for `cosine`.
-        kept: as for `cosine`.
-        responsibilities: as for `cosine`.
-        scale: as for `cosine`.
-        cosine: what `cosine` returned.
-        length: what `cosine` returned next to it.
-        weight: as for `cosine`.
-        pooling_temperature: as for `cosine`.
-        linear: whether the gradient goes through the map; if not, the reconstruction is a constant.
+    def cosine_backward(
+        self,
+        d_cosine: Float[Tensor, "A B"],
+        text: Tensor,
+        frames: Tensor,
+        frame_mask: Tensor,
+        kept: Tensor,
+        responsibilities: Tensor,
+        scale: Tensor,
+        cosine: Float[Tensor, "A B"],
+        length: Float[Tensor, "A B"],
+        weight: float,
+        pooling_temperature: float,
+        linear: bool,
+    ) -> tuple[Tensor, Tensor, Float[Tensor, "A K"], Float[Tensor, "B F K"]]:
+        """Gradients of `cosine` (docs/math.md, PB).
 
-    Returns:
-        d_text, d_frames, and the pulls on text·r `[A, K]` and frames·r `[B, F, K]`, from which the gradients to the
-        map follow.
-    """
-    weighing = _Weighing(text, frames, frame_mask, pooling_temperature, kept)
-    t = weighing.t
-    f = weighing.f
-    weights = weighing.weights
-    fitted = _Map(t, f, responsibilities, scale, weight)
-    t_r = fitted.t_r
-    f_r = fitted.f_r
-    text_length = fitted.text_length
+        Args:
+            d_cosine: `[A, B]`.
+            text: as for `cosine`.
+            frames: as for `cosine`.
+            frame_mask: as for `cosine`.
+            kept: as for `cosine`.
+            responsibilities: as for `cosine`.
+            scale: as for `cosine`.
+            cosine: what `cosine` returned.
+            length: what `cosine` returned next to it.
+            weight: as for `cosine`.
+            pooling_temperature: as for `cosine`.
+            linear: whether the gradient goes through the map; if not, the reconstruction is a constant.
 
-    # To numerator and squared lengths. A length at its lower bound is a constant.
-    d_numerator = d_cosine.mT / (text_length * length.mT)  # [B, A]
-    per_square = -(d_cosine * cosine).mT
-    d_pooled_square = torch.where(length.mT > TINY, per_square / (2 * length.mT.square()), 0)
-    d_text_square = torch.where(text_length > TINY, per_square.sum(0) / (2 * text_length.square()), 0)
+        Returns:
+            d_text, d_frames, and the pulls on text·r `[A, K]` and frames·r `[B, F, K]`, from which the gradients to the
+            map follow.
+        """
+        weighing = _Weighing(self.products, text, frames, frame_mask, pooling_temperature, kept)
+        t = weighing.t
+        f = weighing.f
+        weights = weighing.weights
+        fitted = _Map(self.products, t, f, responsibilities, scale, weight)
+        t_r = fitted.t_r
+        f_r = fitted.f_r
+        text_length = fitted.text_length
 
-    # To the weights, and from there to the inner products. `once` is the correction that carries gradient.
-    once = fitted.correction if linear else torch.diag(weight * scale)
-    f_once = f_r @ once
-    d_weights = d_numerator.unsqueeze(1) * (weighing.dots + f_once @ t_r.mT)
-    d_weights += 2 * d_pooled_square.unsqueeze(1) * ((f @ f.mT + f_once @ f_r.mT) @ weights)
-    d_dots = weighing.backward(d_weights)
+        # To numerator and squared lengths. A length at its lower bound is a constant.
+        d_numerator = d_cosine.mT / (text_length * length.mT)  # [B, A]
+        per_square = -(d_cosine * cosine).mT
+        d_pooled_square = torch.where(length.mT > TINY, per_square / (2 * length.mT.square()), 0)
+        d_text_square = torch.where(text_length > TINY, per_square.sum(0) / (2 * text_length.square()), 0)
 
-    # To text·r and frames·r.
-    numerator_weights = d_numerator.unsqueeze(1) * weights  # [B, F, A]
-    frame_weights = 2 * (d_pooled_square.unsqueeze(1) * weights) @ weights.mT  # [B, F, F]
-    pull_text = numerator_weights.flatten(0, 1).mT @ f_r.flatten(0, 1) + 2 * d_text_square.unsqueeze(-1) * t_r
-    pull_frames = numerator_weights @ t_r + frame_weights @ f_r
+        # To the weights, and from there to the inner products. `once` is the correction that carries gradient.
+        once = fitted.correction if linear else torch.diag(weight * scale)
+        f_once = f_r @ once
+        d_weights = (f_once @ t_r.mT).add_(weighing.dots).mul_(d_numerator.unsqueeze(1))
+        frame_products = self.products.of(f, f.mT) + f_once @ f_r.mT
+        d_weights += (frame_products @ weights).mul_(2 * d_pooled_square.unsqueeze(1))
+        d_dots = weighing.backward(d_weights)
 
-    # To text and frames: through their inner products, and through the pulls.
-    through = numerator_weights + d_dots
-    d_text = through.flatten(0, 1).mT @ f.flatten(0, 1) + 2 * d_text_square.unsqueeze(-1) * t
-    d_text = d_text + pull_text @ once @ responsibilities.mT
-    d_frames = through @ t + frame_weights @ f + pull_frames @ once @ responsibilities.mT
-    return d_text.to(text.dtype), d_frames.to(frames.dtype), pull_text, pull_frames
+        # To text·r and frames·r.
+        numerator_weights = d_numerator.unsqueeze(1) * weights  # [B, F, A]
+        frame_weights = 2 * (d_pooled_square.unsqueeze(1) * weights) @ weights.mT  # [B, F, F]
+        pull_text = numerator_weights.flatten(0, 1).mT @ f_r.flatten(0, 1) + 2 * d_text_square.unsqueeze(-1) * t_r
+        pull_frames = numerator_weights @ t_r + frame_weights @ f_r
+
+        # To text and frames: through their inner products, and through the pulls.
+        through = self.products.factor(d_dots.add_(numerator_weights), t)
+        d_text = self.products.of(through.flatten(0, 1).mT, f.flatten(0, 1)) + 2 * d_text_square.unsqueeze(-1) * t
+        d_text += pull_text @ once @ responsibilities.mT
+        d_frames = self.products.of(through, t) + self.products.of(frame_weights, f)
+        d_frames += pull_frames @ once @ responsibilities.mT
+        return d_text.to(text.dtype), d_frames.to(frames.dtype), pull_text, pull_frames
 
 
 class _Weighing:
@@ -189,31 +212,39 @@ class _Weighing:
     """
 
     def __init__(
-        self, text: Tensor, frames: Tensor, frame_mask: Tensor, pooling_temperature: float, kept: Tensor | None = None
+        self,
+        products: Upcast,
+        text: Tensor,
+        frames: Tensor,
+        frame_mask: Tensor,
+        pooling_temperature: float,
+        kept: Tensor | None = None,
     ) -> None:
-        dtype = ACCUMULATION[text.dtype]
-        self.t = text.to(dtype)
-        self.f = frames.to(dtype)
+        self.t = products.rows(text)
+        self.f = products.rows(frames)
         self.temperature = pooling_temperature
-        self.mask = frame_mask.to(dtype).unsqueeze(-1)
-        self.dots = self.f @ self.t.mT if kept is None or kept.numel() == 0 else kept
+        self.mask = frame_mask.to(ACCUMULATION[text.dtype]).unsqueeze(-1)
+        self.dots = products.of(self.f, self.t.mT) if kept is None or kept.numel() == 0 else kept
         self.soft = torch.softmax(self.dots / pooling_temperature, dim=1)
         self.weights = self.soft * self.mask  # (PW)
 
     def backward(self, d_weights: Float[Tensor, "B F A"]) -> Float[Tensor, "B F A"]:
-        """Gradient to the inner products, from the gradient to the weights."""
-        d_soft = d_weights * self.mask
-        return self.soft * (d_soft - (d_soft * self.soft).sum(1, keepdim=True)) / self.temperature
+        """Gradient to the inner products, from the gradient to the weights, in whose memory it is."""
+        d_soft = d_weights.mul_(self.mask)
+        mean = (d_soft * self.soft).sum(1, keepdim=True)
+        return d_soft.sub_(mean).mul_(self.soft).div_(self.temperature)
 
 
 class _Map:
     """What forward and backward need of a fitted map: text and frames in its bases, and the mapped texts' lengths."""
 
-    def __init__(self, t: Tensor, f: Tensor, responsibilities: Tensor, scale: Tensor, weight: float) -> None:
+    def __init__(
+        self, products: Upcast, t: Tensor, f: Tensor, responsibilities: Tensor, scale: Tensor, weight: float
+    ) -> None:
         self.correction = correction(responsibilities, scale, weight)
-        self.t_r = t @ responsibilities
-        self.f_r = f @ responsibilities
-        text_squares = t.square().sum(-1) + ((self.t_r @ self.correction) * self.t_r).sum(-1)
+        self.t_r = products.of(t, responsibilities)
+        self.f_r = products.of(f, responsibilities)
+        text_squares = t.to(scale.dtype).square().sum(-1) + ((self.t_r @ self.correction) * self.t_r).sum(-1)
         self.text_length = text_squares.clamp_min(TINY**2).sqrt()
 
 

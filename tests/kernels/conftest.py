@@ -1,8 +1,9 @@
 """Which backends and dtypes the kernel tests run over, and on which device.
 
 A test that takes `backend` runs over every backend of the device, and over every dtype of the backend if it takes
-`dtype`, `sums`, `half` or `float64` too. By default the backends are reference, native and, in its emulator, cuda.
-Triton's interpreter and other instruction sets need a process of their own: test_jobs.py starts one for each.
+`dtype`, `sums`, `half` or `float64` too. By default the backends are reference, native, in its emulator cuda, and
+torch where it is not the reference itself: some tests in 16-bit dtypes. Triton's interpreter and other instruction sets
+need a process of their own: test_jobs.py starts one for each.
 `--device cuda` runs the same tests on a GPU, where tests/run_on_gpu.py keeps one from hiding another.
 """
 
@@ -15,8 +16,9 @@ from compare import HALF
 
 from emcl_kernels import dispatch, use_backend
 
-BACKENDS = {"cpu": ("reference", "native", "cuda"), "cuda": ("triton", "cuda")}
-TAKES_FLOAT64 = ("reference", "native")
+BACKENDS = {"cpu": ("reference", "native", "cuda", "torch"), "cuda": ("triton", "cuda", "torch")}
+TAKES_FLOAT64 = ("reference", "native", "torch")
+NARROW_PRODUCTS = ("test_values_and_gradient", "test_values_and_gradients", "test_half_precision")
 
 
 def backends_of(config: pytest.Config) -> tuple[str, ...]:
@@ -28,7 +30,14 @@ def is_emulated(backend: str, config: pytest.Config) -> bool:
     return backend in ("cuda", "triton") and config.getoption("--device") == "cpu"
 
 
-def dtypes_of(backend: str, kind: str) -> list[torch.dtype]:
+def as_reference(backend: str, config: pytest.Config) -> bool:
+    """Whether a backend runs the very functions of the reference, but for products in 16-bit dtypes."""
+    return backend == "torch" and config.getoption("--device") == "cpu" and not config.getoption("--backend")
+
+
+def dtypes_of(backend: str, kind: str, config: pytest.Config) -> list[torch.dtype]:
+    if as_reference(backend, config):
+        return HALF if kind in ("half", "dtype") else []
     sums = [torch.float64, torch.float32] if backend in TAKES_FLOAT64 else [torch.float32]
     return {"sums": sums, "half": HALF, "dtype": [*sums, *HALF], "float64": sums[:-1]}[kind]
 
@@ -41,9 +50,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     backends = backends_of(metafunc.config)
     kind = next((name for name in ("sums", "half", "dtype", "float64") if name in metafunc.fixturenames), None)
     if kind is None:
-        metafunc.parametrize("backend", backends)
+        metafunc.parametrize("backend", [name for name in backends if not as_reference(name, metafunc.config)])
         return
-    cases = [(backend, dtype) for backend in backends for dtype in dtypes_of(backend, kind)]
+    cases = [(backend, dtype) for backend in backends for dtype in dtypes_of(backend, kind, metafunc.config)]
     ids = [f"{backend}-{str(dtype).removeprefix('torch.')}" for backend, dtype in cases]
     metafunc.parametrize(("backend", kind), cases, ids=ids)
 
@@ -68,7 +77,7 @@ def is_slow(item: pytest.Item) -> bool:
         return True
     backend = backend_of(item)
     quick = ("test_moments", "test_fit", "test_reconstruct")
-    if backend == "reference" and item.path.stem not in quick:
+    if backend in ("reference", "torch") and item.path.stem not in quick:
         return True  # as the C++ kernels beside it, which are what one changes; their truth is the loop
     return backend is not None and is_emulated(backend, item.config) and item.path.stem not in quick
 
@@ -87,6 +96,8 @@ def belongs(item: pytest.Item, on_gpu: bool, one_backend: bool) -> bool:
         return not on_gpu and not one_backend
     if backend not in backends_of(item.config):
         return False
+    if as_reference(backend, item.config):
+        return getattr(item, "originalname", "") in NARROW_PRODUCTS and not item.get_closest_marker("compiled")
     return not (item.get_closest_marker("compiled") and is_emulated(backend, item.config))
 
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import emcl_kernels
 from emcl_kernels import checks, dispatch, em_moments, tables, use_backend
-from emcl_kernels.backends import Declared, cpu, cuda, triton
+from emcl_kernels.backends import Declared, cpu, cuda, plain_torch, triton
 from emcl_kernels.ops import fit, moments, pooled, project, reconstruct
 from emcl_kernels.testing import clustered_rows
 
@@ -48,7 +48,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an H200 where every backend can run: `choose` is asked with tensors that only say where they are."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: H200[0])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    for backend in (cuda.backend, triton.backend):
+    for backend in (cuda.backend, triton.backend, plain_torch.backend):
         runs(backend, monkeypatch)
 
 
@@ -177,13 +177,16 @@ def test_where_the_first_choice_cannot_run_the_next_does_and_the_reason_is_logge
     with caplog.at_level("DEBUG", logger="emcl_kernels"):
         assert dispatch.choose(*fitting())() == "triton"
         runs(triton.backend, monkeypatch, "not here")
+        assert dispatch.choose(*fitting())() == "torch"
+        runs(plain_torch.backend, monkeypatch, "too large")
         assert dispatch.choose(*fitting()) is dispatch.BACKENDS["reference"].functions["em_fit"]
     assert "em_fit runs on triton (cuda: not for this device)" in caplog.text
-    assert "em_fit runs on reference (cuda: not for this device; triton: not here)" in caplog.text
+    assert "em_fit runs on torch (cuda: not for this device; triton: not here)" in caplog.text
+    assert "runs on reference (cuda: not for this device; triton: not here; torch: too large)" in caplog.text
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize("name", ["triton", "cuda", "reference"])
+@pytest.mark.parametrize("name", ["triton", "cuda", "torch", "reference"])
 def test_a_backend_asked_for_by_name_runs_whatever_the_table_says(name: Any) -> None:
     with use_backend(name):
         assert dispatch.which(*fitting())[0] == name
@@ -202,7 +205,7 @@ def test_a_backend_asked_for_by_name_that_cannot_run_says_why(monkeypatch: pytes
     assert cuda.backend.supports(moments.op, (x,)) == "tensors are on cpu, not on cuda"
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton", "reference", "native"])
+@pytest.mark.parametrize("name", ["cuda", "triton", "torch", "reference", "native"])
 def test_the_environment_forces_a_backend(name: str) -> None:
     program = "from emcl_kernels import dispatch; print(dispatch.asked.backend)"
     done = subprocess.run([sys.executable, "-c", program], env={"EMCL_BACKEND": name, "PYTHONPATH": ":".join(sys.path)},

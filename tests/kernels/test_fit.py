@@ -102,12 +102,17 @@ def test_bases_that_start_alike_have_the_same_bits(start: list[float], sums: tor
 
 @pytest.mark.large
 def test_many_problems_have_the_results_of_a_few(backend: str, device: str) -> None:
+    """With the same bits, except by cuBLAS, which takes another kernel for more problems."""
     given = problem((4,), 512, 32, 9, torch.float32)
     gram, logits = (tensor.float().to(device) for tensor in given.tensors.values())
     few = em_fit(gram, logits)
     many = em_fit(gram.repeat(256, 1, 1), logits.repeat(256, 1, 1))
     for a, b in zip(many, few, strict=True):
-        assert torch.equal(a, b.repeat(256, *(1 for _ in b.shape[1:])))
+        expected = b.repeat(256, *(1 for _ in b.shape[1:]))
+        if backend == "torch":
+            assert_close("many", a, expected, 1e-4)
+        else:
+            assert torch.equal(a, expected)
 
 
 # ---- in how many blocks and launches the CUDA kernels fit ------------------------------------------------------------

