@@ -144,7 +144,7 @@ def _chosen() -> list[str]:
     if cuda.emulated():
         lines.append("  EMCL_CUDA_EMULATED=1: by name, cuda takes CPU tensors too, in an emulator; for tests only")
 
-    lines += ["", "CUDA or Triton is chosen by", *(f"  {path} ({_rows(path)})" for path in tables.paths())]
+    lines += ["", "CUDA, Triton or torch is chosen by", *(f"  {path} ({_rows(path)})" for path in tables.paths())]
 
     lines += ["", "Runs (float32)"]
     for op in families():
@@ -153,11 +153,13 @@ def _chosen() -> list[str]:
 
 
 def _rows(path: Path) -> str:
-    """How many rows a table has, or what is wrong with it."""
+    """How many rows a table has and how many nobody has measured, or what is wrong with it."""
     try:
-        return f"rows: {len(tables.read(path))}"
+        rows = tables.read(path)
     except ValueError as error:
         return str(error)
+    guessed = sum(row.origin.startswith(tables.BY_ARITHMETIC) for row in rows)
+    return f"rows: {len(rows)}" + (f", {tables.BY_ARITHMETIC}: {guessed}" if guessed else "")
 
 
 if __name__ == "__main__":

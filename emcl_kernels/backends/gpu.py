@@ -1,4 +1,4 @@
-"""What the two GPU backends share: the limits of their tiles, and EM on a few rows."""
+"""What backends on a GPU share: the limits of tiles, TF32, and EM on a few rows."""
 
 from typing import Any
 
@@ -32,6 +32,14 @@ def over_limits(op: Declared, args: tuple[Any, ...]) -> str | None:
     if at is not None and args[at].shape[1] > MAX_FRAMES:
         return f"{args[at].shape[1]} frames do not fit into one tile of {MAX_FRAMES}"
     return None
+
+
+def tf32_allowed() -> bool:
+    """Whether torch may round float32 factors to TF32 on CUDA, by whichever of its settings that was said.
+
+    `torch.get_float32_matmul_precision` raises an error if `torch.backends.cuda.matmul.fp32_precision` was set.
+    """
+    return str(torch.backends.cuda.matmul.fp32_precision) == "tf32"
 
 
 def without_bases(op: Declared, args: tuple[Any, ...]) -> bool:

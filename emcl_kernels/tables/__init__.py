@@ -1,11 +1,12 @@
-"""Which of CUDA and Triton runs an op on a GPU, by tables: the first row that fits decides.
+"""Which of CUDA, Triton and torch runs an op on a GPU, by tables: the first row that fits decides.
 
-    {"rows": [{"device": "NVIDIA H200*", "capability": "9.*", "op": "em_fit", "dtype": "float32",
+    {"rows": [{"device": "NVIDIA H200*", "capability": "9.*", "op": "em_fit", "dtype": "float32", "tf32": false,
                "shape": {"width": [256, 1024], "bases": [1, 64]}, "backend": "cuda", "origin": "measured on ..."}]}
 
-A field that is left out fits everything. A range includes both its ends; null is an open end. Every row says where it
-comes from. The file in `EMCL_TABLE` is asked first, or else what `python -m emcl_kernels.tune` wrote into the user's
-cache folder; then the table that is shipped. Nothing is measured while ops run.
+A field that is left out fits everything. "op" is a public op, with all its parts, or one part such as its backward. A
+range includes both its ends; null is an open end. Every row says where it comes from. The file in `EMCL_TABLE` is asked
+first, or else what `python -m emcl_kernels.tune` wrote into the user's cache folder; then the table that is shipped.
+Nothing is measured while ops run.
 """
 
 import json
@@ -20,9 +21,9 @@ from typing import Any, Literal
 
 import torch
 
-from emcl_kernels.backends import Declared
+from emcl_kernels.backends import Declared, gpu
 
-BACKENDS: tuple[Literal["cuda", "triton"], ...] = ("cuda", "triton")
+BACKENDS: tuple[Literal["cuda", "triton", "torch"], ...] = ("cuda", "triton", "torch")
 SHIPPED = Path(__file__).with_name("shipped.json")
 # Names of the sizes that a row may restrict.
 SIZES = {
@@ -31,7 +32,21 @@ SIZES = {
     "em_reconstruct": ("problems", "rows", "width", "bases"),
     "em_project": ("problems", "rows", "width", "bases"),
     "pooled_similarity": ("texts", "videos", "frames", "width"),
+    "pooled_similarity_blocks": ("texts", "videos", "frames", "width"),
 }
+# The public op that a part belongs to. Rows may name a part where its order differs from that of the others.
+PARTS = {
+    "_em_moments_backward": "em_moments",
+    "_em_fit_backward": "em_fit",
+    "_em_reconstruct_backward": "em_reconstruct",
+    "_pooled_moments": "pooled_similarity",
+    "_pooled_moments_backward": "pooled_similarity",
+    "_pooled_cosine": "pooled_similarity",
+    "_pooled_cosine_backward": "pooled_similarity",
+    "_pooled_blocks": "pooled_similarity_blocks",
+}
+BY_ARITHMETIC = "by arithmetic"
+"""How the origin of a row begins that nobody has measured."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +54,13 @@ class Row:
     """One line of a table.
 
     Attributes:
-        backend: "cuda" or "triton".
+        backend: "cuda", "triton" or "torch".
         origin: where the row comes from.
         device: pattern of the GPU's name, as `fnmatch` has patterns.
         capability: pattern of the compute capability, such as "9.*".
-        op: a public op, or "*".
+        op: a public op, a part of one, or "*".
         dtype: of the rows, such as "float32", or "*".
+        tf32: whether torch may round float32 factors to TF32; None: either.
         shape: least and most of each size that is restricted; None is an open end.
     """
 
@@ -54,15 +70,19 @@ class Row:
     capability: str = "*"
     op: str = "*"
     dtype: str = "*"
+    tf32: bool | None = None
     shape: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
 
-    def fits(self, device: str, capability: str, op: str, dtype: str, sizes: Mapping[str, int]) -> bool:
-        """Whether the row decides about an op of these sizes on this device."""
+    def fits(
+        self, device: str, capability: str, op: str, dtype: str, sizes: Mapping[str, int], *, tf32: bool = False
+    ) -> bool:
+        """Whether the row decides about an op, or a part of one, of these sizes on this device."""
         return (
             fnmatchcase(device, self.device)
             and fnmatchcase(capability, self.capability)
-            and self.op in ("*", op)
+            and self.op in ("*", op, PARTS.get(op))
             and self.dtype in ("*", dtype)
+            and self.tf32 in (None, tf32)
             and all(
                 (low is None or low <= sizes[name]) and (high is None or sizes[name] <= high)
                 for name, (low, high) in self.shape.items()
@@ -107,6 +127,8 @@ def _row(entry: dict[str, Any], place: str) -> Row:
         if not isinstance(ends, list) or len(ends) != 2 or not all(isinstance(end, int | None) for end in ends):
             raise ValueError(f"{place}: {name} is {ends}; expected [least, most], where null is an open end")
         shape[name] = (ends[0], ends[1])
+    if not isinstance(entry.get("tf32"), bool | None):
+        raise ValueError(f"{place}: tf32 is {entry['tf32']!r}; expected true, false, or null for either")
 
     try:
         row = Row(**{**entry, "shape": shape})
@@ -115,9 +137,9 @@ def _row(entry: dict[str, Any], place: str) -> Row:
 
     if row.backend not in BACKENDS:
         raise ValueError(f'{place}: backend is "{row.backend}"; expected one of {", ".join(BACKENDS)}')
-    if row.op not in ("*", *SIZES):
-        raise ValueError(f'{place}: op is "{row.op}"; expected one of {", ".join(SIZES)}')
-    names = SIZES.get(row.op, ())
+    if row.op not in ("*", *SIZES, *PARTS):
+        raise ValueError(f'{place}: op is "{row.op}"; expected one of {", ".join((*SIZES, *PARTS))}')
+    names = SIZES.get(PARTS.get(row.op, row.op), ())
     for name in row.shape:
         if name not in names:
             raise ValueError(f'{place}: shape has "{name}"; expected one of {", ".join(names) or "nothing for op *"}')
@@ -157,30 +179,34 @@ def first_choice(op: Declared, args: tuple[Any, ...]) -> tuple[str, str]:
     if op.family not in SIZES:
         return BACKENDS[0], "no table has this op"
     x = args[op.main]
-    return _look_up(x.device, op.family, x.dtype, tuple(sizes(op, args).items()))
+    name = op.name if op.name in PARTS else op.family
+    return _look_up(x.device, name, x.dtype, tuple(sizes(op, args).items()), gpu.tf32_allowed())
 
 
 @lru_cache(maxsize=4096)
 def _look_up(
-    device: torch.device, op: str, dtype: torch.dtype, named_sizes: tuple[tuple[str, int], ...]
+    device: torch.device, op: str, dtype: torch.dtype, named_sizes: tuple[tuple[str, int], ...], tf32: bool
 ) -> tuple[str, str]:
     major, minor = torch.cuda.get_device_capability(device)
-    return choice(torch.cuda.get_device_name(device), f"{major}.{minor}", op, dtype, dict(named_sizes))
+    return choice(torch.cuda.get_device_name(device), f"{major}.{minor}", op, dtype, dict(named_sizes), tf32=tf32)
 
 
-def choice(device: str, capability: str, op: str, dtype: torch.dtype, sizes: Mapping[str, int]) -> tuple[str, str]:
+def choice(
+    device: str, capability: str, op: str, dtype: torch.dtype, sizes: Mapping[str, int], *, tf32: bool = False
+) -> tuple[str, str]:
     """The first row that fits. There is one, because the last row of the shipped table fits everything.
 
     Args:
         device: name of the GPU.
         capability: its compute capability, such as "9.0".
-        op: a public op.
+        op: a public op, or a part of one.
         dtype: of the rows.
         sizes: by their names, as `SIZES` has them.
+        tf32: whether torch may round float32 factors to TF32.
 
     Returns:
         Backend and origin of the row.
     """
     name = str(dtype).removeprefix("torch.")
-    row = next(row for row in rows() if row.fits(device, capability, op, name, sizes))
+    row = next(row for row in rows() if row.fits(device, capability, op, name, sizes, tf32=tf32))
     return row.backend, row.origin

@@ -19,7 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import emcl_kernels
 from emcl_kernels import checks, dispatch, em_moments, tables, use_backend
 from emcl_kernels.backends import Declared, cpu, cuda, plain_torch, triton
+from emcl_kernels.backends import gpu as shared_by_gpus
 from emcl_kernels.ops import fit, moments, pooled, project, reconstruct
+from emcl_kernels.ops.define import OPS
 from emcl_kernels.testing import clustered_rows
 
 H200 = ("NVIDIA H200", "9.0")
@@ -79,7 +81,7 @@ def test_the_shipped_table_answers_for_every_op_and_says_where_it_comes_from() -
     for op, names in tables.SIZES.items():
         backend, origin = tables.choice("any", "12.0", op, torch.bfloat16, dict.fromkeys(names, 1))
         assert backend in tables.BACKENDS
-        assert origin.startswith(("cost model, not measured", "measured on "))
+        assert origin.startswith((tables.BY_ARITHMETIC, "measured on "))
     last = tables.read(tables.SHIPPED)[-1]
     assert (last.device, last.capability, last.op, last.dtype, last.shape) == ("*", "*", "*", "*", {})
 
@@ -90,6 +92,9 @@ def test_the_shipped_table_answers_for_every_op_and_says_where_it_comes_from() -
         ({}, True),
         ({"op": "em_fit"}, True),
         ({"op": "em_moments"}, False),
+        ({"op": "_em_fit_backward"}, False),
+        ({"tf32": False}, True),
+        ({"tf32": True}, False),
         ({"device": "NVIDIA H*", "capability": "9.*", "dtype": "float32"}, True),
         ({"device": "NVIDIA A100*"}, False),
         ({"capability": "8.*"}, False),
@@ -102,6 +107,72 @@ def test_the_shipped_table_answers_for_every_op_and_says_where_it_comes_from() -
 def test_a_row_decides_where_it_fits(row: dict[str, Any], fits: bool, tmp_path: Path) -> None:
     path = table(tmp_path / "table.json", row | {"backend": "triton", "origin": "a test"})
     assert tables.read(path)[0].fits(*H200, "em_fit", "float32", SIZES) == fits
+
+
+def test_a_row_for_an_op_is_for_its_parts_and_one_for_a_part_is_not_for_others(tmp_path: Path) -> None:
+    """Blocks are an op of their own: a backend without a kernel for them runs a loop, whatever it is at one block."""
+    names = ("em_fit", "_em_fit_backward", "pooled_similarity", "pooled_similarity_blocks")
+    rows = tables.read(table(tmp_path / "table.json", *({"backend": "torch", "origin": "", "op": op} for op in names)))
+    fitting = {
+        op: [row.op for row in rows if row.fits(*H200, op, "float32", {})]
+        for op in ("em_fit", "_em_fit_backward", "_pooled_cosine", "_pooled_blocks")
+    }
+    assert fitting == {
+        "em_fit": ["em_fit"],
+        "_em_fit_backward": ["em_fit", "_em_fit_backward"],
+        "_pooled_cosine": ["pooled_similarity"],
+        "_pooled_blocks": ["pooled_similarity_blocks"],
+    }
+    assert {part for part in tables.PARTS if part in OPS} == set(tables.PARTS)
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype", "sizes", "expected"),
+    [
+        ("em_moments", torch.float32, (1, 16384, 512), "cuda"),
+        ("em_moments", torch.bfloat16, (1, 16384, 512), "triton"),
+        ("em_moments", torch.bfloat16, (1, 16384, 64), "cuda"),
+        ("_em_moments_backward", torch.float32, (1, 16384, 512), "cuda"),
+        ("_em_moments_backward", torch.bfloat16, (1, 16384, 512), "torch"),
+        ("_em_moments_backward", torch.bfloat16, (1, 256, 512), "cuda"),
+        ("em_fit", torch.float32, (1, 512, 32), "cuda"),
+        ("em_project", torch.bfloat16, (1, 1056, 512, 32), "cuda"),
+        ("em_project", torch.bfloat16, (1, 2**20, 512, 32), "triton"),
+        ("_pooled_cosine_backward", torch.bfloat16, (1024, 1024, 12, 512), "cuda"),
+        ("_pooled_cosine_backward", torch.bfloat16, (8192, 8192, 12, 512), "torch"),
+        ("_pooled_cosine_backward", torch.float32, (8192, 8192, 12, 512), "cuda"),
+        ("_pooled_blocks", torch.bfloat16, (8192, 8192, 12, 512), "cuda"),
+    ],
+)
+def test_the_shipped_order_is_that_of_arithmetic(
+    op: str, dtype: torch.dtype, sizes: tuple[int, ...], expected: str
+) -> None:
+    names = tables.SIZES[tables.PARTS.get(op, op)]
+    backend, origin = tables.choice(*H200, op, dtype, dict(zip(names, sizes, strict=True)))
+    assert backend == expected
+    assert origin.startswith(tables.BY_ARITHMETIC)
+
+
+def test_where_tf32_is_allowed_torch_is_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    for allowed, expected in ((False, "cuda"), (True, "torch")):
+        monkeypatch.setattr(shared_by_gpus, "tf32_allowed", lambda allowed=allowed: allowed)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: H200[0])
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        assert tables.first_choice(moments.op, (on_gpu(16384, 512),))[0] == expected
+
+
+def test_tf32_is_seen_by_either_setting_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision, allowed in (("high", True), ("medium", True), ("highest", False)):
+            torch.set_float32_matmul_precision(precision)
+            assert shared_by_gpus.tf32_allowed() is allowed
+        # After this, the older setting cannot be read.
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert shared_by_gpus.tf32_allowed()
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision(before)
 
 
 def test_the_named_table_comes_before_the_users_and_both_before_the_shipped(
@@ -126,7 +197,9 @@ def test_the_named_table_comes_before_the_users_and_both_before_the_shipped(
         (None, r"is not a table \(FileNotFoundError"),
         ("{", r"is not a table \(JSONDecodeError"),
         ("[]", r"is not a table \(TypeError"),
-        ('{"rows": [{"backend": "native", "origin": ""}]}', 'row 1: backend is "native"; expected one of cuda, triton'),
+        ('{"rows": [{"backend": "native", "origin": ""}]}',
+         'row 1: backend is "native"; expected one of cuda, triton, torch'),
+        ('{"rows": [{"backend": "cuda", "origin": "", "tf32": "high"}]}', "row 1: tf32 is 'high'; expected true"),
         ('{"rows": [{"backend": "cuda"}]}', "row 1: .*'origin'"),
         ('{"rows": [{"backend": "cuda", "origin": "", "gpu": "x"}]}', "row 1: .*'gpu'"),
         ('{"rows": [{"backend": "cuda", "origin": "", "op": "fit"}]}', 'row 1: op is "fit"; expected one of em_mom'),
@@ -166,7 +239,7 @@ def test_on_a_gpu_the_table_chooses_and_the_log_says_so(
         assert dispatch.choose(*fitting(width=64))() == "triton"
         assert dispatch.choose(*fitting(width=512))() == "cuda"
     assert "em_fit runs on triton (table: measured on a test)" in caplog.text
-    assert "em_fit runs on cuda (table: cost model, not measured)" in caplog.text
+    assert "em_fit runs on cuda (table: by arithmetic" in caplog.text
 
 
 @pytest.mark.usefixtures("gpu")
@@ -183,6 +256,17 @@ def test_where_the_first_choice_cannot_run_the_next_does_and_the_reason_is_logge
     assert "em_fit runs on triton (cuda: not for this device)" in caplog.text
     assert "em_fit runs on torch (cuda: not for this device; triton: not here)" in caplog.text
     assert "runs on reference (cuda: not for this device; triton: not here; torch: too large)" in caplog.text
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_choice_of_a_table_holds_for_its_shape_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the backend takes every tensor of the device."""
+    narrow = {"backend": "torch", "origin": "a test", "op": "em_fit", "shape": {"width": [1, 100]}}
+    monkeypatch.setenv("EMCL_TABLE", str(table(tmp_path / "table.json", narrow)))
+    monkeypatch.setattr(plain_torch.backend, "uniform", True, raising=False)
+    assert dispatch.choose(*fitting(width=64))() == "torch"
+    assert dispatch.choices == {}
+    assert dispatch.choose(*fitting(width=512))() == "cuda"
 
 
 @pytest.mark.usefixtures("gpu")

@@ -64,6 +64,19 @@ def test_a_missing_triton_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> N
     assert "triton not importable (" in info.describe()
 
 
+def test_an_order_that_nobody_measured_is_said_to_be_by_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guessed = {"backend": "cuda", "origin": "by arithmetic: x"}
+    measured = {"backend": "cuda", "origin": "measured"}
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps({"rows": [guessed, measured]}))
+    monkeypatch.setenv("EMCL_TABLE", str(path))
+    assert f"CUDA, Triton or torch is chosen by\n  {path} (rows: 2, by arithmetic: 1)" in info.describe()
+    path.write_text(json.dumps({"rows": [measured]}))
+    assert f"{path} (rows: 1)" in info.describe()
+
+
 @pytest.mark.parametrize("op", info.families())
 def test_the_backend_named_is_the_one_that_runs(op: str) -> None:
     with dispatch.use_backend("reference"):
