@@ -1,7 +1,7 @@
 """Every kernel, as the launcher would launch it, compiled ahead of time for sm_80 and sm_90: types and resources.
 
-A process of its own compiles: in this one the kernels may be interpreted. The launches are recorded, not written down
-here, so that what is compiled is what runs.
+Processes of their own compile: in this one the kernels may be interpreted. The launches are recorded, not written down
+here, so that what is compiled is what runs. `make test-oldest-triton` runs this file under another version of Triton.
 """
 
 import json
@@ -10,7 +10,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from emcl_kernels import reference
 
 pytest.importorskip("triton")
 
+PARTS = 2  # processes, each of which compiles every second kernel
 # compute capability → bytes of shared memory that one program can have
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
@@ -39,6 +41,10 @@ POOLED_SHAPES = [
     ((128, 128, 64, 512, 32), torch.float16, (80,)),
     ((41, 3, 7, 63, 7), torch.float32, (90,)),
 ]
+# Each size once as 1, which the launcher compiles in as a number of Python; more than 256 rows are split and added up.
+# Read by Triton's front end and not compiled to the end, which is what takes time.
+ONES = [(1, 300, 1, 7), (2, 1, 24, 7), (2, 300, 24, 1)]
+POOLED_ONES = [(1, 3, 5, 24, 7), (9, 1, 5, 24, 7), (9, 3, 1, 24, 7), (9, 3, 5, 1, 7), (9, 3, 5, 24, 1)]
 KERNELS = {
     "moments_kernel",
     "moments_sum_kernel",
@@ -58,14 +64,28 @@ KERNELS = {
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def printed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What `main` says of each kernel."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     # The new process imports the same emcl_kernels as this one.
-    environment["PYTHONPATH"] = str(Path(reference.__file__).parents[1])
+    here = Path(reference.__file__).parents[1]
+    environment["PYTHONPATH"] = os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def run(part: int) -> str:
+        command = [sys.executable, __file__, str(part)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with ThreadPoolExecutor(PARTS) as pool:
+        return [json.loads(line) for output in pool.map(run, range(PARTS)) for line in output.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def compiled(printed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The kernels that were compiled to the end."""
+    return [entry for entry in printed if "capability" in entry]
 
 
 def test_every_kernel_compiles_for_both_architectures(compiled: list[dict[str, Any]]) -> None:
@@ -86,6 +106,12 @@ def test_bfloat16_reaches_the_tensor_cores(compiled: list[dict[str, Any]]) -> No
         gram = [entry for entry in compiled if entry["kernel"] == kernel and entry["pointer"] == "*bf16"]
         assert {entry["capability"] for entry in gram} == set(SHARED_MEMORY)
         assert all(entry["tensor_cores"] for entry in gram)
+
+
+def test_any_size_may_be_one(printed: list[dict[str, Any]]) -> None:
+    read = [entry for entry in printed if "capability" not in entry]
+    assert {entry["kernel"] for entry in read} == KERNELS
+    assert [entry for entry in read if entry["error"]] == []
 
 
 def test_kernels_compile_with_kept_products_and_without(compiled: list[dict[str, Any]]) -> None:
@@ -181,32 +207,66 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def main() -> None:
+Work = list[tuple[Callable[..., None], tuple[int, ...], torch.dtype, tuple[int, ...]]]
+
+
+def launches_of(work: Work, part: int) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """The launches of this process, each with the architecture that it is compiled for."""
+    found = []
+    for functions, shape, dtype, capabilities in work:
+        for launch in record_launches(functions, shape, dtype):
+            # Others are the moments of the texts, which are among the functions of rows.
+            if (functions is pooled_functions) == launch[0].__name__.startswith("pooled"):
+                found += [(launch, capability) for capability in capabilities]
+    yield from found[part::PARTS]
+
+
+def main(part: int) -> None:
     from triton import compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    work = [(rows_functions, *entry) for entry in SHAPES] + [(pooled_functions, *entry) for entry in POOLED_SHAPES]
-    for functions, shape, dtype, capabilities in work:
-        for kernel, signature, constexprs, attributes, options in record_launches(functions, shape, dtype):
-            if (functions is pooled_functions) != kernel.__name__.startswith("pooled"):
-                continue  # the moments of the texts, compiled above
-            for capability in capabilities:
-                source = ASTSource(kernel, signature, constexprs, attributes)
-                binary = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-                registers, stack = resources(binary.asm["cubin"])
-                entry = {
-                    "kernel": kernel.__name__,
-                    "pointer": next(iter(signature.values())),
-                    "capability": capability,
-                    "constexprs": str({kernel.arg_names[position]: value for (position,), value in constexprs.items()}),
-                    "shared": binary.metadata.shared,
-                    "registers": registers,
-                    "stack": stack,
-                    "tensor_cores": "mma.sync" in binary.asm["ptx"] or "wgmma" in binary.asm["ptx"],
-                }
-                print(json.dumps(entry), flush=True)
+    class Read(Exception):
+        """Triton's front end is through."""
+
+    class FrontEnd(ASTSource):
+        def make_ir(self, *args: Any, **kwargs: Any) -> Any:
+            super().make_ir(*args, **kwargs)
+            raise Read
+
+    work: Work = [(rows_functions, *entry) for entry in SHAPES] + [
+        (pooled_functions, *entry) for entry in POOLED_SHAPES
+    ]
+    for (kernel, signature, constexprs, attributes, options), capability in launches_of(work, part):
+        source = ASTSource(kernel, signature, constexprs, attributes)
+        binary = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        registers, stack = resources(binary.asm["cubin"])
+        entry = {
+            "kernel": kernel.__name__,
+            "pointer": next(iter(signature.values())),
+            "capability": capability,
+            "constexprs": str({kernel.arg_names[position]: value for (position,), value in constexprs.items()}),
+            "shared": binary.metadata.shared,
+            "registers": registers,
+            "stack": stack,
+            "tensor_cores": "mma.sync" in binary.asm["ptx"] or "wgmma" in binary.asm["ptx"],
+        }
+        print(json.dumps(entry), flush=True)
+
+    work = [(rows_functions, shape, torch.float32, (90,)) for shape in ONES]
+    work += [(pooled_functions, shape, torch.float32, (90,)) for shape in POOLED_ONES]
+    for (kernel, signature, constexprs, attributes, options), capability in launches_of(work, part):
+        error = ""
+        try:
+            source = FrontEnd(kernel, signature, constexprs, attributes)
+            compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        except Read:
+            pass
+        except Exception as reason:
+            error = str(reason)
+        sizes = {kernel.arg_names[position]: value for (position,), value in constexprs.items()}
+        print(json.dumps({"kernel": kernel.__name__, "constexprs": str(sizes), "error": error}), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

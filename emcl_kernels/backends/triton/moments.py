@@ -177,7 +177,7 @@ def moments_sum_kernel(
     for _ in range(0, splits):
         total += tl.load(gram_parts + offsets, mask=(i < D)[:, None] & (j < D)[None, :], other=0.0)
         sums += tl.load(colsum_parts + i, mask=i < D, other=0.0)
-        offsets += D.to(tl.int64) * D
+        offsets += tl.cast(D, tl.int64) * D  # a width of 1 is a number of Python, which has no `to`
         colsum_parts += D
 
     store_symmetric(gram + batch * D * D, total, row, column, D, BLOCK_D, True)
