@@ -17,11 +17,11 @@ DOCS_BIN := $(DOCS_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-fast test-cuda-load test-gpu lint style types format docs
+.PHONY: help setup train test test-fast test-oldest-triton test-cuda-load test-gpu lint style types format docs
 .PHONY: bench bench-gpu refine embeddings training-table readme-picture clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.built  ## Create .venv, install from constraints.txt, build the C++ and CUDA libraries
 
@@ -39,6 +39,18 @@ test: $(VENV)/.built  ## Run the whole test suite
 
 test-fast: $(VENV)/.built  ## Run the tests that are not marked slow, in under two minutes
 	$(BIN)/python -m pytest -q -m "not slow" --durations=5 $(ARGS)
+
+# The oldest one that is served comes with torch 2.11. It lies in a folder of its own, without another torch.
+OLDEST_TRITON := 3.6.0
+TRITON_FOLDER := $(CURDIR)/build/triton-$(OLDEST_TRITON)
+
+test-oldest-triton: $(VENV)/.built $(TRITON_FOLDER)/.installed  ## Compile the Triton kernels with the oldest Triton that is served
+	@PYTHONPATH=$(TRITON_FOLDER) $(BIN)/python -c 'import triton; assert triton.__version__ == "$(OLDEST_TRITON)", triton'
+	PYTHONPATH=$(TRITON_FOLDER) $(BIN)/python -m pytest -q tests/kernels/test_triton_compile.py $(ARGS)
+
+$(TRITON_FOLDER)/.installed: $(VENV)/.deps
+	$(PIP_INSTALL) --no-deps --upgrade --target $(@D) triton==$(OLDEST_TRITON)
+	@touch $@
 
 test-cuda-load: $(VENV)/.built  ## Load the CUDA library in a CUDA build of torch; downloads gigabytes
 	$(BIN)/python tests/kernels/cuda_load.py $(PIP_ARGS)

@@ -7,7 +7,7 @@ Sizes are chosen from the shape alone, never by timing, so that the same inputs 
 
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
@@ -119,7 +119,8 @@ def moments_tiles(rows: int, width: int, dtype: torch.dtype) -> MomentsTiles:
     if COARSE_TILES:
         return MomentsTiles(half(width), half(rows), num_warps=4, num_stages=1)
     if dtype == torch.float32:
-        return MomentsTiles(min(64, padded(width)), 32, warps(width), num_stages=2)
+        block = min(64, padded(width))
+        return MomentsTiles(block, 32, 8 if block == 64 else warps(width), num_stages=2)
     block = min(128, padded(width))
     return MomentsTiles(block, 64, 8 if block == 128 else warps(width), num_stages=3)
 
@@ -157,14 +158,28 @@ def reconstruct_tiles(
     return ReconstructTiles(16 if few_rows else tall, block_width, bases, warps(width, num_bases), num_stages=2)
 
 
-def pooled_tiles(texts: int, frames: int, width: int, dtype: torch.dtype) -> PooledTiles:
+Pooled = Literal["moments", "moments_backward", "cosine", "cosine_backward"]
+# Texts of a tile and warps of a program in float32, of 64 frames: what spills under no version of Triton.
+WIDEST_POOLED: dict[Pooled, tuple[int, int]] = {
+    "moments": (32, 8),
+    "moments_backward": (32, 16),
+    "cosine": (16, 8),
+    "cosine_backward": (32, 8),
+}
+
+
+def pooled_tiles(texts: int, frames: int, width: int, dtype: torch.dtype, kernel: Pooled) -> PooledTiles:
     block = padded(frames)
+    inner = min(64, padded(width))
     if COARSE_TILES:
         return PooledTiles(half(texts), block, half(width), num_warps=4, num_stages=1)
-    num_warps = 8 if block == 64 else warps(width)
+
+    if block == 64:
+        block_texts, num_warps = WIDEST_POOLED[kernel] if dtype == torch.float32 else (32, 8)
+        return PooledTiles(block_texts, block, 16 if dtype == torch.float32 else inner, num_warps, num_stages=2)
     if dtype == torch.float32:
-        return PooledTiles(64 if block == 16 else 32, block, 16, num_warps, num_stages=2)
-    return PooledTiles(32 if block == 64 else 64, block, min(64, padded(width)), num_warps, num_stages=3)
+        return PooledTiles(64 if block == 16 else 32, block, 16, num_warps=8, num_stages=2)
+    return PooledTiles(64, block, inner, warps(width), num_stages=3)
 
 
 def text_splits(texts: int, videos: int, block: int) -> tuple[int, int]:

@@ -31,7 +31,7 @@ def pooled_moments(
     """gram [D, D] and colsum [D] of the rows [pooled; text], and with keep the inner products [B, F, A]."""
     texts, width = text.shape
     videos, count = frames.shape[:2]
-    tiles = pooled_tiles(texts, count, width, text.dtype)
+    tiles = pooled_tiles(texts, count, width, text.dtype, "moments")
     splits, texts_per_split = text_splits(texts, videos, tiles.texts)
     f = frames.float()
     kept = f.new_empty((videos, count, texts) if keep else 0)
@@ -71,7 +71,7 @@ def pooled_moments_backward(
     twice = d_gram.float() + d_gram.float().mT
     f_twice = f @ twice
 
-    tiles = pooled_tiles(texts, count, width, text.dtype)
+    tiles = pooled_tiles(texts, count, width, text.dtype, "moments_backward")
     splits, texts_per_split = text_splits(texts, videos, tiles.texts)
     d_dots = f.new_empty(videos, count, texts)
     square_parts = f.new_empty(videos, splits, count, count)
@@ -116,7 +116,7 @@ def pooled_cosine(
     f_twice = f_r @ matrix
     products = f @ f.mT + f_twice @ f_r.mT  # (PL) F×F per video
 
-    tiles = pooled_tiles(texts, count, width, text.dtype)
+    tiles = pooled_tiles(texts, count, width, text.dtype, "cosine")
     cosine = f.new_empty(texts, videos)
     length = f.new_empty(texts, videos)
     with on_device_of(text):
@@ -160,7 +160,7 @@ def pooled_cosine_backward(
     f_once = f_r @ once
     text_length = mapped_length(text, t_r, matrix)
 
-    tiles = pooled_tiles(texts, count, width, text.dtype)
+    tiles = pooled_tiles(texts, count, width, text.dtype, "cosine_backward")
     splits, texts_per_split = text_splits(texts, videos, tiles.texts)
     through = f.new_empty(videos, count, texts)
     # Without bases, nothing needs the numerator's weights alone.
