@@ -19,6 +19,11 @@ LARGEST = 2.0**14
 SMALLEST = 2.0**-100
 """A matrix of nothing larger is taken as it is, so that LARGEST / SMALLEST is still a number."""
 
+SHORT = 256
+"""Sums of so many numbers are not split among blocks of a GPU."""
+FILLS = 2**22
+"""Nor are the sums of a result of so many numbers, as they fill the GPU without that."""
+
 
 class Upcast(Products):
     """Products of rows that were brought to the dtype in which they are summed."""
@@ -68,7 +73,7 @@ class Narrow(Upcast):
         dtype = _narrow(addend, left, right)
         if dtype is None:
             return super().added(addend, left, right, weight)
-        if dtype == torch.bfloat16 and adds_in_float32(left):
+        if dtype == torch.bfloat16 and adds_in_float32(left) and _in_one_sum(left, right):
             return _added(addend.to(dtype), left.to(dtype), right.to(dtype), weight)
 
         # float16 does not hold every sum, so there only the total is rounded.
@@ -80,6 +85,15 @@ class Narrow(Upcast):
 def adds_in_float32(x: Tensor) -> bool:
     """Whether torch multiplies 16-bit matrices with sums in float32 on the device of a tensor."""
     return x.is_cuda
+
+
+def _in_one_sum(left: Tensor, right: Tensor) -> bool:
+    """Whether cuBLAS has no reason to split the sums of left·right; torch lets it add the parts in 16 bits.
+
+    (`allow_bf16_reduced_precision_reduction` is on by default.)
+    """
+    inner = left.shape[-1]
+    return inner <= SHORT or left.numel() // inner * right.shape[-1] >= FILLS
 
 
 def _narrow(*tensors: Tensor) -> torch.dtype | None:

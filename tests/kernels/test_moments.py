@@ -66,6 +66,14 @@ def test_memory_that_starts_anywhere_and_views_are_taken(backend: str, dtype: to
             assert backend in ("reference", "torch") or torch.equal(a, b)
 
 
+def test_a_gradient_may_be_beyond_the_dtype_of_the_rows(backend: str, half: torch.dtype, device: str) -> None:
+    x = (clustered_rows(64, 24) * 2**-12).to(device, half).requires_grad_()
+    d_gram = 1e6 * torch.randn(24, 24, device=device)
+    (d_x,) = torch.autograd.grad((em_moments(x)[0] * d_gram).sum(), x)
+    expected = x.detach().double() @ (d_gram + d_gram.mT).double()
+    assert_close("d_x", d_x, expected, bound(half, 24))
+
+
 def test_no_problems(backend: str, device: str) -> None:
     x = torch.ones(0, 5, 4, device=device, requires_grad=True)
     gram, colsum = em_moments(x)

@@ -130,7 +130,10 @@ SHAPES = [
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 @pytest.mark.parametrize("half", HALF, ids=str)
 def test_the_way_of_cuda_multiplies_alike(
-    half: torch.dtype, shapes: tuple[tuple[int, ...], tuple[int, ...]], as_on_cuda: list[str]
+    half: torch.dtype,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    as_on_cuda: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     left, right = torch.randn(shapes[0]).to(half), torch.randn(shapes[1])
     exact = left.double() @ right.double()
@@ -141,11 +144,15 @@ def test_the_way_of_cuda_multiplies_alike(
         assert_close("product", product, exact, ROUNDED[half])
     assert as_on_cuda == ["mm" if right.dim() == 2 else "bmm"] * 3
 
-    # One row for all, and a row for each.
+    # One row for all, and a row for each; by one call of cuBLAS, or with the sums in float32.
     for addend in (torch.randn(*exact.shape[:-2], 1, exact.shape[-1]), torch.randn(exact.shape).to(half)):
-        total = Narrow().added(addend, left, right, -2.0)
-        assert total.dtype == half
-        assert_close("total", total, addend.double() - 2 * exact, 4 * ROUNDED[half])
+        for short in (products.SHORT, 0):
+            monkeypatch.setattr(products, "SHORT", short)
+            as_on_cuda.clear()
+            total = Narrow().added(addend, left, right, -2.0)
+            assert total.dtype == half
+            assert_close("total", total, addend.double() - 2 * exact, 4 * ROUNDED[half])
+            assert bool(as_on_cuda) is (short == 0 or half == torch.float16)
 
 
 @pytest.mark.parametrize("half", HALF, ids=str)
