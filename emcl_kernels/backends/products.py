@@ -134,7 +134,7 @@ def _multiplied(left: Tensor, right: Tensor) -> Tensor:
     """left·right in float32 of 16-bit tensors: left `[*, M, K]`, and right `[K, N]` or batches as left has them."""
     # One product, if the right factor is one for all.
     if right.dim() == 2:
-        product = torch.mm(left.reshape(-1, left.shape[-1]), right, out_dtype=torch.float32)
+        product = torch.mm(_flat(left), right, out_dtype=torch.float32)
         return product.view(*left.shape[:-1], right.shape[-1])
 
     leading = left.shape[:-2]
@@ -143,13 +143,18 @@ def _multiplied(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(lefts, rights, out_dtype=torch.float32).view(*leading, left.shape[-2], right.shape[-1])
 
 
+def _flat(x: Tensor) -> Tensor:
+    """All rows of a batch in one matrix; -1 for their number would not do where a row has no numbers."""
+    return x.reshape(prod(x.shape[:-1]), x.shape[-1])
+
+
 def _added(addend: Tensor, left: Tensor, right: Tensor, weight: float) -> Tensor:
     """addend + weight · left·right in their 16-bit dtype, rounded once; right `[K, N]`, or batches as left has them."""
     shape = (*left.shape[:-1], right.shape[-1])
     if right.dim() == 2:
         # One row for all is a bias, which cuBLAS adds as it writes.
-        bias = addend.flatten() if addend.numel() == shape[-1] else addend.expand(shape).reshape(-1, shape[-1])
-        return torch.addmm(bias, left.reshape(-1, left.shape[-1]), right, alpha=weight).view(shape)
+        bias = addend.flatten() if addend.numel() == shape[-1] else _flat(addend.expand(shape))
+        return torch.addmm(bias, _flat(left), right, alpha=weight).view(shape)
 
     count = prod(shape[:-2])
     batches = [tensor.reshape(count, *tensor.shape[-2:]) for tensor in (addend.expand(shape), left, right)]
