@@ -316,11 +316,14 @@ def kept(path: Path, device_name: str, origin: str) -> list[dict[str, Any]]:
 
 def missing(wanted: list[Cell], entries: list[dict[str, Any]], device_name: str, *, tf32: bool) -> list[Cell]:
     """The cells that have no row yet."""
-    known = [{name: row.get(name) for name in ("op", "dtype", "shape", "tf32")} for row in entries
-             if row.get("device") == device_name]  # fmt: skip
-    return [
-        cell for cell in wanted if {**cell.row(), "tf32": tf32 if cell.dtype == torch.float32 else None} not in known
-    ]
+    known = [row for row in entries if row.get("device") == device_name]
+
+    def is_of(cell: Cell, row: dict[str, Any]) -> bool:
+        about = bounded(cell.row(), row["backend"], cell.sizes)
+        about["tf32"] = tf32 if cell.dtype == torch.float32 else None
+        return all(row.get(name) == value for name, value in about.items())
+
+    return [cell for cell in wanted if not any(is_of(cell, row) for row in known)]
 
 
 def measure_into(

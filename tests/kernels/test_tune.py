@@ -196,6 +196,10 @@ def test_where_torch_is_chosen_for_pairs_its_row_ends_where_its_memory_might() -
     assert row["shape"] == {"texts": [2049, None], "videos": [None, 181], "frames": [None, 27]}
     assert tune.bounded(row, "cuda", sizes) == row
     assert tune.bounded(row, "torch", sizes)["shape"]["texts"] == [2049, 8192]
+    cell = tune.Cell("pooled_similarity", "pooled_similarity", torch.bfloat16, sizes)
+    for backend in tables.BACKENDS:
+        known = tune.bounded(row, backend, sizes) | {"device": "a GPU", "backend": backend}
+        assert tune.missing([cell], [known], "a GPU", tf32=False) == []
 
 
 def test_a_backend_without_enough_memory_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
