@@ -7,6 +7,8 @@ inside the EM loop. Everything here differentiates by autograd, in the dtype of 
 Functions that multiply rows take `products`: backends compute those products in other dtypes, by the same equations.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -15,9 +17,8 @@ from torch import Tensor
 class Products:
     """How matrices are multiplied of which rows are one: here as torch does it, in their dtype."""
 
-    def of(self, left: Tensor, right: Tensor) -> Tensor:
-        """left·right, over leading dimensions."""
-        return left @ right
+    of: Callable[[Tensor, Tensor], Tensor] = staticmethod(torch.matmul)
+    """left·right, over leading dimensions."""
 
     def added(self, addend: Tensor, left: Tensor, right: Tensor, weight: float = 1.0) -> Tensor:
         """addend + weight · left·right, where addend may have one row for all."""

@@ -5,12 +5,12 @@ batches of them (`out_dtype`, from 2.8 on). Elsewhere the same numbers come from
 CPU shows what rounding does on a GPU.
 """
 
+from collections.abc import Callable
 from math import prod
 
 import torch
 from torch import Tensor
 
-from emcl_kernels.checks import ACCUMULATION
 from emcl_kernels.reference import Products
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -28,13 +28,11 @@ FILLS = 2**22
 class Upcast(Products):
     """Products of rows that were brought to the dtype in which they are summed."""
 
-    def rows(self, x: Tensor) -> Tensor:
-        """Rows as they are multiplied."""
-        return x.to(ACCUMULATION[x.dtype])
+    rows: Callable[[Tensor, torch.dtype], Tensor] = staticmethod(torch.Tensor.to)
+    """Rows as they are multiplied; takes them and the dtype in which they are summed."""
 
-    def precise(self, left: Tensor, right: Tensor) -> Tensor:
-        """left·right, where the one that is not rows keeps more digits than rows have."""
-        return left @ right
+    precise: Callable[[Tensor, Tensor], Tensor] = staticmethod(torch.matmul)
+    """left·right, where the one that is not rows keeps more digits than rows have."""
 
     def factor(self, matrix: Tensor, rows: Tensor) -> Tensor:
         """A matrix that is multiplied with such rows more than once, prepared for that."""
@@ -47,7 +45,7 @@ class Narrow(Upcast):
     Results are in float32, but for `added` to 16-bit rows, whose result would be rounded in the next step anyway.
     """
 
-    def rows(self, x: Tensor) -> Tensor:
+    def rows(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x
 
     def of(self, left: Tensor, right: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from emcl_kernels import forms, reference
 from emcl_kernels.backends import Implementation, PythonBackend
 from emcl_kernels.backends.products import Upcast
 from emcl_kernels.backends.reference_pooled import PooledFunctions
+from emcl_kernels.checks import ACCUMULATION
 
 
 class Functions:
@@ -44,14 +45,14 @@ class Functions:
         }
 
     def em_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.em_moments(self.products.rows(x), products=self.products)
+        return reference.em_moments(self.products.rows(x, ACCUMULATION[x.dtype]), products=self.products)
 
     def em_moments_backward(self, d_gram: Tensor, d_colsum: Tensor, x: Tensor) -> Tensor:
-        rows = self.products.rows(x)
+        rows = self.products.rows(x, ACCUMULATION[x.dtype])
         return reference.em_moments_backward(rows, d_gram, d_colsum, products=self.products).to(x.dtype)
 
     def em_reconstruct(self, x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float) -> Tensor:
-        rows = self.products.rows(x)
+        rows = self.products.rows(x, ACCUMULATION[x.dtype])
         y = reference.em_reconstruct(rows, responsibilities, scale, weight=weight, products=self.products)
         return y.to(x.dtype)
 
@@ -59,8 +60,8 @@ class Functions:
         self, d_y: Tensor, x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         d_x, d_responsibilities, d_scale = reference.em_reconstruct_backward(
-            self.products.rows(d_y),
-            self.products.rows(x),
+            self.products.rows(d_y, ACCUMULATION[d_y.dtype]),
+            self.products.rows(x, ACCUMULATION[x.dtype]),
             responsibilities,
             scale,
             weight=weight,
@@ -89,7 +90,7 @@ class Functions:
             )
         else:
             y, mean_bases, responsibilities, scale = reference.em_project(
-                self.products.rows(x),
+                self.products.rows(x, init.dtype),
                 init,
                 num_iters=num_iters,
                 temperature=temperature,

@@ -220,10 +220,11 @@ class _Weighing:
         pooling_temperature: float,
         kept: Tensor | None = None,
     ) -> None:
-        self.t = products.rows(text)
-        self.f = products.rows(frames)
+        dtype = ACCUMULATION[text.dtype]
+        self.t = products.rows(text, dtype)
+        self.f = products.rows(frames, dtype)
         self.temperature = pooling_temperature
-        self.mask = frame_mask.to(ACCUMULATION[text.dtype]).unsqueeze(-1)
+        self.mask = frame_mask.to(dtype).unsqueeze(-1)
         self.dots = products.of(self.f, self.t.mT) if kept is None or kept.numel() == 0 else kept
         self.soft = torch.softmax(self.dots / pooling_temperature, dim=1)
         self.weights = self.soft * self.mask  # (PW)

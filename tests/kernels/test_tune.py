@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise, product
 from math import sqrt
 from pathlib import Path
@@ -209,3 +209,46 @@ def test_a_backend_without_enough_memory_is_left_out(capsys: pytest.CaptureFixtu
     cell = tune.Cell("em_fit", "em_fit", torch.float32, {"problems": 1, "width": 8, "bases": 2})
     assert tune.times_of(cell, measure, "cpu") == {}
     assert "torch has not enough memory for em_fit torch.float32" in capsys.readouterr().out
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Run the command as on a GPU, whose tensors are on the CPU and whose calls take a microsecond; gives its rows."""
+    path = tmp_path / "table.json"
+    on_gpu = tune.rows
+    monkeypatch.setattr(tune, "GRIDS", TINY)
+    monkeypatch.setattr(tune, "rows", lambda *args: on_gpu(*args, device="cpu"))
+    monkeypatch.setattr(tune, "microseconds", lambda run: 1.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+
+    def run(*arguments: str) -> list[dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["tune", "--out", str(path), *arguments])
+        tune.main()
+        return list(json.loads(path.read_text())["rows"]) if path.exists() else []
+
+    return run
+
+
+def test_the_command_goes_on_when_it_is_asked_to(
+    command: Callable[..., list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--minutes", "0") == []
+    count = len(tune.cells(tf32=False))
+    assert f"Not measured: {count} of {count} cells. --resume goes on" in capsys.readouterr().out
+
+    rows = command()
+    assert len(rows) == count
+    assert "Not measured" not in capsys.readouterr().out
+    assert command("--resume") == rows
+
+
+def test_the_command_measures_tf32_in_rows_of_its_own(command: Callable[..., list[dict[str, Any]]]) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        rows = [*command(), *command("--resume", "--tf32")]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert {row.get("tf32") for row in rows if row["dtype"] == "float32"} == {False, True}
+    assert {row.get("tf32") for row in rows if row["dtype"] != "float32"} == {None}
