@@ -195,3 +195,36 @@ def test_a_gpu_without_bfloat16_is_told_so(monkeypatch: pytest.MonkeyPatch) -> N
     assert supports(moments.op, (OnGPU(torch.float16),)) is None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert supports(project.fixed, (OnGPU(torch.bfloat16),)) is None
+
+
+@pytest.mark.parametrize("leading", [(), (3,)], ids=str)
+@pytest.mark.parametrize("rows", [40, 40_000])
+@pytest.mark.parametrize("half", HALF, ids=str)
+def test_torch_takes_the_calls_of_cuda(
+    half: torch.dtype, rows: int, leading: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's own checks of dtypes and shapes, which need neither a GPU nor memory."""
+    monkeypatch.setattr(products, "adds_in_float32", lambda x: True)
+    functions = plain_torch.backend.functions
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x = empty(*leading, rows, 512, dtype=half)
+    fitted = empty(*leading, 512, 32), empty(*leading, 32)
+    gram, colsum = functions["em_moments"](x)
+    assert (gram.shape, colsum.shape) == ((*leading, 512, 512), (*leading, 512))
+    assert functions["_em_moments_backward"](gram, colsum, x).dtype == half
+    y, mean_bases, *_ = functions["_em_project_fixed"](x, fitted[1], 9, 1.0, 3.0, 1e-6, False)
+    assert (y.shape, y.dtype, mean_bases.dtype) == (x.shape, half, torch.float32)
+    d_x, *d_fitted = functions["_em_reconstruct_backward"](y, x, *fitted, 3.0)
+    assert [d_x.dtype, *(d.dtype for d in d_fitted)] == [half, torch.float32, torch.float32]
+
+    text, frames, mask = empty(9, 512, dtype=half), empty(5, 12, 512, dtype=half), empty(5, 12)
+    fitted = empty(512, 32), empty(32)
+    gram, colsum, kept = functions["_pooled_moments"](text, frames, mask, 3.0, True)
+    cosine, length = functions["_pooled_cosine"](text, frames, mask, kept, *fitted, 3.0, 3.0, False)
+    given = (text, frames, mask, kept, *fitted, cosine, length, 3.0, 3.0, False)
+    gradients = functions["_pooled_cosine_backward"](cosine, *given)
+    gradients += functions["_pooled_moments_backward"](gram, colsum, text, frames, mask, kept, 3.0, True)
+    assert [g.dtype for g in gradients] == [half, half, torch.float32, torch.float32, half, half]
