@@ -127,7 +127,8 @@ def _accept(
 ) -> tuple[Any, ...]:
     """With a start for each problem, in the dtype that is summed in."""
     checks.rows_and_start(x, init)
-    checks.iteration(num_iters, temperature, eps)
+    if not (eps >= 0 and num_iters >= 1 and temperature > 0):
+        checks.iteration(num_iters, temperature, eps)  # says which; small calls are spared this one
     start = init.to(ACCUMULATION[x.dtype])
     if start.dim() < x.dim() - 1:
         start = start.expand(*x.shape[:-2], start.shape[-1])
