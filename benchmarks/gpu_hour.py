@@ -190,7 +190,7 @@ def parts_of(options: argparse.Namespace, machine: Machine) -> list[Part]:
             Step("ncu", [*counting, *python(HERE / "gpu_kernels.py", *on, *counted)], 110, no_counter),
         ]),
         Part("table", "which backend is the fastest, by op, type and size", [
-            Step("tune", python("-m", "emcl_kernels.tune", "--out", out / "table.json"), 270),
+            Step("tune", python("-m", "emcl_kernels.tune", "--resume", "--out", out / "table.json"), 270),
         ]),
     ]  # fmt: skip
 
