@@ -17,7 +17,7 @@ DOCS_BIN := $(DOCS_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-fast test-oldest-triton test-cuda-load test-gpu lint style types format docs
+.PHONY: help setup train test test-fast test-random test-oldest-triton test-cuda-load test-gpu lint style types format docs
 .PHONY: bench bench-gpu refine embeddings training-table readme-picture clean
 
 help:  ## Show this list
@@ -51,6 +51,9 @@ test-oldest-triton: $(VENV)/.built $(TRITON_FOLDER)/.installed  ## Compile the T
 $(TRITON_FOLDER)/.installed: $(VENV)/.deps
 	$(PIP_INSTALL) --no-deps --upgrade --target $(@D) triton==$(OLDEST_TRITON)
 	@touch $@
+
+test-random: $(VENV)/.built  ## Run the CUDA kernels at 200 random shapes an op, in the emulator
+	EMCL_TEST_SHAPES=200 $(BIN)/python -m pytest -q tests/kernels/test_random_shapes.py --durations=5 $(ARGS)
 
 test-cuda-load: $(VENV)/.built  ## Load the CUDA library in a CUDA build of torch; downloads gigabytes
 	$(BIN)/python tests/kernels/cuda_load.py $(PIP_ARGS)

@@ -109,6 +109,12 @@ def weights(output: Tensor, problem: Problem) -> Tensor:
     return angles.cos().view(output.shape).to(problem.dtype).double()
 
 
+def below_the_dtype(dtype: torch.dtype, value: Tensor) -> float:
+    """Relative error of a result whose numbers are so small that the dtype has few of their bits: float16's, mostly."""
+    spacing = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    return spacing / 2 * value.numel() ** 0.5 / float(torch.linalg.vector_norm(value))
+
+
 def shifted(tensor: Tensor, shift: float) -> Tensor:
     """Every number a little larger or smaller, by the same share and a random sign."""
     if not shift:
@@ -164,6 +170,7 @@ def compare(
         else:
             growth = conditioning or max(relative_error(other[name], value) for other in moved) / SHIFT
             allowed = bound(problem.dtype, problem.length * problem.steps, conditioning=growth, backend=backend)
+            allowed += below_the_dtype(problem.dtype, value)
             error = relative_error(result, value)
             if allowed > USELESS and may_be_useless:
                 continue

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import calls
 import pytest
 import torch
-from calls import CALLS, assert_equal
+from calls import CALLS, Call, Tensors, assert_equal
 from emulator import MANNERS, emulate
 from op_arguments import arguments, cases, op
 from torch import Tensor
@@ -131,6 +132,37 @@ def test_bits_do_not_depend_on_the_order_in_which_emulated_threads_and_copies_ru
         emulate(monkeypatch, ARCHITECTURE=architecture, **manner)
         with use_backend("cuda"):
             results.append(call(inputs(0, "cpu", 70)))
+    for result in results[1:]:
+        assert_equal(result, results[0])
+
+
+def reconstruct(inputs: Tensors) -> Tensors:
+    """With so many bases that the map passes through shared memory."""
+    x, _, d_y = inputs
+    x = x.detach().requires_grad_()
+    torch.manual_seed(1)
+    y = em_reconstruct(x, torch.rand(x.shape[-1], 100) / 100, torch.rand(100))
+    return y.detach(), *torch.autograd.grad(y, x, d_y)
+
+
+# Rows of whole 16 bytes, which are copied asynchronously, in so many steps that tiles take each other's place.
+DEEP: dict[str, tuple[Call, Tensors]] = {
+    "em_project": (CALLS["em_project full"][0], calls.rows(0, "cpu", 520, 136)),
+    "em_fit": (CALLS["em_fit"][0], calls.rows(0, "cpu", 130, 260, 33)),
+    "em_reconstruct": (reconstruct, calls.rows(0, "cpu", 40, 200)),
+    "pooled_similarity": (CALLS["pooled_similarity full"][0], calls.clips(0, "cpu", 41, 5, 136)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEP)
+def test_bits_do_not_depend_on_the_order_where_tiles_take_turns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call, inputs = DEEP[name]
+    results = []
+    for manner in MANNERS.values():
+        emulate(monkeypatch, ARCHITECTURE=80, **manner)
+        with use_backend("cuda"):
+            results.append(call(inputs))
     for result in results[1:]:
         assert_equal(result, results[0])
 

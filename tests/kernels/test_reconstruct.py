@@ -37,17 +37,20 @@ def formula(x: Tensor, responsibilities: Tensor, scale: Tensor) -> dict[str, Ten
     return {"y": reference.em_reconstruct(x, responsibilities, scale, weight=-2.0)}
 
 
-@pytest.mark.parametrize(("leading", "rows", "width", "bases"), SHAPES)
-def test_values_and_gradients(
-    backend: str, dtype: torch.dtype, device: str, leading: tuple[int, ...], rows: int, width: int, bases: int
-) -> None:
+def problem(leading: tuple[int, ...], rows: int, width: int, bases: int, dtype: torch.dtype) -> Problem:
     tensors = {
         "x": clustered_rows(*leading, rows, width),
         "responsibilities": torch.rand(*leading, width, bases, dtype=torch.float64),
         "scale": torch.rand(*leading, bases, dtype=torch.float64) / width,
     }
-    problem = Problem(tensors, dtype, ("x",), ("x", "responsibilities", "scale"))
-    compare(backend, device, problem, ours, formula)
+    return Problem(tensors, dtype, ("x",), ("x", "responsibilities", "scale"))
+
+
+@pytest.mark.parametrize(("leading", "rows", "width", "bases"), SHAPES)
+def test_values_and_gradients(
+    backend: str, dtype: torch.dtype, device: str, leading: tuple[int, ...], rows: int, width: int, bases: int
+) -> None:
+    compare(backend, device, problem(leading, rows, width, bases, dtype), ours, formula)
 
 
 def test_a_map_by_hand(backend: str, dtype: torch.dtype, device: str) -> None:

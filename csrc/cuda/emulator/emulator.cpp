@@ -375,7 +375,9 @@ float towards_zero(double x) {
 }
 
 // The exponent under which the tensor cores hold x: numbers below `least` have that one.
-int exponent_of(float x, int least) { return x == 0 ? INT_MIN / 4 : std::max(std::ilogb(x), least); }
+int exponent_of(float x, int least) {
+  return x == 0 ? INT_MIN / 4 : std::max(int(bits_of(x) >> 23 & 0xff) - 127, least);
+}
 
 // start + Σ products as Hopper's tensor cores add them up: every addend is cut, towards zero, to the 25 bits below the
 // largest exponent among them; a product's exponent is the sum of its factors'. Such are the models of arXiv 2511.10909
@@ -386,10 +388,10 @@ double aligned_sum(float start, const double (&products)[DEPTH], const int (&exp
   const int largest = std::max(exponent_of(start, -126), *std::max_element(exponents, exponents + DEPTH));
   if (largest < INT_MIN / 8) return start;  // nothing but zeros
 
-  const double unit = std::ldexp(1.0, largest - kBits);
-  double sum = std::trunc(double(start) / unit);
-  for (const double product : products) sum += std::trunc(product / unit);
-  return sum * unit;
+  const double unit = std::ldexp(1.0, largest - kBits), in_units = std::ldexp(1.0, kBits - largest);
+  int64_t sum = int64_t(double(start) * in_units);
+  for (const double product : products) sum += int64_t(product * in_units);
+  return double(sum) * unit;
 }
 }  // namespace
 
@@ -444,18 +446,24 @@ void multiply_fragments(void* const* lanes, const A& a_at, const B& b_at) {
     a_at(own.a, lane / 4, lane % 4, a);
     b_at(own.b, lane / 4, lane % 4, b);
   }
+  int a_exponents[16][DEPTH], b_exponents[8][DEPTH];
+  const bool hopper = emulator::manner.hopper_sums;
+  for (int k = 0; k < DEPTH && hopper; ++k) {
+    for (int i = 0; i < 16; ++i) a_exponents[i][k] = exponent_of(a[i][k], LEAST);
+    for (int i = 0; i < 8; ++i) b_exponents[i][k] = exponent_of(b[i][k], LEAST);
+  }
   for (int lane = 0; lane < 32; ++lane) {
     float* d = static_cast<const Multiply*>(lanes[lane])->d;
     for (int i = 0; i < 4; ++i) {
-      const float *left = a[lane / 4 + i / 2 * 8], *right = b[lane % 4 * 2 + i % 2];
+      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
       double products[DEPTH], sum = d[i];
       for (int k = 0; k < DEPTH; ++k) {
-        products[k] = double(left[k]) * double(right[k]);
+        products[k] = double(a[row][k]) * double(b[column][k]);
         sum += products[k];
       }
-      if (emulator::manner.hopper_sums && std::isfinite(sum)) {
+      if (hopper && std::isfinite(sum)) {
         int exponents[DEPTH];
-        for (int k = 0; k < DEPTH; ++k) exponents[k] = exponent_of(left[k], LEAST) + exponent_of(right[k], LEAST);
+        for (int k = 0; k < DEPTH; ++k) exponents[k] = a_exponents[row][k] + b_exponents[column][k];
         sum = aligned_sum<DEPTH>(d[i], products, exponents);
       }
       d[i] = towards_zero(sum);
