@@ -106,7 +106,8 @@ def _device_reason(index: int) -> str | None:
 
     # Code for 8.0 runs on 8.6 and 8.9, and PTX on 12.0, but a block is allowed less there.
     needed = _library.emcl_cuda_shared_memory()
-    allowed = torch.cuda.get_device_properties(index).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(index)  # torch's stub does not know all of them
+    allowed = properties.shared_memory_per_block_optin
     if allowed < needed:
         return (
             f"{shown} and allows a block {allowed} bytes of shared memory, but the kernels need {needed}; "
