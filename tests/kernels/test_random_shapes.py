@@ -21,7 +21,7 @@ from emulator import MANNERS, emulate
 from emcl_kernels import em_fit, em_project, pooled_similarity, reference
 from emcl_kernels.testing import clustered_rows
 
-SHAPES = int(os.environ.get("EMCL_TEST_SHAPES", "20"))  # of an op
+SHAPES = int(os.environ.get("EMCL_TEST_SHAPES", "8"))  # of an op
 DTYPES = [torch.float32, torch.float32, *HALF]
 # Compares an op at a shape that it draws, on a backend and a device.
 Check = Callable[[random.Random, str, str], None]
