@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from emcl_kernels import forms
-from emcl_kernels.backends import Declared, Implementation, gpu, library
+from emcl_kernels.backends import Declared, Implementation, gpu, library, plain_torch
 
 _CUDA_LIBRARY = library.FOLDER / "libemcl_cuda.so"
 _EMULATED_LIBRARY = library.FOLDER / "libemcl_emulated.so"
@@ -153,10 +153,27 @@ class CUDA:
         return reason or gpu.over_limits(op, args)
 
     def implementation(self, op: Declared, args: tuple[Any, ...]) -> Implementation | None:
-        kernels = self._on_gpu if args[op.main].device.type == "cuda" else self._in_emulator
-        if op.name == "_em_project_fixed" and forms.few(args[op.main].shape[-2]):
+        x = args[op.main]
+        if op.name == "_em_project_fixed" and forms.few(x.shape[-2]):
             return _project_few_rows
-        return kernels[op]
+        if x.device.type != "cuda":
+            return self._in_emulator[op]
+
+        if _by_cublas(op, x.dtype):
+            return None if op.name == "_em_project_fixed" else plain_torch.backend.functions[op.name]
+        return self._on_gpu[op]
+
+
+def _by_cublas(op: Declared, dtype: torch.dtype) -> bool:
+    """Whether an op on a GPU is, or holds, a plain product of large matrices that torch computes faster.
+
+    Moments and their backward have no more than such a product. Of float32, ours keep all digits; if torch may round
+    them to TF32, its own are ahead, and the projection, as None is its implementation, runs in parts. The products of
+    the pooled similarity stay ours: what they save is the tensor [A, B, F] that torch would write and read.
+    """
+    if dtype == torch.float32:
+        return op.name in ("em_moments", "_em_moments_backward", "_em_project_fixed") and gpu.tf32_allowed()
+    return op.name == "_em_moments_backward"
 
 
 def _project_few_rows(x: Tensor, init: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -144,6 +144,16 @@ def _shapes(x: Tensor, init: Tensor, *_: Any) -> tuple[Spec, ...]:
     return (x.shape, x.dtype), (per_basis, dtype), ((*leading, width, num_bases), dtype), (per_basis, dtype)
 
 
+def _in_parts(
+    x: Tensor, init: Tensor, num_iters: int, temperature: float, residual_weight: float, eps: float, linear: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By the ops that it is made of, each on the backend that is best for it."""
+    settings = Settings(num_iters, temperature, residual_weight, eps)
+    fitted, mean_bases = _fit(x, init, settings)
+    y = reconstruct.op.call(x, fitted.responsibilities, fitted.scale, residual_weight)
+    return y, mean_bases, fitted.responsibilities, fitted.scale
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, mean_bases, responsibilities, scale = output
     ctx.weight = inputs[4]
@@ -169,4 +179,5 @@ fixed = Op(
     gradient=Rule(_backward, _save),
     batch=rows_and_start,
     family="em_project",
+    fallback=_in_parts,
 )

@@ -60,10 +60,10 @@ def runs(backend: Any, monkeypatch: pytest.MonkeyPatch, reason: str | None = Non
     monkeypatch.setattr(backend, "implementation", lambda op, args: lambda *_: backend.name)
 
 
-def on_gpu(*shape: int) -> torch.Tensor:
+def on_gpu(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """A tensor that says it is on a GPU, and has no memory."""
     with FakeTensorMode():
-        return torch.empty(shape, device="cuda:0")
+        return torch.empty(shape, device="cuda:0", dtype=dtype)
 
 
 def table(path: Path, *rows: dict[str, Any]) -> Path:
@@ -173,6 +173,39 @@ def test_tf32_is_seen_by_either_setting_of_torch(monkeypatch: pytest.MonkeyPatch
     finally:
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_plain_products_of_the_cuda_backend_are_torchs_where_those_are_faster(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    """Float32 where TF32 is allowed, and 16-bit moments' backward; a projection then runs in parts."""
+    monkeypatch.setattr(shared_by_gpus, "tf32_allowed", lambda: allowed)
+
+    def ours(*args: torch.Tensor) -> torch.Tensor:
+        return args[0]
+
+    monkeypatch.setattr(cuda.backend, "_on_gpu", dict.fromkeys(OPS.values(), ours))
+
+    def taken(name: str, dtype: torch.dtype) -> object:
+        x = on_gpu(300, 16, dtype=dtype)
+        found = cuda.backend.implementation(OPS[name], (x,) * len(OPS[name].arguments))
+        return "ours" if found is ours else "parts" if found is None else "torch"
+
+    names = ("em_moments", "_em_moments_backward", "_em_project_fixed", "em_reconstruct", "_pooled_moments")
+    float32 = ("torch", "torch", "parts", "ours", "ours") if allowed else ("ours",) * 5
+    assert tuple(taken(name, torch.float32) for name in names) == float32
+    for dtype in (torch.bfloat16, torch.float16):
+        assert tuple(taken(name, dtype) for name in names) == ("ours", "torch", "ours", "ours", "ours")
+
+
+def test_triton_rounds_to_tf32_where_torch_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from emcl_kernels.backends.triton import common
+
+    for allowed, precision in ((False, "ieee"), (True, "tf32")):
+        monkeypatch.setattr(shared_by_gpus, "tf32_allowed", lambda allowed=allowed: allowed)
+        assert common.float32_precision() == precision
 
 
 def test_the_named_table_comes_before_the_users_and_both_before_the_shipped(

@@ -10,6 +10,7 @@ from refusals import Refusal, refusals
 from torch import Tensor
 
 from emcl_kernels import em_project, forms, reference, use_backend
+from emcl_kernels.ops.project import fixed
 from emcl_kernels.testing import SUMMED_IN, assert_close, bound, clustered_rows, distinct_init
 
 # (leading, rows, width, bases, iterations)
@@ -192,6 +193,15 @@ def test_few_rows_take_the_loop(backend: str, device: str, rows: int) -> None:
     by_loop = torch.cat([part.flatten() for part in forms.project_by_loop(x, init, **settings)[:2]])
     result = torch.cat([part.flatten() for part in em_project(x, init, **settings)])
     assert torch.equal(result, by_loop) is (rows < 16)
+
+
+def test_the_parts_make_the_whole(backend: str, sums: torch.dtype, device: str) -> None:
+    """What a backend falls back to that has no projection of its own."""
+    x = clustered_rows(2, 41, 24).to(device, sums)
+    args = (x, distinct_init(2, 5).to(device, sums), 9, 0.8, -2.0, 1e-3, False)
+    assert fixed.fallback is not None
+    for i, (part, whole) in enumerate(zip(fixed.fallback(*args), fixed.call(*args), strict=True)):
+        assert_close(f"result {i}", part, whole, 1e-4)
 
 
 def test_rows_of_zeros_have_no_nan(backend: str, sums: torch.dtype, device: str) -> None:

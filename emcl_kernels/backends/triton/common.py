@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from emcl_kernels.backends import gpu
+
 # Two programs for each multiprocessor of a large GPU; a constant, so that splits do not depend on the device.
 TARGET_PROGRAMS = 264
 # A program that reads fewer rows than this costs more in its partial sums than it saves.
@@ -200,7 +202,7 @@ def float32_precision() -> str:
     """tl.dot's input_precision for float32 operands: exact products unless torch is allowed to round them."""
     if INTERPRETED:
         return "ieee"
-    return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+    return "tf32" if gpu.tf32_allowed() else "ieee"
 
 
 def small_product_precision(dtype: torch.dtype) -> str:
