@@ -23,7 +23,7 @@ __device__ __forceinline__ void store_eight(const Matrix16& to, int64_t row, int
                                             const float (&numbers)[8]) {
   uint32_t parts[4][P::count];
 #pragma unroll
-  for (int j = 0; j < 4; ++j) split_in_parts<P>(numbers[2 * j], numbers[2 * j + 1], parts[j]);
+  for (int j = 0; j < 4; ++j) split_pair<P>(numbers[2 * j], numbers[2 * j + 1], parts[j]);
 #pragma unroll
   for (int part = 0; part < P::count; ++part)
     *reinterpret_cast<uint4*>(to.numbers + part * to.part + row * to.stride + column) =

@@ -29,22 +29,11 @@ using ExactRows = std::conditional_t<std::is_same_v<E, BFloat16>, Parts<BFloat16
 template <class Rows>
 using SmallParts = std::conditional_t<std::is_same_v<Rows, Parts<BFloat16, 1>>, Split, Exact>;
 
-template <class P>
-__device__ __forceinline__ void split_in_parts(float first, float second, uint32_t (&parts)[P::count]) {
-  if constexpr (std::is_same_v<P, Scaled>) {
-    parts[0] = pack<Float16>(first, second);
-    parts[1] =
-        pack<Float16>(first - half_to_float(uint16_t(parts[0])), second - half_to_float(uint16_t(parts[0] >> 16)));
-  } else {
-    split_pair<P>(first, second, parts);
-  }
-}
-
 // Into columns `column` and `column + 1` of a matrix; column is even.
 template <class P>
 __device__ __forceinline__ void store_pair(const Matrix16& to, int64_t row, int64_t column, float first, float second) {
   uint32_t parts[P::count];
-  split_in_parts<P>(first, second, parts);
+  split_pair<P>(first, second, parts);
 #pragma unroll
   for (int part = 0; part < P::count; ++part)
     *reinterpret_cast<uint32_t*>(to.numbers + part * to.part + row * to.stride + column) = parts[part];

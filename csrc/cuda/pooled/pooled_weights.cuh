@@ -243,7 +243,7 @@ using TextTile = Tile<Numbers, P::kColumns, 16 * P::WARPS_M>;
 template <class P, class Numbers>
 __device__ __forceinline__ void put_pair(const TextTile<P, Numbers>& tile, int n, int i, float first, float second) {
   uint32_t parts[Numbers::count];
-  split_in_parts<Numbers>(first, second, parts);
+  split_pair<Numbers>(first, second, parts);
 #pragma unroll
   for (int part = 0; part < Numbers::count; ++part)
     *reinterpret_cast<uint32_t*>(

@@ -1,4 +1,5 @@
 // (G) gram = xᵀx and colsum = xᵀ1 in one pass over the rows, and their backward.
+#include "cuda/rows/powers.cuh"
 #include "cuda/tile/splits.h"
 #include "cuda/tile/tile.cuh"
 
@@ -49,26 +50,30 @@ __device__ __forceinline__ void write_both_halves(float* gram, int64_t width, in
   }
 }
 
-template <class E, int COUNT>
+template <class E>
 struct GramTile {
-  using Numbers = OwnParts<E, COUNT>;
-  static constexpr int kRows = Numbers::count == 1 ? 64 : Numbers::count == 2 ? 32 : 16;  // of a step
+  using Numbers = OwnParts<E>;
+  static constexpr int kRows = Numbers::count == 1 ? 64 : 32;  // of a step
   using Rows = Fetch<E, Numbers, kRows, kTile, kThreads>;
   static constexpr int kStages = Rows::kConverts ? 2 : 4;
   static constexpr int kSlots = kStages * 2 * Rows::kBytes;
-  static constexpr int kShared = kSlots + (Rows::kConverts ? 4 * Rows::Target::kBytes : 0);
+  static constexpr int kTiles = Rows::kConverts ? 4 * Rows::Target::kBytes : 0;
+  // A pair's three products are three sums that are rounded towards zero. Rows of one sign would be short by as much as
+  // float32 is wrong by, if more than a step were added up so.
+  static constexpr int kFlush = Numbers::count == 1 ? kFlushDepth<Numbers> : kRows;
+  static constexpr int kShared = kSlots + kTiles + (Rows::kConverts ? kPowerBytes<kThreads> : 0);
   static_assert(kShared <= kNeededShared);
 };
 
 // One block for each pair of tiles and each split: the split's sum for that pair, and for pairs on the diagonal the
 // column sums. With one split they are written as they are, otherwise for `add_splits`.
-template <class E, int COUNT>
+template <class E>
 __global__ void __launch_bounds__(kThreads, 1)
     gram_tiles(const E* x, Rows shape, GramPlan plan, bool wide, float* gram, float* colsum,
                float4* parts,        // [P, splits, pairs, kM·kN, kThreads]
                float* colsum_parts)  // [P, splits, D]
 {
-  using G = GramTile<E, COUNT>;
+  using G = GramTile<E>;
   using Fetched = typename G::Rows;
   using Target = typename Fetched::Target;
   const int64_t width = shape.width, block = blockIdx.x;
@@ -85,34 +90,67 @@ __global__ void __launch_bounds__(kThreads, 1)
     return Target(Fetched::kConverts ? memory + G::kSlots + (step % 2 * 2 + side) * Target::kBytes : slot(step, side));
   };
 
+  // f(where a step's rows of a side start, and the other arguments of Fetch::start)
+  const auto with_rows = [&](int step, int side, const auto& f) {
+    const int64_t row = int64_t(step) * G::kRows, column = (side == 0 ? left : right) * kTile;
+    f(x + row * width + column, width, rows - row, width - column, wide);
+  };
+
   float total[kM][kN][4] = {}, sums[kM][kN][4] = {}, column_sums[Fetched::kPiece] = {};
   const int steps = int(divide_up(rows, G::kRows));
-  each_step<G::kStages, Fetched::kConverts>(
-      steps,
-      [&](int step) {
-        const int64_t row = int64_t(step) * G::kRows;
-        const E* from = x + row * width;
-        Fetched::start(slot(step, 0), from + left * kTile, width, rows - row, width - left * kTile, wide);
-        if (!diagonal)
-          Fetched::start(slot(step, 1), from + right * kTile, width, rows - row, width - right * kTile, wide);
-      },
-      [&](int step) {
-        Fetched::finish(slot(step, 0), tile(step, 0));
-        if (!diagonal)
-          Fetched::finish(slot(step, 1), tile(step, 1));
-        else
-          Fetched::each_piece(slot(step, 0), [&](int, const Piece<E>& piece) {
-            for (int j = 0; j < Fetched::kPiece; ++j) column_sums[j] += piece.number(j);
-          });
-      },
-      [&](int step) {
-        const Target a = tile(step, 0), b = tile(step, diagonal ? 0 : 1);
-#pragma unroll
-        for (int depth = 0; depth < G::kRows; depth += 16)
-          multiply_tiles<Depth::rows, Depth::rows>(sums, a, warp_row(), b, warp_column(), depth, depth);
-        if ((step + 1) % (kFlushDepth<typename G::Numbers> / G::kRows) == 0) flush(total, sums);
+  const auto start = [&](int step) {
+    with_rows(step, 0, [&](auto... rest) { Fetched::start(slot(step, 0), rest...); });
+    if (!diagonal) with_rows(step, 1, [&](auto... rest) { Fetched::start(slot(step, 1), rest...); });
+  };
+  const auto add_columns = [&](int step) {
+    if (diagonal)
+      Fetched::each_piece(slot(step, 0), [&](int, const Piece<E>& piece) {
+        for (int j = 0; j < Fetched::kPiece; ++j) column_sums[j] += piece.number(j);
       });
-  flush(total, sums);
+  };
+  const auto multiply = [&](int step) {
+    const Target a = tile(step, 0), b = tile(step, diagonal ? 0 : 1);
+#pragma unroll
+    for (int depth = 0; depth < G::kRows; depth += 16)
+      multiply_tiles<Depth::rows, Depth::rows>(sums, a, warp_row(), b, warp_column(), depth, depth);
+    if ((step + 1) % (G::kFlush / G::kRows) == 0) flush(total, sums);
+  };
+
+  if constexpr (Fetched::kConverts) {
+    const Powers<Fetched, kTile, kThreads> powers(memory + G::kSlots + G::kTiles, diagonal);
+    const auto fetched = [&](int step) {
+      return [&, step](int side, const auto& f) { Fetched::each_piece(slot(step, side), f); };
+    };
+    // Once more, because slots are filled anew as soon as they were converted.
+    const auto in_memory = [&](int step) {
+      return [&, step](int side, const auto& f) {
+        with_rows(step, side, [&](auto... rest) { Fetched::each_piece_at(rest..., f); });
+      };
+    };
+    const auto tiles = [&](int step) { return [&, step](int side) { return tile(step, side); }; };
+    each_step<G::kStages, true>(
+        steps, start,
+        [&](int step) {
+          if (step == 0) powers.choose(tiles(0), fetched(0));
+          powers.convert(step, tiles(step), fetched(step));
+          add_columns(step);
+        },
+        [&](int step) {
+          if (powers.missed(step)) {
+            flush(total, sums);
+            powers.choose(tiles(step), in_memory(step));
+            powers.rescale(total, warp_row(), warp_column());
+            powers.convert(step, tiles(step), in_memory(step));
+            __syncthreads();
+          }
+          multiply(step);
+        });
+    flush(total, sums);
+    powers.unscale(total, warp_row(), warp_column());
+  } else {
+    each_step<G::kStages, false>(steps, start, add_columns, multiply);
+    flush(total, sums);
+  }
 
 #pragma unroll
   for (int m = 0; m < kM; ++m)
@@ -288,13 +326,13 @@ void moments(const Call& call, Element element, const void* x, Rows shape, float
     parts = static_cast<float4*>(call.workspace(size_t(count * plan.pairs * kM * kN * kThreads) * sizeof(float4)));
     colsum_parts = static_cast<float*>(call.workspace(size_t(count * shape.width) * sizeof(float)));
   }
-  with_precision(element, shape, [&](auto zero, auto count) {
+  with_element(element, [&](auto zero) {
     using E = decltype(zero);
-    using G = GramTile<E, count>;
+    using G = GramTile<E>;
     Launch launched{unsigned(shape.problems * plan.splits * plan.pairs)};
     launched.threads = kThreads;
     launched.shared = G::kShared;
-    launch(call.stream, launched, gram_tiles<E, count>, static_cast<const E*>(x), shape, plan,
+    launch(call.stream, launched, gram_tiles<E>, static_cast<const E*>(x), shape, plan,
            rows_are_wide<E>(x, shape.width), gram, colsum, parts, colsum_parts);
   });
   if (plan.splits == 1) return;

@@ -1,7 +1,7 @@
 // Tiles of rows in shared memory, and products of them on the tensor cores.
 //
 //   Parts<Number, count>      how numbers enter the tensor cores: as they are, or as a sum of several
-//   OwnParts<E>               rows multiplied by rows: float32 as two bfloat16, 16 bits as they are
+//   OwnParts<E>               rows multiplied by rows: float32 as two float16 under a power of two, 16 bits as they are
 //   BfloatParts<E>            rows multiplied by float32 matrices of any range: everything as bfloat16, float16 as two
 //   with_element              from an Element to a type E; with_precision also to the number of parts of float32;
 //                             with_bases from K to a multiple of 16
@@ -37,11 +37,12 @@ struct Parts {
   static constexpr int count = COUNT;
 };
 
-// Of float32, two parts keep 16 bits and three keep all.
-template <class E, int COUNT = 2>
-using OwnParts = std::conditional_t<std::is_same_v<E, float>, Parts<BFloat16, COUNT>, Parts<E, 1>>;
+// Of float32, two parts of float16 keep 22 bits where numbers were scaled to its range.
+template <class E>
+using OwnParts = std::conditional_t<std::is_same_v<E, float>, Parts<Float16, 2>, Parts<E, 1>>;
 
-// float16 rows are split without loss, and the matrix may be larger or smaller than float16 can hold.
+// Of float32, two parts of bfloat16 keep 16 bits and three keep all. float16 rows are split without loss, and the
+// matrix may be larger or smaller than float16 can hold.
 template <class E, int COUNT = 2>
 using BfloatParts = Parts<BFloat16, std::is_same_v<E, float>     ? COUNT
                                     : std::is_same_v<E, Float16> ? 2
@@ -87,13 +88,18 @@ void with_bases(int64_t num_bases, const F& f) {
 // Two neighbours in all their parts.
 template <class P>
 __device__ __forceinline__ void split_pair(float first, float second, uint32_t (&parts)[P::count]) {
-  static_assert(P::count == 1 || std::is_same_v<typename P::Number, BFloat16>);
-  parts[0] = pack<typename P::Number>(first, second);
+  using Number = typename P::Number;
+  parts[0] = pack<Number>(first, second);
 #pragma unroll
   for (int part = 1; part < P::count; ++part) {
-    first -= as_float(parts[part - 1] << 16);
-    second -= as_float(parts[part - 1] & 0xffff0000u);
-    parts[part] = pack<BFloat16>(first, second);
+    if constexpr (std::is_same_v<Number, BFloat16>) {
+      first -= as_float(parts[part - 1] << 16);
+      second -= as_float(parts[part - 1] & 0xffff0000u);
+    } else {
+      first -= half_to_float(uint16_t(parts[part - 1]));
+      second -= half_to_float(uint16_t(parts[part - 1] >> 16));
+    }
+    parts[part] = pack<Number>(first, second);
   }
 }
 
@@ -222,15 +228,21 @@ struct Fetch {
         uint32_t parts[kPiece / 2][P::count];
 #pragma unroll
         for (int j = 0; j < kPiece / 2; ++j) split_pair<P>(piece.number(2 * j), piece.number(2 * j + 1), parts[j]);
-#pragma unroll
-        for (int part = 0; part < P::count; ++part) {
-          uint16_t* to = tile.at(part, row, own_column());
-          if constexpr (kPiece == 4)
-            *reinterpret_cast<uint2*>(to) = make_uint2(parts[0][part], parts[1][part]);
-          else
-            *reinterpret_cast<uint4*>(to) = make_uint4(parts[0][part], parts[1][part], parts[2][part], parts[3][part]);
-        }
+        store(tile, row, parts);
       });
+    }
+  }
+
+  // A piece of the tile in all its parts, each two neighbours in one word.
+  static __device__ __forceinline__ void store(const Target& tile, int row,
+                                               const uint32_t (&parts)[kPiece / 2][P::count]) {
+#pragma unroll
+    for (int part = 0; part < P::count; ++part) {
+      uint16_t* to = tile.at(part, row, own_column());
+      if constexpr (kPiece == 4)
+        *reinterpret_cast<uint2*>(to) = make_uint2(parts[0][part], parts[1][part]);
+      else
+        *reinterpret_cast<uint4*>(to) = make_uint4(parts[0][part], parts[1][part], parts[2][part], parts[3][part]);
     }
   }
 
@@ -239,6 +251,20 @@ struct Fetch {
   static __device__ __forceinline__ void each_piece(void* raw, const F& f) {
 #pragma unroll
     for (int row = own_row(); row < ROWS; row += kRowStep) f(row, load_piece(place(raw, row, own_column())));
+  }
+
+  // The same for what `start` fetches with these arguments, from where it lies.
+  template <class F>
+  static __device__ __forceinline__ void each_piece_at(const E* from, int64_t stride, int64_t rows, int64_t columns,
+                                                       bool wide, const F& f) {
+    const int last_row = rows < ROWS ? int(rows) : ROWS;
+    const int left = (columns < COLUMNS ? int(columns) : COLUMNS) - own_column();
+    const E* piece = from + own_row() * stride + own_column();
+#pragma unroll 1
+    for (int row = own_row(); row < ROWS; row += kRowStep, piece += kRowStep * stride) {
+      const int count = row < last_row ? left : 0;
+      f(row, wide && count > 0 ? load_piece(piece) : gather_piece(piece, count));
+    }
   }
 
  private:
