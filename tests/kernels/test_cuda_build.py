@@ -1,11 +1,12 @@
-"""What nvcc said of the CUDA kernels: every architecture compiled, nothing spilled, and shared memory within limits.
+"""What nvcc made of the CUDA kernels: every architecture, no spills, shared memory and code within a device's limits.
 
-Read from the reports that the build leaves beside its objects, so nothing is compiled here. Shared memory that a launch
-asks for is not in them; the emulator refuses what a device would not give.
+Read from the library, and from the reports that the build leaves beside its objects: nothing is compiled here. Shared
+memory that a launch asks for is not in them; the emulator refuses what a device would not give.
 """
 
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REPORTS = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 BUILT: dict[str, Any] = build_info().get("targets", {}).get("cuda", {})
 SHARED_MEMORY = {"80": 163 * 1024, "90": 227 * 1024}  # bytes that a block can have
+INSTRUCTION_CACHE = 128 * 1024  # bytes; a larger kernel would fetch its code from the second cache again and again
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\w+)'.*?"
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -101,3 +103,46 @@ ptxas info    : Compile time = 2.402 ms
 def test_a_fault_in_a_report_is_found(report: str, fault: str | None) -> None:
     found = faults(report, {"80", "90"})
     assert found == [] if fault is None else fault in "\n".join(found)
+
+
+# ---- size of the code ------------------------------------------------------------------------------------------------
+
+
+def code_sizes(elf: bytes) -> dict[str, int]:
+    """Bytes of the code of each kernel in a 64-bit ELF file: the sections `.text.NAME`."""
+    (table,) = struct.unpack_from("<Q", elf, 0x28)
+    entry, count, names_at = struct.unpack_from("<HHH", elf, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", elf, table + i * entry) for i in range(count)]
+    names = sections[names_at][4]
+
+    sizes = {}
+    for name_at, _, _, _, _, size in sections:
+        start = names + name_at
+        name = elf[start : elf.index(b"\0", start)].decode()
+        if name.startswith(".text."):
+            sizes[name.removeprefix(".text.")] = size
+    return sizes
+
+
+def cuobjdump() -> str | None:
+    """That of the toolkit, or the one in Triton's wheel."""
+    in_triton = Path(sysconfig.get_path("purelib")) / "triton" / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return shutil.which("cuobjdump") or (str(in_triton) if in_triton.exists() else None)
+
+
+@pytest.mark.skipif(not BUILT.get("built"), reason=f"there is no CUDA library: {BUILT.get('reason')}")
+def test_the_code_of_every_kernel_stays_in_the_instruction_cache(tmp_path: Path) -> None:
+    tool = cuobjdump()
+    if tool is None:
+        pytest.skip("neither the CUDA toolkit's cuobjdump nor Triton's is there")
+    library = ROOT / "emcl_kernels" / "_C" / "libemcl_cuda.so"
+    subprocess.run([tool, "-xelf", "all", str(library)], cwd=tmp_path, check=True, capture_output=True)
+
+    sizes = {
+        f"{name} for {file.suffixes[-2].removeprefix('.')}": size
+        for file in tmp_path.glob("*.cubin")
+        for name, size in code_sizes(file.read_bytes()).items()
+    }
+    assert any("backward_kernel" in name for name in sizes)
+    too_large = {name: size for name, size in sizes.items() if size >= INSTRUCTION_CACHE}
+    assert readable("\n".join(f"{name} has {size} bytes of code" for name, size in too_large.items())) == ""

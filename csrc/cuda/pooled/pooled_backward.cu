@@ -37,18 +37,19 @@ struct Backward {
   const float *d_cosine, *cosine, *length;  // [A, videos], rows of stride `pairs`
   int64_t pairs;
   const float* text_length;  // [A]
-  Matrix16 weights;          // [videos·F, A]: of the numerator alone, with bases
+  Matrix16 weights;          // [videos·F, A], rows as those of through: of the numerator alone, with bases
 };
 
 // What the gradient of the cosine of one pair is to its numerator, and twice what it is to the pooled frame's square.
 struct PairGradient {
   float numerator, square;
 };
-__device__ __forceinline__ PairGradient pair_gradient(const Backward& w, int text, int video) {
+// by_text: 1 / the text's length
+__device__ __forceinline__ PairGradient pair_gradient(const Backward& w, int text, int video, float by_text) {
   const int64_t pair = text * w.pairs + video;
-  const float d = w.d_cosine[pair], length = w.length[pair];
+  const float d = w.d_cosine[pair], length = w.length[pair], by_length = 1 / length;
   // a length at its lower bound is a constant
-  return {d / (w.text_length[text] * length), length > kTiny ? -d * w.cosine[pair] / (length * length) : 0.0f};
+  return {d * by_text * by_length, length > kTiny ? -d * w.cosine[pair] * by_length * by_length : 0.0f};
 }
 
 // Shared memory of a block.
@@ -99,23 +100,24 @@ __global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward
       copies_wait<0>();
       __syncthreads();
     }
-#pragma unroll
-    for (int m = 0; m < P::M; ++m) {
+    // Not unrolled, so that the code stays in the instruction cache: the fragments pass by in dots[0].
+#pragma unroll 1
+    for (int m = 0; m < P::M; ++m, next_fragment(dots)) {
       const Group group = group_afresh(problems.frames, videos, own_group);
       const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0);
       const int tiles = group.tiles();
       if (w.kept == nullptr) {
-        unscale<typename P::LeftParts>(dots[m], w.scale + w.text_row + first_text, problems.texts - first_text, scale);
+        unscale<typename P::LeftParts>(dots[0], w.scale + w.text_row + first_text, problems.texts - first_text, scale);
       } else {
-        take_products(w.kept, group, text, problems.texts, problems.texts, dots[m]);
+        take_products(w.kept, group, text, problems.texts, problems.texts, dots[0]);
       }
       float soft[8][4], change[8][4] = {};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, soft);
+      for (int half = 0; half < 2; ++half) soften(dots[0], half, group, w.inverse_temperature, soft);
       if (COSINE && w.num_bases > 0) {
         const auto mapped_text = [&](int row) { return tile_rows.text(row / 16 * 16 * P::M + 16 * m + row % 16, 0); };
         const auto mapped_frame = [&](int column) { return tile_rows.frame(column, 0); };
-        auto& corrected = reinterpret_cast<float (&)[1][8][4]>(dots[m]);
+        auto& corrected = reinterpret_cast<float (&)[1][8][4]>(dots[0]);
         BasesTile<P>::template run<false>(memory, corrected, Operand{w.mapped_texts, mapped_text},
                                           Operand{w.mapped_frames, mapped_frame}, w.num_bases);
       }
@@ -137,6 +139,10 @@ __global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward
       const float* own_mask = mask + afresh(0);
       float sums[2][8] = {};
       PairGradient pair[2] = {{0, 1}, {0, 1}};
+      float by_text[2] = {};
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        if (COSINE && text + half < problems.texts) by_text[half] = 1 / w.text_length[text + half];
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
         if (COSINE && (n & (tiles - 1)) == 0) {
@@ -144,7 +150,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward
 #pragma unroll
           for (int half = 0; half < 2; ++half)
             pair[half] = text + half < problems.texts && video < group.videos
-                             ? pair_gradient(w, text + half, group.first_video + video)
+                             ? pair_gradient(w, text + half, group.first_video + video, by_text[half])
                              : PairGradient{0, 0};
         }
         float weights[4];
@@ -154,8 +160,8 @@ __global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward
           weights[i] = soft[n][i] * own_mask[column];
           float d_weight = pair[i / 2].square * change[n][i];
           if (COSINE) {
-            d_weight += pair[i / 2].numerator * dots[m][n][i];
-            dots[m][n][i] = pair[i / 2].numerator * weights[i];
+            d_weight += pair[i / 2].numerator * dots[0][n][i];
+            dots[0][n][i] = pair[i / 2].numerator * weights[i];
           } else {
             d_weight += shift[column];
           }
@@ -181,12 +187,13 @@ __global__ void __launch_bounds__(P::kThreads, 1) backward_kernel(const Backward
           for (int half = 0; half < 2; ++half) {
             const int at = 2 * half + i;
             through[half] = soft[n][at] * (change[n][at] - sums[half][n]) * w.inverse_temperature;
-            if (COSINE) through[half] += dots[m][n][at];
+            if (COSINE) through[half] += dots[0][n][at];
           }
           const int row = again.row(own_column(n, i));
           if (row >= 0 && text < w.through.stride) {
-            store_pair(w.through, row, text, through[0], through[1]);
-            if (COSINE && w.num_bases > 0) store_pair<Weights>(w.weights, row, text, dots[m][n][i], dots[m][n][2 + i]);
+            const int64_t place = row * w.through.stride + text;
+            store_pair_at<Exact>(w.through, place, through[0], through[1], w.through.parts);
+            if (COSINE && w.num_bases > 0) store_pair_at<Weights>(w.weights, place, dots[0][n][i], dots[0][n][2 + i]);
           }
         }
       __syncthreads();

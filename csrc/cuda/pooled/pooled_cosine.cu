@@ -66,20 +66,21 @@ __global__ void __launch_bounds__(P::kThreads, 1) cosine_kernel(const Comparison
     copies_wait<0>();
     __syncthreads();
   }
-#pragma unroll
-  for (int m = 0; m < P::M; ++m) {
+  // Not unrolled, so that the code stays in the instruction cache: the fragments pass by in dots[0].
+#pragma unroll 1
+  for (int m = 0; m < P::M; ++m, next_fragment(dots)) {
     const Group group = group_afresh(problems.frames, videos, own_group);
     const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0),
               tiles = group.tiles();
     if (w.kept != nullptr) {
       take_products(w.kept + int64_t(local) * problems.frame_rows() * problems.text_block, group, text, texts.count,
-                    problems.text_block, dots[m]);
+                    problems.text_block, dots[0]);
     } else {
-      unscale<typename P::LeftParts>(dots[m], w.scale + text_row + first_text, texts.count - first_text, scale);
+      unscale<typename P::LeftParts>(dots[0], w.scale + text_row + first_text, texts.count - first_text, scale);
     }
     float weights[8][4];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, weights);
+    for (int half = 0; half < 2; ++half) soften(dots[0], half, group, w.inverse_temperature, weights);
 #pragma unroll
     for (int n = 0; n < 8; ++n)
 #pragma unroll
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) cosine_kernel(const Comparison
         return tile_rows.text(row / 16 * 16 * P::M + 16 * m + row % 16, local * problems.text_block);
       };
       const auto right = [&](int column) { return tile_rows.frame(column, local * problems.frame_rows()); };
-      auto& corrected = reinterpret_cast<float (&)[1][8][4]>(dots[m]);
+      auto& corrected = reinterpret_cast<float (&)[1][8][4]>(dots[0]);
       InBases::template run<false>(memory, corrected, Operand{w.mapped.texts, left},
                                    Operand{w.mapped.frames.from_column(w.mapped.num_bases), right}, w.mapped.num_bases);
     }
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) cosine_kernel(const Comparison
         numerators[n] = squares[n] = 0;
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          numerators[n] += weights[n][i] * dots[m][n][i];
+          numerators[n] += weights[n][i] * dots[0][n][i];
           squares[n] += weights[n][i] * products[n][i];
         }
       }

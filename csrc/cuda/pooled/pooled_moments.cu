@@ -51,17 +51,18 @@ __global__ void __launch_bounds__(P::kThreads, 1) weigh_kernel(const Weighing w)
     float dots[P::M][8][4] = {};
     P::template run<(P::LeftParts::count > 1)>(memory, dots, Operand{w.rows, text_at}, Operand{w.rows, frame_at},
                                                w.width);
-#pragma unroll
-    for (int m = 0; m < P::M; ++m) {
+    // Not unrolled, so that the code stays in the instruction cache: the fragments pass by in dots[0].
+#pragma unroll 1
+    for (int m = 0; m < P::M; ++m, next_fragment(dots)) {
       const Group group = group_afresh(problems.frames, videos, own_group);
       const int first_text = first + (P::warp_m() * P::M + m) * 16, text = first_text + own_text(0);
-      unscale<typename P::LeftParts>(dots[m], w.scale + text_row + first_text, texts.count - first_text, scale);
+      unscale<typename P::LeftParts>(dots[0], w.scale + text_row + first_text, texts.count - first_text, scale);
       if (w.kept != nullptr)
-        keep_products(dots[m], group, text, texts.count, problems.text_block,
+        keep_products(dots[0], group, text, texts.count, problems.text_block,
                       w.kept + int64_t(local) * problems.frame_rows() * problems.text_block);
       float soft[8][4];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) soften(dots[m], half, group, w.inverse_temperature, soft);
+      for (int half = 0; half < 2; ++half) soften(dots[0], half, group, w.inverse_temperature, soft);
 #pragma unroll
       for (int n = 0; n < 8; ++n)
 #pragma unroll

@@ -29,22 +29,27 @@ using ExactRows = std::conditional_t<std::is_same_v<E, BFloat16>, Parts<BFloat16
 template <class Rows>
 using SmallParts = std::conditional_t<std::is_same_v<Rows, Parts<BFloat16, 1>>, Split, Exact>;
 
-// Into columns `column` and `column + 1` of a matrix; column is even.
+// To the place `at` of a matrix and the one behind it, in `count` of the parts; `at` is even. All addresses follow from
+// one, because in a kernel that stores often their code would be a tenth of all.
 template <class P>
-__device__ __forceinline__ void store_pair(const Matrix16& to, int64_t row, int64_t column, float first, float second) {
+__device__ __forceinline__ void store_pair_at(const Matrix16& to, int64_t at, float first, float second,
+                                              int count = P::count) {
   uint32_t parts[P::count];
   split_pair<P>(first, second, parts);
+  uint16_t* own = to.numbers + at;
 #pragma unroll
-  for (int part = 0; part < P::count; ++part)
-    *reinterpret_cast<uint32_t*>(to.numbers + part * to.part + row * to.stride + column) = parts[part];
+  for (int part = 0; part < P::count; ++part, own += to.part)
+    if (part < count) *reinterpret_cast<uint32_t*>(own) = parts[part];
 }
 
+// Into columns `column` and `column + 1` of a row; column is even.
+template <class P>
+__device__ __forceinline__ void store_pair(const Matrix16& to, int64_t row, int64_t column, float first, float second) {
+  store_pair_at<P>(to, row * to.stride + column, first, second);
+}
 // In as many parts as the matrix has, two or three.
 __device__ __forceinline__ void store_pair(const Matrix16& to, int64_t row, int64_t column, float first, float second) {
-  if (to.parts == 2)
-    store_pair<Split>(to, row, column, first, second);
-  else
-    store_pair<Exact>(to, row, column, first, second);
+  store_pair_at<Exact>(to, row * to.stride + column, first, second, to.parts);
 }
 
 // To columns `column` and `column + 1` of rows of `columns` numbers, where those exist; added to what is there or not.

@@ -75,6 +75,17 @@ struct TileRows {
   }
 };
 
+// Moves the fragments up, so that a loop over them has the one at hand in the first place: registers cannot be indexed.
+template <int M>
+__device__ __forceinline__ void next_fragment(float (&fragments)[M][8][4]) {
+#pragma unroll
+  for (int m = 1; m < M; ++m)
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) fragments[m - 1][n][i] = fragments[m][n][i];
+}
+
 // Counted in the warps that share a group.
 template <class P>
 __device__ __forceinline__ int thread_of_group() {
@@ -261,7 +272,8 @@ __device__ __forceinline__ void put_weights(const TextTile<P, Numbers>& tile, co
 // out.
 template <class P, class Numbers>
 struct Squares {
-  static constexpr int kOwn = 4 / P::WARPS_M;  // runs of 16 rows of each warp
+  static constexpr int kOwn = 4 / P::WARPS_M;                    // runs of 16 rows of each warp
+  static constexpr int kUnrolled = Numbers::count == 3 ? 1 : 4;  // of the loop over texts, for shorter code
   float sums[kOwn][8][4] = {}, counts[kOwn][4] = {};
 
   __device__ __forceinline__ void add(const TextTile<P, Numbers>& left, const TextTile<P, Numbers>& weights,
@@ -274,7 +286,7 @@ struct Squares {
     for (int own = 0; own < kOwn; ++own) {
       const int run = P::warp_m() + own * P::WARPS_M;
       float count[4] = {};
-#pragma unroll
+#pragma unroll 1
       for (int text = 0; text < 16 * P::WARPS_M; text += 16)
         multiply(count, load_left<Depth::columns>(left, first + 16 * run, text), ones, 0);
 #pragma unroll
@@ -283,7 +295,7 @@ struct Squares {
       for (int other = 0; other < 4; ++other)
         if (same_video(run, other, tiles)) {
           float recent[2][4] = {};
-#pragma unroll
+#pragma unroll kUnrolled
           for (int text = 0; text < 16 * P::WARPS_M; text += 16) {
             const auto a = load_left<Depth::columns>(left, first + 16 * run, text);
             const auto b = load_right<Depth::columns>(weights, first + 16 * other, text);
