@@ -199,6 +199,8 @@ struct Fetch {
   static constexpr bool kConverts = !std::is_same_v<P, Parts<E, 1>>;
   static constexpr int kBytes = kConverts ? ROWS * COLUMNS * int(sizeof(E)) : Target::kBytes;
   static constexpr int kPiece = Piece<E>::kSize, kPerRow = COLUMNS / kPiece, kRowStep = THREADS / kPerRow;
+  // A number known to the compiler, so that loops over a thread's pieces are unrolled; a last step may lie beyond ROWS.
+  static constexpr int kSteps = (ROWS + kRowStep - 1) / kRowStep;
   static_assert(COLUMNS % kPiece == 0 && THREADS % kPerRow == 0);
 
   static __device__ __forceinline__ int own_row() { return int(threadIdx.x) / kPerRow; }
@@ -211,14 +213,15 @@ struct Fetch {
     const int last_row = rows < ROWS ? int(rows) : ROWS;
     const int left = (columns < COLUMNS ? int(columns) : COLUMNS) - own_column();
     const E* piece = from + own_row() * stride + own_column();
-#pragma unroll
-    for (int row = own_row(); row < ROWS; row += kRowStep, piece += kRowStep * stride) {
-      const int count = row < last_row ? left : 0;
-      if (wide)
-        copy_async(place(raw, row, own_column()), piece, count > 0);
-      else
-        store_piece(place(raw, row, own_column()), gather_piece(piece, count));
+    if (wide) {
+      each_row([&](int step, int row) {
+        copy_async(place(raw, row, own_column()), piece + step * kRowStep * stride, row < last_row && left > 0);
+      });
+      return;
     }
+#pragma unroll 1
+    for (int row = own_row(); row < ROWS; row += kRowStep, piece += kRowStep * stride)
+      store_piece(place(raw, row, own_column()), gather_piece(piece, row < last_row ? left : 0));
   }
 
   // After copies_wait: this thread's pieces become part of the tile, which is complete after a barrier.
@@ -249,8 +252,7 @@ struct Fetch {
   // f(row, piece) for this thread's pieces, after copies_wait.
   template <class F>
   static __device__ __forceinline__ void each_piece(void* raw, const F& f) {
-#pragma unroll
-    for (int row = own_row(); row < ROWS; row += kRowStep) f(row, load_piece(place(raw, row, own_column())));
+    each_row([&](int, int row) { f(row, load_piece(place(raw, row, own_column()))); });
   }
 
   // The same for what `start` fetches with these arguments, from where it lies.
@@ -268,6 +270,16 @@ struct Fetch {
   }
 
  private:
+  // f(step, row) for this thread's rows.
+  template <class F>
+  static __device__ __forceinline__ void each_row(const F& f) {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int row = own_row() + step * kRowStep;
+      if (ROWS % kRowStep == 0 || row < ROWS) f(step, row);
+    }
+  }
+
   static __device__ __forceinline__ E* place(void* raw, int row, int column) {
     return static_cast<E*>(raw) + (kConverts ? row * COLUMNS + column : row * Target::kPitch + column);
   }
