@@ -1,6 +1,6 @@
 """Two trees of this repository in turns: whether a change made a kernel slower.
 
-    python benchmarks/turns.py /path/to/old/tree [--turns 10] [--json out.json]
+    python benchmarks/turns.py /path/to/old/tree [--turns 10] [--cases TEXT] [--json out.json]
 
 Each turn times every case of `make bench` that is ours once in the old tree and once in this one, each in a process of
 its own, in an order that changes from turn to turn. Both trees need their compiled libraries. A case is slower if the
@@ -59,10 +59,12 @@ def _evaluation(function: Callable[..., object], inputs: tuple[object, ...]) -> 
     return run
 
 
-def measure() -> dict[str, float]:
-    """Milliseconds of each case: the median of three calls and of as many more as fit into the time."""
+def measure(wanted: str) -> dict[str, float]:
+    """Milliseconds of each case with `wanted` in its name: the median of three calls and of what else fits the time."""
     found = {}
     for name, run in cases():
+        if wanted not in name:
+            continue
         run()
         times: list[float] = []
         begin = time.perf_counter()
@@ -74,10 +76,10 @@ def measure() -> dict[str, float]:
     return found
 
 
-def one_turn(tree: Path) -> dict[str, float]:
+def one_turn(tree: Path, wanted: str) -> dict[str, float]:
     """`measure` on the packages of a tree, by the cases of this one."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tree), str(HERE)])}
-    command = [sys.executable, str(HERE / "turns.py"), "--measure"]
+    command = [sys.executable, str(HERE / "turns.py"), "--measure", "--cases", wanted]
     done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{tree} cannot be measured:\n{done.stderr[-2000:]}")
@@ -97,11 +99,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", nargs="?", type=Path, help="the other tree")
     parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--cases", default="", help="only cases with this text in their name")
     parser.add_argument("--json", type=Path, help="file for the milliseconds of every turn")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure()))
+        print(json.dumps(measure(options.cases)))
         return 0
     if options.old is None or options.turns < 2:
         parser.error("name the old tree, and at least two turns")
@@ -109,8 +112,10 @@ def main() -> int:
     new, old = HERE.parent, options.old.resolve()
     turns: list[dict[str, dict[str, float]]] = []
     for turn in range(options.turns):
-        order = [("old", old), ("new", new)]
-        turns.append({name: one_turn(tree) for name, tree in (order if turn % 2 == 0 else reversed(order))})
+        order = [("old", old), ("new", new)][:: 1 if turn % 2 == 0 else -1]
+        turns.append({name: one_turn(tree, options.cases) for name, tree in order})
+        if not turns[0]["new"]:
+            parser.error(f'no case has "{options.cases}" in its name')
         print(f"turn {turn + 1} of {options.turns}", file=sys.stderr, flush=True)
         if options.json:
             options.json.write_text(json.dumps(turns, indent=1), encoding="utf-8")
