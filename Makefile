@@ -81,7 +81,7 @@ TEST_TYPES := --allow-untyped-defs $(foreach code,arg-type assignment attr-defin
 types: $(VENV)/.deps  ## Check types: mypy
 	$(BIN)/mypy
 	MYPYPATH=benchmarks:tests $(BIN)/mypy benchmarks/*.py
-	$(BIN)/mypy tests/*.py
+	MYPYPATH=benchmarks $(BIN)/mypy tests/*.py
 	MYPYPATH=tests/kernels $(BIN)/mypy $(TEST_TYPES) --exclude /toy/ tests/kernels
 	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train
 

@@ -26,6 +26,9 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.append(str(ROOT / "benchmarks"))
+from record import write_whole  # noqa: E402
+
 TESTS = HERE / "kernels"
 BACKENDS = {"cuda": ("cuda", "triton", "torch"), "cpu": ("reference",)}
 SILENCE = 180.0  # seconds that a single test may take
@@ -250,13 +253,6 @@ def write_log(file: Path, jobs: list[Job]) -> None:
         title = f"==== {job.name}" + ("" if job.ended else ", which had not ended when this was written")
         parts.append(f"{title}\n{job.log.read_text(errors='replace')[-most:]}\n")
     write_whole(file, "".join(parts))
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Replace a file by renaming: whoever kills this process finds the state before or the state after."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 def run_watched(command: list[str], progress: Path, silence: float, **options: Any) -> int | None:

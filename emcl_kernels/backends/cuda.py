@@ -19,6 +19,8 @@ from emcl_kernels.backends import Declared, Implementation, gpu, library, plain_
 _CUDA_LIBRARY = library.FOLDER / "libemcl_cuda.so"
 _EMULATED_LIBRARY = library.FOLDER / "libemcl_emulated.so"
 OLDEST = (8, 0)  # compute capability
+MANY_ROWS = 16384
+"""From so many 16-bit rows on, a product takes longer than torch's launches around it, by arithmetic."""
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
@@ -159,21 +161,21 @@ class CUDA:
         if x.device.type != "cuda":
             return self._in_emulator[op]
 
-        if _by_cublas(op, x.dtype):
+        if _by_cublas(op, x):
             return None if op.name == "_em_project_fixed" else plain_torch.backend.functions[op.name]
         return self._on_gpu[op]
 
 
-def _by_cublas(op: Declared, dtype: torch.dtype) -> bool:
+def _by_cublas(op: Declared, x: Tensor) -> bool:
     """Whether an op on a GPU is, or holds, a plain product of large matrices that torch computes faster.
 
     Moments and their backward have no more than such a product. Of float32, ours keep all digits; if torch may round
     them to TF32, its own are ahead, and the projection, as None is its implementation, runs in parts. The products of
     the pooled similarity stay ours: what they save is the tensor [A, B, F] that torch would write and read.
     """
-    if dtype == torch.float32:
+    if x.dtype == torch.float32:
         return op.name in ("em_moments", "_em_moments_backward", "_em_project_fixed") and gpu.tf32_allowed()
-    return op.name == "_em_moments_backward"
+    return op.name == "_em_moments_backward" and x.shape[-2] >= MANY_ROWS
 
 
 def _project_few_rows(x: Tensor, init: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -187,8 +187,8 @@ def test_plain_products_of_the_cuda_backend_are_torchs_where_those_are_faster(
 
     monkeypatch.setattr(cuda.backend, "_on_gpu", dict.fromkeys(OPS.values(), ours))
 
-    def taken(name: str, dtype: torch.dtype) -> object:
-        x = on_gpu(300, 16, dtype=dtype)
+    def taken(name: str, dtype: torch.dtype, rows: int = 300) -> object:
+        x = on_gpu(rows, 16, dtype=dtype)
         found = cuda.backend.implementation(OPS[name], (x,) * len(OPS[name].arguments))
         return "ours" if found is ours else "parts" if found is None else "torch"
 
@@ -196,7 +196,9 @@ def test_plain_products_of_the_cuda_backend_are_torchs_where_those_are_faster(
     float32 = ("torch", "torch", "parts", "ours", "ours") if allowed else ("ours",) * 5
     assert tuple(taken(name, torch.float32) for name in names) == float32
     for dtype in (torch.bfloat16, torch.float16):
-        assert tuple(taken(name, dtype) for name in names) == ("ours", "torch", "ours", "ours", "ours")
+        assert tuple(taken(name, dtype) for name in names) == ("ours",) * 5
+        many = tuple(taken(name, dtype, rows=16384) for name in names)
+        assert many == ("ours", "torch", "ours", "ours", "ours")
 
 
 def test_triton_rounds_to_tf32_where_torch_may(monkeypatch: pytest.MonkeyPatch) -> None:
