@@ -7,6 +7,7 @@ import pytest
 import torch
 from compare import HALF
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from emcl_kernels import em_moments, em_project, em_reconstruct, pooled_similarity, use_backend
 from emcl_kernels.backends import plain_torch, products
@@ -156,6 +157,21 @@ def test_the_way_of_cuda_multiplies_alike(
             assert total.dtype == half
             assert_close("total", total, addend.double() - 2 * exact, 4 * ROUNDED[half])
             assert bool(as_on_cuda) is (left.shape[-1] > short or half == torch.float16)
+
+
+def test_when_the_way_of_cuda_is_taken() -> None:
+    """On a GPU; and one call of cuBLAS, unless its sums are long and the result too small to fill the GPU."""
+    with FakeTensorMode():
+        assert products.adds_in_float32(torch.empty(2, 2, device="cuda:0"))
+    assert not products.adds_in_float32(torch.empty(2, 2))
+
+    def in_one_sum(rows: int, inner: int, columns: int) -> bool:
+        return products._in_one_sum(torch.empty(rows, inner, device="meta"), torch.empty(inner, columns, device="meta"))
+
+    assert in_one_sum(7, 256, 5)
+    assert not in_one_sum(7, 257, 5)
+    assert in_one_sum(8192, 257, 512)
+    assert not in_one_sum(8191, 257, 512)
 
 
 @pytest.mark.parametrize("half", HALF, ids=str)
