@@ -296,6 +296,10 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
+BEFORE: dict[str, Any] = {}
+"""By the name of a setting, what a config.json without it means: how such runs were made before there was the setting.
+A setting that is new needs a line here, unless its default is what was done before."""
+
 NOT_OF_THE_MODEL = ("out", "resume", "seeds", "train.tracker")
 
 

@@ -31,7 +31,8 @@ LAYERS = {
     "emcl_train": [
         {"__init__", "errors", "flags", "evaluation.metrics", "evaluation.rerank", "evaluation.bootstrap"},
         {"config"},
-        {"recipes", "processes", "runs"},
+        {"recipes", "processes"},
+        {"runs"},
         {"weights"},
         {"data", "models"},
         {"evaluation.__init__", "evaluation.table"},

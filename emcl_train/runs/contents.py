@@ -3,13 +3,16 @@
 Nothing here needs torch.
 """
 
+import copy
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from emcl_train.config import RunConfig, differing_settings
+from emcl_train.config import BEFORE, RunConfig, differing_settings, flattened
 from emcl_train.errors import UserError
+from emcl_train.recipes import RECIPES
 from emcl_train.runs.files import json_if_whole, read_json, write_json_atomic
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
@@ -76,7 +79,7 @@ def check_run_folder(config: RunConfig) -> None:
             raise UserError(f"{out} already holds files; go on with that run by --resume, or choose another --out")
     elif not out.is_dir():
         raise UserError(f"there is no run to resume in {out}; leave out --resume to start one there")
-    elif (out / CONFIG).exists() and (different := differing_settings(load_config(out), config)):
+    elif (out / CONFIG).exists() and (different := differing_settings(load_config(out), as_started(config))):
         raise UserError(
             f"the run in {out} was started with other settings: {'; '.join(different)}; "
             f"resume with the same ones, or start a new run with another --out"
@@ -95,9 +98,45 @@ def load_config(run_dir: Path) -> RunConfig:
     way_out = "train again"
     value = read_json(path, way_out, what=what)
     try:
-        return _from_json(RunConfig, value)
+        config: RunConfig = _from_json(RunConfig, value)
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as {what}: {error}; {way_out}") from error
+
+    return with_settings(config, _settings_before(value))
+
+
+def as_started(config: RunConfig) -> RunConfig:
+    """The configuration with which the run in `config.out` goes on.
+
+    Settings that are younger than the run stay as they were when it was started, where the recipe's own value is asked
+    for; one that was asked for by name stays, and is then found to differ. A run that begins keeps what was asked.
+    """
+    path = config.out / CONFIG
+    if not (config.resume and path.is_file()):
+        return config
+
+    settings = flattened(asdict(config))
+    usual = flattened(asdict(RECIPES[config.recipe]())) if config.recipe in RECIPES else {}
+    before = _settings_before(json_if_whole(path))
+    return with_settings(config, {name: old for name, old in before.items() if settings[name] == usual.get(name)})
+
+
+def _settings_before(saved: Any) -> dict[str, Any]:
+    """The values of `BEFORE` for the settings that a config.json does not have."""
+    there = flattened(saved) if isinstance(saved, dict) else {}
+    return {name: value for name, value in BEFORE.items() if name not in there}
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """A configuration with other values for some settings, by their dotted names."""
+    changed = copy.deepcopy(config)
+    for name, value in settings.items():
+        *sections, last = name.split(".")
+        section: Any = changed
+        for part in sections:
+            section = getattr(section, part)
+        setattr(section, last, value)
+    return changed
 
 
 def load_environment(run_dir: Path) -> dict[str, Any]:

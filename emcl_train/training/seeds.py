@@ -10,7 +10,7 @@ from emcl_train.errors import UserError
 from emcl_train.processes import rank_and_world
 from emcl_train.report import render_group
 from emcl_train.report.groups import load_group
-from emcl_train.runs.contents import CONFIG, FINISHED, load_config
+from emcl_train.runs.contents import CONFIG, FINISHED, as_started, load_config
 from emcl_train.training.trainer import train
 
 
@@ -67,7 +67,7 @@ def _run_of(config: RunConfig, seed: int) -> RunConfig | None:
     if not (config.resume and (out / FINISHED).is_file()):
         return run
 
-    different = differing_settings(load_config(out), run)
+    different = differing_settings(load_config(out), as_started(run))
     if different:
         raise UserError(
             f"the run in {out} was trained with other settings: {'; '.join(different)}; go on with the same ones, or "

@@ -65,6 +65,7 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     """
     console = console or Console()
     check_config(config)  # the command has asked before torch was imported; other callers come in here
+    config = contents.as_started(config)
 
     # What is wrong with the weights to start from is said before anything that takes time.
     if config.from_features is None:

@@ -5,14 +5,16 @@ import json
 import os
 import random
 import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from emcl_train.config import EMCLConfig, RunConfig, ShapesConfig, TrainConfig
+from emcl_train.config import BEFORE, EMCLConfig, RunConfig, ShapesConfig, TrainConfig, flattened
 from emcl_train.errors import UserError
+from emcl_train.recipes import load_recipe
 from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
@@ -103,6 +105,39 @@ def test_configuration_comes_back_with_its_types(tmp_path):
     config.data.shapes = ShapesConfig(size=32)
     contents.save_config(tmp_path, config)
     assert contents.load_config(tmp_path) == config
+
+
+@pytest.fixture
+def older_run(tmp_path, monkeypatch):
+    """A run of the recipe "shapes" whose config.json was written before there was `train.warmup`, when it was 0.3."""
+    config = replace(load_recipe("shapes"), out=tmp_path)
+    contents.save_config(tmp_path, config)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    del saved["train"]["warmup"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    monkeypatch.setitem(BEFORE, "train.warmup", 0.3)
+    return config
+
+
+def test_what_an_older_configuration_lacks_is_what_was_done_then(tmp_path, older_run):
+    assert contents.load_config(tmp_path).train.warmup == 0.3
+
+
+def test_an_older_run_goes_on_as_it_was_started(older_run):
+    asked = replace(older_run, resume=True)
+    contents.check_run_folder(asked)
+    assert contents.as_started(asked).train.warmup == 0.3
+    assert contents.as_started(older_run).train.warmup == older_run.train.warmup  # a run that begins
+
+
+def test_an_older_run_does_not_take_up_a_younger_setting_by_name(older_run):
+    asked = replace(older_run, resume=True, train=replace(older_run.train, warmup=0.2))
+    with pytest.raises(UserError, match=r"train\.warmup was 0\.3, now 0\.2"):
+        contents.check_run_folder(asked)
+
+
+def test_every_value_from_before_is_of_a_setting():
+    assert BEFORE.keys() <= flattened(asdict(RunConfig())).keys()
 
 
 @pytest.mark.parametrize(
