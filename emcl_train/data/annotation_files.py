@@ -4,10 +4,13 @@ import csv
 import io
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from emcl_train.data.plain_text import beginning_of, text_of
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 
@@ -69,59 +72,137 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    data = read_bytes(path)
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
-            f"convert it, for example with `iconv -f latin1 -t utf-8`"
-        ) from error
+    """The text of a file in UTF-8; what it is instead is said, see `text_of`."""
+    return text_of(read_bytes(path), path)
 
 
 def read_list(path: Path) -> list[str]:
     """One id a line; empty lines are skipped."""
-    ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    ids = [line.strip() for line in io.StringIO(read_text(path), newline=None) if line.strip()]
     if not ids:
         raise UserError(f"{path} names no clip; write one id a line")
     return ids
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Rows with these columns, stripped of surrounding space, each filled."""
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    rows = []
-    try:
-        present = list(reader.fieldnames or ())
-        missing = [column for column in columns if column not in present]
-        if missing:
+    """Rows with these columns, stripped of surrounding space, each filled.
+
+    Args:
+        path: comma-separated values, whose first line names the columns.
+        columns: those to return, the first of which is the id of a clip.
+
+    Raises:
+        UserError: a column is missing, or a row does not have a cell for each. A quote that is never closed takes the
+            rows below it into one cell, which is told by what that cell holds.
+    """
+    rows = _csv_rows(path)
+    _, header = next(rows, (1, []))
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise UserError(
+            f"{path} has no column {quoted(missing)}; its first line gives {quoted(header) or 'nothing'}. "
+            f"Make {','.join(columns)} part of the first line"
+        )
+    if repeated := [name for name, number in Counter(header).items() if number > 1 and name in columns]:
+        raise UserError(f"{path} has the column {quoted(repeated)} more than once; rename or delete one")
+
+    places = {column: header.index(column) for column in columns}
+    found = []
+    for number, cells in rows:
+        row = {column: cells[place].strip() if place < len(cells) else "" for column, place in places.items()}
+        for column, cell in row.items():
+            if not cell:
+                raise UserError(f"{path}, line {number}: {column} is empty; fill it, or delete the line")
+        if len(cells) != len(header):
             raise UserError(
-                f"{path} has no column {quoted(missing)}; its first line gives {quoted(present) or 'nothing'}. "
-                f"Make {','.join(columns)} part of the first line"
+                f"{path}, line {number}: {count(len(cells), 'cell')}, expected {len(header)}, one for each column of "
+                f'the first line; put a caption that has commas into quotes, "like, this"'
             )
-        for row in reader:
-            for column in columns:
-                if not (row[column] or "").strip():
-                    raise UserError(f"{path}, line {reader.line_num}: {column} is empty; fill it, or delete the line")
-            rows.append({column: row[column].strip() for column in columns})
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}; correct the line") from error
-    if not rows:
+        _require_rows_apart(path, number, cells, len(header), places[columns[0]])
+        found.append(row)
+
+    if not found:
         raise UserError(f"{path} has no rows below its first line; write one line for each clip")
-    return rows
+    return found
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not empty, each with the number of the line where it begins."""
+    # Strict: text behind a closing quote, and a quote that is open at the end of the file, are errors.
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(
+                f"{path}, line {number}: {_said_of_csv(error)}; correct the line. In a caption that stands in quotes "
+                f'a quote is written twice, "he says ""hello"""'
+            ) from error
+        if cells:
+            yield number, cells
+
+
+def _said_of_csv(error: csv.Error) -> str:
+    """What is wrong with a row, in the words of somebody who looks at the file."""
+    said = str(error)
+    if said == "unexpected end of data":
+        return 'a quote (") opens, and no other one (") closes it before the file ends'
+    if "expected after" in said:
+        return 'text follows a closing quote ("), so that it is not known where the cell ends'
+    return said
+
+
+def _require_rows_apart(path: Path, number: int, cells: list[str], width: int, id_place: int) -> None:
+    """Raise a UserError where a cell holds what looks like other rows: its quote was meant to close before them."""
+    for place, cell in enumerate(cells):
+        behind = re.split(r"\r\n|\r|\n", cell)[1:]
+        swallowed = [line for line in behind if len(next(csv.reader([line]), [])) >= width]
+        if behind and (swallowed or place == id_place):
+            raise UserError(
+                f'{path}, line {number}: a quote (") opens and is closed {count(len(behind), "line")} below, so that '
+                f"one cell holds what looks like rows, such as {shortened(behind[0])}; close it in its own line, or "
+                f"write the caption on one line"
+            )
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The content of a JSON file; `what` it should be is said where it is something else."""
+    """The content of a JSON file; `what` it should be is said where it is something else.
+
+    Raises:
+        UserError: it is not JSON, or gives one key two values, of which a dict would keep the last in silence.
+    """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text, object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
+        begins = "" if text.lstrip()[:1] in ("", "{", "[") else f", it begins with {beginning_of(text)!r}"
         raise UserError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}{begins}; "
             f"it may be cut short: copy or download it again"
         ) from error
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply to be {what}; download it again") from error
+    except RepeatedKeyError as error:
+        raise UserError(f"{path}: {error}; join or delete one") from error
+
+
+class RepeatedKeyError(ValueError):
+    """An object of a JSON file has two values under one name."""
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        known: dict[str, Any] = {}
+        for key, value in pairs:
+            if known.setdefault(key, value) != value:
+                raise RepeatedKeyError(
+                    f"{key!r} stands there twice, with {shortened(known[key])} and {shortened(value)}"
+                )
+    return found
 
 
 def read_json_lines(path: Path, what: str) -> list[tuple[int, dict[str, Any]]]:
@@ -132,9 +213,11 @@ def read_json_lines(path: Path, what: str) -> list[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = json.loads(line, object_pairs_hook=_each_key_once)
         except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: it is not JSON ({error}); expected {what}") from error
+        except RepeatedKeyError as error:
+            raise UserError(f"{path}, line {number}: {error}; expected {what}") from error
         if not isinstance(entry, dict):
             raise UserError(f"{path}, line {number}: it is a {type(entry).__name__}; expected {what}")
         entries.append((number, entry))

@@ -1,9 +1,11 @@
 """LSMDC: tab-separated files without a header; clip id, four times, sentence."""
 
+import io
+import re
 from pathlib import Path
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import count, read_text
+from emcl_train.data.annotation_files import count, quoted, read_text, shortened
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder, queries
 from emcl_train.errors import UserError
 
@@ -13,6 +15,8 @@ FILES = {
     "test": "LSMDC16_challenge_1000_publictect.csv",
 }
 PROTOCOL = Protocol("LSMDC", train=(101079,), val=(7408,), test=(1000,), unit="sentence")
+
+TIME = re.compile(r"[-+]?[0-9][0-9.:,]*")
 
 # As they are distributed, these files cannot be decoded, and all published figures are without them.
 BROKEN = {
@@ -51,21 +55,31 @@ def read(config: DataConfig) -> SplitFiles:
 
 
 def read_sentences(path: Path) -> tuple[Captions, int]:
-    """The sentences of each clip, and the number of lines.
+    """The sentences of each clip, and the number of lines. Quotes mean nothing here: a sentence is taken as it stands.
 
     Raises:
-        UserError: a line has not six columns.
+        UserError: a line has not six columns, or text where times belong.
     """
     captions: Captions = {}
-    lines = [(number, line) for number, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()]
+    text = io.StringIO(read_text(path), newline=None)  # whatever ends a line: a file with "\\r" alone is no single line
+    lines = [(number, line) for number, line in enumerate(text, start=1) if line.strip()]
     for number, line in lines:
-        columns = line.rstrip("\r").split("\t", maxsplit=5)
+        columns = line.rstrip("\n").split("\t", maxsplit=5)
         if len(columns) != 6 or not columns[0].strip():
             raise UserError(
                 f"{path}, line {number}: {count(len(columns), 'column')}, expected 6, separated by tabs: clip id, "
                 f"start and end twice, sentence; correct the line"
             )
-        captions.setdefault(columns[0].strip(), []).append(columns[5].strip())
+
+        # One column too many, or too few and a tab in the sentence, would shift the sentence.
+        *times, sentence = columns[1:]
+        wrong = [time for time in times if time.strip() and not TIME.fullmatch(time.strip())]
+        if wrong or TIME.fullmatch(sentence.partition("\t")[0].strip() if "\t" in sentence else ""):
+            raise UserError(
+                f"{path}, line {number}: columns 2 to 5 are {quoted(times)} and the sentence is {shortened(sentence)}; "
+                f"expected four times, such as 00.01.02.345, and then a sentence; correct the line"
+            )
+        captions.setdefault(columns[0].strip(), []).append(sentence.strip())
     if not lines:
         raise UserError(f"{path} has no line; copy or download it again")
     return captions, len(lines)

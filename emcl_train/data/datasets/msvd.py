@@ -8,6 +8,7 @@ from typing import Any
 
 from emcl_train.config import DataConfig
 from emcl_train.data.annotation_files import read_bytes, shortened
+from emcl_train.data.plain_text import refuse_other_files
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, from_id_lists
 from emcl_train.errors import UserError
 
@@ -43,6 +44,7 @@ def load_plain(path: Path) -> Any:
         UserError: a global or an instruction is refused; the message names it, and where it stands.
     """
     data = read_bytes(path)
+    refuse_other_files(data, path)
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # whatever the bytes lead to: without globals, nothing in them can be called
