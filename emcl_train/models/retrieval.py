@@ -1,5 +1,6 @@
 """CLIP's towers, temporal aggregation, a similarity head and EMCL in one model."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +21,7 @@ from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.release import load_into, towers_in
 
 MAX_LOGIT_SCALE = 100.0
+"""CLIP's factor never rises above this in training; see `RetrievalModel.hold_logit_scale`."""
 
 
 @runtime_checkable
@@ -50,9 +52,16 @@ class RetrievalModel(nn.Module):
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """CLIP's factor from cosine to logits, at most 100."""
-        scale = self.towers.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        """CLIP's factor from cosine to logits."""
+        # Not clamped: OpenAI's weights store a value whose exp is 100.0000076, from which a clamp at 100 would keep
+        # every gradient.
+        scale: Tensor = self.towers.clip.logit_scale.exp()
         return scale.reshape(())  # [1] if it is sharded
+
+    @torch.no_grad()
+    def hold_logit_scale(self) -> None:
+        """Bring CLIP's factor back to 100 if a step of the optimizer has taken it higher, as all peers do."""
+        self.towers.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     def store_towers(self) -> None:
         """Do without the towers from now on: a batch then has their features in place of token ids and frames."""

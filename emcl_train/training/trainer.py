@@ -290,6 +290,7 @@ class Run:
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.model.hold_logit_scale()
 
         self.step += 1
         self.batch += 1
@@ -418,6 +419,7 @@ class Run:
             self.optimizer.load_state_dict(state.optimizer)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
+        self.model.hold_logit_scale()  # earlier versions let it rise, and used 100
         checkpoint.restore_random_states(state.random)
 
         self.epoch = state.epoch

@@ -5,6 +5,7 @@ As a script: `torchrun --nproc-per-node 2 several_processes.py ROOT OUT`.
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ def step_config(root: Path, out: Path, case: str, **train: object) -> RunConfig:
     return config
 
 
+STORED_SCALE = 4.605170249938965
+"""CLIP's logit scale in OpenAI's weights: float32(ln 100), whose exp is above 100."""
+
+
+def at_scale(value: float) -> Callable[[trainer.Run], None]:
+    """Let a run start with this logit scale."""
+
+    def change(run: trainer.Run) -> None:
+        torch.nn.init.constant_(run.model.towers.clip.logit_scale, float(value))
+
+    return change
+
+
 class Exchanges(TorchDispatchMode):
     """Name and shape of what this process puts into each collective."""
 
@@ -62,8 +76,14 @@ class Exchanges(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def one_step(config: RunConfig, change=lambda run: None) -> dict[str, Any]:
-    """Loss, gradients of all parameters before they are clipped, maintained bases, and what was exchanged."""
+def one_step(config: RunConfig, change=lambda run: None, *, frozen: bool = False) -> dict[str, Any]:
+    """Loss, gradients of all parameters before they are clipped, maintained bases, and what was exchanged.
+
+    Args:
+        config: of the run.
+        change: changes the run before its step.
+        frozen: some parameters have no gradient, and are left out.
+    """
     accelerator = trainer.start_processes(config)
     if accelerator.is_main_process:
         trainer.open_run_folder(config)
@@ -75,7 +95,8 @@ def one_step(config: RunConfig, change=lambda run: None) -> dict[str, Any]:
     gradients = {}
 
     def keep_gradients(*_):
-        gradients.update({name: value.grad.clone() for name, value in run.model.named_parameters()})
+        learning = [(name, value) for name, value in run.model.named_parameters() if value.requires_grad or not frozen]
+        gradients.update({name: value.grad.clone() for name, value in learning})
 
     accelerator.clip_grad_norm_ = keep_gradients
     batch = next(iter(run.loader(epoch=0)))
@@ -85,6 +106,7 @@ def one_step(config: RunConfig, change=lambda run: None) -> dict[str, Any]:
         "loss": loss,
         "gradients": gradients,
         "bases": run.model.emcl.bases.clone(),
+        "logit_scale": run.model.logit_scale.item(),
         "exchanges": exchanges.seen,
         "pairs": batch["index"],
     }
@@ -107,6 +129,7 @@ def whole_run(root: Path, out: Path) -> None:
 def main(root: Path, out: Path) -> None:
     found = {case: one_step(step_config(root, out, case)) for case in CASES}
     found["chunks"] = one_step(step_config(root, out / "chunks", "full", chunks=2))
+    found["scale"] = one_step(step_config(root, out / "scale", "identity", lr=10.0), at_scale(STORED_SCALE))
     found["wti-chunks"] = one_step(step_config(root, out / "chunks", "wti-full", chunks=2))
     rank, world = dist.get_rank(), dist.get_world_size()
     found["loss"] = spread_loss(rank, world)

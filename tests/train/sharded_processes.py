@@ -5,6 +5,7 @@ As a script: `torchrun --nproc-per-node 2 sharded_processes.py ROOT OUT`.
 """
 
 import io
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,20 @@ def interrupted(config: RunConfig, after: int) -> None:
         trainer.Run.training_step = step
 
 
+def require_held(run: trainer.Run) -> None:
+    """A logit scale above 100 comes back to it, whichever process has it."""
+    parameter = run.model.towers.clip.logit_scale
+    assert isinstance(parameter, DTensor)
+    torch.nn.init.constant_(parameter, 9.0)
+    run.model.hold_logit_scale()
+    assert parameter.full_tensor().item() == torch.tensor(math.log(100)).item()
+
+
+def check_at_the_end(run: trainer.Run) -> None:
+    fit(run)
+    require_held(run)
+
+
 if __name__ == "__main__":
     root, out = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
@@ -62,4 +77,5 @@ if __name__ == "__main__":
     trainer.write_report = lambda out: out
     config = tiny_run(root, out / "run")
     interrupted(config, after=7)
+    fit, trainer.Run.fit = trainer.Run.fit, check_at_the_end
     trainer.train(replace(config, resume=True), Console(file=io.StringIO()))

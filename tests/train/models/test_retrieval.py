@@ -122,11 +122,12 @@ def test_the_bases_are_part_of_the_weights():
     assert "emcl.bases" in model().state_dict()
 
 
-def test_the_logit_scale_stops_at_one_hundred():
+def test_the_logit_scale_is_held_at_one_hundred():
     net = model()
     assert net.logit_scale.item() == pytest.approx(1 / 0.07, rel=1e-3)
     torch.nn.init.constant_(net.towers.clip.logit_scale, 9.0)
-    assert net.logit_scale.item() == 100
+    net.hold_logit_scale()
+    assert net.logit_scale.item() == pytest.approx(100)
 
 
 def test_more_bases_than_channels_are_refused():

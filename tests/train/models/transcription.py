@@ -197,7 +197,7 @@ def encode(w, ids, mask, frames, frame_mask, settings):
 
 
 def logit_scale(w):
-    return w["clip.logit_scale"].exp().clamp(max=100)
+    return w["clip.logit_scale"].exp()
 
 
 def training_loss(w, ids, mask, frames, frame_mask, mu, settings, decorrelation_weight, off_diagonal):

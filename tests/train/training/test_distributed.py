@@ -14,7 +14,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from several_processes import CASES, one_step, spread_loss, step_config
+from several_processes import CASES, STORED_SCALE, at_scale, one_step, spread_loss, step_config
 
 from emcl_train.errors import UserError
 from emcl_train.processes import gather_rows, max_over_processes, sum_over_processes
@@ -37,7 +37,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def alone(tiny_whole_run, tmp_path_factory):
     """What one process finds."""
     root, out = tiny_whole_run[0], tmp_path_factory.mktemp("one")
-    return {case: one_step(step_config(root, out, case)) for case in CASES} | {"loss": spread_loss(0, 1)}
+    found = {case: one_step(step_config(root, out, case)) for case in CASES}
+    found["scale"] = one_step(step_config(root, out / "scale", "identity", lr=10.0), at_scale(STORED_SCALE))
+    return found | {"loss": spread_loss(0, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +161,16 @@ def test_chunks_of_several_processes_exchange_gradients_once(case, whole, alone,
             [exchange for exchange in found[name]["exchanges"] if exchange[0] != "broadcast_"] for name in (case, whole)
         )
         assert ours == others
+
+
+@needs_gloo
+def test_the_logit_scale_of_trained_weights_learns_and_is_held_in_each_process(alone, together):
+    name = "towers.clip.logit_scale"
+    expected = alone["scale"]["gradients"][name]
+    assert expected.abs() > 1e-6
+    for found in (alone, *together[1]):
+        torch.testing.assert_close(found["scale"]["gradients"][name], expected, rtol=1e-4, atol=0)
+        assert found["scale"]["logit_scale"] <= 100 * (1 + 1e-7)
 
 
 def record(out: Path):
