@@ -64,6 +64,9 @@ class DataConfig:
     """"1fps": a frame a second, of which `num_frames` are chosen uniformly; "uniform": spread over the duration."""
     image_size: int = 224
     """Height and width of a frame after resizing and centre cropping, in pixels."""
+    resize: Literal["clip", "rounded"] = "clip"
+    """"clip": as CLIP's own preprocessing scales and crops, to the pixel; "rounded": by torch, with sides and offsets
+    rounded otherwise, as version 0.2.0 and before."""
     augment: Literal["none", "randaugment"] = "none"
     """"randaugment": the same four random operations on all frames of a training clip, as released."""
     max_words: int = 32
@@ -296,7 +299,9 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
 
-BEFORE: dict[str, Any] = {}
+BEFORE: dict[str, Any] = {
+    "data.resize": "rounded",
+}
 """By the name of a setting, what a config.json without it means: how such runs were made before there was the setting.
 A setting that is new needs a line here, unless its default is what was done before."""
 

@@ -30,7 +30,13 @@ def shapes() -> RunConfig:
         recipe="shapes",
         out=Path("runs/shapes"),
         data=DataConfig(
-            layout="shapes", root=Path("data/shapes"), num_frames=6, image_size=48, max_words=20, cache_frames=True
+            layout="shapes",
+            root=Path("data/shapes"),
+            num_frames=6,
+            image_size=48,
+            resize="rounded",
+            max_words=20,
+            cache_frames=True,
         ),
         model=ModelConfig(
             clip="random",

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from emcl_train.config import DataConfig
 from emcl_train.data.clips import Clip
-from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+from emcl_train.data.video import VIDEO_SAMPLER_VERSION, sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.runs.files import json_if_whole, partial_of, raise_if_disk_full, write_json_atomic
@@ -85,7 +85,9 @@ class CheckedClips:
 
 
 def _index_path(config: DataConfig) -> Path:
-    name = f"frames-v{VIDEO_SAMPLER_VERSION}-{_sampling(config)}x{config.image_size}.json"
+    version = sampler_version(config)
+    pictures = "" if version == 1 else f"-{config.resize}"
+    name = f"frames-v{version}-{_sampling(config)}{pictures}x{config.image_size}.json"
     return cache_folder(config.root) / name
 
 
@@ -131,7 +133,7 @@ class FrameCacheWriter:
         self._rows = {name: row for row, name in enumerate(self._files)}
         self._valid: dict[str, int] = {}
         shape = (len(self._rows), config.num_frames, 3, config.image_size, config.image_size)
-        key = json.dumps([VIDEO_SAMPLER_VERSION, config.frame_sampling, shape, sorted(self._files.items())])
+        key = json.dumps([self._index.name, shape, sorted(self._files.items())])
         self._name = f"frames-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
         self._partial = partial_of(self._folder / self._name, shared=True)
         self._folder.mkdir(parents=True, exist_ok=True)

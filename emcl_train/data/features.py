@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from emcl_train.config import RunConfig
+from emcl_train.config import BEFORE, RunConfig
 from emcl_train.data.clips import Annotations, Clip, Split
-from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+from emcl_train.data.provenance import PICTURES
+from emcl_train.data.video import sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.runs.files import read_json
@@ -99,7 +100,7 @@ def feature_loader(
 def settings_of_features(config: RunConfig) -> dict[str, object]:
     """What decides which features a recipe has, as flags name it."""
     data, model = asdict(config.data), asdict(config.model)
-    names = ("layout", "msrvtt_split", "num_frames", "frame_sampling", "image_size", "max_words")
+    names = ("layout", "msrvtt_split", "num_frames", "frame_sampling", "image_size", *PICTURES, "max_words")
     found: dict[str, object] = {"recipe": config.recipe}
     found |= {f"data.{name}": data[name] for name in (*names, "test_captions", "validation_clips")}
     if config.data.layout == "shapes":
@@ -135,13 +136,15 @@ def open_features(config: RunConfig) -> Annotations:
     """
     folder = Path(config.from_features or "")
     record = read_features(folder)
-    made, asked = record["settings"], settings_of_features(config)
+    made = BEFORE | record["settings"]
+    asked = settings_of_features(config)
     different = [
         f"{name} is {made.get(name)} there, {value} here" for name, value in asked.items() if made.get(name) != value
     ]
-    sampler = record["frames"]["sampler"]
-    if sampler != VIDEO_SAMPLER_VERSION:
-        different.append(f"the video sampler's version is {sampler} there, {VIDEO_SAMPLER_VERSION} here")
+    there = record["frames"]["sampler"]
+    here = sampler_version(config.data)
+    if there != here:
+        different.append(f"the video sampler's version is {there} there, {here} here")
     if config.model.head == "wti" and not record["tokens"]:
         different.append("model.head is wti here, and there are no tokens there (embed with --tokens)")
     if different:

@@ -6,13 +6,15 @@ from typing import Any
 
 from emcl_train.config import DataConfig
 from emcl_train.data.container import decoder_version
-from emcl_train.data.video import VIDEO_SAMPLER_VERSION
+from emcl_train.data.video import sampler_version
 from emcl_train.runs.files import json_if_whole
 
 COMPRESSED = "compressed.json"
 """Written by `emcl-train data compress` into the folder of its copies."""
 OF_COMPRESSION = ("fps", "short_side", "encoding")
 """What in it decides how frames come out."""
+PICTURES = ("resize",)
+"""Settings of how a frame becomes a picture. Version 1 of the sampler had none: its number says as much."""
 
 
 def provenance(config: DataConfig) -> dict[str, Any]:
@@ -20,8 +22,9 @@ def provenance(config: DataConfig) -> dict[str, Any]:
     settings = asdict(config)
     return {
         "decoder": decoder_version(),
-        "sampler": VIDEO_SAMPLER_VERSION,
+        "sampler": sampler_version(config),
         "sampling": {name: settings[name] for name in ("frame_sampling", "num_frames", "image_size")},
+        "pictures": {name: settings[name] for name in PICTURES},
         "compression": _compression(config.video_folder) or _compression(config.root),
     }
 
@@ -32,6 +35,7 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
         "decoder": "decoder",
         "sampler": "video sampler version",
         "sampling": "sampling",
+        "pictures": "pictures",
         "compression": "compression",
     }
     found = []

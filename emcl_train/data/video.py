@@ -5,7 +5,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -15,7 +15,6 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import Bool, UInt8
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from emcl_train.config import DataConfig
 from emcl_train.data.clips import Clip
@@ -30,6 +29,7 @@ from emcl_train.data.container import (
     probe,
     whole_timeline,
 )
+from emcl_train.data.picture import Resize, square
 
 __all__ = [
     "VIDEO_SAMPLER_VERSION",
@@ -39,9 +39,10 @@ __all__ = [
     "decode_clip",
     "decode_frames",
     "probe",
+    "sampler_version",
 ]
 
-VIDEO_SAMPLER_VERSION = 1
+VIDEO_SAMPLER_VERSION = 2
 """Goes up with every change of which pixels `decode_frames` returns; remembered results and caches depend on it."""
 
 SEEK_FROM = 60.0
@@ -69,6 +70,8 @@ class FrameRequest:
     whole: bool = False
     """The last frame must be there too, though it is not returned, so that damage behind the last second is found. It
     is not looked for in clips that are entered by seeking."""
+    resize: Resize = "clip"
+    """How pictures are scaled and cropped; see `picture.square`."""
 
     @classmethod
     def of_clip(cls, clip: Clip, config: DataConfig, *, whole: bool = False) -> "FrameRequest":
@@ -81,7 +84,13 @@ class FrameRequest:
             start=clip.start,
             end=clip.end,
             whole=whole,
+            resize=config.resize,
         )
+
+
+def sampler_version(config: DataConfig) -> int:
+    """The version of the sampler whose frames a configuration gets: 1 where it asks for what that version did."""
+    return 1 if config.resize == "rounded" else VIDEO_SAMPLER_VERSION
 
 
 @dataclass(frozen=True)
@@ -101,14 +110,19 @@ def decode_clip(
     return decode_frames(FrameRequest.of_clip(clip, config, whole=whole))
 
 
-def decode_frames(request: FrameRequest) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
+def decode_frames(
+    request: FrameRequest | Path, *wanted: Any, **settings: Any
+) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
     """Frames of a video file, or of the span of it that a request names.
 
     Time is that of the presentation time stamps, so a variable frame rate is sampled as it is watched. Frames are
     resized by their short side and cropped at the centre.
 
     Args:
-        request: the file, the span of it, and how many frames of which size.
+        request: the file, the span of it, and how many frames of which size. Or the file alone, with the other fields
+            of a `FrameRequest` behind it.
+        *wanted: those fields by place: `num_frames`, `image_size`, …
+        **settings: and by name.
 
     Returns:
         Frames, and a mask that is False on padding, which follows the frames of a clip that has fewer than
@@ -117,6 +131,8 @@ def decode_frames(request: FrameRequest) -> tuple[UInt8[Tensor, "F 3 S S"], Bool
     Raises:
         VideoError: any of the frames cannot be had, or the clip ends before `start`.
     """
+    if not isinstance(request, FrameRequest):
+        request = FrameRequest(request, *wanted, **settings)
     with open_video(request.path) as (container, stream):
         chosen = _choose_by_seeking(container, stream, request)
         if chosen is None:
@@ -124,7 +140,7 @@ def decode_frames(request: FrameRequest) -> tuple[UInt8[Tensor, "F 3 S S"], Bool
             chosen = _choose_by_decoding(container, stream, request)
 
         # Resized while the file is open: the frames lie in the decoder's memory.
-        pixels = [_resize_and_crop(frame, request.image_size) for frame in chosen]
+        pixels = [square(upright(frame), request.image_size, request.resize) for frame in chosen]
 
     frames = torch.zeros(request.num_frames, 3, request.image_size, request.image_size, dtype=torch.uint8)
     frames[: len(pixels)] = torch.stack(pixels)
@@ -263,17 +279,3 @@ def _frames_at(
     while i < len(targets) and shown is not None:
         yield shown
         i += 1
-
-
-def _resize_and_crop(frame: VideoFrame, image_size: int) -> UInt8[Tensor, "3 S S"]:
-    """Short side to `image_size` by antialiased bicubic interpolation, upright, cropped at the centre."""
-    image = torch.from_numpy(upright(frame).copy()).permute(2, 0, 1).float()  # [3, H, W]
-    height, width = image.shape[1:]
-    scale = image_size / min(height, width)
-    # Rounding must not leave a side shorter than the crop.
-    size = (max(image_size, round(height * scale)), max(image_size, round(width * scale)))
-    image = interpolate(image[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
-    top = (size[0] - image_size) // 2
-    left = (size[1] - image_size) // 2
-    image = image[:, top : top + image_size, left : left + image_size]
-    return image.clamp(0, 255).round().to(torch.uint8)

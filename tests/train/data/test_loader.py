@@ -327,6 +327,37 @@ def test_another_sampling_is_another_cache(config, decoded):
     assert loader.FrameCache.open(config.data, load_annotations(config.data).train.clips) is not None
 
 
+def test_frames_of_another_version_of_the_sampler_are_another_cache(config, decoded):
+    config.data.cache_frames = True
+    prepare(config)
+    before = replace(config.data, resize="rounded")
+    clips = load_annotations(before).train.clips
+    assert loader.FrameCache.open(before, clips) is None
+    prepare(replace(config, data=before))
+    assert sorted(path.name for path in (config.data.root / ".emcl").glob("frames-v*.json")) == [
+        f"frames-v1-uniform-{before.num_frames}x{before.image_size}.json",
+        f"frames-v2-uniform-{before.num_frames}-clipx{before.image_size}.json",
+    ]
+
+    # Each is kept while runs of both kinds go on.
+    decoded.clear()
+    prepare(config)
+    prepare(replace(config, data=before))
+    assert decoded == []
+
+
+def test_what_an_older_version_could_not_decode_is_looked_at_again(config, decoded):
+    prepare(config)
+    (checked,) = (config.data.root / ".emcl").glob("checked-v2-*.json")
+    older = checked.with_name(checked.name.replace("v2", "v1"))
+    entries = json.loads(checked.read_text())
+    older.write_text(json.dumps({name: entry | {"reason": "it is truncated"} for name, entry in entries.items()}))
+    checked.unlink()
+    decoded.clear()
+    prepare(replace(config, data=replace(config.data, resize="rounded")))
+    assert len(decoded) == len(entries)
+
+
 def test_more_bad_clips_than_an_error_names_stand_in_a_file(config):
     for n in range(12):
         (config.data.root / "videos" / f"video{n}.mp4").write_bytes(b"")

@@ -78,8 +78,9 @@ def test_it_is_small_and_names_no_machine() -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_evaluating_it_again_gives_its_figures(here: Path) -> None:
+def test_evaluating_it_again_gives_its_figures(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "run"]) == 0
+    assert "was trained on other frames" not in capfd.readouterr().err
     assert rows(here / "run") == rows(OLD / "run")
     assert not (here / "run" / "evaluations").exists()  # where other figures would have gone
 

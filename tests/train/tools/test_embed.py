@@ -15,7 +15,7 @@ from tiny_run import tiny_run
 
 import emcl_train.tools.embed as embed_module
 from emcl_train import cli
-from emcl_train.config import RunConfig
+from emcl_train.config import BEFORE, RunConfig
 from emcl_train.data import loader
 from emcl_train.data.features import FEATURES, TOWERS, open_features
 from emcl_train.data.text import load_tokenizer
@@ -205,6 +205,7 @@ def test_a_run_that_goes_on_warns_of_other_frames_and_keeps_the_record(root, fol
         (lambda config: setattr(config.data, "max_words", 23), "data.max_words is 24 there, 23 here"),
         (lambda config: setattr(config.data, "num_frames", 2), "data.num_frames is 3 there, 2 here"),
         (lambda config: setattr(config.data, "frame_sampling", "1fps"), "data.frame_sampling is uniform there, 1fps"),
+        (lambda config: setattr(config.data, "resize", "rounded"), "data.resize is clip there, rounded here"),
         (lambda config: setattr(config.train, "seed", 7), "train.seed is 0 there, 7 here"),
         (lambda config: setattr(config, "recipe", "other"), "recipe is tiny there, other here"),
         (lambda config: setattr(config.model, "clip", "openai/clip"), "model.clip is random there, openai/clip here"),
@@ -215,6 +216,22 @@ def test_features_of_other_settings_are_refused_by_name(root, folder, tmp_path, 
     open_features(config)
     change(config)
     with pytest.raises(UserError, match=named):
+        open_features(config)
+
+
+def test_features_made_before_know_the_pictures_they_are_of(root, folder, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(folder, older)
+    record = json.loads((older / FEATURES).read_text())
+    record["settings"] = {name: value for name, value in record["settings"].items() if name not in BEFORE}
+    record["frames"] = {"sampler": 1}
+    (older / FEATURES).write_text(json.dumps(record))
+
+    config = replace(configuration(root, tmp_path, "wti"), from_features=older)
+    config.data.resize = "rounded"
+    open_features(config)
+    config.data.resize = "clip"
+    with pytest.raises(UserError, match=r"data.resize is rounded there, clip here; .* version is 1 there, 2 here"):
         open_features(config)
 
 
