@@ -45,6 +45,9 @@ else:
     Layout = literal_type_from_choices(LAYOUTS)
 
 
+Cleaning = Literal["clip", "none"]
+
+
 @dataclass
 class DataConfig:
     """Which clips and captions, and how they become tensors."""
@@ -71,6 +74,9 @@ class DataConfig:
     """"randaugment": the same four random operations on all frames of a training clip, as released."""
     max_words: int = 32
     """Tokens per caption, start and end included."""
+    clean_captions: Cleaning = "clip"
+    """"clip": before captions are tokenized, wrongly decoded letters, ligatures and HTML in them are mended, as CLIP
+    does it; "none": what the tokenizer's own file says, which knows nothing of these."""
     train_captions: Literal["one", "all"] = "one"
     """"one": in an epoch each clip comes once, with one of its captions; "all": once with each of them, as released."""
     test_captions: Literal["one", "all"] = "one"
@@ -301,6 +307,7 @@ class RunConfig:
 
 BEFORE: dict[str, Any] = {
     "data.resize": "rounded",
+    "data.clean_captions": "none",
 }
 """By the name of a setting, what a config.json without it means: how such runs were made before there was the setting.
 A setting that is new needs a line here, unless its default is what was done before."""

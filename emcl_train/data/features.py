@@ -100,7 +100,16 @@ def feature_loader(
 def settings_of_features(config: RunConfig) -> dict[str, object]:
     """What decides which features a recipe has, as flags name it."""
     data, model = asdict(config.data), asdict(config.model)
-    names = ("layout", "msrvtt_split", "num_frames", "frame_sampling", "image_size", *PICTURES, "max_words")
+    names = (
+        "layout",
+        "msrvtt_split",
+        "num_frames",
+        "frame_sampling",
+        "image_size",
+        *PICTURES,
+        "max_words",
+        "clean_captions",
+    )
     found: dict[str, object] = {"recipe": config.recipe}
     found |= {f"data.{name}": data[name] for name in (*names, "test_captions", "validation_clips")}
     if config.data.layout == "shapes":

@@ -11,8 +11,9 @@ from jaxtyping import Int64
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from emcl_train.config import ModelConfig, RunConfig
+from emcl_train.config import Cleaning, ModelConfig, RunConfig
 from emcl_train.data.annotations import load_annotations
+from emcl_train.data.cleaning import clean_caption
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.runs.contents import TOKENIZER
@@ -26,14 +27,17 @@ PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
 class CaptionTokenizer:
     """A tokenizer that cuts and pads every caption to one length, start and end token included.
 
-    All it knows stands in one file in the format of the `tokenizers` library: the length and the padding as well.
+    All it knows stands in one file in the format of the `tokenizers` library: the length and the padding as well. How
+    captions are cleaned before does not: that is a setting of the run, `data.clean_captions`.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, clean: Cleaning = "clip") -> None:
         padding = tokenizer.padding
         if padding is None or not padding["length"]:
             raise ValueError("it does not pad to a fixed length")
         self._tokenizer = tokenizer
+        self._clean = clean
+        self._encoder = _without_clips_normalizer(tokenizer) if clean == "clip" else tokenizer
         self.max_words: int = padding["length"]
         self.pad_token_id: int = padding["pad_id"]
         empty = tokenizer.encode("")
@@ -50,7 +54,8 @@ class CaptionTokenizer:
 
     def encode(self, captions: Sequence[str]) -> tuple[Int64[Tensor, "A L"], Int64[Tensor, "A L"]]:
         """Token ids, padded to `max_words`, and 1 where they are not padding. Long captions keep their end token."""
-        encodings = self._tokenizer.encode_batch(list(captions))
+        texts = [clean_caption(caption) for caption in captions] if self._clean == "clip" else list(captions)
+        encodings = self._encoder.encode_batch(texts)
         shape = len(encodings), self.max_words
         input_ids = torch.tensor([e.ids for e in encodings], dtype=torch.int64).reshape(shape)
         attention_mask = torch.tensor([e.attention_mask for e in encodings], dtype=torch.int64).reshape(shape)
@@ -60,18 +65,30 @@ class CaptionTokenizer:
         write_text_atomic(path, self._tokenizer.to_str(pretty=True) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> "CaptionTokenizer":
+    def load(cls, path: Path, clean: Cleaning = "clip") -> "CaptionTokenizer":
         """Read what `save` wrote.
 
         Raises:
             UserError: it is something else.
         """
         try:
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), clean)
         except Exception as error:  # the library raises bare Exception for broken JSON and for unknown fields alike
             raise UserError(
                 f"{path} is not a tokenizer of a run ({error}); copy it again from the run, or train anew"
             ) from error
+
+
+def _without_clips_normalizer(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer for captions that are clean already, if its normalizer is what transformers gives CLIP's.
+
+    That composes letters and their accents once more, which CLIP does not: those that HTML hides stay apart there.
+    """
+    state = json.loads(tokenizer.to_str())
+    steps = [step["type"] for step in (state["normalizer"] or {}).get("normalizers", ())]
+    if steps != ["NFC", "Replace", "Lowercase"]:
+        return tokenizer
+    return Tokenizer.from_str(json.dumps(state | {"normalizer": None}))
 
 
 def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTokenizer:
@@ -80,31 +97,35 @@ def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTok
     Raises:
         UserError: `model.tokenizer` or `model.clip` names none that can be read.
     """
+    max_words = config.data.max_words
+    clean = config.data.clean_captions
     if run_dir is not None and (run_dir / TOKENIZER).is_file():
-        return CaptionTokenizer.load(run_dir / TOKENIZER)
-    max_words, name = config.data.max_words, tokenizer_name(config.model)
+        return CaptionTokenizer.load(run_dir / TOKENIZER, clean)
+
+    name = tokenizer_name(config.model)
     if config.from_features is not None:
-        tokenizer = CaptionTokenizer.load(config.from_features / TOKENIZER)
-    elif name is None and (counted := _tokenizer_beside(config.model.init_from, max_words)):
+        tokenizer = CaptionTokenizer.load(config.from_features / TOKENIZER, clean)
+    elif name is None and (counted := _tokenizer_beside(config.model.init_from, max_words, clean)):
         tokenizer = counted
     elif name is None:
-        tokenizer = word_tokenizer(load_annotations(config.data).train.captions, max_words)
+        tokenizer = word_tokenizer(load_annotations(config.data).train.captions, max_words, clean)
     else:
-        tokenizer = pretrained_tokenizer(name, max_words, setting="tokenizer" if name != config.model.clip else "clip")
+        setting = "tokenizer" if name != config.model.clip else "clip"
+        tokenizer = pretrained_tokenizer(name, max_words, setting=setting, clean=clean)
     first_process = not dist.is_initialized() or dist.get_rank() == 0
     if run_dir is not None and first_process:
         tokenizer.save(run_dir / TOKENIZER)
     return tokenizer
 
 
-def _tokenizer_beside(weights: Path | None, max_words: int) -> CaptionTokenizer | None:
+def _tokenizer_beside(weights: Path | None, max_words: int, clean: Cleaning) -> CaptionTokenizer | None:
     """The counted words that another run's weights were trained with, from its folder.
 
     Raises: UserError where it cuts captions to another length.
     """
     if weights is None or not (weights.parent / TOKENIZER).is_file():
         return None
-    tokenizer = CaptionTokenizer.load(weights.parent / TOKENIZER)
+    tokenizer = CaptionTokenizer.load(weights.parent / TOKENIZER, clean)
     if tokenizer.max_words != max_words:
         raise UserError(
             f"data.max_words is {max_words} but the run of model.init_from has {tokenizer.max_words}; pass "
@@ -122,13 +143,12 @@ def tokenizer_name(config: ModelConfig) -> str | None:
     return OPENAI_TOKENIZER if Path(config.clip).expanduser().is_file() else config.clip
 
 
-def word_tokenizer(captions: Sequence[str], max_words: int) -> CaptionTokenizer:
+def word_tokenizer(captions: Sequence[str], max_words: int, clean: Cleaning = "clip") -> CaptionTokenizer:
     """One token for each word and each punctuation mark of the captions, whatever their case, by falling count."""
+    texts = map(clean_caption, captions) if clean == "clip" else captions
     normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     splitter = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    counts = Counter(
-        word for caption in captions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(caption))
-    )
+    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     # Sorted by count, then by spelling: the same captions give the same ids in any order.
     words = sorted(counts, key=lambda word: (-counts[word], word))
     vocabulary = {word: i for i, word in enumerate([PAD, UNKNOWN, START, END, *words])}
@@ -139,16 +159,19 @@ def word_tokenizer(captions: Sequence[str], max_words: int) -> CaptionTokenizer:
     )
     tokenizer.enable_truncation(max_words)
     tokenizer.enable_padding(length=max_words, pad_id=vocabulary[PAD], pad_token=PAD)
-    return CaptionTokenizer(tokenizer)
+    return CaptionTokenizer(tokenizer, clean)
 
 
-def pretrained_tokenizer(name: str, max_words: int, *, setting: str = "clip") -> CaptionTokenizer:
+def pretrained_tokenizer(
+    name: str, max_words: int, *, setting: str = "clip", clean: Cleaning = "clip"
+) -> CaptionTokenizer:
     """The tokenizer of a checkpoint on the hub or in a folder.
 
     Args:
         name: of the checkpoint, or a folder.
         max_words: tokens of a caption, at most.
         setting: of `model`, which names it in errors.
+        clean: as `data.clean_captions`.
 
     Raises:
         UserError: there is no such checkpoint, or it cannot be reached.
@@ -176,6 +199,6 @@ def pretrained_tokenizer(name: str, max_words: int, *, setting: str = "clip") ->
     tokenizer.enable_truncation(max_words)
     tokenizer.enable_padding(length=max_words, pad_id=pretrained.pad_token_id, pad_token=pretrained.pad_token)
     try:
-        return CaptionTokenizer(tokenizer)
+        return CaptionTokenizer(tokenizer, clean)
     except ValueError as error:
         raise UserError(f"model.{setting} is {name!r}, whose tokenizer is not CLIP's: {error}; {way_out}") from error

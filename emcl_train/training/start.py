@@ -80,7 +80,7 @@ def seed_everything(seed: int, device: torch.device) -> None:
 
 def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
     """What the figures of a run may depend on besides its configuration."""
-    packages = ("emcl", "torch", "transformers", "tokenizers", "accelerate", "av", "safetensors", "numpy")
+    packages = ("emcl", "torch", "transformers", "tokenizers", "ftfy", "accelerate", "av", "safetensors", "numpy")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -228,7 +228,8 @@ def test_features_made_before_know_the_pictures_they_are_of(root, folder, tmp_pa
     (older / FEATURES).write_text(json.dumps(record))
 
     config = replace(configuration(root, tmp_path, "wti"), from_features=older)
-    config.data.resize = "rounded"
+    older_data = {name.removeprefix("data."): value for name, value in BEFORE.items() if name.startswith("data.")}
+    config.data = replace(config.data, **older_data)
     open_features(config)
     config.data.resize = "clip"
     with pytest.raises(UserError, match=r"data.resize is rounded there, clip here; .* version is 1 there, 2 here"):
