@@ -204,7 +204,7 @@ Tracker = Literal[
 
 @dataclass
 class TrainConfig:
-    """Optimisation. The defaults are EMCL-Net's recipe."""
+    """Optimisation. The defaults are EMCL-Net's recipe, but for `optimizer` and `frozen`, which recipes set."""
 
     epochs: int = 5
     """Passes over the training pairs."""
@@ -212,19 +212,28 @@ class TrainConfig:
     """Stop after this many steps, whatever `epochs` says."""
     batch_size: int = 128
     """Pairs per step over all processes."""
+    batches: Literal["distinct", "any"] = "distinct"
+    """Where each caption is a pair: "distinct", batches of distinct clips; "any", of one shuffle of all pairs as
+    released, where each of two captions of a clip then counts as wrong for the other's copy of the clip."""
     chunks: int = 1
     """Encode a batch in this many parts: the same gradients in less memory, for a second forward pass."""
+    optimizer: Literal["bertadam", "adamw"] = "adamw"
+    """"bertadam": the peers', BERT's Adam without a correction of bias, its cosine counted from step 0 and its first
+    rate 0; "adamw": torch's AdamW, with a cosine that begins after the warm-up."""
+    frozen: Literal["none", "conv1", "clip4clip"] = "none"
+    """Which weights of CLIP stay as they are: "conv1", that of the image patches (EMCL-Net); "clip4clip", those before
+    the first layers of both towers (patches, class, tokens, both positions, first norm)."""
     lr: float = 1e-4
     """Peak learning rate of everything that is not CLIP."""
     clip_lr_factor: float | None = None
     """CLIP's learning rate as a share of `lr`. None: 1e-3 for trained weights, as in the recipe, 1 for random ones. 0
     freezes the towers; the logit scale then learns with the rest."""
     weight_decay: float = 0.2
-    """Decoupled weight decay; biases, norms and scales have none."""
+    """Decoupled weight decay: with "bertadam" of everything without "bias" in its name, with "adamw" of matrices."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Adam's decay rates."""
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises linearly; then it falls as a half cosine."""
+    """Share of the steps in which the learning rate rises linearly; then it falls as a cosine."""
     decorrelation_weight: float = 1.4e-4
     """Weight in the loss of DRL's channel decorrelation on pairs, for the head "wti"; 0 leaves it out."""
     decorrelation_off_diagonal: float = 0.0
@@ -308,6 +317,8 @@ class RunConfig:
 BEFORE: dict[str, Any] = {
     "data.resize": "rounded",
     "data.clean_captions": "none",
+    "train.optimizer": "adamw",
+    "train.frozen": "none",
 }
 """By the name of a setting, what a config.json without it means: how such runs were made before there was the setting.
 A setting that is new needs a line here, unless its default is what was done before."""

@@ -127,7 +127,7 @@ def _emcl_net(
             train_captions="all",
             test_captions=test_captions,
         ),
-        train=TrainConfig(epochs=epochs, precision="no"),
+        train=TrainConfig(epochs=epochs, precision="no", optimizer="bertadam", frozen="conv1"),
         eval=EvalConfig(em_block=32),
     )
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -155,11 +155,13 @@ def training_loader(
     start_batch: int = 0,
     rank: int = 0,
     world: int = 1,
+    pairs: Literal["distinct", "any"] = "distinct",
 ) -> DataLoader:
     """One epoch in whole batches, from batch `start_batch` on.
 
-    Every clip comes once with one of its captions; with `train_captions="all"` once with each of them, and twice in a
-    batch only where no order avoids that. Pairs that do not fill a batch are left out, others in every epoch.
+    Every clip comes once with one of its captions; with `train_captions="all"` once with each of them. Then a clip is
+    twice in a batch only where no order avoids that, or with `pairs="any"` wherever one shuffle of all pairs puts it.
+    Pairs that do not fill a batch are left out, others in every epoch.
 
     Order and captions depend on seed and epoch alone, so that a resumed epoch goes on with the very batches that the
     interrupted one had left. Batches that are skipped are not decoded, and of the others each of `world` processes
@@ -169,7 +171,8 @@ def training_loader(
     chosen: Sequence[int]
     clips: Sequence[int]
     if config.train_captions == "all":
-        batches = batches_of_captions(split, batch_size, seed, epoch)
+        make = shuffled_captions if pairs == "any" else batches_of_captions
+        batches = make(split, batch_size, seed, epoch)
         chosen = range(len(split.captions))
         clips = split.caption_clip
     else:
@@ -195,6 +198,12 @@ def draw_captions(split: Split, seed: int, epoch: int) -> list[int]:
     for caption, clip in enumerate(split.caption_clip):
         captions[clip].append(caption)
     return [own[np.random.default_rng((seed, epoch, clip)).integers(len(own))] for clip, own in enumerate(captions)]
+
+
+def shuffled_captions(split: Split, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """All captions in one shuffle by (seed, epoch), cut into batches: some have two captions of a clip, as released."""
+    order = np.random.default_rng((seed, epoch)).permutation(len(split.captions)).tolist()
+    return [order[start : start + batch_size] for start in range(0, len(order) - batch_size + 1, batch_size)]
 
 
 def batches_of_captions(split: Split, batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -1,4 +1,9 @@
-"""Which parameters learn how fast: decoupled decay, CLIP apart from the rest, warm-up and cosine."""
+"""Which parameters learn how fast: decoupled decay, CLIP apart from the rest, warm-up and cosine.
+
+There are two whole ways, `train.optimizer`. "bertadam" is the one of the peers' code: BERT's Adam, with decay on
+everything that has no "bias" in its name, and their schedule. "adamw" is torch's AdamW, with decay on matrices alone,
+and a schedule whose first step learns and whose cosine begins after the warm-up.
+"""
 
 import math
 
@@ -6,17 +11,25 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from emcl_train.config import RunConfig, TrainConfig
+from emcl_train.training.bertadam import BertAdam
 
+EPS = 1e-6
+"""Of the peers' Adam; with torch's 1e-8, weights whose gradients are all but zero move at the full rate."""
 PRETRAINED_CLIP_LR_FACTOR = 1e-3
 """CLIP's share of `train.lr` if its weights are trained ones, as in the recipe."""
 
 
-def build_optimizer(model: nn.Module, config: RunConfig) -> AdamW:
-    """AdamW over four groups: CLIP or not, decayed or not. Each group keeps its peak rate in `peak_lr`."""
-    clip_lr = config.train.lr * clip_lr_factor(config)
-    groups = parameter_groups(model, config.train, clip_lr=clip_lr)
-    # eps of the release's Adam; with 1e-8 weights whose gradients are all but zero move at the full rate.
-    return AdamW(groups, betas=config.train.betas, eps=1e-6)
+def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizer:
+    """The optimizer of `train.optimizer` over up to four groups: CLIP or not, decayed or not.
+
+    Each group keeps its peak rate in `peak_lr`.
+    """
+    train = config.train
+    groups = parameter_groups(model, train, clip_lr=train.lr * clip_lr_factor(config))
+
+    if train.optimizer == "bertadam":
+        return BertAdam(groups, betas=train.betas, eps=EPS, max_grad_norm=train.max_grad_norm)
+    return AdamW(groups, betas=train.betas, eps=EPS)
 
 
 def clip_lr_factor(config: RunConfig) -> float:
@@ -40,8 +53,32 @@ def freeze_towers(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
+_INPUTS = "towers.clip.{}_model.embeddings."
+_CONV1 = (_INPUTS.format("vision") + "patch_embedding.",)
+FROZEN = {
+    "none": (),
+    "conv1": _CONV1,
+    "clip4clip": (
+        *_CONV1,
+        _INPUTS.format("vision") + "class_embedding",
+        _INPUTS.format("vision") + "position_embedding.",
+        "towers.clip.vision_model.pre_layrnorm.",
+        _INPUTS.format("text") + "token_embedding.",
+        _INPUTS.format("text") + "position_embedding.",
+    ),
+}
+"""By the value of `train.frozen`, beginnings of the names of weights that stay as they are."""
+
+
+def freeze_inputs(model: nn.Module, frozen: str) -> None:
+    """Those of CLIP's first weights that `train.frozen` names stay as they are, and are spared their gradients."""
+    for name, parameter in model.named_parameters():
+        if name.startswith(FROZEN[frozen]):
+            parameter.requires_grad_(False)
+
+
 def parameter_groups(model: nn.Module, config: TrainConfig, *, clip_lr: float) -> list[dict]:
-    """Parameters under `towers.` at `clip_lr`, the others at `config.lr`; only matrices and larger are decayed.
+    """Parameters under `towers.` at `clip_lr`, the others at `config.lr`, decayed as `config.optimizer` has it.
 
     Frozen parameters are in no group. If the towers are frozen, the logit scale is one of the others.
 
@@ -55,7 +92,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig, *, clip_lr: float) -
             continue
         of_clip = name.startswith("towers.") and clip_lr > 0
         # Vectors and scalars are biases, norms, the class embedding and the logit scale.
-        decayed = parameter.dim() >= 2
+        decayed = "bias" not in name if config.optimizer == "bertadam" else parameter.dim() >= 2
         groups.setdefault((of_clip, decayed), []).append(parameter)
 
     # In this order, which the state of the optimizer keeps by number.
@@ -71,6 +108,32 @@ def parameter_groups(model: nn.Module, config: TrainConfig, *, clip_lr: float) -
             }
         )
     return made
+
+
+def rate_share(config: TrainConfig, step: int, *, total_steps: int) -> float:
+    """Share of the peak rate at a step, counted from 0, as `config.optimizer` has it."""
+    of_optimizer = released_schedule if config.optimizer == "bertadam" else schedule
+    return of_optimizer(step, total_steps=total_steps, warmup=config.warmup)
+
+
+def released_schedule(step: int, *, total_steps: int, warmup: float) -> float:
+    """Share of the peak rate in the peers' code: a linear rise from 0, then a cosine that began at step 0.
+
+    So the peak is never reached: at the end of a warm-up of a tenth the share falls from 1 to 0.976.
+
+    Args:
+        step: counted from 0, at which the share is 0 if there is a warm-up.
+        total_steps: of the whole run.
+        warmup: share of the steps that rise.
+
+    Examples:
+        >>> [round(released_schedule(step, total_steps=8, warmup=0.25), 3) for step in range(8)]
+        [0.0, 0.5, 0.854, 0.691, 0.5, 0.309, 0.146, 0.038]
+    """
+    progress = step / total_steps
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def schedule(step: int, *, total_steps: int, warmup: float) -> float:

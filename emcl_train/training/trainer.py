@@ -35,7 +35,14 @@ from emcl_train.runs.records import SELECTED_BY
 from emcl_train.runs.state import TrainingState
 from emcl_train.training.chunks import ChunkedFeatures
 from emcl_train.training.losses import channel_decorrelation, symmetric_info_nce
-from emcl_train.training.optim import build_optimizer, clip_lr_factor, freeze_towers, schedule, set_learning_rate
+from emcl_train.training.optim import (
+    build_optimizer,
+    clip_lr_factor,
+    freeze_inputs,
+    freeze_towers,
+    rate_share,
+    set_learning_rate,
+)
 from emcl_train.training.sharding import (
     is_sharded,
     optimizer_state_of,
@@ -173,6 +180,7 @@ class Run:
             return model_on_features(self.config, self.tokenizer)
 
         model = build_model(self.config, self.tokenizer)
+        freeze_inputs(model, self.config.train.frozen)
         if clip_lr_factor(self.config) == 0:
             freeze_towers(model)
         return model
@@ -223,6 +231,7 @@ class Run:
             start_batch=start_batch,
             rank=self.accelerator.process_index,
             world=self.processes,
+            pairs=self.config.train.batches,
         )
 
     def fit(self) -> None:
@@ -264,7 +273,7 @@ class Run:
         config = self.config.train
 
         # The rate of this step.
-        share = schedule(self.step, total_steps=self.total_steps, warmup=config.warmup)
+        share = rate_share(config, self.step, total_steps=self.total_steps)
         set_learning_rate(self.optimizer, share)
 
         # Encode. In chunks, only one chunk's activations live at a time; its backward runs the towers again.

@@ -121,9 +121,14 @@ def spread_loss(rank: int, world: int) -> tuple[float, Tensor]:
     return loss.item(), rows.grad
 
 
+def whole_run_config(root: Path, out: Path) -> RunConfig:
+    """With the optimizer of the recipes."""
+    return tiny_run(root, out / "run", optimizer="bertadam", frozen="conv1")
+
+
 def whole_run(root: Path, out: Path) -> None:
     trainer.write_report = lambda out: out  # its plots take longer than all the rest
-    trainer.train(tiny_run(root, out / "run"), Console(file=io.StringIO()))
+    trainer.train(whole_run_config(root, out), Console(file=io.StringIO()))
 
 
 def main(root: Path, out: Path) -> None:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from rich.console import Console
-from tiny_run import tiny_run
+from several_processes import whole_run_config
 from torch.distributed.tensor import DTensor
 
 from emcl_train.config import RunConfig
@@ -75,7 +75,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     start_processes, trainer.start_processes = trainer.start_processes, start_sharded
     trainer.write_report = lambda out: out
-    config = tiny_run(root, out / "run")
+    config = whole_run_config(root, out)
     interrupted(config, after=7)
     fit, trainer.Run.fit = trainer.Run.fit, check_at_the_end
     trainer.train(replace(config, resume=True), Console(file=io.StringIO()))

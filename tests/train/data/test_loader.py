@@ -17,6 +17,7 @@ from emcl_train.data.loader import (
     clip_loader,
     draw_captions,
     prepare,
+    shuffled_captions,
     training_loader,
 )
 from emcl_train.data.text import word_tokenizer
@@ -171,6 +172,29 @@ def test_what_fills_no_batch_is_another_pair_each_time():
     for epoch in range(60):
         left_out |= set(range(10)).difference(*batches_of_captions(split, 3, 0, epoch))
     assert left_out == set(range(10))
+
+
+def test_any_pairs_are_one_shuffle_of_all_captions_in_which_clips_meet_themselves():
+    split = counted(*(20,) * 50)
+    drawn = shuffled_captions(split, 128, 0, 0)
+    assert [len(batch) for batch in drawn] == [128] * 7
+    assert len({caption for batch in drawn for caption in batch}) == 7 * 128
+    twice = [128 - len({split.caption_clip[caption] for caption in batch}) for batch in drawn]
+    assert min(twice) > 60  # of 50 clips, 128 captions
+
+    assert shuffled_captions(split, 128, 0, 0) == drawn
+    assert shuffled_captions(split, 128, 0, 1) != drawn
+    assert shuffled_captions(split, 128, 1, 0) != drawn
+    left_out = [set(range(1000)).difference(*shuffled_captions(split, 128, 0, epoch)) for epoch in range(2)]
+    assert left_out[0] != left_out[1]
+
+
+def test_the_loader_takes_any_pairs_where_it_is_told(config):
+    seen = pairs(config, pairs="any")
+    assert [len(batch) for batch in seen] == [4] * 7
+    assert any(len({clip for clip, _ in batch}) < 4 for batch in seen)
+    assert pairs(config, pairs="any", start_batch=5) == seen[5:]
+    assert all(len({clip for clip, _ in batch}) == 4 for batch in pairs(config))
 
 
 def test_workers_give_the_same_batches(config):
