@@ -36,19 +36,34 @@ def tensors(**named: Any) -> None:
 
 
 def inputs(**named: Any) -> None:
-    """Refuse what is no tensor, and tensors that carry a tangent.
+    """Refuse what is no tensor, and tensors that carry a tangent."""
+    tensors(**named)
+    if forward_ad._current_level >= 0:
+        no_tangents(**named)
 
-    Torch has no forward-mode rule for ops of libraries, and would silently give a derivative of zero.
-    """
-    forward_mode = forward_ad._current_level >= 0 and not torch.compiler.is_compiling()
+
+def no_tangents(**named: Any) -> None:
+    """Refuse tensors that carry a tangent: the ops have no forward-mode rule, and would give a derivative of zero."""
+    if torch.compiler.is_compiling():
+        return
     for name, value in named.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is a {type(value).__name__}; expected a torch tensor")
-        if forward_mode and forward_ad.unpack_dual(value).tangent is not None:
+        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
             raise NotImplementedError(
-                f"{name} carries a tangent, but emcl ops have no forward-mode derivative (jvp); use reverse mode "
-                "(torch.autograd.grad, backward), or plain torch: em_project_loop and pooled_similarity_materialized "
-                "of emcl_kernels.reference"
+                f"{name} carries a tangent, but emcl ops have no forward-mode derivative (jvp, jacfwd, hessian); use "
+                "reverse mode (backward, torch.autograd.grad, torch.func.grad, vjp or jacrev), or plain torch: "
+                "em_project_loop and pooled_similarity_materialized of emcl_kernels.reference"
+            )
+
+
+def no_transform_to(function: str, **named: Tensor) -> None:
+    """Refuse what torch.func differentiates to, in a function whose result is a constant: it would be given zeros."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return
+    for name, value in named.items():
+        if value.requires_grad:
+            raise NotImplementedError(
+                f"{function} is for inference and has no derivative, but torch.func asks for one to {name}; call the "
+                f"function without _stream, or pass {name}.detach() if {name} is to be a constant"
             )
 
 

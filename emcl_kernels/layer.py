@@ -113,7 +113,8 @@ class EMCL(nn.Module):
             ValueError: there are no features, widths or leading dimensions disagree, or num_bases is larger than the
                 width. On the CPU also if the features hold NaN or infinite values.
             TypeError: a feature is no tensor of floats.
-            RuntimeError: the layer is in training mode and called inside backward.
+            RuntimeError: the layer is in training mode and called inside backward, or under torch.func with bases that
+                are none of the transformed function's arguments.
         """
         if not features:
             raise ValueError("EMCL got no features; pass one or several tensors of shape [*, N, D]")
@@ -163,7 +164,8 @@ class EMCL(nn.Module):
                 or infinite values.
             TypeError: an input is no tensor of floats, text and frames differ in dtype, or add_up returned no tensor of
                 the shape that it was given.
-            RuntimeError: the layer is in training mode and called inside backward.
+            RuntimeError: the layer is in training mode and called inside backward, or under torch.func with bases that
+                are none of the transformed function's arguments.
 
         Examples:
             >>> layer = EMCL(num_bases=32)
@@ -319,7 +321,24 @@ class EMCL(nn.Module):
 
         with torch.no_grad():
             mean = mean_bases.detach().flatten(0, -2).mean(0) if mean_bases.dim() > 1 else mean_bases.detach()
-            self.bases.lerp_(mean.to(self.bases.dtype), 1 - self.momentum)  # (I)
+            mean = mean.to(self.bases.dtype)
+            if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+                self.bases.lerp_(mean, 1 - self.momentum)  # (I)
+            else:
+                self._update_in_a_transform(mean)
+
+    def _update_in_a_transform(self, mean: Tensor) -> None:
+        """The same under torch.func, where a buffer can be moved only if it came in as an argument."""
+        moved = self.bases.lerp(mean, 1 - self.momentum)  # (I)
+        try:
+            self.bases.copy_(moved)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "EMCL in training mode moves its bases, but a function under torch.func (grad, vjp, vmap, ...) may "
+                "only change its arguments; call layer.eval(), or torch.func.functional_call(layer, {'bases': "
+                "bases}, inputs) with bases among the arguments of the transformed function, under vmap one [K] for "
+                "each index"
+            ) from error
 
 
 def _row_counts(num_rows: Tensor | int, gram: Tensor) -> Tensor | int:

@@ -90,13 +90,15 @@ def pooled_similarity_stream(
     Raises:
         ValueError: shapes disagree, a setting is out of its range, or chunk or em_block is below 1.
         TypeError: an input is no tensor of floats, or text and frames differ in dtype.
+        NotImplementedError: a derivative to an input is asked for by torch.func.
 
     Examples:
         >>> text, frames = torch.randn(20_000, 512), torch.randn(1000, 12, 512)
         >>> stream = pooled_similarity_stream(text, frames, torch.ones(1000, 12).bool(), torch.randn(32))
         >>> similarity = torch.cat(list(stream))
     """
-    checks.tensors(text=text, frames=frames, frame_mask=frame_mask, init=init)
+    checks.inputs(text=text, frames=frames, frame_mask=frame_mask, init=init)
+    checks.no_transform_to("pooled_similarity_stream", text=text, frames=frames, init=init)
     text, frames = _as_under_autocast(text, frames)
     frame_mask = frame_mask.detach()
     init = init.detach()
@@ -188,8 +190,10 @@ def pooled_cosine_similarity_stream(
     Raises:
         ValueError: shapes disagree, pooling_temperature <= 0, or chunk < 1.
         TypeError: an input is no tensor of floats, or text and frames differ in dtype.
+        NotImplementedError: a derivative to an input is asked for by torch.func.
     """
-    checks.tensors(text=text, frames=frames, frame_mask=frame_mask)
+    checks.inputs(text=text, frames=frames, frame_mask=frame_mask)
+    checks.no_transform_to("pooled_cosine_similarity_stream", text=text, frames=frames)
     text, frames = _as_under_autocast(text, frames)
     frame_mask = frame_mask.detach()
     checks.pooling(text, frames, frame_mask, pooling_temperature)

@@ -18,7 +18,7 @@ LAYERS = {
         {"backends"},
         {"tables"},
         {"dispatch"},
-        {"ops.__init__"},
+        {"ops.__init__", "ops.autograd"},
         {"ops.define"},
         {"ops.moments", "ops.fit", "ops.reconstruct", "ops.snapshot"},
         {"em"},

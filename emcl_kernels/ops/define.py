@@ -14,6 +14,7 @@ from torch import Tensor
 
 from emcl_kernels.backends import Implementation, library
 from emcl_kernels.dispatch import asked, choices, choose
+from emcl_kernels.ops import autograd
 
 Spec = tuple[Sequence[Any], torch.dtype]
 """Shape and dtype of an output."""
@@ -87,15 +88,15 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Rule:
-    """The gradient by functions of the op's own, as `torch.library.register_autograd` takes them.
+    """The gradient by functions of the op's own.
 
     Args:
         backward: takes the context and the gradients of the outputs, and returns one gradient for each argument.
         save: takes the context, the arguments and the outputs, and saves what backward needs.
     """
 
-    backward: Callable[..., Any]
-    save: Callable[..., None] | None = None
+    backward: autograd.Backward
+    save: autograd.Save | None = None
 
 
 def _once_only(ctx: Any, *_: Any) -> Any:
@@ -186,7 +187,7 @@ class Plain(_Registered):
         super().__init__(schema, to_leading_dimension, ())
         _library.impl(self.name, function, "CompositeExplicitAutograd")
         torch.library.register_fake(f"emcl::{self.name}", torch.empty_like, lib=_library)
-        torch.library.register_autograd(f"emcl::{self.name}", lambda ctx, d_out: d_out, lib=_library)
+        autograd.register(_library, self.call, lambda ctx, d_out: d_out)
 
 
 class Op(_Registered):
@@ -241,7 +242,7 @@ class Op(_Registered):
             rule = self._by_backward_op(gradient, batch)
         elif gradient is not None:
             rule = gradient
-        torch.library.register_autograd(f"emcl::{self.name}", rule.backward, setup_context=rule.save, lib=_library)
+        autograd.register(_library, self.call, rule.backward, rule.save)
 
     def allocate(self, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """The outputs, to be written to: the fake tensors, and what the compiled libraries fill."""

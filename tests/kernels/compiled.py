@@ -9,7 +9,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from emcl_kernels import EMCL, use_backend
+from emcl_kernels import EMCL, em_project, pooled_similarity, use_backend
 from emcl_kernels.testing import assert_close, clustered_rows
 
 CASE, BACKEND, DEVICE = sys.argv[1:]
@@ -69,9 +69,32 @@ def compare_layer() -> None:
             assert_close("layer", compiled(x), layer(x), 1e-6)
 
 
+def compare_transforms() -> None:
+    """torch.func.grad inside of what is compiled."""
+    torch.manual_seed(0)
+    init = torch.linspace(-1, 1, 5, device=DEVICE, dtype=DTYPE)
+    mask = torch.ones(4, 3, dtype=torch.bool, device=DEVICE)
+    frames = clustered_rows(4, 3, 16).to(DEVICE, DTYPE)
+    rows = clustered_rows(12, 16).to(DEVICE, DTYPE)
+
+    def project(x: Tensor) -> Tensor:
+        return em_project(x, init)[0].cos().sum()
+
+    def compare_texts(x: Tensor) -> Tensor:
+        return pooled_similarity(x, frames, mask, init, gradient="full")[0].cos().sum()
+
+    for function in (project, compare_texts):
+        leaf = rows.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(function(leaf), leaf)
+        found = torch.compile(torch.func.grad(function), fullgraph=True)(rows)
+        assert_close("gradient", found, expected, GRADIENT)
+
+
 with use_backend(BACKEND):  # type: ignore[arg-type]
     if CASE == "layer":
         compare_layer()
+    elif CASE == "transforms":
+        compare_transforms()
     else:
         for each in ("full", "linear", "identity"):
             torch._dynamo.reset()
