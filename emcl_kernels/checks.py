@@ -37,7 +37,9 @@ def tensors(**named: Any) -> None:
 
 def inputs(**named: Any) -> None:
     """Refuse what is no tensor, and tensors that carry a tangent."""
-    tensors(**named)
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected a torch tensor")
     if forward_ad._current_level >= 0:
         no_tangents(**named)
 

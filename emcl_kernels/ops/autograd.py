@@ -35,14 +35,18 @@ def register(library: torch.library.Library, op: Any, backward: Backward, save: 
     names = [argument.name for argument in op._schema.arguments]
     defaults = tuple(argument.default_value for argument in op._schema.arguments)
     node = _node(op, backward, save)
+    redispatch = op.redispatch
+    below = torch._C._after_autograd_keyset
 
     def kernel(keys: Any, *args: Any) -> Any:
-        args += defaults[len(args) :]  # torch's dispatcher drops trailing arguments that equal their default
+        if len(args) < len(defaults):  # torch's dispatcher drops trailing arguments that equal their default
+            args += defaults[len(args) :]
         if forward_ad._current_level >= 0:
             checks.no_tangents(**dict(zip(names, args, strict=True)))
 
         if not torch.is_grad_enabled() or not torch._C._any_requires_grad(*args):
-            return _below(op, keys, args)
+            with torch._C._AutoDispatchBelowAutograd():
+                return redispatch(keys & below, *args)
         if not torch._C._are_functorch_transforms_active():
             return node.apply(*args, keys)
         with enable_single_level_autograd_function():
@@ -56,12 +60,16 @@ def _node(op: Any, backward: Backward, save: Save | None) -> Any:
 
     def forward(ctx: Any, *args_and_keys: Any) -> Any:
         *args, keys = args_and_keys
-        if torch._C._are_functorch_transforms_active():
-            # Torch turns gradients off in here, but they are the business of the transforms further out as well.
-            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-                output = _below(op, keys, args)
-        else:
-            output = _below(op, keys, args)
+        keys = keys & torch._C._after_autograd_keyset
+
+        # The op without autograd: its kernel, or what the next transform of torch.func makes of it.
+        with torch._C._AutoDispatchBelowAutograd():
+            if not torch._C._are_functorch_transforms_active():
+                output = op.redispatch(keys, *args)
+            else:
+                # Torch turns gradients off in here, but they are the business of transforms further out as well.
+                with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                    output = op.redispatch(keys, *args)
         if save is not None:
             save(ctx, tuple(args), output)
         return output
@@ -73,9 +81,3 @@ def _node(op: Any, backward: Backward, save: Save | None) -> Any:
     # Torch shows the name in a graph, followed by "Backward".
     members = {"forward": staticmethod(forward), "backward": staticmethod(differentiate)}
     return type(f"Emcl_{op._opname}", (_SingleLevelFunction,), members)
-
-
-def _below(op: Any, keys: Any, args: Any) -> Any:
-    """The op without autograd: its kernel, or what the next transform of torch.func makes of it."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return op.redispatch(keys & torch._C._after_autograd_keyset, *args)

@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,12 @@ class TrainingState:
     """Of the gradient scaler in fp16, else empty."""
     random: dict[str, Any]
     """States of the generators of python, numpy and torch."""
+    steps: dict[str, Any] = field(default_factory=dict)
+    """What the pairs of its steps follow from; {} in a state that is older than this record."""
 
 
 def save_state(run_dir: Path, state: TrainingState) -> None:
-    values = {field.name: getattr(state, field.name) for field in fields(state)}
+    values = {entry.name: getattr(state, entry.name) for entry in fields(state)}
     write_atomic(run_dir / STATE, lambda file: torch.save(values, file))
 
 
@@ -124,5 +126,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if torch.cuda.is_available():
+        # The machine that the state was written on may have had more of them.
+        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from emcl_train.runs.clip_config import keep_clip_config
 from emcl_train.runs.records import SELECTED_BY
 from emcl_train.runs.state import TrainingState
 from emcl_train.training.chunks import ChunkedFeatures
+from emcl_train.training.going_on import Steps, require_same_sharding, require_same_steps
 from emcl_train.training.losses import channel_decorrelation, symmetric_info_nce
 from emcl_train.training.optim import (
     build_optimizer,
@@ -120,8 +122,18 @@ class Run:
         with accelerator.main_process_first():
             self.annotations: Annotations = prepare(config)
 
+        # The pairs of a step, over all processes. A run goes on with those that it would have had.
+        self.batch_size = self.pairs_per_step()
+        self.steps = Steps.of(self.annotations.train, self.batch_size, self.processes)
+        saved = checkpoint.load_state(self.out) if config.resume else None
+        if saved is not None:
+            require_same_steps(
+                self.out, saved.steps, self.steps, batch_size=config.train.batch_size, chunks=config.train.chunks
+            )
+            require_same_sharding(self.out, saved.optimizer, sharded=is_sharded(accelerator))
+
         # The model, and the record of what the figures depend on besides the configuration.
-        record = self.environment()
+        record = self.environment(saved)
         self.tokenizer = load_tokenizer(config, self.out)
         self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
@@ -141,7 +153,6 @@ class Run:
         self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config))
 
         # How many steps there are.
-        self.batch_size = self.pairs_per_step()
         self.steps_per_epoch = len(self.loader(epoch=0))
         self.total_steps = config.train.epochs * self.steps_per_epoch
         if config.train.max_steps is not None:
@@ -154,15 +165,19 @@ class Run:
         self.step = 0
         self.best_score = -math.inf
         self.best_epoch = -1
-        self.resume()
+        self.resume(saved)
 
-    def environment(self) -> dict[str, object]:
+    def environment(self, saved: TrainingState | None) -> dict[str, object]:
         """What to record. A run that goes on keeps the record of the frames and towers that it was started with.
+
+        Args:
+            saved: the state that the run goes on from, if there is one.
 
         Raises:
             UserError: it was started on features of other towers.
         """
         now = environment(self.config, self.accelerator.device)
+        now |= {"processes": self.processes, "pairs_per_step": self.batch_size}
         then = contents.load_environment(self.out) if self.config.resume else {}
         if not then:
             return now
@@ -172,6 +187,10 @@ class Run:
         for change in changes(then, now):
             self.print(f"warning: {self.out} goes on with other frames: {change}; the record stays")
 
+        # Where the run went on, and with how many processes before and after.
+        if saved is not None:
+            processes = [then.get("processes"), self.processes]
+            now["resumed"] = [*then.get("resumed", []), {"step": saved.step, "processes": processes}]
         return now | {name: then[name] for name in frames_of(self.config) if name in then}
 
     def build_model(self) -> RetrievalModel:
@@ -403,16 +422,16 @@ class Run:
             optimizer=optimizer,
             scaler=scaler.state_dict() if scaler else {},
             random=checkpoint.random_states(),
+            steps=asdict(self.steps),
         )
         checkpoint.save_state(self.out, state)
 
-    def resume(self) -> None:
+    def resume(self, state: TrainingState | None) -> None:
         """Take up the last saved state, if there is one."""
         if not self.config.resume:
             return
 
-        # Every process reads the state; then the first one cuts off what was logged after it.
-        state = checkpoint.load_state(self.out)
+        # Every process has read the state; the first one cuts off what was logged after it.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             run_files.keep_lines(self.out / contents.METRICS, state.metrics_lines if state else 0)
@@ -437,6 +456,11 @@ class Run:
         self.best_score = state.best_score
         self.best_epoch = state.best_epoch
         self.print(f"resuming {self.out} after step {self.step} of {self.total_steps}")
+        if state.steps and state.steps["processes"] != self.processes:
+            self.print(
+                f"processes: {self.processes}, {state.steps['processes']} before; each step has the same "
+                f"{self.batch_size} pairs"
+            )
 
     def progress(self) -> Progress:
         """The bar of an epoch, shown by the first process on a terminal."""
