@@ -187,10 +187,12 @@ class Run:
         for change in changes(then, now):
             self.print(f"warning: {self.out} goes on with other frames: {change}; the record stays")
 
-        # Where the run went on, and with how many processes before and after.
-        if saved is not None:
-            processes = [then.get("processes"), self.processes]
-            now["resumed"] = [*then.get("resumed", []), {"step": saved.step, "processes": processes}]
+        # Where the run went on with another number of processes: that before, and that after.
+        resumed = then.get("resumed", [])
+        if saved is not None and then.get("processes", self.processes) != self.processes:
+            resumed = [*resumed, {"step": saved.step, "processes": [then["processes"], self.processes]}]
+        if resumed:
+            now["resumed"] = resumed
         return now | {name: then[name] for name in frames_of(self.config) if name in then}
 
     def build_model(self) -> RetrievalModel:
