@@ -152,6 +152,11 @@ class ModelConfig:
     weighted token-wise interaction."""
     pooling_temperature: float = 3.0
     """Temperature of the text-conditioned softmax over frames."""
+    temporal_eps: float = 1e-12
+    """Added to the variance in the norms of the temporal transformer; CLIP's own towers have 1e-5."""
+    lstm_padding: Literal["zero", "run-on"] = "zero"
+    """What the LSTM adds to padding frames, which the text-conditioned softmax counts: nothing, as released, or what it
+    makes of them."""
     init_from: Path | None = None
     """Start from the whole model in this file: a checkpoint of the EMCL release or of CLIP4Clip, or the weights of
     another run. Sizes of the towers are those of the file; `clip` then only names the tokenizer."""
@@ -317,6 +322,8 @@ class RunConfig:
 BEFORE: dict[str, Any] = {
     "data.resize": "rounded",
     "data.clean_captions": "none",
+    "model.temporal_eps": 1e-5,
+    "model.lstm_padding": "run-on",
     "train.optimizer": "adamw",
     "train.frozen": "none",
 }
@@ -399,7 +406,7 @@ _AT_LEAST_ONE = {
     "eval": ("batch_size", "em_block"),
 }
 _POSITIVE = {
-    "model": ("pooling_temperature",),
+    "model": ("pooling_temperature", "temporal_eps"),
     "emcl": ("temperature",),
     "train": ("lr", "max_grad_norm"),
     "eval": ("inverted_softmax_temperature", "qb_norm_temperature"),

@@ -43,6 +43,8 @@ def shapes() -> RunConfig:
             random_clip=RandomClipConfig(width=128, layers=2, heads=4, patch_size=12),
             temporal="transformer",
             temporal_layers=2,
+            temporal_eps=1e-5,
+            lstm_padding="run-on",
         ),
         train=TrainConfig(epochs=24, batch_size=64, lr=1e-3, weight_decay=0.1),
     )

@@ -18,24 +18,37 @@ class MeanAggregation(nn.Module):
 
 
 class LSTMAggregation(nn.Module):
-    """One causal LSTM layer with a residual. Padding stands at the end, so no valid frame sees it."""
+    """One causal LSTM layer with a residual. Padding stands at the end, so no valid frame sees it.
 
-    def __init__(self, width: int) -> None:
+    Padding keeps its features all the same, which text-conditioned pooling counts in its softmax.
+
+    Args:
+        width: of the features.
+        run_on: whether the LSTM goes on through padding; else it adds nothing there.
+    """
+
+    def __init__(self, width: int, *, run_on: bool = False) -> None:
         super().__init__()
         self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.run_on = run_on
 
     def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
         hidden, _ = self.lstm(frames)
+        if not self.run_on:
+            hidden = hidden.masked_fill(~frame_mask.unsqueeze(-1), 0.0)
         return frames + hidden
 
 
 class TransformerAggregation(nn.Module):
     """Transformer layers over the frames of a clip, with learned frame positions and a residual around all of it."""
 
-    def __init__(self, width: int, *, layers: int, heads: int, hidden_act: str, num_frames: int) -> None:
+    def __init__(
+        self, width: int, *, layers: int, heads: int, hidden_act: str, num_frames: int, eps: float = 1e-12
+    ) -> None:
         super().__init__()
+        of_layer = layer_config(width, heads, hidden_act, eps)
         self.position_embedding = nn.Parameter(0.01 * torch.randn(num_frames, width))
-        self.layers = nn.ModuleList(CLIPEncoderLayer(layer_config(width, heads, hidden_act)) for _ in range(layers))
+        self.layers = nn.ModuleList(CLIPEncoderLayer(of_layer) for _ in range(layers))
         for name, parameter in self.layers.named_parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -70,10 +83,14 @@ class TransformerAggregation(nn.Module):
         return True
 
 
-def layer_config(width: int, heads: int, hidden_act: str) -> CLIPTextConfig:
+def layer_config(width: int, heads: int, hidden_act: str, eps: float) -> CLIPTextConfig:
     """Of one transformer layer, of the kind that CLIP's text tower has."""
     config = CLIPTextConfig(
-        hidden_size=width, intermediate_size=4 * width, num_attention_heads=heads, hidden_act=hidden_act
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_attention_heads=heads,
+        hidden_act=hidden_act,
+        layer_norm_eps=eps,
     )
     config._attn_implementation = "sdpa"  # layers built outside a PreTrainedModel have no implementation chosen
     return config
@@ -94,7 +111,7 @@ def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_fram
     if config.temporal == "mean":
         return MeanAggregation()
     if config.temporal == "lstm":
-        return LSTMAggregation(width)
+        return LSTMAggregation(width, run_on=config.lstm_padding == "run-on")
 
     # As many heads and the same activation as the text tower, so that its layers fit.
     text = clip.text_model.config
@@ -106,7 +123,12 @@ def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_fram
         )
 
     temporal = TransformerAggregation(
-        width, layers=config.temporal_layers, heads=heads, hidden_act=text.hidden_act, num_frames=num_frames
+        width,
+        layers=config.temporal_layers,
+        heads=heads,
+        hidden_act=text.hidden_act,
+        num_frames=num_frames,
+        eps=config.temporal_eps,
     )
     if config.clip != "random":
         temporal.copy_text_layers(clip)

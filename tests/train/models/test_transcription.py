@@ -16,6 +16,7 @@ EOS, WORDS, FRAMES, BASES = 1, 7, 4, 5
 CASES = [
     ("text-conditioned", "transformer"),
     ("text-conditioned", "mean"),
+    ("text-conditioned", "lstm"),
     ("mean", "mean"),
     ("mean", "lstm"),
     ("mean", "transformer"),

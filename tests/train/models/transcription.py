@@ -31,19 +31,21 @@ class Settings:
     pooling_temperature: float = 3.0
 
 
-def layer_norm(w, name, x):
-    return functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
+def layer_norm(w, name, x, eps=1e-5):
+    centred = x - x.mean(-1, keepdim=True)
+    variance = (centred**2).mean(-1, keepdim=True)
+    return centred / torch.sqrt(variance + eps) * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
-def block(w, name, x, bias, heads):
+def block(w, name, x, bias, heads, eps=1e-5):
     """One residual attention block: pre-norm, QuickGELU. bias: added to the logits, [B, 1, L, L]."""
     batch, length, width = x.shape
-    qkv = layer_norm(w, f"{name}.ln_1", x) @ w[f"{name}.attn.in_proj_weight"].T + w[f"{name}.attn.in_proj_bias"]
+    qkv = layer_norm(w, f"{name}.ln_1", x, eps) @ w[f"{name}.attn.in_proj_weight"].T + w[f"{name}.attn.in_proj_bias"]
     q, k, v = (part.view(batch, length, heads, width // heads).transpose(1, 2) for part in qkv.split(width, -1))
     attention = torch.softmax(q @ k.mT / math.sqrt(width // heads) + bias, dim=-1) @ v
     attention = attention.transpose(1, 2).reshape(batch, length, width)
     x = x + attention @ w[f"{name}.attn.out_proj.weight"].T + w[f"{name}.attn.out_proj.bias"]
-    hidden = layer_norm(w, f"{name}.ln_2", x) @ w[f"{name}.mlp.c_fc.weight"].T + w[f"{name}.mlp.c_fc.bias"]
+    hidden = layer_norm(w, f"{name}.ln_2", x, eps) @ w[f"{name}.mlp.c_fc.weight"].T + w[f"{name}.mlp.c_fc.bias"]
     hidden = hidden * torch.sigmoid(1.702 * hidden)
     return x + hidden @ w[f"{name}.mlp.c_proj.weight"].T + w[f"{name}.mlp.c_proj.bias"]
 
@@ -84,11 +86,11 @@ def aggregate(w, frames, mask, settings):
     if settings.temporal == "mean":
         return frames
     if settings.temporal == "lstm":
-        return frames + lstm(w, frames)
+        return frames + lstm(w, frames) * mask[..., None]
     x = frames + w["frame_position_embeddings.weight"][: frames.shape[1]]
     bias = torch.zeros(mask.shape, dtype=x.dtype).masked_fill(~mask, -1e30)[:, None, None, :]
     for name in layers(w, "transformerClip.resblocks"):
-        x = block(w, name, x, bias, settings.heads)
+        x = block(w, name, x, bias, settings.heads, eps=1e-12)
     return frames + x
 
 
