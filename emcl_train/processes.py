@@ -46,6 +46,13 @@ def max_over_processes(value: Tensor) -> Tensor:
     return largest
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """`value` of every process in the order of ranks: anything that can be pickled, all of it in the memory of each."""
+    gathered = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 class _GatherRows(torch.autograd.Function):
     """Rows of all processes, one below the other. Backward sums what every process's loss says of our rows."""
 

@@ -1,14 +1,13 @@
 """From annotations to batches: clips are checked before a run, and come in an order that only seed and epoch decide."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -19,6 +18,7 @@ from emcl_train.data.annotations import Annotations, Clip, Split, load_annotatio
 from emcl_train.data.augment import rand_augment
 from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter, cache_folder
 from emcl_train.data.features import FeatureSplit, feature_loader, open_features, require_data_of
+from emcl_train.data.tokens import EncodedCaptions, Tokenizer, encoded_captions
 from emcl_train.data.video import VideoError, decode_clip
 from emcl_train.errors import UserError
 from emcl_train.flags import again, flag
@@ -28,13 +28,6 @@ Item = dict[str, Tensor]
 
 SHOWN = 10
 """Bad clips that an error names; of more, a file has them all."""
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the loaders ask of a tokenizer."""
-
-    def encode(self, captions: Sequence[str]) -> tuple[Int64[Tensor, "A L"], Int64[Tensor, "A L"]]: ...
 
 
 def prepare(config: RunConfig) -> Annotations:
@@ -145,6 +138,11 @@ def in_parallel(
         pool.shutdown(cancel_futures=True)
 
 
+def steps_per_epoch(split: Split, config: DataConfig, batch_size: int) -> int:
+    """How many batches `training_loader` has in an epoch from its first one on, without making them."""
+    return len(split.captions if config.train_captions == "all" else split.clips) // batch_size
+
+
 def training_loader(
     split: Split,
     tokenizer: Tokenizer,
@@ -187,8 +185,13 @@ def training_loader(
 
     if isinstance(split, FeatureSplit):
         return feature_loader(split, clips=clips, captions=chosen, batch_sampler=own_batches)
-    encoded = tokenizer.encode([split.captions[i] for i in chosen]) if chosen else None
-    dataset = ClipDataset(split, config, encoded, clips, (seed, epoch) if config.augment == "randaugment" else None)
+    dataset = ClipDataset(
+        split,
+        config,
+        captions=encoded_captions(tokenizer, split),
+        pairs=(chosen, clips),
+        augment=(seed, epoch) if config.augment == "randaugment" else None,
+    )
     return _loader(dataset, config, batch_sampler=own_batches)
 
 
@@ -249,33 +252,40 @@ def caption_loader(split: Split, tokenizer: Tokenizer, config: DataConfig, batch
     """Every caption of a split once, in order: input_ids, attention_mask, index; or as `FeatureDataset` says."""
     if isinstance(split, FeatureSplit):
         return feature_loader(split, captions=range(len(split.captions)), batch_size=batch_size)
-    return DataLoader(CaptionDataset(*tokenizer.encode(split.captions)), batch_size=batch_size)
+    dataset = CaptionDataset(encoded_captions(tokenizer, split))
+    return ClipDataLoader(dataset, batch_size=batch_size)
 
 
 class ClipDataset(Dataset):
     """Clips of a split as uint8 frames, from the frame cache where it holds them all, with captions if given.
 
-    An item is a clip, or with `caption_clip` a caption and its clip. With `augment`, seed and epoch, frames are
-    augmented as these and the item's index decide.
+    An item is a clip, or with `pairs`, numbers of captions and of their clips, one of each. With `augment`, seed and
+    epoch, frames are augmented as these and the item's index decide.
     """
 
     def __init__(
         self,
         split: Split,
         config: DataConfig,
-        captions: tuple[Int64[Tensor, "A L"], Int64[Tensor, "A L"]] | None = None,
-        caption_clip: Sequence[int] | None = None,
+        captions: EncodedCaptions | None = None,
+        pairs: tuple[Sequence[int], Sequence[int]] | None = None,
         augment: tuple[int, int] | None = None,
     ) -> None:
         self.clips = split.clips
         self.config = config
         self.captions = captions
         self.augment = augment
-        self.caption_clip = range(len(split.clips)) if caption_clip is None else caption_clip
+        every_clip = range(len(split.clips))
+        self.chosen, self.caption_clip = (every_clip, every_clip) if pairs is None else pairs
         self.cache = FrameCache.open(config, split.clips) if config.cache_frames else None
 
     def __len__(self) -> int:
         return len(self.caption_clip)
+
+    def tokenize(self, indices: Iterable[int]) -> None:
+        """Tokenize the captions of these items, as far as that was not done before."""
+        if self.captions is not None:
+            self.captions.encode(self.chosen[index] for index in indices)
 
     def __getitem__(self, index: int) -> Item | UserError:
         """An item; or what is wrong with the clip, as a value, which reaches the main process without a traceback."""
@@ -291,7 +301,7 @@ class ClipDataset(Dataset):
             frames = rand_augment(frames, mask, np.random.default_rng((*self.augment, index)))
         item = {"frames": frames, "frame_mask": mask, "index": torch.tensor(self.caption_clip[index])}
         if self.captions is not None:
-            item["input_ids"], item["attention_mask"] = (tensor[index] for tensor in self.captions)
+            item["input_ids"], item["attention_mask"] = self.captions.row(self.chosen[index])
         return item
 
     def _frames(self, clip: Clip) -> tuple[Tensor, Tensor]:
@@ -301,27 +311,33 @@ class ClipDataset(Dataset):
 
 
 class CaptionDataset(Dataset):
-    """Encoded captions."""
+    """Captions of a split as token ids."""
 
-    def __init__(self, input_ids: Int64[Tensor, "A L"], attention_mask: Int64[Tensor, "A L"]) -> None:
-        self.input_ids = input_ids
-        self.attention_mask = attention_mask
+    def __init__(self, captions: EncodedCaptions) -> None:
+        self.captions = captions
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        return len(self.captions)
+
+    def tokenize(self, indices: Iterable[int]) -> None:
+        """Tokenize these captions, as far as that was not done before."""
+        self.captions.encode(indices)
 
     def __getitem__(self, index: int) -> Item:
-        return {
-            "input_ids": self.input_ids[index],
-            "attention_mask": self.attention_mask[index],
-            "index": torch.tensor(index),
-        }
+        input_ids, attention_mask = self.captions.row(index)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "index": torch.tensor(index)}
 
 
 class ClipDataLoader(DataLoader):
-    """A DataLoader that raises the errors which the dataset returned."""
+    """A DataLoader that has captions tokenized before its first batch, and raises errors which the dataset returned."""
+
+    dataset: ClipDataset | CaptionDataset
 
     def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
+        # Here and not in the workers: each would tokenize for itself, and forget it at the end of the epoch.
+        batches: Iterable[list[int]] = self.batch_sampler or ()
+        self.dataset.tokenize(index for batch in batches for index in batch)
+
         for batch in super().__iter__():
             if isinstance(batch, UserError):
                 raise batch

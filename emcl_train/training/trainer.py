@@ -17,16 +17,17 @@ from torch.utils.data import DataLoader
 
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.annotations import Annotations
-from emcl_train.data.loader import prepare, training_loader
+from emcl_train.data.loader import prepare, steps_per_epoch, training_loader
 from emcl_train.data.provenance import changes
 from emcl_train.data.text import load_tokenizer
+from emcl_train.data.tokens import encoded_captions
 from emcl_train.errors import UserError
 from emcl_train.evaluation.encode import embed_split
 from emcl_train.evaluation.on_features import model_on_features
 from emcl_train.evaluation.provenance import clip_config_of, frames_of, require_features_of
 from emcl_train.evaluation.run import evaluate, evaluate_run
 from emcl_train.models import BatchFeatures, RetrievalModel, TokenWiseHead, build_model, look_at_clip, on_device
-from emcl_train.processes import gather_rows, sum_over_processes
+from emcl_train.processes import gather_objects, gather_rows, sum_over_processes
 from emcl_train.report import render_table, write_report
 from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
@@ -153,7 +154,7 @@ class Run:
         self.wrapped, self.optimizer = accelerator.prepare(self.model, build_optimizer(self.model, config))
 
         # How many steps there are.
-        self.steps_per_epoch = len(self.loader(epoch=0))
+        self.steps_per_epoch = steps_per_epoch(self.annotations.train, config.data, self.batch_size)
         self.total_steps = config.train.epochs * self.steps_per_epoch
         if config.train.max_steps is not None:
             self.total_steps = min(self.total_steps, config.train.max_steps)
@@ -257,6 +258,11 @@ class Run:
 
     def fit(self) -> None:
         """The rest of the steps, with a validation after every epoch and at the end."""
+        # Of several processes each tokenizes a part of the captions, and gives it to the others.
+        if self.processes > 1 and self.config.from_features is None and self.step < self.total_steps:
+            captions = encoded_captions(self.tokenizer, self.annotations.train)
+            captions.encode_together(self.accelerator.process_index, self.processes, gather_objects)
+
         while self.step < self.total_steps:
             loss = self.fit_epoch()
             self.validate(loss)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_run import tiny_run
 
+from emcl_train.data.annotations import load_annotations
+from emcl_train.data.text import CaptionTokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluation.run import evaluate_run
 from emcl_train.runs import contents
@@ -105,6 +108,20 @@ def test_the_same_seed_gives_the_same_bits(finished, root, tmp_path):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_a_run_tokenizes_each_caption_once(root, tmp_path, monkeypatch):
+    """Two epochs and two validations; the test split comes once, after them."""
+    seen = []
+    real = CaptionTokenizer.encode
+    monkeypatch.setattr(CaptionTokenizer, "encode", lambda self, texts: (seen.extend(texts), real(self, texts))[1])
+    config = tiny_run(root, tmp_path / "run")
+    config.data.train_captions = "all"
+    config.eval.query_bank = 0
+    run(config)
+    annotations = load_annotations(config.data)
+    splits = annotations.train, annotations.val, annotations.test
+    assert Counter(seen) == Counter(caption for split in splits for caption in split.captions)
+
+
 def test_the_configuration_of_the_towers_stays_when_a_run_goes_on(root, tmp_path):
     """transformers may be another version by then; a tower that is another one is refused."""
     config = tiny_run(root, tmp_path / "run", max_steps=1)
