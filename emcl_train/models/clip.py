@@ -16,6 +16,7 @@ from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.runs.torch_file import load_torch_file
+from emcl_train.weights.elsewhere import require_built_here
 from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place, require_places
 from emcl_train.weights.keys import require_keys
@@ -172,15 +173,22 @@ def build_towers(
     return CLIPTowers(clip)
 
 
-def look_at_clip(config: ModelConfig) -> None:
+def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> None:
     """Look at what `config.clip` and `config.init_from` name, before anything that takes time.
+
+    Args:
+        config: of the model.
+        goes_on: whether a run goes on, which has found `init_from` good already.
 
     Raises:
         UserError: there is no such thing, a file is damaged or holds no CLIP, or a folder is of another model.
     """
     require_places(config)
     if config.init_from is not None:
-        return  # the towers come from there, and `clip` only names the tokenizer
+        # The towers come from there, and `clip` only names the tokenizer.
+        if not goes_on:
+            require_built_here(read_state(config.init_from.expanduser()), config.init_from)
+        return
 
     path = Path(config.clip).expanduser()
     if path.is_file():
@@ -252,11 +260,13 @@ def openai_sizes(state: Mapping[str, Tensor], source: str, **arguments: Any) -> 
     try:
         return openai_clip_config(state, **arguments)
     except KeyError as error:
-        resnet = ""
+        hint = ""
         if "visual.layer1.0.conv1.weight" in state:
-            resnet = " It has a ResNet; only vision transformers are supported."
+            hint = " It has a ResNet; only vision transformers are supported."
+        if "clip.visual.conv1.weight" in state:
+            hint = " It holds a whole retrieval model; pass it as --model.init-from."
         raise UserError(
-            f"{source} is no CLIP with OpenAI's names: it has no {error.args[0]}.{resnet} Pass OpenAI's archive, such "
+            f"{source} is no CLIP with OpenAI's names: it has no {error.args[0]}.{hint} Pass OpenAI's archive, such "
             f"as ViT-B-32.pt, or its state_dict, or a folder in the transformers layout"
         ) from error
 
@@ -347,5 +357,13 @@ def pretrained_clip(name: str) -> CLIPModel:
         raise UserError(
             f"model.clip is {name}, which lacks {len(absent)} of CLIP's weights, or has them in another shape "
             f"(first: {absent[0]}); {CLIP_WAY_OUT}"
+        )
+
+    # And it leaves out what CLIP does not have. Old checkpoints hold positions that are only counted, no weights.
+    others = sorted(str(key) for key in loading["unexpected_keys"] if not str(key).endswith(".position_ids"))
+    if others:
+        raise UserError(
+            f"model.clip is {name}, which has {len(others)} weights that CLIP has not (first: {others[0]}); without "
+            f"them it would be another model; {CLIP_WAY_OUT}"
         )
     return clip.float()

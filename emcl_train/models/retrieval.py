@@ -17,6 +17,7 @@ from emcl_train.models.clip import CLIPTowers, StoredTowers, Vocabulary, build_t
 from emcl_train.models.features import Batch, BatchFeatures, TextFeatures, VideoFeatures
 from emcl_train.models.heads import Head, TokenWiseHead, build_head
 from emcl_train.models.temporal import build_temporal
+from emcl_train.weights.elsewhere import as_runs_began
 from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.release import load_into, towers_in
 
@@ -169,6 +170,8 @@ def build_model(
     waits = clip_config is not None and clip_weights is None
     start = config.model.init_from.expanduser() if config.model.init_from and not waits else None
     state = read_state(start) if start else {}
+    if config.resume:
+        state = as_runs_began(state)
 
     # Loading a checkpoint uses an unknown number of random draws. A seed drawn before it makes the other layers start
     # the same either way.

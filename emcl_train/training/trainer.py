@@ -79,7 +79,7 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
 
     # What is wrong with the weights to start from is said before anything that takes time.
     if config.from_features is None:
-        look_at_clip(config.model)
+        look_at_clip(config.model, goes_on=config.resume)
 
     # One process, or those that torchrun started. The first one writes the run folder.
     accelerator = start_processes(config)

@@ -6,7 +6,6 @@ code the EMCL release grew from, adds the networks of its token weights. The EMC
 the layout "emcl" has it as `emcl.mu`, which the release leaves alone.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from emcl_train.errors import UserError
+from emcl_train.weights.elsewhere import require_built_here
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.openai import (
     NO_WEIGHTS,
@@ -35,8 +35,6 @@ PREFIXES = {
     "head.video_weight.": "video_weight_fc.",
 }
 TEMPORAL_LAYERS, RESBLOCKS = "temporal.layers", "transformerClip.resblocks"
-# Parts that no similarity of these models reads: CLIP4Clip's cross encoder, which checkpoints carry along untrained.
-UNUSED = re.compile(r"cross\..*|similarity_dense\..*")
 HINTS = (
     ("transformerClip", "The temporal transformer is --model.temporal transformer, with --model.temporal-layers."),
     ("lstm_visual", "The LSTM is --model.temporal lstm."),
@@ -133,6 +131,8 @@ def load_into(model: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Pa
             f"names that begin with clip. (CLIP4Clip, the EMCL release) or towers.clip. (our own)"
         )
 
+    require_built_here(state, path)
+
     # The release's names, but for what a checkpoint may lack, or have in another number.
     expected = {name: value.shape for name, value in model_to_layout(model, "emcl")[0].items()}
     found = {name: value for name, value in state.items() if not _no_weights(name)}
@@ -167,8 +167,8 @@ def _from_release(found: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> d
 
 
 def _no_weights(name: str) -> bool:
-    inside_clip = name.startswith("clip.") and NO_WEIGHTS.fullmatch(name.removeprefix("clip."))
-    return bool(inside_clip or UNUSED.fullmatch(name))
+    """What CLIP's archives hold besides weights: sizes, and a mask that is made anew."""
+    return name.startswith("clip.") and bool(NO_WEIGHTS.fullmatch(name.removeprefix("clip.")))
 
 
 def _require_positions(found: Tensor, ours: Tensor, path: Path) -> None:

@@ -70,6 +70,17 @@ def test_weights_that_a_checkpoint_lacks_are_not_made_up(checkpoint, tmp_path):
         build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
 
 
+def test_weights_that_clip_has_not_are_not_left_out(checkpoint, tmp_path):
+    model = CLIPModel.from_pretrained(checkpoint)
+    extra = {"similarity_head.weight": torch.ones(2), "text_model.embeddings.position_ids": torch.arange(7)[None]}
+    model.save_pretrained(tmp_path, state_dict=model.state_dict() | extra)
+    with pytest.raises(UserError, match=r"has 1 weights that CLIP has not \(first: similarity_head.weight\)"):
+        build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
+    del extra["similarity_head.weight"]
+    model.save_pretrained(tmp_path, state_dict=model.state_dict() | extra)
+    build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
+
+
 def test_damaged_weights_are_named(checkpoint, tmp_path):
     CLIPModel.from_pretrained(checkpoint).save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"

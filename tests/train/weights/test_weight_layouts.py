@@ -4,7 +4,9 @@ import pytest
 import torch
 from small_clip import config, other_model, random_model, similarities
 
+from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
+from emcl_train.models import look_at_clip
 from emcl_train.weights.openai import clip_from_openai, clip_to_openai
 from emcl_train.weights.release import model_to_layout
 
@@ -81,16 +83,12 @@ def test_sizes_are_those_of_the_checkpoint(tmp_path):
 
 
 def test_half_precision_and_what_is_not_read(tmp_path):
-    """As CLIP4Clip saves: half precision, the frame positions of all text positions, an idle cross encoder."""
+    """As CLIP4Clip saves: half precision, and the frame positions of all text positions."""
     run = config()
     model = random_model(run)
     state = model_to_layout(model.state_dict(), "clip4clip")[0]
     assert state["frame_position_embeddings.weight"].shape == (7, 16)
-    extras = {
-        "cross.embeddings.position_embeddings.weight": torch.ones(3, 2),
-        "similarity_dense.weight": torch.ones(1, 2),
-        "clip.input_resolution": torch.tensor(224),
-    }
+    extras = {"clip.input_resolution": torch.tensor(224), "clip.transformer.attn_mask": torch.zeros(7, 7)}
     state = {f"module.{name}": value for name, value in (state | extras).items()}
     run.model.init_from = write(tmp_path / "bin", state, half=True)
     back = other_model(run)
@@ -133,6 +131,64 @@ def test_another_model_is_told_how_to_build_it(tmp_path, saved, built, advice):
     run = config(*built, init_from=write(tmp_path / "bin", state))
     with pytest.raises(UserError, match=advice):
         other_model(run)
+
+
+OTHER_MODELS = {
+    "CLIP4Clip's tightTransf": (
+        ["cross.embeddings.position_embeddings.weight", "cross.pooler.ln_pool.weight", "similarity_dense.weight"],
+        "a cross encoder over a caption and a clip together, such as CLIP4Clip's tightTransf and DRL's interaction xti",
+    ),
+    "a cross encoder alone": (["cross.transformer.resblocks.0.attn.in_proj_weight"], "a cross encoder over"),
+    "its last layer alone": (["similarity_dense.bias"], "a cross encoder over"),
+    "DRL's mlp": (["similarity_dense.0.weight", "similarity_dense.2.bias"], "DRL's interaction mlp"),
+    "DRL's wti of one layer": (["text_weight_fc.weight", "video_weight_fc.bias"], "wti_arch 1"),
+    "DRL's wti of three layers": (["text_weight_fc.4.weight"], "wti_arch 3"),
+    "CLIP4Clip's 3d patches": (["clip.visual.conv2.weight"], "linear_patch 3d"),
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("kind", OTHER_MODELS)
+def test_a_checkpoint_of_another_similarity_is_refused_by_name(tmp_path, kind, wrapped):
+    names, what = OTHER_MODELS[kind]
+    run = config("mean", "mean")
+    state = model_to_layout(random_model(run).state_dict(), "clip4clip")[0] | {name: torch.ones(2) for name in names}
+    if wrapped:
+        state = {"model": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    run.model.init_from = tmp_path / "pytorch_model.bin"
+
+    for find in (lambda: look_at_clip(run.model), lambda: other_model(run)):
+        with pytest.raises(UserError) as error:
+            find()
+        assert all(name in str(error.value) for name in names)
+        assert what in str(error.value)
+        assert "save its other weights alone and pass those" in str(error.value)
+
+
+def test_a_run_that_an_earlier_version_began_from_such_a_file_goes_on(tmp_path):
+    run = config("mean", "mean")
+    model = random_model(run)
+    state = model_to_layout(model.state_dict(), "clip4clip")[0] | {"cross.pooler.dense.weight": torch.ones(2)}
+    run.model.init_from = write(tmp_path / "bin", state)
+    run.resume = True
+    look_at_clip(run.model, goes_on=True)
+    assert torch.equal(similarities(other_model(run), emcl=False), similarities(model, emcl=False))
+
+
+def test_weights_that_nobody_knows_are_refused_too(tmp_path):
+    run = config("mean", "mean")
+    state = model_to_layout(random_model(run).state_dict(), "clip4clip")[0]
+    run.model.init_from = write(tmp_path / "bin", state | {"word_logit_weight": torch.ones(2)})
+    with pytest.raises(UserError, match="word_logit_weight is unknown"):
+        other_model(run)
+
+
+def test_a_whole_model_is_no_clip(tmp_path):
+    run = config("mean", "mean")
+    path = write(tmp_path / "bin", model_to_layout(random_model(run).state_dict(), "clip4clip")[0])
+    with pytest.raises(UserError, match=r"holds a whole retrieval model; pass it as --model\.init-from"):
+        look_at_clip(ModelConfig(clip=str(path)))
 
 
 def test_too_few_frame_positions(tmp_path):
