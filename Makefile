@@ -34,11 +34,15 @@ train: $(VENV)/.built  ## Render the bundled video set, train EMCL-Net on it, ev
 	fi
 	$(BIN)/emcl-train train shapes $(ARGS)
 
-test: $(VENV)/.built  ## Run the whole test suite
-	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
+# Processes that share the files of tests among them. 0 runs all in one, as a debugger wants it.
+JOBS ?= 2
+IN_PROCESSES := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/.built  ## Run the whole test suite, in JOBS=2 processes
+	$(BIN)/python -m pytest -q $(IN_PROCESSES) --durations=10 $(ARGS)
 
 test-fast: $(VENV)/.built  ## Run the tests that are not marked slow, in under two minutes
-	$(BIN)/python -m pytest -q -m "not slow" --durations=5 $(ARGS)
+	$(BIN)/python -m pytest -q $(IN_PROCESSES) -m "not slow" --durations=5 $(ARGS)
 
 # The oldest one that is served comes with torch 2.11. It lies in a folder of its own, without another torch.
 OLDEST_TRITON := 3.6.0
