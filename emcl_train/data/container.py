@@ -1,5 +1,6 @@
-"""What is in a video file and when it is shown, from its headers and packets; and decoding it in order."""
+"""What is in a video file and when it is shown, from its headers and packets."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,19 +9,24 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
-from av.video.frame import VideoFrame
+from av.packet import Packet
 from av.video.stream import VideoStream
 
+from emcl_train.data.clock import Clock
+from emcl_train.data.decoding import Reader
+from emcl_train.data.timeline import Place, Timeline, VideoError
 
-class VideoError(Exception):
-    """A video file that cannot be decoded, and why."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(path, reason)  # both, so that it can be pickled on its way from a worker process
-        self.path, self.reason = path, reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+__all__ = [
+    "VideoError",
+    "VideoInfo",
+    "check_packets",
+    "decoder_version",
+    "open_video",
+    "probe",
+    "read_timeline",
+    "rewound",
+    "whole_timeline",
+]
 
 
 @dataclass(frozen=True)
@@ -34,22 +40,6 @@ class VideoInfo:
     fps: float | None
     duration: float | None
     frames: int | None
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """When the packets of a stream are shown, in seconds."""
-
-    times: list[float]
-    """Sorted presentation times."""
-    end: float
-    """When the last of them is over."""
-    interval: float
-    """Usual seconds from one frame to the next."""
-    complete: bool
-    """False where the file ends before its headers say."""
-    torn: float | None
-    """When the first packet is shown whose parts do not add up to it: it was overwritten. None: there is none."""
 
 
 def decoder_version() -> str:
@@ -76,30 +66,37 @@ def probe(path: Path) -> VideoInfo:
         )
 
 
-def check_packets(path: Path) -> None:
+def check_packets(path: Path) -> Timeline:
     """Look for packets that are missing or overwritten, decoding the first frame, and more only up to a suspect.
 
     Damage inside the pictures of a whole packet is seen by decoding alone.
+
+    Returns:
+        When the packets are shown.
 
     Raises:
         VideoError: what is damaged, and where.
     """
     with open_video(path) as (container, stream):
         timeline = whole_timeline(container, stream, path)
-        container.seek(0)
-        frames = decode(container, stream)
-        if next(frames, None) is None:
-            raise VideoError(path, "its first frame cannot be decoded")
-        if timeline.torn is None:
-            return
-        # What looks torn here may be nothing to the decoder, which has the last word.
-        second = timeline.torn - timeline.times[0]
-        try:
-            shown = any(abs(time - timeline.torn) < 1e-3 and not frame.is_corrupt for time, frame in frames)
-        except av.error.FFmpegError as error:
-            raise VideoError(path, f"the packet at {second:.2f} s is damaged: {error.strerror}") from error
-        if not shown and second > 0:
-            raise VideoError(path, f"the packet at {second:.2f} s is damaged")
+        with rewound(container, stream, timeline, path) as film:
+            reader = Reader(*film, timeline)
+            if reader.peek() is None:
+                raise VideoError(path, "its first frame cannot be decoded")
+            if timeline.torn is None:
+                return timeline
+
+            # What looks torn here may be nothing to the decoder, which has the last word.
+            second = timeline.torn - timeline.times[0]
+            shown = False
+            try:
+                while not shown and (taken := reader.take()):
+                    shown = abs(taken[0] - timeline.torn) < 1e-3 and not taken[1].is_corrupt
+            except av.error.FFmpegError as error:
+                raise VideoError(path, f"the packet at {second:.2f} s is damaged: {error.strerror}") from error
+            if not shown and second > 0:
+                raise VideoError(path, f"the packet at {second:.2f} s is damaged")
+            return timeline
 
 
 @contextmanager
@@ -126,6 +123,21 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise VideoError(path, str(error)) from error
 
 
+@contextmanager
+def rewound(
+    container: InputContainer, stream: VideoStream, timeline: Timeline, path: Path
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The same film, to be read from its first packet on."""
+    if timeline.parts == 1 and all(packet.shown for packet in timeline.packets):
+        container.seek(0)
+        yield container, stream
+        return
+
+    # Where a time is there more than once, seeking may lead to the later one.
+    with open_video(path) as again:
+        yield again
+
+
 def declared_duration(container: InputContainer, stream: VideoStream) -> float | None:
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
@@ -136,63 +148,92 @@ def whole_timeline(container: InputContainer, stream: VideoStream, path: Path) -
     """The timeline of a file that is not truncated; VideoError where it is."""
     timeline = read_timeline(container, stream, path)
     if not timeline.complete:
-        declared = declared_duration(container, stream)
-        raise VideoError(
-            path,
-            f"it is truncated: its frames end at {timeline.end - timeline.times[0]:.2f} s"
-            + (f" of {declared:.2f} s" if declared else f", {len(timeline.times)} of {stream.frames}"),
+        declared = declared_duration(container, stream) or 0.0
+        expected = max(len(stream.index_entries), stream.frames)
+        missing = (
+            f" of {declared:.2f} s"
+            if declared > timeline.seconds + timeline.interval / 2
+            else f", {len(timeline.packets)} of {expected} packets"
         )
+        raise VideoError(path, f"it is truncated: its frames end at {timeline.seconds:.2f} s{missing}")
     return timeline
 
 
 def read_timeline(container: InputContainer, stream: VideoStream, path: Path) -> Timeline:
     """Read all packets without decoding any, which also finds out whether the file is whole."""
-    times: list[float] = []
-    end, packets, end_of_any, torn = 0.0, 0, 0.0, None
+    clock = Clock(container, stream)
     length_size = _length_size(stream)
+    places: list[Place] = []
+    end = 0.0
+    end_of_others = 0.0
+    torn = None
+    last = None
+    empty = 0
+
     for packet in container.demux():
         if not packet.size:
+            empty += packet.stream_index == stream.index and packet.dts is not None
             continue
-        packets += packet.stream_index == stream.index
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is None or packet.is_discard:
+        if packet.stream_index != stream.index:
+            end_of_others = max(end_of_others, _times(packet)[1])  # unless it is not a number
             continue
-        time = float(stamp * packet.time_base)
-        over = time + float((packet.duration or 0) * packet.time_base)
-        end_of_any = max(end_of_any, over)
-        if packet.stream_index == stream.index:
-            times.append(time)
-            end = max(end, over)
-            if length_size and torn is None and not _adds_up(bytes(packet), length_size):
-                torn = time
-    if not times:
+        last = packet
+        clock.put_right(packet)
+        time, over = _times(packet)
+        shown = not packet.is_discard and not math.isnan(time)
+        places.append(Place(time, shown, packet.is_keyframe))
+        if not shown:
+            continue
+        end = max(end, over)
+        if length_size and torn is None and not _adds_up(bytes(packet), length_size):
+            torn = time
+
+    times = sorted(place.time for place in places if place.shown)
+    if last is None or not times:
         raise VideoError(path, "its video stream has no frames")
-    times.sort()
     interval = _interval(times, stream)
     end = max(end, times[-1] + interval)
-    if stream.frames:
-        complete = packets >= stream.frames
+
+    # The number of frames in a header is no truth: it counts what an edit list hides, and chunks that are empty.
+    kind = container.format.name
+    if kind.startswith("mov"):
+        # The index has every packet that should be there, of those that an edit list uses.
+        complete = len(places) + empty >= len(stream.index_entries) and not last.is_corrupt
+    elif kind == "avi" and stream.frames:
+        # Stamps count the empty chunks too, but for those at the end.
+        reached = stream.time_base is not None and round(end / stream.time_base) >= stream.frames
+        complete = (reached or _riff_is_whole(path)) and not last.is_corrupt
     elif container.duration:
-        # Without a count of frames, at least one of the streams must reach the end that the container declares, which
-        # Matroska counts from zero even where the first frame comes later.
-        complete = max(end, end_of_any) >= container.duration / av.time_base - max(0.5, 3 * interval)
+        # At least one of the streams must reach the end that the container declares, which Matroska counts from zero
+        # even where the first frame comes later.
+        complete = max(end, end_of_others) >= container.duration / av.time_base - max(0.5, 3 * interval)
     else:
         complete = True
-    return Timeline(times, end, interval, complete, torn)
+    return Timeline(places, times, end, interval, complete, torn, clock.parts)
 
 
-def has_no_stamps(container: InputContainer) -> bool:
-    # AVI stores no presentation times. FFmpeg counts packets in storage order instead, which B-frames contradict; but
-    # frames leave the decoder in the order of display, and their times are those of the packets, sorted.
-    return container.format.name == "avi"
+def _times(packet: Packet) -> tuple[float, float]:
+    """When a packet is shown and when it is over, in seconds; not a number where nothing says so."""
+    stamp = packet.dts if packet.pts is None else packet.pts
+    if stamp is None:
+        return math.nan, math.nan
+    return float(stamp * packet.time_base), float((stamp + (packet.duration or 0)) * packet.time_base)
 
 
-def decode(container: InputContainer, stream: VideoStream) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames with their presentation times in seconds."""
-    for frame in container.decode(stream):
-        stamp = frame.dts if frame.pts is None else frame.pts
-        if stamp is not None and frame.time_base is not None:
-            yield float(stamp * frame.time_base), frame
+def _riff_is_whole(path: Path) -> bool:
+    """Whether an AVI file is as long as the chunks that it is made of."""
+    place = 0
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while place + 8 <= size:
+            file.seek(place)
+            name, length = file.read(4), int.from_bytes(file.read(4), "little")
+            if name != b"RIFF":
+                break  # what somebody wrote behind the film
+            if not length:
+                return False  # it was never finished
+            place += 8 + length
+    return 0 < place <= size
 
 
 def _interval(times: list[float], stream: VideoStream) -> float:

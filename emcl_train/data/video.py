@@ -2,7 +2,6 @@
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,18 +17,11 @@ from torch import Tensor
 
 from emcl_train.config import DataConfig
 from emcl_train.data.clips import Clip
-from emcl_train.data.container import (
-    Timeline,
-    VideoError,
-    VideoInfo,
-    declared_duration,
-    decode,
-    has_no_stamps,
-    open_video,
-    probe,
-    whole_timeline,
-)
+from emcl_train.data.clock import has_no_stamps
+from emcl_train.data.container import VideoError, VideoInfo, open_video, probe, rewound, whole_timeline
+from emcl_train.data.decoding import Astray, frames_shown_at
 from emcl_train.data.picture import Resize, square
+from emcl_train.data.timeline import Timeline
 
 __all__ = [
     "VIDEO_SAMPLER_VERSION",
@@ -46,7 +38,8 @@ VIDEO_SAMPLER_VERSION = 2
 """Goes up with every change of which pixels `decode_frames` returns; remembered results and caches depend on it."""
 
 SEEK_FROM = 60.0
-"""Clips of this many seconds and more are entered by seeking, for 12 frames; below, decoding on is as fast."""
+"""Of clips of this many seconds and more only the groups of pictures that hold a wanted frame are decoded, for 12
+frames; below, decoding on is as fast."""
 
 Sampling = Literal["1fps", "uniform"]
 
@@ -68,8 +61,7 @@ class FrameRequest:
     end: float | None = None
     """Seconds from the file's first frame at which the clip ends; None: with the file."""
     whole: bool = False
-    """The last frame must be there too, though it is not returned, so that damage behind the last second is found. It
-    is not looked for in clips that are entered by seeking."""
+    """The last frame must be there too, though it is not returned, so that damage behind the last second is found."""
     resize: Resize = "clip"
     """How pictures are scaled and cropped; see `picture.square`."""
 
@@ -134,45 +126,14 @@ def decode_frames(
     if not isinstance(request, FrameRequest):
         request = FrameRequest(request, *wanted, **settings)
     with open_video(request.path) as (container, stream):
-        chosen = _choose_by_seeking(container, stream, request)
-        if chosen is None:
-            container.seek(0)
-            chosen = _choose_by_decoding(container, stream, request)
-
-        # Resized while the file is open: the frames lie in the decoder's memory.
-        pixels = [square(upright(frame), request.image_size, request.resize) for frame in chosen]
+        timeline = whole_timeline(container, stream, request.path)
+        pixels = _choose_by_seeking(container, stream, request, timeline)
+        if pixels is None:
+            pixels = _choose_by_decoding(container, stream, request, timeline)
 
     frames = torch.zeros(request.num_frames, 3, request.image_size, request.image_size, dtype=torch.uint8)
     frames[: len(pixels)] = torch.stack(pixels)
     return frames, torch.arange(request.num_frames) < len(pixels)
-
-
-def frames_shown_at(
-    container: InputContainer, stream: VideoStream, path: Path, timeline: Timeline, targets: Sequence[float]
-) -> Iterator[VideoFrame]:
-    """The frame on display at each of these times, which must ascend, decoded from the start.
-
-    Raises:
-        VideoError: one of them is missing or damaged.
-    """
-    times = timeline.times
-    tolerance = 3 * timeline.interval + 1e-3
-    found = 0
-
-    container.seek(0)
-    decoded = decode(container, stream)
-    if has_no_stamps(container):
-        decoded = ((time, frame) for time, (_, frame) in zip(times, decoded, strict=False))
-    for target, (time, frame) in zip(targets, _frames_at(decoded, targets), strict=False):
-        shown = times[max(0, bisect_right(times, target + 1e-6) - 1)]
-        if time < shown - tolerance:
-            raise VideoError(path, f"the frame at {shown - times[0]:.2f} s is missing; the file is damaged there")
-        if frame.is_corrupt:
-            raise VideoError(path, f"the frame at {time - times[0]:.2f} s is damaged")
-        found += 1
-        yield frame
-    if found < len(targets):
-        raise VideoError(path, f"none of its {len(times)} frames can be decoded")
 
 
 def upright(frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
@@ -210,72 +171,52 @@ def _targets(span: _Span, request: FrameRequest) -> list[float]:
     return [span.start + second for second in chosen]
 
 
-def _choose_by_decoding(container: InputContainer, stream: VideoStream, request: FrameRequest) -> list[VideoFrame]:
+def _choose_by_decoding(
+    container: InputContainer, stream: VideoStream, request: FrameRequest, timeline: Timeline
+) -> list[UInt8[Tensor, "3 S S"]]:
     """Decode from the start up to the last target."""
-    timeline = whole_timeline(container, stream, request.path)
+    return _choose(container, stream, request, timeline, enter=False)
+
+
+def _choose_by_seeking(
+    container: InputContainer, stream: VideoStream, request: FrameRequest, timeline: Timeline
+) -> list[UInt8[Tensor, "3 S S"]] | None:
+    """Decode the groups of pictures alone that hold a target. None for short clips, and where keyframes are wrong."""
+    first = timeline.times[0]
+    last_second = _span(request, first, timeline.times[-1], timeline.end).end - first
+    if has_no_stamps(container) or last_second < SEEK_FROM * max(1.0, request.num_frames / 12):
+        return None
+    try:
+        return _choose(container, stream, request, timeline, enter=True)
+    except (Astray, av.error.FFmpegError):
+        return None  # decoding from the start tells whether the keyframes or the pictures are wrong
+
+
+def _choose(
+    container: InputContainer, stream: VideoStream, request: FrameRequest, timeline: Timeline, *, enter: bool
+) -> list[UInt8[Tensor, "3 S S"]]:
+    """The wanted pictures."""
     times = timeline.times
     span = _span(request, times[0], times[-1], timeline.end)
     targets = _targets(span, request)
 
     # The whole clip is its last frame too, which is looked at and not taken.
     to_see = [*targets, max(targets[-1], min(span.end, span.last_frame))] if request.whole else targets
-    chosen = list(frames_shown_at(container, stream, request.path, timeline, to_see))[: len(targets)]
 
     # If a clip has fewer frames than are wanted, each is taken once.
     shown = bisect_left(times, span.end - 1e-6) - max(0, bisect_right(times, span.start + 1e-6) - 1)
-    if request.sampling == "1fps" or shown >= request.num_frames:
-        return chosen
-    return [frame for i, frame in enumerate(chosen) if i == 0 or frame is not chosen[i - 1]]
+    once = request.sampling == "uniform" and shown < request.num_frames
 
-
-def _choose_by_seeking(
-    container: InputContainer, stream: VideoStream, request: FrameRequest
-) -> list[VideoFrame] | None:
-    """Decode from the keyframe before each target. None for short clips, and where the index of the file fails."""
-    duration = declared_duration(container, stream)
-    if duration is None or has_no_stamps(container) or stream.time_base is None:
-        return None
-    first = float((stream.start_time or 0) * stream.time_base)
-    if not stream.duration:
-        duration -= first  # a container without durations of its streams (Matroska) counts its own from zero
-
-    # The last frame begins one interval before the end, as far as the header tells.
-    interval = float(1 / stream.average_rate) if stream.average_rate else 0.0
-    span = _span(request, first, first + duration - interval, first + duration)
-    if span.end - first < SEEK_FROM * max(1.0, request.num_frames / 12):
-        return None
-
-    chosen = []
-    for target in _targets(span, request):
-        try:
-            container.seek(int(target / stream.time_base), stream=stream)
-            time, frame = next(_frames_at(decode(container, stream), [target]))
-        except (StopIteration, av.error.FFmpegError):
-            return None
-
-        # A frame is right if it is on display at the target. One that is over by more than a second before it is not.
-        over = time + float((frame.duration or 0) * stream.time_base)
-        late = time > target + 1e-6
-        early = time < target - 1.0 and over < target
-        if late or early or frame.is_corrupt:
-            return None  # decoding from the start tells whether the index or the file is wrong
-        chosen.append(frame)
-    return chosen
-
-
-def _frames_at(
-    decoded: Iterator[tuple[float, VideoFrame]], targets: Sequence[float]
-) -> Iterator[tuple[float, VideoFrame]]:
-    """For each target the last frame at or before it, or the first of all. Stops decoding after the last target."""
-    shown = None
-    i = 0
-    for time, frame in decoded:
-        while i < len(targets) and shown is not None and time > targets[i] + 1e-6:
-            yield shown
-            i += 1
-        if i == len(targets):
-            return
-        shown = time, frame
-    while i < len(targets) and shown is not None:
-        yield shown
-        i += 1
+    # Each is made into a picture as it comes: frames lie in the decoder's memory, and are large.
+    pictures: list[Tensor] = []
+    before = None
+    with rewound(container, stream, timeline, request.path) as film:
+        for i, frame in enumerate(frames_shown_at(*film, request.path, timeline, to_see, enter=enter)):
+            if i == len(targets):
+                break
+            if frame is not before:
+                pictures.append(square(upright(frame), request.image_size, request.resize))
+            elif not once:
+                pictures.append(pictures[-1])
+            before = frame
+    return pictures

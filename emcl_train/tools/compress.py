@@ -18,10 +18,11 @@ from rich.markup import escape
 
 from emcl_train.data.annotation_files import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.clips import Clip
-from emcl_train.data.container import VideoError, decoder_version, open_video, whole_timeline
+from emcl_train.data.container import VideoError, decoder_version, open_video, rewound, whole_timeline
+from emcl_train.data.decoding import frames_shown_at
 from emcl_train.data.loader import in_parallel
 from emcl_train.data.provenance import COMPRESSED
-from emcl_train.data.video import frames_shown_at, upright
+from emcl_train.data.video import upright
 from emcl_train.errors import UserError
 from emcl_train.runs.files import alone, read_json, require_folder, whole, write_atomic, write_json_atomic
 
@@ -121,8 +122,9 @@ def compress_video(source: Path, target: Path, settings: Settings) -> None:
             last = timeline.times[-1]
             number = math.floor((last - first) * settings.fps + 1e-6) + 1
             targets = [first + i / settings.fps for i in range(number)]
-            images = (upright(frame) for frame in frames_shown_at(container, stream, source, timeline, targets))
-            _encode(partial, images, settings)
+            with rewound(container, stream, timeline, source) as film:
+                images = (upright(frame) for frame in frames_shown_at(*film, source, timeline, targets))
+                _encode(partial, images, settings)
 
         # By its time a copy is known to be of the video as it is now.
         modified = source.stat().st_mtime_ns

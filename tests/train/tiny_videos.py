@@ -20,6 +20,7 @@ def write_video(
     size: tuple[int, int] = (64, 48),
     noise: bool = False,
     codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
     paint: Callable[[np.ndarray, int], None] | None = None,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
@@ -30,7 +31,7 @@ def write_video(
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=10, options={"crf": "1", "preset": "ultrafast"} | (options or {}))
         stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt
         stream.codec_context.time_base = Fraction(1, 10)
         stream.codec_context.thread_count = 1
         for i, value in enumerate(levels):

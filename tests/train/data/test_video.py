@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_videos import level, write_video
 
-from emcl_train.data import video
+from emcl_train.data import decoding, video
 from emcl_train.data.video import FrameRequest, VideoError, decode_frames, probe
 
 
@@ -147,17 +147,76 @@ def test_a_span_counts_from_the_first_frame(tmp_path):
     assert seconds(path, 9, start=1.0) == [10, 20]
 
 
-def test_many_frames_of_a_clip_that_is_not_so_long_are_decoded_on(tmp_path, monkeypatch):
+@pytest.fixture
+def fed(monkeypatch):
+    """Places and stamps of the packets that enter a decoder."""
+    stamps = []
+    real = decoding.decode_packet
+
+    def counted(packet):
+        stamps.append((packet.pos, packet.pts))
+        return real(packet)
+
+    monkeypatch.setattr(decoding, "decode_packet", counted)
+    return stamps
+
+
+def test_many_frames_of_a_clip_that_is_not_so_long_are_decoded_on(tmp_path, monkeypatch, fed):
     monkeypatch.setattr(video, "SEEK_FROM", 2.0)
-    path = write_video(tmp_path / "a.mp4", range(40))
-    sought = []
-    real = video._frames_at
-    monkeypatch.setattr(video, "_frames_at", lambda *of: sought.append(len(of[1])) or real(*of))
+    path = write_video(tmp_path / "a.mp4", range(40), options={"g": "4", "bf": "0"})
     assert seconds(path, 36) == [0, 10, 20, 30]  # 4 s for 36 frames: less than three times 2 s
-    assert sought == [4]
-    sought.clear()
+    assert len(fed) > 30
+    fed.clear()
     assert seconds(path, 4) == [0, 10, 20, 30]
-    assert sought == [1, 1, 1, 1]
+    assert len(fed) < 15
+
+
+LONG = {
+    "one-keyframe": ("mp4", "libx264", {"g": "1000", "bf": "0"}),
+    "groups": ("mp4", "libx264", {"g": "20", "bf": "2"}),
+    "open-groups": ("mkv", "libx264", {"g": "20", "bf": "3", "x264-params": "open-gop=1"}),
+    "hevc": ("mp4", "libx265", {"x265-params": "log-level=none:pools=1:frame-threads=1:keyint=20:bframes=3"}),
+    "no-index": ("ts", "libx264", {"g": "20", "bf": "2"}),
+    "vp9": ("webm", "libvpx-vp9", {"g": "20", "deadline": "realtime", "cpu-used": "8"}),
+    "mpeg4": ("mkv", "mpeg4", {"g": "20", "bf": "2", "qmin": "1", "qmax": "1"}),
+    "every-frame-a-keyframe": ("mkv", "libx264", {"g": "1"}),
+}
+
+
+@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.parametrize("num_frames", [3, 12, 40])
+def test_of_a_long_clip_no_group_of_pictures_is_decoded_twice(tmp_path, monkeypatch, fed, kind, num_frames):
+    suffix, codec, options = LONG[kind]
+    path = write_video(tmp_path / f"a.{suffix}", [i // 4 for i in range(160)], codec=codec, options=options)
+    straight, _ = decode_frames(FrameRequest(path, num_frames, 16))
+    fed.clear()
+    monkeypatch.setattr(video, "SEEK_FROM", 0.0)
+    monkeypatch.setattr(video, "_choose_by_decoding", None)
+    entered, _ = decode_frames(FrameRequest(path, num_frames, 16))
+    assert torch.equal(entered, straight)
+
+    # Each packet at most once, and of a film with keyframes only the groups in which wanted frames lie.
+    stamps = [stamp for stamp in fed if stamp != (None, None)]
+    assert len(stamps) == len(set(stamps)) <= 160
+    if kind == "one-keyframe":
+        assert len(stamps) >= 130
+    elif num_frames == 3:
+        assert len(stamps) <= 3 * 2 * (20 + 5)
+    if kind == "every-frame-a-keyframe":
+        assert len(stamps) <= 5 * num_frames
+
+
+def test_wrong_marks_of_keyframes_lead_to_the_right_frames(tmp_path, monkeypatch, fed):
+    """A list of keyframes in a header that names frames which depend on others."""
+    path = write_video(tmp_path / "a.mp4", range(40), options={"g": "1000", "bf": "0"})
+    expected = levels(path, 6)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"stss") : data.index(b"stss") + 4] = b"free"  # without it every frame counts as a keyframe
+    path.write_bytes(data)
+    monkeypatch.setattr(video, "SEEK_FROM", 0.0)
+    fed.clear()
+    assert levels(path, 6) == expected
+    assert len(fed) <= 2 * 40 + 2
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])

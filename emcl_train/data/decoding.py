@@ -1,0 +1,143 @@
+"""Pictures from packets: in the order of display, and none decoded twice."""
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from emcl_train.data.clock import Clock, has_no_stamps
+from emcl_train.data.timeline import Timeline, VideoError
+
+Shown = tuple[float, VideoFrame]
+"""When a frame is shown, in seconds, and the frame."""
+
+
+class Astray(Exception):
+    """Decoding was begun within a film and did not lead to the frame that belongs there."""
+
+
+def frames_shown_at(
+    container: InputContainer,
+    stream: VideoStream,
+    path: Path,
+    timeline: Timeline,
+    targets: Sequence[float],
+    *,
+    enter: bool = False,
+) -> Iterator[VideoFrame]:
+    """The frame on display at each of these times, which must ascend.
+
+    Args:
+        container: the open file, which stands at its start.
+        stream: the film in it.
+        path: the file's name, for errors.
+        timeline: of the film.
+        targets: seconds in the timeline.
+        enter: decode only the groups of pictures in which wanted frames lie, each of them once. Otherwise all is
+            decoded, from the start to the last target.
+
+    Raises:
+        VideoError: a frame is missing or damaged.
+        Astray: the same, if groups were passed over: decoding from the start tells whether the file is damaged.
+    """
+    reader = Reader(container, stream, timeline)
+    tolerance = 3 * timeline.interval + 1e-3
+    first = timeline.times[0]
+    current: Shown | None = None
+
+    for target in targets:
+        shown = timeline.times[max(0, bisect_right(timeline.times, target + 1e-6) - 1)]
+        if enter and reader.enter(timeline.entry(shown)):
+            current = None
+
+        while (upcoming := reader.peek()) and (current is None or upcoming[0] <= target + 1e-6):
+            # Of frames that were passed over to, the one that is shown is known by its stamp.
+            if enter and current is not None and current[0] >= shown - 1e-6:
+                break
+            current = reader.take()
+
+        if current is None:
+            raise VideoError(path, f"none of its {len(timeline.times)} frames can be decoded")
+        time, frame = current
+        if enter and (frame.is_corrupt or not -1e-6 <= shown - time <= tolerance):
+            raise Astray
+        if time < shown - tolerance:
+            raise VideoError(path, f"the frame at {shown - first:.2f} s is missing; the file is damaged there")
+        if frame.is_corrupt:
+            raise VideoError(path, f"the frame at {time - first:.2f} s is damaged")
+        yield frame
+
+
+class Reader:
+    """The frames of a film in the order of display; what nobody wants can be passed over.
+
+    Its file must stand at the start.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream, timeline: Timeline) -> None:
+        self._packets = _packets(container, stream)
+        self._next_packet = 0
+        self._stream = stream
+        self._decoded: deque[Shown] = deque()
+        # Frames without stamps leave the decoder in the order of display, and their times are those of the packets.
+        self._times = iter(timeline.times) if has_no_stamps(container) else None
+
+    def peek(self) -> Shown | None:
+        """The frame that comes next; None behind the last."""
+        while not self._decoded:
+            packet = next(self._packets, None)
+            if packet is None:
+                return None
+            self._next_packet += 1
+            self._decoded.extend(self._timed(decode_packet(packet)))
+        return self._decoded[0]
+
+    def take(self) -> Shown | None:
+        """The frame that comes next, which is then behind."""
+        return self._decoded.popleft() if self.peek() else None
+
+    def enter(self, number: int) -> bool:
+        """Go on with this packet, unless it is behind already. True if packets were passed over, undecoded."""
+        if number <= self._next_packet:
+            return False
+        for _ in range(number - self._next_packet):
+            next(self._packets)
+        self._next_packet = number
+        self._decoded.clear()
+        self._stream.codec_context.flush_buffers()
+        return True
+
+    def _timed(self, frames: list[VideoFrame]) -> Iterator[Shown]:
+        for frame in frames:
+            if self._times is not None:
+                time = next(self._times, None)
+                if time is not None:
+                    yield time, frame
+                continue
+            stamp = frame.dts if frame.pts is None else frame.pts
+            if stamp is not None and frame.time_base is not None:
+                yield float(stamp * frame.time_base), frame
+
+
+def decode_packet(packet: Packet) -> list[VideoFrame]:
+    """The frames that leave the decoder when this packet enters it."""
+    return packet.decode()
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
+    """The packets of a film as `read_timeline` counts them, and then the one that empties the decoder."""
+    clock = Clock(container, stream)
+    end = None
+    for packet in container.demux(stream):
+        if packet.size:
+            clock.put_right(packet)
+            yield packet
+        else:
+            end = packet  # an empty one would end the film in the decoder
+    if end is not None:
+        yield end
