@@ -1,7 +1,6 @@
 """CLIP's two towers: from a hub name, a local folder, OpenAI's archive, or a small one with random weights."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,25 +14,12 @@ from transformers import CLIPConfig, CLIPModel
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.models.clip_file import Vocabulary, archive_config, archived_clip, configuration_of, look_at_file
 from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.elsewhere import require_built_here
-from emcl_train.weights.files import clip_config_beside, read_state
+from emcl_train.weights.files import read_state
 from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place, require_places
-from emcl_train.weights.keys import require_keys
-from emcl_train.weights.openai import NO_WEIGHTS, clip_from_openai, clip_to_openai, openai_clip_config, unseen_in
-from emcl_train.weights.release import HINTS
-
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the text tower has to know of the tokenizer: how many tokens there are, and two of their ids."""
-
-    size: int
-    eos_token_id: int
-    pad_token_id: int
+from emcl_train.weights.openai import PIXEL_MEAN, PIXEL_STD
 
 
 class CLIPTowers(nn.Module):
@@ -131,8 +117,8 @@ def build_towers(
         max_words: tokens of a caption at most.
         clip_config: build these towers, with random weights, instead; nothing is read.
         sizes: CLIP's weights under OpenAI's names: build towers of their sizes, with random weights, instead.
-        recorded: the configuration that was saved with `sizes`, for what no shape shows; without it, that of
-            `config.clip`.
+        recorded: for what no shape shows, the configuration that was saved with `sizes`, or with which a run began;
+            without it, that of `config.clip`.
 
     Raises:
         UserError: the checkpoint cannot be read, is not CLIP's, or does not fit the data.
@@ -148,7 +134,7 @@ def build_towers(
     if sizes is not None:
         clip = CLIPModel(archive_config(config, sizes, vocabulary, source, recorded or configuration_of(config.clip)))
     elif Path(config.clip).expanduser().is_file():
-        clip = archived_clip(config, vocabulary)
+        clip = archived_clip(config, vocabulary, recorded)
     else:
         clip = pretrained_clip(config.clip)
 
@@ -192,83 +178,9 @@ def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> None:
 
     path = Path(config.clip).expanduser()
     if path.is_file():
-        openai_sizes(archived_weights(path), str(path), heads=None, eos_token_id=0, pad_token_id=0)
+        look_at_file(path, goes_on=goes_on)
     elif config.clip != "random":
         require_clip(config.clip)
-
-
-def archived_clip(config: ModelConfig, vocabulary: Vocabulary) -> CLIPModel:
-    """Weights from a file with OpenAI's names, such as `ViT-B-32.pt`; every key must be known and there."""
-    path = Path(config.clip).expanduser()
-    state = archived_weights(path)
-    clip = CLIPModel(archive_config(config, state, vocabulary, str(path), clip_config_beside(path)))
-    expected = {name: value.shape for name, value in clip_to_openai(clip.state_dict()).items()}
-    require_keys(state, expected, source=f"model.clip {path}", hints=HINTS)
-    clip.load_state_dict(clip_from_openai(state))
-    return clip
-
-
-def archived_weights(path: Path) -> dict[str, Tensor]:
-    """The weights of a file with OpenAI's names, without its other numbers."""
-    return {name: value for name, value in read_state(path).items() if not NO_WEIGHTS.fullmatch(name)}
-
-
-def configuration_of(clip: str) -> dict[str, Any] | None:
-    """CLIP's configuration behind `model.clip`; None if OpenAI's rule, or model.random_clip, says it all.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    path = Path(clip).expanduser()
-    if path.is_file():
-        return clip_config_beside(path)
-    if clip == "random" or (clip.startswith("openai/clip-vit-") and not path.is_dir()):
-        return None
-
-    way_out = (
-        "its configuration says how many heads the towers of model.init_from have and how they are activated, which "
-        "their weights do not; pass --model.clip the folder or name of the CLIP that they are of"
-    )
-    require_place(clip, "model.clip", way_out)
-    try:
-        source = str(path) if path.is_dir() else clip
-        return dict(CLIPConfig.from_pretrained(source, **hub_options(clip)).to_dict())
-    except (OSError, ValueError) as error:
-        reason = not_loaded(clip, error)
-        raise UserError(f"model.clip is {clip}, whose configuration could not be read: {reason}; {way_out}") from error
-
-
-def archive_config(
-    config: ModelConfig,
-    state: Mapping[str, Tensor],
-    vocabulary: Vocabulary,
-    source: str,
-    recorded: Mapping[str, Any] | None,
-) -> CLIPConfig:
-    """Sizes of towers from OpenAI-named weights, what no shape shows from the configuration recorded with them.
-
-    Without one, OpenAI's rule says it; with model.clip "random", model.random_clip says how many heads there are.
-    """
-    heads = config.random_clip.heads if config.clip == "random" else None
-    special = {"eos_token_id": vocabulary.eos_token_id, "pad_token_id": vocabulary.pad_token_id}
-    unseen = None if recorded is None else unseen_in(CLIPConfig.from_dict(dict(recorded)).to_dict())
-    return CLIPConfig(**openai_sizes(state, source, heads=heads, unseen=unseen, **special))
-
-
-def openai_sizes(state: Mapping[str, Tensor], source: str, **arguments: Any) -> dict[str, Any]:
-    """`openai_clip_config`, or a UserError if the weights are not those of a CLIP under OpenAI's names."""
-    try:
-        return openai_clip_config(state, **arguments)
-    except KeyError as error:
-        hint = ""
-        if "visual.layer1.0.conv1.weight" in state:
-            hint = " It has a ResNet; only vision transformers are supported."
-        if "clip.visual.conv1.weight" in state:
-            hint = " It holds a whole retrieval model; pass it as --model.init-from."
-        raise UserError(
-            f"{source} is no CLIP with OpenAI's names: it has no {error.args[0]}.{hint} Pass OpenAI's archive, such "
-            f"as ViT-B-32.pt, or its state_dict, or a folder in the transformers layout"
-        ) from error
 
 
 def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int, max_words: int) -> CLIPModel:

@@ -13,10 +13,12 @@ from emcl_kernels import EMCL, SimilarityStream
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.models.clip import CLIPTowers, StoredTowers, Vocabulary, build_towers
+from emcl_train.models.clip import CLIPTowers, StoredTowers, build_towers
+from emcl_train.models.clip_file import Vocabulary
 from emcl_train.models.features import Batch, BatchFeatures, TextFeatures, VideoFeatures
 from emcl_train.models.heads import Head, TokenWiseHead, build_head
 from emcl_train.models.temporal import build_temporal
+from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.weights.elsewhere import as_runs_began
 from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.release import load_into, towers_in
@@ -183,7 +185,8 @@ def build_model(
         max_words=config.data.max_words,
         clip_config=clip_config,
         sizes=towers_in(state) or None,
-        recorded=clip_config_beside(start) if start else None,
+        recorded=(read_clip_config(config.out) if config.resume else None)
+        or (clip_config_beside(start) if start else None),
     )
     if clip_weights is not None:
         towers.clip.load_state_dict(clip_weights)

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Of the pictures that CLIP was trained on, by channel.
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
 # transformers' name: OpenAI's name.
 NAMES = {
     "logit_scale": "logit_scale",
