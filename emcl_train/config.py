@@ -70,6 +70,9 @@ class DataConfig:
     resize: Literal["clip", "rounded"] = "clip"
     """"clip": as CLIP's own preprocessing scales and crops, to the pixel; "rounded": by torch, with sides and offsets
     rounded otherwise, as version 0.2.0 and before."""
+    display: Literal["watched", "rotated"] = "watched"
+    """"watched": what a player shows: turned, mirrored, of the shape that its pixels have, and of several streams the
+    film; "rotated": turned alone, of the first stream, as version 0.2.0 and before."""
     augment: Literal["none", "randaugment"] = "none"
     """"randaugment": the same four random operations on all frames of a training clip, as released."""
     max_words: int = 32
@@ -321,6 +324,7 @@ class RunConfig:
 
 BEFORE: dict[str, Any] = {
     "data.resize": "rounded",
+    "data.display": "rotated",
     "data.clean_captions": "none",
     "model.temporal_eps": 1e-5,
     "model.lstm_padding": "run-on",

@@ -35,6 +35,7 @@ def shapes() -> RunConfig:
             num_frames=6,
             image_size=48,
             resize="rounded",
+            display="rotated",
             max_words=20,
             cache_frames=True,
         ),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from emcl_train.config import DataConfig
 from emcl_train.data.clips import Clip
-from emcl_train.data.video import VIDEO_SAMPLER_VERSION, sampler_version
+from emcl_train.data.video import PICTURES, VIDEO_SAMPLER_VERSION, sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.runs.files import json_if_whole, partial_of, raise_if_disk_full, write_json_atomic
@@ -86,7 +86,7 @@ class CheckedClips:
 
 def _index_path(config: DataConfig) -> Path:
     version = sampler_version(config)
-    pictures = "" if version == 1 else f"-{config.resize}"
+    pictures = "" if version == 1 else "".join(f"-{getattr(config, name)}" for name in PICTURES)
     name = f"frames-v{version}-{_sampling(config)}{pictures}x{config.image_size}.json"
     return cache_folder(config.root) / name
 

@@ -14,6 +14,7 @@ from av.video.stream import VideoStream
 
 from emcl_train.data.clock import Clock
 from emcl_train.data.decoding import Reader
+from emcl_train.data.streams import film_of
 from emcl_train.data.timeline import Place, Timeline, VideoError
 
 __all__ = [
@@ -100,19 +101,25 @@ def check_packets(path: Path) -> Timeline:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its video stream. Whatever FFmpeg cannot do inside the block becomes a VideoError."""
+def open_video(path: Path, *, first: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and the film in it. Whatever FFmpeg cannot do inside the block becomes a VideoError.
+
+    Args:
+        path: the file.
+        first: take the first stream of pictures that is no cover, whatever it is.
+    """
+    with _opened(path) as container:
+        stream = film_of(container, path, first=first)
+        yield container, _alone(stream)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[InputContainer]:
     try:
         if path.is_file() and not path.stat().st_size:
             raise VideoError(path, "the file is empty")
         with av.open(str(path)) as container:
-            streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-            if not streams:
-                raise VideoError(path, "it has no video stream")
-            stream = streams[0]
-            # Clips are decoded side by side already: threads inside each would only fight for the same cores.
-            stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
-            yield container, stream
+            yield container
     except FileNotFoundError as error:
         raise VideoError(path, "there is no such file") from error
     except PermissionError as error:
@@ -121,6 +128,12 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise VideoError(path, f"{error.strerror} ({type(error).__name__})") from error
     except OSError as error:
         raise VideoError(path, str(error)) from error
+
+
+def _alone(stream: VideoStream) -> VideoStream:
+    # Clips are decoded side by side already: threads inside each would only fight for the same cores.
+    stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
+    return stream
 
 
 @contextmanager
@@ -134,8 +147,8 @@ def rewound(
         return
 
     # Where a time is there more than once, seeking may lead to the later one.
-    with open_video(path) as again:
-        yield again
+    with _opened(path) as again:
+        yield again, _alone(again.streams.video[container.streams.video.index(stream)])
 
 
 def declared_duration(container: InputContainer, stream: VideoStream) -> float | None:

@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from emcl_train.config import BEFORE, RunConfig
 from emcl_train.data.clips import Annotations, Clip, Split
-from emcl_train.data.provenance import PICTURES
-from emcl_train.data.video import sampler_version
+from emcl_train.data.video import PICTURES, sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.runs.files import read_json

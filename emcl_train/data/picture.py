@@ -1,42 +1,103 @@
-"""From a decoded picture to the square that the model sees."""
+"""From a decoded frame to the picture that is watched, and to the square of it that the model sees."""
 
-from typing import Literal
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from av.video.frame import VideoFrame
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 Resize = Literal["clip", "rounded"]
+Display = Literal["watched", "rotated"]
 
 LONGEST = 4
 """A picture that is longer than this many times its short side is cropped to that before it is scaled."""
 
 
-def square(image: UInt8[np.ndarray, "H W 3"], size: int, resize: Resize = "clip") -> UInt8[Tensor, "3 S S"]:
+@dataclass(frozen=True)
+class Picture:
+    """A frame as it is meant to be seen: its pixels, and the size on a screen of square pixels."""
+
+    pixels: UInt8[np.ndarray, "H W 3"]
+    height: int
+    width: int
+
+
+def picture_of(frame: VideoFrame, aspect: Fraction | None = None, display: Display = "watched") -> Picture:
+    """A frame as a player shows it.
+
+    Args:
+        frame: as it is stored: phones lay it on its side, front cameras mirror it, DVDs press it together.
+        aspect: width of a stored pixel over its height. None: it is square.
+        display: "watched": turned, mirrored, and of the shape that its pixels give it. "rotated": turned alone, as runs
+            were made before.
+    """
+    stored = frame.to_ndarray(format="rgb24")
+    if display == "rotated":
+        turned = np.rot90(stored, round(frame.rotation / 90))
+        return Picture(turned, *turned.shape[:2])
+
+    height, width = stored.shape[:2]
+    if aspect:
+        width = max(1, round(width * aspect))
+
+    matrix = _display_matrix(frame)
+    if matrix is None:
+        turns = round(frame.rotation / 90)
+        sideways = turns % 2 == 1
+        pixels = np.rot90(stored, turns)
+    else:
+        # The first two rows say where a step to the right and a step down lead.
+        (right_x, right_y), (down_x, down_y) = matrix[:2, :2]
+        sideways = bool(abs(right_y) + abs(down_x) > abs(right_x) + abs(down_y))
+        pixels = stored.transpose(1, 0, 2) if sideways else stored
+        if (down_x if sideways else right_x) < 0:
+            pixels = pixels[:, ::-1]
+        if (right_y if sideways else down_y) < 0:
+            pixels = pixels[::-1]
+    return Picture(pixels, width, height) if sideways else Picture(pixels, height, width)
+
+
+def _display_matrix(frame: VideoFrame) -> np.ndarray | None:
+    """The display matrix of a frame, [3, 3] in fixed point; None: there is none, or it cannot be read."""
+    found: Any
+    try:
+        found = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside it lies something that PyAV has no name for
+        return None
+    if found is None:
+        return None
+    return np.frombuffer(bytes(found), dtype=np.int32)[:9].reshape(3, 3).astype(np.int64)
+
+
+def square(picture: Picture, size: int, resize: Resize = "clip") -> UInt8[Tensor, "3 S S"]:
     """A picture with its short side scaled to `size` pixels, cropped at the centre.
 
     Args:
-        image: the picture, upright.
+        picture: as it is watched.
         size: height and width of the square in pixels.
         resize: "clip": as CLIP's own preprocessing (Pillow's bicubic filter, the sizes and offsets of torchvision's
             Resize and CenterCrop). "rounded": as runs were made before: torch's bicubic filter, the long side
             rounded, the offset rounded down.
     """
     square_of = {"clip": _square_of_clip, "rounded": _rounded_square}[resize]
-    return square_of(image, size)
+    return square_of(picture, size)
 
 
-def _square_of_clip(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[Tensor, "3 S S"]:
+def _square_of_clip(picture: Picture, size: int) -> UInt8[Tensor, "3 S S"]:
     """The long side is rounded down, the offset to the nearest even number, as CLIP's weights have seen pictures."""
-    height, width = image.shape[:2]
-    rows = _Side(height, min(height, width), size)
-    columns = _Side(width, min(height, width), size)
+    height, width = picture.pixels.shape[:2]
+    short = min(picture.height, picture.width)
+    rows = _Side(height, int(size * picture.height / short), size)
+    columns = _Side(width, int(size * picture.width / short), size)
 
     # What lies far outside the crop is cut off unscaled.
-    near = Image.fromarray(np.ascontiguousarray(image[rows.near, columns.near]))
+    near = Image.fromarray(np.ascontiguousarray(picture.pixels[rows.near, columns.near]))
     scaled = near.resize(
         (columns.scaled, rows.scaled),
         resample=Image.Resampling.BICUBIC,
@@ -53,8 +114,8 @@ class _Side:
     `crop` is kept.
     """
 
-    def __init__(self, length: int, short: int, size: int) -> None:
-        whole = int(size * length / short)
+    def __init__(self, length: int, whole: int, size: int) -> None:
+        """A side of `length` pixels that would be `whole` pixels long after scaling, of which `size` are kept."""
         first = round((whole - size) / 2)
 
         # Up to LONGEST times its crop a side is scaled as a whole. Of a longer one the pixels to be scaled are chosen
@@ -72,13 +133,12 @@ class _Side:
         self.crop = slice(first - skipped, first - skipped + size)
 
 
-def _rounded_square(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[Tensor, "3 S S"]:
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float()  # [3, H, W]
-    height, width = pixels.shape[1:]
-    scale = size / min(height, width)
+def _rounded_square(picture: Picture, size: int) -> UInt8[Tensor, "3 S S"]:
+    pixels = torch.from_numpy(picture.pixels.copy()).permute(2, 0, 1).float()  # [3, H, W]
+    scale = size / min(picture.height, picture.width)
 
     # Rounding must not leave a side shorter than the crop.
-    scaled = (max(size, round(height * scale)), max(size, round(width * scale)))
+    scaled = (max(size, round(picture.height * scale)), max(size, round(picture.width * scale)))
     pixels = interpolate(pixels[None], size=scaled, mode="bicubic", antialias=True, align_corners=False)[0]
     top = (scaled[0] - size) // 2
     left = (scaled[1] - size) // 2

@@ -6,15 +6,13 @@ from typing import Any
 
 from emcl_train.config import DataConfig
 from emcl_train.data.container import decoder_version
-from emcl_train.data.video import sampler_version
+from emcl_train.data.video import PICTURES, sampler_version
 from emcl_train.runs.files import json_if_whole
 
 COMPRESSED = "compressed.json"
 """Written by `emcl-train data compress` into the folder of its copies."""
 OF_COMPRESSION = ("fps", "short_side", "encoding")
 """What in it decides how frames come out."""
-PICTURES = ("resize",)
-"""Settings of how a frame becomes a picture. Version 1 of the sampler had none: its number says as much."""
 
 
 def provenance(config: DataConfig) -> dict[str, Any]:

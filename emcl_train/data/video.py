@@ -10,17 +10,16 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from emcl_train.config import DataConfig
+from emcl_train.config import BEFORE, DataConfig
 from emcl_train.data.clips import Clip
 from emcl_train.data.clock import has_no_stamps
 from emcl_train.data.container import VideoError, VideoInfo, open_video, probe, rewound, whole_timeline
 from emcl_train.data.decoding import Astray, frames_shown_at
-from emcl_train.data.picture import Resize, square
+from emcl_train.data.picture import Display, Resize, picture_of, square
 from emcl_train.data.timeline import Timeline
 
 __all__ = [
@@ -36,6 +35,9 @@ __all__ = [
 
 VIDEO_SAMPLER_VERSION = 2
 """Goes up with every change of which pixels `decode_frames` returns; remembered results and caches depend on it."""
+
+PICTURES = ("resize", "display")
+"""Settings of how a frame becomes a picture. Version 1 had one value of each, which still is there by its name."""
 
 SEEK_FROM = 60.0
 """Of clips of this many seconds and more only the groups of pictures that hold a wanted frame are decoded, for 12
@@ -64,6 +66,9 @@ class FrameRequest:
     """The last frame must be there too, though it is not returned, so that damage behind the last second is found."""
     resize: Resize = "clip"
     """How pictures are scaled and cropped; see `picture.square`."""
+    display: Display = "watched"
+    """"watched": what a player shows, of the film in the file; "rotated": as before, see `picture.picture_of`, of the
+    first stream of pictures."""
 
     @classmethod
     def of_clip(cls, clip: Clip, config: DataConfig, *, whole: bool = False) -> "FrameRequest":
@@ -77,12 +82,14 @@ class FrameRequest:
             end=clip.end,
             whole=whole,
             resize=config.resize,
+            display=config.display,
         )
 
 
 def sampler_version(config: DataConfig) -> int:
     """The version of the sampler whose frames a configuration gets: 1 where it asks for what that version did."""
-    return 1 if config.resize == "rounded" else VIDEO_SAMPLER_VERSION
+    as_before = all(getattr(config, name) == BEFORE[f"data.{name}"] for name in PICTURES)
+    return 1 if as_before else VIDEO_SAMPLER_VERSION
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ def decode_frames(
     """
     if not isinstance(request, FrameRequest):
         request = FrameRequest(request, *wanted, **settings)
-    with open_video(request.path) as (container, stream):
+    with open_video(request.path, first=request.display == "rotated") as (container, stream):
         timeline = whole_timeline(container, stream, request.path)
         pixels = _choose_by_seeking(container, stream, request, timeline)
         if pixels is None:
@@ -134,11 +141,6 @@ def decode_frames(
     frames = torch.zeros(request.num_frames, 3, request.image_size, request.image_size, dtype=torch.uint8)
     frames[: len(pixels)] = torch.stack(pixels)
     return frames, torch.arange(request.num_frames) < len(pixels)
-
-
-def upright(frame: VideoFrame) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture as it is meant to be seen: phones store it on its side."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
 def _span(request: FrameRequest, first: float, last_frame: float, over: float) -> _Span:
@@ -215,7 +217,8 @@ def _choose(
             if i == len(targets):
                 break
             if frame is not before:
-                pictures.append(square(upright(frame), request.image_size, request.resize))
+                picture = picture_of(frame, stream.sample_aspect_ratio, request.display)
+                pictures.append(square(picture, request.image_size, request.resize))
             elif not once:
                 pictures.append(pictures[-1])
             before = frame

@@ -21,8 +21,8 @@ from emcl_train.data.clips import Clip
 from emcl_train.data.container import VideoError, decoder_version, open_video, rewound, whole_timeline
 from emcl_train.data.decoding import frames_shown_at
 from emcl_train.data.loader import in_parallel
+from emcl_train.data.picture import Picture, picture_of
 from emcl_train.data.provenance import COMPRESSED
-from emcl_train.data.video import upright
 from emcl_train.errors import UserError
 from emcl_train.runs.files import alone, read_json, require_folder, whole, write_atomic, write_json_atomic
 
@@ -123,15 +123,15 @@ def compress_video(source: Path, target: Path, settings: Settings) -> None:
             number = math.floor((last - first) * settings.fps + 1e-6) + 1
             targets = [first + i / settings.fps for i in range(number)]
             with rewound(container, stream, timeline, source) as film:
-                images = (upright(frame) for frame in frames_shown_at(*film, source, timeline, targets))
-                _encode(partial, images, settings)
+                frames = frames_shown_at(*film, source, timeline, targets)
+                _encode(partial, (picture_of(frame, stream.sample_aspect_ratio) for frame in frames), settings)
 
         # By its time a copy is known to be of the video as it is now.
         modified = source.stat().st_mtime_ns
         os.utime(partial, ns=(modified, modified))
 
 
-def _encode(path: Path, images: Iterator[np.ndarray], settings: Settings) -> None:
+def _encode(path: Path, pictures: Iterator[Picture], settings: Settings) -> None:
     rate = Fraction(settings.fps).limit_denominator(1000)
     options = {"fflags": "+bitexact", "movflags": "+faststart"}  # bitexact: no version and no date in the file
     with av.open(str(path), "w", format="mp4", options=options) as container:
@@ -140,10 +140,10 @@ def _encode(path: Path, images: Iterator[np.ndarray], settings: Settings) -> Non
         stream.pix_fmt = "yuv420p"
         stream.codec_context.flags |= av.codec.context.Flags.bitexact
         stream.codec_context.time_base = 1 / rate
-        for i, image in enumerate(images):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        for i, picture in enumerate(pictures):
             if i == 0:
-                stream.width, stream.height = _size(frame.width, frame.height, settings.short_side)
+                stream.width, stream.height = _size(picture.width, picture.height, settings.short_side)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture.pixels), format="rgb24")
             frame = frame.reformat(stream.width, stream.height, format="yuv420p", interpolation="BICUBIC")
             frame.pts = i
             frame.time_base = 1 / rate

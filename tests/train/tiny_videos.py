@@ -21,18 +21,22 @@ def write_video(
     noise: bool = False,
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
+    rate: int = 10,
+    aspect: Fraction | None = None,
     paint: Callable[[np.ndarray, int], None] | None = None,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """Frame i has brightness `levels[i]`, and is shown from `times[i]` tenths of a second on."""
+    """Frame i has brightness `levels[i]`, and is shown from `times[i]` / `rate` seconds on."""
     draw = np.random.default_rng(0)
     levels = list(levels)
     with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=10, options={"crf": "1", "preset": "ultrafast"} | (options or {}))
+        stream = container.add_stream(codec, rate=rate, options={"crf": "1", "preset": "ultrafast"} | (options or {}))
         stream.width, stream.height = size
         stream.pix_fmt = pix_fmt
-        stream.codec_context.time_base = Fraction(1, 10)
+        stream.codec_context.time_base = Fraction(1, rate)
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         stream.codec_context.thread_count = 1
         for i, value in enumerate(levels):
             image = np.full((size[1], size[0], 3), FIRST + STEP * value, dtype=np.uint8)
@@ -41,7 +45,7 @@ def write_video(
             if paint:
                 paint(image, i)
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = (times[i] if times else i), Fraction(1, 10)
+            frame.pts, frame.time_base = (times[i] if times else i), Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path

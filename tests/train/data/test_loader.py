@@ -354,13 +354,13 @@ def test_another_sampling_is_another_cache(config, decoded):
 def test_frames_of_another_version_of_the_sampler_are_another_cache(config, decoded):
     config.data.cache_frames = True
     prepare(config)
-    before = replace(config.data, resize="rounded")
+    before = replace(config.data, resize="rounded", display="rotated")
     clips = load_annotations(before).train.clips
     assert loader.FrameCache.open(before, clips) is None
     prepare(replace(config, data=before))
     assert sorted(path.name for path in (config.data.root / ".emcl").glob("frames-v*.json")) == [
         f"frames-v1-uniform-{before.num_frames}x{before.image_size}.json",
-        f"frames-v2-uniform-{before.num_frames}-clipx{before.image_size}.json",
+        f"frames-v2-uniform-{before.num_frames}-clip-watchedx{before.image_size}.json",
     ]
 
     # Each is kept while runs of both kinds go on.
@@ -378,7 +378,7 @@ def test_what_an_older_version_could_not_decode_is_looked_at_again(config, decod
     older.write_text(json.dumps({name: entry | {"reason": "it is truncated"} for name, entry in entries.items()}))
     checked.unlink()
     decoded.clear()
-    prepare(replace(config, data=replace(config.data, resize="rounded")))
+    prepare(replace(config, data=replace(config.data, resize="rounded", display="rotated")))
     assert len(decoded) == len(entries)
 
 

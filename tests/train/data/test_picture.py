@@ -9,8 +9,13 @@ from tiny_videos import write_video
 from emcl_train.config import DataConfig
 from emcl_train.data import picture
 from emcl_train.data.clips import Clip
-from emcl_train.data.picture import square
+from emcl_train.data.picture import Picture, Resize
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION, FrameRequest, decode_clip, decode_frames, sampler_version
+
+
+def square(image: np.ndarray, size: int, resize: Resize = "clip") -> torch.Tensor:
+    return picture.square(Picture(image, *image.shape[:2]), size, resize)
+
 
 # Heights and widths of videos as people have them, and ones between which roundings differ.
 SIZES = [
@@ -118,12 +123,13 @@ def test_a_configuration_says_which_resize_it_gets(tmp_path) -> None:
     path = write_video(tmp_path / "a.mp4", [1, 2], size=(62, 46), noise=True)
     frames = {}
     for resize in ("clip", "rounded"):
-        config = DataConfig(num_frames=1, image_size=32, resize=resize)
+        config = DataConfig(num_frames=1, image_size=32, resize=resize, display="rotated")
         frames[resize] = decode_clip(Clip("a", path), config)[0]
         assert torch.equal(frames[resize], decode_frames(FrameRequest(path, 1, 32, resize=resize))[0])
     assert not torch.equal(frames["clip"], frames["rounded"])
 
 
 def test_the_old_resize_is_version_one_of_the_sampler() -> None:
-    assert sampler_version(DataConfig(resize="rounded")) == 1
+    assert sampler_version(DataConfig(resize="rounded", display="rotated")) == 1
+    assert sampler_version(DataConfig(resize="rounded")) == VIDEO_SAMPLER_VERSION
     assert sampler_version(DataConfig()) == VIDEO_SAMPLER_VERSION == 2
