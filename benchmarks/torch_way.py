@@ -82,7 +82,7 @@ def similarity(text: Tensor, frames: Tensor, mask: Tensor, init: Tensor) -> tupl
     fitted = table["em_fit"](gram, colsum.unsqueeze(-1) * init, *EM)
     given = (text, frames, mask, kept, *fitted)
     cosine, length = table["_pooled_cosine"](*given, WEIGHT, POOLING_TEMPERATURE, False)
-    return cosine, (*given, cosine, length, WEIGHT, POOLING_TEMPERATURE, False)
+    return cosine, (*given, cosine, length, WEIGHT, POOLING_TEMPERATURE, False, True, True, False)
 
 
 def training_step(wrap: Wrap, *inputs: Tensor) -> Callable[[], Any]:

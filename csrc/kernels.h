@@ -50,7 +50,7 @@ using pooled_moments_backward = void(const Call&, Element, Pool, const void* tex
 // cosine, length [A, B]
 using pooled_cosine = void(const Call&, Element, Pool, Map, const void* text, const void* frames,
                            const Number* frame_mask, const Number* kept, Number* cosine, Number* length);
-// pull_text [A, K], pull_frames [B, F, K]
+// pull_text [A, K], pull_frames [B, F, K]. Here and in the backward above, an output that is not needed is null.
 using pooled_cosine_backward = void(const Call&, Element, Pool, Map, bool linear, const Number* d_cosine,
                                     const Number* cosine, const Number* length, const void* text, const void* frames,
                                     const Number* frame_mask, const Number* kept, void* d_text, void* d_frames,

@@ -199,7 +199,7 @@ def work(cell: Cell, device: str) -> tuple[Op, tuple[Any, ...], Run]:
             _, _, kept = pooled.moments_op.call(*given)
             inputs = (text, clips, mask, kept, *fitted)
             cosine, length = pooled.cosine_op.call(*inputs, 3.0, 3.0, False)
-            OPS["_pooled_cosine_backward"].call(cosine, *inputs, cosine, length, 3.0, 3.0, False)
+            OPS["_pooled_cosine_backward"].call(cosine, *inputs, cosine, length, 3.0, 3.0, False, True, True, False)
 
         return pooled.moments_op, given, pooled_similarity
 

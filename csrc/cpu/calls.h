@@ -144,8 +144,8 @@ struct Calls {
                                      void* d_frames, void* pull_text, void* pull_frames) {
     const Pooling<E> pool(call.parallel_for, rows(text), rows(frames), numbers(frame_mask), size);
     const Cosines<T> given{numbers(d_cosine), numbers(cosine), numbers(length)};
-    ::pooled_cosine_backward(pool, fitted(pool, map), given, numbers(kept), linear, rows(d_text), rows(d_frames),
-                             numbers(pull_text), numbers(pull_frames));
+    const Targets<E> to{rows(d_text), rows(d_frames), numbers(pull_text), numbers(pull_frames)};
+    ::pooled_cosine_backward(pool, fitted(pool, map), given, numbers(kept), linear, to);
   }
 
   static void pooled_blocks(const Call& call, Element, emcl::Pool all, Settings settings, int64_t em_block,

@@ -69,8 +69,8 @@ void add_frames_to_texts(const Pooling<E>& pool, const Through<Compute<E>>& thro
 }
 
 // A backward over all groups: step(first, last, through) fills `through` for groups [first, last) and writes their
-// frames' gradients; the texts' share is added here. As many groups are held at a time as fit into kHeld numbers; the
-// order of the sums depends on the sizes alone.
+// frames' gradients; the texts' share is added here, unless d_text is null. As many groups are held at a time as fit
+// into kHeld numbers; the order of the sums depends on the sizes alone.
 template <class E, class Step>
 void through_weights(const Pooling<E>& pool, Compute<E>* d_text, const Step& step) {
   using T = Compute<E>;
@@ -80,13 +80,14 @@ void through_weights(const Pooling<E>& pool, Compute<E>* d_text, const Step& ste
   const int64_t fitting = most<int64_t>(1, kHeld / (group_rows * pool.padded));
   const int64_t held_groups = least(pool.groups, fitting < 16 ? fitting : fitting / 16 * 16);
   const int64_t held_rows = least(held_groups * group_rows, pool.rows);
-  Scratch<T> weights(held_rows * pool.padded), frame_panels(held_rows * round_up(width, W));
+  Scratch<T> weights(held_rows * pool.padded), frame_panels(d_text ? held_rows * round_up(width, W) : 0);
 
   for (int64_t first = 0; first < pool.groups; first += held_groups) {
     const int64_t first_row = first * group_rows;
     const int64_t rows = least(held_rows, pool.rows - first_row);
     const Through<T> through{weights.get(), first_row, pool.padded};
     step(first, least(pool.groups, first + held_groups), through);
+    if (d_text == nullptr) continue;
 
     pack_panels<E, T>(pool.run, pool.frames + first_row * width, rows, width, width, 1, frame_panels.get());
     add_frames_to_texts(pool, through, rows, frame_panels.get(), d_text);
@@ -120,30 +121,34 @@ class MomentsBackward {
   static constexpr int64_t W = kPanel<T>, V = kLanes<T>;
 
  public:
-  MomentsBackward(const Pooling<E>& pool, const T* d_gram, const T* d_colsum, const T* kept)
+  // d_text, d_frames: out; null if not needed.
+  MomentsBackward(const Pooling<E>& pool, const T* d_gram, const T* d_colsum, const T* kept, E* d_text, E* d_frames)
       : pool_(pool),
         kept_(kept),
+        to_text_(d_text),
+        to_frames_(d_frames),
         F(pool.size.frames),
         texts_(pool.size.texts),
         width_(pool.size.width),
         depth_(round_up(width_, W)),
         H_(width_ * depth_),
         h_(depth_),
-        text_panels_(texts_ * depth_),
-        d_text_(pool.padded * depth_) {
+        text_panels_(d_frames ? texts_ * depth_ : 0),
+        d_text_(d_text ? pool.padded * depth_ : 0) {
     pack_twice_symmetric(pool.run, d_gram, width_, H_.get());
     for (int64_t d = 0; d < depth_; ++d) h_[d] = d < width_ ? d_colsum[d] : T(0);
-    pack_panels<E, T>(pool.run, pool.text, texts_, width_, width_, 1, text_panels_.get());
-    d_text_.clear(pool.padded * depth_);
+    if (to_frames_) pack_panels<E, T>(pool.run, pool.text, texts_, width_, width_, 1, text_panels_.get());
+    if (to_text_) d_text_.clear(pool.padded * depth_);
   }
 
-  void run(E* d_text, E* d_frames) {
-    texts_as_rows();
-    through_weights(pool_, d_text_.get(), [&](int64_t first, int64_t last, const Through<T>& through) {
-      frames_of_groups(first, last, through, d_frames);
-    });
-    for (int64_t i = 0; i < texts_; ++i)
-      for (int64_t d = 0; d < width_; ++d) narrow(d_text_[i * depth_ + d], &d_text[i * width_ + d]);
+  void run() {
+    if (to_text_) texts_as_rows();
+    through_weights(
+        pool_, to_text_ ? d_text_.get() : nullptr,
+        [&](int64_t first, int64_t last, const Through<T>& through) { frames_of_groups(first, last, through); });
+    if (to_text_)
+      for (int64_t i = 0; i < texts_; ++i)
+        for (int64_t d = 0; d < width_; ++d) narrow(d_text_[i * depth_ + d], &to_text_[i * width_ + d]);
   }
 
  private:
@@ -192,7 +197,7 @@ class MomentsBackward {
              });
   }
 
-  void frames_of_groups(int64_t first_group, int64_t last_group, const Through<T>& through, E* d_frames) const {
+  void frames_of_groups(int64_t first_group, int64_t last_group, const Through<T>& through) const {
     group_runs(pool_, first_group, last_group, [&](int64_t first, int64_t last) {
       Work work(pool_, F, depth_);
       for (int64_t group = first; group < last; ++group) {
@@ -202,7 +207,7 @@ class MomentsBackward {
           for (int64_t v = 0; v < work.group.videos; ++v) back_to_dots(work, v);
           through.keep(work.group, panel, work.tile.get());
         }
-        write_frames(work, through, d_frames);
+        if (to_frames_) write_frames(work, through);
       }
     });
   }
@@ -228,7 +233,7 @@ class MomentsBackward {
     const T* weights = &group.weights[v * F * W];
     T* d_weights = work.d_weights.get();
     panel_product<T>(F, F, &work.products[v * F * F], F, 1, weights, d_weights, W);
-    work.pairs.add(v, weights, weights);
+    if (to_frames_) work.pairs.add(v, weights, weights);
     for (int64_t i = 0; i < F; ++i) {
       T* count = &work.counts[(v * F + i) * V];
       for (int64_t j = 0; j < W; j += V) {
@@ -245,7 +250,7 @@ class MomentsBackward {
   }
 
   // Through the dots, and Σ over texts of w·(pooled·H + h) = S·f·H + counts·h.
-  void write_frames(Work& work, const Through<T>& through, E* d_frames) const {
+  void write_frames(Work& work, const Through<T>& through) const {
     const Group<E>& group = work.group;
     for (int64_t v = 0; v < group.videos; ++v) work.pairs.write(v, T(1), &work.squares[v * F * F]);
     for (int64_t i = 0; i < group.rows; ++i) work.totals[i] = sum_of_lanes<T>(load(&work.counts[i * V]));
@@ -256,30 +261,41 @@ class MomentsBackward {
       add_squares_times(group, work.squares.get(), &work.rows_H[column], depth_, out);
       for (int64_t i = 0; i < group.rows; ++i)
         for (int64_t d = column; d < least(width_, column + W); ++d)
-          narrow(out[i * W + d - column] + work.totals[i] * h_[d], &d_frames[(group.first_row + i) * width_ + d]);
+          narrow(out[i * W + d - column] + work.totals[i] * h_[d], &to_frames_[(group.first_row + i) * width_ + d]);
     }
   }
 
   const Pooling<E>& pool_;
   const T* kept_;
-  const int64_t F;  // frames of a video
+  E *const to_text_, *const to_frames_;  // null if not needed
+  const int64_t F;                       // frames of a video
   const int64_t texts_, width_, depth_;
   Scratch<T> H_, h_;  // in panels; padded
   Scratch<T> text_panels_;
   Scratch<T> d_text_;  // [padded, depth]
 };
 
-// d_text and d_frames of (PG) and (PS)
+// d_text and d_frames of (PG) and (PS); null if not needed
 template <class E>
 void pooled_moments_backward(const Pooling<E>& pool, const Compute<E>* d_gram, const Compute<E>* d_colsum,
                              const Compute<E>* kept, E* d_text, E* d_frames) {
-  MomentsBackward<E>(pool, d_gram, d_colsum, kept).run(d_text, d_frames);
+  MomentsBackward<E>(pool, d_gram, d_colsum, kept, d_text, d_frames).run();
 }
 
 // What the cosine's forward gave, and the gradient that comes back to it; all [A, B].
 template <class T>
 struct Cosines {
   const T *d_cosine, *cosine, *length;
+};
+
+// Where the gradients go: d_text and d_frames, and what the map's own gradient is made from, pull_text [A, K] and
+// pull_frames [B·F, K]. Each is null if it is not needed. A gradient takes the pull of its own side, written or not.
+template <class E>
+struct Targets {
+  E *d_text, *d_frames;
+  Compute<E>*pull_text, *pull_frames;
+  bool texts() const { return d_text || pull_text; }
+  bool frames() const { return d_frames || pull_frames; }
 };
 
 // (PB) Backward of (PN) and (PL). A cosine's numerator and the pooled row's length give gradients to the frame weights,
@@ -291,10 +307,12 @@ class CosineBackward {
   static constexpr int64_t W = kPanel<T>, V = kLanes<T>;
 
  public:
-  CosineBackward(const Pooling<E>& pool, const PooledMap<E>& map, Cosines<T> given, const T* kept, bool linear)
+  CosineBackward(const Pooling<E>& pool, const PooledMap<E>& map, Cosines<T> given, const T* kept, bool linear,
+                 Targets<E> to)
       : pool_(pool),
         map_(map),
         given_(given),
+        to_(to),
         kept_(kept),
         linear_(linear),
         F(pool.size.frames),
@@ -303,31 +321,32 @@ class CosineBackward {
         depth_(round_up(width_, W)),
         padded_(pool.padded),
         thin_(map.thin),
-        text_panels_(texts_ * depth_),
+        text_panels_(to.d_frames ? texts_ * depth_ : 0),
         r_panels_(thin_ * depth_),
-        d_text_(padded_ * depth_),
+        d_text_(to.d_text ? padded_ * depth_ : 0),
         text_pulls_(padded_ * thin_),
         text_pulls_of_split_(kSplits * padded_ * thin_),
         shares_(pool.size.videos * padded_),
         text_squares_(padded_) {
-    pack_panels<E, T>(pool.run, pool.text, texts_, width_, width_, 1, text_panels_.get());
+    if (to_.d_frames) pack_panels<E, T>(pool.run, pool.text, texts_, width_, width_, 1, text_panels_.get());
     pack_panels<T, T>(pool.run, map.r.get(), thin_, width_, 1, thin_, r_panels_.get());
-    d_text_.clear(padded_ * depth_);
+    if (to_.d_text) d_text_.clear(padded_ * depth_);
     text_pulls_.clear(padded_ * thin_);
   }
 
-  void run(E* d_text, E* d_frames, T* pull_text, T* pull_frames) {
-    through_weights(pool_, d_text_.get(), [&](int64_t first, int64_t last, const Through<T>& through) {
-      frames_of_groups(first, last, through, d_frames, pull_frames);
-    });
+  void run() {
+    through_weights(
+        pool_, to_.d_text ? d_text_.get() : nullptr,
+        [&](int64_t first, int64_t last, const Through<T>& through) { frames_of_groups(first, last, through); });
+    if (!to_.texts()) return;
     parallel(pool_.run, divide_up(texts_, kRowBlock), grain_of(kRowBlock * width_ * (thin_ + 1)),
              [&](int64_t first, int64_t last) {
                Scratch<T> coefficients(kRowBlock * thin_), line(kRowBlock * W);
                for (int64_t block = first; block < last; ++block) {
                  const int64_t begin = block * kRowBlock;
                  const int64_t end = least(texts_, begin + kRowBlock);
-                 finish_pulls(begin, end, coefficients.get(), pull_text);
-                 write_texts(begin, end, coefficients.get(), line.get(), d_text);
+                 finish_pulls(begin, end, coefficients.get());
+                 if (to_.d_text) write_texts(begin, end, coefficients.get(), line.get());
                }
              });
   }
@@ -363,8 +382,7 @@ class CosineBackward {
   };
 
   // Sums over videos are kept for each split of the groups; splits do not depend on the number of threads.
-  void frames_of_groups(int64_t first_group, int64_t last_group, const Through<T>& through, E* d_frames,
-                        T* pull_frames) {
+  void frames_of_groups(int64_t first_group, int64_t last_group, const Through<T>& through) {
     const int64_t count = last_group - first_group;
     const int64_t splits = least(kSplits, count);
     text_pulls_of_split_.clear(splits * padded_ * thin_);
@@ -374,16 +392,14 @@ class CosineBackward {
         const int64_t begin = first_group + split * count / splits;
         const int64_t end = first_group + (split + 1) * count / splits;
         T* text_pulls = &text_pulls_of_split_[split * padded_ * thin_];
-        for (int64_t group = begin; group < end; ++group)
-          frames_of_group(work, group, through, text_pulls, d_frames, pull_frames);
+        for (int64_t group = begin; group < end; ++group) frames_of_group(work, group, through, text_pulls);
       }
     });
     for (int64_t split = 0; split < splits; ++split)
       for (int64_t i = 0; i < padded_ * thin_; ++i) text_pulls_[i] += text_pulls_of_split_[split * padded_ * thin_ + i];
   }
 
-  void frames_of_group(Work& work, int64_t index, const Through<T>& through, T* text_pulls, E* d_frames,
-                       T* pull_frames) {
+  void frames_of_group(Work& work, int64_t index, const Through<T>& through, T* text_pulls) {
     Group<E>& group = work.group;
     group.start(index);
     work.mapped.start(group, linear_ ? Corrected::twice : Corrected::once);
@@ -399,11 +415,15 @@ class CosineBackward {
       through.keep(group, panel, work.tile.get());
     }
 
+    if (!to_.frames()) return;
     finish_squares(work);
-    times_correction(group.rows, work.pulls.get(), work.coefficients.get());
-    unpad_thin<T>(work.pulls.get(), group.rows, map_.num_bases, thin_, nullptr,
-                  pull_frames + group.first_row * map_.num_bases);
-    write_frames(work, through, d_frames);
+    if (to_.pull_frames)
+      unpad_thin<T>(work.pulls.get(), group.rows, map_.num_bases, thin_, nullptr,
+                    to_.pull_frames + group.first_row * map_.num_bases);
+    if (to_.d_frames) {
+      times_correction(group.rows, work.pulls.get(), work.coefficients.get());
+      write_frames(work, through);
+    }
   }
 
   // The tile's cosines and their gradients, with one text per lane; none for the padding of the last panel.
@@ -427,7 +447,7 @@ class CosineBackward {
       softmax_backward<T>(F, &work.group.soft[v * F * W + j], work.group.mask_of(v), &work.d_weights[j],
                           T(1 / pool_.size.temperature), &work.tile[v * F * W + j]);
     }
-    work.pairs.add(v, work.d_squares.get(), weights);
+    if (to_.frames()) work.pairs.add(v, work.d_squares.get(), weights);
   }
 
   // Of one vector of texts: a weight changes the cosine's numerator, and the square of the pooled row's length.
@@ -456,10 +476,12 @@ class CosineBackward {
   void add_pulls(Work& work, int64_t panel, T* text_pulls) const {
     if (thin_ == 0) return;
     const Group<E>& group = work.group;
-    thin_product<T, true>(group.rows, group.texts_of(panel), work.plain.get(), W, 1, &map_.text_r[panel * W * thin_],
-                          thin_, work.pulls.get());
-    thin_product<T, true>(W, group.rows, work.plain.get(), 1, W, work.mapped.f_r.get(), thin_,
-                          &text_pulls[panel * W * thin_]);
+    if (to_.frames())
+      thin_product<T, true>(group.rows, group.texts_of(panel), work.plain.get(), W, 1, &map_.text_r[panel * W * thin_],
+                            thin_, work.pulls.get());
+    if (to_.texts())
+      thin_product<T, true>(W, group.rows, work.plain.get(), 1, W, work.mapped.f_r.get(), thin_,
+                            &text_pulls[panel * W * thin_]);
   }
 
   // What the lengths of a group's pooled rows give to its frames, and pull at them in the bases.
@@ -480,7 +502,7 @@ class CosineBackward {
   }
 
   // Through the dots, through the map, and through the lengths.
-  void write_frames(Work& work, const Through<T>& through, E* d_frames) const {
+  void write_frames(Work& work, const Through<T>& through) const {
     const Group<E>& group = work.group;
     T* out = work.tile.get();
     for (int64_t column = 0; column < depth_; column += W) {
@@ -491,12 +513,12 @@ class CosineBackward {
       add_squares_times(group, work.squares.get(), &group.f[column], depth_, out);
       for (int64_t i = 0; i < group.rows; ++i)
         for (int64_t d = column; d < least(width_, column + W); ++d)
-          narrow(out[i * W + d - column], &d_frames[(group.first_row + i) * width_ + d]);
+          narrow(out[i * W + d - column], &to_.d_frames[(group.first_row + i) * width_ + d]);
     }
   }
 
   // The length of a text is in all of its cosines: its gradient is text_squares·text, and pulls at it in the bases.
-  void finish_pulls(int64_t begin, int64_t end, T* coefficients, T* pull_text) {
+  void finish_pulls(int64_t begin, int64_t end, T* coefficients) {
     for (int64_t i = begin; i < end; ++i) {
       T sum = 0;
       for (int64_t b = 0; b < pool_.size.videos; ++b) sum += shares_[b * padded_ + i];
@@ -505,11 +527,12 @@ class CosineBackward {
       for (int64_t k = 0; k < thin_; ++k) text_pulls_[i * thin_ + k] += text_squares_[i] * map_.text_r[i * thin_ + k];
     }
     times_correction(end - begin, &text_pulls_[begin * thin_], coefficients);
-    unpad_thin<T>(&text_pulls_[begin * thin_], end - begin, map_.num_bases, thin_, nullptr,
-                  pull_text + begin * map_.num_bases);
+    if (to_.pull_text)
+      unpad_thin<T>(&text_pulls_[begin * thin_], end - begin, map_.num_bases, thin_, nullptr,
+                    to_.pull_text + begin * map_.num_bases);
   }
 
-  void write_texts(int64_t begin, int64_t end, const T* coefficients, T* line, E* d_text) const {
+  void write_texts(int64_t begin, int64_t end, const T* coefficients, T* line) const {
     const int64_t m = end - begin;
     for (int64_t column = 0; column < depth_; column += W) {
       for (int64_t i = 0; i < m; ++i)
@@ -518,7 +541,7 @@ class CosineBackward {
       for (int64_t i = 0; i < m; ++i)
         for (int64_t d = column; d < least(width_, column + W); ++d) {
           const int64_t at = (begin + i) * width_ + d;
-          narrow(line[i * W + d - column] + text_squares_[begin + i] * T(widen(pool_.text[at])), &d_text[at]);
+          narrow(line[i * W + d - column] + text_squares_[begin + i] * T(widen(pool_.text[at])), &to_.d_text[at]);
         }
     }
   }
@@ -526,6 +549,7 @@ class CosineBackward {
   const Pooling<E>& pool_;
   const PooledMap<E>& map_;
   const Cosines<T> given_;
+  const Targets<E> to_;
   const T* kept_;
   const bool linear_;  // the gradient goes through both factors of an inner product, and not through one
   const int64_t F;     // frames of a video
@@ -537,12 +561,10 @@ class CosineBackward {
   Scratch<T> text_squares_;                      // [padded]
 };
 
-// d_text, d_frames, and what the map's own gradient is made from: pull_text [A, K], pull_frames [B·F, K].
 template <class E>
 void pooled_cosine_backward(const Pooling<E>& pool, const PooledMap<E>& map, Cosines<Compute<E>> given,
-                            const Compute<E>* kept, bool linear, E* d_text, E* d_frames, Compute<E>* pull_text,
-                            Compute<E>* pull_frames) {
-  CosineBackward<E>(pool, map, given, kept, linear).run(d_text, d_frames, pull_text, pull_frames);
+                            const Compute<E>* kept, bool linear, Targets<E> to) {
+  CosineBackward<E>(pool, map, given, kept, linear, to).run();
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ void _pooled_cosine(const Tensor& text, const Tensor& frames, const Tensor& fram
                                  numbers(kept), numbers_out(cosine), numbers_out(length));
 }
 
-// pull_text [A, K], pull_frames [B, F, K]
+// pull_text [A, K], pull_frames [B, F, K]; an output that is not needed is empty
 void _pooled_cosine_backward(const Tensor& d_cosine, const Tensor& text, const Tensor& frames, const Tensor& frame_mask,
                              const Tensor& kept, const Tensor& responsibilities, const Tensor& scale,
                              const Tensor& cosine, const Tensor& length, double weight, double pooling_temperature,
@@ -35,10 +35,10 @@ void _pooled_cosine_backward(const Tensor& d_cosine, const Tensor& text, const T
   check.numbers("cosine", cosine, {pool.texts, pool.videos});
   check.numbers("length", length, {pool.texts, pool.videos});
   check.numbers_or_none("kept", kept, {pool.videos, pool.frames, pool.texts});
-  check.rows("d_text", d_text, {pool.texts, pool.width});
-  check.rows("d_frames", d_frames, {pool.videos, pool.frames, pool.width});
-  check.numbers("pull_text", pull_text, {pool.texts, map.num_bases});
-  check.numbers("pull_frames", pull_frames, {pool.videos, pool.frames, map.num_bases});
+  check.rows_or_none("d_text", d_text, {pool.texts, pool.width});
+  check.rows_or_none("d_frames", d_frames, {pool.videos, pool.frames, pool.width});
+  check.numbers_or_none("pull_text", pull_text, {pool.texts, map.num_bases});
+  check.numbers_or_none("pull_frames", pull_frames, {pool.videos, pool.frames, map.num_bases});
 
   const Scope scope(text);
   const Element element = element_of(text);

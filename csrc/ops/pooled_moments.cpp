@@ -21,6 +21,7 @@ void _pooled_moments(const Tensor& text, const Tensor& frames, const Tensor& fra
                                   numbers_out(gram), numbers_out(colsum), numbers_out(kept));
 }
 
+// An output that is not needed is empty.
 void _pooled_moments_backward(const Tensor& d_gram, const Tensor& d_colsum, const Tensor& text, const Tensor& frames,
                               const Tensor& frame_mask, const Tensor& kept, double pooling_temperature, bool /*keep*/,
                               const Tensor& d_text, const Tensor& d_frames) {
@@ -29,8 +30,8 @@ void _pooled_moments_backward(const Tensor& d_gram, const Tensor& d_colsum, cons
   check.numbers("d_gram", d_gram, {pool.width, pool.width});
   check.numbers("d_colsum", d_colsum, {pool.width});
   check.numbers_or_none("kept", kept, {pool.videos, pool.frames, pool.texts});
-  check.rows("d_text", d_text, {pool.texts, pool.width});
-  check.rows("d_frames", d_frames, {pool.videos, pool.frames, pool.width});
+  check.rows_or_none("d_text", d_text, {pool.texts, pool.width});
+  check.rows_or_none("d_frames", d_frames, {pool.videos, pool.frames, pool.width});
 
   const Scope scope(text);
   const Element element = element_of(text);

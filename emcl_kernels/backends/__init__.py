@@ -28,6 +28,8 @@ class Declared(Protocol):
     """Names of the arguments that are tensors; they come first."""
     fallback: Implementation | None
     """In terms of other ops, for a backend that has no implementation; or None."""
+    switches: int
+    """How many of the last arguments say which outputs are needed."""
 
     @property
     def position(self) -> Mapping[str, int]:

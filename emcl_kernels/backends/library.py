@@ -2,7 +2,7 @@
 
 The C++ library registers its functions under the CPU key and the CUDA library under the CUDA key, both in the namespace
 emcl_native. The emulated CUDA library runs on CPU tensors, so it has a namespace of its own. An op has the same name
-there as in torch.ops.emcl; its arguments are those of the op, then the outputs.
+there as in torch.ops.emcl; its arguments are those of the op, then the outputs. An output that is not needed is empty.
 """
 
 import json
@@ -65,11 +65,12 @@ class Kernels:
 def _call(op: Declared, kernel: Any) -> Implementation:
     """Allocate the outputs, and have them filled from contiguous inputs."""
     count = len(op.tensors)
+    end = len(op.position) - op.switches
 
     def implementation(*args: Any) -> Any:
         outputs = op.allocate(args)
         tensors = [tensor.contiguous() for tensor in args[:count]]
-        kernel(*tensors, *args[count:], *outputs)
+        kernel(*tensors, *args[count:end], *outputs)
         return outputs if len(outputs) > 1 else outputs[0]
 
     return implementation

@@ -71,8 +71,10 @@ class PooledFunctions:
         kept: Tensor,
         pooling_temperature: float,
         keep: bool,
+        needs_text: bool,
+        needs_frames: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of `moments` to text and frames (docs/math.md, PM)."""
+        """Gradients of `moments` to text and frames (docs/math.md, PM); one that is not needed is empty."""
         weighing = _Weighing(self.products, text, frames, frame_mask, pooling_temperature, kept)
         t = weighing.t
         f = weighing.f
@@ -86,9 +88,14 @@ class PooledFunctions:
         d_dots = self.products.factor(weighing.backward(d_weights), t)
 
         # Directly, as a part of the rows, and through the inner products.
-        d_text = self.products.of(t, twice) + d_colsum + self.products.of(d_dots.flatten(0, 1).mT, f.flatten(0, 1))
-        d_frames = self.products.of(d_dots, t) + (weights @ weights.mT) @ f_twice
-        d_frames += weights.sum(-1, keepdim=True) * d_colsum
+        d_text = text.new_empty((text.shape[0], 0))
+        if needs_text:
+            d_text = self.products.of(t, twice) + d_colsum + self.products.of(d_dots.flatten(0, 1).mT, f.flatten(0, 1))
+
+        d_frames = frames.new_empty((*frames.shape[:2], 0))
+        if needs_frames:
+            d_frames = self.products.of(d_dots, t) + (weights @ weights.mT) @ f_twice
+            d_frames += weights.sum(-1, keepdim=True) * d_colsum
         return d_text.to(text.dtype), d_frames.to(frames.dtype)
 
     def cosine(
@@ -146,7 +153,10 @@ class PooledFunctions:
         weight: float,
         pooling_temperature: float,
         linear: bool,
-    ) -> tuple[Tensor, Tensor, Float[Tensor, "A K"], Float[Tensor, "B F K"]]:
+        needs_text: bool,
+        needs_frames: bool,
+        needs_more: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of `cosine` (docs/math.md, PB).
 
         Args:
@@ -162,10 +172,13 @@ class PooledFunctions:
             weight: as for `cosine`.
             pooling_temperature: as for `cosine`.
             linear: whether the gradient goes through the map; if not, the reconstruction is a constant.
+            needs_text: whether d_text is needed.
+            needs_frames: whether d_frames is needed.
+            needs_more: whether the pulls are needed.
 
         Returns:
             d_text, d_frames, and the pulls on text·r `[A, K]` and frames·r `[B, F, K]`, from which the gradients to the
-            map follow.
+            map follow. What is not needed is empty.
         """
         weighing = _Weighing(self.products, text, frames, frame_mask, pooling_temperature, kept)
         t = weighing.t
@@ -190,18 +203,30 @@ class PooledFunctions:
         d_weights += (frame_products @ weights).mul_(2 * d_pooled_square.unsqueeze(1))
         d_dots = weighing.backward(d_weights)
 
-        # To text·r and frames·r.
+        # To text, through the inner products and through its pull, that on text·r.
         numerator_weights = d_numerator.unsqueeze(1) * weights  # [B, F, A]
-        frame_weights = 2 * (d_pooled_square.unsqueeze(1) * weights) @ weights.mT  # [B, F, F]
-        pull_text = numerator_weights.flatten(0, 1).mT @ f_r.flatten(0, 1) + 2 * d_text_square.unsqueeze(-1) * t_r
-        pull_frames = numerator_weights @ t_r + frame_weights @ f_r
-
-        # To text and frames: through their inner products, and through the pulls.
         through = self.products.factor(d_dots.add_(numerator_weights), t)
-        d_text = self.products.of(through.flatten(0, 1).mT, f.flatten(0, 1)) + 2 * d_text_square.unsqueeze(-1) * t
-        d_text += pull_text @ once @ responsibilities.mT
-        d_frames = self.products.of(through, t) + self.products.of(frame_weights, f)
-        d_frames += pull_frames @ once @ responsibilities.mT
+        d_text = text.new_empty((text.shape[0], 0))
+        pull_text = t_r.new_empty((t_r.shape[0], 0))
+        if needs_text or needs_more:
+            pull_text = numerator_weights.flatten(0, 1).mT @ f_r.flatten(0, 1) + 2 * d_text_square.unsqueeze(-1) * t_r
+        if needs_text:
+            d_text = self.products.of(through.flatten(0, 1).mT, f.flatten(0, 1)) + 2 * d_text_square.unsqueeze(-1) * t
+            d_text += pull_text @ once @ responsibilities.mT
+
+        # To frames, likewise.
+        d_frames = frames.new_empty((*frames.shape[:2], 0))
+        pull_frames = f_r.new_empty((*f_r.shape[:2], 0))
+        if needs_frames or needs_more:
+            frame_weights = 2 * (d_pooled_square.unsqueeze(1) * weights) @ weights.mT  # [B, F, F]
+            pull_frames = numerator_weights @ t_r + frame_weights @ f_r
+        if needs_frames:
+            d_frames = self.products.of(through, t) + self.products.of(frame_weights, f)
+            d_frames += pull_frames @ once @ responsibilities.mT
+
+        if not needs_more:
+            pull_text = t_r.new_empty((t_r.shape[0], 0))
+            pull_frames = f_r.new_empty((*f_r.shape[:2], 0))
         return d_text.to(text.dtype), d_frames.to(frames.dtype), pull_text, pull_frames
 
 

@@ -76,6 +76,10 @@ class Gradient:
         finished: inputs whose gradient `finish` makes from those further outputs.
         finish: makes the gradients of `to` and `finished` from the context, the saved tensors, and the backward op's
             outputs.
+        switched: whether the last arguments of the backward op say what is needed: `needs_NAME` for each input in `to`,
+            and `needs_more` for `more`. What is not needed has a last dimension of 0, and should cost nothing.
+        short: a shorter way where it serves. It takes the context, the saved tensors and the gradients of the outputs,
+            and returns the gradients of `to`, or None to have the backward op called.
     """
 
     to: tuple[str, ...]
@@ -84,6 +88,14 @@ class Gradient:
     more: tuple[tuple[str, ...], Callable[..., tuple[Spec, ...]] | None] = ((), None)
     finished: tuple[str, ...] = ()
     finish: Callable[..., tuple[Tensor | None, ...]] | None = None
+    switched: bool = False
+    short: Callable[..., tuple[Tensor | None, ...] | None] | None = None
+
+    @property
+    def switches(self) -> tuple[str, ...]:
+        """Last arguments of the backward op, each of which turns a part of it on or off."""
+        parts = [f"needs_{name}" for name in self.to] + (["needs_more"] if self.more[0] else [])
+        return tuple(parts) if self.switched else ()
 
 
 @dataclass(frozen=True)
@@ -206,6 +218,7 @@ class Op(_Registered):
         family: the public op that this one is a part of; it is named by errors and tables.
         widest: two arguments of which autocast brings the narrower one to the dtype of the other.
         fallback: for backends that have no implementation, in terms of other ops.
+        switches: how many of its last arguments say what is needed; a library sees that by the outputs' sizes.
     """
 
     def __init__(
@@ -220,8 +233,10 @@ class Op(_Registered):
         family: str | None = None,
         widest: tuple[str, ...] = (),
         fallback: Implementation | None = None,
+        switches: int = 0,
     ) -> None:
         super().__init__(schema, batch, widest)
+        self.switches = switches
         if not all(self.outputs):
             raise ValueError(f"{self.name}: outputs need names, as in `-> Tensor y`, but the schema is {schema}")
         self.family = family or self.name
@@ -272,6 +287,7 @@ class Op(_Registered):
     def _library_schema(self) -> str:
         """The inputs, then the outputs as tensors that are written to."""
         inputs = [f"{argument.type} {name}" for name, argument in self.arguments.items()]
+        inputs = inputs[: len(inputs) - self.switches]
         outputs = [f"Tensor({chr(ord('a') + i)}!) {name}" for i, name in enumerate(self.outputs)]
         return f"{self.name}({', '.join([*inputs, *outputs])}) -> ()"
 
@@ -297,15 +313,17 @@ class Op(_Registered):
         names = [f"Tensor d_{self.outputs[i]}" for i in differentiated]
         names += [f"Tensor {tensor}" for tensor in (*self.tensors, *gradient.saved)]
         names += [f"{self.arguments[setting].type} {setting}" for setting in settings]
+        names += [f"bool {switch}" for switch in gradient.switches]
         results = [f"Tensor d_{tensor}" for tensor in gradient.to] + [f"Tensor {output}" for output in more]
         returns = results[0] if len(results) == 1 else f"({', '.join(results)})"
 
         first = len(differentiated)
         last = first + len(self.tensors)
+        end = last + len(saved) + len(settings)
 
         def own(args: tuple[Any, ...]) -> tuple[Any, ...]:
             """The arguments that the op itself had."""
-            return args[first:last] + args[last + len(saved) :]
+            return args[first:last] + args[last + len(saved) : end]
 
         def accept(*args: Any) -> tuple[Any, ...]:
             given = own(args)
@@ -325,12 +343,19 @@ class Op(_Registered):
                     f"expected {dtype} of shape {list(shape)}"
                 )
             count = len(self.tensors)
-            return args[:first] + given[:count] + args[last : last + len(saved)] + given[count:]
+            return args[:first] + given[:count] + args[last : last + len(saved)] + given[count:] + args[end:]
 
         def shapes(*args: Any) -> tuple[Spec, ...]:
             given = own(args)
             found: tuple[Spec, ...] = tuple([(given[i].shape, given[i].dtype) for i in to])
-            return found if more_shapes is None else found + more_shapes(*args)
+            if more_shapes is not None:
+                found += more_shapes(*args[:end])
+            if not gradient.switches:
+                return found
+
+            needed = [*args[end : end + len(to)], *[args[-1]] * len(more)]
+            pairs = zip(found, needed, strict=True)
+            return tuple([(shape if need else (*shape[:-1], 0), dtype) for (shape, dtype), need in pairs])
 
         return Op(
             f"{name}({', '.join(names)}) -> {returns}",
@@ -338,6 +363,7 @@ class Op(_Registered):
             accept=accept,
             batch=batch,
             family=self.family,
+            switches=len(gradient.switches),
         )
 
     def _rule(self, gradient: Gradient, backward: "Op", differentiated: list[int], saved: list[int]) -> Rule:
@@ -345,6 +371,15 @@ class Op(_Registered):
         constant = [i for i in range(len(self.outputs)) if i not in differentiated]
         count = len(self.tensors)
         to = [self.position[name] for name in (*gradient.to, *gradient.finished)]
+
+        def needed(ctx: Any) -> list[bool]:
+            """The switches: which inputs need a gradient, and whether `finish` makes one."""
+            if not gradient.switched:
+                return []
+            switches = [ctx.needs_input_grad[i] for i in to[: len(gradient.to)]]
+            if gradient.more[0]:
+                switches.append(any(ctx.needs_input_grad[i] for i in to[len(gradient.to) :]))
+            return switches
 
         def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
@@ -354,14 +389,17 @@ class Op(_Registered):
 
         def differentiate(ctx: Any, *d_outputs: Any) -> tuple[Tensor | None, ...]:
             tensors = ctx.saved_tensors  # under activation checkpointing they can be read once
-            found = backward.call(*[d_outputs[i] for i in differentiated], *tensors, *ctx.settings)
-            found = found if isinstance(found, tuple) else (found,)
-            if gradient.finish is not None:
-                found = gradient.finish(ctx, tensors, *found)
+            d_differentiated = [d_outputs[i] for i in differentiated]
+            found = gradient.short(ctx, tensors, *d_differentiated) if gradient.short is not None else None
+            if found is None:
+                found = backward.call(*d_differentiated, *tensors, *ctx.settings, *needed(ctx))
+                found = found if isinstance(found, tuple) else (found,)
+                if gradient.finish is not None:
+                    found = gradient.finish(ctx, tensors, *found)
 
             d_inputs: list[Tensor | None] = [None] * len(self.arguments)
             for i, d_input in zip(to, found, strict=True):
-                d_inputs[i] = d_input
+                d_inputs[i] = d_input if ctx.needs_input_grad[i] else None
             return tuple(d_inputs)
 
         return Rule(differentiate, save)

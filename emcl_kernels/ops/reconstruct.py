@@ -1,5 +1,7 @@
 """em_reconstruct: apply a fitted map to rows."""
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -47,9 +49,20 @@ def _shapes(x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float) -
     return ((x.shape, x.dtype),)
 
 
+def _to_rows_alone(
+    ctx: Any, saved: tuple[Tensor, ...], d_y: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
+    """With a constant map, d_x = d_y·Pᵀ is the map itself, since P = I + w·r·diag(scale)·rᵀ is symmetric."""
+    _, to_responsibilities, to_scale, _ = ctx.needs_input_grad[:4]
+    if to_responsibilities or to_scale:
+        return None
+    _, responsibilities, scale = saved
+    return op.call(d_y, responsibilities, scale, *ctx.settings), None, None
+
+
 op = Op(
     "em_reconstruct(Tensor x, Tensor responsibilities, Tensor scale, float weight=3.0) -> Tensor y",
     accept=_accept,
     shapes=_shapes,
-    gradient=Gradient(to=("x", "responsibilities", "scale")),
+    gradient=Gradient(to=("x", "responsibilities", "scale"), short=_to_rows_alone),
 )

@@ -22,6 +22,9 @@ SETTINGS = {
     "relative": False,
     "linear": True,
     "keep": True,
+    "needs_text": True,
+    "needs_frames": True,
+    "needs_more": True,
 }
 # What else an op is called with, by a name for it.
 VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
@@ -33,6 +36,12 @@ VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "pooled_similarity": [("identity", {"gradient": "identity"}), ("linear", {"gradient": "linear"})],
     "pooled_similarity_blocks": [("relative", {"relative": True})],
     "_pooled_cosine": [("the map is a constant", {"linear": False})],
+    "_pooled_moments_backward": [("to text", {"needs_frames": False}), ("to frames", {"needs_text": False})],
+    "_pooled_cosine_backward": [
+        ("to text", {"needs_frames": False, "needs_more": False}),
+        ("to frames", {"needs_text": False, "needs_more": False}),
+        ("to the map", {"needs_text": False, "needs_frames": False}),
+    ],
 }
 
 

@@ -240,7 +240,7 @@ def test_torch_takes_the_calls_of_cuda(
     fitted = empty(512, 32), empty(32)
     gram, colsum, kept = functions["_pooled_moments"](text, frames, mask, 3.0, True)
     cosine, length = functions["_pooled_cosine"](text, frames, mask, kept, *fitted, 3.0, 3.0, False)
-    given = (text, frames, mask, kept, *fitted, cosine, length, 3.0, 3.0, False)
+    given = (text, frames, mask, kept, *fitted, cosine, length, 3.0, 3.0, False, True, True, True)
     gradients = functions["_pooled_cosine_backward"](cosine, *given)
-    gradients += functions["_pooled_moments_backward"](gram, colsum, text, frames, mask, kept, 3.0, True)
+    gradients += functions["_pooled_moments_backward"](gram, colsum, text, frames, mask, kept, 3.0, True, True, True)
     assert [g.dtype for g in gradients] == [half, half, torch.float32, torch.float32, half, half]

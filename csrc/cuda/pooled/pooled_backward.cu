@@ -389,10 +389,10 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
   float* shift = allocate<float>(call, frame_rows);
   launch(call.stream, warps_for(frame_rows), dot_kernel, rows.exact, int(frame_rows), int(width), d_colsum, shift);
 
-  TransposedSum text_sum(call, texts, width, frame_rows);
+  TransposedSum text_sum(call, d_text ? texts : 1, width, frame_rows);
   const int64_t held = std::min(frame_rows, videos_at_a_time(size, all.frames) * size.frames);
   const Matrix16 through = allocate_matrix(call, held, texts, parts);
-  float* frame_sum = allocate<float>(call, held * width);
+  float* frame_sum = allocate<float>(call, d_frames ? held * width : 0);
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
     const Call& step = workspace.next_step();
@@ -400,14 +400,17 @@ void pooled_moments_backward(const Call& call, Element element, Pool size, const
     w.shift = shift + chunk.first_frame;
     const Squares16 sums = run_backward<false>(step, element, w);
 
-    multiply_squares(step, chunk.problems,
-                     times_squares(sums.squares, frames_twice.from_row(chunk.first_frame), width, frame_sum, false));
-    multiply(step, chunk.problems,
-             plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
-    char* out = static_cast<char*>(d_frames) + chunk.first_frame * width * bytes_of(element);
-    finish_rows(step, element, {frame_sum, 1, nullptr, nullptr, sums.counts, d_colsum}, chunk.frame_rows, width, out);
-    text_sum.add(step, chunk.problems, through, packed.from_row(chunk.first_frame), chunk.frame_rows);
+    if (d_frames) {
+      multiply_squares(step, chunk.problems,
+                       times_squares(sums.squares, frames_twice.from_row(chunk.first_frame), width, frame_sum, false));
+      multiply(step, chunk.problems,
+               plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
+      char* out = static_cast<char*>(d_frames) + chunk.first_frame * width * bytes_of(element);
+      finish_rows(step, element, {frame_sum, 1, nullptr, nullptr, sums.counts, d_colsum}, chunk.frame_rows, width, out);
+    }
+    if (d_text) text_sum.add(step, chunk.problems, through, packed.from_row(chunk.first_frame), chunk.frame_rows);
   });
+  if (d_text == nullptr) return;
   multiply(call, all,
            plain_product(rows.exact.from_row(frame_rows), twice, texts, width, width, text_sum.parts(), true));
   finish_rows(call, element, {text_sum.parts(), text_sum.splits(), nullptr, nullptr, nullptr, d_colsum}, texts, width,
@@ -429,16 +432,21 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
   Matrix16 map_transposed{};  // (r·M)ᵀ
   if (num_bases > 0)
     map_transposed = transpose(call, mapped.matrix.from_column(mapped.num_bases), width, mapped.num_bases);
+  const bool to_texts = d_text || pull_text, to_frames = d_frames || pull_frames;
   float* text_squares = allocate<float>(call, texts);
-  launch(call.stream, warps_for(texts), text_square_kernel, int(texts), size.videos, d_cosine, cosine,
-         mapped.text_length, text_squares);
+  if (to_texts)
+    launch(call.stream, warps_for(texts), text_square_kernel, int(texts), size.videos, d_cosine, cosine,
+           mapped.text_length, text_squares);
 
-  TransposedSum text_sum(call, texts, width, frame_rows),
-      pull_sum(call, texts, std::max<int64_t>(num_bases, 1), frame_rows);
+  // A gradient takes the pull of its own side, which is written elsewhere if it is not needed itself.
+  if (to_texts && pull_text == nullptr) pull_text = allocate<float>(call, texts * num_bases);
+  if (to_frames && pull_frames == nullptr) pull_frames = allocate<float>(call, frame_rows * num_bases);
+  TransposedSum text_sum(call, d_text ? texts : 1, width, frame_rows),
+      pull_sum(call, to_texts ? texts : 1, std::max<int64_t>(num_bases, 1), frame_rows);
   const int64_t held = std::min(frame_rows, videos_at_a_time(size, all.frames) * size.frames);
   const Matrix16 through = allocate_matrix(call, held, texts, parts),
                  weights = allocate_matrix(call, num_bases > 0 ? held : 1, texts, small);
-  float* frame_sum = allocate<float>(call, held * width);
+  float* frame_sum = allocate<float>(call, d_frames ? held * width : 0);
   Reused workspace(call);
   each_chunk(size, [&](const Chunk& chunk) {
     const Call& step = workspace.next_step();
@@ -454,33 +462,44 @@ void pooled_cosine_backward(const Call& call, Element element, Pool size, Map ma
     w.weights = weights;
     const Squares16 sums = run_backward<true>(step, element, w);
 
-    multiply_squares(step, chunk.problems,
-                     times_squares(sums.squares, rows.exact.from_row(chunk.first_frame), width, frame_sum, false));
-    multiply(step, chunk.problems,
-             plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
-    text_sum.add(step, chunk.problems, through, packed.from_row(chunk.first_frame), chunk.frame_rows);
-    if (num_bases > 0) {
-      const Matrix16 mapped_frames = mapped.frames.from_row(chunk.first_frame);
+    const Matrix16 mapped_frames = num_bases > 0 ? mapped.frames.from_row(chunk.first_frame) : Matrix16{};
+    if (d_frames) {
+      multiply_squares(step, chunk.problems,
+                       times_squares(sums.squares, rows.exact.from_row(chunk.first_frame), width, frame_sum, false));
+      multiply(step, chunk.problems,
+               plain_product(through, packed_texts, chunk.frame_rows, width, texts, frame_sum, true));
+    }
+    if (to_frames && num_bases > 0) {
       float* pull = pull_frames + chunk.first_frame * num_bases;
       multiply_squares(step, chunk.problems, times_squares(sums.squares, mapped_frames, num_bases, pull, false));
       multiply(step, chunk.problems,
                plain_product(weights, mapped.texts, chunk.frame_rows, num_bases, texts, pull, true));
-      const Matrix16 packed_pull = pack_matrix(step, pull, chunk.frame_rows, num_bases, small);
-      multiply(step, chunk.problems,
-               plain_product(packed_pull, map_transposed, chunk.frame_rows, width, num_bases, frame_sum, true));
-      pull_sum.add(step, chunk.problems, weights, mapped_frames, chunk.frame_rows);
+      if (d_frames) {
+        const Matrix16 packed_pull = pack_matrix(step, pull, chunk.frame_rows, num_bases, small);
+        multiply(step, chunk.problems,
+                 plain_product(packed_pull, map_transposed, chunk.frame_rows, width, num_bases, frame_sum, true));
+      }
     }
-    char* out = static_cast<char*>(d_frames) + chunk.first_frame * width * bytes_of(element);
-    finish_rows(step, element, {frame_sum, 1, nullptr, nullptr, nullptr, nullptr}, chunk.frame_rows, width, out);
+    if (d_frames) {
+      char* out = static_cast<char*>(d_frames) + chunk.first_frame * width * bytes_of(element);
+      finish_rows(step, element, {frame_sum, 1, nullptr, nullptr, nullptr, nullptr}, chunk.frame_rows, width, out);
+    }
+
+    if (d_text) text_sum.add(step, chunk.problems, through, packed.from_row(chunk.first_frame), chunk.frame_rows);
+    if (to_texts && num_bases > 0) pull_sum.add(step, chunk.problems, weights, mapped_frames, chunk.frame_rows);
   });
+
+  if (!to_texts) return;
   if (num_bases > 0) {
     launch(call.stream, threads_for(texts * num_bases), text_pull_kernel, pull_sum.parts(), pull_sum.splits(),
            text_squares, mapped.texts, int(texts), int(num_bases), pull_text);
+    if (d_text == nullptr) return;
     const Matrix16 packed_pull = pack_matrix(call, pull_text, texts, num_bases, small);
     multiply(call, all, plain_product(packed_pull, map_transposed, texts, width, num_bases, text_sum.parts(), true));
   }
-  finish_rows(call, element, {text_sum.parts(), text_sum.splits(), text_squares, text, nullptr, nullptr}, texts, width,
-              d_text);
+  if (d_text)
+    finish_rows(call, element, {text_sum.parts(), text_sum.splits(), text_squares, text, nullptr, nullptr}, texts,
+                width, d_text);
 }
 
 }  // namespace emcl

@@ -61,8 +61,10 @@ def pooled_moments_backward(
     kept: Tensor,
     pooling_temperature: float,
     keep: bool,
+    needs_text: bool,
+    needs_frames: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `pooled_moments` to text and frames (docs/math.md, PM)."""
+    """Gradients of `pooled_moments` to text and frames (docs/math.md, PM); one that is not needed is empty."""
     texts, width = text.shape
     videos, count = frames.shape[:2]
     t = text.float()
@@ -86,8 +88,12 @@ def pooled_moments_backward(
         )  # fmt: skip
 
     # Directly, as a part of the rows, and through the inner products.
-    d_text = t @ twice + d_colsum + d_dots.flatten(0, 1).mT @ f.flatten(0, 1)
-    d_frames = d_dots @ t + square_parts.sum(1) @ f_twice + sum_parts.sum(1).unsqueeze(-1) * d_colsum
+    d_text = text.new_empty((text.shape[0], 0))
+    d_frames = frames.new_empty((*frames.shape[:2], 0))
+    if needs_text:
+        d_text = t @ twice + d_colsum + d_dots.flatten(0, 1).mT @ f.flatten(0, 1)
+    if needs_frames:
+        d_frames = d_dots @ t + square_parts.sum(1) @ f_twice + sum_parts.sum(1).unsqueeze(-1) * d_colsum
     return d_text.to(text.dtype), d_frames.to(frames.dtype)
 
 
@@ -143,8 +149,11 @@ def pooled_cosine_backward(
     weight: float,
     pooling_temperature: float,
     linear: bool,
-) -> tuple[Tensor, Tensor, Float[Tensor, "A K"], Float[Tensor, "B F K"]]:
-    """Gradients d_text and d_frames, and the pulls on text·r and frames·r (docs/math.md, PB)."""
+    needs_text: bool,
+    needs_frames: bool,
+    needs_more: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients d_text and d_frames, and the pulls on text·r and frames·r (docs/math.md, PB); empty if not needed."""
     texts, width = text.shape
     videos, count = frames.shape[:2]
     bases = scale.shape[0]
@@ -181,17 +190,34 @@ def pooled_cosine_backward(
     per_square = -(d_cosine * cosine).sum(1)
     d_text_square = torch.where(text_length > TINY, per_square / text_length.square(), 0).unsqueeze(-1)  # twice
 
-    # To text and frames: through their inner products, and with bases through the pulls on text·r and frames·r.
-    frame_weights = frame_parts.sum(1)
-    d_text = through.flatten(0, 1).mT @ f.flatten(0, 1) + d_text_square * t
-    d_frames = through @ t + frame_weights @ f
-    pull_text = d_text_square * t_r
-    pull_frames = frame_weights @ f_r
-    if bases:
-        pull_text += numerator_weights.flatten(0, 1).mT @ f_r.flatten(0, 1)
-        pull_frames += numerator_weights @ t_r
-        d_text += pull_text @ once @ responsibilities.mT
-        d_frames += pull_frames @ once @ responsibilities.mT
+    # To text: through the inner products, and with bases through its pull, that on text·r.
+    d_text = text.new_empty((text.shape[0], 0))
+    pull_text = t_r.new_empty((t_r.shape[0], 0))
+    if needs_text or needs_more:
+        pull_text = d_text_square * t_r
+        if bases:
+            pull_text += numerator_weights.flatten(0, 1).mT @ f_r.flatten(0, 1)
+    if needs_text:
+        d_text = through.flatten(0, 1).mT @ f.flatten(0, 1) + d_text_square * t
+        if bases:
+            d_text += pull_text @ once @ responsibilities.mT
+
+    # To frames, likewise.
+    d_frames = frames.new_empty((*frames.shape[:2], 0))
+    pull_frames = f_r.new_empty((*f_r.shape[:2], 0))
+    if needs_frames or needs_more:
+        frame_weights = frame_parts.sum(1)
+        pull_frames = frame_weights @ f_r
+        if bases:
+            pull_frames += numerator_weights @ t_r
+    if needs_frames:
+        d_frames = through @ t + frame_weights @ f
+        if bases:
+            d_frames += pull_frames @ once @ responsibilities.mT
+
+    if not needs_more:
+        pull_text = t_r.new_empty((t_r.shape[0], 0))
+        pull_frames = f_r.new_empty((*f_r.shape[:2], 0))
     return d_text.to(text.dtype), d_frames.to(frames.dtype), pull_text, pull_frames
 
 

@@ -53,6 +53,9 @@ class Check {
     tensor_is(name, tensor, accumulation(rows_), sizes);
   }
   // The same, or an empty tensor.
+  void rows_or_none(const char* name, const Tensor& tensor, std::initializer_list<int64_t> sizes) const {
+    if (tensor.numel() != 0) rows(name, tensor, sizes);
+  }
   void numbers_or_none(const char* name, const Tensor& tensor, std::initializer_list<int64_t> sizes) const {
     if (tensor.numel() != 0) numbers(name, tensor, sizes);
   }
