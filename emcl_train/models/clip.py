@@ -15,6 +15,7 @@ from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.models.clip_file import Vocabulary, archive_config, archived_clip, configuration_of, look_at_file
+from emcl_train.models.features import widened
 from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.elsewhere import require_built_here
 from emcl_train.weights.files import read_state
@@ -30,16 +31,10 @@ class CLIPTowers(nn.Module):
     frame_inputs = ("frames",)
     """Entries of a batch that `encode_frames` takes."""
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
         self.clip = clip
         self.width: int = clip.visual_projection.out_features
-        # Not persistent: constants of CLIP, no weights of a run.
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
 
     def encode_text(
         self, input_ids: Int64[Tensor, "A L"], attention_mask: Int64[Tensor, "A L"], *, tokens: bool = False
@@ -55,16 +50,21 @@ class CLIPTowers(nn.Module):
             The feature of each whole caption, read at its end token; with `tokens` that of every token, else None.
         """
         encoded = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask)
-        caption = self.clip.text_projection(encoded.pooler_output).float()
+        caption = widened(self.clip.text_projection(encoded.pooler_output))
         if not tokens:
             return caption, None
-        return caption, self.clip.text_projection(encoded.last_hidden_state).float()
+        return caption, widened(self.clip.text_projection(encoded.last_hidden_state))
 
     def encode_frames(self, frames: UInt8[Tensor, "B F 3 S S"]) -> Float[Tensor, "B F D"]:
         """Features of single frames, each for itself, from their uint8 pixels in RGB."""
-        pixels = (frames.flatten(0, 1).float() / 255 - self.pixel_mean) / self.pixel_std  # [B·F, 3, S, S]
+        # Constants of the precision of the weights: rounded to float32 first, they would be off by 1e-7 in float64.
+        exact = torch.promote_types(self.clip.visual_projection.weight.dtype, torch.float32)
+        mean = torch.tensor(PIXEL_MEAN, dtype=exact, device=frames.device).view(3, 1, 1)
+        std = torch.tensor(PIXEL_STD, dtype=exact, device=frames.device).view(3, 1, 1)
+
+        pixels = (frames.flatten(0, 1).to(exact) / 255 - mean) / std  # [B·F, 3, S, S]
         encoded = self.clip.vision_model(pixel_values=pixels)
-        features = self.clip.visual_projection(encoded.pooler_output).float()
+        features = widened(self.clip.visual_projection(encoded.pooler_output))
         return features.unflatten(0, frames.shape[:2])
 
 

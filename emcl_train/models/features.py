@@ -23,6 +23,11 @@ def on_device(batch: Batch, device: torch.device | str) -> dict[str, Tensor]:
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
+def widened(values: Tensor) -> Tensor:
+    """Values in float32 at least: what mixed precision gives in 16 bits; float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class _Features:
     """Tensors whose first dimension counts captions or clips; those that a head does without are None."""
 

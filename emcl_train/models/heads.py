@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from emcl_kernels import EMCL, SimilarityStream, pooled_cosine_similarity, pooled_cosine_similarity_stream
 from emcl_train.config import ModelConfig
 from emcl_train.models.em_features import AddUp, UnitRows, rows_similarity, rows_stream, unit_rows
-from emcl_train.models.features import TextFeatures, VideoFeatures
+from emcl_train.models.features import TextFeatures, VideoFeatures, widened
 
 
 class Pairs(NamedTuple):
@@ -119,11 +119,11 @@ class TokenWiseHead(RowHead):
 
     def weigh_text(self, tokens: Float[Tensor, "A L D"], mask: Bool[Tensor, "A L"]) -> Float[Tensor, "A L"]:
         """The share of each token in its caption; they sum to one."""
-        return masked_softmax(self.text_weight(tokens).squeeze(-1).float(), mask)
+        return masked_softmax(widened(self.text_weight(tokens).squeeze(-1)), mask)
 
     def weigh_video(self, frames: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """The share of each frame in its clip; they sum to one."""
-        return masked_softmax(self.video_weight(frames).squeeze(-1).float(), mask)
+        return masked_softmax(widened(self.video_weight(frames).squeeze(-1)), mask)
 
     def text_rows(self, text: TextFeatures) -> UnitRows:
         if text.tokens is None or text.token_mask is None:

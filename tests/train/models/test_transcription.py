@@ -1,14 +1,17 @@
 """Logits, loss and gradients against the recipe's formulas written down independently, from token ids and frames on."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 import transcription
+from released_optimizer import ReleasedOptimizer
 from transcription import Settings
 
 from emcl_train.config import DataConfig, EMCLConfig, ModelConfig, RandomClipConfig, RunConfig, TrainConfig
 from emcl_train.models import build_model
+from emcl_train.training.optim import build_optimizer, freeze_inputs, rate_share, set_learning_rate
 from emcl_train.training.trainer import Run
 from emcl_train.weights.release import model_to_layout
 
@@ -64,6 +67,30 @@ def model_and_weights(head, temporal, **emcl):
     return model, config, {name: value.requires_grad_() for name, value in weights.items()}, mu, settings
 
 
+PEERS = {
+    "EMCL-Net": ("text-conditioned", "transformer", {}, "conv1", 0.0),
+    "CLIP4Clip meanP": ("mean", "mean", {"mode": "off"}, "clip4clip", 0.0),
+    "CLIP4Clip seqLSTM": ("mean", "lstm", {"mode": "off"}, "clip4clip", 0.0),
+    "CLIP4Clip seqTransf": ("mean", "transformer", {"mode": "off"}, "clip4clip", 0.0),
+    "DRL": ("wti", "transformer", {"mode": "off"}, "none", 0.05),
+    "EMCL-Net with an LSTM": ("text-conditioned", "lstm", {}, "conv1", 0.0),
+}
+"""Head, temporal aggregation, EM, frozen weights, and the weight of CDCR."""
+FROZEN = {
+    "none": (),
+    "conv1": ("clip.visual.conv1.",),
+    "clip4clip": (
+        "clip.visual.conv1.",
+        "clip.visual.class_embedding",
+        "clip.visual.positional_embedding",
+        "clip.visual.ln_pre.",
+        "clip.token_embedding.",
+        "clip.positional_embedding",
+    ),
+}
+"""By the names of the release."""
+
+
 def inputs(captions, clips, seed=1):
     """Captions of different lengths, some as long as can be, and clips with fewer frames than places."""
     generator = torch.Generator().manual_seed(seed)
@@ -113,6 +140,83 @@ def test_a_training_step(head, temporal, emcl):
         assert error <= 1e-5 * value.grad.norm() + 1e-6 * total, name
         compared += 1
     assert compared >= 50
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_twenty_steps_from_pixels_and_ids_to_weights(peer):
+    """In float64: gradients of each step, and the weights after all of them, with clips of one frame and more."""
+    head, temporal, emcl, frozen, decorrelation = PEERS[peer]
+    model, config, weights, mu, settings = model_and_weights(head, temporal, **emcl)
+    on = config.emcl.mode == "train"
+    train = config.train
+    train.optimizer, train.frozen, train.lr, train.clip_lr_factor = "bertadam", frozen, 1e-3, 0.1
+    train.decorrelation_weight = decorrelation
+    model = model.double().train()
+    freeze_inputs(model, frozen)
+    optimizer = build_optimizer(model, config)
+    run = SimpleNamespace(model=model, config=config, processes=1)
+
+    # From OpenAI's logit scale, at which a step may not rise.
+    torch.nn.init.constant_(model.towers.clip.logit_scale, 4.605170249938965)
+    with torch.no_grad():
+        weights["clip.logit_scale"].copy_(model.towers.clip.logit_scale)
+    learning = {name: value for name, value in weights.items() if not name.startswith(FROZEN[frozen])}
+    start = {name: value.detach().clone() for name, value in weights.items()}
+    expected = ReleasedOptimizer(
+        learning, 20, of_clip=lambda name: name.startswith("clip."), lr=1e-3, clip_lr=1e-4, decay=train.weight_decay
+    )
+
+    for step in range(20):
+        ids, mask, frames, frame_mask = inputs(6, 6, seed=step)
+        batch = ids, mask.bool(), frames, frame_mask
+        loss, mu = transcription.training_loss(
+            weights, *batch, mu if on else None, settings, decorrelation, train.decorrelation_off_diagonal
+        )
+        of_learning = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
+        gradients = {name: g for name, g in zip(learning, of_learning, strict=True) if g is not None}
+        expected.step(gradients)
+        with torch.no_grad():
+            weights["clip.logit_scale"].clamp_(max=math.log(100))
+
+        found = Run.loss(run, model(named(ids, mask, frames, frame_mask)))
+        assert found.item() == pytest.approx(loss.item(), rel=1e-9)
+        optimizer.zero_grad()
+        found.backward()
+        # In exact arithmetic the last biases of token weights have no gradient at all.
+        total = torch.cat([value.flatten() for value in gradients.values()]).norm()
+        require_close(gradients_of(model), gradients, 1e-8, rounding=1e-12 * total)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+        set_learning_rate(optimizer, rate_share(train, step, total_steps=20))
+        optimizer.step()
+        model.hold_logit_scale()
+
+    layout, _ = model_to_layout(model.state_dict(), "emcl")
+    if temporal == "lstm":
+        del weights["frame_position_embeddings.weight"]  # which nothing reads
+    require_close(layout, weights, 1e-8)
+    if on:
+        torch.testing.assert_close(layout["emcl.mu"][0], mu, rtol=1e-8, atol=1e-10)
+    # All that learns has moved, but for the last biases of token weights, which have no gradient.
+    moved = {name for name, value in weights.items() if not torch.equal(value, start[name])}
+    idle = {"text_weight_fc.2.bias", "video_weight_fc.2.bias"}
+    assert moved - idle == learning.keys() & weights.keys() - idle
+
+
+def gradients_of(model):
+    """By the names of the release; zeros for what is frozen."""
+    parameters = dict(model.named_parameters())
+    gradients = {
+        name: torch.zeros_like(value) if value.grad is None else value.grad for name, value in parameters.items()
+    }
+    return model_to_layout(gradients, "clip4clip")[0]
+
+
+def require_close(found, expected, tolerance, rounding=0.0):
+    for name, value in expected.items():
+        difference = found[name] - value
+        if name == "frame_position_embeddings.weight":
+            difference = difference[:FRAMES]  # further ones are no parameters here
+        assert difference.norm() <= tolerance * value.norm() + rounding, name
 
 
 @pytest.mark.parametrize("emcl", [{}, RELATIVE, {"mode": "off"}], ids=["on", "relative", "off"])
