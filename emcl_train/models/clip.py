@@ -16,10 +16,12 @@ from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.models.clip_file import Vocabulary, archive_config, archived_clip, configuration_of, look_at_file
 from emcl_train.models.features import widened
+from emcl_train.runs.files import json_if_whole
 from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.elsewhere import require_built_here
 from emcl_train.weights.files import read_state
 from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place, require_places
+from emcl_train.weights.open_clip import OPEN_CLIP_CONFIG, prepared_otherwise
 from emcl_train.weights.openai import PIXEL_MEAN, PIXEL_STD
 
 
@@ -136,7 +138,7 @@ def build_towers(
     elif Path(config.clip).expanduser().is_file():
         clip = archived_clip(config, vocabulary, recorded)
     else:
-        clip = pretrained_clip(config.clip)
+        clip = pretrained_clip(config.clip, goes_on=recorded is not None)
 
     # It has to take the frames, the captions and the token ids of the run.
     expected_size = clip.vision_model.config.image_size
@@ -180,7 +182,7 @@ def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> None:
     if path.is_file():
         look_at_file(path, goes_on=goes_on)
     elif config.clip != "random":
-        require_clip(config.clip)
+        require_clip(config.clip, goes_on=goes_on)
 
 
 def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int, max_words: int) -> CLIPModel:
@@ -220,8 +222,8 @@ def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int,
     return CLIPModel(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=size.width))
 
 
-def require_clip(name: str) -> str:
-    """The folder or hub name behind `model.clip`.
+def require_clip(name: str, *, goes_on: bool = False) -> str:
+    """The folder or hub name behind `model.clip`; a run that goes on has its pictures prepared as when it began.
 
     Raises:
         UserError: there is no such thing, or it is of another model.
@@ -229,6 +231,14 @@ def require_clip(name: str) -> str:
     require_place(name, "model.clip", CLIP_WAY_OUT)
     path = Path(name).expanduser()
     folder = str(path) if path.is_dir() else name
+    if (path / OPEN_CLIP_CONFIG).is_file() and not (path / "config.json").is_file():
+        files = sorted(
+            file.name for pattern in ("open_clip*.safetensors", "open_clip*.bin") for file in path.glob(pattern)
+        )
+        raise UserError(
+            f"model.clip is {name}, a folder of OpenCLIP; pass --model.clip the file of weights in it"
+            f"{f', {path / files[0]}' if files else ''}"
+        )
 
     try:
         model_type = CLIPConfig.get_config_dict(folder, **hub_options(name))[0].get("model_type")
@@ -239,6 +249,16 @@ def require_clip(name: str) -> str:
 
     if model_type != "clip":
         raise UserError(f"model.clip is {name}, a checkpoint of type {model_type!r} instead of 'clip'; {CLIP_WAY_OUT}")
+
+    # What a folder says of the pictures, if it does.
+    pictures = json_if_whole(path / "preprocessor_config.json")
+    if isinstance(pictures, dict) and not goes_on:
+        known = {"mean": pictures.get("image_mean"), "std": pictures.get("image_std")}
+        if otherwise := list(prepared_otherwise(known)):
+            raise UserError(
+                f"model.clip is {name}, whose preprocessor_config.json prepares pictures otherwise than CLIP, as is "
+                f"done here: it has {', '.join(otherwise)}; {CLIP_WAY_OUT}"
+            )
     return folder
 
 
@@ -252,12 +272,17 @@ def _broken_file(folder: Path) -> str | None:
     return None
 
 
-def pretrained_clip(name: str) -> CLIPModel:
-    """Weights from a hub name or a local folder in the layout of `save_pretrained`; every weight must be there."""
+def pretrained_clip(name: str, *, goes_on: bool = False) -> CLIPModel:
+    """Weights from a hub name or a local folder in the layout of `save_pretrained`; every weight must be there.
+
+    Args:
+        name: of the hub, or the folder.
+        goes_on: whether a run goes on, which began when weights that CLIP has not were left out.
+    """
     # A missing weight, or one of another shape, is reported and not raised, so that it can be named below.
     options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
     try:
-        loaded: Any = CLIPModel.from_pretrained(require_clip(name), **options)
+        loaded: Any = CLIPModel.from_pretrained(require_clip(name, goes_on=goes_on), **options)
         clip, loading = loaded
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
         reason = _broken_file(Path(name).expanduser()) or not_loaded(name, error)
@@ -273,7 +298,7 @@ def pretrained_clip(name: str) -> CLIPModel:
 
     # And it leaves out what CLIP does not have. Old checkpoints hold positions that are only counted, no weights.
     others = sorted(str(key) for key in loading["unexpected_keys"] if not str(key).endswith(".position_ids"))
-    if others:
+    if others and not goes_on:
         raise UserError(
             f"model.clip is {name}, which has {len(others)} weights that CLIP has not (first: {others[0]}); without "
             f"them it would be another model; {CLIP_WAY_OUT}"

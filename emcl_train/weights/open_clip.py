@@ -115,7 +115,7 @@ def require_built_here(model: Any, pictures: Any, file: Path) -> None:
 
     if not_built := list(_not_built(model)):
         raise UserError(f"{file} describes a model that is not built here: it has {', '.join(not_built)}; {ELSEWHERE}")
-    if otherwise := list(_otherwise(pictures or {})):
+    if otherwise := list(prepared_otherwise(pictures or {})):
         raise UserError(
             f"{file} prepares pictures otherwise than CLIP, as is done here: it has {', '.join(otherwise)}; {ELSEWHERE}"
         )
@@ -151,8 +151,8 @@ def _not_built(model: Mapping[str, Any]) -> Iterator[str]:
             yield f"quick_gelu with {tower}.act_kwargs {of_tower['act_kwargs']}"
 
 
-def _otherwise(pictures: Mapping[str, Any]) -> Iterator[str]:
-    """Settings of how pictures are prepared that are not CLIP's."""
+def prepared_otherwise(pictures: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of how pictures are prepared that are not CLIP's, under OpenCLIP's names."""
     for name, expected in (("mean", PIXEL_MEAN), ("std", PIXEL_STD)):
         value = pictures.get(name)
         same = value is None or (

@@ -76,9 +76,25 @@ def test_weights_that_clip_has_not_are_not_left_out(checkpoint, tmp_path):
     model.save_pretrained(tmp_path, state_dict=model.state_dict() | extra)
     with pytest.raises(UserError, match=r"has 1 weights that CLIP has not \(first: similarity_head.weight\)"):
         build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
+    # A run that began when they were left out goes on.
+    began = model.config.to_dict()
+    build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7, recorded=began)
     del extra["similarity_head.weight"]
     model.save_pretrained(tmp_path, state_dict=model.state_dict() | extra)
     build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
+
+
+def test_pictures_that_are_prepared_otherwise_are_refused(checkpoint, tmp_path):
+    CLIPModel.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    config = ModelConfig(clip=str(tmp_path))
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({"image_mean": list(PIXEL_MEAN), "resample": 3}))
+    build_towers(config, VOCABULARY, image_size=16, max_words=7)
+    path.write_text(json.dumps({"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}))
+    with pytest.raises(
+        UserError, match=r"prepares pictures otherwise than CLIP, .* mean \[0.485, 0.456, 0.406\] \(CLIP"
+    ):
+        build_towers(config, VOCABULARY, image_size=16, max_words=7)
 
 
 def test_damaged_weights_are_named(checkpoint, tmp_path):

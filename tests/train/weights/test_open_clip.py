@@ -324,6 +324,12 @@ def test_other_towers_are_told_by_their_names(tmp_path, name, message):
         look_at_clip(ModelConfig(clip=str(path)))
 
 
+def test_a_folder_of_openclip_leads_to_its_file(tmp_path):
+    put(tmp_path, clip_to_openai(true_clip(description()).state_dict()), {"model_cfg": description()})
+    with pytest.raises(UserError, match=r"a folder of OpenCLIP; pass .* in it, .*open_clip_pytorch_model\.bin"):
+        look_at_clip(ModelConfig(clip=str(tmp_path)))
+
+
 def test_whole_models_on_towers_of_openclip_take_its_description(tmp_path):
     """Where `init_from` has sizes alone, `clip` says how its towers compute."""
     model = description()
