@@ -57,15 +57,23 @@ def no_tangents(**named: Any) -> None:
             )
 
 
-def no_transform_to(function: str, **named: Tensor) -> None:
-    """Refuse what torch.func differentiates to, in a function whose result is a constant: it would be given zeros."""
+def no_transform_to(function: str, way_out: str, **named: Any) -> None:
+    """Refuse what torch.func differentiates to, in a function whose result is a constant: it would be given zeros.
+
+    Args:
+        function: its name.
+        way_out: what to call instead.
+        **named: its inputs; what is no tensor is left alone.
+    """
+    if forward_ad._current_level >= 0:
+        no_tangents(**named)
     if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
         return
     for name, value in named.items():
-        if value.requires_grad:
+        if isinstance(value, Tensor) and value.requires_grad:
             raise NotImplementedError(
-                f"{function} is for inference and has no derivative, but torch.func asks for one to {name}; call the "
-                f"function without _stream, or pass {name}.detach() if {name} is to be a constant"
+                f"{function} is for inference and has no derivative, but torch.func asks for one to {name}; {way_out}, "
+                f"or pass {name}.detach() if {name} is to be a constant"
             )
 
 

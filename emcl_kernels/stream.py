@@ -97,8 +97,8 @@ def pooled_similarity_stream(
         >>> stream = pooled_similarity_stream(text, frames, torch.ones(1000, 12).bool(), torch.randn(32))
         >>> similarity = torch.cat(list(stream))
     """
-    checks.inputs(text=text, frames=frames, frame_mask=frame_mask, init=init)
-    checks.no_transform_to("pooled_similarity_stream", text=text, frames=frames, init=init)
+    checks.tensors(text=text, frames=frames, frame_mask=frame_mask, init=init)
+    checks.no_transform_to("pooled_similarity_stream", "call pooled_similarity", text=text, frames=frames, init=init)
     text, frames = _as_under_autocast(text, frames)
     frame_mask = frame_mask.detach()
     init = init.detach()
@@ -192,8 +192,8 @@ def pooled_cosine_similarity_stream(
         TypeError: an input is no tensor of floats, or text and frames differ in dtype.
         NotImplementedError: a derivative to an input is asked for by torch.func.
     """
-    checks.inputs(text=text, frames=frames, frame_mask=frame_mask)
-    checks.no_transform_to("pooled_cosine_similarity_stream", text=text, frames=frames)
+    checks.tensors(text=text, frames=frames, frame_mask=frame_mask)
+    checks.no_transform_to("pooled_cosine_similarity_stream", "call pooled_cosine_similarity", text=text, frames=frames)
     text, frames = _as_under_autocast(text, frames)
     frame_mask = frame_mask.detach()
     checks.pooling(text, frames, frame_mask, pooling_temperature)

@@ -154,12 +154,14 @@ class EMRefiner:
             ValueError: an array has another shape than those before it, or holds NaN or infinite values; or the map was
                 loaded, and has no moments to add to.
             TypeError: a side is no array of floats.
+            NotImplementedError: torch.func asks for a derivative to a side, or it carries a tangent.
 
         Examples:
             >>> refiner = EMRefiner()
             >>> for text, video in batches:
             ...     refiner.partial_fit(text, video)
         """
+        checks.no_transform_to("EMRefiner", "fit it to constants", text=text, video=video)
         if self._loaded:
             raise ValueError("a loaded map has no moments to add rows to; call fit, or start from a new EMRefiner")
 
@@ -220,6 +222,7 @@ class EMRefiner:
             ValueError: `x` is of another width or holds NaN or infinite values, `out` has another shape, or nothing was
                 fitted.
             TypeError: `x` or `out` is no array of floats.
+            NotImplementedError: torch.func asks for a derivative to `x`, or it carries a tangent.
         """
         return self._transform(x, "text", out)
 
@@ -396,6 +399,7 @@ class EMRefiner:
         return self._fitted()[f"offset_{side}"]
 
     def _transform(self, x: Any, side: str, out: Any) -> Any:
+        checks.no_transform_to("EMRefiner", f'call the layer of to_linear("{side}")', **{side: x})
         arrays.require(x, side, width=len(self._offset(side)), width_of="the fitted map")
         if out is None:
             out = arrays.empty_like(x)

@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 from emcl_kernels import (
     EMCL,
+    EMRefiner,
     em_project,
     pooled_cosine_similarity_stream,
     pooled_similarity_blocks,
@@ -195,6 +196,24 @@ def test_what_has_no_derivative_is_refused_instead_of_zero(function: Callable[[T
     assert_close("mapped", vmap(function)(text), expected, 1e-12)
     constant = grad(lambda t: (t.sum() * function(t.detach())).sum())(text[0])
     assert_close("constant", constant, torch.full_like(text[0], float(expected[0].sum())), 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")
+def test_a_refiner_gives_no_derivative_of_zero() -> None:
+    refiner = EMRefiner(num_bases=4).fit(x[0], x[1])
+    functions: list[Callable[[Tensor], Tensor]] = [
+        refiner.transform_text,
+        refiner.transform_video,
+        lambda rows: EMRefiner(num_bases=4).fit(rows, x[1]).matrix,
+    ]
+    for function in functions:
+        with pytest.raises(NotImplementedError, match="EMRefiner is for inference and has no derivative"):
+            grad(lambda rows, function=function: function(rows).sum())(x[0])
+        with pytest.raises(NotImplementedError, match="carries a tangent"):
+            jvp(function, (x[0],), (x[0],))
+
+    layer = refiner.to_linear("text").double()
+    assert bool(grad(lambda rows: layer(rows).cos().sum())(x[0]).abs().sum() > 0)
 
 
 # ---- the layer -------------------------------------------------------------------------------------------------------
