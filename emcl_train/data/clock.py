@@ -36,6 +36,7 @@ class Clock:
         self._last: int | None = None
         self._next = 0
         self._moved = 0
+        self._lead = 0
         self.parts = 1
         """Parts with a clock of their own so far."""
 
@@ -52,9 +53,19 @@ class Clock:
             self._moved += self._next - stamp
             stamp = self._next
             self.parts += 1
+        if self._jumps:
+            self._keep_together(packet)
         self._move(packet)
         self._last = stamp
         self._next = stamp + (packet.duration or self._usual)
+
+    def _keep_together(self, packet: Packet) -> None:
+        """Where no time of presentation is stored, FFmpeg takes it from the next packet, be that of another part."""
+        if packet.pts is None or packet.dts is None:
+            return
+        if abs(packet.pts - packet.dts) > JUMP * self._ticks:
+            packet.pts = packet.dts + self._lead
+        self._lead = packet.pts - packet.dts
 
     def _begins_anew(self, stamp: int) -> bool:
         back = self._goes_back and stamp < (self._last or 0) - BACK * self._ticks

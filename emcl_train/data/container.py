@@ -12,7 +12,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from emcl_train.data.clock import Clock
+from emcl_train.data.clock import JOINED, Clock
 from emcl_train.data.decoding import Reader
 from emcl_train.data.streams import film_of
 from emcl_train.data.timeline import Place, Timeline, VideoError
@@ -216,12 +216,12 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
         # Stamps count the empty chunks too, but for those at the end.
         reached = stream.time_base is not None and round(end / stream.time_base) >= stream.frames
         complete = (reached or _riff_is_whole(path)) and not last.is_corrupt
-    elif container.duration:
+    elif container.duration and kind not in JOINED:
         # At least one of the streams must reach the end that the container declares, which Matroska counts from zero
         # even where the first frame comes later.
         complete = max(end, end_of_others) >= container.duration / av.time_base - max(0.5, 3 * interval)
     else:
-        complete = True
+        complete = True  # nothing declares a length: what FFmpeg gives is guessed from the stamps
     return Timeline(places, times, end, interval, complete, torn, clock.parts)
 
 

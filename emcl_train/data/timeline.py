@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +66,12 @@ class Timeline:
     def seconds(self) -> float:
         """From the first frame to the end of the last."""
         return self.end - self.times[0]
+
+    @property
+    def longest_gap(self) -> tuple[float, float]:
+        """For how many seconds one frame is shown at most, behind the second from which on it is."""
+        seconds, begin = max((later - earlier, earlier) for earlier, later in pairwise([*self.times, self.end]))
+        return begin - self.times[0], seconds
 
     def entry(self, time: float) -> int:
         """The packet, by its number, from which on packets have to be decoded for the frame that is shown at a time."""

@@ -15,11 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import VIDEO_SUFFIXES, visible_files
+from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, visible_files
 from emcl_train.data.annotations import Annotations, Clip, Split, read_annotations
 from emcl_train.data.cache import cache_folder
 from emcl_train.data.container import VideoError, VideoInfo, check_packets, probe
 from emcl_train.data.loader import in_parallel
+from emcl_train.data.timeline import Timeline
 from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
@@ -27,6 +28,9 @@ from emcl_train.runs.files import require_folder, write_json_atomic
 
 LONGEST_TABLE = 200
 """Clips up to which the table shows all of them, and above which only the damaged ones."""
+
+LONG_STILL = 60.0
+"""Seconds from which on a frame that is shown for more than half of a film is remarked on."""
 
 IMAGE_SIZE = 32
 """Frames are decoded whole and thrown away: small ones do."""
@@ -44,6 +48,8 @@ class Diagnosis:
     reason: str | None
     missing: bool
     """There is no such file."""
+    remark: str | None = None
+    """What else a reader of results should know of it."""
 
 
 @dataclass(frozen=True)
@@ -167,20 +173,21 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
     small = replace(config, image_size=IMAGE_SIZE)
 
     @cache  # several clips may be spans of one file
-    def look_into(path: Path) -> tuple[VideoInfo | None, str | None]:
-        """What a file is, and why it cannot be decoded, if so."""
+    def look_into(path: Path) -> tuple[VideoInfo | None, str | None, str | None]:
+        """What a file is, why it cannot be decoded, if so, and what else is to be said of it."""
         info = None
         try:
             info = probe(path)
-            if not deep:
-                check_packets(path)
+            timeline = check_packets(path)
         except VideoError as error:
-            return info, error.reason
-        return info, None
+            return info, error.reason, None
+
+        # The packets tell how long it is, whatever the header says.
+        return replace(info, duration=timeline.seconds), None, _remark(timeline)
 
     def diagnose(clip: Clip) -> Diagnosis:
         """The same of a clip, which may be a span that its file does not have."""
-        info, reason = look_into(clip.path)
+        info, reason, remark = look_into(clip.path)
         if reason is None and clip.start and info and info.duration is not None and clip.start >= info.duration:
             reason = f"it ends at {info.duration:.2f} s, before the span from {clip.start:g} s on"
         if deep and reason is None:
@@ -189,7 +196,7 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
             except VideoError as error:
                 reason = error.reason
         missing = reason is not None and not clip.path.exists()
-        return Diagnosis(clip.video_id, clip.path, tuple(places.get(clip, ())), info, reason, missing)
+        return Diagnosis(clip.video_id, clip.path, tuple(places.get(clip, ())), info, reason, missing, remark)
 
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = in_parallel(diagnose, clips, workers, "Decode clips" if deep else "Examine clips")
@@ -219,6 +226,9 @@ def print_report(report: Report, name: str, console: Console) -> None:
     # Sentences.
     for sentence in dict.fromkeys([*report.counts, *report.notes]):
         console.print(escape(sentence), soft_wrap=True)
+    for clip in report.clips:
+        if clip.remark is not None:
+            console.print(escape(f"{clip.video_id}: {clip.remark} [{clip.path}]"), soft_wrap=True)
     for problem in report.problems:
         console.print(f"[red]{escape(problem)}[/red]", soft_wrap=True)
     for clip in damaged:
@@ -242,6 +252,20 @@ def print_report(report: Report, name: str, console: Console) -> None:
     if not report.deep:
         text = "Headers, packets and first frames were examined; --deep decodes what a run samples."
         console.print(text, soft_wrap=True)
+
+
+def _remark(timeline: Timeline) -> str | None:
+    """What the time stamps of a film have that a reader would not expect."""
+    if timeline.parts > 1:
+        anew = count(timeline.parts - 1, "time")
+        return (
+            f"its time stamps begin anew or jump {anew}, as of parts that were joined; they are sampled one after the "
+            f"other, {timeline.seconds:.1f} s in all"
+        )
+    begin, seconds = timeline.longest_gap
+    if seconds >= LONG_STILL and seconds > timeline.seconds / 2:
+        return f"one frame is shown for {seconds:.1f} s, from {begin:.1f} s on; it is sampled as it is watched"
+    return None
 
 
 def _split_table(splits: dict[str, Summary]) -> Table:
