@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from tiny_run import tiny_run
+from several_processes import whole_run_config
 
 from emcl_train.config import DataConfig
 from emcl_train.data.clips import Clip, Split
@@ -143,7 +143,7 @@ def metrics(out):
 @pytest.fixture
 def stopped(tiny_whole_run, tmp_path, monkeypatch):
     """The tiny run, ended in its second epoch; its last state is of step 6, the second of that epoch."""
-    config = tiny_run(tiny_whole_run[0], tmp_path / "run")
+    config = whole_run_config(tiny_whole_run[0], tmp_path)
     step = trainer.Run.training_step
 
     def stopping(run, batch):
