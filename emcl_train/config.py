@@ -160,6 +160,9 @@ class ModelConfig:
     lstm_padding: Literal["zero", "run-on"] = "zero"
     """What the LSTM adds to padding frames, which the text-conditioned softmax counts: nothing, as released, or what it
     makes of them."""
+    wti_padding: Literal["left-out", "zero"] = "left-out"
+    """Whether the head "wti" looks for the best partner among padding too: no, or as DRL was released, where padding is
+    one of similarity 0."""
     init_from: Path | None = None
     """Start from the whole model in this file: a checkpoint of the EMCL release or of CLIP4Clip, or the weights of
     another run. Sizes of the towers are those of the file; `clip` then only names the tokenizer."""

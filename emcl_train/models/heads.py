@@ -110,10 +110,16 @@ class TokenWiseHead(RowHead):
 
     Every token takes its best frame and every frame its best token; similarity is the weighted mean of the former plus
     that of the latter, halved. Weights are a softmax over what a small network says of each token, or frame, alone.
+
+    Args:
+        width: of the features.
+        padding_counts: whether a padding token or frame is one to choose from, of similarity 0, as DRL was released; it
+            is the best where all others are negative.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, padding_counts: bool = False) -> None:
         super().__init__()
+        self.of_padding = 0.0 if padding_counts else -torch.inf
         self.text_weight = weight_network(width)
         self.video_weight = weight_network(width)
 
@@ -142,8 +148,8 @@ class TokenWiseHead(RowHead):
         products = products.unflatten(-1, video.values.shape[-3:-1]).unflatten(-3, text.values.shape[-3:-1])
 
         # Each token's best frame, and each frame's best token.
-        of_tokens = best(products, video_mask[..., None, None, :, :], dim=-1)  # [*, A, L, B]
-        of_frames = best(products, text_mask[..., :, :, None, None], dim=-3)  # [*, A, B, F]
+        of_tokens = best(products, video_mask[..., None, None, :, :], self.of_padding, dim=-1)  # [*, A, L, B]
+        of_frames = best(products, text_mask[..., :, :, None, None], self.of_padding, dim=-3)  # [*, A, B, F]
 
         by_tokens = (of_tokens * text_shares[..., :, :, None]).sum(-2)
         by_frames = (of_frames * video_shares[..., None, :, :]).sum(-1)
@@ -158,11 +164,18 @@ class TokenWiseHead(RowHead):
 
         # Which is best is a choice, and has no gradient.
         products = tokens.values.detach() @ frames.values.detach().mT  # [B, L, F]
-        frame_of_token = products.masked_fill(~frame_mask[:, None, :], -torch.inf).argmax(2)
-        token_of_frame = products.masked_fill(~token_mask[:, :, None], -torch.inf).argmax(1)
+        frame_of_token = products.masked_fill(~frame_mask[:, None, :], self.of_padding).argmax(2)
+        token_of_frame = products.masked_fill(~token_mask[:, :, None], self.of_padding).argmax(1)
 
-        of_tokens = frames.values.gather(1, frame_of_token[..., None].expand_as(tokens.values))
-        of_frames = tokens.values.gather(1, token_of_frame[..., None].expand_as(frames.values))
+        # Padding that counts may be chosen, with the features that the towers gave it.
+        all_tokens = tokens.values
+        all_frames = frames.values
+        if self.of_padding == 0 and text.tokens is not None:
+            all_tokens = normalize(text.tokens, dim=-1)
+            all_frames = normalize(video.frames, dim=-1)
+
+        of_tokens = all_frames.gather(1, frame_of_token[..., None].expand_as(tokens.values))
+        of_frames = all_tokens.gather(1, token_of_frame[..., None].expand_as(frames.values))
         return [
             Pairs(tokens.values[token_mask], of_tokens[token_mask], token_shares[token_mask]),
             Pairs(frames.values[frame_mask], of_frames[frame_mask], frame_shares[frame_mask]),
@@ -192,9 +205,11 @@ def masked_softmax(logits: Float[Tensor, "N L"], mask: Bool[Tensor, "N L"]) -> F
     return torch.softmax(logits.masked_fill(~mask, lowest), dim=-1).masked_fill(~mask, 0.0)
 
 
-def best(products: Float[Tensor, "*any"], mask: Bool[Tensor, "*other"], *, dim: int) -> Float[Tensor, "*less"]:
-    """The greatest over what is no padding; zero where all is."""
-    greatest = products.masked_fill(~mask, -torch.inf).amax(dim)
+def best(
+    products: Float[Tensor, "*any"], mask: Bool[Tensor, "*other"], of_padding: float = -torch.inf, *, dim: int
+) -> Float[Tensor, "*less"]:
+    """The greatest, with `of_padding` in place of what is padding; zero where all is padding that does not count."""
+    greatest = products.masked_fill(~mask, of_padding).amax(dim)
     return greatest.masked_fill(greatest == -torch.inf, 0.0)
 
 
@@ -205,4 +220,6 @@ def build_head(config: ModelConfig, *, width: int) -> Head:
     """The head of `config.head`."""
     if config.head == "text-conditioned":
         return TextConditionedHead(config.pooling_temperature)
-    return MeanHead() if config.head == "mean" else TokenWiseHead(width)
+    if config.head == "mean":
+        return MeanHead()
+    return TokenWiseHead(width, padding_counts=config.wti_padding == "zero")

@@ -51,6 +51,23 @@ def joined(stream):
     return torch.cat(parts)
 
 
+@pytest.mark.parametrize(("counts", "expected"), [(False, -1.0), (True, -0.5)])
+def test_padding_is_no_partner_unless_it_counts_as_released(counts, expected):
+    """A token against a frame that is its opposite, and a place for a second frame: of similarity 0, or none."""
+    made = TokenWiseHead(2, padding_counts=counts)
+    token = torch.tensor([[[1.0, 0.0]]])
+    frames = torch.tensor([[[-2.0, 0.0], [0.3, 0.4]]])
+    text = TextFeatures(token[:, 0], token, torch.tensor([[True]]), torch.tensor([[1.0]]))
+    video = VideoFeatures(frames, torch.tensor([[True, False]]), torch.tensor([[1.0, 0.0]]))
+    assert made.similarity(text, video, None, None).item() == pytest.approx(expected)
+
+    # So is the partner of the pair that should agree channel by channel.
+    of_token, of_frame = made.pairs(text, video)
+    partner = [0.6, 0.8] if counts else [-1.0, 0.0]
+    torch.testing.assert_close(of_token.second, torch.tensor([partner]))
+    torch.testing.assert_close(of_frame.second, torch.tensor([[1.0, 0.0]]))
+
+
 @pytest.mark.parametrize("tile", [1, 200, 1 << 22])
 @pytest.mark.parametrize("scale", ["release", "relative"])
 @pytest.mark.parametrize("name", ["mean", "wti"])

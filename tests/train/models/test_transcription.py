@@ -36,7 +36,7 @@ class Tokenizer:
         return 30
 
 
-def model_and_weights(head, temporal, **emcl):
+def model_and_weights(head, temporal, wti_padding="left-out", **emcl):
     """A small model whose weights are all random, and the same weights under the public names in float64."""
     torch.manual_seed(0)
     config = RunConfig(
@@ -45,6 +45,7 @@ def model_and_weights(head, temporal, **emcl):
         emcl=EMCLConfig(**({"num_bases": BASES, "init": "normal", "num_iters": 3, "temperature": 0.3} | emcl)),
         train=TrainConfig(decorrelation_weight=0.05, decorrelation_off_diagonal=0.3),
     )
+    config.model.wti_padding = wti_padding
     model = build_model(config, Tokenizer())
     with torch.no_grad():
         for parameter in model.parameters():  # no bias is zero and no norm the identity
@@ -63,6 +64,7 @@ def model_and_weights(head, temporal, **emcl):
         temperature=config.emcl.temperature,
         weight=config.emcl.residual_weight,
         relative=config.emcl.scale == "relative",
+        padding=0.0 if wti_padding == "zero" else -math.inf,
     )
     return model, config, {name: value.requires_grad_() for name, value in weights.items()}, mu, settings
 
@@ -73,6 +75,7 @@ PEERS = {
     "CLIP4Clip seqLSTM": ("mean", "lstm", {"mode": "off"}, "clip4clip", 0.0),
     "CLIP4Clip seqTransf": ("mean", "transformer", {"mode": "off"}, "clip4clip", 0.0),
     "DRL": ("wti", "transformer", {"mode": "off"}, "none", 0.05),
+    "DRL, padding as released": ("wti", "transformer", {"mode": "off", "wti_padding": "zero"}, "none", 0.05),
     "EMCL-Net with an LSTM": ("text-conditioned", "lstm", {}, "conv1", 0.0),
 }
 """Head, temporal aggregation, EM, frozen weights, and the weight of CDCR."""

@@ -29,6 +29,7 @@ class Settings:
     momentum: float = 0.9
     relative: bool = False
     pooling_temperature: float = 3.0
+    padding: float = -math.inf  # similarity of padding where DRL looks for the best partner; 0 as released
 
 
 def layer_norm(w, name, x, eps=1e-5):
@@ -158,13 +159,13 @@ def similarity(w, tokens, token_mask, pooled, frames, frame_mask, mu, settings):
         t = torch.ones_like(t).masked_scatter(token_mask[..., None], unit(rows[:count]))
         v = torch.ones_like(v).masked_scatter(frame_mask[..., None], unit(rows[count:]))
     products = torch.einsum("ald,bfd->ablf", t, v)
-    of_tokens = products.masked_fill(~frame_mask[None, :, None, :], -torch.inf).amax(3)
-    of_frames = products.masked_fill(~token_mask[:, None, :, None], -torch.inf).amax(2)
+    of_tokens = products.masked_fill(~frame_mask[None, :, None, :], settings.padding).amax(3)
+    of_frames = products.masked_fill(~token_mask[:, None, :, None], settings.padding).amax(2)
     by_tokens = torch.einsum("abl,al->ab", of_tokens, text_weights)
     return (by_tokens + torch.einsum("abf,bf->ab", of_frames, video_weights)) / 2, mean
 
 
-def decorrelation(w, tokens, token_mask, frames, frame_mask, off_diagonal):
+def decorrelation(w, tokens, token_mask, frames, frame_mask, off_diagonal, padding=-math.inf):
     """Of each token with the best frame of its own clip, and of each frame with the best token of its own caption."""
     text_weights = token_weights(w, "text_weight_fc", tokens, token_mask)
     video_weights = token_weights(w, "video_weight_fc", frames, frame_mask)
@@ -172,10 +173,11 @@ def decorrelation(w, tokens, token_mask, frames, frame_mask, off_diagonal):
     sides = ([], [], []), ([], [], [])
     for a in range(len(t)):
         words, pictures = t[a][token_mask[a]], v[a][frame_mask[a]]
-        products = words @ pictures.T
+        to_pictures = (words @ v[a].T).masked_fill(~frame_mask[a], padding)
+        to_words = (pictures @ t[a].T).masked_fill(~token_mask[a], padding)
         for side, values in (
-            (sides[0], (words, pictures[products.argmax(1)], text_weights[a][token_mask[a]])),
-            (sides[1], (pictures, words[products.argmax(0)], video_weights[a][frame_mask[a]])),
+            (sides[0], (words, v[a][to_pictures.argmax(1)], text_weights[a][token_mask[a]])),
+            (sides[1], (pictures, t[a][to_words.argmax(1)], video_weights[a][frame_mask[a]])),
         ):
             for part, value in zip(side, values, strict=True):
                 part.append(value)
@@ -209,7 +211,8 @@ def training_loss(w, ids, mask, frames, frame_mask, mu, settings, decorrelation_
     logits = logit_scale(w) * scores
     loss = -(logits.log_softmax(1).diagonal().mean() + logits.log_softmax(0).diagonal().mean()) / 2
     if settings.head == "wti" and decorrelation_weight:
-        loss = loss + decorrelation_weight * decorrelation(w, tokens, mask, frames, frame_mask, off_diagonal)
+        batch = tokens, mask, frames, frame_mask
+        loss = loss + decorrelation_weight * decorrelation(w, *batch, off_diagonal, settings.padding)
     return loss, None if mu is None else settings.momentum * mu + (1 - settings.momentum) * mean
 
 
