@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from emcl_train.config import RunConfig, check_config
+from emcl_train.config import RunConfig, check_config, differing_settings
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, steps_per_epoch, training_loader
 from emcl_train.data.provenance import changes
@@ -75,7 +75,8 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     """
     console = console or Console()
     check_config(config)  # the command has asked before torch was imported; other callers come in here
-    config = contents.as_started(config)
+    asked = config
+    config = contents.as_started(asked)
 
     # What is wrong with the weights to start from is said before anything that takes time.
     if config.from_features is None:
@@ -85,6 +86,10 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     accelerator = start_processes(config)
     if accelerator.is_main_process:
         open_run_folder(config)
+        if kept := differing_settings(config, asked):
+            console.print(
+                f"{config.out} is older than some settings, and keeps its own: {'; '.join(kept)}", soft_wrap=True
+            )
     accelerator.wait_for_everyone()
     seed_everything(config.train.seed, accelerator.device)
 

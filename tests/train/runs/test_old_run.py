@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from emcl_train import report
 from emcl_train.cli import main
+from emcl_train.config import BEFORE
 from emcl_train.data.text import load_tokenizer
 from emcl_train.models import build_model
 from emcl_train.runs.contents import load_config
@@ -95,6 +96,21 @@ def test_it_goes_on_from_its_state_to_its_end(here: Path, capfd: pytest.CaptureF
     assert "resuming run after step 3 of 4" in capfd.readouterr().out
     assert losses(here / "run") == pytest.approx(losses(OLD / "run"), rel=1e-3)
     assert rows(here / "run") == rows(OLD / "run")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_it_keeps_of_its_time_is_said(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BEFORE, "train.warmup", 0.5)
+    saved = json.loads((here / "run" / "config.json").read_text())
+    del saved["train"]["warmup"]
+    (here / "run" / "config.json").write_text(json.dumps(saved))
+
+    assert main(["train", "shapes", "--out", "run", *SETTINGS.split(), "--resume"]) == 0
+    shown = capfd.readouterr().out
+    assert "run is older than some settings, and keeps its own:" in shown
+    assert "train.warmup was 0.5, now 0.1" in shown
 
 
 def test_its_report_is_written(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
