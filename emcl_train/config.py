@@ -63,8 +63,14 @@ class DataConfig:
     """For layout "msrvtt": 1k-A with the training list of 9 000 or of 7 010 clips, or the full split of the JSON."""
     num_frames: int = 12
     """Frames per clip at most."""
+    didemo_span: Literal["released", "first-30s"] = "released"
+    """For layout "didemo": of each video the seconds 0 to 31, 32 of them, as the releases take it; or the 30 seconds
+    that annotators saw."""
     frame_sampling: Literal["1fps", "uniform"] = "uniform"
     """"1fps": a frame a second, of which `num_frames` are chosen uniformly; "uniform": spread over the duration."""
+    frame_choice: Literal["shown", "nearest"] = "shown"
+    """At a time that is sampled, the frame that is on display then; or the one that begins nearest to it, as decoders
+    take it that count frames."""
     image_size: int = 224
     """Height and width of a frame after resizing and centre cropping, in pixels."""
     resize: Literal["clip", "rounded"] = "clip"
@@ -328,6 +334,7 @@ class RunConfig:
 BEFORE: dict[str, Any] = {
     "data.resize": "rounded",
     "data.display": "rotated",
+    "data.didemo_span": "first-30s",
     "data.clean_captions": "none",
     "model.temporal_eps": 1e-5,
     "model.lstm_padding": "run-on",
@@ -336,6 +343,12 @@ BEFORE: dict[str, Any] = {
 }
 """By the name of a setting, what a config.json without it means: how such runs were made before there was the setting.
 A setting that is new needs a line here, unless its default is what was done before."""
+
+RECIPES_BEFORE: dict[str, dict[str, Any]] = {
+    "activitynet": {"data.augment": "randaugment"},
+    "didemo": {"data.augment": "randaugment"},
+}
+"""By the name of a recipe, values that it gave to settings which there were already: an older run goes on with them."""
 
 NOT_OF_THE_MODEL = ("out", "resume", "seeds", "train.tracker")
 

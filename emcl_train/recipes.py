@@ -72,7 +72,7 @@ def msrvtt_full() -> RunConfig:
 @recipe
 def activitynet() -> RunConfig:
     """Paragraph retrieval on ActivityNet Captions: 10 009 training videos, the 4 917 of val_1 to test; 64 frames."""
-    return _emcl_net("activitynet", "activitynet", num_frames=64, max_words=64)
+    return _emcl_net("activitynet", "activitynet", num_frames=64, max_words=64, augment="none")
 
 
 @recipe
@@ -89,8 +89,8 @@ def msvd() -> RunConfig:
 
 @recipe
 def didemo() -> RunConfig:
-    """Paragraph retrieval on the first 30 s of DiDeMo's videos; 64 frames."""
-    return _emcl_net("didemo", "didemo", num_frames=64, max_words=64)
+    """Paragraph retrieval on the seconds 0 to 31 of DiDeMo's videos; 64 frames."""
+    return _emcl_net("didemo", "didemo", num_frames=64, max_words=64, augment="none")
 
 
 @recipe
@@ -111,6 +111,7 @@ def _emcl_net(
     *,
     num_frames: int = 12,
     max_words: int = 32,
+    augment: Literal["none", "randaugment"] = "randaugment",
     epochs: int = 5,
     test_captions: Literal["one", "all"] = "all",
     msrvtt_split: Literal["9k", "7k", "full"] = "9k",
@@ -125,7 +126,7 @@ def _emcl_net(
             msrvtt_split=msrvtt_split,
             num_frames=num_frames,
             frame_sampling="1fps",
-            augment="randaugment",
+            augment=augment,
             max_words=max_words,
             train_captions="all",
             test_captions=test_captions,

@@ -65,7 +65,8 @@ class CheckedClips:
 
     def __init__(self, config: DataConfig) -> None:
         self.root = config.root
-        name = f"checked-v{VIDEO_SAMPLER_VERSION}-{_sampling(config)}.json"
+        looked_at = f"{_sampling(config)}-{config.frame_choice}-{config.display}"
+        name = f"checked-v{VIDEO_SAMPLER_VERSION}-{looked_at}.json"
         self.path = cache_folder(config.root) / name
         self._entries: dict[str, dict[str, Any]] = _read_json(self.path)
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from emcl_train.config import BEFORE, RunConfig
 from emcl_train.data.clips import Annotations, Clip, Split
-from emcl_train.data.video import PICTURES, sampler_version
+from emcl_train.data.video import OF_VERSION_1, PICTURES, sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.runs.files import read_json
@@ -109,6 +109,8 @@ def settings_of_features(config: RunConfig) -> dict[str, object]:
         "max_words",
         "clean_captions",
     )
+    if config.data.layout == "didemo":
+        names = (*names, "didemo_span")
     found: dict[str, object] = {"recipe": config.recipe}
     found |= {f"data.{name}": data[name] for name in (*names, "test_captions", "validation_clips")}
     if config.data.layout == "shapes":
@@ -144,7 +146,7 @@ def open_features(config: RunConfig) -> Annotations:
     """
     folder = Path(config.from_features or "")
     record = read_features(folder)
-    made = BEFORE | record["settings"]
+    made = {f"data.{name}": value for name, value in OF_VERSION_1.items()} | BEFORE | record["settings"]
     asked = settings_of_features(config)
     different = [
         f"{name} is {made.get(name)} there, {value} here" for name, value in asked.items() if made.get(name) != value

@@ -18,11 +18,12 @@ OF_COMPRESSION = ("fps", "short_side", "encoding")
 def provenance(config: DataConfig) -> dict[str, Any]:
     """The decoder, the sampler's version and settings, and how the files were compressed, if this program did it."""
     settings = asdict(config)
+    of_pictures = (*PICTURES, "didemo_span") if config.layout == "didemo" else PICTURES
     return {
         "decoder": decoder_version(),
         "sampler": sampler_version(config),
         "sampling": {name: settings[name] for name in ("frame_sampling", "num_frames", "image_size")},
-        "pictures": {name: settings[name] for name in PICTURES},
+        "pictures": {name: settings[name] for name in of_pictures},
         "compression": _compression(config.video_folder) or _compression(config.root),
     }
 

@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from emcl_train.config import BEFORE, DataConfig
+from emcl_train.config import DataConfig
 from emcl_train.data.clips import Clip
 from emcl_train.data.clock import has_no_stamps
 from emcl_train.data.container import VideoError, VideoInfo, open_video, probe, rewound, whole_timeline
@@ -36,14 +36,17 @@ __all__ = [
 VIDEO_SAMPLER_VERSION = 2
 """Goes up with every change of which pixels `decode_frames` returns; remembered results and caches depend on it."""
 
-PICTURES = ("resize", "display")
-"""Settings of how a frame becomes a picture. Version 1 had one value of each, which still is there by its name."""
+OF_VERSION_1 = {"frame_choice": "shown", "resize": "rounded", "display": "rotated"}
+"""Settings of which frame is taken and how it becomes a picture, with the values that there were in version 1."""
+
+PICTURES = tuple(OF_VERSION_1)
 
 SEEK_FROM = 60.0
 """Of clips of this many seconds and more only the groups of pictures that hold a wanted frame are decoded, for 12
 frames; below, decoding on is as fast."""
 
 Sampling = Literal["1fps", "uniform"]
+Choice = Literal["shown", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class FrameRequest:
     """Seconds from the file's first frame at which the clip ends; None: with the file."""
     whole: bool = False
     """The last frame must be there too, though it is not returned, so that damage behind the last second is found."""
+    choice: Choice = "shown"
+    """At each time the frame that is on display, or the one that begins nearest to it, the earlier of two."""
     resize: Resize = "clip"
     """How pictures are scaled and cropped; see `picture.square`."""
     display: Display = "watched"
@@ -81,6 +86,7 @@ class FrameRequest:
             start=clip.start,
             end=clip.end,
             whole=whole,
+            choice=config.frame_choice,
             resize=config.resize,
             display=config.display,
         )
@@ -88,7 +94,7 @@ class FrameRequest:
 
 def sampler_version(config: DataConfig) -> int:
     """The version of the sampler whose frames a configuration gets: 1 where it asks for what that version did."""
-    as_before = all(getattr(config, name) == BEFORE[f"data.{name}"] for name in PICTURES)
+    as_before = all(getattr(config, name) == value for name, value in OF_VERSION_1.items())
     return 1 if as_before else VIDEO_SAMPLER_VERSION
 
 
@@ -159,18 +165,33 @@ def _span(request: FrameRequest, first: float, last_frame: float, over: float) -
     return _Span(first + start, min(over, first + end), last_frame)
 
 
-def _targets(span: _Span, request: FrameRequest) -> list[float]:
+def _targets(span: _Span, request: FrameRequest, timeline: Timeline) -> list[float]:
     """When the wanted frames are on display."""
     seconds = span.end - span.start
     wanted = request.num_frames
     if request.sampling == "uniform":
-        return [span.start + seconds * (i + 0.5) / wanted for i in range(wanted)]
+        targets = [span.start + seconds * (i + 0.5) / wanted for i in range(wanted)]
+    else:
+        # Whole seconds before the end at which a frame begins or goes on; the last frame is not shown once more. The
+        # one that is nearest to a second may begin half a frame before it.
+        early = timeline.interval / 2 if request.choice == "nearest" else 0.0
+        within = math.ceil(seconds - 1e-6), math.floor(span.last_frame + early - span.start + 1e-6) + 1
+        number = max(1, min(within))
+        chosen = range(number) if number <= wanted else np.linspace(0, number - 1, num=wanted, dtype=int).tolist()
+        targets = [span.start + second for second in chosen]
 
-    # Whole seconds before the end at which a frame begins or goes on; the last frame is not shown once more.
-    within = math.ceil(seconds - 1e-6), math.floor(span.last_frame - span.start + 1e-6) + 1
-    number = max(1, min(within))
-    chosen = range(number) if number <= wanted else np.linspace(0, number - 1, num=wanted, dtype=int).tolist()
-    return [span.start + second for second in chosen]
+    if request.choice == "shown":
+        return targets
+    return [_nearest(target, span, timeline.times) for target in targets]
+
+
+def _nearest(target: float, span: _Span, times: list[float]) -> float:
+    """When the frame of a span begins that begins nearest to a time; of two, the earlier."""
+    shown = max(0, bisect_right(times, target + 1e-6) - 1)
+    last = max(shown, bisect_left(times, span.end - 1e-6) - 1)
+    if shown < last and times[shown + 1] - target < target - times[shown] - 1e-6:
+        return times[shown + 1]
+    return times[shown]
 
 
 def _choose_by_decoding(
@@ -200,7 +221,7 @@ def _choose(
     """The wanted pictures."""
     times = timeline.times
     span = _span(request, times[0], times[-1], timeline.end)
-    targets = _targets(span, request)
+    targets = _targets(span, request, timeline)
 
     # The whole clip is its last frame too, which is looked at and not taken.
     to_see = [*targets, max(targets[-1], min(span.end, span.last_frame))] if request.whole else targets

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from emcl_train.config import BEFORE, RunConfig, differing_settings, flattened
+from emcl_train.config import BEFORE, RECIPES_BEFORE, RunConfig, differing_settings, flattened
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES
 from emcl_train.runs.files import json_if_whole, read_json, write_json_atomic
@@ -117,7 +117,12 @@ def as_started(config: RunConfig) -> RunConfig:
 
     settings = flattened(asdict(config))
     usual = flattened(asdict(RECIPES[config.recipe]())) if config.recipe in RECIPES else {}
-    before = _settings_before(json_if_whole(path))
+    saved = json_if_whole(path)
+    before = _settings_before(saved)
+    if before:
+        there = flattened(saved) if isinstance(saved, dict) else {}
+        changed = RECIPES_BEFORE.get(config.recipe, {})
+        before |= {name: value for name, value in changed.items() if there.get(name) == value}
     return with_settings(config, {name: old for name, old in before.items() if settings[name] == usual.get(name)})
 
 

@@ -1,4 +1,4 @@
-"""DiDeMo, for paragraph retrieval: `{train,val,test}_data.json`, the lists beside them, and 30 s of each video."""
+"""DiDeMo, for paragraph retrieval: `{train,val,test}_data.json`, the lists beside them, and a span of each video."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions
 from emcl_train.errors import UserError
 
 PROTOCOL = Protocol("DiDeMo", train=(8392, 8393, 8394, 8395), val=(1065,), test=(1003, 1004))
-SECONDS = 30.0
-"""What annotators saw of each video."""
+SPANS = {"released": 32.0, "first-30s": 30.0}
+"""By `data.didemo_span`, the second at which clips end: the releases take seconds 0 to 31, annotators saw 30."""
 
 
 def read(config: DataConfig) -> SplitFiles:
@@ -22,7 +22,7 @@ def read(config: DataConfig) -> SplitFiles:
         train=_part(config.root, "train", notes),
         val=_part(config.root, "val", notes),
         test=_part(config.root, "test", notes),
-        clip=clip_finder(config, end=SECONDS),
+        clip=clip_finder(config, end=SPANS[config.didemo_span]),
         train_file=config.root / "train_data.json",
         protocol=PROTOCOL,
         notes=notes,

@@ -360,7 +360,7 @@ def test_frames_of_another_version_of_the_sampler_are_another_cache(config, deco
     prepare(replace(config, data=before))
     assert sorted(path.name for path in (config.data.root / ".emcl").glob("frames-v*.json")) == [
         f"frames-v1-uniform-{before.num_frames}x{before.image_size}.json",
-        f"frames-v2-uniform-{before.num_frames}-clip-watchedx{before.image_size}.json",
+        f"frames-v2-uniform-{before.num_frames}-shown-clip-watchedx{before.image_size}.json",
     ]
 
     # Each is kept while runs of both kinds go on.

@@ -136,6 +136,26 @@ def test_an_older_run_does_not_take_up_a_younger_setting_by_name(older_run):
         contents.check_run_folder(asked)
 
 
+@pytest.mark.parametrize("recipe", ["activitynet", "didemo"])
+def test_an_older_run_of_a_recipe_goes_on_with_what_the_recipe_gave_then(tmp_path, recipe):
+    """These two augmented; whose config.json names all settings of today was started with what it says."""
+    config = replace(load_recipe(recipe), out=tmp_path)
+    asked = replace(config, resume=True)
+    started = replace(config, data=replace(config.data, augment="randaugment", didemo_span="first-30s"))
+    contents.save_config(tmp_path, started)
+    with pytest.raises(UserError, match=r"data\.augment was randaugment, now none"):
+        contents.check_run_folder(asked)
+
+    saved = json.loads((tmp_path / "config.json").read_text())
+    for name in BEFORE:
+        section, field = name.split(".")
+        saved[section].pop(field)
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    contents.check_run_folder(asked)
+    assert contents.as_started(asked).data.augment == "randaugment"
+    assert contents.load_config(tmp_path).data.didemo_span == "first-30s"
+
+
 def test_every_value_from_before_is_of_a_setting():
     assert BEFORE.keys() <= flattened(asdict(RunConfig())).keys()
 

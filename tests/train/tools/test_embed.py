@@ -206,6 +206,7 @@ def test_a_run_that_goes_on_warns_of_other_frames_and_keeps_the_record(root, fol
         (lambda config: setattr(config.data, "num_frames", 2), "data.num_frames is 3 there, 2 here"),
         (lambda config: setattr(config.data, "frame_sampling", "1fps"), "data.frame_sampling is uniform there, 1fps"),
         (lambda config: setattr(config.data, "resize", "rounded"), "data.resize is clip there, rounded here"),
+        (lambda config: setattr(config.data, "frame_choice", "nearest"), "data.frame_choice is shown there, nearest"),
         (lambda config: setattr(config.train, "seed", 7), "train.seed is 0 there, 7 here"),
         (lambda config: setattr(config, "recipe", "other"), "recipe is tiny there, other here"),
         (lambda config: setattr(config.model, "clip", "openai/clip"), "model.clip is random there, openai/clip here"),
@@ -223,7 +224,9 @@ def test_features_made_before_know_the_pictures_they_are_of(root, folder, tmp_pa
     older = tmp_path / "older"
     shutil.copytree(folder, older)
     record = json.loads((older / FEATURES).read_text())
-    record["settings"] = {name: value for name, value in record["settings"].items() if name not in BEFORE}
+    record["settings"] = {
+        name: value for name, value in record["settings"].items() if name not in (*BEFORE, "data.frame_choice")
+    }
     record["frames"] = {"sampler": 1}
     (older / FEATURES).write_text(json.dumps(record))
 
