@@ -71,6 +71,11 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}; give the current user access to it") from error
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file that annotations name exists; no file has a name that is longer than the system allows."""
+    return os.path.exists(path)  # Path.exists raises an error for such a name
+
+
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8; what it is instead is said, see `text_of`."""
     return text_of(read_bytes(path), path)
@@ -116,7 +121,7 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         if len(cells) != len(header):
             raise UserError(
                 f"{path}, line {number}: {count(len(cells), 'cell')}, expected {len(header)}, one for each column of "
-                f'the first line; put a caption that has commas into quotes, "like, this"'
+                f"the first line; {_way_out_of_cells(cells, len(header))}"
             )
         _require_rows_apart(path, number, cells, len(header), places[columns[0]])
         found.append(row)
@@ -124,6 +129,15 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     if not found:
         raise UserError(f"{path} has no rows below its first line; write one line for each clip")
     return found
+
+
+def _way_out_of_cells(cells: list[str], width: int) -> str:
+    """What to do about a row of more or fewer cells than the first line has."""
+    if len(cells) < width:
+        return "write a cell for each, which may be empty"
+    if not any(map(str.strip, cells[width:])):
+        return "delete the commas at its end"
+    return 'put a caption that has commas into quotes, "like, this"'
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -158,12 +172,23 @@ def _said_of_csv(error: csv.Error) -> str:
 def _require_rows_apart(path: Path, number: int, cells: list[str], width: int, id_place: int) -> None:
     """Raise a UserError where a cell holds what looks like other rows: its quote was meant to close before them."""
     for place, cell in enumerate(cells):
-        behind = re.split(r"\r\n|\r|\n", cell)[1:]
+        first, *behind = re.split(r"\r\n|\r|\n", cell)
+        if not behind:
+            continue
+
         swallowed = [line for line in behind if len(next(csv.reader([line]), [])) >= width]
-        if behind and (swallowed or place == id_place):
+        if place == id_place:
+            swallowed = swallowed or behind
+
+        # Where columns follow, the first line may be a row of its own: with as many cells, and one word as the id.
+        beginning = [*cells[:place], *next(csv.reader([first]), [])]
+        if place < id_place and len(beginning) == width and re.fullmatch(r"\S+", beginning[id_place]):
+            swallowed = swallowed or [first]
+
+        if swallowed:
             raise UserError(
                 f'{path}, line {number}: a quote (") opens and is closed {count(len(behind), "line")} below, so that '
-                f"one cell holds what looks like rows, such as {shortened(behind[0])}; close it in its own line, or "
+                f"one cell holds what looks like rows, such as {shortened(swallowed[0])}; close it in its own line, or "
                 f"write the caption on one line"
             )
 

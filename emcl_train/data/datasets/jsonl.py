@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, read_json_lines, shortened, strings
+from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, is_there, read_json_lines, shortened, strings
 from emcl_train.data.clips import Clip
 from emcl_train.data.split_rules import Captions, SplitFiles, captions_of, check_root, queries
 from emcl_train.errors import UserError
@@ -58,7 +58,7 @@ def read(config: DataConfig) -> SplitFiles:
 
 def _clip(folder: Path, place: str, entry: dict[str, Any], moved: list[str]) -> Clip:
     video = entry.get("video")
-    if not isinstance(video, str) or not video:
+    if not isinstance(video, str) or not video or "\0" in video:
         raise UserError(f'{place} has no text under "video": {shortened(entry)}; expected {EXPECTED}')
     start = _seconds(place, entry, "start")
     end = _seconds(place, entry, "end")
@@ -72,10 +72,10 @@ def _clip(folder: Path, place: str, entry: dict[str, Any], moved: list[str]) -> 
         raise UserError(f'{place}: "id" is {shortened(video_id)}, expected a text; correct it, or leave it out')
 
     path = folder / video
-    if not path.exists() and path.suffix.lower() in VIDEO_SUFFIXES:
+    if not is_there(path) and path.suffix.lower() in VIDEO_SUFFIXES:
         # Compressed copies are mp4 files, whatever the originals that the annotations name were.
         beside = (path.with_suffix(suffix) for suffix in VIDEO_SUFFIXES)
-        found = next((other for other in beside if other.exists()), None)
+        found = next((other for other in beside if is_there(other)), None)
         if found is not None:
             path = found
             moved.append(video)

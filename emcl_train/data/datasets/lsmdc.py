@@ -1,6 +1,5 @@
 """LSMDC: tab-separated files without a header; clip id, four times, sentence."""
 
-import io
 import re
 from pathlib import Path
 
@@ -16,7 +15,7 @@ FILES = {
 }
 PROTOCOL = Protocol("LSMDC", train=(101079,), val=(7408,), test=(1000,), unit="sentence")
 
-TIME = re.compile(r"[-+]?[0-9][0-9.:,]*")
+TIME = re.compile(r"[-+]?([0-9][0-9.:,]*(e[-+]?[0-9]+)?s?|nan|inf)?", re.IGNORECASE)
 
 # As they are distributed, these files cannot be decoded, and all published figures are without them.
 BROKEN = {
@@ -61,10 +60,11 @@ def read_sentences(path: Path) -> tuple[Captions, int]:
         UserError: a line has not six columns, or text where times belong.
     """
     captions: Captions = {}
-    text = io.StringIO(read_text(path), newline=None)  # whatever ends a line: a file with "\\r" alone is no single line
-    lines = [(number, line) for number, line in enumerate(text, start=1) if line.strip()]
+    text = read_text(path)
+    ends = "\n" if "\n" in text else "\r"  # as some programs on a Mac write it
+    lines = [(number, line) for number, line in enumerate(text.split(ends), start=1) if line.strip()]
     for number, line in lines:
-        columns = line.rstrip("\n").split("\t", maxsplit=5)
+        columns = line.split("\t", maxsplit=5)
         if len(columns) != 6 or not columns[0].strip():
             raise UserError(
                 f"{path}, line {number}: {count(len(columns), 'column')}, expected 6, separated by tabs: clip id, "
@@ -73,13 +73,14 @@ def read_sentences(path: Path) -> tuple[Captions, int]:
 
         # One column too many, or too few and a tab in the sentence, would shift the sentence.
         *times, sentence = columns[1:]
-        wrong = [time for time in times if time.strip() and not TIME.fullmatch(time.strip())]
-        if wrong or TIME.fullmatch(sentence.partition("\t")[0].strip() if "\t" in sentence else ""):
+        sentence = sentence.strip()
+        wrong = [time for time in times if not TIME.fullmatch(time.strip())]
+        if wrong or ("\t" in sentence and TIME.fullmatch(sentence.partition("\t")[0].strip())):
             raise UserError(
                 f"{path}, line {number}: columns 2 to 5 are {quoted(times)} and the sentence is {shortened(sentence)}; "
                 f"expected four times, such as 00.01.02.345, and then a sentence; correct the line"
             )
-        captions.setdefault(columns[0].strip(), []).append(sentence.strip())
+        captions.setdefault(columns[0].strip(), []).append(sentence)
     if not lines:
         raise UserError(f"{path} has no line; copy or download it again")
     return captions, len(lines)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import count, few, read_csv, read_json, shortened
+from emcl_train.data.annotation_files import count, few, is_there, read_csv, read_json, shortened
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder, queries
 from emcl_train.errors import UserError
 
@@ -101,7 +101,7 @@ def _one_k_a(files: MsrvttFiles, config: DataConfig) -> SplitFiles:
         train_csv,
         PROTOCOLS[config.msrvtt_split],
         notes=notes,
-        unlisted=[video_id for video_id in others if clip(video_id).path.exists()],
+        unlisted=[video_id for video_id in others if is_there(clip(video_id).path)],
         hold_out_from=f'mark validation clips as "split": "validate" in {DATA_JSON}',
     )
 

@@ -47,7 +47,7 @@ BROKEN_ROWS = {
     "backslash before a quote": ('r0,v0,"he says \\"hi\\", and waves"\n', r"line 2: text follows a closing quote"),
     "backslash before a comma": ("r0,v0,a man\\, who waves\n", r"line 2: 4 cells, expected 3"),
     "comma": ("r0,v0,rain\nr1,v1,a man, who waves\n", r"line 3: 4 cells, expected 3, one for each column"),
-    "comma at the end": ("r0,v0,two cats,\n", r"line 2: 4 cells, expected 3"),
+    "comma at the end": ("r0,v0,two cats,\n", r"line 2: 4 cells, expected 3, .*; delete the commas at its end"),
     "too few cells": ("r0,v0,rain\nv1,two cats\n", r"line 3: sentence is empty; fill it, or delete the line"),
     "line break without quotes": ("r0,v0,a man\nwho waves\n", r"line 3: video_id is empty"),
 }
@@ -57,6 +57,25 @@ BROKEN_ROWS = {
 def test_a_broken_row_is_an_error_with_its_line(text, message, tmp_path):
     with pytest.raises(UserError, match=rf"rows\.csv, {message}"):
         rows_of(tmp_path / "rows.csv", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"a man,video1\nb",video2\n', r'line 2: a quote .* closed 1 line below, .* such as "a man,video1"'),
+        ('"a man,video1\nrain,video2\nb",video3\n', r"line 2: a quote .* closed 2 lines below"),
+        ('c,video1\n"a man,video2\r\nand b",video3\n', r"line 3: a quote .* closed 1 line below"),
+    ],
+)
+def test_a_row_that_a_quote_takes_into_the_next_is_an_error_where_captions_come_first(text, message, tmp_path):
+    with pytest.raises(UserError, match=rf"rows\.csv, {message}"):
+        rows_of(tmp_path / "rows.csv", text, header="sentence,video_id")
+
+
+def test_a_caption_of_two_lines_may_come_first(tmp_path):
+    text = '"a man, who waves\nand leaves",video1\n"a man\nwaves",video2\n'
+    found = rows_of(tmp_path / "rows.csv", text, header="sentence,video_id")
+    assert found == ["a man, who waves\nand leaves", "a man\nwaves"]
 
 
 def test_a_missing_cell_of_a_column_that_nobody_reads_is_an_error_too(tmp_path):
@@ -105,6 +124,17 @@ def test_a_sentence_of_lsmdc_is_taken_as_it_stands(sentence, end, tmp_path):
     (tmp_path / "a.csv").write_bytes((end.join(lines) + end).encode())
     found = {"clip0": [sentence], "clip1": ["It rains."], "clip2": ["It snows."]}
     assert lsmdc.read_sentences(tmp_path / "a.csv") == (found, 3)
+
+
+def test_the_other_end_of_a_line_inside_a_sentence_of_lsmdc_ends_no_line(tmp_path):
+    (tmp_path / "a.csv").write_bytes(f"clip0\t{TIMES}\tIt rains.\rIt snows.\nclip1\t{TIMES}\tSun.\n".encode())
+    assert lsmdc.read_sentences(tmp_path / "a.csv") == ({"clip0": ["It rains.\rIt snows."], "clip1": ["Sun."]}, 2)
+
+
+@pytest.mark.parametrize("time", ["nan", "-", "", "1.5s", "4e0", "-1", " 00:01:02,345 "])
+def test_times_of_lsmdc_that_nobody_reads_may_be_written_otherwise(time, tmp_path):
+    (tmp_path / "a.csv").write_text(f"clip0\t{time}\t{time}\t{time}\t{time}\t1942.\t\n")
+    assert lsmdc.read_sentences(tmp_path / "a.csv") == ({"clip0": ["1942."]}, 1)
 
 
 @pytest.mark.parametrize(

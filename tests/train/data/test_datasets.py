@@ -14,6 +14,7 @@ from emcl_train.config import LAYOUTS, DataConfig
 from emcl_train.data import datasets
 from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
 from emcl_train.data.datasets import activitynet, didemo, lsmdc, msvd
+from emcl_train.data.video import VideoError, probe
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
 
@@ -223,6 +224,19 @@ def test_jsonl_captions_may_hold_what_python_takes_for_the_end_of_a_line(tmp_pat
         text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
         (tmp_path / f"{split}.jsonl").write_bytes(text.encode())
     assert load_annotations(config_of(tmp_path, "jsonl")).test.captions[3] == "one\u2028two\x85 3"
+
+
+def test_a_name_that_no_file_can_have_is_a_clip_that_is_not_there(load, tmp_path):
+    load("jsonl")
+    path = tmp_path / "jsonl" / "train.jsonl"
+    path.write_text(path.read_text() + json.dumps({"video": f"{'c' * 300}.mp4", "captions": ["rain"]}) + "\n")
+    clip = load_annotations(config_of(tmp_path / "jsonl", "jsonl")).train.clips[-1]
+    with pytest.raises(VideoError, match="File name too long"):
+        probe(clip.path)
+
+    path.write_text(json.dumps({"video": "a\0.mp4", "captions": ["rain"]}))
+    with pytest.raises(UserError, match='has no text under "video"'):
+        load_annotations(config_of(tmp_path / "jsonl", "jsonl"))
 
 
 def test_jsonl_finds_compressed_copies_by_their_new_suffix(load):
