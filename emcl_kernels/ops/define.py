@@ -313,7 +313,8 @@ class Op(_Registered):
         names = [f"Tensor d_{self.outputs[i]}" for i in differentiated]
         names += [f"Tensor {tensor}" for tensor in (*self.tensors, *gradient.saved)]
         names += [f"{self.arguments[setting].type} {setting}" for setting in settings]
-        names += [f"bool {switch}" for switch in gradient.switches]
+        # With a default, since torch.compile keeps graphs on disk, where an older one calls the op without them.
+        names += [f"bool {switch}=True" for switch in gradient.switches]
         results = [f"Tensor d_{tensor}" for tensor in gradient.to] + [f"Tensor {output}" for output in more]
         returns = results[0] if len(results) == 1 else f"({', '.join(results)})"
 

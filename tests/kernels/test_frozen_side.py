@@ -133,6 +133,16 @@ def test_a_frozen_start_or_frozen_rows_of_em_project(backend: str, device: str) 
         assert ("_em_moments_backward" in seen.sizes) == (place == 0)
 
 
+@pytest.mark.parametrize("op", ["_pooled_moments_backward", "_pooled_cosine_backward"])
+def test_a_backward_op_without_switches_gives_everything(op: str) -> None:
+    """torch.compile keeps graphs on disk; those of a version without switches go on."""
+    given = arguments_of_backward(op).values()
+    with_switches = OPS[op].call(*given, *[True] * OPS[op].switches)
+    for a, b in zip(OPS[op].call(*given), with_switches, strict=True):
+        assert torch.equal(a, b)
+        assert a.numel() > 0
+
+
 # ---- the work --------------------------------------------------------------------------------------------------------
 
 
