@@ -141,14 +141,22 @@ def rewound(
     container: InputContainer, stream: VideoStream, timeline: Timeline, path: Path
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The same film, to be read from its first packet on."""
-    if timeline.parts == 1 and all(packet.shown for packet in timeline.packets):
-        container.seek(0)
+    if timeline.parts == 1 and all(packet.shown for packet in timeline.packets) and _sought(container):
         yield container, stream
         return
 
     # Where a time is there more than once, seeking may lead to the later one.
     with _opened(path) as again:
         yield again, _alone(again.streams.video[container.streams.video.index(stream)])
+
+
+def _sought(container: InputContainer) -> bool:
+    """Go back to the start. False where the file cannot be sought in, as FLV without a list of keyframes."""
+    try:
+        container.seek(0)
+    except av.error.FFmpegError:
+        return False
+    return True
 
 
 def declared_duration(container: InputContainer, stream: VideoStream) -> float | None:
@@ -218,8 +226,9 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
         complete = (reached or _riff_is_whole(path)) and not last.is_corrupt
     elif container.duration and kind not in JOINED:
         # At least one of the streams must reach the end that the container declares, which Matroska counts from zero
-        # even where the first frame comes later.
-        complete = max(end, end_of_others) >= container.duration / av.time_base - max(0.5, 3 * interval)
+        # even where the first frame comes later. It may be declared roughly, if the file is as long as it says.
+        lacking = container.duration / av.time_base - max(end, end_of_others)
+        complete = lacking <= max(0.5, 3 * interval) and (lacking <= interval / 2 or not _segment_is_cut(path))
     else:
         complete = True  # nothing declares a length: what FFmpeg gives is guessed from the stamps
     return Timeline(places, times, end, interval, complete, torn, clock.parts)
@@ -231,6 +240,21 @@ def _times(packet: Packet) -> tuple[float, float]:
     if stamp is None:
         return math.nan, math.nan
     return float(stamp * packet.time_base), float((stamp + (packet.duration or 0)) * packet.time_base)
+
+
+def _segment_is_cut(path: Path) -> bool:
+    """Whether a Matroska file is shorter than its one large element says; False for any other file."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    place = head.find(b"\x18\x53\x80\x67") + 4
+    if not head.startswith(b"\x1a\x45\xdf\xa3") or place < 4 or place >= len(head) or not head[place]:
+        return False
+
+    # A length of n bytes begins with n - 1 zero bits and a one; of ones alone it is not known.
+    bytes_of_length = 9 - head[place].bit_length()
+    mask = (1 << 7 * bytes_of_length) - 1
+    length = int.from_bytes(head[place : place + bytes_of_length], "big") & mask
+    return length != mask and place + bytes_of_length + length > path.stat().st_size
 
 
 def _riff_is_whole(path: Path) -> bool:

@@ -155,3 +155,51 @@ def test_a_film_in_fragments_is_whole_and_cut_within_one_it_is_not(tmp_path: Pat
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
     with pytest.raises(VideoError, match="truncated"):
         check_packets(path)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm"])
+@pytest.mark.parametrize("left", [0.97, 0.9, 0.6])
+def test_matroska_is_as_long_as_it_says(tmp_path: Path, suffix: str, left: float) -> None:
+    """A film so short that what is cut off is within the tolerance of its declared duration."""
+    codec, options = ("libx264", {"g": "10"}) if suffix == "mkv" else ("libvpx", {"g": "10", "crf": "10"})
+    path = write_video(tmp_path / f"a.{suffix}", range(12), noise=True, codec=codec, options=options)
+    check_packets(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])
+    with pytest.raises(VideoError, match="truncated"):
+        check_packets(path)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3.0])
+@pytest.mark.parametrize(("suffix", "codec", "sound"), [
+    ("mp4", "libx264", "aac"), ("mkv", "libx264", "aac"), ("avi", "mpeg4", "mp2"), ("flv", "flv", "aac"),
+    ("ts", "libx264", "aac"), ("mpg", "mpeg2video", "mp2"), ("webm", "libvpx", "libopus"),
+])  # fmt: skip
+def test_sound_that_ends_earlier_or_later_leaves_a_film_whole(
+    tmp_path: Path, suffix: str, codec: str, sound: str, seconds: float
+) -> None:
+    options = PLAIN["mpeg4"]["options"] if codec in ("mpeg4", "flv", "mpeg2video") else {"bf": "0", "g": "10"}
+    if codec == "libvpx":
+        options = {"crf": "4"}
+    picture = write_video(tmp_path / "picture.nut", range(25), codec=codec, rate=25, options=options)
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(picture)) as source, av.open(str(path), "w") as target:
+        film = target.add_stream_from_template(source.streams.video[0])
+        stream = target.add_stream(sound, rate=48000, layout="mono")
+        packets = []
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = film
+                packets.append(packet)
+        size = stream.codec_context.frame_size or 960
+        for n in range(int(seconds * 48000 / size)):
+            frame = av.AudioFrame(format=stream.codec_context.format.name, layout="mono", samples=size)
+            frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+            frame.rate, frame.pts = 48000, n * size
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            target.mux(packet)
+    assert check_packets(path).seconds == pytest.approx(1.0, abs=0.05)
+    found = sampled(path, 5)
+    # A program stream stamps only some of its pictures; the times of the others are guessed.
+    assert max(abs(a - b) for a, b in zip(found, [2, 7, 12, 17, 22], strict=True)) <= (suffix == "mpg")
