@@ -80,7 +80,8 @@ class DataConfig:
     """"watched": what a player shows: turned, mirrored, of the shape that its pixels have, and of several streams the
     film; "rotated": turned alone, of the first stream, as version 0.2.0 and before."""
     augment: Literal["none", "randaugment"] = "none"
-    """"randaugment": the same four random operations on all frames of a training clip, as released."""
+    """"randaugment": the same four random operations on all frames of a training clip, as EMCL-Net has it but for
+    paragraphs; here after scaling and cropping."""
     max_words: int = 32
     """Tokens per caption, start and end included."""
     clean_captions: Cleaning = "clip"

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from emcl_train.config import BEFORE, RunConfig, flattened
+from emcl_train.config import BEFORE, RECIPES_BEFORE, RunConfig, flattened
 from emcl_train.recipes import RECIPES, load_recipe
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
@@ -78,6 +78,15 @@ def test_every_row_says_what_theirs_is() -> None:
     """By a setting, or by a dash and what it is that cannot be had."""
     for row in DIFFERENCES:
         assert PAIR.search(row[3]) or row[3].startswith("–"), row[0]
+
+
+@pytest.mark.parametrize("recipe", RECIPES_BEFORE)
+def test_what_a_recipe_had_before_is_said(recipe: str) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for name, before in RECIPES_BEFORE[recipe].items():
+        now = settings(recipe)[name]
+        assert now != before
+        assert f"`{recipe}: {name} {now}`" in page
 
 
 def test_what_older_runs_had_is_listed_whole() -> None:
