@@ -5,7 +5,8 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 BACK = 0.1
-"""Seconds by which a packet is stamped earlier than the one before it, if the stamps begin anew."""
+"""Seconds by which a packet is stamped earlier than the one before it, if the stamps begin anew. Ten times as many in
+formats that are not made to be joined: some of them give the order of display in place of that of decoding."""
 JUMP = 10.0
 """Seconds that are left out between two packets, if it is the clock that jumps and no picture that stays."""
 JOINED = ("mpegts", "mpeg")
@@ -31,8 +32,10 @@ class Clock:
         self._jumps = kind in JOINED
         # MP4's own index makes its stamps, and decoding times of packets that an edit list hides may go back.
         self._goes_back = not kind.startswith("mov")
-        self._ticks = 1 / stream.time_base if stream.time_base else 1
-        self._usual = round(self._ticks / stream.average_rate) if stream.average_rate else 0
+        ticks = 1 / stream.time_base if stream.time_base else 1
+        self._usual = round(ticks / stream.average_rate) if stream.average_rate else 0
+        self._back = round((BACK if self._jumps else 10 * BACK) * ticks)
+        self._jump = round(JUMP * ticks)
         self._last: int | None = None
         self._next = 0
         self._moved = 0
@@ -63,13 +66,13 @@ class Clock:
         """Where no time of presentation is stored, FFmpeg takes it from the next packet, be that of another part."""
         if packet.pts is None or packet.dts is None:
             return
-        if abs(packet.pts - packet.dts) > JUMP * self._ticks:
+        if abs(packet.pts - packet.dts) > self._jump:
             packet.pts = packet.dts + self._lead
         self._lead = packet.pts - packet.dts
 
     def _begins_anew(self, stamp: int) -> bool:
-        back = self._goes_back and stamp < (self._last or 0) - BACK * self._ticks
-        return back or (self._jumps and stamp > self._next + JUMP * self._ticks)
+        back = self._goes_back and stamp < (self._last or 0) - self._back
+        return back or (self._jumps and stamp > self._next + self._jump)
 
     def _move(self, packet: Packet) -> None:
         if not self._moved:

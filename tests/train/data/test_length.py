@@ -84,6 +84,22 @@ def test_many_short_parts_are_sampled_to_the_end(tmp_path, way):
     assert sampled(path, 4) == [5, 15, 25, 35]
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "libx264"), ("webm", "libvpx"), ("flv", "flv")])
+def test_parts_of_other_formats_that_were_joined_are_sampled_to_the_end(tmp_path, suffix, codec, way):
+    """A recording of a browser that was paused, or files put together with cat."""
+    options = {"libx264": {"bf": "2"}, "libvpx": {"crf": "4"}, "flv": PRECISE}[codec]
+    films = [
+        write_video(
+            tmp_path / f"{n}.{suffix}", range(20 * n, 20 * n + 20), codec=codec, options={"g": "10"} | options
+        ).read_bytes()
+        for n in range(2)
+    ]
+    head = 13 if suffix == "flv" else 0  # FLV's own head is there once
+    path = joined(tmp_path, suffix, films[0], films[1][head:])
+    assert check_packets(path).parts == 2
+    assert max(abs(a - b) for a, b in zip(sampled(path, 4), [5, 15, 25, 35], strict=True)) <= 1
+
+
 def test_no_group_of_joined_parts_is_decoded_twice(tmp_path, monkeypatch):
     path = joined(tmp_path, "ts", *(part(tmp_path, "ts", range(20 * n, 20 * n + 20)) for n in range(2)))
     fed = []
