@@ -126,7 +126,8 @@ class EMCL(nn.Module):
                     f"features[{i}] has shape {list(feature.shape)} but features[0] has shape "
                     f"{list(features[0].shape)}; expected the same but for the number of rows"
                 )
-        self._check_width(features[0].shape[-1])
+        if self.num_bases > features[0].shape[-1]:
+            self._refuse_width(features[0].shape[-1])
 
         # One EM over the rows of all, which are taken apart again afterwards.
         x = features[0] if len(features) == 1 else torch.cat(features, dim=-2)
@@ -173,7 +174,8 @@ class EMCL(nn.Module):
             >>> layer.pooled_similarity(text, frames, torch.ones(64, 12).bool()).shape
             torch.Size([64, 64])
         """
-        self._check_width(text.shape[-1])
+        if self.num_bases > text.shape[-1]:
+            self._refuse_width(text.shape[-1])
         inputs = (text, frames, frame_mask, self._start(), pooling_temperature, *self._settings())
         if add_up is None:
             similarity, mean_bases = pooled.composed.call(*inputs)
@@ -211,7 +213,8 @@ class EMCL(nn.Module):
             ValueError: shapes disagree, num_bases is larger than the width, or em_block or chunk is below 1.
             TypeError: an input is no tensor of floats, or text and frames differ in dtype.
         """
-        self._check_width(text.shape[-1])
+        if self.num_bases > text.shape[-1]:
+            self._refuse_width(text.shape[-1])
         return pooled_similarity_stream(
             text,
             frames,
@@ -253,7 +256,8 @@ class EMCL(nn.Module):
             >>> fitted = layer.fit(*total)
             >>> y = layer.transform(chunks[0], *fitted)
         """
-        self._check_width(gram.shape[-1])
+        if self.num_bases > gram.shape[-1]:
+            self._refuse_width(gram.shape[-1])
         moments = Moments(gram, colsum, _row_counts(num_rows, gram))
         if self.gradient != "full":
             moments = Moments(gram.detach(), colsum.detach(), moments.num_rows)
@@ -285,12 +289,11 @@ class EMCL(nn.Module):
         names = ("num_bases", "num_iters", "temperature", "residual_weight", "momentum", "init", "scale", "gradient")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
-    def _check_width(self, width: int) -> None:
-        if self.num_bases > width:
-            raise ValueError(
-                f"num_bases is {self.num_bases} but the features are {width} wide; EM clusters the channels, "
-                f"so pass num_bases of at most {width}"
-            )
+    def _refuse_width(self, width: int) -> None:
+        raise ValueError(
+            f"num_bases is {self.num_bases} but the features are {width} wide; EM clusters the channels, "
+            f"so pass num_bases of at most {width}"
+        )
 
     def _settings(self) -> Settings:
         return Settings(

@@ -385,8 +385,8 @@ class Op(_Registered):
         def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
             ctx.settings = inputs[count:]
-            ctx.mark_non_differentiable(*[outputs[i] for i in constant])
-            ctx.save_for_backward(*inputs[:count], *[outputs[i] for i in saved])
+            ctx.mark_non_differentiable(*map(outputs.__getitem__, constant))
+            ctx.save_for_backward(*inputs[:count], *map(outputs.__getitem__, saved))
 
         def differentiate(ctx: Any, *d_outputs: Any) -> tuple[Tensor | None, ...]:
             tensors = ctx.saved_tensors  # under activation checkpointing they can be read once

@@ -43,7 +43,8 @@ def em_fit(
 
 
 def _accept(gram: Tensor, logits: Tensor, num_iters: int, temperature: float, eps: float) -> None:
-    checks.iteration(num_iters, temperature, eps)
+    if not (eps >= 0 and num_iters >= 1 and temperature > 0):
+        checks.iteration(num_iters, temperature, eps)  # says which; small calls are spared this one
     if gram.device != logits.device:
         checks.same_device(gram, "gram", logits, "logits")
     if gram.dtype not in (torch.float32, torch.float64):

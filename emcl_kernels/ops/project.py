@@ -49,7 +49,8 @@ def em_project(
         >>> x = torch.nn.functional.normalize(torch.randn(2000, 512), dim=-1)
         >>> y, mean_bases = em_project(x, torch.randn(32))
     """
-    checks.inputs(x=x, init=init)
+    if not (isinstance(x, Tensor) and isinstance(init, Tensor)):
+        checks.inputs(x=x, init=init)  # says which; small calls are spared this one
     if relative or gradient not in ("identity", "linear"):
         return composed.call(x, init, num_iters, temperature, residual_weight, eps, gradient, relative)
     # The composed op comes to the same; this saves a way through torch's dispatcher.

@@ -56,6 +56,12 @@ def test_a_layout_that_nobody_reads_is_refused_with_those_that_are(tmp_path):
         load_annotations(config)
 
 
+def test_clips_have_their_older_address_too():
+    from emcl_train.data import splits
+
+    assert (splits.Clip, splits.Split) == (Clip, Split)
+
+
 @pytest.fixture
 def load(tmp_path):
     """Write a data set once and load it with a recipe's settings."""
