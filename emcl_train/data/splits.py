@@ -1,5 +1,5 @@
-"""`Clip` and `Split` under the name that their module had up to version 0.1; they are those of clips.py."""
+"""`Annotations`, `Clip` and `Split` under the name that their module had up to version 0.1; they are those of clips.py."""
 
-from emcl_train.data.clips import Clip, Split
+from emcl_train.data.clips import Annotations, Clip, Split
 
-__all__ = ["Clip", "Split"]
+__all__ = ["Annotations", "Clip", "Split"]

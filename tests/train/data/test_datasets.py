@@ -59,7 +59,7 @@ def test_a_layout_that_nobody_reads_is_refused_with_those_that_are(tmp_path):
 def test_clips_have_their_older_address_too():
     from emcl_train.data import splits
 
-    assert (splits.Clip, splits.Split) == (Clip, Split)
+    assert (splits.Annotations, splits.Clip, splits.Split) == (Annotations, Clip, Split)
 
 
 @pytest.fixture
