@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -26,7 +27,8 @@ from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
 from emcl_train.runs.contents import check_run_folder, load_config, require_run
-from emcl_train.runs.files import require_folder, require_free
+from emcl_train.runs.files import require_folder, require_free, without_locks
+from emcl_train.terminal import console_of, tolerant_output
 from emcl_train.weights.hub import require_places
 
 if TYPE_CHECKING:
@@ -82,9 +84,27 @@ class EmbedRunArguments:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with tolerant_output() as output:
+        code = run_command(arguments)
+    if output.lost is None or arguments[:1] == ["train"]:  # a run is whole without what it printed
+        return code
+    if not isinstance(output.lost, BrokenPipeError):
+        print(f"error: not all could be printed: {output.lost.strerror}; print to another place", file=sys.stderr)
+    return code or 1
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command; what ends it is said in one line."""
     debug = "--debug" in arguments
+    unlocked = "--no-lock" in arguments
+
+    # Those of transformers and of the hub, who ask when they are imported.
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
     try:
-        return dispatch([argument for argument in arguments if argument != "--debug"])
+        with without_locks() if unlocked else nullcontext():
+            return dispatch([argument for argument in arguments if argument not in EVERYWHERE])
     except UserError as error:
         if debug:
             raise
@@ -159,6 +179,9 @@ def of_function(name: str, function: Callable[..., int | None], **command: Any) 
 
     return call
 
+
+EVERYWHERE = ("--debug", "--no-lock")
+"""Flags of every command."""
 
 OF_THE_RUN = "{name} in the run's config.json"
 
@@ -252,8 +275,6 @@ def run_eval(folder: str, arguments: list[str]) -> int:
         if asked.out is not None:
             require_free(asked.out)
 
-        from rich.console import Console
-
         from emcl_train.evaluation.run import evaluate_run
         from emcl_train.report import render_table, write_report
 
@@ -267,7 +288,7 @@ def run_eval(folder: str, arguments: list[str]) -> int:
             out=asked.out,
         )
 
-    console = Console()
+    console = console_of()
     console.print(render_table(results))
     with of_command(Command(flags_of(report), elsewhere=OF_THE_RUN)):
         console.print(f"report: {write_report(written)}", soft_wrap=True)
@@ -366,7 +387,7 @@ def doctor(
         root: Folder with the annotation files and a `videos/` folder.
         videos: Folder of the clips, in place of `videos/`.
         deep: Decode what a run samples of every clip, not only headers, packets and the first frame.
-        json: Write what was found to this file, in place of doctor.json in the data set's `.emcl` folder.
+        json: Write what was found to this file, in place of doctor.json in the user's cache folder.
     """
     require_folder(root, "the annotation files and videos/")
     from emcl_train.tools.doctor import run_doctor
@@ -505,6 +526,7 @@ usage: emcl-train [--debug] COMMAND ...
 {COMMAND_LINES}
 
   --debug    show the traceback of an error
+  --no-lock  lock no folder, for file systems that cannot; let no other process write there
   --help     after any command: all its options
 """
 

@@ -97,6 +97,9 @@ class DataConfig:
     """What to do about clips that cannot be decoded: stop with their list, or leave them out and count them."""
     cache_frames: bool = False
     """Keep the sampled uint8 frames of every clip in a memory-mapped file, so that each clip is decoded once."""
+    cache_dir: Path | None = None
+    """Folder for cached frames and for what is remembered of clips, in `root` or anywhere. None: a folder in the user's
+    cache, $XDG_CACHE_HOME or ~/.cache; ".emcl" keeps it beside the data."""
     workers: int = 2
     """Processes that decode clips."""
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
@@ -122,6 +125,8 @@ class PlaceConfig:
     """What to do about clips that cannot be decoded: stop with their list, or leave them out and count them."""
     cache_frames: bool
     """Keep the sampled frames of every clip in a memory-mapped file."""
+    cache_dir: Path | None
+    """Folder for cached frames and for what is remembered of clips; None: a folder in the user's cache."""
     workers: int
     """Processes that decode clips."""
 
@@ -351,7 +356,7 @@ RECIPES_BEFORE: dict[str, dict[str, Any]] = {
 }
 """By the name of a recipe, values that it gave to settings which there were already: an older run goes on with them."""
 
-NOT_OF_THE_MODEL = ("out", "resume", "seeds", "train.tracker")
+NOT_OF_THE_MODEL = ("out", "resume", "seeds", "train.tracker", "data.cache_frames", "data.cache_dir", "data.workers")
 
 
 def differing_settings(saved: RunConfig, asked: RunConfig) -> list[str]:

@@ -29,7 +29,7 @@ LAYERS = {
         {"info", "tune"},
     ],
     "emcl_train": [
-        {"__init__", "errors", "flags", "evaluation.metrics", "evaluation.rerank", "evaluation.bootstrap"},
+        {"__init__", "errors", "flags", "terminal", "evaluation.metrics", "evaluation.rerank", "evaluation.bootstrap"},
         {"config"},
         {"recipes", "processes"},
         {"runs"},

@@ -92,14 +92,15 @@ class Row:
 
 def user_table() -> Path:
     """Where `python -m emcl_kernels.tune` writes, and where its table is found."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "emcl" / "table.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "emcl" / "table.json"
 
 
 def paths() -> list[Path]:
     """The tables in use, in the order in which they are asked."""
     if named := os.environ.get("EMCL_TABLE"):
         return [Path(named), SHIPPED]
-    return [path for path in (user_table(), SHIPPED) if path.exists()]
+    # Not `Path.exists`: a home folder that this user may not look into has no table, and is no error.
+    return [path for path in (user_table(), SHIPPED) if os.path.exists(path)]
 
 
 def read(path: Path) -> list[Row]:

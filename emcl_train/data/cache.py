@@ -1,22 +1,27 @@
 """What is known of clips from earlier runs: which of them decode, and their sampled frames.
 
-Everything lies in `<data.root>/.emcl`, or in the user's cache folder where the data may not be written. An entry holds
-for one size and modification time of its video file, one span of it, one way of sampling and one version of the
-sampler; otherwise it is as if absent.
+Everything lies in the user's cache folder, or in `data.cache_dir`; what earlier versions left in `<data.root>/.emcl` is
+found there. It can all be found out again, so that no run ends because it cannot be written. An entry holds for one
+size and modification time of its video file, one span of it, one way of sampling and one version of the sampler;
+otherwise it is as if absent.
 """
 
+import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
+from rich.markup import escape
 from torch import Tensor
 
 from emcl_train.config import DataConfig
@@ -25,18 +30,71 @@ from emcl_train.data.video import PICTURES, VIDEO_SAMPLER_VERSION, sampler_versi
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.runs.files import json_if_whole, partial_of, raise_if_disk_full, write_json_atomic
+from emcl_train.terminal import say
 
 ABANDONED_AFTER = 3600.0
 """Seconds without a write after which an unfinished cache belongs to a run that was killed."""
 
 
-def cache_folder(root: Path) -> Path:
-    """Where to remember things about the data set in `root`; not created yet."""
-    # The mode as well: root may write everywhere, and read-only data are meant to stay as they are.
-    if os.access(root, os.W_OK) and root.stat().st_mode & 0o222:
-        return root / ".emcl"
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return user_cache / "emcl" / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+BESIDE_DATA = ".emcl"
+"""Where earlier versions put it, in `data.root`."""
+
+
+def cache_folder(config: DataConfig) -> Path | None:
+    """Where to remember things about a data set; not created yet. None where the user has no folder for such things."""
+    if config.cache_dir is not None:
+        return config.root / config.cache_dir.expanduser()
+
+    # By the specification of XDG_CACHE_HOME, one that is not absolute is as if absent.
+    user_cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(user_cache):
+        user_cache = os.path.join(os.path.expanduser("~"), ".cache")
+    if not os.path.isabs(user_cache):
+        return None
+    return Path(user_cache) / "emcl" / hashlib.sha256(str(config.root.resolve()).encode()).hexdigest()[:16]
+
+
+def remembered_in(config: DataConfig) -> list[Path]:
+    """Where to look for what is remembered: the place to write to first."""
+    folder = cache_folder(config)
+    return [config.root / BESIDE_DATA] if folder is None else [folder, config.root / BESIDE_DATA]
+
+
+def place_of(name: str, config: DataConfig) -> Path:
+    """Where a file of memory is written.
+
+    Raises:
+        FileNotFoundError: there is no such place.
+    """
+    folder = cache_folder(config)
+    if folder is None:
+        raise FileNotFoundError(errno.ENOENT, "the user has no home folder")
+    return folder / name
+
+
+@contextmanager
+def only_remembered(what: str, *, also: tuple[type[Exception], ...] = (UserError,)) -> Iterator[None]:
+    """Go on if what the block remembers cannot be written, which is said once.
+
+    Args:
+        what: what the next run will have to find out again.
+        also: other errors than those of the system that mean this; a full disk is a UserError.
+    """
+    meant: tuple[type[Exception], ...] = (OSError, *also)
+    try:
+        yield
+    except meant as error:
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        reason = error.strerror or error if isinstance(error, OSError) else error
+        _warn(
+            f"{what} cannot be remembered ({place}{reason}); set XDG_CACHE_HOME to a folder that can be written, or "
+            f"pass one with {flag('data.cache_dir')}"
+        )
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    say(f"[yellow]warning:[/yellow] {escape(text)}")
 
 
 def fingerprint(path: Path) -> list[int] | None:
@@ -65,10 +123,12 @@ class CheckedClips:
 
     def __init__(self, config: DataConfig) -> None:
         self.root = config.root
+        self._config = config
         looked_at = f"{_sampling(config)}-{config.frame_choice}-{config.display}"
-        name = f"checked-v{VIDEO_SAMPLER_VERSION}-{looked_at}.json"
-        self.path = cache_folder(config.root) / name
-        self._entries: dict[str, dict[str, Any]] = _read_json(self.path)
+        self._name = f"checked-v{VIDEO_SAMPLER_VERSION}-{looked_at}.json"
+        self._entries: dict[str, dict[str, Any]] = {}
+        for folder in reversed(remembered_in(config)):
+            self._entries |= _read_json(folder / self._name)
 
     def knows(self, clip: Clip) -> bool:
         now = fingerprint(clip.path)
@@ -82,14 +142,15 @@ class CheckedClips:
         self._entries[entry_key(clip, self.root)] = {"file": fingerprint(clip.path), "reason": reason}
 
     def save(self) -> None:
-        write_json_atomic(self.path, self._entries)
+        """Write what is known, if that can be done."""
+        with only_remembered("which clips are whole"):
+            write_json_atomic(place_of(self._name, self._config), self._entries)
 
 
-def _index_path(config: DataConfig) -> Path:
+def _index_name(config: DataConfig) -> str:
     version = sampler_version(config)
     pictures = "" if version == 1 else "".join(f"-{getattr(config, name)}" for name in PICTURES)
-    name = f"frames-v{version}-{_sampling(config)}{pictures}x{config.image_size}.json"
-    return cache_folder(config.root) / name
+    return f"frames-v{version}-{_sampling(config)}{pictures}x{config.image_size}.json"
 
 
 def _sampling(config: DataConfig) -> str:
@@ -105,13 +166,20 @@ class FrameCache:
     @classmethod
     def open(cls, config: DataConfig, clips: Iterable[Clip]) -> "FrameCache | None":
         """The finished cache, if it holds all of these clips as their files are now."""
-        index = _read_json(_index_path(config))
+        for folder in remembered_in(config):
+            if (cache := cls._open(folder / _index_name(config), config, clips)) is not None:
+                return cache
+        return None
+
+    @classmethod
+    def _open(cls, path: Path, config: DataConfig, clips: Iterable[Clip]) -> "FrameCache | None":
+        index = _read_json(path)
         entries = index.get("clips", {})
         for clip in clips:
             if entries.get(entry_key(clip, config.root), {}).get("file", []) != fingerprint(clip.path):
                 return None
         try:
-            frames = np.load(_index_path(config).with_name(index["frames"]), mmap_mode="r")
+            frames = np.load(path.with_name(index["frames"]), mmap_mode="r")
         except (KeyError, OSError, ValueError):
             return None
         shape = (config.num_frames, 3, config.image_size, config.image_size)
@@ -127,8 +195,20 @@ class FrameCache:
 class FrameCacheWriter:
     """A frame cache in the making; nobody sees it before `finish`."""
 
+    @classmethod
+    def begin(cls, config: DataConfig, clips: Sequence[Clip]) -> "FrameCacheWriter | None":
+        """One for these clips; None where it cannot be written, which is said.
+
+        Raises:
+            UserError: the disk has not enough room.
+        """
+        writer = None
+        with only_remembered("decoded frames", also=()):
+            writer = cls(config, clips)
+        return writer
+
     def __init__(self, config: DataConfig, clips: Sequence[Clip]) -> None:
-        self._index = _index_path(config)
+        self._index = place_of(_index_name(config), config)
         self._folder, self._root = self._index.parent, config.root
         self._files = {entry_key(clip, config.root): fingerprint(clip.path) for clip in clips}
         self._rows = {name: row for row, name in enumerate(self._files)}
@@ -173,7 +253,11 @@ class FrameCacheWriter:
         self._valid[key] = int(mask.sum())
 
     def finish(self) -> None:
-        """Put the cache in the place of an earlier one, whole or not at all."""
+        """Put the cache in the place of an earlier one, whole or not at all, if that can be done."""
+        with only_remembered("decoded frames"):
+            self._finish()
+
+    def _finish(self) -> None:
         self._frames.flush()
         before = _read_json(self._index).get("frames")
         os.replace(self._partial, self._folder / self._name)

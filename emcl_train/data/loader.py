@@ -3,26 +3,28 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from emcl_train.config import DataConfig, RunConfig
+from emcl_train.data import shared_memory
 from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
 from emcl_train.data.augment import rand_augment
-from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter, cache_folder
+from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter, only_remembered, place_of
 from emcl_train.data.features import FeatureSplit, feature_loader, open_features, require_data_of
 from emcl_train.data.tokens import EncodedCaptions, Tokenizer, encoded_captions
 from emcl_train.data.video import VideoError, decode_clip
 from emcl_train.errors import UserError
 from emcl_train.flags import again, flag
 from emcl_train.runs.files import write_text_atomic
+from emcl_train.terminal import progress_bar
 
 Item = dict[str, Tensor]
 
@@ -85,8 +87,8 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
         broken = {clip.path for clip in clips if checked.knows(clip) and checked.reason(clip)}
         wanted = [clip for clip in clips if clip.path not in broken]
         if wanted and FrameCache.open(config, wanted) is None:
-            writer = FrameCacheWriter(config, wanted)
-            pending = wanted
+            writer = FrameCacheWriter.begin(config, wanted)
+            pending = wanted if writer else pending
 
     def decode(clip: Clip) -> str | None:
         """Why a clip cannot be decoded; None if it can."""
@@ -128,7 +130,7 @@ def in_parallel(
     columns = TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     pool = ThreadPoolExecutor(max(1, workers))
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not clips) as progress:
+        with progress_bar(*columns, disable=not clips) as progress:
             task = progress.add_task(description, total=len(clips))
             futures = {pool.submit(work, clip): clip for clip in clips}
             for future in as_completed(futures):
@@ -282,6 +284,11 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.caption_clip)
 
+    @property
+    def bytes_of_a_clip(self) -> int:
+        """Size of its frames."""
+        return self.config.num_frames * 3 * self.config.image_size**2
+
     def tokenize(self, indices: Iterable[int]) -> None:
         """Tokenize the captions of these items, as far as that was not done before."""
         if self.captions is not None:
@@ -338,10 +345,15 @@ class ClipDataLoader(DataLoader):
         batches: Iterable[list[int]] = self.batch_sampler or ()
         self.dataset.tokenize(index for batch in batches for index in batch)
 
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        if self.num_workers and isinstance(self.dataset, ClipDataset):
+            clips = len(next(iter(batches), ()))
+            shared_memory.require_room(clips * self.dataset.bytes_of_a_clip, clips)
+
+        with shared_memory.explained() if self.num_workers else nullcontext():
+            for batch in super().__iter__():
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
 
 
 def _collate(items: list[Item | UserError]) -> Item | UserError:
@@ -366,9 +378,11 @@ def _bad_clips_message(bad: dict[str, str], total: int, config: DataConfig) -> s
     shown = "; ".join(f"{video_id} ({reason})" for video_id, reason in list(bad.items())[:SHOWN])
     more = ""
     if len(bad) > SHOWN:
-        path = cache_folder(config.root) / "bad-clips.txt"
-        write_text_atomic(path, "".join(f"{video_id}\t{reason}\n" for video_id, reason in bad.items()))
-        more = f"; and {len(bad) - SHOWN} more, all of which stand in {path}"
+        more = f"; and {len(bad) - SHOWN} more"
+        with only_remembered("the list of all"):
+            path = place_of("bad-clips.txt", config)
+            write_text_atomic(path, "".join(f"{video_id}\t{reason}\n" for video_id, reason in bad.items()))
+            more += f", all of which stand in {path}"
     return (
         f"{len(bad)} of {total} clips in {config.root} cannot be decoded: {shown}{more}. Replace the files, or pass "
         f"{flag('data.on_bad_video')} skip to leave them out and have them counted in the results; `"

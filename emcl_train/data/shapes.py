@@ -23,12 +23,13 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image, ImageDraw
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from emcl_train.config import ShapesConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag, takes
 from emcl_train.runs.files import read_json, whole
+from emcl_train.terminal import progress_bar
 
 VERSION = 1  # of the look and of the wording: a set of another version is not this one
 MANIFEST, PARTIAL = "shapes.json", "shapes.partial.json"
@@ -316,9 +317,8 @@ def _render_clip(job: tuple[PlannedClip, Path, ShapesConfig]) -> None:
 def _render(clips: Sequence[PlannedClip], root: Path, config: ShapesConfig) -> None:
     jobs = [(clip, root, config) for clip in clips]
     processes = min(_cpu_count(), math.ceil(len(jobs) / CLIPS_PER_PROCESS))
-    with Progress(
-        TextColumn("rendering shapes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-    ) as progress:
+    columns = TextColumn("rendering shapes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with progress_bar(*columns) as progress:
         task = progress.add_task("", total=len(jobs))
         if processes <= 1:
             for job in jobs:

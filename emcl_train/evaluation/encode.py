@@ -1,13 +1,10 @@
 """Encode the clips and captions of a split."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Int64
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from emcl_train.config import RunConfig
@@ -15,8 +12,7 @@ from emcl_train.data.annotations import Split
 from emcl_train.data.loader import caption_loader, clip_loader
 from emcl_train.errors import UserError
 from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, on_device
-
-Step = TypeVar("Step")
+from emcl_train.terminal import with_progress
 
 
 @dataclass(frozen=True)
@@ -60,15 +56,10 @@ def embed_split(
     return Embeddings(text, video, torch.tensor(split.caption_clip))
 
 
-def shown(steps: Iterable[Step], description: str) -> Iterable[Step]:
-    """The same steps, with a progress bar on stderr while they are taken."""
-    return track(steps, description=description, console=Console(stderr=True), transient=True)
-
-
 def _encode_clips(model: RetrievalModel, split: Split, config: RunConfig, device: torch.device | str) -> VideoFeatures:
     parts = []
     loader = clip_loader(split, config.data, batch_size=config.eval.batch_size)
-    for batch in shown(loader, f"Encode {split.name}: clips"):
+    for batch in with_progress(loader, f"Encode {split.name}: clips", len(loader)):
         part = model.encode_video(on_device(batch, device)).to("cpu")
 
         # Padding is no frame, and whatever a tower makes of it is never read.
@@ -83,7 +74,7 @@ def _encode_captions(
 ) -> TextFeatures:
     parts = []
     loader = caption_loader(split, tokenizer, config.data, batch_size=config.eval.batch_size)
-    for batch in shown(loader, f"Encode {split.name}: captions"):
+    for batch in with_progress(loader, f"Encode {split.name}: captions", len(loader)):
         part = model.encode_text(on_device(batch, device)).to("cpu")
         _require_finite(part.caption, "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
         parts.append(part)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from emcl_train.errors import UserError
 from emcl_train.models import CLIPTowers, RetrievalModel
 from emcl_train.runs.contents import load_environment
 from emcl_train.runs.state import hash_of_tensors
+from emcl_train.terminal import say
 from emcl_train.weights.release import CLIP
 
 LOGIT_SCALE = f"{CLIP}logit_scale"
@@ -39,10 +39,9 @@ def frames_of(config: RunConfig) -> dict[str, Any]:
 def warn_of_frames(run_dir: Path, config: RunConfig) -> None:
     """Say where frames come out otherwise than in training."""
     for change in changes(load_environment(run_dir), frames_of(config)):
-        Console(stderr=True).print(
+        say(
             f"[yellow]warning:[/yellow] {run_dir} was trained on other frames: {escape(change)}; the figures may "
-            f"differ from the run's own",
-            soft_wrap=True,
+            f"differ from the run's own"
         )
 
 

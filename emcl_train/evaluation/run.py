@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from emcl_train.runs.evaluations import Evaluation, place_for, set_aside, what_d
 from emcl_train.runs.files import one_at_a_time, require_free
 from emcl_train.runs.records import selection_of
 from emcl_train.runs.state import read_weights
+from emcl_train.terminal import say
 from emcl_train.weights.keys import put_weights
 
 OF_THE_PROTOCOL = ("layout", "msrvtt_split", "test_captions")
@@ -228,7 +228,7 @@ def _start_bases(model: RetrievalModel, state: dict[str, Tensor], asked: _Asked)
 def _clear(run_dir: Path, evaluation: Evaluation) -> Path:
     """The run's folder, from which other figures have moved aside."""
     if (moved := set_aside(run_dir, evaluation.results)) is not None:
-        _say(f"figures of an earlier evaluation are now in {escape(str(moved))}")
+        say(f"figures of an earlier evaluation are now in {escape(str(moved))}")
     return run_dir
 
 
@@ -238,12 +238,8 @@ def _place(asked: _Asked, evaluation: Evaluation) -> Path:
     different = what_differs(asked.own, asked.config, asked.split)
     folder, other = place_for(evaluation.results, asked.run_dir, different, again)
     if other is not None:
-        _say(
+        say(
             f"[yellow]warning:[/yellow] the figures are not those in {escape(str(other / RESULTS))}, which stays "
             f"as it is; these are in {escape(str(folder))}"
         )
     return folder
-
-
-def _say(text: str) -> None:
-    Console(stderr=True).print(text, soft_wrap=True)

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from emcl_train.config import RunConfig
 from emcl_train.data.annotations import Split
-from emcl_train.evaluation.encode import Embeddings, shown
+from emcl_train.evaluation.encode import Embeddings
 from emcl_train.evaluation.table import Bank, Similarities
 from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures
+from emcl_train.terminal import with_progress
 
 
 @torch.no_grad()
@@ -50,7 +51,7 @@ def _similarity(
     # The stream gives some rows at a time, in order.
     similarity = torch.empty(len(text), len(video))
     start = 0
-    for part in shown(stream, f"Similarity {'with' if emcl else 'without'} EMCL"):
+    for part in with_progress(stream, f"Similarity {'with' if emcl else 'without'} EMCL"):
         similarity[start : start + len(part)] = part
         start += len(part)
     return similarity

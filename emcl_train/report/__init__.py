@@ -11,6 +11,7 @@ from emcl_train.report.html import page
 from emcl_train.report.terminal import render_comparison, render_table
 from emcl_train.runs.files import write_json_atomic, write_text_atomic
 from emcl_train.runs.folder import load_run
+from emcl_train.terminal import console_of
 
 __all__ = ["render_group", "render_table", "report_runs", "write_report"]
 
@@ -43,7 +44,7 @@ def report_runs(run_dirs: list[Path], console: Console | None = None, json_path:
     Returns:
         The pages, one for each run.
     """
-    console = console or Console()
+    console = console_of(console)
 
     # Tables: one of all runs, and one for each set of seeds.
     groups = [load_group(path) for path in run_dirs]

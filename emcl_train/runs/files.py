@@ -153,7 +153,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
+    # Names of files that are no UTF-8, and halves of letters from broken JSON, have no bytes; JSON reads their escapes.
+    write_atomic(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json_atomic(path: Path, value: object) -> None:
@@ -174,18 +175,53 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
+_locking = True
+
+
+@contextmanager
+def without_locks() -> Iterator[None]:
+    """Lock no folder inside the block, for file systems that cannot: nobody else may write there then."""
+    global _locking
+    before, _locking = _locking, False
+    try:
+        yield
+    finally:
+        _locking = before
+
+
+def _lock(descriptor: int, folder: Path, how: int) -> None:
+    """Lock an open folder.
+
+    Raises:
+        BlockingIOError: another process has it, and `how` says not to wait.
+        UserError: it cannot be locked.
+    """
+    if not _locking:
+        return
+    try:
+        fcntl.flock(descriptor, how)
+    except (BlockingIOError, InterruptedError):
+        raise
+    except OSError as error:
+        # Network file systems without a lock service, and some that are programs themselves.
+        raise UserError(
+            f"{folder} cannot be locked: {error.strerror}; its file system has no locks. Choose a folder on another "
+            f"disk, or pass --no-lock if no other process writes there"
+        ) from error
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Keep a second process out of the folder; whatever ends this one lets the next one in.
 
     Raises:
-        UserError: another process is in it.
+        UserError: another process is in it, or it cannot be locked.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         busy = UserError(f"another process writes to {folder}; wait for it, or pass another folder")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise busy from error
 
@@ -199,10 +235,14 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait for other processes that are in here for the same folder."""
+    """Wait for other processes that are in here for the same folder.
+
+    Raises:
+        UserError: it cannot be locked.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, folder, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -25,6 +25,7 @@ from emcl_train.data.picture import Picture, picture_of
 from emcl_train.data.provenance import COMPRESSED
 from emcl_train.errors import UserError
 from emcl_train.runs.files import alone, read_json, require_folder, whole, write_atomic, write_json_atomic
+from emcl_train.terminal import console_of
 
 ANNOTATIONS = {".json", ".jsonl", ".csv", ".txt", ".pkl"}
 ENCODING = {"crf": "20", "preset": "medium", "g": "12", "threads": "1"}
@@ -74,7 +75,7 @@ def compress(
     Raises:
         UserError: copies could take the place of originals, or `out` holds copies of other settings.
     """
-    console = console or Console()
+    console = console_of(console)
     settings = Settings(fps, short_side)
     _check(folder, out, settings)
     jobs, twins = _jobs(folder, out)

@@ -4,6 +4,7 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.table import Table
 from emcl_train.config import DataConfig
 from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, visible_files
 from emcl_train.data.annotations import Annotations, Clip, Split, read_annotations
-from emcl_train.data.cache import cache_folder
+from emcl_train.data.cache import only_remembered, place_of
 from emcl_train.data.container import VideoError, VideoInfo, check_packets, probe
 from emcl_train.data.loader import in_parallel
 from emcl_train.data.timeline import Timeline
@@ -25,6 +26,7 @@ from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
 from emcl_train.runs.files import require_folder, write_json_atomic
+from emcl_train.terminal import console_of
 
 LONGEST_TABLE = 200
 """Clips up to which the table shows all of them, and above which only the damaged ones."""
@@ -119,7 +121,7 @@ def run_doctor(
         root: the folder of the data set.
         videos: as `data.videos`.
         deep: decode what a run would sample of every clip, instead of headers, packets and the first frame.
-        json_path: in place of `doctor.json` where results about the data set are remembered.
+        json_path: in place of `doctor.json` where what is known of the data set is remembered.
         console: where to print.
 
     Returns:
@@ -131,11 +133,14 @@ def run_doctor(
     require_folder(root, "the annotation files and videos/")
     config = config_of(name, root)
     report = examine(config if videos is None else replace(config, videos=videos), deep=deep)
-    console = console or Console()
+    console = console_of(console)
     print_report(report, name, console)
-    json_path = json_path or cache_folder(root) / "doctor.json"
-    write_json_atomic(json_path, report.to_json())
-    console.print(f"everything found: {escape(str(json_path))}", soft_wrap=True)
+
+    # A file that was not asked for is worth no error.
+    with only_remembered("everything found") if json_path is None else nullcontext():
+        path = json_path or place_of("doctor.json", config)
+        write_json_atomic(path, report.to_json())
+        console.print(f"everything found: {escape(str(path))}", soft_wrap=True)
     return report.exit_code
 
 

@@ -18,13 +18,13 @@ from emcl_train.data.features import FEATURES, SPLITS, TOWERS, VERSION, settings
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.text import CaptionTokenizer, load_tokenizer
 from emcl_train.errors import UserError
-from emcl_train.evaluation.encode import shown
 from emcl_train.evaluation.provenance import clip_config_of, frames_of, hash_of_towers
 from emcl_train.models import RetrievalModel, build_model, look_at_clip
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import TOKENIZER
 from emcl_train.runs.files import require_free, whole_folder, write_json_atomic
 from emcl_train.runs.state import read_weights, save_tensors_atomic
+from emcl_train.terminal import console_of, with_progress
 from emcl_train.training.start import seed_everything
 from emcl_train.weights.keys import put_weights
 
@@ -50,7 +50,8 @@ def embed(
     if run_dir is None:
         look_at_clip(config.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    console, tokens = console or Console(), tokens or config.model.head == "wti"
+    console = console_of(console)
+    tokens = tokens or config.model.head == "wti"
     config = replace(config, from_features=None, data=replace(config.data, augment="none"))
     seed_everything(config.train.seed, torch.device(device))  # as training does, for towers with random weights
     annotations = prepare(config)
@@ -118,15 +119,15 @@ def write_split(
         array("frames", (clips, frames, width), np.float32),
         array("frame_mask", (clips, frames), np.bool_),
     )
-    for batch in shown(clip_loader(split, config.data, config.eval.batch_size), f"Encode {name}: clips"):
+    loader = clip_loader(split, config.data, config.eval.batch_size)
+    for batch in with_progress(loader, f"Encode {name}: clips", len(loader)):
         rows = batch["index"].numpy()
         features[rows] = finite(towers.encode_frames(batch["frames"].to(device)), batch["frame_mask"], "video")
         masks[rows] = batch["frame_mask"].numpy()
     text = array("text", (captions, 1 + words * tokens, width), np.float32)
     token_masks = array("token_mask", (captions, words), np.int64)
-    for batch in shown(
-        caption_loader(split, tokenizer, config.data, config.eval.batch_size), f"Encode {name}: captions"
-    ):
+    loader = caption_loader(split, tokenizer, config.data, config.eval.batch_size)
+    for batch in with_progress(loader, f"Encode {name}: captions", len(loader)):
         rows, mask = batch["index"].numpy(), batch["attention_mask"]
         pooled, of_tokens = towers.encode_text(batch["input_ids"].to(device), mask.to(device), tokens=tokens)
         text[rows, :1] = finite(pooled.unsqueeze(1), torch.ones(len(rows), 1, dtype=torch.bool), "text")

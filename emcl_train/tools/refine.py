@@ -22,6 +22,7 @@ from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
 from emcl_train.evaluation.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
 from emcl_train.runs.files import whole, write_json_atomic
+from emcl_train.terminal import console_of
 from emcl_train.tools.arrays import Embeddings, as_float_tensor, read_embeddings
 
 MAP = "map.safetensors"
@@ -65,7 +66,7 @@ def refine_files(
     Raises:
         UserError: a file, its arrays or the pairs are not what they should be, or a file is in the way.
     """
-    console = console or Console()
+    console = console_of(console)
     sides = {"text": read_embeddings(text), "video": read_embeddings(video)}
     caption_clip = _pairs(sides, paired, pairs)
     _require_free(out, sides, pairs)

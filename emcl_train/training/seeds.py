@@ -11,6 +11,7 @@ from emcl_train.processes import rank_and_world
 from emcl_train.report import render_group
 from emcl_train.report.groups import load_group
 from emcl_train.runs.contents import CONFIG, FINISHED, as_started, load_config
+from emcl_train.terminal import console_of
 from emcl_train.training.trainer import train
 
 
@@ -29,7 +30,7 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
     Raises:
         UserError: for everything that the user can put right.
     """
-    console = console or Console()
+    console = console_of(console)
     check_config(config)
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"{config.out} is a file, expected a folder for the runs; choose another one with --out")

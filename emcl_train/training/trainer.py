@@ -35,6 +35,7 @@ from emcl_train.runs import state as checkpoint
 from emcl_train.runs.clip_config import keep_clip_config
 from emcl_train.runs.records import SELECTED_BY
 from emcl_train.runs.state import TrainingState
+from emcl_train.terminal import console_of, progress_bar
 from emcl_train.training.chunks import ChunkedFeatures
 from emcl_train.training.going_on import Steps, require_same_sharding, require_same_steps
 from emcl_train.training.losses import channel_decorrelation, symmetric_info_nce
@@ -73,7 +74,7 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     Raises:
         UserError: for everything that the user can put right.
     """
-    console = console or Console()
+    console = console_of(console)
     check_config(config)  # the command has asked before torch was imported; other callers come in here
     asked = config
     config = contents.as_started(asked)
@@ -103,9 +104,10 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
         # The selected weights on the test split, and the report.
         if accelerator.is_main_process:
             results, folder = evaluate_run(config.out, ends_training=True)
-            console.print(render_table(results))
-            console.print(f"report: {write_report(folder)}")
+            report = write_report(folder)
             run_files.write_json_atomic(config.out / contents.FINISHED, {"epochs": config.train.epochs})
+            console.print(render_table(results))
+            console.print(f"report: {report}")
     except OSError as error:
         run_files.raise_if_disk_full(error, config.out)
         raise
@@ -270,11 +272,13 @@ class Run:
 
         while self.step < self.total_steps:
             loss = self.fit_epoch()
-            self.validate(loss)
+            validated = self.validate(loss)
 
+            # Saved before anything is printed.
             self.epoch += 1
             self.batch = 0
             self.save()
+            self.print(validated)
 
     def fit_epoch(self) -> float:
         """The batches of this epoch that are still to be done. Returns their mean loss."""
@@ -371,12 +375,16 @@ class Run:
 
         return loss
 
-    def validate(self, loss: float) -> None:
-        """Score the weights on the split that selects, and keep them if their text→video R@1 is the best so far."""
+    def validate(self, loss: float) -> str:
+        """Score the weights on the split that selects, and keep them if their text→video R@1 is the best so far.
+
+        Returns:
+            What the first process is to print of it.
+        """
         # All processes have to take part where weights are sharded; only the first one evaluates.
         weights = self.weights()
         if not self.accelerator.is_main_process:
-            return
+            return ""
         if self.sharded:
             self.whole.load_state_dict(weights)
             self.whole.to(self.accelerator.device)
@@ -402,7 +410,7 @@ class Run:
             self.best_epoch = self.epoch + 1
             checkpoint.save_tensors_atomic(self.out / contents.WEIGHTS, weights)
 
-        self.print(
+        return (
             f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {SELECTED_BY[split.name]} R@1: "
             f"text→video {score:.1f}, "
             f"video→text {row.video_to_text['R@1']:.1f}{'  best so far' if best else ''}"
@@ -477,7 +485,7 @@ class Run:
 
     def progress(self) -> Progress:
         """The bar of an epoch, shown by the first process on a terminal."""
-        return Progress(
+        return progress_bar(
             TextColumn(f"epoch {self.epoch + 1}/{self.epochs}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -485,8 +493,7 @@ class Run:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
-            transient=True,
-            disable=not (self.accelerator.is_main_process and self.console.is_terminal),
+            disable=not self.accelerator.is_main_process,
         )
 
     def print(self, text: str) -> None:

@@ -10,6 +10,15 @@ from several_processes import whole_run
 from emcl_train.training import trainer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests, in place of the user's; of the processes that they start as well."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For tensors so small that two threads would wait for each other, and for forks, which lose their parent's."""

@@ -11,6 +11,7 @@ from tiny_videos import level, write_data_set, write_video
 from emcl_train.config import DataConfig, RunConfig
 from emcl_train.data import loader
 from emcl_train.data.annotations import Clip, Split, load_annotations
+from emcl_train.data.cache import cache_folder
 from emcl_train.data.loader import (
     batches_of_captions,
     caption_loader,
@@ -245,7 +246,7 @@ def test_a_cache_of_other_files_is_not_used(config, decoded):
     found = {int(i): level(f[0]) for b in batches(config, seed=1) for i, f in zip(b["index"], b["frames"], strict=True)}
     assert found.get(3, 30) == 30
     prepare(config)
-    assert len(list(config.data.root.glob(".emcl/frames-*.npy"))) == 1
+    assert len(list(cache_folder(config.data).glob("frames-*.npy"))) == 1
     other = replace(config.data, num_frames=2)
     prepare(replace(config, data=other))
     assert next(iter(clip_loader(load_annotations(other).train, other, 2)))["frames"].shape[1] == 2
@@ -256,7 +257,7 @@ def test_an_interrupted_cache_leaves_nothing_that_counts(config, monkeypatch):
     monkeypatch.setattr(loader, "decode_clip", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         prepare(config)
-    assert not list(config.data.root.glob(".emcl/*frames*"))
+    assert not list(cache_folder(config.data).glob("*frames*"))
 
 
 def test_skipped_clips_are_left_out_and_counted(config):
@@ -283,8 +284,9 @@ def test_a_captioned_clip_in_no_list_is_checked_too(config):
         prepare(config)
 
 
-def test_a_folder_that_may_not_be_written_is_remembered_elsewhere(config, tmp_path, monkeypatch, decoded):
-    config.data.root.chmod(0o555)
+@pytest.mark.parametrize("mode", [0o555, 0o755])
+def test_clips_are_remembered_in_the_users_cache_and_not_beside_them(mode, config, tmp_path, monkeypatch, decoded):
+    config.data.root.chmod(mode)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     prepare(config)
     prepare(config)
@@ -358,7 +360,7 @@ def test_frames_of_another_version_of_the_sampler_are_another_cache(config, deco
     clips = load_annotations(before).train.clips
     assert loader.FrameCache.open(before, clips) is None
     prepare(replace(config, data=before))
-    assert sorted(path.name for path in (config.data.root / ".emcl").glob("frames-v*.json")) == [
+    assert sorted(path.name for path in cache_folder(config.data).glob("frames-v*.json")) == [
         f"frames-v1-uniform-{before.num_frames}x{before.image_size}.json",
         f"frames-v2-uniform-{before.num_frames}-shown-clip-watchedx{before.image_size}.json",
     ]
@@ -372,7 +374,7 @@ def test_frames_of_another_version_of_the_sampler_are_another_cache(config, deco
 
 def test_what_an_older_version_could_not_decode_is_looked_at_again(config, decoded):
     prepare(config)
-    (checked,) = (config.data.root / ".emcl").glob("checked-v2-*.json")
+    (checked,) = cache_folder(config.data).glob("checked-v2-*.json")
     older = checked.with_name(checked.name.replace("v2", "v1"))
     entries = json.loads(checked.read_text())
     older.write_text(json.dumps({name: entry | {"reason": "it is truncated"} for name, entry in entries.items()}))
@@ -387,5 +389,5 @@ def test_more_bad_clips_than_an_error_names_stand_in_a_file(config):
         (config.data.root / "videos" / f"video{n}.mp4").write_bytes(b"")
     with pytest.raises(UserError, match=r"and 2 more, all of which stand in .*bad-clips\.txt\. Replace"):
         prepare(config)
-    lines = (config.data.root / ".emcl" / "bad-clips.txt").read_text().splitlines()
+    lines = (cache_folder(config.data) / "bad-clips.txt").read_text().splitlines()
     assert lines == [f"video{n}\tthe file is empty" for n in range(12)]

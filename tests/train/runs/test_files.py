@@ -1,12 +1,16 @@
 """Files and folders that appear when they are whole, and JSON that is read or refused with the reason."""
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
+from tiny_videos import write_video
 
+from emcl_train import cli
 from emcl_train.errors import UserError
+from emcl_train.runs import files
 from emcl_train.runs.files import json_if_whole, partial_of, read_json, whole, whole_folder
 
 
@@ -123,3 +127,56 @@ def test_json_that_can_be_found_out_again_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / "a.json").write_text(content)
     assert json_if_whole(tmp_path / "a.json") is None
+
+
+# Folders that cannot be locked, as on some network file systems: there `flock` fails as it does here.
+
+NO_LOCKS = {
+    "ENOLCK": errno.ENOLCK,
+    "EOPNOTSUPP": errno.EOPNOTSUPP,
+    "ENOSYS": errno.ENOSYS,
+    "EBADF": errno.EBADF,  # of a folder that is open for reading only
+    "EINVAL": errno.EINVAL,
+}
+
+
+@pytest.fixture(params=NO_LOCKS.values(), ids=NO_LOCKS)
+def no_locks(request, monkeypatch):
+    def flock(descriptor, how):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("lock", [files.alone, files.one_at_a_time])
+def test_a_folder_that_cannot_be_locked_is_one_line_with_the_way_out(lock, no_locks, tmp_path):
+    told = pytest.raises(UserError, match=rf"{tmp_path} cannot be locked: .*another disk, or pass --no-lock if no")
+    with told, lock(tmp_path):
+        pass
+    with files.without_locks(), lock(tmp_path):
+        pass
+    with pytest.raises(UserError, match=r"pass --no-lock"), lock(tmp_path):
+        pass
+
+
+def test_a_command_takes_no_lock_if_told_so(no_locks, tmp_path, capsys):
+    write_video(tmp_path / "a.mp4", [1, 2])
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "a.mp4").rename(tmp_path / "videos" / "a.mp4")
+    command = ["data", "compress", str(tmp_path / "videos"), str(tmp_path / "out")]
+    assert cli.main(command) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert cli.main([*command, "--no-lock"]) == 0
+    assert (tmp_path / "out" / "a.mp4").is_file()
+
+
+def test_a_busy_folder_is_still_busy(tmp_path):
+    with files.alone(tmp_path), pytest.raises(UserError, match=r"another process writes to"), files.alone(tmp_path):
+        pass
+
+
+def test_halves_of_letters_come_back_from_json(tmp_path):
+    value = {"\udcff.mp4": ["\ud83d alone", "\u4e00 whole"]}
+    files.write_json_atomic(tmp_path / "a.json", value)
+    assert files.read_json(tmp_path / "a.json", "") == value
+    assert "\u4e00" in (tmp_path / "a.json").read_text(encoding="utf-8")

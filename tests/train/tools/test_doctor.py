@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 from tiny_videos import write_data_set, write_video
 
+from emcl_train.config import DataConfig
 from emcl_train.data import container
+from emcl_train.data.cache import cache_folder
 from emcl_train.data.container import VideoError, check_packets
-from emcl_train.tools import doctor
 from emcl_train.tools.doctor import run_doctor
 
 
@@ -43,7 +44,7 @@ def test_splits_are_counted_in_a_table_and_in_a_file(root, tmp_path):
     _, text = examine(root)
     row = next(line.split() for line in text.splitlines() if line.split()[:1] == ["train"])
     assert row == ["train", "10", "30", "10", "1", "1", "0.4", "s", "0.4", "s", "3.0", "s"]
-    found = json.loads((root / ".emcl" / "doctor.json").read_text())
+    found = json.loads((cache_folder(DataConfig(root=root)) / "doctor.json").read_text())
     assert found["splits"]["train"] == {
         "clips": 10,
         "captions": 30,
@@ -116,8 +117,7 @@ def test_a_suspect_that_decodes_is_whole(tmp_path, monkeypatch):
     check_packets(path)
 
 
-def test_the_damaged_real_clip_is_named_by_packets_and_by_decoding(shared_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "cache_folder", lambda _: tmp_path)
+def test_the_damaged_real_clip_is_named_by_packets_and_by_decoding(shared_data):
     for deep in (False, True):
         code, text = examine(shared_data / "real_videos", deep=deep)
         assert code == 1

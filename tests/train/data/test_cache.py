@@ -1,0 +1,134 @@
+"""What is merely remembered lies in the user's cache, and never stops a run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_videos import write_data_set
+
+from emcl_train.config import BEFORE, DataConfig, RunConfig, differing_settings
+from emcl_train.data import cache, loader
+from emcl_train.data.cache import cache_folder
+from emcl_train.data.loader import prepare
+from emcl_train.errors import UserError
+from emcl_train.tools.doctor import run_doctor
+
+
+@pytest.fixture
+def config(tmp_path):
+    root = write_data_set(tmp_path / "set")
+    return RunConfig(data=DataConfig(root=root, num_frames=2, image_size=16, workers=0))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The files that are decoded."""
+    names = []
+    real = loader.decode_clip
+    monkeypatch.setattr(loader, "decode_clip", lambda clip, *a, **k: (names.append(clip.path), real(clip, *a, **k))[1])
+    cache._warn.cache_clear()
+    return names
+
+
+def unwritable(tmp_path, monkeypatch, kind):
+    """A machine without a place for what is remembered."""
+    (tmp_path / "file").write_text("")
+    folders = {"proc": "/proc/1", "below-a-file": str(tmp_path / "file"), "device": "/dev/null"}
+    if kind == "no-home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    elif kind.startswith("home-"):
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", folders[kind.removeprefix("home-")])
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", folders[kind])
+
+
+PLACES = ["proc", "below-a-file", "device", "home-proc", "home-below-a-file", "home-device", "no-home"]
+
+
+@pytest.mark.parametrize("cache_frames", [False, True])
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_cache_that_cannot_be_written_is_said_and_stops_nothing(
+    kind, cache_frames, config, tmp_path, monkeypatch, decoded, capsys
+):
+    unwritable(tmp_path, monkeypatch, kind)
+    config.data.cache_frames = cache_frames
+    annotations = prepare(config)
+    assert len(decoded) == 14
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: which clips are whole cannot be remembered (" in said
+    assert ("decoded frames cannot be remembered" in said) == cache_frames
+    assert "set XDG_CACHE_HOME to a folder that can be written, or pass one with --data.cache-dir" in said
+
+    # Frames come from the files then.
+    batch = next(iter(loader.clip_loader(annotations.test, config.data, 2)))
+    assert batch["frames"].shape == (2, 2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_the_doctor_reports_without_a_place_for_its_file(kind, config, tmp_path, monkeypatch, capsys):
+    cache._warn.cache_clear()
+    unwritable(tmp_path, monkeypatch, kind)
+    assert run_doctor("msrvtt", config.data.root) == 0
+    out, err = capsys.readouterr()
+    assert "All 14 clips" in out
+    assert "everything found cannot be remembered" in " ".join(err.split())
+    assert run_doctor("msrvtt", config.data.root, json_path=tmp_path / "found.json") == 0
+    assert json.loads((tmp_path / "found.json").read_text())["damaged"] == {}
+
+
+def test_more_bad_clips_than_an_error_names_are_counted_without_a_place_for_their_list(config, tmp_path, monkeypatch):
+    unwritable(tmp_path, monkeypatch, "proc")
+    for n in range(12):
+        (config.data.root / "videos" / f"video{n}.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"12 of 14 clips .*; and 2 more\. Replace the files"):
+        prepare(config)
+
+
+def test_a_full_disk_stops_no_check(config, monkeypatch, decoded, capsys):
+    def full(path, value):
+        raise UserError(f"the disk is full: {path}")
+
+    monkeypatch.setattr(cache, "write_json_atomic", full)
+    prepare(config)
+    assert "which clips are whole cannot be remembered (the disk is full" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("place", [".emcl", "elsewhere", None])
+def test_the_place_is_a_setting(place, config, tmp_path, decoded, own_cache):
+    config.data.cache_dir = tmp_path / place if place == "elsewhere" else Path(place) if place else None
+    folder = {".emcl": config.data.root / ".emcl", "elsewhere": tmp_path / "elsewhere"}.get(place, own_cache)
+    assert cache_folder(config.data).is_relative_to(folder)
+    prepare(config)
+    prepare(config)
+    assert len(decoded) == 14
+    assert list(cache_folder(config.data).glob("checked-*.json"))
+    assert (config.data.root / ".emcl").exists() == (place == ".emcl")
+
+
+@pytest.mark.parametrize("named", ["", "relative/folder"])
+def test_a_cache_home_that_is_no_absolute_path_is_as_if_absent(named, config, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", named)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder(config.data).parent == tmp_path / "home" / ".cache" / "emcl"
+
+
+@pytest.mark.parametrize("cache_frames", [False, True])
+def test_what_lies_beside_the_data_from_before_is_found(cache_frames, config, decoded):
+    config.data.cache_frames = cache_frames
+    prepare(replace(config, data=replace(config.data, cache_dir=Path(".emcl"))))
+    decoded.clear()
+    annotations = prepare(config)
+    next(iter(loader.clip_loader(annotations.test, config.data, 2)))
+    assert len(decoded) == (0 if cache_frames else 2)
+    assert not cache_folder(config.data).exists()
+
+
+def test_a_run_goes_on_with_other_workers_and_another_cache():
+    """The way out of too little shared memory is open to a run that has begun."""
+    saved = RunConfig()
+    asked = RunConfig(data=DataConfig(workers=0, cache_dir=Path("x"), cache_frames=True))
+    assert differing_settings(saved, asked) == []
+    assert "data.cache_dir" not in BEFORE
