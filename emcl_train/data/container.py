@@ -12,6 +12,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from emcl_train.data import riff
 from emcl_train.data.clock import JOINED, Clock
 from emcl_train.data.decoding import Reader
 from emcl_train.data.streams import film_of
@@ -223,7 +224,7 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
     elif kind == "avi" and stream.frames:
         # Stamps count the empty chunks too, but for those at the end.
         reached = stream.time_base is not None and round(end / stream.time_base) >= stream.frames
-        complete = (reached or _riff_is_whole(path)) and not last.is_corrupt
+        complete = (reached or riff.is_whole(path)) and not last.is_corrupt
     elif container.duration and kind not in JOINED:
         # At least one of the streams must reach the end that the container declares, which Matroska counts from zero
         # even where the first frame comes later. It may be declared roughly, if the file is as long as it says.
@@ -255,22 +256,6 @@ def _segment_is_cut(path: Path) -> bool:
     mask = (1 << 7 * bytes_of_length) - 1
     length = int.from_bytes(head[place : place + bytes_of_length], "big") & mask
     return length != mask and place + bytes_of_length + length > path.stat().st_size
-
-
-def _riff_is_whole(path: Path) -> bool:
-    """Whether an AVI file is as long as the chunks that it is made of."""
-    place = 0
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        while place + 8 <= size:
-            file.seek(place)
-            name, length = file.read(4), int.from_bytes(file.read(4), "little")
-            if name != b"RIFF":
-                break  # what somebody wrote behind the film
-            if not length:
-                return False  # it was never finished
-            place += 8 + length
-    return 0 < place <= size
 
 
 def _interval(times: list[float], stream: VideoStream) -> float:

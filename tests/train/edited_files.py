@@ -77,6 +77,30 @@ def append_empty_chunks(path: Path, number: int) -> None:
     path.write_bytes(data)
 
 
+def overwrite_chunks(path: Path, first: int, number: int | None, *, index: bool) -> None:
+    """Write zeros over packets of an AVI, as a download that reserved their place leaves it.
+
+    Args:
+        path: the file.
+        first: the packet to begin with.
+        number: of packets; None: all that follow.
+        index: whether the list of packets at the end of the file stays.
+    """
+    data = bytearray(path.read_bytes())
+    places = [data.index(b"movi") + 4]
+    end_of_movi = data.rindex(b"idx1")
+    while places[-1] < end_of_movi:
+        (length,) = struct.unpack("<I", data[places[-1] + 4 : places[-1] + 8])
+        places.append(places[-1] + 8 + length + length % 2)
+
+    begin = places[first]
+    end = places[-1] if number is None else places[first + number]
+    data[begin:end] = bytes(end - begin)
+    if not index:
+        data[end_of_movi:] = bytes(len(data) - end_of_movi)
+    path.write_bytes(data)
+
+
 def set_avi_count(path: Path, frames: int) -> None:
     """Write another number of frames into the header of an AVI."""
     data = bytearray(path.read_bytes())

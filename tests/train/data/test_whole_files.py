@@ -5,7 +5,7 @@ from pathlib import Path
 
 import av
 import pytest
-from edited_files import append_empty_chunks, empty_sample, set_avi_count, set_edits
+from edited_files import append_empty_chunks, empty_sample, overwrite_chunks, set_avi_count, set_edits
 from tiny_videos import level, write_video
 
 from emcl_train.data.container import VideoError, check_packets
@@ -128,6 +128,21 @@ def test_an_avi_with_empty_chunks_that_is_cut_off_is_found(tmp_path: Path, share
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     for look in (check_packets, lambda path: sampled(path, 4)):
         with pytest.raises(VideoError, match="truncated"):
+            look(path)
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize(("first", "number"), [(24, None), (10, 8), (39, 1)])
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+def test_an_avi_with_zeros_in_place_of_packets_is_found(
+    tmp_path: Path, codec: str, first: int, number: int | None, index: bool
+) -> None:
+    """Its outer lengths are those of a whole file: the place was reserved, and not all of it was written."""
+    path = write_video(tmp_path / "a.avi", range(40), codec=codec, **PLAIN[codec])
+    check_packets(path)
+    overwrite_chunks(path, first, number, index=index)
+    for look in (check_packets, lambda path: sampled(path, 4)):
+        with pytest.raises(VideoError, match=r"truncated|damaged|missing"):
             look(path)
 
 
