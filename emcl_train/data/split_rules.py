@@ -8,6 +8,7 @@ from pathlib import Path
 from emcl_train.config import DataConfig
 from emcl_train.data.annotation_files import count, few, read_list, video_files, without_video_suffix
 from emcl_train.data.clips import Annotations, Clip, Split
+from emcl_train.data.names import by_any_form
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 
@@ -69,6 +70,18 @@ def assemble(files: SplitFiles, config: DataConfig) -> Annotations:
             f"The test numbers do not measure generalisation."
         )
 
+    validated = {files.clip(video_id).path for video_id in val}
+    if overlap := sum(path in trained_on for path in validated):
+        notes.append(
+            f"Files of the validation list that are in the training list too: {overlap} of {len(validated)}. "
+            f"The epoch is not selected on unseen clips."
+        )
+    if overlap := sum(files.clip(video_id).path in validated for video_id in files.test):
+        notes.append(
+            f"Clips of the test list that are in the validation list too: {overlap} of {len(files.test)}. "
+            f"The epoch was selected on them."
+        )
+
     if not val:
         held = _held_out(files, config)
         # Their captions are queries now, of the kind that the test split has.
@@ -116,7 +129,8 @@ def captions_of(
     if repeated := len(ids) - len(set(ids)):
         notes.append(f"{list_file.name} repeats {count(repeated, 'id')}; each clip is used once.")
 
-    found = {video_id: [text for text in captions.get(video_id, []) if text] for video_id in ids}
+    keys = {video_id: by_any_form(captions, video_id) or video_id for video_id in ids}
+    found = {video_id: [text for text in captions.get(keys[video_id], []) if text] for video_id in ids}
     bare = [video_id for video_id, texts in found.items() if not texts]
     if bare:
         raise UserError(
@@ -124,7 +138,7 @@ def captions_of(
             f"add their captions there, or take the clips off the list"
         )
 
-    if empty := sum(len(captions[video_id]) - len(texts) for video_id, texts in found.items()):
+    if empty := sum(len(captions[keys[video_id]]) - len(texts) for video_id, texts in found.items()):
         notes.append(f"Captions in {captions_file.name} that are empty and left out: {empty} of {list_file.name}'s.")
     return found
 
@@ -174,7 +188,8 @@ def clip_finder(
 
     def clip(video_id: str) -> Clip:
         names = (video_id, without_video_suffix(video_id), *also(video_id))
-        first, *others = next((files[name] for name in names if name in files), [folder / f"{video_id}.mp4"])
+        known = next(filter(None, (by_any_form(files, name) for name in names)), None)
+        first, *others = [folder / f"{video_id}.mp4"] if known is None else files[known]
         for other in others:
             if other.parent != first.parent:
                 raise UserError(

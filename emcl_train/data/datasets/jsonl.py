@@ -12,6 +12,7 @@ from typing import Any
 from emcl_train.config import DataConfig
 from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, is_there, read_json_lines, shortened, strings
 from emcl_train.data.clips import Clip
+from emcl_train.data.names import in_any_form
 from emcl_train.data.split_rules import Captions, SplitFiles, captions_of, check_root, queries
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
@@ -71,7 +72,7 @@ def _clip(folder: Path, place: str, entry: dict[str, Any], moved: list[str]) -> 
     if not isinstance(video_id, str) or not video_id:
         raise UserError(f'{place}: "id" is {shortened(video_id)}, expected a text; correct it, or leave it out')
 
-    path = folder / video
+    path = in_any_form(folder / video)
     if not is_there(path) and path.suffix.lower() in VIDEO_SUFFIXES:
         # Compressed copies are mp4 files, whatever the originals that the annotations name were.
         beside = (path.with_suffix(suffix) for suffix in VIDEO_SUFFIXES)

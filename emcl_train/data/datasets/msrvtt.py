@@ -140,7 +140,15 @@ def _read_data(path: Path) -> tuple[Captions, dict[str, str]]:
     content = read_json(path, "MSR-VTT annotations")
     _entries(path, content, "videos", ("video_id",))
     # SplitFiles name the clips of 1k-A: copies of the file without splits do for it.
-    splits = {entry["video_id"].strip(): str(entry.get("split", "")).strip() for entry in content["videos"]}
+    splits: dict[str, str] = {}
+    for index, entry in enumerate(content["videos"]):
+        video_id = entry["video_id"].strip()
+        split = str(entry.get("split", "")).strip()
+        if splits.setdefault(video_id, split) != split:
+            raise UserError(
+                f'{path}: "videos"[{index}] puts the clip {video_id} into the split {split!r}, and an entry above it '
+                f"into {splits[video_id]!r}; delete one of them"
+            )
     captions: Captions = {}
     for entry in _entries(path, content, "sentences", ("video_id", "caption")):
         captions.setdefault(entry["video_id"], []).append(entry["caption"])
