@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from emcl_train.config import ShapesConfig
+from emcl_train.data.h264 import repeatable
 from emcl_train.errors import UserError
 from emcl_train.flags import flag, takes
 from emcl_train.runs.files import read_json, whole
@@ -297,7 +298,7 @@ def _encode(clip: PlannedClip, config: ShapesConfig) -> bytes:
     """An mp4 file. One thread, since the frames that threads share out differ from run to run."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=config.fps, options=X264)
+        stream = container.add_stream("libx264", rate=config.fps, options=repeatable(X264))
         stream.width = stream.height = config.size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1

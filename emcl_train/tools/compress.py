@@ -20,6 +20,7 @@ from emcl_train.data.annotation_files import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.clips import Clip
 from emcl_train.data.container import VideoError, decoder_version, open_video, rewound, whole_timeline
 from emcl_train.data.decoding import frames_shown_at
+from emcl_train.data.h264 import repeatable
 from emcl_train.data.loader import in_parallel
 from emcl_train.data.picture import Picture, picture_of
 from emcl_train.data.provenance import COMPRESSED
@@ -136,7 +137,7 @@ def _encode(path: Path, pictures: Iterator[Picture], settings: Settings) -> None
     rate = Fraction(settings.fps).limit_denominator(1000)
     options = {"fflags": "+bitexact", "movflags": "+faststart"}  # bitexact: no version and no date in the file
     with av.open(str(path), "w", format="mp4", options=options) as container:
-        stream = container.add_stream("libx264", rate=rate, options=ENCODING)
+        stream = container.add_stream("libx264", rate=rate, options=repeatable(ENCODING))
         stream.codec_context.thread_count = 1
         stream.pix_fmt = "yuv420p"
         stream.codec_context.flags |= av.codec.context.Flags.bitexact

@@ -16,10 +16,11 @@ from tiny_videos import level, write_video
 
 from emcl_train import cli
 from emcl_train.config import DataConfig
+from emcl_train.data import h264
 from emcl_train.data.provenance import COMPRESSED, changes, provenance
 from emcl_train.data.video import FrameRequest, decode_frames, probe
 from emcl_train.errors import UserError
-from emcl_train.tools.compress import compress
+from emcl_train.tools.compress import Settings, compress, compress_video
 
 
 def run(folder: Path, out: Path, **settings) -> tuple[int, str]:
@@ -134,6 +135,27 @@ def test_a_killed_run_started_again_ends_with_the_same_files(tmp_path):
     assert cli.main(["data", "compress", *places]) == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert contents(tmp_path / "videos") == before
+
+
+@pytest.mark.slow
+def test_the_same_pictures_give_the_same_bytes_every_time(tmp_path):
+    """Of a width that is no multiple of 16, at which x264's code for AVX-512 differed in one of 25 copies."""
+    source = write_video(tmp_path / "a.mp4", range(20), noise=True, size=(320, 240))
+    copies = set()
+    for _ in range(40):
+        compress_video(source, tmp_path / "copy.mp4", Settings(3.0, 224))
+        copies.add((tmp_path / "copy.mp4").read_bytes())
+    assert len(copies) == 1
+
+
+def test_a_processor_without_avx512_is_left_to_x264(monkeypatch):
+    options = {"crf": "20", "x264-params": "mbtree=0"}
+    monkeypatch.setattr(h264, "_has_avx512", lambda: False)
+    assert h264.repeatable(options) == options
+    monkeypatch.setattr(h264, "_has_avx512", lambda: True)
+    params = h264.repeatable(options)["x264-params"]
+    assert params.startswith("mbtree=0:asm=")
+    assert "AVX512" not in params
 
 
 def test_of_two_files_of_one_name_the_one_a_loader_takes_is_copied(folder, tmp_path):
