@@ -14,8 +14,9 @@ from av.video.stream import VideoStream
 
 from emcl_train.data import riff
 from emcl_train.data.clock import JOINED, Clock
-from emcl_train.data.decoding import Reader
+from emcl_train.data.decoding import Reader, demuxed
 from emcl_train.data.streams import film_of
+from emcl_train.data.structure import fault_of, segment_is_cut
 from emcl_train.data.timeline import Place, Timeline, VideoError
 
 __all__ = [
@@ -119,7 +120,8 @@ def _opened(path: Path) -> Iterator[InputContainer]:
     try:
         if path.is_file() and not path.stat().st_size:
             raise VideoError(path, "the file is empty")
-        with av.open(str(path)) as container:
+        # A title may be in any encoding, and is not used.
+        with av.open(str(path), metadata_errors="replace") as container:
             yield container
     except FileNotFoundError as error:
         raise VideoError(path, "there is no such file") from error
@@ -167,7 +169,7 @@ def declared_duration(container: InputContainer, stream: VideoStream) -> float |
 
 
 def whole_timeline(container: InputContainer, stream: VideoStream, path: Path) -> Timeline:
-    """The timeline of a file that is not truncated; VideoError where it is."""
+    """The timeline of a file that is not truncated and has no hole; VideoError where it is or has."""
     timeline = read_timeline(container, stream, path)
     if not timeline.complete:
         declared = declared_duration(container, stream) or 0.0
@@ -178,6 +180,9 @@ def whole_timeline(container: InputContainer, stream: VideoStream, path: Path) -
             else f", {len(timeline.packets)} of {expected} packets"
         )
         raise VideoError(path, f"it is truncated: its frames end at {timeline.seconds:.2f} s{missing}")
+    fault = fault_of(path, container.format.name)
+    if fault is not None:
+        raise VideoError(path, fault)
     return timeline
 
 
@@ -192,7 +197,7 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
     last = None
     empty = 0
 
-    for packet in container.demux():
+    for packet in demuxed(container, list(container.streams)):
         if not packet.size:
             empty += packet.stream_index == stream.index and packet.dts is not None
             continue
@@ -229,7 +234,7 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
         # At least one of the streams must reach the end that the container declares, which Matroska counts from zero
         # even where the first frame comes later. It may be declared roughly, if the file is as long as it says.
         lacking = container.duration / av.time_base - max(end, end_of_others)
-        complete = lacking <= max(0.5, 3 * interval) and (lacking <= interval / 2 or not _segment_is_cut(path))
+        complete = lacking <= max(0.5, 3 * interval) and (lacking <= interval / 2 or not segment_is_cut(path))
     else:
         complete = True  # nothing declares a length: what FFmpeg gives is guessed from the stamps
     return Timeline(places, times, end, interval, complete, torn, clock.parts)
@@ -241,21 +246,6 @@ def _times(packet: Packet) -> tuple[float, float]:
     if stamp is None:
         return math.nan, math.nan
     return float(stamp * packet.time_base), float((stamp + (packet.duration or 0)) * packet.time_base)
-
-
-def _segment_is_cut(path: Path) -> bool:
-    """Whether a Matroska file is shorter than its one large element says; False for any other file."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    place = head.find(b"\x18\x53\x80\x67") + 4
-    if not head.startswith(b"\x1a\x45\xdf\xa3") or place < 4 or place >= len(head) or not head[place]:
-        return False
-
-    # A length of n bytes begins with n - 1 zero bits and a one; of ones alone it is not known.
-    bytes_of_length = 9 - head[place].bit_length()
-    mask = (1 << 7 * bytes_of_length) - 1
-    length = int.from_bytes(head[place : place + bytes_of_length], "big") & mask
-    return length != mask and place + bytes_of_length + length > path.stat().st_size
 
 
 def _interval(times: list[float], stream: VideoStream) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -133,7 +134,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]
     """The packets of a film as `read_timeline` counts them, and then the one that empties the decoder."""
     clock = Clock(container, stream)
     end = None
-    for packet in container.demux(stream):
+    for packet in demuxed(container, [stream]):
         if packet.size:
             clock.put_right(packet)
             yield packet
@@ -141,3 +142,18 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]
             end = packet  # an empty one would end the film in the decoder
     if end is not None:
         yield end
+
+
+def demuxed(container: InputContainer, streams: Sequence[Stream]) -> Iterator[Packet]:
+    """The packets of these streams, and one for each that empties its decoder.
+
+    A stream may come later than the headers, as sound does in some recordings of broadcasts. PyAV does not know it:
+    it leaves out its packets, and may end with an IndexError when all has been read.
+    """
+    packets = container.demux(*streams)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, IndexError):
+            return
+        yield packet

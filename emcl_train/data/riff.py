@@ -23,6 +23,8 @@ def is_whole(path: Path) -> bool:
     with path.open("rb") as file:
         while place + HEAD <= size:
             name, length = _head(file, place)
+            if name == bytes(4):
+                return False  # the next RIFF of a long film never came
             if name != b"RIFF":
                 break  # what somebody wrote behind the film
             end = place + HEAD + length

@@ -8,6 +8,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from emcl_train.data.decoding import demuxed
 from emcl_train.data.timeline import VideoError
 
 COVER = Disposition.attached_pic
@@ -17,9 +18,10 @@ NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.
 def film_of(container: InputContainer, path: Path, *, first: bool = False) -> VideoStream:
     """The stream that a player shows.
 
-    Cameras and editors put a preview beside the film: a still, thumbnails, or a small copy. It has at most half of the
-    pixels that the film has over all of its frames. Of streams that are no previews, the one that is marked as the
-    default is taken, or else the first.
+    Cameras and editors put a preview beside the film: a still, thumbnails, or a small copy. One frame is no film beside
+    several, however large it is. A stream that somebody marked as the default is what players show. Where nobody did,
+    a preview has at most half of the pixels that the film has over all of its frames. Of streams that are no previews,
+    the one that is marked is taken, or else the first.
 
     Args:
         container: the open file; nothing is read from it.
@@ -40,18 +42,31 @@ def film_of(container: InputContainer, path: Path, *, first: bool = False) -> Vi
     if first or len(films) == 1:
         return known[0] if first else films[0]
 
-    pixels = _pixels(path)
+    frames, pixels = _counted(path)
+    films = [stream for stream in films if frames[stream.index] > 1] or films
+    films = _marked(films, container) or films
     most = max(pixels[stream.index] for stream in films)
     films = [stream for stream in films if 2 * pixels[stream.index] > most] or films
     return next((stream for stream in films if stream.disposition & Disposition.default), films[0])
 
 
-def _pixels(path: Path) -> Counter[int]:
-    """How many pixels each stream of pictures has over all of its frames, by the stream's index."""
-    found: Counter[int] = Counter()
-    with av.open(str(path)) as container:
-        for packet in container.demux(video=list(range(len(container.streams.video)))):
+def _marked(films: list[VideoStream], container: InputContainer) -> list[VideoStream]:
+    """Those that somebody marked as the default, if the mark says anything."""
+    marked = [stream for stream in films if stream.disposition & Disposition.default]
+
+    # Writers of MP4 mark the first one where nobody asked for any.
+    unasked = container.format.name.startswith("mov") and container.streams.video[0] in marked
+    return [] if unasked else marked
+
+
+def _counted(path: Path) -> tuple[Counter[int], Counter[int]]:
+    """How many frames each stream of pictures has, and how many pixels over all of them, by the stream's index."""
+    frames: Counter[int] = Counter()
+    pixels: Counter[int] = Counter()
+    with av.open(str(path), metadata_errors="replace") as container:
+        for packet in demuxed(container, list(container.streams.video)):
             if packet.size and not packet.is_discard:
                 codec = packet.stream.codec_context
-                found[packet.stream_index] += codec.width * codec.height if codec is not None else 0
-    return found
+                frames[packet.stream_index] += 1
+                pixels[packet.stream_index] += codec.width * codec.height if codec is not None else 0
+    return frames, pixels

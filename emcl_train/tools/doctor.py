@@ -186,6 +186,8 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
             timeline = check_packets(path)
         except VideoError as error:
             return info, error.reason, None
+        except Exception as error:  # one file that the decoder's library stumbles over keeps no other from its report
+            return info, f"it stops the decoder's library: {type(error).__name__}: {error}", None
 
         # The packets tell how long it is, whatever the header says.
         return replace(info, duration=timeline.seconds), None, _remark(timeline)
@@ -200,6 +202,8 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
                 decode_clip(clip, small, whole=True)
             except VideoError as error:
                 reason = error.reason
+            except Exception as error:
+                reason = f"it stops the decoder's library: {type(error).__name__}: {error}"
         missing = reason is not None and not clip.path.exists()
         return Diagnosis(clip.video_id, clip.path, tuple(places.get(clip, ())), info, reason, missing, remark)
 

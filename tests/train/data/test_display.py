@@ -189,3 +189,22 @@ def test_of_several_streams_the_film_is_sampled(tmp_path: Path, suffix: str, pre
 def test_of_two_films_the_default_is_sampled(tmp_path: Path, default: int) -> None:
     path = two_streams(tmp_path / "a.mkv", (0, (64, 48), 10, 1), (20, (64, 48), 10, 1), default=default)
     assert level(decode_frames(FrameRequest(path, 1, 16))[0][0]) == 5 + 20 * default
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
+def test_one_picture_however_large_is_no_film(tmp_path: Path, suffix: str) -> None:
+    still = (30, (960, 640), 1, 1)
+    for name, streams in (("first", (still, FILM)), ("last", (FILM, still))):
+        path = two_streams(tmp_path / f"{name}.{suffix}", *streams)
+        assert level(decode_frames(FrameRequest(path, 4, 16))[0][0]) == 2
+    assert level(decode_frames(FrameRequest(two_streams(tmp_path / f"one.{suffix}", still), 1, 16))[0][0]) == 30
+
+
+@pytest.mark.parametrize("default", [0, 1])
+def test_the_default_goes_before_what_is_larger(tmp_path: Path, default: int) -> None:
+    streams = [(20, (192, 128), 10, 1), (20, (192, 128), 10, 1)]
+    streams[default] = (0, (48, 32), 10, 1)
+    path = two_streams(tmp_path / "a.mkv", *streams, default=default)
+    assert level(decode_frames(FrameRequest(path, 1, 16))[0][0]) == 5
+    compress_video(path, tmp_path / "copy.mp4", Settings(10.0, 32))
+    assert level(decode_frames(FrameRequest(tmp_path / "copy.mp4", 1, 16))[0][0]) == 5

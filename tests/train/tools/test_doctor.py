@@ -11,6 +11,7 @@ from emcl_train.config import DataConfig
 from emcl_train.data import container
 from emcl_train.data.cache import cache_folder
 from emcl_train.data.container import VideoError, check_packets
+from emcl_train.tools import doctor
 from emcl_train.tools.doctor import run_doctor
 
 
@@ -123,3 +124,20 @@ def test_the_damaged_real_clip_is_named_by_packets_and_by_decoding(shared_data):
         assert code == 1
         assert "video20 (in no list) cannot be decoded: " in text
         assert "20 of 21 clips" in text
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_one_file_that_the_library_stumbles_over_is_named_and_the_others_are_examined(root, monkeypatch, deep):
+    name = "decode_clip" if deep else "check_packets"
+    whole = getattr(doctor, name)
+
+    def stumbling(what, *rest, **settings):
+        if "video3" in str(what):
+            raise IndexError("list index out of range")
+        return whole(what, *rest, **settings)
+
+    monkeypatch.setattr(doctor, name, stumbling)
+    code, text = examine(root, deep=deep)
+    assert code == 1
+    assert text.count("cannot be decoded: ") == 1
+    assert "video3 (train) cannot be decoded: it stops the decoder's library: IndexError" in text
