@@ -50,7 +50,7 @@ def em_project(
         >>> y, mean_bases = em_project(x, torch.randn(32))
     """
     if not (isinstance(x, Tensor) and isinstance(init, Tensor)):
-        checks.inputs(x=x, init=init)  # says which; small calls are spared this one
+        checks.inputs(x=x, init=init)  # type: ignore[unreachable]  # says which; small calls are spared this one
     if relative or gradient not in ("identity", "linear"):
         return composed.call(x, init, num_iters, temperature, residual_weight, eps, gradient, relative)
     # The composed op comes to the same; this saves a way through torch's dispatcher.
