@@ -1,7 +1,8 @@
 """A file that lacks parts says so, even where those that are left decode; and one that is only odd is read."""
 
+import inspect
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +11,11 @@ import pytest
 from tiny_videos import level, write_video
 
 from emcl_train.data.container import VideoError, check_packets
+from emcl_train.data.decoding import demuxed
 from emcl_train.data.video import FrameRequest, decode_frames
+
+# Without the check of types, which takes no stand-in for a container.
+unchecked_demuxed = inspect.unwrap(demuxed)
 
 FRAGMENTS = "frag_keyframe+empty_moov"
 
@@ -146,3 +151,21 @@ def test_a_title_in_any_encoding_is_no_error(tmp_path: Path, suffix: str, codec:
     assert len(check_packets(path).times) == 20
     frames, _ = decode_frames(FrameRequest(path, 2, 16))
     assert [level(frame) for frame in frames] == [5, 15]
+
+
+@pytest.mark.parametrize("error", [IndexError("list index out of range"), ValueError("something else")])
+def test_an_end_that_trips_over_a_stream_that_came_late_is_an_end(error: Exception) -> None:
+    """As in recordings of broadcasts; whether PyAV does depends on what lies behind its list of streams in memory."""
+
+    class Recording:
+        def demux(self, *streams: str) -> Iterator[str]:
+            yield from streams
+            raise error
+
+    packets = unchecked_demuxed(Recording(), ["first", "second"])
+    assert [next(packets), next(packets)] == ["first", "second"]
+    if isinstance(error, IndexError):
+        assert list(packets) == []
+    else:
+        with pytest.raises(ValueError, match="something else"):
+            next(packets)
