@@ -172,6 +172,7 @@ def test_a_run_that_an_earlier_version_began_from_such_a_file_goes_on(tmp_path):
     state = model_to_layout(model.state_dict(), "clip4clip")[0] | {"cross.pooler.dense.weight": torch.ones(2)}
     run.model.init_from = write(tmp_path / "bin", state)
     run.resume = True
+    run.out = tmp_path / "run"
     look_at_clip(run.model, goes_on=True)
     assert torch.equal(similarities(other_model(run), emcl=False), similarities(model, emcl=False))
 
