@@ -14,7 +14,6 @@ from emcl_train.data.annotations import Annotations
 from emcl_train.data.provenance import provenance
 from emcl_train.data.video import VIDEO_SAMPLER_VERSION
 from emcl_train.errors import UserError
-from emcl_train.evaluation import encode
 from emcl_train.evaluation import run as evaluation
 from emcl_train.evaluation.encode import embed_split
 from emcl_train.evaluation.metrics import text_to_video
@@ -29,6 +28,7 @@ from emcl_train.runs.evaluations import what_differs
 from emcl_train.runs.files import append_line, write_json_atomic
 from emcl_train.runs.folder import load_run
 from emcl_train.runs.state import save_tensors_atomic
+from emcl_train.terminal import with_progress
 
 __all__ = ["tiny_data"]  # a fixture
 
@@ -132,13 +132,13 @@ def test_steps_of_the_similarity_are_shown(tiny_data, monkeypatch, capsys, em_bl
     config.eval.em_block = em_block
     model = tiny_model(config)
     embeddings = embed_split(model, tiny_data, TinyTokenizer(), config)
-    shown, track = {}, encode.track
+    shown = {}
 
-    def record(steps, *, description, **options):
+    def record(steps, description):
         shown[description] = len(steps)
-        return track(steps, description=description, **options)
+        return with_progress(steps, description)
 
-    monkeypatch.setattr(encode, "track", record)
+    monkeypatch.setattr("emcl_train.evaluation.similarities.with_progress", record)
     monkeypatch.setattr("emcl_kernels.stream.CHUNK_WEIGHTS", 3 * CLIPS * FRAMES)
     monkeypatch.setattr("emcl_kernels.stream.CHUNK_BLOCKS", 1)
     scores = similarities(model, embeddings, config)
