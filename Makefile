@@ -41,7 +41,7 @@ IN_PROCESSES := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.built  ## Run the whole test suite, in JOBS=2 processes
 	$(BIN)/python -m pytest -q $(IN_PROCESSES) --durations=10 $(ARGS)
 
-test-fast: $(VENV)/.built  ## Run the tests that are not marked slow, in under two minutes
+test-fast: $(VENV)/.built  ## Run the tests that are not marked slow, in about three minutes
 	$(BIN)/python -m pytest -q $(IN_PROCESSES) -m "not slow" --durations=5 $(ARGS)
 
 # The oldest one that is served comes with torch 2.11. It lies in a folder of its own, without another torch.

@@ -55,7 +55,7 @@ class Ends:
 
     def __iter__(self):
         raise self.error
-        yield
+        yield  # type: ignore[unreachable]
 
 
 @pytest.mark.parametrize("said", SAID.values(), ids=SAID)

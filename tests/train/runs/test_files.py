@@ -140,7 +140,7 @@ NO_LOCKS = {
 }
 
 
-@pytest.fixture(params=NO_LOCKS.values(), ids=NO_LOCKS)
+@pytest.fixture(params=list(NO_LOCKS.values()), ids=list(NO_LOCKS))
 def no_locks(request, monkeypatch):
     def flock(descriptor, how):
         raise OSError(request.param, os.strerror(request.param))
