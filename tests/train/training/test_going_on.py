@@ -178,8 +178,11 @@ def test_a_run_of_other_processes_is_refused_before_anything_is_written(stopped)
 def test_a_run_with_an_older_state_goes_on_as_before(stopped, tiny_whole_run):
     change_steps(stopped.out)
     trainer.train(stopped, Console(file=io.StringIO()))
-    losses, expected = ([line.get("loss") for line in metrics(out)] for out in (stopped.out, tiny_whole_run[1]))
-    assert losses == expected
+    # The whole run was made by two threads, which round otherwise than one.
+    losses, expected = (
+        [line["loss"] for line in metrics(out) if "loss" in line] for out in (stopped.out, tiny_whole_run[1])
+    )
+    assert losses == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow
