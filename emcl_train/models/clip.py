@@ -254,7 +254,12 @@ def require_clip(name: str, *, goes_on: bool = False) -> str:
     pictures = json_if_whole(path / "preprocessor_config.json")
     if isinstance(pictures, dict) and not goes_on:
         known = {"mean": pictures.get("image_mean"), "std": pictures.get("image_std")}
-        if otherwise := list(prepared_otherwise(known)):
+        try:
+            otherwise = list(prepared_otherwise(known))
+        except ValueError as error:
+            said = str(error).replace("preprocess_cfg.", "image_")
+            raise UserError(f"preprocessor_config.json of {name} is damaged: {said}; {CLIP_WAY_OUT}") from error
+        if otherwise:
             raise UserError(
                 f"model.clip is {name}, whose preprocessor_config.json prepares pictures otherwise than CLIP, as is "
                 f"done here: it has {', '.join(otherwise)}; {CLIP_WAY_OUT}"

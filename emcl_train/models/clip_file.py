@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
+from transformers.activations import ACT2FN
 
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
@@ -17,7 +19,14 @@ from emcl_train.runs.files import json_if_whole
 from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.hub import hub_options, not_loaded, require_place
 from emcl_train.weights.keys import require_keys
-from emcl_train.weights.open_clip import OPEN_CLIP_CONFIG, is_custom_text, open_clip_config, other_tower, plain_names
+from emcl_train.weights.open_clip import (
+    OPEN_CLIP_CONFIG,
+    WAY_OUT,
+    is_custom_text,
+    open_clip_config,
+    other_tower,
+    plain_names,
+)
 from emcl_train.weights.openai import (
     NO_WEIGHTS,
     clip_from_openai,
@@ -33,6 +42,17 @@ SIZES_OF_OPENAI = {(768, 12, 512, 12), (1024, 24, 768, 12)}
 """Width and layers of the vision tower, then of the text tower, of ViT-B and ViT-L."""
 SMALL = 512
 """Towers less wide than this are nobody's published ones."""
+SAY_SIZES = {
+    "visual.conv1.weight": 1,
+    "visual.positional_embedding": 1,
+    "text_projection": 2,
+    "ln_final.weight": 1,
+    "token_embedding.weight": 1,
+    "positional_embedding": 1,
+    "transformer.resblocks.0.mlp.c_fc.bias": 1,
+    "visual.transformer.resblocks.0.mlp.c_fc.bias": 1,
+}
+"""Weights that sizes are read from, with how many dimensions that takes at least."""
 OF_TOWER = ("hidden_size", "intermediate_size", "num_hidden_layers")
 SIZES = {
     "vision_config": (*OF_TOWER, "patch_size", "image_size"),
@@ -60,7 +80,7 @@ def look_at_file(path: Path, *, goes_on: bool) -> None:
     Raises:
         UserError: it is damaged, holds no CLIP, or one that is not built here.
     """
-    archive = read_archive(path)
+    archive = read_archive(path, goes_on=goes_on)
     openai_sizes(archive.weights, str(path), heads=None, eos_token_id=0, pad_token_id=0)
     if not goes_on:
         archive.require_said()
@@ -75,7 +95,7 @@ def archived_clip(config: ModelConfig, vocabulary: Vocabulary, recorded: Mapping
         recorded: the configuration of the towers that a run began with, which goes on with these whatever is said now.
     """
     path = Path(config.clip).expanduser()
-    archive = read_archive(path)
+    archive = read_archive(path, goes_on=recorded is not None)
     if recorded is not None:
         archive = replace(archive, recorded=dict(recorded), said_by=f"the record of {path}")
     built = archive_config(config, archive.weights, vocabulary, str(path), archive.recorded)
@@ -137,7 +157,7 @@ class Archive:
         """Raise a UserError where what was recorded of the towers' sizes is not what the shapes show."""
         if self.recorded is None:
             return
-        recorded = CLIPConfig.from_dict(self.recorded)
+        recorded = described_clip(self.recorded, self.said_by or str(self.path))
         differing = [
             f"{tower.removesuffix('_config')} {name} is {getattr(getattr(built, tower), name)} by the shapes, "
             f"{getattr(getattr(recorded, tower), name)} by the description"
@@ -157,21 +177,26 @@ class Archive:
             )
 
 
-def read_archive(path: Path) -> Archive:
+def read_archive(path: Path, *, goes_on: bool = False) -> Archive:
     """A file with OpenAI's names and what is said of its towers, by itself or by a file beside it.
+
+    Args:
+        path: the file.
+        goes_on: whether a run goes on, whose own record says what its towers are.
 
     Raises:
         UserError: it cannot be read, or what is said describes a model that is not built here.
     """
-    state = read_state(path)
+    state = read_state(path, goes_on=goes_on)
     weights = plain_names({name: value for name, value in state.items() if not NO_WEIGHTS.fullmatch(name)})
-    recorded, said_by = _said_of(path, state.keys() >= OF_OPENAI)
+    recorded, said_by = (None, None) if goes_on else _said_of(path, state.keys() >= OF_OPENAI)
     return Archive(path, weights, recorded, said_by, custom_text=is_custom_text(state))
 
 
 def _said_of(path: Path, of_openai: bool) -> tuple[dict[str, Any] | None, str | None]:
     """CLIP's configuration of a file, None for OpenAI's rule; and what says so, None if nothing does."""
     if recorded := clip_config_beside(path):
+        described_clip(recorded, f"what was recorded with {path}")
         return recorded, "what was recorded with it"
     if of_openai:
         return None, "the file"
@@ -181,8 +206,36 @@ def _said_of(path: Path, of_openai: bool) -> tuple[dict[str, Any] | None, str | 
     beside = path.parent / "config.json"
     of_transformers = json_if_whole(beside)
     if isinstance(of_transformers, dict) and of_transformers.get("model_type") == "clip":
+        described_clip(of_transformers, str(beside))
         return of_transformers, str(beside)
     return None, None
+
+
+def described_clip(recorded: Mapping[str, Any], said_by: str) -> CLIPConfig:
+    """A configuration in the format of transformers, whose values all have the types that it expects.
+
+    Raises:
+        UserError: one has not.
+    """
+    for tower in SIZES:
+        if not isinstance(recorded.get(tower) or {}, dict):
+            raise UserError(
+                f"{said_by} does not describe a CLIP: {tower} is {recorded[tower]!r}, expected an object; {WAY_OUT}"
+            )
+    try:
+        clip_config = CLIPConfig.from_dict(dict(recorded))
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{said_by} does not describe a CLIP: {reason}; {WAY_OUT}") from error
+
+    for tower in SIZES:
+        activation = getattr(clip_config, tower).hidden_act
+        if activation not in ACT2FN:
+            raise UserError(
+                f"{said_by} does not describe a CLIP: {tower}.hidden_act is {activation!r}, expected a name that "
+                f"transformers knows, such as quick_gelu or gelu; {WAY_OUT}"
+            )
+    return clip_config
 
 
 def configuration_of(clip: str) -> dict[str, Any] | None:
@@ -225,7 +278,9 @@ def archive_config(
     """
     heads = config.random_clip.heads if config.clip == "random" else None
     special = {"eos_token_id": vocabulary.eos_token_id, "pad_token_id": vocabulary.pad_token_id}
-    unseen = None if recorded is None else unseen_in(CLIPConfig.from_dict(dict(recorded)).to_dict())
+    unseen = (
+        None if recorded is None else unseen_in(described_clip(recorded, f"what says how {source} computes").to_dict())
+    )
     return CLIPConfig(**openai_sizes(state, source, heads=heads, unseen=unseen, **special))
 
 
@@ -233,6 +288,12 @@ def openai_sizes(state: Mapping[str, Tensor], source: str, **arguments: Any) -> 
     """`openai_clip_config`, or a UserError if the weights are not those of a CLIP under OpenAI's names."""
     try:
         return openai_clip_config(state, **arguments)
+    except IndexError as error:
+        flat = ", ".join(name for name in SAY_SIZES if name in state and state[name].dim() < SAY_SIZES[name])
+        raise UserError(
+            f"{source} is no CLIP with OpenAI's names: {flat} has too few dimensions to say a size. Pass "
+            f"OpenAI's archive, such as ViT-B-32.pt, or its state_dict, or a folder in the transformers layout"
+        ) from error
     except KeyError as error:
         hint = f" {other}, which is not built here." if (other := other_tower(state)) else ""
         if "visual.layer1.0.conv1.weight" in state:

@@ -171,7 +171,7 @@ def build_model(
     # The weights of a whole model to start from.
     waits = clip_config is not None and clip_weights is None
     start = config.model.init_from.expanduser() if config.model.init_from and not waits else None
-    state = read_state(start) if start else {}
+    state = read_state(start, goes_on=config.resume) if start else {}
     if config.resume:
         state = as_runs_began(state)
 

@@ -21,9 +21,8 @@ from torch import Tensor
 from emcl_train.errors import UserError
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.torch_file import load_torch_file
+from emcl_train.weights.wrapped import unwrapped
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training programs put the weights beside other things."""
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -38,11 +37,16 @@ STORAGES = {
 }
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, *, goes_on: bool = False) -> dict[str, Tensor]:
     """Named tensors of a checkpoint, on the CPU, with half precision brought to float32.
 
+    Args:
+        path: the checkpoint.
+        goes_on: whether a run goes on, which has chosen among several weights in it as earlier versions did.
+
     Raises:
-        UserError: there is no such file, it is damaged, it would need code to be run, or it holds no tensors.
+        UserError: there is no such file, it is damaged, it would need code to be run, or it holds no tensors, or
+            those of several models.
     """
     if not path.is_file():
         raise UserError(
@@ -63,17 +67,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"save its state_dict alone, by torch.save or as safetensors"
         ) from error
 
-    # Unpack what training programs put around the weights.
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(
-            f"{path} holds no named tensors; pass a state_dict, saved by torch.save or as safetensors, or an archive"
-        )
-
-    if all(name.startswith("module.") for name in state):  # of DataParallel
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    state = unwrapped(state, path, goes_on=goes_on)
     return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from emcl_train.errors import UserError
 from emcl_train.runs.files import read_json
 from emcl_train.weights.openai import PIXEL_MEAN, PIXEL_STD
+from emcl_train.weights.values import arguments, positive, side, switch, three, whole
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 WAY_OUT = "bring the file that belongs to these weights, or pass another --model.clip"
@@ -25,6 +26,17 @@ ELSEWHERE = (
 VISION = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224}
 TEXT = {"layers": 12, "width": 512, "heads": 8, "mlp_ratio": 4.0, "context_length": 77, "vocab_size": 49408}
 READ = {"norm_kwargs", "act_kwargs"}
+# GELU's argument, and transformers' name of what it gives.
+ACTIVATIONS = {"none": "gelu", "tanh": "gelu_pytorch_tanh"}
+
+WHOLE = {
+    "vision_cfg": ("layers", "width", "head_width"),
+    "text_cfg": ("layers", "width", "heads", "context_length", "vocab_size"),
+}
+SQUARE = ("patch_size", "image_size")
+# An mlp's width by its tower's, and what is added to a variance, are never larger.
+WIDEST_MLP = 1000.0
+LARGEST_EPS = 1.0
 
 # Of these, values that change nothing in a tower that is built here: they are of training, of other towers, or the
 # tokens that are given out as well.
@@ -75,7 +87,7 @@ def open_clip_config(path: Path) -> dict[str, Any] | None:
     try:
         require_built_here(model, content.get("preprocess_cfg"), file)
         return _as_transformers(model)
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise UserError(f"{file} does not describe a model: {error}; {WAY_OUT}") from error
 
 
@@ -83,12 +95,11 @@ def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """OpenCLIP's weights under OpenAI's names and in its shapes.
 
     Without `text.`, which stands before the text tower's names where both towers are kept apart (`custom_text`),
-    without what torch.compile puts before all names, and with a logit scale that has no dimension.
+    and with a logit scale that has no dimension.
     """
-    names = {name: name.removeprefix("_orig_mod.") for name in state}
-    if is_custom_text(names.values()):
-        names = {name: plain.removeprefix("text.") for name, plain in names.items()}
-    plain = {names[name]: value for name, value in state.items()}
+    plain = dict(state)
+    if is_custom_text(state):
+        plain = {name.removeprefix("text."): value for name, value in state.items()}
     if "logit_scale" in plain and plain["logit_scale"].shape == (1,):
         plain["logit_scale"] = plain["logit_scale"].reshape(())
     return plain
@@ -109,13 +120,17 @@ def other_tower(state: Mapping[str, Tensor]) -> str | None:
 
 
 def require_built_here(model: Any, pictures: Any, file: Path) -> None:
-    """Raise a UserError where a description has a part that would have to be built, or pictures made, otherwise."""
+    """Raise a UserError where a description has a part that would have to be built, or pictures made, otherwise.
+
+    Raises:
+        ValueError: a value is of a wrong kind.
+    """
     if not isinstance(model, dict) or not all(isinstance(model.get(tower), dict) for tower in POOLS):
         raise UserError(f"{file} must describe a model, with vision_cfg and text_cfg; {WAY_OUT}")
 
     if not_built := list(_not_built(model)):
         raise UserError(f"{file} describes a model that is not built here: it has {', '.join(not_built)}; {ELSEWHERE}")
-    if otherwise := list(prepared_otherwise(pictures or {})):
+    if otherwise := list(prepared_otherwise(arguments(pictures, "preprocess_cfg"), model["vision_cfg"])):
         raise UserError(
             f"{file} prepares pictures otherwise than CLIP, as is done here: it has {', '.join(otherwise)}; {ELSEWHERE}"
         )
@@ -139,72 +154,100 @@ def _not_built(model: Mapping[str, Any]) -> Iterator[str]:
             yield f"{tower}.layers {of_tower['layers']}, which is a ResNet"
         usual = PLAIN | {"pool_type": POOLS[tower]}
         for name, value in of_tower.items():
-            if value and name not in sizes.keys() | READ | WITHOUT_EFFECT and value != usual.get(name):
+            if name == "pool_type" and not value:  # OpenCLIP then gives out all positions
+                yield f"{tower}.{name} {value!r}"
+            elif value and name not in sizes.keys() | READ | WITHOUT_EFFECT and value != usual.get(name):
                 yield f"{tower}.{name} {value}"
 
         # Of the arguments of norms and activations, one each.
-        for arguments, known in (("norm_kwargs", "eps"), ("act_kwargs", "approximate")):
-            others = {name: value for name, value in (of_tower.get(arguments) or {}).items() if name != known}
-            if others:
-                yield f"{tower}.{arguments} {others}"
-        if model.get("quick_gelu") and of_tower.get("act_kwargs"):
+        for setting, known in (("norm_kwargs", "eps"), ("act_kwargs", "approximate")):
+            given = arguments(of_tower.get(setting), f"{tower}.{setting}")
+            if others := {name: value for name, value in given.items() if name != known}:
+                yield f"{tower}.{setting} {others}"
+        if switch(model.get("quick_gelu", False), "quick_gelu") and of_tower.get("act_kwargs"):
             yield f"quick_gelu with {tower}.act_kwargs {of_tower['act_kwargs']}"
 
 
-def prepared_otherwise(pictures: Mapping[str, Any]) -> Iterator[str]:
-    """Settings of how pictures are prepared that are not CLIP's, under OpenCLIP's names."""
+def prepared_otherwise(pictures: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """Settings of how pictures are prepared that are not CLIP's, under OpenCLIP's names.
+
+    Args:
+        pictures: the settings.
+        vision: description of the tower that sees them, as far as it is known.
+
+    Raises:
+        ValueError: a value is of a wrong kind.
+    """
     for name, expected in (("mean", PIXEL_MEAN), ("std", PIXEL_STD)):
-        value = pictures.get(name)
-        same = value is None or (
-            len(value) == 3 and all(abs(one - other) < 1e-3 for one, other in zip(value, expected, strict=True))
-        )
-        if not same:
-            yield f"{name} {value} (CLIP: {list(expected)})"
+        if pictures.get(name) is None:
+            continue
+        value = three(pictures[name], f"preprocess_cfg.{name}")
+        if any(abs(one - other) >= 1e-3 for one, other in zip(value, expected, strict=True)):
+            yield f"{name} {pictures[name]} (CLIP: {list(expected)})"
     for name, usual in PICTURES.items():
         if pictures.get(name) not in (None, usual):
             yield f"{name} {pictures[name]} (CLIP: {usual})"
+
+    # The tower has positions for pictures of one size.
+    if vision is None or pictures.get("size") is None:
+        return
+    expected_side = side(vision.get("image_size", VISION["image_size"]), "vision_cfg.image_size")
+    size = pictures["size"]
+    sides = size if isinstance(size, list) else [size]
+    if any(whole(one, "preprocess_cfg.size") != expected_side for one in sides):
+        yield f"size {size} (the model: {expected_side})"
 
 
 def _as_transformers(model: Mapping[str, Any]) -> dict[str, Any]:
     """A description as transformers' configuration of CLIP.
 
     Raises:
-        ValueError: heads do not divide a width, or an activation is not known.
+        ValueError: a value is of a wrong kind, heads do not divide a width, or an activation is not known.
     """
-    vision = VISION | model["vision_cfg"]
-    text = TEXT | model["text_cfg"]
+    vision = _read(model, "vision_cfg", VISION)
+    text = _read(model, "text_cfg", TEXT)
     if vision["width"] % vision["head_width"]:
-        raise ValueError(f"vision_cfg.head_width {vision['head_width']} does not divide width {vision['width']}")
+        raise ValueError(
+            f"vision_cfg.head_width {vision['head_width']} does not divide width {vision['width']}, as is expected"
+        )
     if text["width"] % text["heads"]:
-        raise ValueError(f"text_cfg.heads {text['heads']} do not divide width {text['width']}")
+        raise ValueError(f"text_cfg.heads {text['heads']} do not divide width {text['width']}, as is expected")
 
-    image_size = vision["image_size"]
-    if isinstance(image_size, list):
-        image_size, *others = image_size
-        if any(other != image_size for other in others):
-            raise ValueError(f"vision_cfg.image_size is {vision['image_size']}, expected a square")
-
-    quick = bool(model.get("quick_gelu"))
+    quick = switch(model.get("quick_gelu", False), "quick_gelu")
     if "embed_dim" not in model:
         raise ValueError("it has no embed_dim")
     of_vision = _tower(vision, vision["width"] // vision["head_width"], quick)
     of_text = _tower(text, text["heads"], quick)
-    of_vision |= {"patch_size": vision["patch_size"], "image_size": image_size}
+    of_vision |= {"patch_size": vision["patch_size"], "image_size": vision["image_size"]}
     of_text |= {"max_position_embeddings": text["context_length"], "vocab_size": text["vocab_size"]}
     of_text |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # the tokenizer says these
-    return {"text_config": of_text, "vision_config": of_vision, "projection_dim": model["embed_dim"]}
+    embed_dim = whole(model["embed_dim"], "embed_dim")
+    return {"text_config": of_text, "vision_config": of_vision, "projection_dim": embed_dim}
+
+
+def _read(model: Mapping[str, Any], section: str, usual: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a tower that are read here, each of its kind."""
+    given = usual | model[section]
+    read: dict[str, Any] = {name: whole(given[name], f"{section}.{name}") for name in WHOLE[section]}
+    read |= {name: side(given[name], f"{section}.{name}") for name in SQUARE if name in usual}
+    read["mlp_ratio"] = positive(given["mlp_ratio"], f"{section}.mlp_ratio", largest=WIDEST_MLP)
+
+    norm = arguments(given.get("norm_kwargs"), f"{section}.norm_kwargs")
+    read["eps"] = positive(norm.get("eps", 1e-5), f"{section}.norm_kwargs.eps", largest=LARGEST_EPS)
+    approximate = arguments(given.get("act_kwargs"), f"{section}.act_kwargs").get("approximate", "none")
+    if not isinstance(approximate, str) or approximate not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"{section}.act_kwargs.approximate is {approximate!r}, expected one of {known}")
+    read["act"] = ACTIVATIONS[approximate]
+    return read
 
 
 def _tower(of_tower: Mapping[str, Any], heads: int, quick: bool) -> dict[str, Any]:
-    approximate = (of_tower.get("act_kwargs") or {}).get("approximate", "none")
-    activations = {"none": "gelu", "tanh": "gelu_pytorch_tanh"}
-    if approximate not in activations:
-        raise ValueError(f"act_kwargs has approximate {approximate}, expected one of {', '.join(activations)}")
     return {
         "hidden_size": of_tower["width"],
         "intermediate_size": int(of_tower["width"] * of_tower["mlp_ratio"]),
         "num_hidden_layers": of_tower["layers"],
         "num_attention_heads": heads,
-        "hidden_act": "quick_gelu" if quick else activations[approximate],
-        "layer_norm_eps": (of_tower.get("norm_kwargs") or {}).get("eps", 1e-5),
+        "hidden_act": "quick_gelu" if quick else of_tower["act"],
+        "layer_norm_eps": of_tower["eps"],
     }

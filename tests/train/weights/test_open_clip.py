@@ -130,8 +130,11 @@ def test_towers_are_built_as_the_description_says(tmp_path, variant):
     require_same(found_in(path), right)
 
     # And OpenAI's rule would have given something else.
-    (tmp_path / "open_clip_config.json").unlink()
-    guessed = found_in(path.rename(tmp_path / "clip.bin"))
+    rule = copy.deepcopy(right.config)
+    for tower in (rule.vision_config, rule.text_config):
+        tower.hidden_act, tower.num_attention_heads, tower.layer_norm_eps = "quick_gelu", 1, 1e-5
+    guessed = CLIPModel(rule).eval()
+    guessed.load_state_dict(right.state_dict())
     assert (features(guessed) - features(right)).abs().max() > 1e-3
 
 
@@ -176,6 +179,76 @@ def test_whatever_file_openclip_wrote(tmp_path, kind, wrapped):
     assert clip.logit_scale.item() == pytest.approx(right.logit_scale.item(), rel=1e-3)
 
 
+SAME = {
+    "floats that are whole": {
+        "embed_dim": 32.0,
+        "vision_cfg__width": 96.0,
+        "vision_cfg__layers": 2.0,
+        "vision_cfg__head_width": 24.0,
+        "vision_cfg__mlp_ratio": 4,
+        "vision_cfg__patch_size": 8.0,
+        "vision_cfg__image_size": [16.0, 16],
+        "text_cfg__heads": 2.0,
+        "text_cfg__layers": 2.0,
+        "text_cfg__width": 96.0,
+        "text_cfg__context_length": 8.0,
+        "text_cfg__vocab_size": 1e2,
+    },
+    "pairs": {"vision_cfg__patch_size": [8, 8], "vision_cfg__image_size": [16, 16]},
+    "nulls of what is null": {"vision_cfg__act_kwargs": None, "text_cfg__norm_kwargs": None, "text_cfg__pad_id": 0},
+    "tokens as well": {"vision_cfg__output_tokens": True, "quick_gelu": False},
+    "usual pools": {"vision_cfg__pool_type": "tok", "text_cfg__pool_type": "argmax"},
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_what_says_the_same_in_other_words_builds_the_same(tmp_path, kind):
+    right = true_clip(description())
+    path = put(tmp_path, clip_to_openai(right.state_dict()), {"model_cfg": description(**SAME[kind])})
+    require_same(found_in(path), right)
+
+
+OF_EVERY_SIZE = (None, "96", 0, -96, 96.5, True, {}, [], float("nan"), float("inf"), 10**400, 2**40)
+SETTINGS = {
+    "embed_dim": OF_EVERY_SIZE,
+    "vision_cfg.width": OF_EVERY_SIZE,
+    "vision_cfg.layers": tuple(value for value in OF_EVERY_SIZE if value != []),
+    "vision_cfg.head_width": OF_EVERY_SIZE,
+    "vision_cfg.patch_size": (*OF_EVERY_SIZE, [8], [8, 4], [8, 8, 8], ["8", "8"], [0, 0]),
+    "vision_cfg.image_size": (*OF_EVERY_SIZE, [16], [16, 8], [16, 16, 16], [None, None]),
+    "vision_cfg.mlp_ratio": (None, "4", 0, -4, True, [], float("nan"), float("inf"), 10**400, 1e308),
+    "vision_cfg.norm_kwargs": ("eps", 1e-6, [1], True),
+    "vision_cfg.norm_kwargs.eps": (None, "1e-5", -1e-5, True, float("nan")),
+    "vision_cfg.act_kwargs": ("tanh", 1, ["tanh"], True),
+    "vision_cfg.act_kwargs.approximate": (None, "erf", ["tanh"], 1),
+    "text_cfg.width": OF_EVERY_SIZE,
+    "text_cfg.heads": OF_EVERY_SIZE,
+    "text_cfg.layers": tuple(value for value in OF_EVERY_SIZE if value != []),
+    "text_cfg.context_length": OF_EVERY_SIZE,
+    "text_cfg.vocab_size": OF_EVERY_SIZE,
+    "quick_gelu": (None, "false", "true", "", 0, 1, []),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting_of_a_wrong_kind_is_named_with_what_was_expected(tmp_path, setting):
+    *sections, name = setting.split(".")
+    path = put(tmp_path, clip_to_openai(true_clip(description()).state_dict()), None)
+    for value in SETTINGS[setting]:
+        model = description()
+        place = model
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+        with pytest.raises(UserError, match=r"does not describe a model: .*expected") as error:
+            look_at_clip(ModelConfig(clip=str(path)))
+        assert str(tmp_path / "open_clip_config.json") in str(error.value)
+        assert setting in str(error.value)
+        shown = json.loads(json.dumps(value))
+        assert repr(shown)[:20] in str(error.value) or str(shown)[:20] in str(error.value)
+
+
 NOT_BUILT = {
     "timm": ({"vision_cfg": {"timm_model_name": "convnext_base", "timm_pool": "", "image_size": 16}}, "convnext_base"),
     "a text tower of transformers": ({"text_cfg": {"hf_model_name": "roberta-base"}}, "hf_model_name roberta-base"),
@@ -190,6 +263,8 @@ NOT_BUILT = {
     "another tokenizer": ({"text_cfg__hf_tokenizer_name": "bert-base-uncased"}, "hf_tokenizer_name bert-base-uncased"),
     "captions cleaned otherwise": ({"text_cfg__tokenizer_kwargs": {"clean": "canonicalize"}}, "tokenizer_kwargs"),
     "norms of another kind": ({"text_cfg__norm_kwargs": {"eps": 1e-6, "bias": False}}, "norm_kwargs {'bias': False}"),
+    "all patches": ({"vision_cfg__pool_type": ""}, "vision_cfg.pool_type ''"),
+    "all words": ({"text_cfg__pool_type": None}, "text_cfg.pool_type None"),
     "what is to come": ({"vision_cfg__rotary": True}, "vision_cfg.rotary True"),
 }
 
@@ -208,6 +283,10 @@ def test_a_model_that_is_not_built_here_is_refused_by_what_it_has(tmp_path, kind
     [
         ({"mean": [0.5, 0.5, 0.5], "std": list(PIXEL_STD)}, "mean [0.5, 0.5, 0.5] (CLIP: [0.48"),
         ({"resize_mode": "squash"}, "resize_mode squash (CLIP: shortest)"),
+        ({"interpolation": "bilinear"}, "interpolation bilinear (CLIP: bicubic)"),
+        ({"size": 32}, "size 32 (the model: 16)"),
+        ({"size": [16, 24]}, "size [16, 24] (the model: 16)"),
+        ({"size": [16.0, 16], "mean": None, "interpolation": None}, None),
         (
             {"mean": list(PIXEL_MEAN), "std": list(PIXEL_STD), "interpolation": "bicubic", "resize_mode": "shortest"},
             None,
@@ -260,6 +339,14 @@ def test_a_description_of_other_weights_is_refused(tmp_path, changes, named):
         (json.dumps(description(vision_cfg__width="wide")), "does not describe a model"),
         (json.dumps(description(vision_cfg__norm_kwargs="eps")), "does not describe a model"),
         (json.dumps({"model_cfg": description(), "preprocess_cfg": {"mean": 0.5}}), "does not describe a model"),
+        (
+            json.dumps({"model_cfg": description(), "preprocess_cfg": {"std": ["a", "b", "c"]}}),
+            r"preprocess_cfg.std is \['a', 'b', 'c'\], expected 3 numbers",
+        ),
+        (json.dumps({"model_cfg": description(), "preprocess_cfg": {"size": "16"}}), "preprocess_cfg.size is '16'"),
+        (json.dumps({"model_cfg": description(), "preprocess_cfg": "clip"}), "preprocess_cfg is 'clip', expected"),
+        (json.dumps({"preprocess_cfg": {}}), "with vision_cfg and text_cfg"),
+        (json.dumps({"model_cfg": None}), "with vision_cfg and text_cfg"),
     ],
 )
 def test_a_broken_description_is_an_error_with_its_name(tmp_path, content, message):
@@ -271,7 +358,8 @@ def test_a_broken_description_is_an_error_with_its_name(tmp_path, content, messa
 
 
 def test_where_nothing_says_it_is_said_that_it_was_taken_for_openais(tmp_path, capsys):
-    state = clip_to_openai(true_clip(description()).state_dict())
+    model = description(vision_cfg__width=128, vision_cfg__head_width=64, text_cfg__width=64)
+    state = clip_to_openai(true_clip(model).state_dict())
     path = put(tmp_path, state, None, "clip.pt")
     found_in(path)
     warned = " ".join(capsys.readouterr().err.split())
@@ -297,7 +385,7 @@ def test_what_says_so_is_not_doubted(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["name", "towers apart", "sizes"])
 def test_what_cannot_be_openais_is_refused_where_nothing_says_what_it_is(tmp_path, kind):
-    model = description()
+    model = description(vision_cfg__width=128, vision_cfg__head_width=64, text_cfg__width=64, text_cfg__heads=1)
     if kind == "sizes":
         model["vision_cfg"] |= {"width": 1280, "layers": 1, "head_width": 80}
     state = clip_to_openai(true_clip(model).state_dict())
@@ -307,6 +395,39 @@ def test_what_cannot_be_openais_is_refused_where_nothing_says_what_it_is(tmp_pat
     for find in (lambda: look_at_clip(ModelConfig(clip=str(path))), lambda: found_in(path)):
         with pytest.raises(UserError, match=r"whose towers are not OpenAI's .* put OpenCLIP's open_clip_config.json"):
             find()
+
+
+@pytest.mark.parametrize("beside", ["config.json", "clip_config.json"])
+@pytest.mark.parametrize(
+    ("tower", "changes"),
+    [
+        ("vision_config", {"hidden_act": "foo"}),
+        ("vision_config", {"num_attention_heads": 7}),
+        ("vision_config", {"hidden_size": 96.5}),
+        ("vision_config", {"num_attention_heads": "4"}),
+        ("text_config", {"layer_norm_eps": "small"}),
+        ("text_config", {"hidden_act": 3}),
+        ("text_config", None),
+    ],
+)
+def test_a_broken_configuration_of_transformers_beside_it_is_named(tmp_path, tower, changes, beside):
+    right = true_clip(description())
+    content = right.config.to_dict()
+    content[tower] = [1] if changes is None else content[tower] | changes
+    path = put(tmp_path, clip_to_openai(right.state_dict()), None, "clip.pt")
+    (tmp_path / beside).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="does not describe a CLIP") as error:
+        found_in(path)
+    named = tower if changes is None else next(iter(changes))
+    assert named in str(error.value) or named.removeprefix("num_").replace("_", " ") in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["visual.conv1.weight", "text_projection", "ln_final.weight", "positional_embedding"])
+def test_a_weight_without_the_dimensions_that_say_a_size_is_an_error(tmp_path, name):
+    state = clip_to_openai(true_clip(description()).state_dict())
+    path = put(tmp_path, state | {name: torch.tensor(1.0)}, {"model_cfg": description()})
+    with pytest.raises(UserError, match=r"is no CLIP with OpenAI's names: .* dimensions"):
+        look_at_clip(ModelConfig(clip=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -342,10 +463,16 @@ def test_whole_models_on_towers_of_openclip_take_its_description(tmp_path):
     assert (built.text_config.hidden_act, built.text_config.num_attention_heads) == ("gelu", 2)
 
 
-def test_a_run_goes_on_with_the_towers_that_it_began_with(tmp_path):
+@pytest.mark.parametrize("kind", ["described", "described in wrong kinds", "not described", "of several weights"])
+def test_a_run_goes_on_with_the_towers_that_it_began_with(tmp_path, kind):
     """Earlier versions took every such file for OpenAI's."""
     right = true_clip(description())
-    path = put(tmp_path, clip_to_openai(right.state_dict()), {"model_cfg": description()})
+    state = clip_to_openai(right.state_dict())
+    content = {"model_cfg": description(**({"quick_gelu": "false"} if "kinds" in kind else {}))}
+    path = put(tmp_path, state, None if kind == "not described" else content)
+    if kind == "of several weights":
+        average = {name: value + 1 for name, value in state.items()}
+        torch.save({"model_ema": average, "state_dict": state}, path)
     began = copy.deepcopy(right.config.to_dict())
     for tower in ("text_config", "vision_config"):
         began[tower] |= {"hidden_act": "quick_gelu", "num_attention_heads": 1}
@@ -354,3 +481,4 @@ def test_a_run_goes_on_with_the_towers_that_it_began_with(tmp_path):
     towers = build_towers(config, VOCABULARY, image_size=16, max_words=8, recorded=began)
     assert towers.clip.config.vision_config.hidden_act == "quick_gelu"
     assert towers.clip.config.text_config.num_attention_heads == 1
+    assert torch.equal(towers.clip.text_projection.weight, right.text_projection.weight)

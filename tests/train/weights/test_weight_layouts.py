@@ -7,6 +7,7 @@ from small_clip import config, other_model, random_model, similarities
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.models import look_at_clip
+from emcl_train.weights.files import read_state
 from emcl_train.weights.openai import clip_from_openai, clip_to_openai
 from emcl_train.weights.release import model_to_layout
 
@@ -21,6 +22,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def write(path, state, half=False):
     torch.save({name: value.half() if half else value for name, value in state.items()}, path)
+    return path
+
+
+def saved(path, content):
+    torch.save(content, path)
     return path
 
 
@@ -96,6 +102,102 @@ def test_half_precision_and_what_is_not_read(tmp_path):
     expected = model.state_dict()["temporal.layers.1.mlp.fc1.weight"].half().float()
     assert torch.equal(back.state_dict()["temporal.layers.1.mlp.fc1.weight"], expected)
     torch.testing.assert_close(similarities(back, emcl=False), similarities(model, emcl=False), atol=0.02, rtol=0)
+
+
+PREFIXES = [
+    "module.",
+    "model.",
+    "_orig_mod.",
+    "_forward_module.",
+    "_fsdp_wrapped_module.",
+    "_orig_mod.module.",
+    "module._orig_mod.",
+    "module.module.",
+    "model.module._orig_mod.",
+    "_forward_module.model._fsdp_wrapped_module._orig_mod.",
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_wrappers_put_before_all_names_is_taken_off(tmp_path, prefix):
+    state = {"clip.visual.proj": torch.ones(2, 2), "module.inside": torch.ones(2)}
+    found = read_state(write(tmp_path / "bin", {prefix + name: value for name, value in state.items()}))
+    assert found.keys() == state.keys()
+
+    # What one name alone has is part of that name.
+    found = read_state(write(tmp_path / "bin", {"module.a.b": torch.ones(2), "c.d": torch.ones(2)}))
+    assert found.keys() == {"module.a.b", "c.d"}
+
+
+def test_wrappers_inside_names_are_taken_off_and_names_that_then_meet_are_refused(tmp_path):
+    inside = {"clip.visual._orig_mod.proj": torch.ones(2), "clip._fsdp_wrapped_module.ln_final.bias": torch.ones(2)}
+    assert read_state(write(tmp_path / "bin", inside)).keys() == {"clip.visual.proj", "clip.ln_final.bias"}
+    with pytest.raises(UserError, match=r"bin holds clip\.proj twice.*clip\._orig_mod\.proj"):
+        read_state(write(tmp_path / "bin", {"clip.proj": torch.ones(2), "clip._orig_mod.proj": torch.zeros(2)}))
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}, "a.b": {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
+AROUND = {
+    "two deep": lambda state: {"model": {"state_dict": state}},
+    "three deep": lambda state: {"a": {"b": {"c": state}}, "args": {"lr": 0.1, "names": ["a"]}},
+    "net": lambda state: {"net": state, "acc": 51.2, "epoch": 3},
+    "weights": lambda state: {"weights": state, "optimizer": OPTIMIZER, "lr_scheduler": {"last_epoch": 3}},
+    "model_ema alone": lambda state: {"model_ema": state},
+    "an average": lambda state: {
+        "model_ema": {"n_averaged": torch.tensor(3)} | {f"module.{k}": state[k] for k in state}
+    },
+    "numbers beside": lambda state: (
+        state | {"epoch": 3, "loss": 0.5, "name": "run", "best": None, "betas": [0.9, 0.98]}
+    ),
+    "a tensor that is a number beside": lambda state: {"step": torch.tensor(3), "state_dict": state},
+    "numbers as tensors beside": lambda state: state | {"epoch": torch.tensor(3), "step": torch.ones(1)},
+    "an optimizer beside": lambda state: state | {"optimizer": OPTIMIZER, "epoch": 3},
+    "an optimizer of names beside": lambda state: {"model": state, "optimizer": {"state.a.b.exp_avg": torch.ones(2)}},
+    "other tensors beside": lambda state: {"state_dict": state, "rng": torch.ones(9), "queue": {"ptr": torch.ones(1)}},
+}
+
+
+@pytest.mark.parametrize("kind", AROUND)
+def test_the_only_weights_in_a_checkpoint_are_found_wherever_they_are(tmp_path, kind):
+    state = {
+        "clip.visual.proj": torch.ones(2, 2),
+        "clip.logit_scale": torch.tensor(4.6),
+        "text_projection": torch.ones(3),
+    }
+    found = read_state(saved(tmp_path / "bin", AROUND[kind](state)))
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+SEVERAL = {
+    "model, model_ema": lambda state: {"model": state, "model_ema": {k: v + 1 for k, v in state.items()}, "epoch": 3},
+    "state_dict, ema.module": lambda state: {"state_dict": state, "ema": {"module": state}},
+    "model.visual, model.text": lambda state: {"model": {"visual": state, "text": state}},
+    "its own top, model_ema": lambda state: state | {"model_ema": state},
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_of_several_weights_in_a_checkpoint_none_is_chosen(tmp_path, kind):
+    path = saved(tmp_path / "bin", SEVERAL[kind]({"clip.visual.proj": torch.ones(2, 2)}))
+    with pytest.raises(UserError, match="save one of them alone") as error:
+        read_state(path)
+    assert f"under {kind}" in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, [], 3, {"epoch": 3}, {"model": {"lr": 0.1}}, {"optimizer": OPTIMIZER}, {3: torch.ones(2)}]
+)
+def test_a_checkpoint_without_weights_is_refused(tmp_path, content):
+    with pytest.raises(UserError, match="bin holds no named tensors; pass a state_dict"):
+        read_state(saved(tmp_path / "bin", content))
+
+
+def test_a_checkpoint_that_holds_itself_is_read(tmp_path):
+    content = {"model": {"a.b": torch.ones(2)}}
+    content["again"] = content
+    assert read_state(saved(tmp_path / "bin", content)).keys() == {"a.b"}
 
 
 @pytest.mark.parametrize(
@@ -174,6 +276,18 @@ def test_a_run_that_an_earlier_version_began_from_such_a_file_goes_on(tmp_path):
     run.resume = True
     run.out = tmp_path / "run"
     look_at_clip(run.model, goes_on=True)
+    assert torch.equal(similarities(other_model(run), emcl=False), similarities(model, emcl=False))
+
+
+def test_a_run_that_an_earlier_version_began_from_one_of_several_weights_goes_on(tmp_path):
+    run = config("mean", "mean")
+    model = random_model(run)
+    state = model_to_layout(model.state_dict(), "clip4clip")[0]
+    average = {name: value + 1 for name, value in state.items()}
+    run.model.init_from = saved(tmp_path / "bin", {"model_ema": average, "model": state, "epoch": 3})
+    with pytest.raises(UserError, match="under model_ema, model"):
+        other_model(run)
+    run.resume = True
     assert torch.equal(similarities(other_model(run), emcl=False), similarities(model, emcl=False))
 
 

@@ -1,0 +1,65 @@
+"""Values of a description in JSON, each of the kind that it has to be, or a ValueError that names it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+LARGEST = 2**31 - 1
+"""No size of a tower is larger."""
+
+
+def whole(value: Any, name: str) -> int:
+    """A size: a whole number above 0, also if it is written as a float."""
+    if not _is_number(value) or value != int(value) or not 0 < value <= LARGEST:
+        raise ValueError(f"{name} is {_shown(value)}, expected a whole number from 1 to {LARGEST}")
+    return int(value)
+
+
+def positive(value: Any, name: str, *, largest: float) -> float:
+    """A number above 0, up to the largest that makes sense."""
+    if not _is_number(value) or not 0 < value <= largest:
+        raise ValueError(f"{name} is {_shown(value)}, expected a number above 0, up to {largest:g}")
+    return float(value)
+
+
+def switch(value: Any, name: str) -> bool:
+    """True or false; a text that says so is neither."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {_shown(value)}, expected true or false")
+    return value
+
+
+def side(value: Any, name: str) -> int:
+    """The side of a square, given once or as two equal numbers."""
+    if not isinstance(value, list):
+        return whole(value, name)
+    sides = [whole(one, f"{name} {_shown(value)}, of which one,") for one in value]
+    if len(sides) != 2 or sides[0] != sides[1]:
+        raise ValueError(f"{name} is {_shown(value)}, expected a square: one number, or two that are equal")
+    return sides[0]
+
+
+def arguments(value: Any, name: str) -> Mapping[str, Any]:
+    """Named arguments; null stands for none."""
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} is {_shown(value)}, expected an object of named values, or null")
+    return value or {}
+
+
+def three(value: Any, name: str) -> tuple[float, ...]:
+    """A number for each channel of a picture."""
+    if not isinstance(value, list) or len(value) != 3 or not all(_is_number(one) for one in value):
+        raise ValueError(f"{name} is {_shown(value)}, expected 3 numbers")
+    return tuple(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether this is a number that a float can hold: JSON as Python reads it has NaN, infinity and endless digits."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= 1e300 if isinstance(value, int) else math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
