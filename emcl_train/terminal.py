@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import length_hint
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -147,11 +148,11 @@ def progress_bar(*columns: ProgressColumn, console: Console | None = None, disab
     return Progress(*columns, console=console, transient=True, disable=disable or not is_watched(console))
 
 
-def with_progress(steps: Iterable[Step], description: str, total: int | None = None) -> Iterator[Step]:
-    """The same steps, with a bar on stderr while they are taken; without `total` it does not say how many are left."""
+def with_progress(steps: Iterable[Step], description: str) -> Iterator[Step]:
+    """The same steps, with a bar on stderr while they are taken; if they have a length, it says how many are left."""
     columns = TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with progress_bar(*columns) as progress:
-        task = progress.add_task(description, total=total)
+        task = progress.add_task(description, total=length_hint(steps) or None)
         for step in steps:
             yield step
             progress.advance(task)

@@ -71,11 +71,6 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}; give the current user access to it") from error
 
 
-def is_there(path: Path) -> bool:
-    """Whether a file that annotations name exists; no file has a name that is longer than the system allows."""
-    return os.path.exists(path)  # Path.exists raises an error for such a name
-
-
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8; what it is instead is said, see `text_of`."""
     return text_of(read_bytes(path), path)

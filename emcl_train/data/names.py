@@ -1,5 +1,6 @@
 """Names that are one to a reader and two to a computer: "é" is one letter in NFC, and two in NFD, as on a Mac."""
 
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,12 +23,17 @@ def by_any_form(found: Mapping[str, Value], name: str) -> str | None:
     return next((key for key in found if not key.isascii() and one_form(key) == one_form(name)), None)
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file that annotations name exists; no file has a name that is longer than the system allows."""
+    return os.path.exists(path)  # Path.exists raises an error for such a name
+
+
 def in_any_form(path: Path) -> Path:
     """The path of a file that is there under this name in any Unicode form; the path itself if none is."""
-    if str(path).isascii() or path.exists():
+    if str(path).isascii() or is_there(path):
         return path
     parent = in_any_form(path.parent)
-    if (parent / path.name).exists():
+    if is_there(parent / path.name):
         return parent / path.name
     entry = _entries(parent).get(one_form(path.name))
     return path if entry is None else parent / entry

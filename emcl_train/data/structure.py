@@ -7,6 +7,7 @@ stopped in a file of its full length, is passed over without a word.
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 ReadAt = Callable[[int, int], bytes]
 """Up to so many bytes, the second number, from a place on, the first."""
@@ -44,16 +45,16 @@ def fault_of(path: Path, kind: str) -> str | None:
 def segment_is_cut(path: Path) -> bool:
     """Whether a Matroska file is shorter than its one large element says; False for any other file."""
     with path.open("rb") as file:
-        head = file.read(4096)
-    place = head.find(b"\x18\x53\x80\x67") + 4
-    if not head.startswith(b"\x1a\x45\xdf\xa3") or place < 4 or place >= len(head) or not head[place]:
-        return False
+        beginning = file.read(4096)
 
-    # A length of n bytes begins with n - 1 zero bits and a one; of ones alone it is not known.
-    bytes_of_length = 9 - head[place].bit_length()
-    mask = (1 << 7 * bytes_of_length) - 1
-    length = int.from_bytes(head[place : place + bytes_of_length], "big") & mask
-    return length != mask and place + bytes_of_length + length > path.stat().st_size
+    place = 0
+    while (element := _element(beginning[place : place + 12])) is not None:
+        if element.length is None or (not place and element.name != EBML_HEADER):
+            return False
+        place += element.head + element.length
+        if element.name == SEGMENT:
+            return place > path.stat().st_size
+    return False
 
 
 def _overwritten(place: int) -> str:
@@ -117,31 +118,52 @@ def _fault_of_asf(read: ReadAt, size: int) -> str | None:
     return None
 
 
+class _Element(NamedTuple):
+    """What stands at the beginning of an element of Matroska."""
+
+    name: int
+    length: int | None
+    """Bytes behind the head. None: it is not known."""
+    head: int
+    """Bytes of name and length."""
+
+
+def _element(head: bytes) -> _Element | None:
+    """The element that begins with these up to 12 bytes; None if none does."""
+    if not head or not head[0]:
+        return None
+    id_bytes = 9 - head[0].bit_length()
+    if id_bytes > 4 or len(head) <= id_bytes or not head[id_bytes]:
+        return None
+
+    # A length of n bytes begins with n - 1 zero bits and a one; of ones alone it is not known.
+    length_bytes = 9 - head[id_bytes].bit_length()
+    unknown = (1 << 7 * length_bytes) - 1
+    length = int.from_bytes(head[id_bytes : id_bytes + length_bytes], "big") & unknown
+    name = int.from_bytes(head[:id_bytes], "big")
+    return _Element(name, None if length == unknown else length, id_bytes + length_bytes)
+
+
 def _fault_of_ebml(read: ReadAt, size: int) -> str | None:
     """Matroska and WebM: elements, of which those with packets in them are looked into. No id begins with a zero."""
     place = 0
     end = size
     while place < end:
         head = read(place, 12)
-        if not head[0]:
-            return _overwritten(place)
-        id_bytes = 9 - head[0].bit_length()
-        name = int.from_bytes(head[:id_bytes], "big")
-        if id_bytes > 4 or len(head) <= id_bytes or (not place and name != EBML_HEADER):
+        element = _element(head)
+        if element is None:
+            # Neither a name nor a length begins with a zero.
+            id_bytes = 9 - head[0].bit_length()
+            zero = not head[0] or (id_bytes <= 4 and len(head) > id_bytes)
+            return _overwritten(place) if zero else None
+        if not place and element.name != EBML_HEADER:
             return None
 
-        # A length of n bytes begins with n - 1 zero bits and a one; of ones alone it is not known.
-        first = head[id_bytes]
-        if not first:
-            return _overwritten(place)
-        length_bytes = 9 - first.bit_length()
-        mask = (1 << 7 * length_bytes) - 1
-        length = int.from_bytes(head[id_bytes : id_bytes + length_bytes], "big") & mask
-        place += id_bytes + length_bytes
-        if name == SEGMENT:
-            end = size if length == mask else min(size, place + length)
-        elif name != CLUSTER:
-            if length == mask:
+        place += element.head
+        if element.name == SEGMENT:
+            end = size if element.length is None else min(size, place + element.length)
+        elif element.name != CLUSTER:
+            if element.length is None:
                 return None
-            place += length
+            place += element.length
     return None

@@ -1,6 +1,5 @@
 """Encode the clips and captions of a split."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +59,7 @@ def embed_split(
 def _encode_clips(model: RetrievalModel, split: Split, config: RunConfig, device: torch.device | str) -> VideoFeatures:
     parts = []
     loader = clip_loader(split, config.data, batch_size=config.eval.batch_size)
-    steps = math.ceil(len(split.clips) / config.eval.batch_size)
-    for batch in with_progress(loader, f"Encode {split.name}: clips", steps):
+    for batch in with_progress(loader, f"Encode {split.name}: clips"):
         part = model.encode_video(on_device(batch, device)).to("cpu")
 
         # Padding is no frame, and whatever a tower makes of it is never read.
@@ -76,8 +74,7 @@ def _encode_captions(
 ) -> TextFeatures:
     parts = []
     loader = caption_loader(split, tokenizer, config.data, batch_size=config.eval.batch_size)
-    steps = math.ceil(len(split.captions) / config.eval.batch_size)
-    for batch in with_progress(loader, f"Encode {split.name}: captions", steps):
+    for batch in with_progress(loader, f"Encode {split.name}: captions"):
         part = model.encode_text(on_device(batch, device)).to("cpu")
         _require_finite(part.caption, "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
         parts.append(part)

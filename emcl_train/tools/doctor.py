@@ -187,7 +187,7 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
         except VideoError as error:
             return info, error.reason, None
         except Exception as error:  # one file that the decoder's library stumbles over keeps no other from its report
-            return info, f"it stops the decoder's library: {type(error).__name__}: {error}", None
+            return info, _stumbled(error), None
 
         # The packets tell how long it is, whatever the header says.
         return replace(info, duration=timeline.seconds), None, _remark(timeline)
@@ -203,7 +203,7 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
             except VideoError as error:
                 reason = error.reason
             except Exception as error:
-                reason = f"it stops the decoder's library: {type(error).__name__}: {error}"
+                reason = _stumbled(error)
         missing = reason is not None and not clip.path.exists()
         return Diagnosis(clip.video_id, clip.path, tuple(places.get(clip, ())), info, reason, missing, remark)
 
@@ -261,6 +261,10 @@ def print_report(report: Report, name: str, console: Console) -> None:
     if not report.deep:
         text = "Headers, packets and first frames were examined; --deep decodes what a run samples."
         console.print(text, soft_wrap=True)
+
+
+def _stumbled(error: Exception) -> str:
+    return f"it stops the decoder's library: {type(error).__name__}: {error}"
 
 
 def _remark(timeline: Timeline) -> str | None:

@@ -120,14 +120,14 @@ def write_split(
         array("frame_mask", (clips, frames), np.bool_),
     )
     loader = clip_loader(split, config.data, config.eval.batch_size)
-    for batch in with_progress(loader, f"Encode {name}: clips", len(loader)):
+    for batch in with_progress(loader, f"Encode {name}: clips"):
         rows = batch["index"].numpy()
         features[rows] = finite(towers.encode_frames(batch["frames"].to(device)), batch["frame_mask"], "video")
         masks[rows] = batch["frame_mask"].numpy()
     text = array("text", (captions, 1 + words * tokens, width), np.float32)
     token_masks = array("token_mask", (captions, words), np.int64)
     loader = caption_loader(split, tokenizer, config.data, config.eval.batch_size)
-    for batch in with_progress(loader, f"Encode {name}: captions", len(loader)):
+    for batch in with_progress(loader, f"Encode {name}: captions"):
         rows, mask = batch["index"].numpy(), batch["attention_mask"]
         pooled, of_tokens = towers.encode_text(batch["input_ids"].to(device), mask.to(device), tokens=tokens)
         text[rows, :1] = finite(pooled.unsqueeze(1), torch.ones(len(rows), 1, dtype=torch.bool), "text")

@@ -144,7 +144,7 @@ def test_a_log_file_gets_no_bar_and_no_empty_line(settings, monkeypatch):
         monkeypatch.setenv(name, value)
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    assert list(with_progress(range(3), "Encode", 3)) == [0, 1, 2]
+    assert list(with_progress(iter(range(3)), "Encode")) == [0, 1, 2]
     assert list(with_progress(range(3), "Encode")) == [0, 1, 2]
     with progress_bar() as progress:
         progress.advance(progress.add_task("", total=2))
@@ -155,7 +155,7 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    assert list(with_progress(range(3), "Encode", 3)) == [0, 1, 2]
+    assert list(with_progress(iter(range(3)), "Encode")) == [0, 1, 2]
     assert "Encode" in stream.getvalue()
     assert is_watched(console_of(stderr=True))
 

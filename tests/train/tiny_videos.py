@@ -72,3 +72,35 @@ def write_data_set(root: Path, train: int = 10, val: int = 2, test: int = 2, cap
     rows = [f"ret{n},{i},shade {n} of {i}" for n, i in enumerate(ids[train + val :])]
     (root / "MSRVTT_JSFUSION_test.csv").write_text("\n".join(["key,video_id,sentence", *rows]) + "\n")
     return root
+
+
+def add_silence(picture: Path, path: Path, sound: str, seconds: float, options: dict[str, str] | None = None) -> Path:
+    """The pictures of a file, undecoded, and silence beside them.
+
+    Args:
+        picture: the file of the pictures.
+        path: the file to write.
+        sound: the codec of the silence.
+        seconds: how long it is.
+        options: of the container.
+    """
+    with av.open(str(picture)) as source, av.open(str(path), "w", options=options or {}) as target:
+        film = target.add_stream_from_template(source.streams.video[0])
+        stream = target.add_stream(sound, rate=48000, layout="mono")
+        packets = []
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = film
+                packets.append(packet)
+
+        size = stream.codec_context.frame_size or 960
+        for n in range(int(seconds * 48000 / size)):
+            frame = av.AudioFrame(format=stream.codec_context.format.name, layout="mono", samples=size)
+            frame.planes[0].update(bytes(frame.planes[0].buffer_size))
+            frame.rate, frame.pts, frame.time_base = 48000, n * size, Fraction(1, 48000)
+            packets += stream.encode(frame)
+        packets += stream.encode(None)
+
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            target.mux(packet)
+    return path

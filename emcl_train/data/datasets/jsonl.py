@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, is_there, read_json_lines, shortened, strings
+from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, read_json_lines, shortened, strings
 from emcl_train.data.clips import Clip
-from emcl_train.data.names import in_any_form
+from emcl_train.data.names import in_any_form, is_there
 from emcl_train.data.split_rules import Captions, SplitFiles, captions_of, check_root, queries
 from emcl_train.errors import UserError
 from emcl_train.flags import flag

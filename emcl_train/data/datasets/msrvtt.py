@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import count, few, is_there, read_csv, read_json, shortened
+from emcl_train.data.annotation_files import count, few, read_csv, read_json, shortened
+from emcl_train.data.names import is_there
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder, queries
 from emcl_train.errors import UserError
 

@@ -232,10 +232,11 @@ def test_jsonl_captions_may_hold_what_python_takes_for_the_end_of_a_line(tmp_pat
     assert load_annotations(config_of(tmp_path, "jsonl")).test.captions[3] == "one\u2028two\x85 3"
 
 
-def test_a_name_that_no_file_can_have_is_a_clip_that_is_not_there(load, tmp_path):
+@pytest.mark.parametrize("letter", ["c", "é"])
+def test_a_name_that_no_file_can_have_is_a_clip_that_is_not_there(load, tmp_path, letter):
     load("jsonl")
     path = tmp_path / "jsonl" / "train.jsonl"
-    path.write_text(path.read_text() + json.dumps({"video": f"{'c' * 300}.mp4", "captions": ["rain"]}) + "\n")
+    path.write_text(path.read_text() + json.dumps({"video": f"{letter * 300}.mp4", "captions": ["rain"]}) + "\n")
     clip = load_annotations(config_of(tmp_path / "jsonl", "jsonl")).train.clips[-1]
     with pytest.raises(VideoError, match="File name too long"):
         probe(clip.path)

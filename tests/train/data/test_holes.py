@@ -3,12 +3,11 @@
 import inspect
 import struct
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
-from tiny_videos import level, write_video
+from tiny_videos import add_silence, level, write_video
 
 from emcl_train.data.container import VideoError, check_packets
 from emcl_train.data.decoding import demuxed
@@ -32,24 +31,7 @@ def packets_of(path: Path) -> list[tuple[int, int]]:
 def with_silence(path: Path, sound: str, container_options: dict[str, str] | None = None, *, rate: int = 10) -> Path:
     """Thirty pictures, and silence beside them."""
     picture = write_video(path.with_suffix(".nut"), range(30), rate=rate, options={"g": "10", "bf": "0"})
-    with av.open(str(picture)) as source, av.open(str(path), "w", options=container_options or {}) as target:
-        film = target.add_stream_from_template(source.streams.video[0])
-        stream = target.add_stream(sound, rate=48000, layout="mono")
-        packets = []
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = film
-                packets.append(packet)
-        size = stream.codec_context.frame_size or 960
-        for n in range(30 * 48000 // rate // size):
-            frame = av.AudioFrame(format=stream.codec_context.format.name, layout="mono", samples=size)
-            frame.planes[0].update(bytes(frame.planes[0].buffer_size))
-            frame.rate, frame.pts, frame.time_base = 48000, n * size, Fraction(1, 48000)
-            packets += stream.encode(frame)
-        packets += stream.encode(None)
-        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
-            target.mux(packet)
-    return path
+    return add_silence(picture, path, sound, 30 / rate, container_options)
 
 
 @pytest.mark.parametrize(("first", "last"), [(11, 13), (12, 18), (24, 30)])

@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import pytest
 from edited_files import append_empty_chunks, empty_sample, overwrite_chunks, set_avi_count, set_edits
-from tiny_videos import level, write_video
+from tiny_videos import add_silence, level, write_video
 
 from emcl_train.data.container import VideoError, check_packets
 from emcl_train.data.video import FrameRequest, decode_frames
@@ -196,24 +196,7 @@ def test_sound_that_ends_earlier_or_later_leaves_a_film_whole(
     if codec == "libvpx":
         options = {"crf": "4"}
     picture = write_video(tmp_path / "picture.nut", range(25), codec=codec, rate=25, options=options)
-    path = tmp_path / f"a.{suffix}"
-    with av.open(str(picture)) as source, av.open(str(path), "w") as target:
-        film = target.add_stream_from_template(source.streams.video[0])
-        stream = target.add_stream(sound, rate=48000, layout="mono")
-        packets = []
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = film
-                packets.append(packet)
-        size = stream.codec_context.frame_size or 960
-        for n in range(int(seconds * 48000 / size)):
-            frame = av.AudioFrame(format=stream.codec_context.format.name, layout="mono", samples=size)
-            frame.planes[0].update(bytes(frame.planes[0].buffer_size))
-            frame.rate, frame.pts = 48000, n * size
-            packets += stream.encode(frame)
-        packets += stream.encode(None)
-        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
-            target.mux(packet)
+    path = add_silence(picture, tmp_path / f"a.{suffix}", sound, seconds)
     assert check_packets(path).seconds == pytest.approx(1.0, abs=0.05)
     found = sampled(path, 5)
     # A program stream stamps only some of its pictures; the times of the others are guessed.
