@@ -2,47 +2,52 @@
 
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
-
-Value = TypeVar("Value")
 
 
 def one_form(name: str) -> str:
     """The form in which equal names are equal."""
-    return unicodedata.normalize("NFC", name)
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def by_any_form(found: Mapping[str, Value], name: str) -> str | None:
-    """The key of a mapping that is this name: as it is, or else in another Unicode form. None if there is none."""
-    if name in found:
-        return name
-    if name.isascii():
-        return None
-    return next((key for key in found if not key.isascii() and one_form(key) == one_form(name)), None)
+class Names:
+    """Names among which each is found as it is, or else in another Unicode form."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = set(names)
+        self._by_form = {one_form(name): name for name in self._names if not name.isascii()}
+
+    def find(self, name: str) -> str | None:
+        """The one of them that is this name; None if there is none."""
+        if name in self._names:
+            return name
+        return None if name.isascii() else self._by_form.get(one_form(name))
+
+
+class Files:
+    """Files that annotations name, found in any Unicode form. Each folder is read once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, Names] = {}
+
+    def find(self, path: Path) -> Path:
+        """The path of a file that is there under this name in any Unicode form; the path itself if none is."""
+        if str(path).isascii() or is_there(path):
+            return path
+        parent = self.find(path.parent)
+        name = self._names_in(parent).find(path.name)
+        return path if name is None else parent / name
+
+    def _names_in(self, folder: Path) -> Names:
+        if folder not in self._folders:
+            try:
+                self._folders[folder] = Names(os.listdir(folder))
+            except OSError:
+                self._folders[folder] = Names(())
+        return self._folders[folder]
 
 
 def is_there(path: Path) -> bool:
     """Whether a file that annotations name exists; no file has a name that is longer than the system allows."""
     return os.path.exists(path)  # Path.exists raises an error for such a name
-
-
-def in_any_form(path: Path) -> Path:
-    """The path of a file that is there under this name in any Unicode form; the path itself if none is."""
-    if str(path).isascii() or is_there(path):
-        return path
-    parent = in_any_form(path.parent)
-    if is_there(parent / path.name):
-        return parent / path.name
-    entry = _entries(parent).get(one_form(path.name))
-    return path if entry is None else parent / entry
-
-
-def _entries(folder: Path) -> dict[str, str]:
-    """The names in a folder by their one form."""
-    try:
-        names: Iterable[str] = [entry.name for entry in folder.iterdir()]
-    except OSError:
-        return {}
-    return {one_form(name): name for name in names}

@@ -8,7 +8,7 @@ from pathlib import Path
 from emcl_train.config import DataConfig
 from emcl_train.data.annotation_files import count, few, read_list, video_files, without_video_suffix
 from emcl_train.data.clips import Annotations, Clip, Split
-from emcl_train.data.names import by_any_form
+from emcl_train.data.names import Names, one_form
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 
@@ -126,11 +126,16 @@ def captions_of(
     Raises:
         UserError: a clip has no caption that is not empty.
     """
-    if repeated := len(ids) - len(set(ids)):
+    # One clip, in whatever Unicode form it is listed again.
+    clips: dict[str, str] = {}
+    for video_id in ids:
+        clips.setdefault(one_form(video_id), video_id)
+    if repeated := len(ids) - len(clips):
         notes.append(f"{list_file.name} repeats {count(repeated, 'id')}; each clip is used once.")
 
-    keys = {video_id: by_any_form(captions, video_id) or video_id for video_id in ids}
-    found = {video_id: [text for text in captions.get(keys[video_id], []) if text] for video_id in ids}
+    known = Names(captions)
+    keys = {video_id: known.find(video_id) or video_id for video_id in clips.values()}
+    found = {video_id: [text for text in captions.get(key, []) if text] for video_id, key in keys.items()}
     bare = [video_id for video_id, texts in found.items() if not texts]
     if bare:
         raise UserError(
@@ -185,10 +190,11 @@ def clip_finder(
     """
     folder = config.video_folder
     files = video_files(folder)
+    known_names = Names(files)
 
     def clip(video_id: str) -> Clip:
         names = (video_id, without_video_suffix(video_id), *also(video_id))
-        known = next(filter(None, (by_any_form(files, name) for name in names)), None)
+        known = next(filter(None, map(known_names.find, names)), None)
         first, *others = [folder / f"{video_id}.mp4"] if known is None else files[known]
         for other in others:
             if other.parent != first.parent:

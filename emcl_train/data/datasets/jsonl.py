@@ -12,7 +12,7 @@ from typing import Any
 from emcl_train.config import DataConfig
 from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, read_json_lines, shortened, strings
 from emcl_train.data.clips import Clip
-from emcl_train.data.names import in_any_form, is_there
+from emcl_train.data.names import Files, is_there
 from emcl_train.data.split_rules import Captions, SplitFiles, captions_of, check_root, queries
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
@@ -31,12 +31,13 @@ def read(config: DataConfig) -> SplitFiles:
     clips: dict[str, Clip] = {}
     notes: list[str] = []
     moved: list[str] = []
+    files = Files()
 
     def part(split: str) -> Captions:
         path = config.root / f"{split}.jsonl"
         found: Captions = {}
         for number, entry in read_json_lines(path, EXPECTED):
-            clip = _clip(config.video_folder, f"{path}, line {number}", entry, moved)
+            clip = _clip(config.video_folder, f"{path}, line {number}", entry, files, moved)
             known = clips.setdefault(clip.video_id, clip)
             if known != clip:
                 raise UserError(
@@ -57,7 +58,7 @@ def read(config: DataConfig) -> SplitFiles:
     )
 
 
-def _clip(folder: Path, place: str, entry: dict[str, Any], moved: list[str]) -> Clip:
+def _clip(folder: Path, place: str, entry: dict[str, Any], files: Files, moved: list[str]) -> Clip:
     video = entry.get("video")
     if not isinstance(video, str) or not video or "\0" in video:
         raise UserError(f'{place} has no text under "video": {shortened(entry)}; expected {EXPECTED}')
@@ -72,7 +73,7 @@ def _clip(folder: Path, place: str, entry: dict[str, Any], moved: list[str]) -> 
     if not isinstance(video_id, str) or not video_id:
         raise UserError(f'{place}: "id" is {shortened(video_id)}, expected a text; correct it, or leave it out')
 
-    path = in_any_form(folder / video)
+    path = files.find(folder / video)
     if not is_there(path) and path.suffix.lower() in VIDEO_SUFFIXES:
         # Compressed copies are mp4 files, whatever the originals that the annotations name were.
         beside = (path.with_suffix(suffix) for suffix in VIDEO_SUFFIXES)

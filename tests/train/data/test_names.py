@@ -1,6 +1,7 @@
 """Names in another Unicode form are found, and a clip in two splits is an error or said."""
 
 import json
+import os
 import unicodedata
 
 import pytest
@@ -50,6 +51,47 @@ def test_paths_of_lines_in_another_form_are_found(path, listed, tmp_path):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, spans)))
     annotations = load_annotations(DataConfig(layout="jsonl", root=tmp_path))
     assert {clip.path for clip in annotations.test.clips} == {stored}
+
+
+def test_many_files_in_another_form_cost_a_look_each_and_one_at_their_folder(tmp_path, monkeypatch):
+    """Not one at all the others for each of them."""
+    listed = []
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: listed.append(folder) or real(folder))
+    looks = []
+    normalize = unicodedata.normalize
+    names = [normalize("NFC", f"f\u00eate {n}.mp4") for n in range(60)]
+    for name in names:
+        (tmp_path / normalize("NFD", name)).write_bytes(b"clip")
+    lines = [{"video": name, "captions": ["rain"]} for name in names]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    monkeypatch.setattr(unicodedata, "normalize", lambda form, name: looks.append(name) or normalize(form, name))
+    annotations = load_annotations(DataConfig(layout="jsonl", root=tmp_path))
+    assert all(clip.path.is_file() for clip in annotations.test.clips)
+    assert listed == [tmp_path]
+    assert len(looks) < 20 * len(names)
+
+
+def test_a_clip_that_is_listed_in_both_forms_is_one(tmp_path):
+    WRITERS["vatex"](tmp_path / "set")
+    root = tmp_path / "set"
+    name = unicodedata.normalize("NFC", "caf\u00e9")
+    other = unicodedata.normalize("NFD", name)
+    (root / "videos" / "te0.mp4").rename(root / "videos" / f"{name}.mp4")
+    lines = (root / "test_list.txt").read_text().replace("te0", f"{name}\n{other}")
+    (root / "test_list.txt").write_text(lines, encoding="utf-8")
+    captions = json.loads((root / "vatex_data.json").read_text())
+    captions[name] = captions.pop("te0")
+    write_json(root / "vatex_data.json", captions)
+
+    config = load_recipe("vatex").data
+    config.root = root
+    annotations = load_annotations(config)
+    assert [clip.video_id for clip in annotations.test.clips].count(name) == 1
+    assert other not in [clip.video_id for clip in annotations.test.clips]
+    assert any("test_list.txt repeats 1 id" in note for note in annotations.notes)
 
 
 @pytest.mark.parametrize("recipe", ["msrvtt-full", "msrvtt-9k"])
