@@ -196,9 +196,11 @@ def pooled_functions(shape: tuple[int, int, int, int, int], dtype: torch.dtype) 
     map_ = torch.zeros(width, num_bases), torch.zeros(num_bases), 3.0
     gram, colsum, kept = triton_backend.pooled_moments(*inputs, 3.0, True)
     for known in (kept, torch.empty(0)):
-        triton_backend.pooled_moments_backward(gram, colsum, *inputs, known, 3.0, True)
+        triton_backend.pooled_moments_backward(gram, colsum, *inputs, known, 3.0, True, True, True)
         cosine, length = triton_backend.pooled_cosine(*inputs, known, *map_, 3.0, False)
-        triton_backend.pooled_cosine_backward(cosine, *inputs, known, *map_[:2], cosine, length, map_[2], 3.0, True)
+        triton_backend.pooled_cosine_backward(
+            cosine, *inputs, known, *map_[:2], cosine, length, map_[2], 3.0, True, True, True, True
+        )
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
