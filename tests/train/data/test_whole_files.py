@@ -82,6 +82,22 @@ def test_a_film_with_an_edit_list_that_is_cut_off_is_found(
             look(path)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_an_mp4_whose_data_reach_to_its_end_is_measured_by_its_index(tmp_path: Path, share: float) -> None:
+    """A writer to a pipe may give the last part the length 0: "to the end of the file", wherever that is."""
+    path = write_video(tmp_path / "a.mp4", range(30), noise=True, container_options={"movflags": "faststart"})
+    content = bytearray(path.read_bytes())
+    length = content.index(b"mdat") - 4
+    content[length : length + 4] = bytes(4)
+    path.write_bytes(content)
+    check_packets(path)
+
+    path.write_bytes(content[: int(len(content) * share)])
+    for look in (check_packets, lambda path: sampled(path, 4)):
+        with pytest.raises(VideoError, match="truncated"):
+            look(path)
+
+
 @pytest.mark.parametrize("codec", ["mpeg4", "mjpeg", "libx264"])
 @pytest.mark.parametrize("gaps", [{10: 1}, {10: 10}, {1: 2, 5: 3, 19: 7}])
 def test_an_avi_with_empty_chunks_is_whole(tmp_path: Path, codec: str, gaps: dict[int, int]) -> None:
