@@ -6,7 +6,7 @@ when its minutes are over, or when it is killed. With --resume the next one goes
 
 import argparse
 import json
-import os
+import secrets
 import statistics
 import subprocess
 import time
@@ -291,8 +291,9 @@ def write(path: Path, entries: list[dict[str, Any]]) -> None:
     """One row a line, so that two tables can be compared; as a whole, so that nobody ever reads half a table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(f"  {json.dumps(entry, ensure_ascii=False)}" for entry in entries)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(f'{{"rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # where nobody can have put a link
+    with partial.open("x", encoding="utf-8") as file:
+        file.write(f'{{"rows": [\n{lines}\n]}}\n')
     partial.replace(path)
 
 

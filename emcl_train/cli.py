@@ -27,7 +27,8 @@ from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
 from emcl_train.runs.contents import check_run_folder, load_config, require_run
-from emcl_train.runs.files import require_folder, require_free, without_locks
+from emcl_train.runs.files import require_folder, require_free
+from emcl_train.runs.lock import without_locks, writing
 from emcl_train.terminal import console_of, tolerant_output
 from emcl_train.weights.hub import require_places
 
@@ -291,7 +292,9 @@ def run_eval(folder: str, arguments: list[str]) -> int:
     console = console_of()
     console.print(render_table(results))
     with of_command(Command(flags_of(report), elsewhere=OF_THE_RUN)):
-        console.print(f"report: {write_report(written)}", soft_wrap=True)
+        with writing(written):
+            page = write_report(written)
+        console.print(f"report: {page}", soft_wrap=True)
     return 0
 
 

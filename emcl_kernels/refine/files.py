@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,14 @@ def write_onnx(path: Path, matrix: Float[Tensor, "D D"], bias: Float[Tensor, " D
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write next to the file and rename, so that the file is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write next to the file and rename, so that the file is there whole or not at all.
+
+    Nobody can know the name beforehand, and put a link there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch(exist_ok=False)
         write(partial)
         os.replace(partial, path)
     finally:

@@ -216,7 +216,7 @@ class FrameCacheWriter:
         shape = (len(self._rows), config.num_frames, 3, config.image_size, config.image_size)
         key = json.dumps([self._index.name, shape, sorted(self._files.items())])
         self._name = f"frames-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-        self._partial = partial_of(self._folder / self._name, shared=True)
+        self._partial = partial_of(self._folder / self._name)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._remove_abandoned()
         self._frames = self._allocate(shape)

@@ -1,6 +1,7 @@
 """From a run folder, or a model and a split, to results."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,9 @@ from emcl_train.models import RetrievalModel, build_model
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import RESULTS, load_config
 from emcl_train.runs.evaluations import Evaluation, place_for, set_aside, what_differs
-from emcl_train.runs.files import one_at_a_time, require_free
+from emcl_train.runs.files import require_free, require_no_link
+from emcl_train.runs.lock import making, writing
+from emcl_train.runs.places import EVALUATIONS
 from emcl_train.runs.records import selection_of
 from emcl_train.runs.state import read_weights
 from emcl_train.terminal import say
@@ -148,8 +151,26 @@ def evaluate_run(
     if out is not None:
         require_free(out)
     asked = _asked(run_dir, eval_config, place, emcl, from_features, split)
-    config = asked.config
+    require_no_link(run_dir, EVALUATIONS)
 
+    # Training has the run's folder already.
+    with making(out) if out is not None else nullcontext() if ends_training else writing(run_dir, deep=True):
+        evaluation = _evaluated(asked)
+        if out is not None:
+            require_free(out)  # again: another program may have been quicker
+            folder = out
+        elif ends_training:
+            folder = _clear(run_dir, evaluation)
+        else:
+            folder = _place(asked, evaluation)
+        evaluation.write(run_dir, folder, asked.config)
+    return evaluation.results, folder
+
+
+def _evaluated(asked: _Asked) -> Evaluation:
+    """What the selected weights of a run give."""
+    run_dir = asked.run_dir
+    config = asked.config
     state = read_weights(run_dir)
     warn_of_frames(run_dir, config)
     annotations = prepare(config)
@@ -167,9 +188,9 @@ def evaluate_run(
         )
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    evaluation = evaluate_split(
+    return evaluate_split(
         model.to(device),
-        getattr(annotations, split),
+        getattr(annotations, asked.split),
         tokenizer,
         config,
         notes=notes,
@@ -178,17 +199,6 @@ def evaluate_run(
         bank=bank_of(annotations.train, config.eval.query_bank) if config.eval.query_bank else None,
         device=device,
     )
-
-    with one_at_a_time(run_dir):
-        if out is not None:
-            require_free(out)  # again: another process may have been quicker
-            folder = out
-        elif ends_training:
-            folder = _clear(run_dir, evaluation)
-        else:
-            folder = _place(asked, evaluation)
-        evaluation.write(run_dir, folder, config)
-    return evaluation.results, folder
 
 
 def _asked(

@@ -11,6 +11,7 @@ from emcl_train.report.html import page
 from emcl_train.report.terminal import render_comparison, render_table
 from emcl_train.runs.files import write_json_atomic, write_text_atomic
 from emcl_train.runs.folder import load_run
+from emcl_train.runs.lock import making, require_quiet, writing
 from emcl_train.terminal import console_of
 
 __all__ = ["render_group", "render_table", "report_runs", "write_report"]
@@ -49,6 +50,9 @@ def report_runs(run_dirs: list[Path], console: Console | None = None, json_path:
     # Tables: one of all runs, and one for each set of seeds.
     groups = [load_group(path) for path in run_dirs]
     several = [(run.path, run.results) for group in groups for run in group.runs]
+    pages = list(dict.fromkeys(path for path, _ in several))
+    for path in pages:
+        require_quiet(path)  # before anything is printed
     console.print(render_table(several[0][1]) if len(several) == 1 else render_comparison(several))
     for group in groups:
         if len(group.runs) > 1:
@@ -64,9 +68,13 @@ def report_runs(run_dirs: list[Path], console: Console | None = None, json_path:
             {"first": first, "second": str(other.path), "verdict": comparison.verdict} | asdict(comparison)
             for other, comparison in comparisons
         ]
-        write_json_atomic(json_path, found)
+        with making(json_path):
+            write_json_atomic(json_path, found)
 
-    paths = [write_report(path) for path in dict.fromkeys(path for path, _ in several)]
+    paths = []
+    for path in pages:
+        with writing(path):
+            paths.append(write_report(path))
     for path in paths:
         console.print(f"report: {path}", soft_wrap=True, highlight=False)
     return paths

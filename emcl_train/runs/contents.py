@@ -4,7 +4,6 @@ Nothing here needs torch.
 """
 
 import copy
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -13,7 +12,10 @@ from typing import Any, get_args, get_type_hints
 from emcl_train.config import BEFORE, RECIPES_BEFORE, RunConfig, differing_settings, flattened
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES
-from emcl_train.runs.files import json_if_whole, read_json, write_json_atomic
+from emcl_train.runs.files import PARTIAL, json_if_whole, read_json, write_json_atomic
+from emcl_train.runs.lock import RECORD, require_quiet
+from emcl_train.runs.places import EVALUATIONS, SEED_FOLDER
+from emcl_train.runs.together import JOURNAL
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 CLIP_CONFIG = "clip_config.json"
@@ -23,10 +25,8 @@ WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
 RESULTS, QUERIES, EMBEDDINGS, REPORT = "results.json", "queries.json", "embeddings.safetensors", "report.html"
 FINISHED = "finished.json"
 """Written when a run's training has ended and its figures are there."""
-EVALUATIONS, EVALUATION = "evaluations", "evaluation.json"
-"""The folder of evaluations with other settings, and in each of these the file that names the run."""
-SEED_FOLDER = re.compile(r"seed-(\d+)")
-"""Name of a run's folder among runs that differ in their seed."""
+EVALUATION = "evaluation.json"
+"""In each folder of an evaluation with other settings, the file that names the run."""
 
 WRITTEN_BEFORE_TRAINING = {CONFIG, ENVIRONMENT, CLIP_CONFIG, TOKENIZER}
 """A folder with these alone is of a run that ended before its first step, for want of a clip or a checkpoint. It is
@@ -69,21 +69,39 @@ def require_run(run_dir: Path) -> None:
 
 
 def check_run_folder(config: RunConfig) -> None:
-    """Raise a UserError where a run would be overwritten, there is none to go on with, or it has other settings."""
+    """Raise a UserError where a run would be overwritten, there is none to go on with, or it has other settings.
+
+    Another process that writes there is named before anything else is said.
+    """
     out = config.out
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, expected a folder for the run; choose another one with --out")
+    require_quiet(out, here=True)
 
     if not config.resume:
-        if out.is_dir() and not {path.name for path in out.iterdir()} <= WRITTEN_BEFORE_TRAINING:
+        if not _names_in(out) <= WRITTEN_BEFORE_TRAINING:
             raise UserError(f"{out} already holds files; go on with that run by --resume, or choose another --out")
-    elif not out.is_dir():
+        return
+    if not out.is_dir():
         raise UserError(f"there is no run to resume in {out}; leave out --resume to start one there")
-    elif (out / CONFIG).exists() and (different := differing_settings(load_config(out), as_started(config))):
+    if not (out / CONFIG).exists():
+        if names := _names_in(out):
+            raise UserError(
+                f"{out} holds {', '.join(sorted(names)[:5])} and no {CONFIG}, which says what the run there was "
+                f"started with; copy it back, or start a new run with another --out"
+            )
+        return
+    if different := differing_settings(load_config(out), as_started(config)):
         raise UserError(
             f"the run in {out} was started with other settings: {'; '.join(different)}; "
             f"resume with the same ones, or start a new run with another --out"
         )
+
+
+def _names_in(out: Path) -> set[str]:
+    """What a folder holds, besides what writers leave there for each other."""
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    return {name for name in names if name not in (RECORD, JOURNAL) and not PARTIAL.fullmatch(name)}
 
 
 def load_config(run_dir: Path) -> RunConfig:

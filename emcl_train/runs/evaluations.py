@@ -19,7 +19,6 @@ from emcl_train.config import RunConfig, inference_emcl
 from emcl_train.runs.contents import (
     EMBEDDINGS,
     EVALUATION,
-    EVALUATIONS,
     OF_EVALUATION,
     OF_TRAINING,
     QUERIES,
@@ -27,7 +26,8 @@ from emcl_train.runs.contents import (
     RESULTS,
     save_config,
 )
-from emcl_train.runs.files import as_json, json_if_whole, write_json_atomic, write_text_atomic
+from emcl_train.runs.files import as_json, json_if_whole, require_no_link, write_json_atomic, write_text_atomic
+from emcl_train.runs.places import EVALUATIONS
 from emcl_train.runs.state import save_tensors_atomic
 
 BEFORE = "before-the-last-epoch"
@@ -78,8 +78,9 @@ def set_aside(run_dir: Path, results: dict[str, Any]) -> Path | None:
     if not (run_dir / RESULTS).is_file() or same_figures(run_dir, results):
         return None
 
+    require_no_link(run_dir, EVALUATIONS)
     names = itertools.chain([BEFORE], (f"{BEFORE}-{number}" for number in itertools.count(2)))
-    folder = next(place for name in names if not (place := run_dir / EVALUATIONS / name).exists())
+    folder = next(place for name in names if not os.path.lexists(place := run_dir / EVALUATIONS / name))
     folder.mkdir(parents=True)
     _copy_records(run_dir, folder)
 
@@ -128,9 +129,14 @@ def place_for(results: dict[str, Any], run_dir: Path, name: str, again: str) -> 
 
     Returns:
         The folder; the last one that was passed over for its figures, or None.
+
+    Raises:
+        UserError: a folder inside the run's is a link.
     """
     passed_over = None
     for folder in _places(run_dir, name, again):
+        if folder != run_dir:
+            require_no_link(run_dir, EVALUATIONS, folder.name)
         if not (folder / RESULTS).is_file() or same_figures(folder, results):
             return folder, passed_over
         passed_over = folder

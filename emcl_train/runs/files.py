@@ -1,17 +1,23 @@
 """Files: each written whole or not at all, and read or refused with the reason. Nothing here needs torch.
 
-Every file is written beside its place as `.<name>.partial`, flushed to the disk, and renamed. Whatever kills the
-process, a file that carries its real name is complete.
+Every file is written beside its place under a name that nobody can know beforehand, `.<name>.<…>.partial`, flushed to
+the disk, and renamed. Whatever kills the process, a file that carries its real name is complete. A partial file says in
+its name who writes it, so that what a killed process left is known, and goes with the next write there.
 """
 
 import errno
-import fcntl
 import json
+import math
 import os
+import re
+import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +25,16 @@ from safetensors import SafetensorError
 
 from emcl_train.errors import UserError
 from emcl_train.flags import again, flag, takes
+from emcl_train.runs.machine import runs, this_machine
 
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}\.partial", re.DOTALL)
+"""Name of a file that is not whole yet."""
+LONGEST_NAME = 255
+"""Bytes of a file's name, on most disks."""
+FORGOTTEN_AFTER = 86400.0
+"""Seconds without a write after which a partial file is nobody's, if its process cannot be seen from here."""
+NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How a file is opened that must not be there yet, as a link neither."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -69,17 +84,31 @@ def as_json(value: object) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def partial_of(path: Path, *, shared: bool = False) -> Path:
-    """Where a file is written until it is whole; see `whole`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial" if shared else f".{path.name}.partial")
+def partial_of(path: Path) -> Path:
+    """Where a file is written until it is whole: a name that nobody can know before, with the process that has it."""
+    writer = f".{this_machine().tag}-{os.getpid()}-{secrets.token_hex(8)}.partial"
+    return path.with_name(f".{_kept(path.name)}{writer}")
+
+
+def new_partial(path: Path) -> Path:
+    """Create an empty file for what is to become `path`; see `partial_of`. No link is followed."""
+    partial = partial_of(path)
+    os.close(os.open(partial, os.O_WRONLY | NEW, 0o666))
+    return partial
+
+
+def _kept(name: str) -> str:
+    """As much of a name as a longer one may begin with."""
+    return os.fsdecode(os.fsencode(name)[: LONGEST_NAME - 60])
 
 
 @contextmanager
 def whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A file that appears when it is whole.
 
-    Inside the block the file is written to the path that is given. At its end that takes the place of `path`. If the
-    block raises, `path` is as it was, and nothing else is left.
+    Inside the block the file is written to the path that is given. At its end that takes the place of `path`, or, in
+    the block of a change of several files (`together.py`), with all the others. If the block raises, `path` is as it
+    was, and nothing else is left.
 
     Args:
         path: the file.
@@ -89,17 +118,23 @@ def whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
     Raises:
         UserError: the disk is full.
     """
-    partial = partial_of(path, shared=shared)
+    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_once(path.parent)
+        partial = new_partial(path)
+        mode = stat.S_IMODE(partial.stat().st_mode)
         yield partial
 
+        # safetensors makes files that only their owner may read.
+        if stat.S_IMODE(partial.stat().st_mode) != mode:
+            partial.chmod(mode)
         if not shared:
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(partial, path)
+            flush(partial)
+        place(partial, path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
         # torch.save reports a failed write as a RuntimeError that carries the OSError as its context.
         raise_if_disk_full(error, path)
         raise
@@ -114,28 +149,138 @@ def whole_folder(path: Path, another: str = "choose another --out") -> Iterator[
         another: how to name another one, for errors.
 
     Raises:
-        UserError: the disk is full, another process makes the same folder, or it exists by now.
+        UserError: the disk is full, or it exists by now.
     """
     partial = partial_of(path)
-    partial.mkdir(parents=True, exist_ok=True)
-    with alone(partial):
-        # What a process left that was killed.
-        for left in partial.iterdir():
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_once(path.parent)
+        partial.mkdir()
+        yield partial
 
-        try:
-            yield partial
-            if path.exists():
-                raise UserError(f"{path} exists by now and is not overwritten; {another}, or remove it")
-            partial.rename(path)
-        except Exception as error:  # safetensors reports a full disk by an exception of its own
-            raise_if_disk_full(error, path)
+        for folder, _, names in os.walk(partial):
+            for name in names:
+                flush(Path(folder, name))
+            flush(Path(folder))
+        if os.path.lexists(path):
+            raise UserError(f"{path} exists by now and is not overwritten; {another}, or remove it")
+        os.rename(partial, path)
+    except Exception as error:  # safetensors reports a full disk by an exception of its own
+        raise_if_disk_full(error, path)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems have no such call for a folder.
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP) or not path.is_dir():
             raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass
+class Pending:
+    """What has been written of a change of several files in one folder, none of which is in its place yet."""
+
+    folder: Path
+    files: dict[str, Path] = field(default_factory=dict)
+    """The partial file by the name that it gets."""
+    removed: set[str] = field(default_factory=set)
+    """Names that go with the change."""
+
+
+pending: ContextVar[Pending | None] = ContextVar("pending", default=None)
+"""The change that this block of the program is in."""
+
+
+def place(partial: Path, path: Path) -> None:
+    """Give a whole file its name: at once, or with the change that it belongs to."""
+    change = pending.get()
+    if change is None or path.parent != change.folder:
+        os.replace(partial, path)
+        return
+
+    if (earlier := change.files.pop(path.name, None)) is not None:
+        earlier.unlink(missing_ok=True)
+    change.removed.discard(path.name)
+    change.files[path.name] = partial
+
+
+def remove(path: Path) -> None:
+    """Remove a file that may be there: at once, or with the change that it belongs to."""
+    change = pending.get()
+    if change is None or path.parent != change.folder:
+        path.unlink(missing_ok=True)
+        return
+
+    if (written := change.files.pop(path.name, None)) is not None:
+        written.unlink(missing_ok=True)
+    change.removed.add(path.name)
+
+
+def current(path: Path) -> Path:
+    """Where the content of a file lies by now: in a change, what was written inside it already."""
+    change = pending.get()
+    if change is None or path.parent != change.folder:
+        return path
+    return change.files.get(path.name, path)
+
+
+# What killed processes left.
+
+_cleared: set[Path] = set()
+
+
+def clear_once(folder: Path) -> None:
+    """Remove partial files of processes that have ended, the first time that this process writes into a folder."""
+    if folder not in _cleared:
+        _cleared.add(folder)
+        clear_partial(folder)
+
+
+def clear_partial(folder: Path, *, of: str | None = None, ours: bool = False) -> None:
+    """Remove what was left half written in a folder. Links are not followed, and files of other users stay.
+
+    Args:
+        folder: where to look; not in what it holds.
+        of: the name of the file that it was to become; None: of any.
+        ours: nobody else has the folder locked, so that files of processes that cannot be seen from here were left.
+    """
+    kept = None if of is None else _kept(of)
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+
+    for entry in entries:
+        made = PARTIAL.fullmatch(entry.name)
+        if made is None or (kept is not None and made["name"] != kept):
+            continue
+        try:
+            status = entry.stat(follow_symlinks=False)
+            age = math.inf if ours else time.time() - status.st_mtime
+            if status.st_uid != os.geteuid() or not _was_left(made, age):
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+        except OSError:  # its process has just ended it, or it cannot be removed
+            continue
+
+
+def _was_left(made: re.Match[str], age: float) -> bool:
+    """Whether the process that made a partial file has ended, as far as is known from here."""
+    if made["machine"] == this_machine().tag:
+        return not runs(int(made["process"]))
+    return age > FORGOTTEN_AFTER
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -175,84 +320,10 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-_locking = True
-
-
-@contextmanager
-def without_locks() -> Iterator[None]:
-    """Lock no folder inside the block, for file systems that cannot: nobody else may write there then."""
-    global _locking
-    before, _locking = _locking, False
-    try:
-        yield
-    finally:
-        _locking = before
-
-
-def _lock(descriptor: int, folder: Path, how: int) -> None:
-    """Lock an open folder.
-
-    Raises:
-        BlockingIOError: another process has it, and `how` says not to wait.
-        UserError: it cannot be locked.
-    """
-    if not _locking:
-        return
-    try:
-        fcntl.flock(descriptor, how)
-    except (BlockingIOError, InterruptedError):
-        raise
-    except OSError as error:
-        # Network file systems without a lock service, and some that are programs themselves.
-        raise UserError(
-            f"{folder} cannot be locked: {error.strerror}; its file system has no locks. Choose a folder on another "
-            f"disk, or pass --no-lock if no other process writes there"
-        ) from error
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; whatever ends this one lets the next one in.
-
-    Raises:
-        UserError: another process is in it, or it cannot be locked.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        busy = UserError(f"another process writes to {folder}; wait for it, or pass another folder")
-        try:
-            _lock(descriptor, folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise busy from error
-
-        # Between the two calls the other one may have renamed or removed the folder.
-        if not folder.exists() or not os.path.samestat(os.fstat(descriptor), folder.stat()):
-            raise busy
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait for other processes that are in here for the same folder.
-
-    Raises:
-        UserError: it cannot be locked.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def give_usual_mode(path: Path) -> None:
     """Give a file the mode of a new one in its folder: safetensors makes files that only their owner may read."""
-    probe = path.with_name(f".{path.name}.mode.partial")
+    probe = new_partial(path)
     try:
-        probe.touch()
         path.chmod(stat.S_IMODE(probe.stat().st_mode))
     finally:
         probe.unlink(missing_ok=True)
@@ -296,7 +367,24 @@ def require_folder(folder: Path, what: str) -> None:
         raise UserError(f"there is no folder {folder}; pass the one that holds {what}")
 
 
+def require_no_link(run_dir: Path, *names: str) -> None:
+    """Raise a UserError where a folder inside a run is a link: what is written there would land somewhere else.
+
+    Args:
+        run_dir: the run.
+        names: of folders inside it, which need not be there, in the order of who holds whom.
+    """
+    folder = run_dir
+    for name in names:
+        folder /= name
+        if folder.is_symlink():
+            raise UserError(
+                f"{folder} is a link to {os.readlink(folder)}; what belongs to a run is written inside its own folder "
+                "alone: put a folder in the link's place, or remove it"
+            )
+
+
 def require_free(out: Path, another: str = "choose another --out") -> None:
     """Raise a UserError where a file or folder that is to be made is there already."""
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out} exists already and is not overwritten; {another}, or remove it")

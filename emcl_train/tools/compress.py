@@ -25,7 +25,8 @@ from emcl_train.data.loader import in_parallel
 from emcl_train.data.picture import Picture, picture_of
 from emcl_train.data.provenance import COMPRESSED
 from emcl_train.errors import UserError
-from emcl_train.runs.files import alone, read_json, require_folder, whole, write_atomic, write_json_atomic
+from emcl_train.runs.files import read_json, require_folder, whole, write_atomic, write_json_atomic
+from emcl_train.runs.lock import writing
 from emcl_train.terminal import console_of
 
 ANNOTATIONS = {".json", ".jsonl", ".csv", ".txt", ".pkl"}
@@ -81,8 +82,7 @@ def compress(
     _check(folder, out, settings)
     jobs, twins = _jobs(folder, out)
 
-    out.mkdir(parents=True, exist_ok=True)
-    with alone(out):
+    with writing(out, deep=True):
         _check_manifest(out, settings)
         for partial in out.rglob(".*.partial"):
             partial.unlink()

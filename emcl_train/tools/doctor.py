@@ -4,7 +4,6 @@ import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +25,7 @@ from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
 from emcl_train.runs.files import require_folder, write_json_atomic
+from emcl_train.runs.lock import making
 from emcl_train.terminal import console_of
 
 LONGEST_TABLE = 200
@@ -137,7 +137,7 @@ def run_doctor(
     print_report(report, name, console)
 
     # A file that was not asked for is worth no error.
-    with only_remembered("everything found") if json_path is None else nullcontext():
+    with only_remembered("everything found") if json_path is None else making(json_path):
         path = json_path or place_of("doctor.json", config)
         write_json_atomic(path, report.to_json())
         console.print(f"everything found: {escape(str(path))}", soft_wrap=True)

@@ -23,13 +23,13 @@ from emcl_train.models import RetrievalModel, build_model, look_at_clip
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import TOKENIZER
 from emcl_train.runs.files import require_free, whole_folder, write_json_atomic
+from emcl_train.runs.lock import making
 from emcl_train.runs.state import read_weights, save_tensors_atomic
 from emcl_train.terminal import console_of, with_progress
 from emcl_train.training.start import seed_everything
 from emcl_train.weights.keys import put_weights
 
 
-@torch.no_grad()
 def embed(
     config: RunConfig, out: Path, *, tokens: bool = False, run_dir: Path | None = None, console: Console | None = None
 ) -> None:
@@ -46,11 +46,16 @@ def embed(
         UserError: `out` exists, or anything that training refuses.
     """
     check_config(replace(config, from_features=None))
-    require_free(out)
+    with making(out):
+        require_free(out)
+        _embed(config, out, tokens=tokens, run_dir=run_dir, console=console_of(console))
+
+
+@torch.no_grad()
+def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, console: Console) -> None:
     if run_dir is None:
         look_at_clip(config.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    console = console_of(console)
     tokens = tokens or config.model.head == "wti"
     config = replace(config, from_features=None, data=replace(config.data, augment="none"))
     seed_everything(config.train.seed, torch.device(device))  # as training does, for towers with random weights

@@ -18,6 +18,7 @@ from emcl_train.evaluation.provenance import hash_of_towers, require_features_of
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import TOKENIZER, load_config
 from emcl_train.runs.files import give_usual_mode, require_free, whole_folder, write_atomic
+from emcl_train.runs.lock import making
 from emcl_train.runs.state import read_weights
 from emcl_train.weights.openai import follows_openai, openai_rule, unseen_in
 from emcl_train.weights.release import CLIP, model_to_layout
@@ -35,7 +36,12 @@ def export_run(run_dir: Path, out: Path, program: str, say: Callable[[str], obje
     Raises:
         UserError: the run has no weights yet, or `out` exists.
     """
-    require_free(out, "choose another name")
+    with making(out):
+        require_free(out, "choose another name")
+        _export(run_dir, out, program, say)
+
+
+def _export(run_dir: Path, out: Path, program: str, say: Callable[[str], object]) -> None:
     config = load_config(run_dir)
     state = read_weights(run_dir)
 

@@ -22,6 +22,7 @@ from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
 from emcl_train.evaluation.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
 from emcl_train.runs.files import whole, write_json_atomic
+from emcl_train.runs.lock import writing
 from emcl_train.terminal import console_of
 from emcl_train.tools.arrays import Embeddings, as_float_tensor, read_embeddings
 
@@ -66,14 +67,19 @@ def refine_files(
     Raises:
         UserError: a file, its arrays or the pairs are not what they should be, or a file is in the way.
     """
-    console = console_of(console)
+    with writing(out):
+        return _refine_files(text, video, out, settings, paired, pairs, console_of(console))
+
+
+def _refine_files(
+    text: str, video: str, out: Path, settings: RefineConfig, paired: bool, pairs: Path | None, console: Console
+) -> Path:
     sides = {"text": read_embeddings(text), "video": read_embeddings(video)}
     caption_clip = _pairs(sides, paired, pairs)
     _require_free(out, sides, pairs)
 
     try:
         refiner = EMRefiner(**asdict(settings)).fit(sides["text"].rows, sides["video"].rows)
-        out.mkdir(parents=True, exist_ok=True)
         (out / RESULTS).unlink(missing_ok=True)  # of another map
 
         files_of_refine = {name: of for name, of in (_written(out / MAP) or {}).items() if (out / name).exists()}

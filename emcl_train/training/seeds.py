@@ -1,5 +1,7 @@
 """Train one configuration with several seeds, and report what they have in common."""
 
+import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from emcl_train.processes import rank_and_world
 from emcl_train.report import render_group
 from emcl_train.report.groups import load_group
 from emcl_train.runs.contents import CONFIG, FINISHED, as_started, load_config
+from emcl_train.runs.lock import require_quiet, writing
 from emcl_train.terminal import console_of
 from emcl_train.training.trainer import train
 
@@ -37,17 +40,21 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
     if (config.out / CONFIG).exists():
         raise UserError(f"{config.out} holds a single run; choose another folder for {config.seeds} of them with --out")
 
-    # Decided before the first process can create a folder: every process must decide alike.
-    first = config.train.seed
-    plan = [_run_of(config, seed) for seed in range(first, first + config.seeds)]
+    # Of several processes the first one keeps others out, of all runs from the beginning.
+    with writing(config.out) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        # Decided before the first process can create a run's folder: every process must decide alike.
+        first = config.train.seed
+        plan = [_run_of(config, seed) for seed in range(first, first + config.seeds)]
+        runs = [run for run in plan if run is not None]
+        for run in runs:
+            require_quiet(run.out, here=True)
 
-    for run in plan:
-        if run is not None:
+        for run in runs:
             train(run, console)
 
-    if rank_and_world()[0] == 0:
-        group = load_group(config.out)
-        console.print(render_group(config.out, [run.results for run in group.runs]))
+        if rank_and_world()[0] == 0:
+            group = load_group(config.out)
+            console.print(render_group(config.out, [run.results for run in group.runs]))
     return config.out
 
 

@@ -5,6 +5,7 @@ import random
 from dataclasses import replace
 from datetime import timedelta
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,13 @@ from emcl_train.config import RunConfig
 from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import frames_of
 from emcl_train.runs import contents
+from emcl_train.runs import files as run_files
+from emcl_train.runs.places import EVALUATIONS
 
+TRACKER = "tracker"
+"""Project name for a tracker, and the folder of one that writes files."""
+FOLDERS = (Path(contents.STATE).parts[0], EVALUATIONS, TRACKER)
+"""What training writes into inside a run's folder."""
 PATIENCE = timedelta(hours=12)
 """How long the others wait while the first process prepares data or evaluates; torch's own 10 to 30 minutes would end
 the run."""
@@ -56,6 +63,8 @@ def open_run_folder(config: RunConfig) -> None:
 
     # What an ended run left half written, or one that ended before its first step.
     if config.resume:
+        for inside in FOLDERS:
+            run_files.require_no_link(out, inside)
         contents.remove_partial_files(out)
     elif out.is_dir():
         for name in contents.WRITTEN_BEFORE_TRAINING:

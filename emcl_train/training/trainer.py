@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
 from emcl_train.runs.clip_config import keep_clip_config
+from emcl_train.runs.lock import writing
 from emcl_train.runs.records import SELECTED_BY
 from emcl_train.runs.state import TrainingState
 from emcl_train.terminal import console_of, progress_bar
@@ -55,10 +57,7 @@ from emcl_train.training.sharding import (
     weights_of,
     widen_scalars,
 )
-from emcl_train.training.start import environment, open_run_folder, seed_everything, start_processes
-
-TRACKER = "tracker"
-"""Project name for a tracker, and the folder of one that writes files."""
+from emcl_train.training.start import TRACKER, environment, open_run_folder, seed_everything, start_processes
 
 
 def train(config: RunConfig, console: Console | None = None) -> Path:
@@ -83,8 +82,15 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     if config.from_features is None:
         look_at_clip(config.model, goes_on=config.resume)
 
-    # One process, or those that torchrun started. The first one writes the run folder.
+    # One process, or those that torchrun started. The first one writes the run folder, and keeps others out of it.
     accelerator = start_processes(config)
+    with writing(config.out, deep=True) if accelerator.is_main_process else nullcontext():
+        _train(config, asked, accelerator, console)
+    return config.out
+
+
+def _train(config: RunConfig, asked: RunConfig, accelerator: Accelerator, console: Console) -> None:
+    """`train`, in a run folder that nobody else writes to. `asked` has the settings before those of an older run."""
     if accelerator.is_main_process:
         open_run_folder(config)
         if kept := differing_settings(config, asked):
@@ -113,7 +119,6 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
         raise
 
     accelerator.wait_for_everyone()
-    return config.out
 
 
 class Run:

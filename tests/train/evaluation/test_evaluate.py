@@ -194,6 +194,18 @@ def test_results_of_other_settings_lie_beside_the_runs_own(tiny_data, tmp_path):
     assert compare(Group(run, (load_run(tmp_path / "moved"),)), Group(run, (evaluated,))).differences
 
 
+def test_a_link_in_the_place_of_a_folder_of_results_is_not_followed(tiny_data, tmp_path):
+    run = tmp_path / "run"
+    save_run(run, tiny_config())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("mine")
+    (run / "evaluations").mkdir()
+    (run / "evaluations" / "em-block-3").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"em-block-3 is a link to .*mine; what belongs to a run is written inside"):
+        evaluate_run(run, EvalConfig(em_block=3))
+    assert files_in(tmp_path / "mine") == {"config.json": b"mine"}
+
+
 def test_figures_that_come_out_otherwise_do_not_replace_those_that_are_there(tiny_data, tmp_path, capsys):
     run = tmp_path / "run"
     save_run(run, tiny_config())

@@ -1,17 +1,17 @@
 """Files and folders that appear when they are whole, and JSON that is read or refused with the reason."""
 
 import errno
-import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from tiny_videos import write_video
 
-from emcl_train import cli
 from emcl_train.errors import UserError
 from emcl_train.runs import files
 from emcl_train.runs.files import json_if_whole, partial_of, read_json, whole, whole_folder
+from emcl_train.runs.machine import this_machine
 
 
 def names_in(folder: Path) -> list[str]:
@@ -51,21 +51,85 @@ def test_a_full_disk_in_the_block_is_named(tmp_path):
     assert names_in(tmp_path) == []
 
 
-def test_processes_that_share_a_file_do_not_share_what_is_not_whole(tmp_path):
-    assert str(os.getpid()) in partial_of(tmp_path / "a", shared=True).name
-    assert partial_of(tmp_path / "a").name == ".a.partial"
+def test_the_name_of_a_partial_file_cannot_be_known(tmp_path):
+    names = {partial_of(tmp_path / "a").name for _ in range(20)}
+    assert len(names) == 20
+    assert all(files.PARTIAL.fullmatch(name)["name"] == "a" for name in names)
+    assert all(str(os.getpid()) in name for name in names)
 
 
-def test_a_folder_appears_at_the_end_of_its_block_without_what_was_left_there(tmp_path):
-    left = tmp_path / ".out.partial" / "old"
-    left.mkdir(parents=True)
-    (left / "half").touch()
-    (left.parent / "half").touch()
+def test_the_longest_name_has_a_partial_file_too(tmp_path):
+    path = tmp_path / ("é" * 127)
+    files.write_text_atomic(path, "x")
+    assert names_in(tmp_path) == [path.name]
+
+
+def test_a_link_in_the_place_of_a_partial_file_is_not_followed(tmp_path, monkeypatch):
+    """Even of one whose name is known, as nobody's is."""
+    (tmp_path / "mine").write_text("mine")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: 16 * "0")
+    partial_of(tmp_path / "a").symlink_to(tmp_path / "mine")
+    with pytest.raises(FileExistsError), whole(tmp_path / "a") as partial:
+        partial.write_text("half")
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "a").symlink_to("mine")
+    files.write_text_atomic(tmp_path / "a", "new")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert (tmp_path / "a").read_text() == "new"
+    assert not (tmp_path / "a").is_symlink()
+
+
+@pytest.fixture
+def ended():
+    """The number of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+        return process.pid
+
+
+def left_by(process: int, name: str = "a", machine: str | None = None) -> str:
+    return f".{name}.{machine or this_machine().tag}-{process}-{16 * '1'}.partial"
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_else(tmp_path, ended):
+    keep = [left_by(os.getppid()), left_by(ended, machine="00000000"), ".a.partial", ".a.1-1.partial", "a.partial"]
+    for name in [*keep, left_by(ended)]:
+        (tmp_path / name).touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").touch()
+    (tmp_path / left_by(ended, "b")).symlink_to("mine")
+    (tmp_path / left_by(ended, "c")).mkdir()
+    (tmp_path / left_by(ended, "c") / "link").symlink_to("../mine")
+    files.write_text_atomic(tmp_path / "new", "x")
+    assert names_in(tmp_path) == sorted([*keep, "mine", "mine/thesis", "new"])
+
+
+def test_what_was_left_by_processes_that_cannot_be_seen_goes_after_a_day_or_under_a_lock(tmp_path, ended):
+    new, old = left_by(ended, machine="00000000"), left_by(1, "b", machine="00000000")
+    for name in (new, old):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / old, (1, 1))
+    files.clear_partial(tmp_path)
+    assert names_in(tmp_path) == [new]
+    files.clear_partial(tmp_path, of="b", ours=True)
+    assert names_in(tmp_path) == [new]
+    files.clear_partial(tmp_path, of="a", ours=True)
+    assert names_in(tmp_path) == []
+
+
+def test_a_folder_appears_at_the_end_of_its_block_whatever_was_left_there(tmp_path, ended):
+    (tmp_path / left_by(ended, "out") / "old").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ".out.partial").symlink_to("mine")
 
     with whole_folder(tmp_path / "out") as partial:
         (partial / "a").touch()
         assert not (tmp_path / "out").exists()
-    assert names_in(tmp_path) == ["out", "out/a"]
+    assert names_in(tmp_path) == [".out.partial", "mine", "out", "out/a"]
 
 
 def test_a_folder_whose_block_raises_is_not_there(tmp_path):
@@ -127,52 +191,6 @@ def test_json_that_can_be_found_out_again_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / "a.json").write_text(content)
     assert json_if_whole(tmp_path / "a.json") is None
-
-
-# Folders that cannot be locked, as on some network file systems: there `flock` fails as it does here.
-
-NO_LOCKS = {
-    "ENOLCK": errno.ENOLCK,
-    "EOPNOTSUPP": errno.EOPNOTSUPP,
-    "ENOSYS": errno.ENOSYS,
-    "EBADF": errno.EBADF,  # of a folder that is open for reading only
-    "EINVAL": errno.EINVAL,
-}
-
-
-@pytest.fixture(params=list(NO_LOCKS.values()), ids=list(NO_LOCKS))
-def no_locks(request, monkeypatch):
-    def flock(descriptor, how):
-        raise OSError(request.param, os.strerror(request.param))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-
-
-@pytest.mark.parametrize("lock", [files.alone, files.one_at_a_time])
-def test_a_folder_that_cannot_be_locked_is_one_line_with_the_way_out(lock, no_locks, tmp_path):
-    told = pytest.raises(UserError, match=rf"{tmp_path} cannot be locked: .*another disk, or pass --no-lock if no")
-    with told, lock(tmp_path):
-        pass
-    with files.without_locks(), lock(tmp_path):
-        pass
-    with pytest.raises(UserError, match=r"pass --no-lock"), lock(tmp_path):
-        pass
-
-
-def test_a_command_takes_no_lock_if_told_so(no_locks, tmp_path, capsys):
-    write_video(tmp_path / "a.mp4", [1, 2])
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "a.mp4").rename(tmp_path / "videos" / "a.mp4")
-    command = ["data", "compress", str(tmp_path / "videos"), str(tmp_path / "out")]
-    assert cli.main(command) == 1
-    assert capsys.readouterr().err.count("\n") == 1
-    assert cli.main([*command, "--no-lock"]) == 0
-    assert (tmp_path / "out" / "a.mp4").is_file()
-
-
-def test_a_busy_folder_is_still_busy(tmp_path):
-    with files.alone(tmp_path), pytest.raises(UserError, match=r"another process writes to"), files.alone(tmp_path):
-        pass
 
 
 def test_halves_of_letters_come_back_from_json(tmp_path):

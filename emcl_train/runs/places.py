@@ -1,0 +1,8 @@
+"""Which folders of runs lie inside which. Nothing here needs torch."""
+
+import re
+
+EVALUATIONS = "evaluations"
+"""In a run's folder, that of evaluations with other settings."""
+SEED_FOLDER = re.compile(r"seed-(\d+)")
+"""Name of a run's folder among runs that differ in their seed."""
