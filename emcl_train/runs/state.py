@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -93,8 +94,24 @@ class TrainingState:
 
 
 def save_state(run_dir: Path, state: TrainingState) -> None:
+    """The same values make the same bytes, whether the run went on from an earlier state or not."""
     values = {entry.name: getattr(state, entry.name) for entry in fields(state)}
+    values |= {name: _sharing_nothing(values[name]) for name in ("optimizer", "scaler", "random", "steps")}
     write_atomic(run_dir / STATE, lambda file: torch.save(values, file))
+
+
+def _sharing_nothing(value: Any) -> Any:
+    """Equal containers and texts, of which a pickle writes each where it stands, or always refers back to it.
+
+    A value that was loaded shares other parts with others than one that was built, and pickles write shared parts once.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_sharing_nothing(name): _sharing_nothing(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_sharing_nothing(part) for part in value)
+    return value
 
 
 def load_state(run_dir: Path) -> TrainingState | None:

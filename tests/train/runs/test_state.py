@@ -36,6 +36,23 @@ def state(**changes):
     return TrainingState(**(values | changes))
 
 
+def test_a_state_that_was_loaded_is_written_with_the_same_bytes(tmp_path):
+    """Pickles write what is shared once, and a loaded state shares other parts than one that was built."""
+    betas = (0.9, 0.98)
+    optimizer = {
+        "state": {n: {"step": torch.tensor(float(n)), "exp_avg": torch.ones(2)} for n in range(3)},
+        "param_groups": [{"lr": 0.1, "betas": betas}, {"lr": 0.2, "betas": betas}],
+    }
+    contents_of = []
+    saved = state(optimizer=optimizer, steps={"step": "exp_avg"})
+    for _ in range(2):
+        checkpoint.save_state(tmp_path, saved)
+        contents_of.append((tmp_path / contents.STATE).read_bytes())
+        saved = checkpoint.load_state(tmp_path)
+
+    assert contents_of[1] == contents_of[0]
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     run_files.write_json_atomic(path, {"old": "é"})
