@@ -65,6 +65,13 @@ test-cuda-load: $(VENV)/.built  ## Load the CUDA library in a CUDA build of torc
 # An interpreter that has torch and pytest already; .venv is then neither made nor used: make test-gpu GPU_PYTHON=python3
 GPU_PYTHON ?=
 
+.PHONY: test-faults test-faults-short
+test-faults: $(VENV)/.built  ## Kills, full disks, hostile files, random calls under sanitizers; about an hour (tests/faults)
+	$(BIN)/python tests/faults/run.py $(ARGS)
+
+test-faults-short: $(VENV)/.built  ## The five minutes of it that continuous integration runs
+	$(BIN)/python tests/faults/run.py --short $(ARGS)
+
 test-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Run the kernel tests on a GPU
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) tests/run_on_gpu.py $(ARGS)
 
