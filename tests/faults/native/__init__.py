@@ -1,0 +1,1 @@
+"""The compiled kernels under sanitizers, with threads, and without memory."""
