@@ -13,6 +13,7 @@ from parts import CannotRun, Part, Size, Tried
 
 HERE = Path(__file__).resolve().parent
 LINES_OF_A_FAILURE = 40
+WIDTH = 200
 
 
 def found_parts() -> dict[str, Part]:
@@ -52,7 +53,7 @@ def print_failure(failure: str) -> None:
     """Its beginning; a sanitizer's report may be long."""
     lines = failure.rstrip().splitlines()
     for line in lines[:LINES_OF_A_FAILURE]:
-        print(f"      {line}")
+        print(f"      {line[:WIDTH]}")
     if len(lines) > LINES_OF_A_FAILURE:
         print(f"      ... and {len(lines) - LINES_OF_A_FAILURE} lines more")
     sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def keep(found: Found, teller: Teller) -> Path:
     """
     small = reduce(json.loads(found.call), teller)
     text = json.dumps(small)
-    name = small["op"].replace("::", "-").replace("_", "-").strip("-")
+    name = re.sub("[:_]+", "-", small["op"])
     path = CORPUS / f"call-{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
     said = next((line for line in (teller.fault(text) or found.fault).splitlines() if "ERROR" in line), "")
     about = {"call": small, "fault": said or found.fault.splitlines()[0], "drawn": json.loads(found.call)}
