@@ -1,0 +1,158 @@
+"""One changed bit in each file that commands read: it is noticed and the file named, or it changes no figure.
+
+Of a run, of the state that a run goes on from, of features, of the cache, and of what refine wrote. What is noticed is
+an error, or a remark, that has the file's name. "No figure" means that what the command writes is the same.
+"""
+
+import random
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from counts import Counts
+from scene import TRAIN, Scene, run_in
+from server import Outcome, Server, Servers
+from spoken import INSIDE
+from trees import Tree, tree_of
+
+COUNT = 4
+"""Flips of each file by each command in full."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Commands that read a folder."""
+
+    name: str
+    parts: tuple[str, ...]
+    flipped: str
+    """The folder whose files are changed."""
+    files: str
+    """Pattern of those that the commands read."""
+    commands: tuple[tuple[str, ...], ...]
+    figures: str
+    """Pattern of the files that hold what they find."""
+    prepare: tuple[tuple[str, ...], ...] = ()
+    """Commands before the flip."""
+
+
+OF_TRAINING = r"(config|environment|clip_config|tokenizer|finished|checksums)\.json|metrics\.jsonl|model\.safetensors"
+READINGS = [
+    Reading("eval", ("set", "run"), "run", OF_TRAINING, (("eval", "run", "--out", "out"),),
+            r"out/(results|queries)\.json|out/embeddings\.safetensors"),
+    Reading("report", ("set", "run"), "run",
+            OF_TRAINING + r"|results\.json|queries\.json|embeddings\.safetensors",
+            (("report", "run", "--json", "out.json"),), r"run/report\.html|out\.json"),
+    Reading("verify", ("run",), "run", r".*\.safetensors|.*\.pt", (("verify", "run"),), r"nothing"),
+    Reading("export", ("run",), "run", OF_TRAINING, (("export", "run", "out.safetensors", "--layout", "clip4clip"),),
+            r"out\.safetensors"),
+    Reading("resume", ("set", "half"), "half", r"(?!report).*", ((*TRAIN, "--out", "half", "--resume"),),
+            r"half/(results|queries)\.json|half/(embeddings|model)\.safetensors|half/metrics\.jsonl"),
+    Reading("train from features", ("set", "features"), "features", r".*",
+            ((*TRAIN, "--from-features", "features", "--out", "out"),),
+            r"out/(results|queries)\.json|out/(embeddings|model)\.safetensors|out/metrics\.jsonl"),
+    Reading("cache", ("set",), "cache", r".*", ((*TRAIN, "--out", "out", "--train.max-steps", "2"),),
+            r"out/(results|queries)\.json|out/(embeddings|model)\.safetensors|out/metrics\.jsonl",
+            ((*TRAIN, "--out", "first", "--train.max-steps", "2"),)),
+    Reading("refine over what was flipped", ("text.npy", "video.npy", "refined"), "refined", r".*",
+            (("refine", "text.npy", "video.npy", "--out", "refined", "--paired"),), r"refined/.*"),
+]  # fmt: skip
+
+
+def flip(path: Path, draw: random.Random) -> str:
+    """Change one bit of a file that is not empty. Returns where."""
+    data = bytearray(path.read_bytes())
+    place, bit = draw.randrange(len(data)), draw.randrange(8)
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
+    return f"bit {bit} of byte {place} of {len(data)}"
+
+
+def prepared(server: Server, scene: Scene, reading: Reading) -> Path:
+    folder = scene.case(reading.parts)
+    for arguments in reading.prepare:
+        run_in(server, folder, *arguments)
+    return folder
+
+
+def figures_of(folder: Path, reading: Reading) -> Tree:
+    return {name: value for name, value in tree_of(folder).items() if re.fullmatch(reading.figures, name)}
+
+
+def read_all(server: Server, folder: Path, reading: Reading) -> list[Outcome]:
+    return [run_in(server, folder, *arguments) for arguments in reading.commands]
+
+
+def one_flip(
+    server: Server, scene: Scene, reading: Reading, name: str, figures: Tree, draw: random.Random
+) -> tuple[str, list[str]]:
+    """Flip a bit of a file, and read it. Returns where it was, and what was wrong."""
+    folder = prepared(server, scene, reading)
+    path = next(iter(folder.glob(f"{reading.flipped}/{name}")))
+    how = flip(path, draw)
+
+    problems = []
+    outcomes = read_all(server, folder, reading)
+    said = "".join(outcome.err + outcome.out for outcome in outcomes)
+    for outcome in outcomes:
+        if outcome.code not in (0, 1):
+            problems.append(f"it ended with {outcome.code}")
+        if INSIDE.search(outcome.err):
+            problems.append(f"a traceback, which ends in {outcome.lines[-1]!r}")
+    if not problems and path.name not in said:
+        if any(outcome.code for outcome in outcomes):
+            problems.append(f"refused without the name of the file: {outcomes[-1].lines[-1:]}")
+        elif reading.name == "verify" or figures_of(folder, reading) != figures:
+            problems.append("other figures, and not a word")
+    if not problems:
+        shutil.rmtree(folder)
+    return how, problems
+
+
+def files_of(folder: Path, reading: Reading) -> list[str]:
+    """What a reading reads: patterns below its folder, since a part of the cache's path depends on the case."""
+    found = []
+    for path in sorted((folder / reading.flipped).rglob("*")):
+        name = str(path.relative_to(folder / reading.flipped))
+        if path.is_file() and path.stat().st_size and re.fullmatch(reading.files, name):
+            found.append(re.sub(r"^emcl/[0-9a-f]{16}/", "emcl/*/", name))
+    return found
+
+
+def run(seed: int, count: int = COUNT, *, servers: Servers, scene: Scene, only: str = "", most: int = 0) -> Counts:
+    """Flip `count` bits of each file for each command that reads it; or `most` in all."""
+    counts = Counts("flips")
+    readings: Sequence[Reading] = [reading for reading in READINGS if only in reading.name]
+
+    def usual(server: Server, reading: Reading) -> tuple[list[str], Tree]:
+        folder = prepared(server, scene, reading)
+        names = files_of(folder, reading)
+        outcomes = read_all(server, folder, reading)
+        if any(outcome.code for outcome in outcomes):
+            raise RuntimeError(
+                f"{reading.name} ended with {[outcome.code for outcome in outcomes]}: {outcomes[-1].err}"
+            )
+        figures = figures_of(folder, reading)
+        shutil.rmtree(folder)
+        return names, figures
+
+    known = servers.map(usual, readings)
+
+    def one(server: Server, job: tuple[Reading, str, Tree, int]) -> None:
+        reading, name, figures, number = job
+        draw = random.Random(f"{seed} {reading.name} {name} {number}")
+        how, problems = one_flip(server, scene, reading, name, figures, draw)
+        counts.add(f"flips before {reading.name}", problems, f"{name}, seed {seed}, number {number}: {how}")
+
+    jobs = [
+        (reading, name, figures, number)
+        for number in range(count)
+        for reading, (names, figures) in zip(readings, known, strict=True)
+        for name in names
+    ]
+    if most:
+        jobs = random.Random(seed).sample(jobs, min(most, len(jobs)))
+    servers.map(one, jobs)
+    return counts

@@ -1,0 +1,97 @@
+"""Folders as they were at one time, and whether two of them say the same.
+
+What a command writes is compared byte for byte, apart from what `OF_THE_CLOCK` lists.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+PAGE = 4096
+"""What a file takes on a disk is a multiple of it."""
+
+Tree = dict[str, str]
+"""Of each file below a folder, by its path there: what is compared. Of an empty folder, its path with a slash: ""."""
+
+
+def _without_seconds(data: bytes) -> bytes:
+    lines = []
+    for line in data.split(b"\n"):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            lines.append(line)
+            continue
+        if isinstance(record, dict):
+            record.pop("seconds", None)
+        lines.append(json.dumps(record).encode())
+    return b"\n".join(lines)
+
+
+OF_THE_CLOCK: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    r"(.*/)?metrics\.jsonl": (_without_seconds, "each step has the seconds that it took"),
+}
+"""By the path of a file: what takes the time out of it, and why there is one."""
+
+
+def content_of(name: str, data: bytes) -> str:
+    """What is compared of a file."""
+    for pattern, (without, _) in OF_THE_CLOCK.items():
+        if re.fullmatch(pattern, name):
+            data = without(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def tree_of(folder: Path) -> Tree:
+    """A folder as it is now."""
+    tree: Tree = {}
+    for place, folders, files in os.walk(folder):
+        inside = Path(place).relative_to(folder)
+        for name in files:
+            path = Path(place) / name
+            shown = in_any_folder((inside / name).as_posix())
+            if path.is_symlink():
+                tree[shown] = f"link to {os.readlink(path)}"
+            elif path.is_file():
+                tree[shown] = content_of(shown, path.read_bytes())
+            else:
+                tree[shown] = "neither a file nor a folder"
+        if not folders and not files and inside.parts:
+            tree[in_any_folder(f"{inside.as_posix()}/")] = ""
+    return tree
+
+
+def in_any_folder(name: str) -> str:
+    """A path without what depends on where the case lies: the cache of a data set is named for the data set's place."""
+    return re.sub(r"^cache/emcl/[0-9a-f]{16}/", "cache/emcl/SET/", name)
+
+
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """What is missing, new and other in the second, one line each."""
+    lines = [f"missing: {name}" for name in expected if name not in found]
+    lines += [f"left over: {name}" for name in found if name not in expected]
+    lines += [f"other: {name}" for name in expected if name in found and found[name] != expected[name]]
+    return sorted(lines)
+
+
+def size_of(folder: Path) -> int:
+    """What a folder takes on a tmpfs."""
+    return sum(-(-path.stat().st_size // PAGE) * PAGE for path in folder.rglob("*") if path.is_file())
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a path is one of a file that is not whole yet."""
+    return any(part.startswith(".") or part.endswith(".partial") for part in name.split("/"))
+
+
+def copy_of(source: Path, target: Path) -> Path:
+    """The same files with the same times."""
+    if source.is_dir():
+        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+    else:
+        shutil.copy2(source, target)
+    return target
