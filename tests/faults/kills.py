@@ -53,7 +53,7 @@ WORKS = [
         "seeds", ("set",), (*TRAIN, "--seeds", "2", "--out", "out"), "out",
         (r"out/seed-0/.*", r"out/seed-1/.*"), "finished.json", ("report", "out"),
     ),
-    Work("eval", ("set", "run"), ("eval", "run", "--em-block", "4"), together=(r"run/evaluations/em-block-4/.*",),
+    Work("eval", ("set", "run"), ("eval", "run", "--em-block", "4"), together=(r"run/evaluations/em-block-4/(?!report).*",),
          mark="results.json", reader=("report", "run/evaluations/em-block-4")),
     Work("eval again", ("set", "run"), ("eval", "run"), together=(r"run/(results|queries)\.json|run/embeddings.*",),
          reader=("report", "run")),
