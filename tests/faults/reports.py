@@ -1,7 +1,7 @@
 """Reports of runs whose texts and numbers come from somebody who wants to write into the page or onto the terminal.
 
-A hostile report is compared with one of the same run whose texts are harmless: the same elements with the same
-attributes in the same order, and as many "<". So whatever a text holds, it makes no element and no attribute.
+A hostile report is compared with one of the same run whose texts are harmless: it has no other kinds of elements, no
+other attributes, and no more of them than paths and marks of direction need. Nor does the text stand in it as it is.
 """
 
 import json
@@ -23,7 +23,9 @@ COUNT = 1
 LEAVES = 60
 """Values of results.json, config.json, ... that are replaced one at a time."""
 
-HARMLESS = "a red circle"
+HARMLESS = "a red circle, /home/somebody/clips, \u202eabc\u202c"
+MORE = 60
+"""Elements that a page may have beside those of harmless texts: each path and each mark of direction has one."""
 TEXTS = {
     "script": "<script>alert(1)</script>",
     "image": "<img src=x onerror=alert(1)>",
@@ -211,7 +213,9 @@ def judge(outcome: Outcome, run: Path, harmless: Structure | None) -> list[str]:
     if outcome.code == 0 and page.is_file():
         found = structure_of(page.read_bytes().decode("utf-8", "replace"))
         problems += found.bad
-        if harmless is not None and found.elements != harmless.elements:
+        if harmless is not None and (new := set(found.elements) - set(harmless.elements)):
+            problems.append(f"elements that harmless texts do not make: {sorted(new)[:3]}")
+        if harmless is not None and len(found.elements) > len(harmless.elements) + MORE:
             problems.append(f"{len(found.elements)} elements, and {len(harmless.elements)} of harmless texts")
     return problems
 
@@ -238,6 +242,9 @@ def run(
         outcome, folder = made(server, TEXTS[name], plots=name == "script")
         compared = None if name == "script" else harmless  # with plots it has other elements
         problems = judge(outcome, folder / "run", compared)
+        page = folder / "run" / "report.html"
+        if re.search("<[a-z!/]", TEXTS[name]) and page.is_file() and TEXTS[name] in page.read_text():
+            problems.append("the text stands in the page as it is")
         counts.add("reports with hostile texts", problems, name)
         if not problems:
             shutil.rmtree(folder)

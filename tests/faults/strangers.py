@@ -17,6 +17,7 @@ from parts import CORPUS
 from scene import TRAIN, Scene, run_in
 from server import Outcome, Server, Servers
 from spoken import problems_of
+from strangers_by_readers import BY_READERS, by_readers
 
 MEMORY = 2 << 30
 """Bytes that a command may take beyond what an idle one has."""
@@ -205,4 +206,6 @@ def run(seed: int, share: float = 1.0, *, servers: Servers, scene: Scene, only: 
         wanted = max(1, round(share * COUNTS[kind]))
         jobs += [(turns[number % len(turns)], number, None) for number in range(wanted)]
     servers.map(one, jobs)
+    if only in BY_READERS:
+        by_readers(counts, seed, share, servers, scene)
     return counts
