@@ -205,8 +205,8 @@ def judge(outcome: Outcome, run: Path, harmless: Structure | None) -> list[str]:
         problems.append(f"it ended with {outcome.code}")
     if INSIDE.search(outcome.err):
         problems.append(f"a traceback, which ends in {outcome.lines[-1]!r}")
-    if outcome.outside:
-        problems.append(f"it reached out: {[line[1:] for line in outcome.log if line[0] == '-1'][:3]}")
+    if outcome.reached_out:
+        problems.append(f"it reached out: {outcome.reached_out[:3]}")
     if outcome.code == 1 and harmless is not None:
         problems.append(f"it is refused: {outcome.lines[-1:]}")
     page = run / "report.html"

@@ -129,7 +129,7 @@ class Scene:
 
 def environment_of(folder: Path) -> dict[str, str]:
     """The cache and the home of a case lie in its folder."""
-    return {"XDG_CACHE_HOME": str(folder / "cache"), "HOME": str(folder), "TMPDIR": str(folder.parent)}
+    return {"XDG_CACHE_HOME": str(folder / "cache"), "HOME": str(folder)}
 
 
 def run_in(server: Server, folder: Path, *arguments: str, **asked: Any) -> Outcome:

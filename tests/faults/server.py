@@ -61,10 +61,8 @@ class Outcome:
     seconds: float
     events: int
     """Changes of files below its folder."""
-    outside: int
-    """Changes of files elsewhere, connections and programs that were started."""
     log: list[list[str]]
-    """Each of both: number, what, path, other path."""
+    """Each of these, and of what `reached_out` gives: number, what, path, other path."""
     cpu: float
     peak: int
     """Memory in bytes, beyond what the server had itself."""
@@ -72,6 +70,12 @@ class Outcome:
     @property
     def was_killed(self) -> bool:
         return self.code == -signal.SIGKILL
+
+    @property
+    def reached_out(self) -> list[list[str]]:
+        """Changes of files elsewhere, connections, and programs that were started, but for this very interpreter."""
+        outside = [line[1:] for line in self.log if line[0] == "-1"]
+        return [line for line in outside if line[:2] != ["exec", sys.executable]]
 
     @property
     def lines(self) -> list[str]:
@@ -278,7 +282,6 @@ def serve(folder: Path) -> Request:
                 "code": code,
                 "seconds": time.monotonic() - start,
                 "events": stopper.fault_count(),
-                "outside": stopper.fault_outside(),
                 "cpu": usage.ru_utime + usage.ru_stime,
                 "peak": max(0, usage.ru_maxrss - own) * 1024,
             }
@@ -328,6 +331,10 @@ def _become(request: Request, folder: Path, stopper: ctypes.CDLL, pipe: tuple[in
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
     os.environ.update(request.environment)
+    os.environ["TMPDIR"] = str(folder / "tmp")
+    tempfile.tempdir = None  # another one may be remembered
+    shutil.rmtree(folder / "tmp", ignore_errors=True)
+    (folder / "tmp").mkdir()
     os.chdir(request.folder)
 
     out = str(folder / "out") if request.stdout in (None, "head", "closed") else str(request.stdout)
@@ -360,6 +367,7 @@ def _become(request: Request, folder: Path, stopper: ctypes.CDLL, pipe: tuple[in
         value,
         str(folder / "log").encode(),
         request.store.encode(),
+        os.environ["TMPDIR"].encode(),
     )
 
 

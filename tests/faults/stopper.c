@@ -32,9 +32,9 @@ typedef struct {
   int value;  // a signal, or an errno
   long at;
   long count;
-  long outside;  // changes elsewhere, connections, programs that were started
-  int log;       // a file descriptor, or -1
+  int log;  // a file descriptor, or -1; changes elsewhere, connections and programs stand in it too
   char store[PATH_MAX];
+  char temporary[PATH_MAX];  // changes below it are neither counted nor outside
   int roots;
   char root[MOST_ROOTS][PATH_MAX];
 } State;
@@ -58,12 +58,12 @@ __attribute__((constructor)) static void begin(void) {
 }
 
 // Called by the process that is to be examined.
-void fault_arm(const char* roots, long at, int action, int value, const char* log, const char* store) {
+void fault_arm(const char* roots, long at, int action, int value, const char* log, const char* store,
+               const char* temporary) {
   state->at = at;
   state->action = action;
   state->value = value;
   state->count = 0;
-  state->outside = 0;
   state->roots = 0;
   while (*roots != 0 && state->roots < MOST_ROOTS) {
     size_t length = strcspn(roots, "\n");
@@ -73,12 +73,12 @@ void fault_arm(const char* roots, long at, int action, int value, const char* lo
   }
   state->log = *log ? (int)syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644) : -1;
   snprintf(state->store, sizeof state->store, "%s", store);
+  snprintf(state->temporary, sizeof state->temporary, "%s", temporary);
   __atomic_store_n(&state->armed, 1, __ATOMIC_SEQ_CST);
 }
 
 void fault_disarm(void) { state->armed = 0; }
 long fault_count(void) { return state->count; }
-long fault_outside(void) { return state->outside; }
 
 static int is_below(const char* path) {
   for (int i = 0; i < state->roots; i++) {
@@ -89,6 +89,8 @@ static int is_below(const char* path) {
 }
 
 static int is_of_nobody(const char* path) {
+  size_t length = strlen(state->temporary);
+  if (length > 0 && strncmp(path, state->temporary, length) == 0) return 1;
   return strncmp(path, "/dev/", 5) == 0 || strncmp(path, "/proc/", 6) == 0 || path[0] != '/';
 }
 
@@ -132,7 +134,6 @@ static int reached(const char* what, const char* path, const char* other, int ne
   if (state == NULL || !state->armed) return 0;
   if (!is_below(path) && !is_below(other)) {
     if (!is_of_nobody(path)) {
-      __atomic_add_fetch(&state->outside, 1, __ATOMIC_SEQ_CST);
       note(-1, what, path, other);
     }
     return 0;
@@ -419,7 +420,6 @@ int chmod(const char* name, mode_t mode) {
 // What no file may lead to: a connection, or another program.
 static void outside(const char* what, const char* which) {
   if (state == NULL || !state->armed) return;
-  __atomic_add_fetch(&state->outside, 1, __ATOMIC_SEQ_CST);
   note(-1, what, which, "");
 }
 

@@ -135,8 +135,8 @@ def judge(outcome: Outcome, subject: Subject, folder: Path) -> list[str]:
         problems.append(f"the file is not named: {' | '.join(outcome.lines[-1:])[:300]}")
     if any(folder.rglob(WAS_RUN)) or WAS_RUN in outcome.err:
         problems.append("CODE IN THE FILE WAS RUN")
-    if outcome.outside:
-        problems.append(f"it reached out: {[line[1:] for line in outcome.log if line[0] == '-1'][:3]}")
+    if outcome.reached_out:
+        problems.append(f"it reached out: {outcome.reached_out[:3]}")
     if outcome.peak > MEMORY:
         problems.append(f"{outcome.peak / 1e9:.1f} GB of memory")
     if outcome.cpu > SECONDS:

@@ -32,9 +32,8 @@ def by_readers(counts: Counts, seed: int, share: float, servers: Servers, scene:
             counts.add(BY_READERS, [wrong] if wrong else [], what)
         if outcome.code != 0:
             counts.add(BY_READERS, [f"it ended with {outcome.code}: {outcome.err[-500:]}"], str(arguments))
-        if outcome.outside:
-            reached = [line[1:] for line in outcome.log if line[0] == "-1"]
-            counts.add(BY_READERS, [f"it reached out: {reached[:3]}"], str(arguments))
+        if outcome.reached_out:
+            counts.add(BY_READERS, [f"it reached out: {outcome.reached_out[:3]}"], str(arguments))
         shutil.rmtree(folder, ignore_errors=True)
 
     first, wanted = seed * DRAWN, max(1, round(share * DRAWN))
