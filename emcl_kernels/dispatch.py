@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from emcl_kernels import tables
+from emcl_kernels import environment, tables
 from emcl_kernels.backends import Backend as BackendType
 from emcl_kernels.backends import Declared, Implementation, cpu, cuda, plain_torch, reference, triton
 
@@ -47,14 +47,9 @@ choices: dict[tuple[str, str, str | None], Implementation] = {}
 """Choices that hold for all tensors of a device, by op, kind of device, and the backend that is asked for."""
 
 
-def _named(name: str, source: str) -> str:
-    if name not in get_args(Backend):
-        raise ValueError(f'{source} is "{name}"; expected one of {", ".join(get_args(Backend))}')
-    return name
-
-
 def _set_up_from_environment() -> None:
     global _from_environment
+    environment.check()
     if level := os.environ.get("EMCL_LOG"):
         number = logging.getLevelNamesMapping().get(level.upper()) if hasattr(logging, "getLevelNamesMapping") else None
         number = number or getattr(logging, level.upper(), None)
@@ -62,8 +57,8 @@ def _set_up_from_environment() -> None:
             raise ValueError(f'EMCL_LOG is "{level}"; expected debug, info, warning or error')
         logging.basicConfig(format="%(name)s: %(message)s")
         _log.setLevel(number)
-    if name := os.environ.get("EMCL_BACKEND"):
-        asked.backend = _from_environment = _named(name, "EMCL_BACKEND")
+    if name := environment.chosen("EMCL_BACKEND"):
+        asked.backend = _from_environment = name
 
 
 _set_up_from_environment()
@@ -87,7 +82,9 @@ def use_backend(name: Backend) -> Iterator[None]:
         >>> with use_backend("reference"):
         ...     y, mean_bases = em_project(x, init)
     """
-    entry = [_named(name, "backend")]
+    if name not in get_args(Backend):
+        raise ValueError(f'backend is "{name}"; expected one of {", ".join(get_args(Backend))}')
+    entry: list[str] = [name]
     with _entering:
         _inside.append(entry)
         asked.backend = entry[0]

@@ -13,14 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # modules of emcl_kernels.ops are units themselves: em.py stands between those that it needs and those that need it.
 LAYERS = {
     "emcl_kernels": [
-        {"reference", "checks"},
+        {"reference", "checks", "environment"},
         {"forms"},
         {"backends"},
         {"tables"},
         {"dispatch"},
         {"ops.__init__", "ops.autograd"},
         {"ops.define"},
-        {"ops.moments", "ops.fit", "ops.reconstruct", "ops.snapshot"},
+        {"ops.moments", "ops.fit", "ops.reconstruct", "ops.snapshot", "ops.finite"},
         {"em"},
         {"ops.project", "ops.pooled"},
         {"stream"},

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from emcl_kernels import environment
 from emcl_kernels.backends import Declared, Implementation, library
 
 _PATH = library.FOLDER / "libemcl_cpu.so"
@@ -15,13 +16,21 @@ def _load() -> tuple[str, str]:
     if not _PATH.exists():
         return "", f"the C++ library {library.not_built('cpu')}"
 
+    asked = environment.chosen("EMCL_ISA")
     try:
         torch.ops.load_library(str(_PATH))
         loaded = ctypes.CDLL(str(_PATH))
         loaded.emcl_isa.restype = ctypes.c_char_p
-        return loaded.emcl_isa().decode(), ""
+        isa = loaded.emcl_isa().decode()
     except (OSError, AttributeError) as error:
         return "", f"the C++ library {_PATH} does not load: {error}"
+
+    if asked and isa != asked:
+        raise ValueError(
+            f"EMCL_ISA is {asked}, which this machine or this build of {_PATH.name} lacks; expected one of "
+            f"{', '.join(environment.ISAS)} that it has, or unset it for the widest"
+        )
+    return isa, ""
 
 
 class CPU:

@@ -5,7 +5,6 @@ C++ into libemcl_emulated.so, run in an emulator. It is for tests, and thousands
 """
 
 import ctypes
-import os
 import re
 from functools import cache
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emcl_kernels import forms
+from emcl_kernels import environment, forms
 from emcl_kernels.backends import Declared, Implementation, gpu, library, plain_torch
 
 _CUDA_LIBRARY = library.FOLDER / "libemcl_cuda.so"
@@ -44,7 +43,7 @@ _library, _reason = _load()
 
 def emulated() -> bool:
     """Whether the backend takes CPU tensors, in the emulator."""
-    return os.environ.get("EMCL_CUDA_EMULATED") == "1"
+    return environment.chosen("EMCL_CUDA_EMULATED") == "1"
 
 
 @cache
