@@ -20,6 +20,13 @@ int64_t element_size(const std::string& dtype) {
                               "\", expected one of float64, float32, bfloat16, float16; convert the input first");
 }
 
+// Sizes of which products of several are still integers; no device has room for more.
+void require_at_most(const char* argument, int64_t value, int64_t most) {
+  if (value > most)
+    throw std::invalid_argument(std::string(argument) + " is " + std::to_string(value) + ", expected at most " +
+                                std::to_string(most));
+}
+
 const char* name(emcl::Form form) { return form == emcl::Form::gram ? "gram" : "loop"; }
 
 py::dict to_dict(const emcl::Cost& cost) {
@@ -55,6 +62,11 @@ py::dict fit_plan(int64_t problems, int64_t width, int64_t bases, int64_t iters,
   emcl::plan_detail::require_positive("width", width);
   emcl::plan_detail::require_positive("bases", bases);
   emcl::plan_detail::require_positive("iters", iters);
+  emcl::plan_detail::require_positive("shared", shared);
+  require_at_most("problems", problems, int64_t(1) << 31);
+  require_at_most("width", width, int64_t(1) << 20);
+  require_at_most("bases", bases, int64_t(1) << 16);
+  require_at_most("iters", iters, emcl::kMostIterations);
   const emcl::FitPlan chosen =
       emcl::fit_plan(emcl::fit_way(way), architecture, size_t(shared), true, problems, width, bases, iters);
   py::dict result;

@@ -28,6 +28,12 @@ struct Settings {
   double eps;
 };
 
+// Bounds of the settings, which emcl_kernels/checks.py has as well. EM has converged long before so many iterations,
+// and their number times that of bases, channels or bytes is still an integer.
+constexpr int64_t kMostIterations = 1000000;
+// 1 / eps² is the largest factor that EM makes; float32 must have it.
+constexpr double kLeastEps = 1e-18;
+
 // `problems` independent problems of the same shape, one after the other in memory.
 struct Rows {
   int64_t problems, rows, width;

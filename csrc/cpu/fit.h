@@ -5,12 +5,17 @@
 // [D, K], and gram·p with the squared lengths.
 #pragma once
 
+#include <limits>
+
 #include "cpu/tile.h"
 
 namespace {
 
 // p[k] = softmax of row[k] * factor[k], where basis k counts times[k] times; zero where that is zero, in the padding.
 // `row` and `p` may be the same.
+//
+// The products lie in p until their largest is known. Made anew, they would be fused with the difference and keep more
+// digits than the largest of them has, which from 1e9 on leaves nothing of the difference but rounding.
 template <class T>
 inline void softmax_row(const T* row, const T* factor, const T* times, int64_t thin, T* p) {
   constexpr int V = kLanes<T>;
@@ -18,12 +23,13 @@ inline void softmax_row(const T* row, const T* factor, const T* times, int64_t t
   for (int64_t k = 0; k < thin; k += V) {
     const Vec<T> z = load(row + k) * load(factor + k);
     const Vec<T> inside = load(times + k) > splat(T(0)) ? z : splat(T(-INFINITY));
+    store(p + k, z);
     peak = inside > peak ? inside : peak;
   }
   const T top = most_of_lanes<T>(peak);
   Vec<T> sum = {};
   for (int64_t k = 0; k < thin; k += V) {
-    const Vec<T> z = load(row + k) * load(factor + k) - top;
+    const Vec<T> z = load(p + k) - top;
     const Vec<T> e = exp_of_nonpositive(z > splat(T(0)) ? splat(T(0)) : z);  // padding may be above
     store(p + k, load(times + k) > splat(T(0)) ? e : Vec<T>{});
     sum += e * load(times + k);
@@ -128,10 +134,15 @@ struct Em {
 
   // (GM) the factors that turn gram·p, or xᵀ·(x·p), into the next E-step's logits. squares: ‖x·p‖² per basis.
   void normalise(const T* squares) {
+    constexpr T kLargest = std::numeric_limits<T>::max();
     for (int64_t k = 0; k < thin; ++k) {
       length[k] = inverse[k] * T(std::sqrt(squares[k] < T(0) ? T(0) : squares[k]));  // rounding may fall below zero
+      // A length that overflows is NaN, as its scale would be zero, and what is zero looks like a fit.
+      length[k] += length[k] - length[k];
       scale[k] = k < num_bases ? T(1) / (T(settings.eps) + length[k]) : T(0);
-      factor[k] = inverse[k] * scale[k] / T(settings.temperature);
+      // Of a basis that has no channel, both are as large as eps allows, and what they multiply is zero.
+      const T both = inverse[k] * scale[k] / T(settings.temperature);
+      factor[k] = both > kLargest ? kLargest : both;
     }
   }
 

@@ -94,11 +94,13 @@ struct Generators {
 template <class T>
 T relative_scale(const T* gram, const T* p, const Em<T>& em) {
   const int64_t width = em.width, thin = em.thin;
-  Scratch<T> product(width * thin), inner(thin * thin), outer(thin * thin);
-  thin_product<T>(width, width, gram, width, 1, p, thin, product.get());
-  thin_product<T>(thin, width, p, 1, thin, product.get(), thin, inner.get());  // pᵀ·gram·p
-  thin_product<T>(thin, width, p, 1, thin, p, thin, outer.get());
-  const auto factor = [&](int64_t k) { return em.inverse[k] * em.inverse[k] * em.scale[k] * em.times[k]; };
+  Scratch<T> r(width * thin), product(width * thin), inner(thin * thin), outer(thin * thin);
+  for (int64_t d = 0; d < width; ++d)
+    for (int64_t k = 0; k < thin; ++k) r[d * thin + k] = p[d * thin + k] * em.inverse[k];
+  thin_product<T>(width, width, gram, width, 1, r.get(), thin, product.get());
+  thin_product<T>(thin, width, r.get(), 1, thin, product.get(), thin, inner.get());  // rᵀ·gram·r
+  thin_product<T>(thin, width, r.get(), 1, thin, r.get(), thin, outer.get());
+  const auto factor = [&](int64_t k) { return em.scale[k] * em.times[k]; };
   T rows = 0, reconstruction = 0;
   for (int64_t d = 0; d < width; ++d) rows += gram[d * width + d];
   for (int64_t k = 0; k < thin; ++k)

@@ -114,10 +114,15 @@ class Projected {
     }
   }
 
-  // (GR), with r = p·inverse on both sides of the scale
-  void write_rows(T residual_weight, E* y) const {
+  // (GR) The last step: p becomes r, since both factors r of a basis without a channel would be the square of 1/eps.
+  void write_rows(T residual_weight, E* y) {
     Scratch<T> factor(thin_);
-    for (int64_t k = 0; k < thin_; ++k) factor[k] = em_.inverse[k] * em_.inverse[k] * em_.scale[k] * em_.times[k];
+    for (int64_t k = 0; k < thin_; ++k) {
+      const T rows = projection_.measured() ? em_.inverse[k] : T(1);  // x·p is kept, or x·r made
+      factor[k] = rows * em_.scale[k] * em_.times[k];
+    }
+    for (int64_t d = 0; d < width_; ++d)
+      for (int64_t k = 0; k < thin_; ++k) p_[d * thin_ + k] *= em_.inverse[k];
     projection_.write(p_.get(), factor.get(), residual_weight, y);
   }
 

@@ -56,6 +56,7 @@ class Projection {
 
   // x·p, [rows, thin]
   T* coefficients() const { return coefficients_.get(); }
+  bool measured() const { return measured_; }
 
   // Keeps x·p and returns its squared lengths.
   const T* measure(const T* p) {
@@ -72,7 +73,7 @@ class Projection {
     return total_.get();
   }
 
-  // After `measure`, p is the one that was measured.
+  // After `measure`, x·p is that of the p that was measured, and `p` the factor on its other side.
   void write(const T* p, const T* factor, T weight, E* y) const {
     Scratch<T> packed(divide_up(width_, kPanel<T>) * num_bases_ * kPanel<T>);
     pack_panels<T, T>(run_, p, num_bases_, width_, 1, thin_, packed.get());

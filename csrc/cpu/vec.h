@@ -111,6 +111,8 @@ class Scratch {
 
  private:
   static T* allocate(int64_t size) {
+    constexpr int64_t kMost = (INT64_MAX - 64) / int64_t(sizeof(T));
+    if (size < 0 || size > kMost) throw std::bad_alloc();  // a product of sizes that is no memory's
     const size_t bytes = size_t(round_up(most<int64_t>(size, 1) * int64_t(sizeof(T)), 64));
     T* data = static_cast<T*>(std::aligned_alloc(64, bytes));
     if (data == nullptr) throw std::bad_alloc();

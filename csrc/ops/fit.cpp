@@ -13,7 +13,9 @@ FitShape fit_shape(const Check& check, const Tensor& gram, const Tensor& logits)
   const int64_t problems = check.problems("logits", logits, 2);
   const FitShape shape{problems, logits.size(-2), logits.size(-1)};
   check.require(shape.width > 0 && shape.num_bases > 0, "logits is empty; expected one channel and basis at least");
-  check.require(gram.scalar_type() == accumulation(gram.scalar_type()), "gram is not float32 or float64");
+  check_bases(check, shape.num_bases, 1);
+  check_problems(check, shape.problems);
+  check.require(gram.scalar_type() == accumulation(gram.scalar_type()), "gram is not in float32 or float64");
   check.numbers("gram", gram, {shape.problems, shape.width, shape.width});
   check.numbers("logits", logits, {shape.problems, shape.width, shape.num_bases});
   return shape;

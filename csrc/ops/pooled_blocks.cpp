@@ -14,9 +14,12 @@ void _pooled_blocks(const Tensor& text, const Tensor& frames, const Tensor& fram
   const Pool pool = pool_of(check, text, frames, frame_mask, pooling_temperature);
   const Settings settings{num_iters, temperature, eps};
   check_settings(check, settings);
+  check.finite("residual_weight", residual_weight);
   check.require(em_block > 0, "em_block is ", em_block, "; expected one text and video at least");
-  const int64_t num_bases = init.numel();
+  check.require(init.dim() == 1, "init has ", init.dim(), " dimensions; expected [K]");
+  const int64_t num_bases = init.size(0);
   check.require(num_bases > 0, "init is empty; expected one basis at least");
+  check_bases(check, num_bases, 1);
   check.numbers("init", init, {num_bases});
   check.numbers("cosine", cosine, {pool.texts, pool.videos});
 

@@ -43,12 +43,18 @@ void _em_project_fixed(const Tensor& x, const Tensor& init, int64_t num_iters, d
   const Rows shape = rows_of(check, x);
   const Settings settings{num_iters, temperature, eps};
   check_settings(check, settings);
+  check.finite("residual_weight", residual_weight);
 
   check.problems("init", init, 1);
   const int64_t num_bases = init.size(-1);
   const bool per_row = init.dim() == x.dim();
   check.require(num_bases > 0, "init is empty; expected one basis at least");
-  check.numbers("init", init, {shape.problems, per_row ? shape.rows : 1, num_bases});
+  check_bases(check, num_bases, 1);
+  if (per_row) {
+    check.numbers("init", init, {shape.problems, shape.rows, num_bases});
+  } else {
+    check.numbers("init", init, {shape.problems, num_bases});
+  }
 
   check.rows("y", y, {shape.problems, shape.rows, shape.width});
   check.numbers("mean_bases", mean_bases, {shape.problems, num_bases});

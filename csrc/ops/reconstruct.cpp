@@ -9,10 +9,15 @@ struct Fitted {
   Rows shape;
   int64_t num_bases;
 };
-Fitted fitted_of(const Check& check, const Tensor& x, const Tensor& responsibilities, const Tensor& scale) {
+Fitted fitted_of(const Check& check, const Tensor& x, const Tensor& responsibilities, const Tensor& scale,
+                 double weight) {
   const Rows shape = rows_of(check, x);
+  check.finite("weight", weight);
   check.problems("scale", scale, 1);
   const int64_t num_bases = scale.size(-1);
+#if defined(EMCL_CUDA)
+  check_bases(check, num_bases, 1);
+#endif
   check.numbers("responsibilities", responsibilities, {shape.problems, shape.width, num_bases});
   check.numbers("scale", scale, {shape.problems, num_bases});
   return {shape, num_bases};
@@ -21,7 +26,7 @@ Fitted fitted_of(const Check& check, const Tensor& x, const Tensor& responsibili
 void em_reconstruct(const Tensor& x, const Tensor& responsibilities, const Tensor& scale, double weight,
                     const Tensor& y) {
   const Check check("em_reconstruct", x);
-  const auto [shape, num_bases] = fitted_of(check, x, responsibilities, scale);
+  const auto [shape, num_bases] = fitted_of(check, x, responsibilities, scale, weight);
   check.rows("y", y, {shape.problems, shape.rows, shape.width});
   if (shape.problems == 0) return;
 
@@ -35,7 +40,7 @@ void _em_reconstruct_backward(const Tensor& d_y, const Tensor& x, const Tensor& 
                               double weight, const Tensor& d_x, const Tensor& d_responsibilities,
                               const Tensor& d_scale) {
   const Check check("_em_reconstruct_backward", x);
-  const auto [shape, num_bases] = fitted_of(check, x, responsibilities, scale);
+  const auto [shape, num_bases] = fitted_of(check, x, responsibilities, scale, weight);
   check.rows("d_y", d_y, {shape.problems, shape.rows, shape.width});
   check.rows("d_x", d_x, {shape.problems, shape.rows, shape.width});
   check.numbers("d_responsibilities", d_responsibilities, {shape.problems, shape.width, num_bases});

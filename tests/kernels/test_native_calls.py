@@ -94,21 +94,22 @@ def test_a_tensor_of_wrong_size_dtype_or_strides_is_an_error(op: str, name: str)
         "strided": torch.empty_strided(tensor.shape, [2 * stride for stride in tensor.stride()]),
     }
     for value in wrong.values():
-        if op == "_pooled_blocks" and name == "init" and value.is_contiguous() and value.dtype == tensor.dtype:
+        one_dimension = value.dim() == 1 and value.is_contiguous()
+        if op == "_pooled_blocks" and name == "init" and one_dimension and value.dtype == tensor.dtype:
             continue  # any number of bases is right
-        with pytest.raises(ValueError, match=f"emcl: {op}: "):
+        with pytest.raises(RuntimeError, match=f"emcl: {op}: "):
             call(op, right | {name: value})
 
 
 @pytest.mark.parametrize(("op", "name"), [("em_fit", "num_iters"), ("_pooled_blocks", "em_block")])
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_count_below_one_is_an_error(op: str, name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=f"emcl: {op}: {name} is {value}; expected"):
+    with pytest.raises(RuntimeError, match=f"emcl: {op}: {name} is {value}; expected"):
         call(op, arguments(op) | {name: value})
 
 
 def test_a_message_says_what_came_and_what_was_expected() -> None:
-    with pytest.raises(ValueError, match=r"^emcl: em_moments: gram has 64 numbers; expected 128 as \[2, 8, 8\]"):
+    with pytest.raises(RuntimeError, match=r"^emcl: em_moments: gram has shape \[8, 8\]; expected \[2, 8, 8\]"):
         call("em_moments", arguments("em_moments") | {"gram": torch.empty(D, D)})
 
 

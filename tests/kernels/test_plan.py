@@ -160,6 +160,12 @@ def test_by_itself_a_matrix_takes_the_fewest_blocks_that_hold_it(width: int, arc
         ({"way": "cluster16", "architecture": 80}, "EMCL_FIT is cluster16, but clusters need architecture 90, not 80"),
         ({"way": "cluster8", "shared": 101376}, "more than the 101376 bytes of shared memory that a block may have"),
         ({"iters": 0}, "iters is 0, expected at least 1"),
+        ({"width": 2**31}, "width is 2147483648, expected at most 1048576"),
+        ({"width": 2**62}, "width is 4611686018427387904, expected at most"),
+        ({"problems": 2**63 - 1}, "problems is 9223372036854775807, expected at most"),
+        ({"bases": 2**62}, "bases is 4611686018427387904, expected at most"),
+        ({"iters": 2**62}, "iters is 4611686018427387904, expected at most"),
+        ({"shared": -1}, "shared is -1, expected at least 1"),
     ],
 )
 def test_a_layout_that_cannot_be_is_refused(changes: dict[str, object], reason: str) -> None:

@@ -93,6 +93,11 @@ inline char* dynamic_shared() { return emulator::shared; }
 
 inline int afresh(int x) { return x; }
 
+inline float rounded_product(float a, float b) {
+  volatile float product = a * b;
+  return product;
+}
+
 float shuffle_xor(float x, int mask);
 float shuffle(float x, int lane);
 

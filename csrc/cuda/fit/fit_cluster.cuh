@@ -108,7 +108,7 @@ __device__ __forceinline__ void expect(const ClusterProblem& problem, const Clus
     float* own = memory.own + row * shape.own_pitch + l;
     float p[TILES];
 #pragma unroll
-    for (int i = 0; i < TILES; ++i) p[i] = i < tiles ? own[8 * i] * factor[i] : 0.0f;
+    for (int i = 0; i < TILES; ++i) p[i] = i < tiles ? rounded_product(own[8 * i], factor[i]) : 0.0f;
     softmax(p, l, problem.num_bases);
 #pragma unroll
     for (int i = 0; i < TILES; ++i) {
@@ -238,6 +238,7 @@ template <int MT, int TILES>
 __global__ void __launch_bounds__(32 * kFitWarps, 1) fit_cluster_kernel(ClusterProblem problem, ClusterShape shape) {
 #if defined(EMCL_EMULATED) || __CUDA_ARCH__ >= 900
   constexpr int kRows = 16 * MT, NT = TILES < 4 ? TILES : 4, kThreads = 32 * kFitWarps;
+  constexpr float kLargest = 3.4028234e38f;  // of float32
   const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int tiles = TILES > 4 ? shape.tiles : TILES, columns = 8 * tiles;
   const int rank = int(cluster_rank()), first = rank * kRows, width = problem.width, num_bases = problem.num_bases;
@@ -286,7 +287,9 @@ __global__ void __launch_bounds__(32 * kFitWarps, 1) fit_cluster_kernel(ClusterP
       const float inverse = 1.0f / (problem.eps + sum);
       const float scale = 1.0f / (problem.eps + inverse * root(square));
       memory.inverse[k] = inverse;
-      memory.factor[k] = inverse * scale * problem.inverse_temperature;
+      // Of a basis that has no channel, both are as large as eps allows, and what they multiply is zero.
+      const float both = inverse * scale * problem.inverse_temperature;
+      memory.factor[k] = both > kLargest ? kLargest : both;
       if (last && rank == 0 && k < num_bases) problem.scale[index * num_bases + k] = scale;
     }
     __syncthreads();

@@ -27,7 +27,8 @@ __device__ __forceinline__ float most_of_lanes(float x) {
 }
 
 // p = softmax of z over the bases of one channel, in place. 8 lanes share a channel: lane l has bases l, l + 8, ...
-// Lanes beyond the last basis take no part and get zero: their logit of zero may lie above all others.
+// Lanes beyond the last basis take no part and get zero: their logit of zero may lie above all others. Where z is a
+// product it is a rounded one: fused with the difference, it would keep more digits than the largest of them has.
 template <int TILES>
 __device__ __forceinline__ void softmax(float (&z)[TILES], int l, int num_bases) {
   float most = -INFINITY, sum = 0;
@@ -45,8 +46,12 @@ __device__ __forceinline__ void softmax(float (&z)[TILES], int l, int num_bases)
   for (int i = 0; i < TILES; ++i) z[i] *= inverse;
 }
 
-// Rounding may leave a basis of no length slightly below zero. A NaN stays.
-__device__ __forceinline__ float root(float squares) { return sqrtf(squares < 0 ? 0.0f : squares); }
+// Rounding may leave a basis of no length slightly below zero. A NaN stays, and a length that overflows is NaN too: its
+// scale would be zero, and what is zero looks like a fit.
+__device__ __forceinline__ float root(float squares) {
+  const float length = sqrtf(squares < 0 ? 0.0f : squares);
+  return length + (length - length);
+}
 
 // Sum over `count` shares [count, K] of a basis, by 8 lanes.
 __device__ __forceinline__ float sum_of_shares(const float* shares, int count, int num_bases, int k, int l) {

@@ -116,7 +116,7 @@ struct FitPlan {
   bool cluster;  // else one launch for each iteration
   int blocks;    // of a problem
   int rows;      // of the Gram matrix in a block
-  int launches;
+  int64_t launches;
   size_t shared;      // bytes of a block
   ClusterShape held;  // with `cluster`
   StepShape step;     // without
@@ -150,7 +150,7 @@ inline FitPlan plan_steps(int64_t problems, int64_t width, int64_t num_bases, in
   plan.step = step_shape(problems, width, num_bases);
   plan.blocks = plan.step.blocks;
   plan.rows = plan.step.rows;
-  plan.launches = int((problems + plan.step.problems - 1) / plan.step.problems * (num_iters + 1));
+  plan.launches = (problems + plan.step.problems - 1) / plan.step.problems * (num_iters + 1);
   plan.shared = 4 * size_t(step_shared(plan.step.rows, plan.step.tiles, false));
   return plan;
 }

@@ -26,7 +26,7 @@ struct Softmax {
   __device__ __forceinline__ void make(int slot, int channel, float (&p)[NT]) {
     const int l = int(threadIdx.x) % 8;
 #pragma unroll
-    for (int i = 0; i < NT; ++i) p[i] = raw[slot][i] * factor[i];
+    for (int i = 0; i < NT; ++i) p[i] = rounded_product(raw[slot][i], factor[i]);
     softmax(p, l, num_bases);
     const bool is_own = channel >= first && channel < first + Product::kRows;
 #pragma unroll

@@ -55,6 +55,9 @@ __device__ __forceinline__ int afresh(int x) {
   return x;
 }
 
+// a·b, rounded: never fused with a sum or a difference that it goes into.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+
 __device__ __forceinline__ float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 __device__ __forceinline__ float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 

@@ -37,9 +37,9 @@ void with_dtype(const Tensor& x, const F& f) {
     case ScalarType::Half:
       return f(torch::headeronly::Half{});
     default:
-      throw std::invalid_argument(std::string("emcl: there is no kernel for ") +
-                                  torch::headeronly::toString(x.scalar_type()) +
-                                  "; expected float32, float64, bfloat16 or float16");
+      throw std::runtime_error(std::string("emcl: there is no kernel for ") +
+                               torch::headeronly::toString(x.scalar_type()) +
+                               "; expected float32, float64, bfloat16 or float16");
   }
 }
 
