@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 GRADIENTS = ("identity", "linear", "full")
 ACCUMULATION = {
@@ -19,6 +20,15 @@ ACCUMULATION = {
     torch.float64: torch.float64,
 }
 """Dtypes that the ops take, and the dtype in which each is added up."""
+
+LARGEST = torch.finfo(torch.float32).max
+"""Of every setting that is a number: float32 has it, which all but float64 rows are computed in."""
+SMALLEST = torch.finfo(torch.float32).tiny
+"""Of a temperature, which is divided by."""
+LEAST_EPS = 1e-18
+"""Of eps, but for 0: EM makes factors of up to 1 / eps², which float32 must have."""
+MOST_ITERATIONS = 1_000_000
+"""EM has converged long before. The C++ kernels have the same bounds (csrc/problem.h)."""
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -77,14 +87,46 @@ def no_transform_to(function: str, way_out: str, **named: Any) -> None:
             )
 
 
+def has_numbers(*given: Tensor) -> bool:
+    """Whether the numbers of tensors can be looked at: not while they are traced, nor where one is many (vmap)."""
+    if torch.compiler.is_compiling():
+        return False
+    for x in given:
+        while torch._C._functorch.is_functorch_wrapped_tensor(x):
+            if torch._C._functorch.is_batchedtensor(x):
+                return False
+            x = torch._C._functorch.get_unwrapped(x)  # of torch.func.grad
+        if type(x) is not Tensor and type(x) is not Parameter:
+            return False
+    return True
+
+
 def number(value: Any, name: str) -> None:
     if isinstance(value, Tensor) or not isinstance(value, numbers.Real) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}; expected a finite number, which is a constant to autograd")
+    finite(float(value), name)
+
+
+def finite(value: float, name: str) -> None:
+    """A setting that is multiplied with or added: any number that float32 has."""
+    if not -LARGEST <= value <= LARGEST:
+        raise ValueError(f"{name} is {value}; expected a finite number, at most {LARGEST:.2g}")
+
+
+def above_zero(value: float, name: str) -> None:
+    """A setting that is divided by."""
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(f"{name} is {value}; expected a number above 0, from {SMALLEST:.2g} to {LARGEST:.2g}")
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number of at least 1."""
+    whole = isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
+    return whole and bool(value >= 1)
 
 
 def count(value: Any, name: str) -> None:
-    whole = isinstance(value, (numbers.Integral, torch.SymInt)) and not isinstance(value, bool)
-    if not whole or value < 1:
+    if not is_count(value):
         raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
 
 
@@ -111,13 +153,11 @@ def gradient(value: str) -> None:
 
 def iteration(num_iters: int, temperature: float, eps: float) -> None:
     """The settings of every run of EM."""
-    if eps >= 0 and num_iters >= 1 and temperature > 0:
-        return
-    if not eps >= 0:
-        raise ValueError(f"eps is {eps}; expected 0 or a small number above it")
-    if num_iters < 1:
-        raise ValueError(f"num_iters is {num_iters}; EM needs at least one iteration")
-    raise ValueError(f"temperature is {temperature}; expected a number above 0")
+    if not (eps == 0 or LEAST_EPS <= eps <= LARGEST):
+        raise ValueError(f"eps is {eps}; expected 0 or a small number above it, from {LEAST_EPS} on")
+    if not 1 <= num_iters <= MOST_ITERATIONS:
+        raise ValueError(f"num_iters is {num_iters}; EM needs at least one iteration, and at most {MOST_ITERATIONS}")
+    above_zero(temperature, "temperature")
 
 
 def rows(x: Any, name: str) -> None:
@@ -156,15 +196,18 @@ def rows_and_start(x: Any, init: Any) -> None:
         )
 
 
-def fitted(x: Tensor, responsibilities: Tensor, scale: Tensor, num_channels: tuple[Any, ...]) -> None:
+def fitted(x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float, num_channels: tuple[Any, ...]) -> None:
     """A fitted map that can be applied to rows `x`.
 
     Args:
         x: the rows.
         responsibilities: of the map.
         scale: of the map.
+        weight: of the reconstruction.
         num_channels: `[*, D]`, the shape of responsibilities without K.
     """
+    if not -LARGEST <= weight <= LARGEST:
+        finite(weight, "weight")
     if x.device != responsibilities.device or x.device != scale.device:
         same_device(x, "x", responsibilities, "responsibilities")
         same_device(x, "x", scale, "scale")
@@ -188,7 +231,8 @@ def fitted(x: Tensor, responsibilities: Tensor, scale: Tensor, num_channels: tup
 def finite_scale(op: str, scale: Tensor) -> None:
     """Refuse a fit that is not finite, on the CPU; on a GPU the look would stall the device.
 
-    One NaN or infinity in the features reaches every scale, so looking at K numbers is enough.
+    One NaN or infinity in the features reaches every scale, so looking at K numbers is enough. Backends give NaN where
+    the length of a basis overflows.
     """
     # A sum is one step of torch, and finite if all numbers are, unless they are huge; then look at each.
     if scale.device.type != "cpu" or math.isfinite(scale.sum().item()) or bool(torch.isfinite(scale).all()):
@@ -232,8 +276,8 @@ def pooling(text: Any, frames: Any, frame_mask: Any, pooling_temperature: float)
         raise ValueError(
             f"frame_mask has shape {list(frame_mask.shape)}; expected {list(frames.shape[:2])}, one value per frame"
         )
-    if not pooling_temperature > 0:
-        raise ValueError(f"pooling_temperature is {pooling_temperature}; expected a number above 0")
+    if not SMALLEST <= pooling_temperature <= LARGEST:
+        above_zero(pooling_temperature, "pooling_temperature")
 
 
 def shared_start(text: Tensor, init: Tensor) -> None:

@@ -69,6 +69,7 @@ class EMCL(nn.Module):
         checks.count(num_iters, "num_iters")
         checks.number(temperature, "temperature")
         checks.number(residual_weight, "residual_weight")
+        checks.number(momentum, "momentum")
         checks.number(eps, "eps")
         checks.iteration(num_iters, temperature, eps)
         checks.gradient(gradient)
@@ -149,7 +150,8 @@ class EMCL(nn.Module):
         Args:
             text: text features `[A, D]` in float32, bfloat16, float16 or float64.
             frames: frame features `[B, F, D]` in the same dtype.
-            frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+            frame_mask: `[B, F]`, bool, or numbers that multiply the weights. On the CPU, what is not finite in a frame
+                whose mask is zero counts as zero.
             pooling_temperature: of the softmax over frames.
             add_up: for several processes, each of which has texts of its own and all videos. It is given one vector of
                 D² + D + 1 numbers and returns the sum of it over the processes. EM then runs over the rows of all of
@@ -201,7 +203,8 @@ class EMCL(nn.Module):
         Args:
             text: text features `[A, D]`.
             frames: frame features `[B, F, D]` in the dtype of `text`.
-            frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+            frame_mask: `[B, F]`, bool, or numbers that multiply the weights. On the CPU, what is not finite in a frame
+                whose mask is zero counts as zero.
             em_block: see `emcl_kernels.pooled_similarity_stream`.
             chunk: see `emcl_kernels.pooled_similarity_stream`.
             pooling_temperature: of the softmax over frames.

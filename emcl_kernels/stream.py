@@ -16,6 +16,7 @@ from emcl_kernels.ops.pooled import (
     moments_op,
     pooled_cosine_similarity,
     pooled_similarity_blocks,
+    present,
     similarity_over,
 )
 
@@ -71,7 +72,8 @@ def pooled_similarity_stream(
     Args:
         text: text features `[A, D]` in float32, bfloat16, float16 or float64.
         frames: frame features `[B, F, D]` in the same dtype.
-        frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+        frame_mask: `[B, F]`, bool, or numbers that multiply the weights. On the CPU, what is not finite in a frame
+            whose mask is zero counts as zero.
         init: start of the bases `[K]`.
         em_block: run one EM inside each block of this many texts and videos. None: one EM over all of them.
         chunk: texts in a step. No step holds more frame weights than those of `chunk` texts with all videos. With
@@ -105,11 +107,16 @@ def pooled_similarity_stream(
     checks.pooling(text, frames, frame_mask, pooling_temperature)
     checks.shared_start(text, init)
     checks.iteration(num_iters, temperature, eps)
+    checks.finite(residual_weight, "residual_weight")
+    frames = present(frames, frame_mask)
 
-    # Blocks are independent of each other, so one pass is enough. A step has whole rows of blocks.
+    # Blocks are independent of each other, so one pass is enough. A step has whole rows of blocks. A block that is
+    # larger than all there is holds everything.
     if em_block is not None:
         checks.block(em_block)
-        texts = text.split(_size(chunk, CHUNK_BLOCKS * em_block**2 // frames.shape[0], multiple_of=em_block))
+        em_block = min(em_block, max(text.shape[0], frames.shape[0]))
+        size = _size(chunk, CHUNK_BLOCKS * em_block**2 // frames.shape[0], text.shape[0], multiple_of=em_block)
+        texts = text.split(size)
 
         def blocks() -> Iterator[Tensor]:
             for part in texts:
@@ -129,7 +136,7 @@ def pooled_similarity_stream(
 
         return SimilarityStream(len(texts), blocks)
 
-    size = _size(chunk, CHUNK_WEIGHTS // frames.shape[:2].numel())
+    size = _size(chunk, CHUNK_WEIGHTS // frames.shape[:2].numel(), text.shape[0])
     texts = text.split(size)
     settings = Settings(num_iters, temperature, residual_weight, eps, "identity", relative)
 
@@ -179,7 +186,8 @@ def pooled_cosine_similarity_stream(
     Args:
         text: text features `[A, D]` in float32, bfloat16, float16 or float64.
         frames: frame features `[B, F, D]` in the same dtype.
-        frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+        frame_mask: `[B, F]`, bool, or numbers that multiply the weights. On the CPU, what is not finite in a frame
+            whose mask is zero counts as zero.
         chunk: texts in a step. None: as many as make about 64 MiB of frame weights.
         pooling_temperature: of the softmax over frames.
 
@@ -197,7 +205,8 @@ def pooled_cosine_similarity_stream(
     text, frames = _as_under_autocast(text, frames)
     frame_mask = frame_mask.detach()
     checks.pooling(text, frames, frame_mask, pooling_temperature)
-    texts = text.split(_size(chunk, CHUNK_WEIGHTS // frames.shape[:2].numel()))
+    frames = present(frames, frame_mask)
+    texts = text.split(_size(chunk, CHUNK_WEIGHTS // frames.shape[:2].numel(), text.shape[0]))
 
     def rows() -> Iterator[Tensor]:
         for part in texts:
@@ -243,10 +252,10 @@ def _as_under_autocast(text: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
     return text.to(dtype), frames.to(dtype)
 
 
-def _size(chunk: int | None, by_default: int, multiple_of: int = 1) -> int:
-    """Texts in a step."""
+def _size(chunk: int | None, by_default: int, texts: int, multiple_of: int = 1) -> int:
+    """Texts in a step, of which there are `texts` in all."""
     if chunk is None:
         chunk = max(1, by_default)
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; expected at least 1 text a step, or None for as many as suit the memory")
-    return multiple_of * -(-chunk // multiple_of)
+    return min(texts, multiple_of * -(-chunk // multiple_of))

@@ -6,6 +6,7 @@ made of the same functions with other products (products.py).
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from emcl_kernels import forms, reference
@@ -33,7 +34,7 @@ class Functions:
         return {
             "em_moments": self.em_moments,
             "_em_moments_backward": self.em_moments_backward,
-            "em_fit": reference.em_fit,
+            "em_fit": em_fit,
             "_em_fit_backward": em_fit_backward,
             "em_reconstruct": self.em_reconstruct,
             "_em_reconstruct_backward": self.em_reconstruct_backward,
@@ -98,7 +99,17 @@ class Functions:
                 eps=eps,
                 products=self.products,
             )
-        return y.to(x.dtype), mean_bases, responsibilities, scale
+        return (
+            y.to(x.dtype),
+            mean_bases,
+            responsibilities,
+            scale.where(scale > 0, torch.nan),
+        )  # see forms.overflow_as_nan
+
+
+def em_fit(gram: Tensor, logits: Tensor, num_iters: int, temperature: float, eps: float) -> tuple[Tensor, Tensor]:
+    responsibilities, scale = reference.em_fit(gram, logits, num_iters, temperature, eps)
+    return responsibilities, forms.overflow_as_nan(scale)
 
 
 def em_fit_backward(

@@ -193,7 +193,7 @@ class Composite(_Registered):
 
 
 class Plain(_Registered):
-    """An op of one tensor that torch computes itself, on every device; its gradient is the identity."""
+    """An op of one tensor that gives a copy of it, made by torch on every device; its gradient is the identity."""
 
     def __init__(self, schema: str, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__(schema, to_leading_dimension, ())

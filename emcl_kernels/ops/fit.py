@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emcl_kernels import checks
+from emcl_kernels.checks import LARGEST, LEAST_EPS, MOST_ITERATIONS, SMALLEST
 from emcl_kernels.ops.define import Gradient, Op, Spec
 
 
@@ -43,7 +44,8 @@ def em_fit(
 
 
 def _accept(gram: Tensor, logits: Tensor, num_iters: int, temperature: float, eps: float) -> None:
-    if not (eps >= 0 and num_iters >= 1 and temperature > 0):
+    iterates = 1 <= num_iters <= MOST_ITERATIONS and SMALLEST <= temperature <= LARGEST
+    if not (iterates and (LEAST_EPS <= eps <= LARGEST or eps == 0)):
         checks.iteration(num_iters, temperature, eps)  # says which; small calls are spared this one
     if gram.device != logits.device:
         checks.same_device(gram, "gram", logits, "logits")

@@ -4,6 +4,7 @@ Three steps, each an op of its own: moments of the pooled rows, EM, and the cosi
 Several processes add up their moments between the first step and the second.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from emcl_kernels import checks, em
-from emcl_kernels.checks import ACCUMULATION
+from emcl_kernels.checks import ACCUMULATION, LARGEST
 from emcl_kernels.em import Gradient, Moments, Settings
 from emcl_kernels.ops.define import Composite, Op, Rule, Spec, one_by_one
 from emcl_kernels.ops.define import Gradient as ByBackwardOp
@@ -49,7 +50,8 @@ def pooled_similarity(
     Args:
         text: text features `[A, D]` in float32, bfloat16, float16 or float64.
         frames: frame features `[B, F, D]` in the same dtype.
-        frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+        frame_mask: `[B, F]`, bool, or numbers that multiply the weights. On the CPU, what is not finite in a frame
+            whose mask is zero counts as zero.
         init: start of the bases `[K]`.
         pooling_temperature: of the softmax over frames.
         num_iters: E-steps and M-steps.
@@ -100,7 +102,8 @@ def pooled_cosine_similarity(
     Args:
         text: text features `[A, D]`.
         frames: frame features `[B, F, D]`, in the dtype of `text`.
-        frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+        frame_mask: `[B, F]`, bool, or numbers that multiply the weights. On the CPU, what is not finite in a frame
+            whose mask is zero counts as zero.
         pooling_temperature: of the softmax over frames.
 
     Returns:
@@ -115,6 +118,7 @@ def pooled_cosine_similarity(
         >>> similarity = pooled_cosine_similarity(text, frames, torch.ones(128, 12).bool())
     """
     checks.inputs(text=text, frames=frames, frame_mask=frame_mask)
+    frames = present(frames, frame_mask)
     no_bases = text.new_zeros((text.shape[-1], 0), dtype=checks.accumulation_dtype(text.dtype))
     cosine, _ = cosine_op.call(
         text, frames, frame_mask, no_bases[0], no_bases, no_bases[0], 0.0, pooling_temperature, False
@@ -143,7 +147,8 @@ def pooled_similarity_blocks(
     Args:
         text: text features `[A, D]`.
         frames: frame features `[B, F, D]`, in the dtype of `text`.
-        frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
+        frame_mask: `[B, F]`, bool, or numbers that multiply the weights. On the CPU, what is not finite in a frame
+            whose mask is zero counts as zero.
         init: start of the bases `[K]`.
         em_block: texts and videos in a block.
         pooling_temperature: of the softmax over frames.
@@ -183,6 +188,38 @@ def pooled_similarity_blocks(
     )
 
 
+# ---- frames that are masked ------------------------------------------------------------------------------------------
+
+
+def present(frames: Tensor, frame_mask: Tensor) -> Tensor:
+    """Frames, with zeros for numbers that are not finite in frames whose mask is zero.
+
+    A masked frame takes part in the softmax over frames, as released, and its weight is set to zero afterwards. Zero
+    times NaN is NaN, so what is only padding would reach the whole clip, and through EM all others.
+
+    On a GPU frames are taken as they are: looking would stall the device, and a copy would cost as much as a pass.
+
+    Args:
+        frames: `[B, F, D]`.
+        frame_mask: `[B, F]`.
+
+    Returns:
+        `frames` itself on a GPU, or if there is nothing to be replaced; what is replaced has a gradient of zero.
+    """
+    # What is of a wrong shape or device is refused by the op, which says why.
+    if frames.device.type != "cpu" or frame_mask.device != frames.device or frame_mask.shape != frames.shape[:2]:
+        return frames
+
+    # Without numbers to look at, as under torch.compile, the replacement is a part of what is compiled.
+    masked = frame_mask == 0
+    if checks.has_numbers(frames, frame_mask):
+        if not bool(masked.any()):
+            return frames
+        if math.isfinite(frames.detach()[masked].sum().item()):
+            return frames
+    return torch.where(masked.unsqueeze(-1) & ~frames.isfinite(), 0, frames)
+
+
 # ---- the similarity from its three steps -----------------------------------------------------------------------------
 
 
@@ -215,7 +252,10 @@ def similarity_over(
         checks.inputs(text=text, frames=frames, frame_mask=frame_mask, init=init)
     if settings.gradient not in checks.GRADIENTS:
         checks.gradient(settings.gradient)
+    if not -LARGEST <= settings.residual_weight <= LARGEST:
+        checks.finite(settings.residual_weight, "residual_weight")
     checks.shared_start(text, init)
+    frames = present(frames, frame_mask)
     full = settings.gradient == "full"
     em_text, em_frames, em_init = (text, frames, init) if full else (text.detach(), frames.detach(), init.detach())
 
@@ -295,7 +335,7 @@ def _accept_cosine(
 ) -> tuple[Any, ...]:
     """The mask as numbers."""
     checks.pooling(text, frames, frame_mask, pooling_temperature)
-    checks.fitted(text, responsibilities, scale, (text.shape[1],))
+    checks.fitted(text, responsibilities, scale, weight, (text.shape[1],))
     dtype = ACCUMULATION[text.dtype]
     products = (*frames.shape[:2], text.shape[0])
     if kept.dtype != dtype or (kept.shape != products and kept.numel() != 0):
@@ -402,10 +442,11 @@ def _accept_blocks(
     text: Tensor, frames: Tensor, frame_mask: Tensor, init: Tensor, em_block: int, pooling_temperature: float, *em: Any
 ) -> tuple[Any, ...]:
     """The mask as numbers, and the start in the dtype that is summed in."""
-    num_iters, temperature, _, eps, _ = em
+    num_iters, temperature, residual_weight, eps, _ = em
     checks.pooling(text, frames, frame_mask, pooling_temperature)
     checks.shared_start(text, init)
     checks.iteration(num_iters, temperature, eps)
+    checks.finite(residual_weight, "residual_weight")
     checks.block(em_block)
     dtype = ACCUMULATION[text.dtype]
     return text, frames, frame_mask.to(dtype), init.to(dtype), em_block, pooling_temperature, *em
@@ -458,8 +499,9 @@ blocks_op = Op(
 )
 
 
-def _compose_blocks(text: Tensor, *rest: Any) -> Tensor:
-    return blocks_op.call(text, *rest).to(text.dtype)
+def _compose_blocks(text: Tensor, frames: Tensor, frame_mask: Tensor, *rest: Any) -> Tensor:
+    frames = present(frames, frame_mask)
+    return blocks_op.call(text, frames, frame_mask, *rest).to(text.dtype)
 
 
 blocks_composed = Composite(

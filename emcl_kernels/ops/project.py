@@ -6,10 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emcl_kernels import checks, em, forms, reference
-from emcl_kernels.checks import ACCUMULATION
+from emcl_kernels.checks import ACCUMULATION, LARGEST, LEAST_EPS, MOST_ITERATIONS, SMALLEST
 from emcl_kernels.em import Gradient, Map, Moments, Settings
 from emcl_kernels.ops import reconstruct
 from emcl_kernels.ops.define import Composite, Op, Rule, Spec
+from emcl_kernels.ops.finite import op as finite
 
 
 def em_project(
@@ -83,13 +84,14 @@ def _fit(x: Tensor, start: Tensor, settings: Settings) -> tuple[Map, Tensor]:
 
 def _fit_few(x: Tensor, start: Tensor, settings: Settings) -> tuple[Map, Tensor]:
     """By the loop, through which autograd goes step by step."""
-    num_iters, temperature, _, eps, _, relative = settings
+    num_iters, temperature, residual_weight, eps, _, relative = settings
     checks.iteration(num_iters, temperature, eps)
+    checks.finite(residual_weight, "residual_weight")
     rows = x.to(start.dtype)
     bases, responsibilities, scale = reference.em_loop(
         rows, start, num_iters=num_iters, temperature=temperature, eps=eps
     )
-    fitted = Map(responsibilities, scale)
+    fitted = Map(responsibilities, finite.call(forms.overflow_as_nan(scale)))
     return (fitted.relative(rows.mT @ rows) if relative else fitted), bases.mean(-2)
 
 
@@ -128,8 +130,11 @@ def _accept(
 ) -> tuple[Any, ...]:
     """With a start for each problem, in the dtype that is summed in."""
     checks.rows_and_start(x, init)
-    if not (eps >= 0 and num_iters >= 1 and temperature > 0):
+    iterates = 1 <= num_iters <= MOST_ITERATIONS and SMALLEST <= temperature <= LARGEST
+    if not (iterates and (LEAST_EPS <= eps <= LARGEST or eps == 0)):
         checks.iteration(num_iters, temperature, eps)  # says which; small calls are spared this one
+    if not -LARGEST <= residual_weight <= LARGEST:
+        checks.finite(residual_weight, "residual_weight")  # says why; small calls are spared this one
     start = init.to(ACCUMULATION[x.dtype])
     if start.dim() < x.dim() - 1:
         start = start.expand(*x.shape[:-2], start.shape[-1])

@@ -42,7 +42,7 @@ def em_reconstruct(
 
 def _accept(x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float) -> None:
     checks.rows(x, "x")
-    checks.fitted(x, responsibilities, scale, (*x.shape[:-2], x.shape[-1]))
+    checks.fitted(x, responsibilities, scale, weight, (*x.shape[:-2], x.shape[-1]))
 
 
 def _shapes(x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float) -> tuple[Spec, ...]:

@@ -83,8 +83,8 @@ class EMRefiner:
         eps: float = 1e-6,
     ) -> None:
         for name, count in {"num_bases": num_bases, "num_starts": num_starts}.items():
-            if count < 1:
-                raise ValueError(f"{name} is {count}; expected at least 1")
+            if not checks.is_count(count):
+                raise ValueError(f"{name} is {count}; expected at least 1, a whole number")
         checks.iteration(num_iters, temperature, eps)
         finite = {"weight": weight, "mean_share": mean_share, "fit_mean_share": fit_mean_share, "eps": eps}
         for name, value in finite.items():

@@ -57,10 +57,11 @@ def test_a_call_runs_few_python_functions() -> None:
     environment = {**os.environ, "EMCL_BACKEND": "reference"}
     run = subprocess.run([sys.executable, "-c", CALLS], env=environment, capture_output=True, text=True, check=True)
     project, pooled, training = map(int, run.stdout.split())
-    # One of each op is its way through autograd, which is shorter than torch's own.
+    # One of each op is its way through autograd, which is shorter than torch's own. Three of the similarity look at
+    # frames that are masked, two of the reference at lengths that overflow.
     assert project <= 15
-    assert pooled <= 30
-    assert training <= 31
+    assert pooled <= 35
+    assert training <= 36
 
 
 @pytest.mark.parametrize("name", OPS)

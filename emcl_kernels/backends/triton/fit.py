@@ -157,8 +157,10 @@ def fit_step(
 def length_of(squares, tiles, K, BLOCK_K: tl.constexpr):
     """√diag(rᵀ·gram·r), [BLOCK_K]."""
     total = sum_tiles(squares, tiles, K, BLOCK_K)
-    # Rounding can leave a basis of no length slightly below zero; its root would be NaN. A NaN itself stays.
-    return tl.sqrt_rn(tl.where(total < 0, 0.0, total))
+    # Rounding can leave a basis of no length slightly below zero; its root would be NaN. A NaN itself stays, and a
+    # length that overflows is NaN too: its scale would be zero, and what is zero looks like a fit.
+    length = tl.sqrt_rn(tl.where(total < 0, 0.0, total))
+    return length + (length - length)
 
 
 @triton.jit
@@ -187,6 +189,8 @@ def softmax_rows(previous, factor, d, D, K, stride, BLOCK_K: tl.constexpr):
     """softmax_k(previous·factor), zero outside of [D, K]."""
     k = tl.arange(0, BLOCK_K)
     z = load_rows(previous, d, D, K, stride, BLOCK_K) * factor[None, :]
+    # The selection keeps the product from being fused with the difference below, where it would keep more digits than
+    # the largest of them has: from 1e9 on nothing would be left of the difference but rounding.
     z = tl.where((k < K)[None, :], z, float("-inf"))
     p = tl.exp(z - tl.max(z, axis=1)[:, None])
     return tl.where((d < D)[:, None], p / tl.sum(p, axis=1)[:, None], 0.0)
