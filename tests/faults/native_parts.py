@@ -45,7 +45,10 @@ def memory(size: Size) -> Iterator[Tried]:
     count = (24 if size.short else 400) * MANNERS
     parts = shares("starve", count, size.jobs, str(size.seed), OPS, step=ALLOCATIONS)
     outcome = work(built, built.isas[-1], parts, size.jobs, (helper("failing.cpp"),))
-    yield Tried(outcome.tried, "allocations refused inside an op", [found.fault for found in outcome.found])
+    failures = [found.fault for found in outcome.found]
+    if outcome.tried < count:
+        failures.append(f"of {count} calls only {outcome.tried} allocations were refused; is failing.cpp loaded?")
+    yield Tried(outcome.tried, "allocations refused inside an op", failures)
 
 
 def threads(size: Size) -> Iterator[Tried]:

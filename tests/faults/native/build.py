@@ -10,6 +10,7 @@ import ctypes
 import importlib.util
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -36,8 +37,6 @@ RUNTIMES = {"address": "libasan.so", "address-undefined": "libasan.so", "thread"
 ALL_FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer"]
 # Fibers change their stacks behind the sanitizer's back, so in the emulator it looks at the memory of tensors alone.
 EMULATED_FLAGS = ["--param", "asan-stack=0"]
-# The thread sanitizer of older compilers knows few layouts of an address space.
-WITHOUT_RANDOM_ADDRESSES = ("setarch", platform.machine(), "-R")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Build:
 
     def command(self) -> list[str]:
         """What starts Python."""
-        before = WITHOUT_RANDOM_ADDRESSES if self.sanitizer == "thread" else ()
+        before = without_random_addresses() if self.sanitizer == "thread" else ()
         return [*before, sys.executable]
 
     def environment(self, isa: str, preload: tuple[str, ...] = ()) -> dict[str, str]:
@@ -101,6 +100,14 @@ def sanitizer_options(sanitizer: str) -> dict[str, str]:
         }
         return {"TSAN_OPTIONS": joined(options)}
     return {}
+
+
+@cache
+def without_random_addresses() -> tuple[str, ...]:
+    """What starts a command so, where that is allowed: the thread sanitizer knows few layouts of an address space."""
+    command = ("setarch", platform.machine(), "-R")
+    allowed = shutil.which(command[0]) and subprocess.run([*command, "true"], capture_output=True).returncode == 0
+    return command if allowed else ()
 
 
 def joined(options: dict[str, str]) -> str:

@@ -84,7 +84,7 @@ def work(
 
 def one_share(build: Build, environment: dict[str, str], share: Share) -> Outcome:
     """Do a share in one process, or in more, where one dies."""
-    folder = BUILD / "logs"
+    folder = BUILD / "logs" / str(os.getpid())  # another run beside this one has its own
     folder.mkdir(parents=True, exist_ok=True)
     isa = environment["EMCL_ISA"]
     state = folder / f"{share.what}-{build.sanitizer}-{isa}-{share.namespace}-{share.first}"
