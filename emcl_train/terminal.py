@@ -1,18 +1,25 @@
 """Where commands print: a log that cannot show a letter, is full or has gone away costs no run.
 
+All that is printed passes here. Control characters and marks of direction, which captions, file names and other
+people's JSON may have, are written as escapes: they can neither move the cursor nor turn a line around.
+
 Progress bars are for terminals. A log file gets lines that say something, and no others.
 """
 
+import errno
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import length_hint
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 Step = TypeVar("Step")
 
@@ -22,18 +29,33 @@ PLAIN = {
 }  # fmt: skip
 """What stands for a letter where an output's encoding does not have it; "?" for all others."""
 
+HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters but tab and line feed, other ends of lines, and marks that turn the direction of writing."""
+OF_LIBRARIES = re.compile(r"(\x1b\[(?:[0-9;]*m|[AK])|\r)")
+"""Colours, and how bars of other libraries go back to the beginning of their line, or to the one above."""
+
+
+def visible(text: str) -> str:
+    r"""A text with escapes such as `\x1b` and `\\u202e` in place of control characters and marks of direction."""
+    return HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def in_a_line(text: object) -> str:
+    """The same for a text that is to stay in its line: a name, or an error."""
+    return visible(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def escaped(text: object) -> str:
+    """A name or a sentence from a file or a data set, for rich's markup."""
+    return escape(in_a_line(text))
+
 
 class Output(io.TextIOBase):
-    """A stream that failing to write to ends nothing: what it cannot show is written plainly, or lost.
+    """A stream that failing to write to ends nothing: what it cannot show is written plainly, or lost."""
 
-    With `compact`, a log file gets no empty lines, such as tables have above and below.
-    """
-
-    def __init__(self, stream: Any = None, *, stderr: bool = False, compact: bool = False) -> None:
+    def __init__(self, stream: Any = None, *, stderr: bool = False) -> None:
         self._stream = stream
         self._name = "stderr" if stderr else "stdout"
-        self._compact = compact
-        self._line_begins = True
         self.lost: OSError | None = None
         """Why something could not be written."""
 
@@ -62,21 +84,25 @@ class Output(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        stream = self.stream
-        if stream is not None:
-            shown = self._without_empty_lines(text) if self._compact and not self.isatty() else text
-            with self._losing():
-                try:
-                    stream.write(shown)
-                except UnicodeEncodeError:
-                    stream.write(plainly(shown, self.encoding))
+        if not (self.isatty() or os.environ.get("FORCE_COLOR")):
+            self.pass_on(visible(text))
+        else:
+            # Every other part is what a library does to its own line or colours.
+            parts = OF_LIBRARIES.split(text)
+            self.pass_on("".join(part if n % 2 else visible(part) for n, part in enumerate(parts)))
         return len(text)
 
-    def _without_empty_lines(self, text: str) -> str:
-        lines = text.splitlines(keepends=True)
-        kept = [line for n, line in enumerate(lines) if line.strip() or (n == 0 and not self._line_begins)]
-        self._line_begins = text.endswith("\n") if text else self._line_begins
-        return "".join(kept)
+    def pass_on(self, text: str) -> None:
+        """Write a text as it is."""
+        stream = self.stream
+        if stream is None:
+            self.lost = self.lost or OSError(errno.EBADF, "it is closed")
+            return
+        with self._losing():
+            try:
+                stream.write(text)
+            except UnicodeEncodeError:
+                stream.write(plainly(text, self.encoding))
 
     def flush(self) -> None:
         if self.stream is not None:
@@ -105,6 +131,47 @@ class Output(io.TextIOBase):
         return getattr(self.stream, name)
 
 
+class Rendered(Output):
+    """The same behind a console of rich, which has made what it was given visible, and adds colours of its own.
+
+    A log file gets no empty lines, such as tables have above and below.
+    """
+
+    def __init__(self, stream: Any = None, *, stderr: bool = False) -> None:
+        super().__init__(stream, stderr=stderr)
+        self._line_begins = True
+
+    def write(self, text: str) -> int:
+        shown = text if self.isatty() else self._without_empty_lines(text)
+        if isinstance(self.stream, Output):
+            self.stream.pass_on(shown)
+        else:
+            self.pass_on(shown)
+        return len(text)
+
+    def _without_empty_lines(self, text: str) -> str:
+        lines = text.splitlines(keepends=True)
+        kept = [line for n, line in enumerate(lines) if line.strip() or (n == 0 and not self._line_begins)]
+        self._line_begins = text.endswith("\n") if text else self._line_begins
+        return "".join(kept)
+
+
+class _Visible:
+    """What a console was given to print, with control characters and marks of direction as escapes."""
+
+    def __init__(self, renderable: ConsoleRenderable) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self._renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+class _MakeVisible(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Visible(renderable) for renderable in renderables]
+
+
 def plainly(text: str, encoding: str) -> str:
     """A text in letters that an encoding has."""
 
@@ -126,15 +193,23 @@ def console_of(console: Console | None = None, *, stderr: bool = False) -> Conso
         stderr: whether a new one is for stderr.
     """
     if console is None:
-        return Console(file=Output(stderr=stderr, compact=True))  # type: ignore[arg-type]
-    if not isinstance(console.file, Output):
-        console.file = Output(console.file, compact=True)  # type: ignore[assignment]
+        console = Console(file=Rendered(stderr=stderr))  # type: ignore[arg-type]
+    elif isinstance(console.file, Rendered):
+        return console  # as this function made it
+    else:
+        console.file = Rendered(console.file)  # type: ignore[assignment]
+    console.push_render_hook(_MakeVisible())
     return console
 
 
 def say(text: str) -> None:
     """A line on stderr, in rich's markup."""
     console_of(stderr=True).print(text, soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """A line on stderr, as it stands."""
+    print(in_a_line(text), file=sys.stderr)
 
 
 def is_watched(console: Console) -> bool:
@@ -150,6 +225,7 @@ def progress_bar(*columns: ProgressColumn, console: Console | None = None, disab
 
 def with_progress(steps: Iterable[Step], description: str) -> Iterator[Step]:
     """The same steps, with a bar on stderr while they are taken; if they have a length, it says how many are left."""
+    description = escaped(description)
     columns = TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with progress_bar(*columns) as progress:
         task = progress.add_task(description, total=length_hint(steps) or None)

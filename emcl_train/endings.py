@@ -1,0 +1,134 @@
+"""How a command ends before its time: signals, and memory that is not there. docs/cli.md has the exit codes.
+
+A signal that asks the process to end arrives as a KeyboardInterrupt, whichever it is: what is being written is cleared
+away, and the command says in a sentence of its own what there is and how to go on.
+"""
+
+import errno
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C; what `kill`, batch systems and torchrun send; a terminal that was closed."""
+AFTER_A_SIGNAL = 128
+"""The exit code is this and the number of the signal, as shells have it: 130, 143, 129."""
+ONE_WISH = 1.0
+"""Seconds in which several signals are one wish."""
+READER_GONE = AFTER_A_SIGNAL + signal.SIGPIPE
+"""Exit code of a command whose output nobody read to its end, as in `| head`."""
+WANT_OF_MEMORY = (
+    "cannot allocate memory",
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "unable to allocate",
+    "bad_alloc",
+    "(os error 12)",
+)
+"""How torch, safetensors, the loader of libraries and the system say it, in small letters."""
+WORKER_KILLED = "killed by signal: killed"
+"""How torch says that the system ended a data worker, which it does for want of memory."""
+
+_received: int | None = None
+
+
+class Ended(KeyboardInterrupt):
+    """A signal asks the process to end.
+
+    `sentence` says what there is and how to go on; "" where no command had begun.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.sentence = ""
+
+
+@contextmanager
+def signals_as_exceptions() -> Iterator[None]:
+    """Let signals that end the process raise `Ended` inside the block, in this process's main thread.
+
+    Signals that the caller ignores, as nohup does, stay ignored. Children that are forked inside the block
+    end as usual.
+    """
+    global _received
+    _received = None
+    own = os.getpid()
+    last = -math.inf
+
+    def end(number: int, frame: FrameType | None) -> None:
+        global _received
+        nonlocal last
+
+        # A data worker was forked with this handler. Ctrl-C reaches it too, and the main process then ends it.
+        if os.getpid() != own:
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+
+        # A second one right behind the first is the same wish, as torchrun passes on its own and the terminal's: it
+        # must not end the clearing away. A later one is another wish.
+        now = time.monotonic()
+        if now - last > ONE_WISH:
+            last = now
+            _received = number
+            raise Ended(number)
+
+    before = {}
+    try:
+        for number in SIGNALS:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, end)
+    except ValueError:  # not the main thread, which alone may ask for signals
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def received() -> int | None:
+    """The signal that asked the process to end, if one did: other errors may only be its consequence."""
+    return _received
+
+
+@contextmanager
+def saying(what_there_is: Callable[[], str]) -> Iterator[None]:
+    """Give a signal inside the block the command's own sentence: what there is, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if isinstance(error, Ended) and not error.sentence:
+            error.sentence = what_there_is()
+        raise
+
+
+def is_want_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what caused it, means that the machine had no memory left."""
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause).lower()
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
+            return True
+        if isinstance(cause, Exception) and any(said in text for said in (*WANT_OF_MEMORY, WORKER_KILLED)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def open_missing_streams() -> None:
+    """Put nothing in the place of standard streams that were closed.
+
+    Otherwise the next file that is opened gets their number, and what a library prints ends up in it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

@@ -1,0 +1,109 @@
+"""Changed bytes of binary files are noticed, and a kill between two writes is not taken for one."""
+
+import json
+import zlib
+
+import pytest
+
+from emcl_train.errors import UserError
+from emcl_train.runs import checksums
+from emcl_train.runs.checksums import CHECKSUMS, checksum_of, read_checksums, require_unchanged, whole_noted
+
+
+def write(path, data):
+    with whole_noted(path) as partial:
+        partial.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 7])
+def test_a_checksum_is_of_all_bytes(tmp_path, size):
+    data = bytes(n % 251 for n in range(size))
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert checksum_of(path) == f"crc32:{zlib.crc32(data):08x}"
+
+
+@pytest.mark.parametrize("place", [0, 4999, 9999])
+def test_one_changed_byte_is_refused_with_the_way_out(tmp_path, place):
+    path = write(tmp_path / "weights", bytes(10_000))
+    require_unchanged(path, "copy it again")
+
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"weights is damaged or was replaced: .*; copy it again; .*verify .* --accept"):
+        require_unchanged(path, "copy it again")
+
+
+@pytest.mark.parametrize("noted", [False, True])
+@pytest.mark.parametrize("moment", ["before the checksum", "before the file", "after the file"])
+def test_a_kill_at_any_moment_leaves_a_file_and_its_checksum(tmp_path, monkeypatch, moment, noted):
+    """Twice in a row, over a file of an earlier version too."""
+    path = tmp_path / "weights"
+    if noted:
+        write(path, b"one")
+    else:
+        path.write_bytes(b"one")
+
+    class Killed(BaseException):
+        pass
+
+    real = checksums.note
+
+    def killed(path, sums):
+        if moment == "after the file" and len(sums) > 1:
+            return real(path, sums)
+        if moment == "before the file":
+            real(path, sums)
+        raise Killed
+
+    for data in (b"two", b"three"):
+        monkeypatch.setattr(checksums, "note", killed)
+        with pytest.raises(Killed):
+            write(path, data)
+        monkeypatch.undo()
+        require_unchanged(path, "")
+        assert path.read_bytes() == (data if moment == "after the file" else b"one")
+
+    write(path, b"four")
+    assert read_checksums(tmp_path) == {"weights": [checksum_of(path)]}
+
+
+def test_a_file_without_a_checksum_is_said_once_and_read(tmp_path, capsys):
+    path = tmp_path / "weights"
+    path.write_bytes(b"of an earlier version")
+    require_unchanged(path, "")
+    require_unchanged(path, "")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{path} has no checksum" in said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "5",
+        "null",
+        '{"weights"',
+        '{"weights": 5}',
+        '{"weights": []}',
+        '{"weights": ["md5:0"]}',
+        "\xff",
+        "{" * 9999,
+    ],
+)
+def test_damaged_checksums_are_one_line_that_names_them(tmp_path, content):
+    path = write(tmp_path / "weights", b"one")
+    (tmp_path / CHECKSUMS).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{CHECKSUMS} (cannot be read|must hold).*verify .* --accept"):
+        require_unchanged(path, "")
+
+
+def test_checksums_of_other_files_stay(tmp_path):
+    write(tmp_path / "one", b"1")
+    write(tmp_path / "two", b"2")
+    checksums.forget(tmp_path / "one")
+    assert json.loads((tmp_path / CHECKSUMS).read_text()) == {"two": [checksum_of(tmp_path / "two")]}
