@@ -1,6 +1,7 @@
 """The command line: train, eval, data, refine, report. What a user can put right is one line on stderr, exit code 1."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -23,13 +24,23 @@ from emcl_train.config import (
     check_config,
     inference_emcl,
 )
+from emcl_train.endings import (
+    AFTER_A_SIGNAL,
+    READER_GONE,
+    is_want_of_memory,
+    open_missing_streams,
+    received,
+    say_if_ended,
+    signals_as_exceptions,
+    what_there_is,
+)
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
-from emcl_train.runs.contents import check_run_folder, load_config, require_run
+from emcl_train.runs.contents import STATE, check_run_folder, load_config, require_run, seed_folders
 from emcl_train.runs.files import require_folder, require_free
 from emcl_train.runs.lock import without_locks, writing
-from emcl_train.terminal import console_of, tolerant_output
+from emcl_train.terminal import Output, console_of, escaped, tell, tolerant_output
 from emcl_train.weights.hub import require_places
 
 if TYPE_CHECKING:
@@ -83,21 +94,23 @@ class EmbedRunArguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code."""
+    """Run one command. Returns the exit code, which docs/cli.md explains."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    with tolerant_output() as output:
-        code = run_command(arguments)
-    if output.lost is None or arguments[:1] == ["train"]:  # a run is whole without what it printed
-        return code
-    if not isinstance(output.lost, BrokenPipeError):
-        print(f"error: not all could be printed: {output.lost.strerror}; print to another place", file=sys.stderr)
-    return code or 1
+    open_missing_streams()
+    with tolerant_output() as output, signals_as_exceptions():
+        try:
+            code = run_command(arguments)
+        except SystemExit as end:  # of tyro: after a command's help, or a flag that there is not
+            code = end.code if isinstance(end.code, int) else 0
+            raise SystemExit(code_after_printing(code, arguments, output)) from None
+        return code_after_printing(code, arguments, output)
 
 
 def run_command(arguments: list[str]) -> int:
     """Run one command; what ends it is said in one line."""
     debug = "--debug" in arguments
     unlocked = "--no-lock" in arguments
+    say_if_ended(None)
 
     # Those of transformers and of the hub, who ask when they are imported.
     if not sys.stderr.isatty():
@@ -106,22 +119,61 @@ def run_command(arguments: list[str]) -> int:
     try:
         with without_locks() if unlocked else nullcontext():
             return dispatch([argument for argument in arguments if argument not in EVERYWHERE])
-    except UserError as error:
+    except (KeyboardInterrupt, Exception) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if debug or not error.filename:
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else None
+        code = code_of_signal(received() or number) or code_of_error(error)
+        if code is None:
             raise
-        reason = error.strerror or type(error).__name__
-        print(f"error: {error.filename}: {reason}; choose another place, or see --debug", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("interrupted; a training run goes on with --resume", file=sys.stderr)
-        return 130
+        return code
+
+
+def code_of_signal(number: int | None) -> int | None:
+    """Say what a signal has ended. Returns the exit code; None without a signal."""
+    if number is None:
+        return None
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one says it
+        tell(f"{'interrupted' if number == signal.SIGINT else 'terminated'}; {what_there_is()}")
+    return AFTER_A_SIGNAL + number
+
+
+def code_of_error(error: BaseException) -> int | None:
+    """Say what was wrong with the input or the machine. Returns the exit code; None if it was the program."""
+    if is_want_of_memory(error):
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        tell(
+            f"error: there is not enough memory: {reason}; {what_there_is()}. Smaller batches take less, and so do "
+            f"fewer data.workers; or end other programs"
+        )
+    elif isinstance(error, UserError):
+        tell(f"error: {error}")
+    elif isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        if error.filename:
+            tell(f"error: {error.filename}: {reason}; choose another place, or see --debug")
+        else:
+            tell(f"error: the system says: {reason}; {what_there_is()}; --debug shows where it came from")
+    else:
+        return None
+    return 1
+
+
+def code_after_printing(code: int, arguments: list[str], output: Output) -> int:
+    """The exit code of a command of which not all may have been printed; all that it writes has been written."""
+    output.flush()
+    if output.lost is None:
+        return code
+
+    reason = output.lost.strerror
+    if [argument for argument in arguments if argument not in EVERYWHERE][:1] == ["train"]:
+        if code == 0:
+            tell(f"not all could be printed: {reason}; the run is whole without it")
+        return code
+    if isinstance(output.lost, BrokenPipeError):
+        return code or READER_GONE
+    tell(f"error: not all could be printed: {reason}; print to another place")
+    return code or 1
 
 
 def dispatch(arguments: list[str]) -> int:
@@ -237,12 +289,27 @@ def run_train(recipe: str, arguments: list[str]) -> int:
 
     with of_command(Command(flags_of(RunConfig))):
         check_config(config)
+        say_if_ended(lambda: what_training_leaves(config))
         if config.from_features is None:
             require_places(config.model)
         if config.seeds == 1 and os.environ.get("RANK", "0") == "0":  # of several processes, one makes the folder
             check_run_folder(config)
         run_training(config)
     return 0
+
+
+def what_training_leaves(config: RunConfig) -> str:
+    """What there is of a run, or of runs with different seeds, that did not come to its end, and how to go on."""
+    runs = seed_folders(config.out) if config.seeds > 1 else [config.out]
+    saved = [run for run in runs if (run / STATE).is_file()]
+    if not saved:
+        return f"no state of {config.out} was saved yet; the same command with --resume begins it again"
+    if config.seeds > 1:
+        return (
+            f"of {config.seeds} runs in {config.out} {len(saved)} are saved as of their last states; a training run "
+            "goes on with --resume, and finished ones are kept"
+        )
+    return f"{config.out} is saved as of its last state; a training run goes on with --resume"
 
 
 def run_training(config: RunConfig) -> None:
@@ -275,6 +342,7 @@ def run_eval(folder: str, arguments: list[str]) -> int:
         check_config(replace(config, eval=asked.settings, emcl=asked.emcl))
         if asked.out is not None:
             require_free(asked.out)
+        say_if_ended(lambda: f"the figures in {run} are as they were, or whole and new; run the command again")
 
         from emcl_train.evaluation.run import evaluate_run
         from emcl_train.report import render_table, write_report
@@ -292,9 +360,10 @@ def run_eval(folder: str, arguments: list[str]) -> int:
     console = console_of()
     console.print(render_table(results))
     with of_command(Command(flags_of(report), elsewhere=OF_THE_RUN)):
+        say_if_ended(lambda: f"the figures in {written} are whole; `emcl-train report {written}` writes their report")
         with writing(written):
             page = write_report(written)
-        console.print(f"report: {page}", soft_wrap=True)
+        console.print(f"report: {escaped(page)}", soft_wrap=True)
     return 0
 
 
@@ -322,6 +391,7 @@ def embed_recipe(recipe: str, arguments: list[str]) -> None:
     with of_command(Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})):
         check_config(replace(config, from_features=None))
         require_free(config.out)
+        say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
 
         from emcl_train.tools.embed import embed
@@ -339,6 +409,7 @@ def embed_run(run: Path, arguments: list[str]) -> None:
     with of_command(Command(flags_of(EmbedRunArguments), elsewhere=OF_THE_RUN)):
         check_config(replace(config, from_features=None))
         require_free(asked.out)
+        say_if_ended(lambda: f"{asked.out} appears when it is whole, and is not there; run the command again")
 
         from emcl_train.tools.embed import embed
 
@@ -359,9 +430,14 @@ def export(
     """
     load_config(run)
     require_free(out, "choose another name")
+    say_if_ended(lambda: f"{out} appears when it is whole: {_is_there(out)}")
     from emcl_train.tools.export import export_run
 
     export_run(run, out, layout)
+
+
+def _is_there(out: Path) -> str:
+    return "it is there" if out.exists() else "it is not there; run the command again"
 
 
 def shapes(root: Positional[Path], shapes: Annotated[ShapesConfig, tyro.conf.arg(name="")]) -> None:
@@ -371,6 +447,7 @@ def shapes(root: Positional[Path], shapes: Annotated[ShapesConfig, tyro.conf.arg
         root: Folder to write to.
         shapes: What to render.
     """
+    say_if_ended(lambda: f"the clips in {root} are whole; the same command goes on with those that are missing")
     from emcl_train.data.shapes import render_shapes
 
     render_shapes(root, shapes)
@@ -393,6 +470,7 @@ def doctor(
         json: Write what was found to this file, in place of doctor.json in the user's cache folder.
     """
     require_folder(root, "the annotation files and videos/")
+    say_if_ended(lambda: f"nothing in {root} was changed; run the command again")
     from emcl_train.tools.doctor import run_doctor
 
     return run_doctor(layout, root, videos=videos, deep=deep, json_path=json)
@@ -415,6 +493,7 @@ def compress(
         workers: Videos at a time; 0: one for each core.
     """
     require_folder(folder, "the videos")
+    say_if_ended(lambda: f"the copies in {out} are whole; the same command goes on with those that are missing")
     from emcl_train.tools.compress import compress as compress_videos
 
     return compress_videos(folder, out, fps=fps, short_side=short_side, workers=workers)
@@ -441,6 +520,7 @@ def refine(
         paired: Row i of TEXT belongs to row i of VIDEO: print the table before and after. Fitting never uses it.
         pairs: File with the row of its video for each text, .npy or one number a line: print the table.
     """
+    say_if_ended(lambda: f"the files in {out} are as they were, or all new; run the command again")
     from emcl_train.tools.refine import refine_files
 
     refine_files(text, video, out, settings, paired=paired, pairs=pairs)
@@ -458,6 +538,7 @@ def report(runs: Positional[list[Path]], json: Path | None = None) -> None:
     for run in runs:
         if not run.is_dir():
             require_run(run)
+    say_if_ended(lambda: "each run has its earlier report, or a new one that is whole; run the command again")
     from emcl_train.report import report_runs
 
     report_runs(runs, json_path=json)

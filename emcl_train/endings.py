@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from emcl_train.errors import UserError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C; what `kill`, batch systems and torchrun send; a terminal that was closed."""
 AFTER_A_SIGNAL = 128
@@ -34,18 +36,14 @@ WANT_OF_MEMORY = (
 WORKER_KILLED = "killed by signal: killed"
 """How torch says that the system ended a data worker, which it does for want of memory."""
 
+NOTHING = "nothing was written; run the command again"
+
 _received: int | None = None
+_what_there_is: Callable[[], str] | None = None
 
 
 class Ended(KeyboardInterrupt):
-    """A signal asks the process to end.
-
-    `sentence` says what there is and how to go on; "" where no command had begun.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.sentence = ""
+    """A signal asks the process to end."""
 
 
 @contextmanager
@@ -77,7 +75,7 @@ def signals_as_exceptions() -> Iterator[None]:
         if now - last > ONE_WISH:
             last = now
             _received = number
-            raise Ended(number)
+            raise Ended(signal.Signals(number).name)
 
     before = {}
     try:
@@ -98,25 +96,33 @@ def received() -> int | None:
     return _received
 
 
-@contextmanager
-def saying(what_there_is: Callable[[], str]) -> Iterator[None]:
-    """Give a signal inside the block the command's own sentence: what there is, and how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if isinstance(error, Ended) and not error.sentence:
-            error.sentence = what_there_is()
-        raise
+def say_if_ended(what_there_is: Callable[[], str] | None) -> None:
+    """From now on, this is what is said if the command does not come to its end.
+
+    Args:
+        what_there_is: gives the sentence: what there is, and how to go on. It is asked when the command has ended.
+            None: nothing was written yet.
+    """
+    global _what_there_is
+    _what_there_is = what_there_is
+
+
+def what_there_is() -> str:
+    """What the command at hand leaves, and how to go on."""
+    return NOTHING if _what_there_is is None else _what_there_is()
 
 
 def is_want_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what caused it, means that the machine had no memory left."""
+    """Whether an error, or what caused it, means that the machine had no memory left.
+
+    What a UserError says is ours; only what caused it counts.
+    """
     cause: BaseException | None = error
     while cause is not None:
-        text = str(cause).lower()
+        text = "" if isinstance(cause, UserError) else str(cause).lower()
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
             return True
-        if isinstance(cause, Exception) and any(said in text for said in (*WANT_OF_MEMORY, WORKER_KILLED)):
+        if any(said in text for said in (*WANT_OF_MEMORY, WORKER_KILLED)):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

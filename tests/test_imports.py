@@ -30,7 +30,7 @@ LAYERS = {
     ],
     "emcl_train": [
         {"__init__", "errors", "flags", "terminal", "evaluation.metrics", "evaluation.rerank", "evaluation.bootstrap"},
-        {"config"},
+        {"config", "endings"},
         {"recipes", "processes"},
         {"runs"},
         {"weights"},

@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 from emcl_train.runs.files import give_usual_mode, whole
+from emcl_train.runs.mapped import new_mapped
 
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
 
@@ -47,13 +49,14 @@ class Embeddings:
         """
         target = self.target(folder, stem)
         with whole(target) as partial:
-            self._write(partial, refine)
+            self._write(partial, target, refine)
         return target
 
-    def _write(self, path: Path, refine: Callable[..., Any]) -> None:
+    def _write(self, path: Path, target: Path, refine: Callable[..., Any]) -> None:
         if self.path.suffix == ".npy":
             shape, dtype = self.rows.shape, self.rows.dtype
-            out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            way_out = f"free some space there, or choose another folder with {flag('out')}"
+            out = new_mapped(path, shape, dtype, what=target, way_out=way_out)
             refine(self.rows, out=out)
             out.flush()
         elif self.path.suffix == ".npz":

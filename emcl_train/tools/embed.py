@@ -1,14 +1,10 @@
 """Encode a data set's frames and captions once, into a folder that runs train and evaluate from."""
 
-import math
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from rich.console import Console
 from torch import Tensor
 
@@ -24,6 +20,7 @@ from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import TOKENIZER
 from emcl_train.runs.files import require_free, whole_folder, write_json_atomic
 from emcl_train.runs.lock import making
+from emcl_train.runs.mapped import new_mapped
 from emcl_train.runs.state import read_weights, save_tensors_atomic
 from emcl_train.terminal import console_of, with_progress
 from emcl_train.training.start import seed_everything
@@ -108,17 +105,9 @@ def write_split(
 
     def array(kind: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
         path = folder / f"{name}_{kind}.npy"
-        size, free = math.prod(shape) * np.dtype(dtype).itemsize, shutil.disk_usage(folder).free
-        if size > free:
-            raise UserError(
-                f"{name}_{kind}.npy takes {size / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB left; free "
-                f"some space, or choose another --out{'; features of tokens take most' if kind == 'text' else ''}"
-            )
-        created = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-        if hasattr(os, "posix_fallocate"):  # a write into a hole of a mapped file on a full disk kills the process
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        return created
+        more = "; features of tokens take most" if kind == "text" else ""
+        way_out = f"free some space, or choose another --out{more}"
+        return new_mapped(path, shape, dtype, what=path.name, way_out=way_out, folder=folder.parent)
 
     features, masks = (
         array("frames", (clips, frames, width), np.float32),

@@ -309,7 +309,7 @@ def test_towers_of_features_do_not_learn(folder, root, tmp_path):
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(root, tmp_path, monkeypatch):
     config = configuration(root, tmp_path / "features", "wti")
-    monkeypatch.setattr("emcl_train.tools.embed.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr("emcl_train.runs.mapped.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(UserError, match=r"train_frames.npy takes .* GB left; free some space, or choose another --out"):
         embed(config, config.out, console=QUIET)
     assert list(tmp_path.iterdir()) == []
