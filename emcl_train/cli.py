@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = run_command(arguments)
         except SystemExit as end:  # of tyro: after a command's help, or a flag that there is not
             code = end.code if isinstance(end.code, int) else 0
-            raise SystemExit(code_after_printing(code, arguments, output)) from None
+            raise SystemExit(code_after_printing(code, [], output)) from None
         return code_after_printing(code, arguments, output)
 
 
@@ -526,12 +526,13 @@ def refine(
     refine_files(text, video, out, settings, paired=paired, pairs=pairs)
 
 
-def report(runs: Positional[list[Path]], json: Path | None = None) -> None:
+def report(runs: Positional[list[Path]], json: Path | None = None, share: bool = False) -> None:
     """Write report.html of each run, and compare them in one table and query by query.
 
     Args:
         runs: Folders of training runs; a folder of seeds counts as one. Each is compared with the first.
         json: Write the comparisons to this file as well.
+        share: Leave absolute paths of this machine out of report.html, for pages that others get.
     """
     if not runs:
         raise UserError("report needs the folder of at least one run, such as runs/shapes")
@@ -541,7 +542,7 @@ def report(runs: Positional[list[Path]], json: Path | None = None) -> None:
     say_if_ended(lambda: "each run has its earlier report, or a new one that is whole; run the command again")
     from emcl_train.report import report_runs
 
-    report_runs(runs, json_path=json)
+    report_runs(runs, json_path=json, share=share)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def signals_as_exceptions() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Once more while the program ends, as torchrun sends it, would end it without its exit code.
+            signal.signal(number, signal.SIG_IGN if _received is not None else handler)
 
 
 def received() -> int | None:

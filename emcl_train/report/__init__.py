@@ -1,5 +1,6 @@
 """What a run found: a table in the terminal, and report.html, one file that needs nothing beside it."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,26 +13,40 @@ from emcl_train.report.terminal import render_comparison, render_table
 from emcl_train.runs.files import write_json_atomic, write_text_atomic
 from emcl_train.runs.folder import load_run
 from emcl_train.runs.lock import making, require_quiet, writing
-from emcl_train.terminal import console_of
+from emcl_train.terminal import console_of, escaped
 
 __all__ = ["render_group", "render_table", "report_runs", "write_report"]
 
+SHOWN = 3
+"""Paths that the terminal names; the page names them all."""
 
-def write_report(run_dir: Path) -> Path:
+
+def write_report(run_dir: Path, *, share: bool = False, say: Callable[[str], object] | None = None) -> Path:
     """Write report.html into a run folder and return its path.
 
     Everything comes from the run folder but the frames of the best and worst retrievals, which are decoded from the
     data set that config.json names; where it is not there any more, the report says so in their place.
 
+    Args:
+        run_dir: the folder.
+        share: leave absolute paths out.
+        say: takes a sentence on the absolute paths that the page carries.
+
     Raises:
         UserError: the run folder lacks a file, or one cannot be read.
     """
     path = run_dir / "report.html"
-    write_text_atomic(path, page(load_run(run_dir)))
+    written = page(load_run(run_dir), share=share)
+    write_text_atomic(path, written.html)
+    if written.paths and say is not None:
+        more = f" and {len(written.paths) - SHOWN} more" if len(written.paths) > SHOWN else ""
+        say(f"{path} carries absolute paths, which --share leaves out: {', '.join(written.paths[:SHOWN])}{more}")
     return path
 
 
-def report_runs(run_dirs: list[Path], console: Console | None = None, json_path: Path | None = None) -> list[Path]:
+def report_runs(
+    run_dirs: list[Path], console: Console | None = None, json_path: Path | None = None, *, share: bool = False
+) -> list[Path]:
     """Print the table of one run, or of several beside each other, compare them, and write each one's report.html.
 
     A folder of runs with different seeds counts as one run, of which mean and deviation are printed. Every other run
@@ -41,6 +56,7 @@ def report_runs(run_dirs: list[Path], console: Console | None = None, json_path:
         run_dirs: folders of runs, or of runs with different seeds.
         console: where to print.
         json_path: write the comparisons to this file as well.
+        share: leave absolute paths out of the pages.
 
     Returns:
         The pages, one for each run.
@@ -71,10 +87,13 @@ def report_runs(run_dirs: list[Path], console: Console | None = None, json_path:
         with making(json_path):
             write_json_atomic(json_path, found)
 
+    carried: list[str] = []
     paths = []
     for path in pages:
         with writing(path):
-            paths.append(write_report(path))
+            paths.append(write_report(path, share=share, say=carried.append))
     for path in paths:
-        console.print(f"report: {path}", soft_wrap=True, highlight=False)
+        console.print(f"report: {escaped(path)}", soft_wrap=True, highlight=False)
+    for sentence in carried:
+        console.print(escaped(sentence), soft_wrap=True, highlight=False)
     return paths

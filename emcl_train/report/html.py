@@ -6,16 +6,18 @@ This module gathers what the page says; `templates/report.html` and `templates/s
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from emcl_train.config import flattened
 from emcl_train.evaluation.bootstrap import signed
 from emcl_train.report import plots
 from emcl_train.report.notes import BY_RANK, columns_of, sentences, standard_error
+from emcl_train.report.paths import Paths
 from emcl_train.report.published import Metrics, published_rows
 from emcl_train.report.retrievals import Retrieval, Strip, best_and_worst, strips
 from emcl_train.runs.folder import Run
+from emcl_train.terminal import visible
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class ShownClip:
     name: str
     role: str
     similarity: float
-    jpeg: str | None
+    jpeg: Markup | None
     reason: str
 
 
@@ -77,41 +79,73 @@ class CardGroup:
     cards: list[Card]
 
 
-def page(run: Run) -> str:
-    """The whole page as text.
+@dataclass(frozen=True)
+class Page:
+    """The page, and what a reader elsewhere learns from it of the machine."""
+
+    html: str
+    paths: tuple[str, ...]
+    """Absolute paths in it."""
+
+
+class Quoted(str):
+    """A text from a data set, in which a slash begins no path."""
+
+
+def page(run: Run, *, share: bool = False) -> Page:
+    """The whole page.
 
     Args:
         run: a finished run, as `load_run` reads it.
+        share: leave out what leads to the last part of absolute paths.
 
     Returns:
-        HTML that needs no other file. Text from the run and its data set is escaped.
+        HTML that needs no other file. Text from the run and its data set is escaped, and isolated from the direction of
+        the text around it.
     """
     retrievals, no_frames = _retrievals(run)
-    template = _environment().get_template("report.html")
-    return template.render(
-        name=run.path.resolve().name,
-        config=run.config,
-        results=run.results,
-        facts=_facts(run),
-        tiles=_tiles(run),
-        columns=columns_of(run.results),
-        rows=_rows(run),
-        notes=sentences(run.results),
-        training=_training(run),
-        similarities=_similarities(run),
-        modalities=_modalities(run),
-        retrievals=retrievals,
-        no_frames=no_frames,
-        settings=_settings(run),
-    )
+    values: dict[str, Any] = {
+        "name": run.path.resolve().name,
+        "config": run.config,
+        "results": run.results,
+        "facts": _facts(run),
+        "tiles": _tiles(run),
+        "columns": columns_of(run.results),
+        "rows": _rows(run),
+        "notes": sentences(run.results),
+        "training": _training(run),
+        "similarities": _similarities(run),
+        "modalities": _modalities(run),
+        "retrievals": retrievals,
+        "no_frames": no_frames,
+        "settings": _settings(run),
+        "share": share,
+    }
+
+    # Which paths a page has is known when it is there, and is then said on it.
+    paths = Paths(asdict(run.config), run.environment, run.results, str(run.path.absolute()), leave_out=share)
+    template = _environment(paths).get_template("report.html")
+    template.render(values, carried=[])
+    carried = tuple(paths.found)
+    html = template.render(values, carried=[] if share else carried)
+    return Page(html, () if share else carried)
 
 
-def _environment() -> Environment:
+def _environment(paths: Paths) -> Environment:
     """Jinja with every value escaped; a name that the template uses and nobody gave is an error."""
+
+    def shown(value: Any) -> Any:
+        """A value of the run or its data set: with control characters visible, and paths as `paths` has them."""
+        if isinstance(value, (Markup, Undefined, int, float)):
+            return value
+        text = visible(str(value))
+        return text if isinstance(value, Quoted) else paths.shown(text)
+
     return Environment(
         loader=PackageLoader("emcl_train.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=shown,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -247,13 +281,14 @@ def _retrievals(run: Run) -> tuple[list[CardGroup], str]:
 def _card(run: Run, retrieval: Retrieval, pictures: dict[int, Strip], rival: str) -> Card:
     right = _shown(run, retrieval.right, "right clip", retrieval.right_similarity, pictures)
     other = _shown(run, retrieval.other, rival, retrieval.other_similarity, pictures)
-    return Card(retrieval.caption, retrieval.rank, right, other)
+    return Card(Quoted(retrieval.caption), retrieval.rank, right, other)
 
 
 def _shown(run: Run, clip: int, role: str, similarity: float, pictures: dict[int, Strip]) -> ShownClip:
     # Without any picture the section says why once, so a clip by itself gives no reason.
     strip = pictures.get(clip, Strip(None))
-    return ShownClip(run.video_ids[clip], role, similarity, strip.jpeg, strip.reason)
+    jpeg = None if strip.jpeg is None else Markup(strip.jpeg)  # base64, whose slashes begin no paths
+    return ShownClip(run.video_ids[clip], role, similarity, jpeg, strip.reason)
 
 
 def _settings(run: Run) -> dict[str, dict[str, Any]]:

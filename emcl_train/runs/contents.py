@@ -13,6 +13,7 @@ from emcl_train.config import BEFORE, RECIPES_BEFORE, RunConfig, differing_setti
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES
 from emcl_train.runs.files import PARTIAL, json_if_whole, read_json, write_json_atomic
+from emcl_train.runs.likeness import like_of, unlike
 from emcl_train.runs.lock import RECORD, require_quiet
 from emcl_train.runs.places import EVALUATIONS, SEED_FOLDER
 from emcl_train.runs.together import JOURNAL
@@ -119,6 +120,8 @@ def load_config(run_dir: Path) -> RunConfig:
         config: RunConfig = _from_json(RunConfig, value)
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as {what}: {error}; {way_out}") from error
+    if wrong := unlike(value, like_of(RunConfig)):
+        raise UserError(f"{path} cannot be read as {what}: {wrong}; {way_out}")
 
     return with_settings(config, _settings_before(value))
 

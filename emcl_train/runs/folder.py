@@ -1,5 +1,6 @@
 """The files of a finished run, read and checked in one place."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,46 @@ from emcl_train.runs.contents import (
     run_of,
 )
 from emcl_train.runs.files import read_json
-from emcl_train.runs.records import read_records
+from emcl_train.runs.likeness import ANY, Number, Optional, like_of, may_lack, unlike
+from emcl_train.runs.records import read_records, record_error
 from emcl_train.runs.state import read_tensors
 
-IN_RESULTS = ("rows", "split", "queries", "gallery", "em_block", "selection")
+SHARE = Number(0, 100 + 1e-6)
+RANK = Number(1, 1e12)
+OF_A_DIRECTION = {"R@1": SHARE, "R@5": SHARE, "R@10": SHARE, "R@50": Optional(SHARE), "MdR": RANK, "MnR": RANK}
+ROW = {
+    "name": str,
+    "text_to_video": OF_A_DIRECTION,
+    "video_to_text": OF_A_DIRECTION,
+    "video_to_text_by_rank": Optional(OF_A_DIRECTION),
+    "note": Optional(str),
+}
+IN_RESULTS = {
+    "rows": [ROW],
+    "split": str,
+    "queries": Number(1, 1e12),
+    "gallery": Number(1, 1e12),
+    "em_block": Optional(int),
+    "selection": str,
+    "recipe": Optional(str),
+    "protocol": Optional(dict),
+    "emcl": Optional(dict),
+    "left_out": Optional({ANY: str}),
+    "notes": Optional([str]),
+}
 """What a report needs of results.json."""
+IN_EMCL = like_of(EMCLConfig)
+IN_QUERIES = {"video_ids": [str], "captions": [str]}
+IN_RECORDS = {
+    "train": {"step": Number(0, 1e12), "epoch": Number(0, 1e12), "loss": Number()},
+    "validation": {
+        "epoch": Number(0, 1e12),
+        "split": Optional(str),
+        "text_to_video": OF_A_DIRECTION,
+        "video_to_text": OF_A_DIRECTION,
+    },
+}
+"""What a report needs of a record, by its kind."""
 
 
 @dataclass(frozen=True)
@@ -76,30 +112,76 @@ def load_run(run_dir: Path) -> Run:
             f"`emcl-train train RECIPE --resume`)"
         )
 
-    queries = _read_json(run_dir / QUERIES, ("video_ids", "captions"))
+    config = load_config(run_dir)
+    environment = _read_json(run_dir / ENVIRONMENT, {})
+    queries = _read_json(run_dir / QUERIES, IN_QUERIES)
     results = _read_json(run_dir / RESULTS, IN_RESULTS)
+    records = _checked(read_records(run_dir / METRICS), run_dir / METRICS)
     embeddings = run_dir / EMBEDDINGS
     tensors = read_tensors(embeddings, f"{_writer(embeddings)} writes it again")
 
-    # Three files that one evaluation wrote belong together.
-    expected = [len(queries["captions"]), len(queries["video_ids"])]
-    found = list(tensors["similarity_off"].shape) if "similarity_off" in tensors else "no similarity_off"
-    if found != expected:
-        raise UserError(
-            f"{embeddings} does not belong to queries.json next to it: expected similarity_off of shape {expected}, "
-            f"got {found}; {_writer(embeddings)} writes both again"
-        )
-
-    return Run(
+    run = Run(
         path=run_dir,
-        config=load_config(run_dir),
-        environment=_read_json(run_dir / ENVIRONMENT, ()),
-        records=read_records(run_dir / METRICS),
+        config=config,
+        environment=environment,
+        records=records,
         results=results,
         video_ids=queries["video_ids"],
         captions=queries["captions"],
         tensors=tensors,
     )
+    _require_one_evaluation(run)
+    return run
+
+
+def _require_one_evaluation(run: Run) -> None:
+    """Raise a UserError unless results, queries and embeddings fit each other, as one evaluation writes them."""
+    results = run.path / RESULTS
+    if not run.results["rows"]:
+        raise UserError(f"{results} has no rows; {_writer(results)} writes it again")
+    settings = run.results.get("emcl") or {}
+    wrong = unlike(settings, IN_EMCL) or next(
+        (f"{name} is no setting" for name in settings if name not in IN_EMCL), None
+    )
+    if wrong:
+        raise UserError(f"{results} has no settings of EMCL: {wrong}; {_writer(results)} writes it again")
+
+    embeddings = run.path / EMBEDDINGS
+    again = f"{_writer(embeddings)} writes both again"
+    beside = f"{embeddings} does not belong to queries.json next to it"
+    captions, clips = len(run.captions), len(run.video_ids)
+    found = list(run.tensors["similarity_off"].shape) if "similarity_off" in run.tensors else "no similarity_off"
+    if found != [captions, clips]:
+        raise UserError(f"{beside}: expected similarity_off of shape {[captions, clips]}, got {found}; {again}")
+
+    # The first lengths of all others; None is any.
+    expected = {
+        "text": (captions, None),
+        "frames": (clips, None, None),
+        "frame_mask": (clips, None),
+        "caption_clip": (captions,),
+        "similarity_on": (captions, clips),
+    }
+    for name, lengths in expected.items():
+        if name not in run.tensors and name in ("similarity_on", "frames", "text", "frame_mask"):
+            continue
+        shape = tuple(run.tensors[name].shape) if name in run.tensors else ()
+        fits = len(shape) == len(lengths) and all(b in (None, a) for a, b in zip(shape, lengths, strict=True))
+        if not fits:
+            raise UserError(
+                f"{beside}: {name} has shape {list(shape)}, for {captions} captions and {clips} clips; {again}"
+            )
+    own = run.tensors["caption_clip"]
+    if own.is_floating_point() or (own.numel() and not 0 <= int(own.min()) <= int(own.max()) < clips):
+        raise UserError(f"{beside}: caption_clip has other values than numbers of {clips} clips; {again}")
+
+
+def _checked(records: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """The records, all of which are what their readers expect."""
+    for line, record in enumerate(records, start=1):
+        if wrong := unlike(record, IN_RECORDS.get(record["kind"], {})):
+            raise record_error(path, line, wrong)
+    return records
 
 
 def _writer(path: Path) -> str:
@@ -110,5 +192,9 @@ def _writer(path: Path) -> str:
     return "`emcl-train train`" if path.name in OF_TRAINING else f"`emcl-train eval {folder}`"
 
 
-def _read_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    return dict(read_json(path, f"{_writer(path)} writes it again", keys=keys))
+def _read_json(path: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    way_out = f"{_writer(path)} writes it again"
+    value = dict(read_json(path, way_out, keys=[name for name in like if not may_lack(like[name])]))
+    if wrong := unlike(value, like):
+        raise UserError(f"{path} cannot be used: {wrong}; {way_out}")
+    return value

@@ -18,18 +18,23 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         UserError: a line is no record; it is named.
     """
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         try:
             record = json.loads(line)
-            if not (isinstance(record, dict) and "kind" in record):
+            if not (isinstance(record, dict) and isinstance(record.get("kind"), str)):
                 raise ValueError('expected an object with "kind"')
-        except ValueError as error:  # broken JSON and broken UTF-8 are ValueErrors too
-            raise UserError(
-                f"{path}, line {number}, is not readable as a record ({error}); remove that line, or go on with "
-                "`emcl-train train RECIPE --resume`, which cuts the file back to the last full state"
-            ) from error
+        except (ValueError, RecursionError) as error:  # broken JSON and broken UTF-8 are ValueErrors too
+            raise record_error(path, number, error) from error
         records.append(record)
     return records
+
+
+def record_error(path: Path, number: int, wrong: object) -> UserError:
+    """What to say of a line that is no record."""
+    return UserError(
+        f"{path}, line {number}, is not readable as a record ({wrong}); remove that line, or go on with "
+        "`emcl-train train RECIPE --resume`, which cuts the file back to the last full state"
+    )
 
 
 def selection_of(run_dir: Path) -> str:
@@ -40,5 +45,20 @@ def selection_of(run_dir: Path) -> str:
     if not validations:
         return f"an unknown rule: {METRICS} has no validation"
 
-    best = max(validations, key=lambda record: record["text_to_video"]["R@1"])
-    return f"{SELECTED_BY[best.get('split', 'val')]} text→video R@1: epoch {best['epoch']}"
+    try:
+        best = max(validations, key=lambda record: float(record["text_to_video"]["R@1"]))
+        return f"{SELECTED_BY[best.get('split', 'val')]} text→video R@1: epoch {int(best['epoch'])}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} has a validation that is damaged ({type(error).__name__}: {error}); copy it again, or go on with "
+            "`emcl-train train RECIPE --resume`, which cuts the file back to the last full state"
+        ) from error
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; copy it again, or give it its permissions"
+        ) from error

@@ -3,16 +3,29 @@
 import errno
 import io
 import itertools
+import re
 import sys
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 from tiny_run import tiny_run
 
 from emcl_train import cli
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
-from emcl_train.terminal import Output, console_of, is_watched, plainly, progress_bar, with_progress
+from emcl_train.terminal import (
+    HIDDEN,
+    Rendered,
+    console_of,
+    escaped,
+    is_watched,
+    plainly,
+    progress_bar,
+    tell,
+    tolerant_output,
+    with_progress,
+)
 from emcl_train.training import trainer
 
 
@@ -92,7 +105,7 @@ def test_other_errors_of_an_output_are_ours():
 def test_a_program_without_an_output_prints_nothing(monkeypatch, name):
     monkeypatch.setattr(sys, name, None)
     console_of(stderr=name == "stderr").print("a line")
-    assert cli.main(["--help"]) == 0
+    assert cli.main(["--help"]) == (1 if name == "stdout" else 0)
 
 
 def test_a_run_saves_before_it_prints_and_ends_whole_whatever_its_output(tmp_path, monkeypatch):
@@ -170,7 +183,7 @@ def test_empty_lines_are_for_terminals(stream, lines):
 
 def test_a_line_that_is_written_in_parts_stays_one():
     stream = io.StringIO()
-    output = Output(stream, compact=True)
+    output = Rendered(stream)
     for part in ("a", " ", "b", "\n", "\n", "c\n"):
         output.write(part)
     assert stream.getvalue() == "a b\nc\n"
@@ -190,3 +203,79 @@ def test_the_log_of_a_whole_run_has_lines_that_say_something_alone(tmp_path, mon
     assert all(line.strip() for line in lines)
     assert "\r" not in out.getvalue() + err.getvalue()
     assert "\x1b" not in out.getvalue() + err.getvalue()
+
+
+# Control characters and marks of direction.
+
+HOSTILE = [
+    ("\x1b[2J\x1b[1;1H", r"\x1b[2J\x1b[1;1H"),
+    ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+    ("\x9b31m", r"\x9b31m"),
+    ("gone\rover", r"gone\rover"),
+    ("back\x08\x08", r"back\x08\x08"),
+    ("\x00\x7f", r"\x00\x7f"),
+    ("\u202etxt.exe", r"\u202etxt.exe"),
+    ("\u2066a\u2069\u200f\u061c", r"\u2066a\u2069\u200f\u061c"),
+    ("a\u2028b\x85c", r"a\u2028b\x85c"),
+]
+KEPT = ["tab\tstays", "\u05d0\u05d1", "\u4e00", "\U0001f468\u200d\U0001f469", "e\u0301"]
+
+
+@pytest.mark.parametrize(("text", "shown"), HOSTILE)
+@pytest.mark.parametrize("place", ["text", "markup", "table", "bar", "print", "tell"])
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_control_characters_and_marks_of_direction_are_shown_as_escapes(monkeypatch, text, shown, place, kind):
+    """Wherever a text of somebody else stands, on a terminal and in a log file."""
+    stream = kind()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    console = console_of(Console(file=stream, width=100))
+    if place == "text":
+        console.print(text, markup=False)
+    elif place == "markup":
+        console.print(f"[bold]{escaped(text)}[/bold]")
+    elif place == "table":
+        table = Table("name")
+        table.add_row(escaped(text))
+        console.print(table)
+    elif place == "bar":
+        if kind is not Terminal:
+            return
+        list(with_progress(range(2), text))
+    elif place == "print":
+        with tolerant_output():
+            print(text)
+    else:
+        tell(text)
+
+    # What is left is rich's own: colours, and the cursor of a bar.
+    written = stream.getvalue()
+    if place in ("print", "tell") and kind is io.StringIO:
+        assert written == f"{shown}\n"
+    own = r"\x1b\[[0-9;?]*[A-Za-z]" if place == "bar" else r"\x1b\[[0-9;]*m"
+    left = re.sub(own, "", written.replace("\r", "") if place in ("bar", "print") else written)
+    assert not HIDDEN.search(left)
+    assert text not in left
+
+
+@pytest.mark.parametrize("text", KEPT)
+def test_letters_of_all_languages_stay(text):
+    stream = io.StringIO()
+    console_of(Console(file=stream, width=100)).print(text)
+    assert " ".join(stream.getvalue().split()) == " ".join(text.split())
+
+
+def test_a_name_with_a_line_feed_makes_no_line_of_its_own(capsys):
+    tell("error: a\nerror: b")
+    assert capsys.readouterr().err == "error: a\\nerror: b\n"
+    assert escaped("[red]a\nb") == r"\[red]a\nb"
+
+
+def test_colours_and_bars_of_libraries_reach_a_terminal(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with tolerant_output():
+        print("\x1b[1mhelp\x1b[0m\r\x1b[K", end="")
+    assert stream.getvalue() == "\x1b[1mhelp\x1b[0m\r\x1b[K"

@@ -19,6 +19,7 @@ from emcl_train.report.plots import rank_bins
 from emcl_train.report.retrievals import best_and_worst
 from emcl_train.runs.contents import save_config
 from emcl_train.runs.folder import load_run
+from emcl_train.terminal import HIDDEN
 
 
 def printed(renderable: object, width: int = 120) -> str:
@@ -281,3 +282,51 @@ def test_the_report_names_the_settings_of_the_evaluation_and_the_split_that_chos
 def test_no_hit_is_not_certainty():
     results = {"rows": [{"text_to_video": {"R@1": 0.0}}], "queries": 98}
     assert standard_error(results) == pytest.approx(100 * (0.01 * 0.99 / 98) ** 0.5)
+
+
+def test_texts_of_a_run_are_isolated_and_their_control_characters_visible(tmp_path):
+    hostile = "\u202eexe.\x1b[31m\u2066"
+    shown = r"\u202eexe.\x1b[31m\u2066"
+    config = make_run(tmp_path)
+    config.recipe = config.model.clip = hostile
+    save_config(tmp_path, config)
+    results = results_of(tmp_path)
+    results |= {"split": hostile, "selection": hostile, "notes": [hostile], "left_out": {hostile: hostile}}
+    results["rows"][0]["name"] = hostile
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "environment.json").write_text(json.dumps({hostile: hostile}))
+    queries = json.loads((tmp_path / "queries.json").read_text())
+    queries = {name: [f"{text} {hostile}" for text in texts] for name, texts in queries.items()}
+    (tmp_path / "queries.json").write_text(json.dumps(queries))
+
+    text = write_report(tmp_path).read_text()
+    assert not HIDDEN.search(text)
+    inside = [part.split("</bdi>")[0] for part in text.split("<bdi>")[1:]]
+    outside = re.sub(r"<bdi>.*?</bdi>", "", text, flags=re.DOTALL)
+    assert sum(shown in part for part in inside) > 20
+    assert shown not in re.sub(r"<title>.*?</title>|alt=\"[^\"]*\"", "", outside)
+
+
+def test_the_page_names_the_absolute_paths_that_it_carries_and_leaves_them_out_if_asked(tmp_path):
+    root = Path("/home/some body/data sets/msrvtt")
+    config = make_run(tmp_path, root=root)
+    config.model.clip = "/models/ViT-B-32.pt"
+    save_config(tmp_path, config)
+    results = results_of(tmp_path) | {"left_out": {"video7": "it ends early [/mnt/videos/video7.mp4]"}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    carried = [str(root), "/models/ViT-B-32.pt", "/mnt/videos/video7.mp4", str(tmp_path)]
+
+    said = []
+    text = write_report(tmp_path, say=said.append).read_text()
+    listed = text[text.index("This page carries absolute paths") :]
+    assert all(f"<code><bdi>{path}</bdi></code>" in listed for path in carried)
+    assert "which --share leaves out" in said[0]
+
+    said = []
+    text = write_report(tmp_path, share=True, say=said.append).read_text()
+    assert said == []
+    assert not any(path in text for path in carried)
+    assert not any(part in text for part in ("some body", "data sets", "/mnt", "/models", str(tmp_path.parent)))
+    assert all(f"…{Path(path).name}" in text for path in carried)
+    assert "<b>caption</b>" not in text
+    assert "&lt;b&gt;caption&lt;/b&gt;" in text  # captions stay whole
