@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emcl_kernels import checks
 from emcl_kernels.backends import Implementation, library
 from emcl_kernels.dispatch import asked, choices, choose
 from emcl_kernels.ops import autograd
@@ -142,6 +143,10 @@ class _Registered:
         for device in ("CPU", "CUDA"):
             _library.impl(self.name, self._autocast_rule(device, widest), f"Autocast{device}")
 
+    def _refuse_none(self, args: tuple[Any, ...]) -> None:
+        """Name an argument that is None, which torch passes on in the place of a tensor."""
+        checks.tensors(**dict(zip(self.tensors, args, strict=False)))
+
     def _vmap_rule(self, batch: Batch) -> Callable[..., Any]:
         def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
             return batch(self.call, info, in_dims, *args)
@@ -189,7 +194,15 @@ class Composite(_Registered):
         widest: tuple[str, ...] = (),
     ) -> None:
         super().__init__(schema, batch, widest)
-        _library.impl(self.name, function, "CompositeImplicitAutograd")
+
+        def composed(*args: Any) -> Any:
+            try:
+                return function(*args)
+            except AttributeError:
+                self._refuse_none(args)
+                raise
+
+        _library.impl(self.name, composed, "CompositeImplicitAutograd")
 
 
 class Plain(_Registered):
@@ -268,7 +281,11 @@ class Op(_Registered):
         """Check, choose, call."""
         if len(args) < len(self._defaults):  # torch's dispatcher drops trailing arguments that equal their default
             args += self._defaults[len(args) :]
-        args = self._accept(*args) or args
+        try:
+            args = self._accept(*args) or args
+        except AttributeError:
+            self._refuse_none(args)
+            raise
 
         known = choices.get((self.name, args[self.main].device.type, asked.backend))
         implementation = known or choose(self, args)
@@ -280,6 +297,7 @@ class Op(_Registered):
 
     def _fake(self, *args: Any) -> Any:
         args += self._defaults[len(args) :]
+        self._refuse_none(args)
         args = self._accept(*args) or args
         outputs = self.allocate(args)
         return outputs if len(outputs) > 1 else outputs[0]

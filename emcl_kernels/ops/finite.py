@@ -3,6 +3,7 @@
 An op of its own, since torch.compile and torch.func trace those steps without numbers; they leave an op alone.
 """
 
+import torch
 from torch import Tensor
 
 from emcl_kernels import checks
@@ -10,8 +11,9 @@ from emcl_kernels.ops.define import Plain
 
 
 def _look(scale: Tensor) -> Tensor:
-    checks.finite_scale("em_project", scale)
-    return scale.clone()
+    copy = torch.clone(scale)
+    checks.finite_scale("em_project", copy)
+    return copy
 
 
 op = Plain("_finite_fit(Tensor scale) -> Tensor", _look)
