@@ -95,7 +95,7 @@ def _json(data: bytes, draw: random.Random) -> bytes:
         value = json.loads(lines[number])
         lines[number] = json.dumps(_changed(value, draw)).encode()
         return b"\n".join(lines)
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, RecursionError):
         return _bytes(data, draw)
 
 
@@ -156,7 +156,7 @@ def _safetensors(data: bytes, draw: random.Random) -> bytes:
         text = json.dumps(header).encode()
         shown = draw.choice((len(text), len(text), len(text), *NUMBERS)) % 2**64
         return struct.pack("<Q", shown) + text + rest
-    except (ValueError, struct.error, IndexError, KeyError, TypeError):
+    except (ValueError, struct.error, IndexError, KeyError, TypeError, RecursionError):
         return _bytes(data, draw)
 
 
