@@ -142,8 +142,10 @@ static int reached(const char* what, const char* path, const char* other, int ne
   long number = __atomic_add_fetch(&state->count, 1, __ATOMIC_SEQ_CST);
   note(number, what, path, other);
 
-  if (state->action == FAIL_ON && number >= state->at && (needs_space || state->value != ENOSPC)) {
-    if (number == state->at && state->value == ENOSPC) return KILL_TORN;  // the last bytes that fit
+  // On a full disk all goes that needs no more space.
+  int full = state->value == ENOSPC || state->value == EDQUOT;
+  if (state->action == FAIL_ON && number >= state->at && (needs_space || !full)) {
+    if (number == state->at && full) return KILL_TORN;  // the last bytes that fit
     errno = state->value;
     return -1;
   }
