@@ -98,9 +98,7 @@ def told(outcome: Outcome, sanitized: Build, isa: str, **variables: str) -> list
 def kind_of(found: Found) -> str:
     """The op, and what went wrong without its numbers."""
     op = re.match(r'{"op": "([^"]*)"', found.call)
-    lines = [line for line in found.fault.splitlines() if "ERROR" in line or "runtime error" in line]
-    fault = (lines or found.fault.splitlines() or [""])[0]
-    return f"{op and op[1]} {re.sub('0x[0-9a-f]+|[-+]?[0-9][0-9.e+-]*', '', fault)}"
+    return f"{op and op[1]} {corpus.in_short(found.fault)}"
 
 
 PARTS = (

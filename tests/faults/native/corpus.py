@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from parts import CORPUS
 
 from native.drive import Found, Teller
 
-MOST_TRIES = 200
+MOST_SECONDS = 60
+"""For one call; a busy machine makes fewer tries in them, and then a larger file."""
 
 
 def read() -> dict[str, dict[str, Any]]:
@@ -42,20 +44,28 @@ def keep(found: Found, teller: Teller) -> Path:
 
 
 def reduce(call: dict[str, Any], teller: Teller) -> dict[str, Any]:
-    """The smallest call near this one that still fails; the same one, if it does not fail any more."""
-    if not teller.fault(json.dumps(call)):
+    """The smallest call near this one that fails in the same way; the same one, if it does not fail any more."""
+    fault = in_short(teller.fault(json.dumps(call)))
+    if not fault:
         return call
-    tries = 0
+    end = time.monotonic() + MOST_SECONDS
     smaller = True
-    while smaller and tries < MOST_TRIES:
+    while smaller and time.monotonic() < end:
         smaller = False
         for other in simpler(call):
-            tries += 1
-            if teller.fault(json.dumps(other)):
+            if time.monotonic() > end:
+                break
+            if in_short(teller.fault(json.dumps(other))) == fault:
                 call = other
                 smaller = True
                 break
     return call
+
+
+def in_short(fault: str) -> str:
+    """What went wrong, without its numbers."""
+    lines = [line for line in fault.splitlines() if "ERROR" in line or "runtime error" in line] or fault.splitlines()
+    return re.sub(r"0x[0-9a-f]+|[-+]?[0-9][0-9.e+-]*", "", lines[0]) if lines else ""
 
 
 def simpler(call: dict[str, Any]) -> Iterator[dict[str, Any]]:
