@@ -142,7 +142,7 @@ def compare(first: Group, second: Group, *, seed: int = 0) -> Comparison:
 def render_comparison_of(first: Group, second: Group, comparison: Comparison) -> Lines:
     """A table with an interval for each metric, and the verdict; for `console.print`."""
     table = Table(
-        title=f"{second.path} against {first.path}, query by query",
+        title=Text(f"{second.path} against {first.path}, query by query"),
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         pad_edge=False,

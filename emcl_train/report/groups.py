@@ -68,7 +68,7 @@ def render_group(path: Path, results: Sequence[Results]) -> Lines:
 
     columns = columns_of(results[0])
     table = Table(
-        title=f"{path}: {len(results)} seeds, mean ± deviation, {results[0]['split']} split",
+        title=Text(f"{path}: {len(results)} seeds, mean ± deviation, {results[0]['split']} split"),
         box=box.SIMPLE_HEAD,
         padding=(0, 0),
         pad_edge=False,

@@ -40,7 +40,7 @@ def render_comparison(runs: Sequence[tuple[Path, Results]]) -> Group:
 
 
 def _empty_table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, title_justify="left")
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False, title_justify="left")
     table.add_column("", overflow="fold", min_width=14)
     for direction, colour in (("T→V", "cyan"), ("V→T", "magenta")):
         for metric in columns:
