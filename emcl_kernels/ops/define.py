@@ -164,6 +164,8 @@ class _Registered:
         def rule(*args: Any) -> Any:
             if positions:
                 first, second = positions
+                if args[first] is None or args[second] is None:
+                    self._refuse_none(args)
                 dtype = torch.promote_types(args[first].dtype, args[second].dtype)
                 cast = list(args)
                 cast[first] = args[first].to(dtype)
