@@ -25,6 +25,7 @@ from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import RESULTS, load_config
 from emcl_train.runs.evaluations import Evaluation, place_for, set_aside, what_differs
 from emcl_train.runs.files import require_free, require_no_link
+from emcl_train.runs.finished import is_finished, weights_so_far
 from emcl_train.runs.lock import making, writing
 from emcl_train.runs.places import EVALUATIONS
 from emcl_train.runs.records import selection_of
@@ -112,6 +113,8 @@ class _Asked:
     run_dir: Path
     own: RunConfig
     config: RunConfig
+    unfinished: str
+    """Which weights the run has if its training has not ended, else ""."""
     split: Literal["val", "test"]
     from_features: Path | None
 
@@ -129,8 +132,8 @@ def evaluate_run(
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate the selected weights of a run folder again.
 
-    Results of the run's own settings go into its folder, others into one of their own inside it. Where other figures
-    lie there already, they stay, and these go beside them.
+    Results of the run's own settings go into its folder, others into one of their own inside it, and so do all of a run
+    that is not finished. Where other figures lie there already, they stay, and these go beside them.
 
     Args:
         run_dir: the folder.
@@ -150,7 +153,9 @@ def evaluate_run(
     """
     if out is not None:
         require_free(out)
-    asked = _asked(run_dir, eval_config, place, emcl, from_features, split)
+    own = load_config(run_dir)
+    unfinished = "" if ends_training or is_finished(run_dir) else weights_so_far(run_dir)
+    asked = _asked(run_dir, own, unfinished, eval_config, place, emcl, from_features, split)
     require_no_link(run_dir, EVALUATIONS)
 
     # Training has the run's folder already.
@@ -164,6 +169,12 @@ def evaluate_run(
         else:
             folder = _place(asked, evaluation)
         evaluation.write(run_dir, folder, asked.config)
+
+    if unfinished:
+        say(
+            f"{escape(str(run_dir))} is not finished: these are figures of {unfinished}, and lie in "
+            f"{escape(str(folder))}; its own will be in its folder when its training has ended"
+        )
     return evaluation.results, folder
 
 
@@ -178,6 +189,8 @@ def _evaluated(asked: _Asked) -> Evaluation:
 
     model = build_model(config, tokenizer, clip_config=read_clip_config(run_dir))
     notes = [*annotations.notes, *_start_bases(model, state, asked)]
+    if asked.unfinished:
+        notes.append(f"The run was not finished: its weights were those of {asked.unfinished}.")
     if config.from_features is not None:
         model.store_towers()
         state = without_towers(state, config, run_dir)
@@ -203,13 +216,14 @@ def _evaluated(asked: _Asked) -> Evaluation:
 
 def _asked(
     run_dir: Path,
+    own: RunConfig,
+    unfinished: str,
     eval_config: EvalConfig | None,
     place: PlaceConfig | None,
     emcl: EMCLConfig | None,
     from_features: Path | None,
     split: Literal["val", "test"],
 ) -> _Asked:
-    own = load_config(run_dir)
     config = replace(
         own,
         eval=eval_config or own.eval,
@@ -218,7 +232,7 @@ def _asked(
     )
     check_config(config)
     config.from_features = from_features or own.from_features
-    return _Asked(run_dir, own, config, split, from_features)
+    return _Asked(run_dir, own, config, unfinished, split, from_features)
 
 
 def _start_bases(model: RetrievalModel, state: dict[str, Tensor], asked: _Asked) -> list[str]:
@@ -246,6 +260,9 @@ def _place(asked: _Asked, evaluation: Evaluation) -> Path:
     """The folder for figures that replace no others."""
     again = "again" if asked.from_features is None else f"from-features-{asked.from_features.resolve().name}"
     different = what_differs(asked.own, asked.config, asked.split)
+    if asked.unfinished:
+        weights = f"unfinished-{asked.unfinished.partition(' of ')[0].replace(' ', '-')}"
+        different = "_".join(filter(None, [weights, different]))
     folder, other = place_for(evaluation.results, asked.run_dir, different, again)
     if other is not None:
         say(

@@ -14,6 +14,7 @@ from emcl_train.config import differing_settings
 from emcl_train.errors import UserError
 from emcl_train.report.notes import BY_RANK, Results, columns_of, differences, error_of_share, sentences
 from emcl_train.runs.contents import CONFIG, seed_folders
+from emcl_train.runs.finished import require_finished
 from emcl_train.runs.folder import Run, load_run
 
 
@@ -33,6 +34,8 @@ def load_group(path: Path) -> Group:
     """
     folders = [path] if (path / CONFIG).is_file() else seed_folders(path) or [path]
     runs = [load_run(folder) for folder in folders]
+    for folder in folders:
+        require_finished(folder)
     first = runs[0]
 
     # All that may differ is the seed: neither other settings nor what was measured, nor how.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from emcl_train.errors import UserError
-from emcl_train.runs.files import read_json, whole, write_json_atomic
+from emcl_train.runs.files import current, read_json, whole, write_json_atomic
 from emcl_train.terminal import escaped, say
 
 CHECKSUMS = "checksums.json"
@@ -44,7 +44,7 @@ def read_checksums(folder: Path) -> dict[str, list[str]]:
     Raises:
         UserError: it is damaged, or has checksums of another algorithm.
     """
-    path = folder / CHECKSUMS
+    path = current(folder / CHECKSUMS)
     if not path.exists():
         return {}
 

@@ -63,19 +63,19 @@ class Evaluation:
         write_json_atomic(folder / RESULTS, self.results)  # last: where it stands, the others do too
 
 
-def set_aside(run_dir: Path, results: dict[str, Any]) -> Path | None:
+def set_aside(run_dir: Path, results: dict[str, Any] | None = None) -> Path | None:
     """Make room in a run's folder for the figures that its training ends with.
 
     Others may lie there: of an evaluation before the last epoch. They move to a folder of their own.
 
     Args:
         run_dir: the run's own folder.
-        results: the figures that need room.
+        results: the figures that need room; None: any, which are yet to come.
 
     Returns:
         The folder of the others; None if there was nothing to move.
     """
-    if not (run_dir / RESULTS).is_file() or same_figures(run_dir, results):
+    if not (run_dir / RESULTS).is_file() or (results is not None and same_figures(run_dir, results)):
         return None
 
     require_no_link(run_dir, EVALUATIONS)

@@ -10,8 +10,10 @@ from torch import Tensor
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.runs.contents import (
+    CONFIG,
     EMBEDDINGS,
     ENVIRONMENT,
+    FINISHED,
     METRICS,
     OF_EVALUATION,
     OF_TRAINING,
@@ -106,9 +108,11 @@ def load_run(run_dir: Path) -> Run:
 
     missing = [name for name in (*OF_TRAINING, *OF_EVALUATION) if not (run_dir / name).is_file()]
     if missing:
+        what = f"{run_dir} is not the folder of a finished run: {', '.join(missing)} missing"
+        if RESULTS in missing and (run_dir / CONFIG).is_file() and not (run_dir / FINISHED).exists():
+            raise UserError(f"{what}; `emcl-train train RECIPE --resume` goes on with it, and writes them at its end")
         raise UserError(
-            f"{run_dir} is not the folder of a finished run: {', '.join(missing)} missing; "
-            f"{_writer(run_dir / missing[0])} writes {missing[0]} (a run that was stopped goes on with "
+            f"{what}; {_writer(run_dir / missing[0])} writes {missing[0]} (a run that was stopped goes on with "
             f"`emcl-train train RECIPE --resume`)"
         )
 

@@ -1,6 +1,7 @@
 """The lines of metrics.jsonl, and how they say that the weights of a run were chosen."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def record_error(path: Path, number: int, wrong: object) -> UserError:
         f"{path}, line {number}, is not readable as a record ({wrong}); remove that line, or go on with "
         "`emcl-train train RECIPE --resume`, which cuts the file back to the last full state"
     )
+
+
+def epoch_in(selection: str) -> int | None:
+    """The epoch that `selection_of` names, or None."""
+    found = re.search(r"epoch (\d+)$", selection)
+    return int(found[1]) if found else None
 
 
 def selection_of(run_dir: Path) -> str:

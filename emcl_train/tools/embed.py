@@ -19,6 +19,7 @@ from emcl_train.models import RetrievalModel, build_model, look_at_clip
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import TOKENIZER
 from emcl_train.runs.files import require_free, whole_folder, write_json_atomic
+from emcl_train.runs.finished import say_if_unfinished
 from emcl_train.runs.lock import making
 from emcl_train.runs.mapped import new_mapped
 from emcl_train.runs.state import read_weights, save_tensors_atomic
@@ -61,6 +62,7 @@ def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, 
     model = build_model(config, tokenizer, clip_config=None if run_dir is None else read_clip_config(run_dir))
     if run_dir is not None:
         put_weights(model, read_weights(run_dir), run_dir)
+        say_if_unfinished(run_dir)
 
     with whole_folder(out) as partial:
         model = model.eval().to(device)

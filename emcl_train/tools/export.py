@@ -18,6 +18,7 @@ from emcl_train.evaluation.provenance import hash_of_towers, require_features_of
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import TOKENIZER, load_config
 from emcl_train.runs.files import give_usual_mode, require_free, whole_folder, write_atomic
+from emcl_train.runs.finished import say_if_unfinished
 from emcl_train.runs.lock import making
 from emcl_train.runs.state import read_weights
 from emcl_train.weights.openai import follows_openai, openai_rule, unseen_in
@@ -44,6 +45,7 @@ def export_run(run_dir: Path, out: Path, program: str, say: Callable[[str], obje
 def _export(run_dir: Path, out: Path, program: str, say: Callable[[str], object]) -> None:
     config = load_config(run_dir)
     state = read_weights(run_dir)
+    say_if_unfinished(run_dir)
 
     if config.from_features is not None:  # the run has all but the towers, which are beside the features
         towers = {CLIP + name: value for name, value in load_towers(config.from_features).items()}

@@ -12,7 +12,8 @@ from emcl_train.errors import UserError
 from emcl_train.processes import rank_and_world
 from emcl_train.report import render_group
 from emcl_train.report.groups import load_group
-from emcl_train.runs.contents import CONFIG, FINISHED, as_started, load_config
+from emcl_train.runs.contents import CONFIG, as_started, load_config
+from emcl_train.runs.finished import is_finished, require_weights_of_the_end
 from emcl_train.runs.lock import require_quiet, writing
 from emcl_train.terminal import console_of
 from emcl_train.training.trainer import train
@@ -72,8 +73,9 @@ def _run_of(config: RunConfig, seed: int) -> RunConfig | None:
         resume=config.resume and out.is_dir(),
         train=replace(config.train, seed=seed),
     )
-    if not (config.resume and (out / FINISHED).is_file()):
+    if not (config.resume and (out / CONFIG).is_file() and is_finished(out)):
         return run
+    require_weights_of_the_end(out)
 
     different = differing_settings(load_config(out), as_started(run))
     if different:

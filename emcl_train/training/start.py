@@ -18,6 +18,7 @@ from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import frames_of
 from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
+from emcl_train.runs.finished import ENDS_WITH, require_state
 from emcl_train.runs.places import EVALUATIONS
 
 TRACKER = "tracker"
@@ -65,6 +66,7 @@ def open_run_folder(config: RunConfig) -> None:
     if config.resume:
         for inside in FOLDERS:
             run_files.require_no_link(out, inside)
+        require_state(out)
         contents.remove_partial_files(out)
     elif out.is_dir():
         for name in contents.WRITTEN_BEFORE_TRAINING:
@@ -97,6 +99,7 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "seed": config.train.seed,
+        ENDS_WITH: contents.FINISHED,
         **frames_of(config),
     }
 

@@ -34,6 +34,8 @@ from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
 from emcl_train.runs.clip_config import keep_clip_config
+from emcl_train.runs.evaluations import set_aside
+from emcl_train.runs.finished import BEGUN, is_finished, mark_finished
 from emcl_train.runs.lock import writing
 from emcl_train.runs.records import SELECTED_BY
 from emcl_train.runs.state import TrainingState
@@ -111,7 +113,7 @@ def _train(config: RunConfig, asked: RunConfig, accelerator: Accelerator, consol
         if accelerator.is_main_process:
             results, folder = evaluate_run(config.out, ends_training=True)
             report = write_report(folder)
-            run_files.write_json_atomic(config.out / contents.FINISHED, {"epochs": config.train.epochs})
+            mark_finished(config.out, epochs=run.epochs, steps=run.total_steps)
             console.print(render_table(results))
             console.print(f"report: {report}")
     except OSError as error:
@@ -139,6 +141,7 @@ class Run:
         self.batch_size = self.pairs_per_step()
         self.steps = Steps.of(self.annotations.train, self.batch_size, self.processes)
         saved = checkpoint.load_state(self.out) if config.resume else None
+        self.was_finished = config.resume and is_finished(self.out)
         if saved is not None:
             require_same_steps(
                 self.out, saved.steps, self.steps, batch_size=config.train.batch_size, chunks=config.train.chunks
@@ -274,6 +277,10 @@ class Run:
         if self.processes > 1 and self.config.from_features is None and self.step < self.total_steps:
             captions = encoded_captions(self.tokenizer, self.annotations.train)
             captions.encode_together(self.accelerator.process_index, self.processes, gather_objects)
+
+        # A kill before the first state is known by this from a state that was lost.
+        if self.step == 0 and self.accelerator.is_main_process:
+            run_files.write_json_atomic(self.out / BEGUN, {"steps": self.total_steps})
 
         while self.step < self.total_steps:
             loss = self.fit_epoch()
@@ -451,15 +458,25 @@ class Run:
             steps=asdict(self.steps),
         )
         checkpoint.save_state(self.out, state)
+        (self.out / BEGUN).unlink(missing_ok=True)
 
     def resume(self, state: TrainingState | None) -> None:
         """Take up the last saved state, if there is one."""
         if not self.config.resume:
             return
 
-        # Every process has read the state; the first one cuts off what was logged after it.
+        if state is not None and state.step < self.total_steps and (self.out / contents.FINISHED).exists():
+            raise UserError(
+                f"{self.out} is finished, and its state is of step {state.step} of {self.total_steps}: it is not "
+                f"trained again over its own results. Bring back the last state, or choose another --out"
+            )
+
+        # Every process has read the state; the first one cuts off what was logged after it. Figures of weights that
+        # will change are not the run's own.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            if not self.was_finished and (state is None or state.step < self.total_steps):
+                set_aside(self.out)
             run_files.keep_lines(self.out / contents.METRICS, state.metrics_lines if state else 0)
         if state is None:
             self.print(f"no state had been saved in {self.out} yet: starting from the first step")
