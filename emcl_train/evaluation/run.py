@@ -168,7 +168,7 @@ def evaluate_run(
             folder = _clear(run_dir, evaluation)
         else:
             folder = _place(asked, evaluation)
-        evaluation.write(run_dir, folder, asked.config)
+        evaluation.write(run_dir, folder, asked.config, new=out is not None)
 
     if unfinished:
         say(

@@ -12,11 +12,10 @@ from typing import Any, get_args, get_type_hints
 from emcl_train.config import BEFORE, RECIPES_BEFORE, RunConfig, differing_settings, flattened
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES
-from emcl_train.runs.files import PARTIAL, json_if_whole, read_json, write_json_atomic
+from emcl_train.runs.files import JOURNAL, PARTIAL, json_if_whole, read_json, write_json_atomic
 from emcl_train.runs.likeness import like_of, unlike
-from emcl_train.runs.lock import RECORD, require_quiet
+from emcl_train.runs.lock import RECORD, require_quiet, settle
 from emcl_train.runs.places import EVALUATIONS, SEED_FOLDER
-from emcl_train.runs.together import JOURNAL
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 CLIP_CONFIG = "clip_config.json"
@@ -112,6 +111,7 @@ def load_config(run_dir: Path) -> RunConfig:
         UserError: the folder holds no run, or one that this version cannot read.
     """
     require_run(run_dir)
+    settle(run_dir)
     path = run_dir / CONFIG
     what = "the configuration of a run"
     way_out = "train again"

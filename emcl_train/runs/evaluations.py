@@ -8,6 +8,7 @@ run's own records beside its results, so that `emcl-train report` takes it as it
 import hashlib
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,9 +27,19 @@ from emcl_train.runs.contents import (
     RESULTS,
     save_config,
 )
-from emcl_train.runs.files import as_json, json_if_whole, require_no_link, write_json_atomic, write_text_atomic
+from emcl_train.runs.files import (
+    as_json,
+    json_if_whole,
+    remove,
+    require_no_link,
+    whole_folder,
+    write_json_atomic,
+    write_text_atomic,
+)
+from emcl_train.runs.lock import writing
 from emcl_train.runs.places import EVALUATIONS
 from emcl_train.runs.state import save_tensors_atomic
+from emcl_train.runs.together import together
 
 BEFORE = "before-the-last-epoch"
 """Folder for figures that were in the run's own when its training ended with others."""
@@ -47,47 +58,77 @@ class Evaluation:
     queries: dict[str, list[str]]
     tensors: dict[str, Tensor]
 
-    def write(self, run_dir: Path, folder: Path, config: RunConfig) -> None:
+    def write(self, run_dir: Path, folder: Path, config: RunConfig, *, new: bool = False) -> None:
         """Write the three files into `folder`, and if that is not the run's own, copies of the run's records too.
+
+        They come about together, whatever kills the process.
 
         Args:
             run_dir: the run's own folder.
             folder: where the files go.
             config: the settings that were measured with.
+            new: the folder must not be there.
         """
+        if new or not folder.exists():
+            with whole_folder(folder) as partial:
+                self._write(run_dir, partial, config)
+        elif folder == run_dir:
+            with together(folder):
+                if not same_figures(folder, self.results):
+                    remove(folder / REPORT)
+                self._write(run_dir, folder, config)
+        else:
+            with writing(folder), together(folder):
+                self._write(run_dir, folder, config)
+
+    def _write(self, run_dir: Path, folder: Path, config: RunConfig) -> None:
         if folder != run_dir:
             _copy_records(run_dir, folder)
             save_config(folder, config)
         save_tensors_atomic(folder / EMBEDDINGS, self.tensors)
         write_json_atomic(folder / QUERIES, self.queries)
-        write_json_atomic(folder / RESULTS, self.results)  # last: where it stands, the others do too
+        write_json_atomic(folder / RESULTS, self.results)
 
 
 def set_aside(run_dir: Path, results: dict[str, Any] | None = None) -> Path | None:
     """Make room in a run's folder for the figures that its training ends with.
 
-    Others may lie there: of an evaluation before the last epoch. They move to a folder of their own.
+    Others may lie there: of an evaluation before the last epoch. They move to a folder of their own, or are copied
+    there if those that need the room take their place right afterwards.
 
     Args:
         run_dir: the run's own folder.
         results: the figures that need room; None: any, which are yet to come.
 
     Returns:
-        The folder of the others; None if there was nothing to move.
+        The folder of the others; None if there are none.
     """
     if not (run_dir / RESULTS).is_file() or (results is not None and same_figures(run_dir, results)):
         return None
 
     require_no_link(run_dir, EVALUATIONS)
-    names = itertools.chain([BEFORE], (f"{BEFORE}-{number}" for number in itertools.count(2)))
-    folder = next(place for name in names if not os.path.lexists(place := run_dir / EVALUATIONS / name))
-    folder.mkdir(parents=True)
-    _copy_records(run_dir, folder)
+    places = (
+        run_dir / EVALUATIONS / name
+        for name in itertools.chain([BEFORE], (f"{BEFORE}-{number}" for number in itertools.count(2)))
+    )
+    there = (run_dir / RESULTS).read_bytes()
+    for folder in places:
+        if not os.path.lexists(folder):
+            with whole_folder(folder) as partial:
+                _copy_records(run_dir, partial)
+                for name in (REPORT, *OF_EVALUATION):
+                    if (run_dir / name).is_file():
+                        shutil.copyfile(run_dir / name, partial / name)
+            break
+        # An earlier try was ended between the two steps.
+        if (folder / RESULTS).is_file() and (folder / RESULTS).read_bytes() == there:
+            break
 
-    # The results last: as long as they are here, the figures count as not moved.
-    for name in (REPORT, *reversed(OF_EVALUATION)):
-        if (run_dir / name).is_file():
-            os.replace(run_dir / name, folder / name)
+    if results is not None:
+        return folder
+    with together(run_dir):
+        for name in (REPORT, *OF_EVALUATION):
+            remove(run_dir / name)
     return folder
 
 

@@ -27,8 +27,15 @@ from emcl_train.errors import UserError
 from emcl_train.flags import again, flag, takes
 from emcl_train.runs.machine import runs, this_machine
 
-PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}\.partial", re.DOTALL)
-"""Name of a file that is not whole yet."""
+JOURNAL = ".changing.json"
+"""Says what is left of a change of several files; see `together.py`."""
+PARTIAL = re.compile(
+    r"(?P<inner>\.(?=.*\.partial\.[0-9a-f]{16}\.partial$))?"
+    r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}\.partial"
+    r"(?(inner)\.[0-9a-f]{16}\.partial)",
+    re.DOTALL,
+)
+"""Name of a file that is not whole yet, or of what is to become one: the kernels' files are written whole too."""
 LONGEST_NAME = 255
 """Bytes of a file's name, on most disks."""
 FORGOTTEN_AFTER = 86400.0
@@ -254,6 +261,8 @@ def clear_partial(folder: Path, *, of: str | None = None, ours: bool = False) ->
         ours: nobody else has the folder locked, so that files of processes that cannot be seen from here were left.
     """
     kept = None if of is None else _kept(of)
+    if os.path.lexists(folder / JOURNAL):  # what is there is needed still
+        return
     try:
         entries = list(os.scandir(folder))
     except OSError:

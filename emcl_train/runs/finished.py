@@ -7,8 +7,6 @@ wrote none count as finished if they have results and their last step is the pla
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from emcl_train.errors import UserError
 from emcl_train.runs.checksums import checksum_of
 from emcl_train.runs.contents import (
@@ -23,7 +21,7 @@ from emcl_train.runs.contents import (
 )
 from emcl_train.runs.files import json_if_whole, read_json, write_json_atomic
 from emcl_train.runs.records import epoch_in, read_records, selection_of
-from emcl_train.terminal import say
+from emcl_train.terminal import escaped, say
 
 ENDS_WITH = "ends_with"
 """In environment.json, the name of the file that training writes last; absent in runs of versions without one."""
@@ -65,7 +63,7 @@ def is_finished(run_dir: Path) -> bool:
     finished = mark is not None or _ended_before_there_were_marks(run_dir)
     if finished and "weights" not in (mark or {}):
         say(
-            f"{escape(str(run_dir))} counts as finished, by a version that noted no checksum of the weights which it "
+            f"{escaped(run_dir)} counts as finished, by a version that noted no checksum of the weights which it "
             f"ended with: whether {WEIGHTS} still holds these cannot be seen"
         )
     return finished
@@ -75,7 +73,10 @@ def _ended_before_there_were_marks(run_dir: Path) -> bool:
     if not (run_dir / RESULTS).is_file() or ENDS_WITH in load_environment(run_dir):
         return False
 
-    records = read_records(run_dir / METRICS) if (run_dir / METRICS).is_file() else []
+    try:
+        records = read_records(run_dir / METRICS)
+    except (OSError, UserError):  # going on with the run cuts off what cannot be read
+        return False
     steps = [step for record in records if type(step := record.get("step")) is int]
     ends = [step for record in records if record["kind"] == "validation" and type(step := record.get("step")) is int]
     if not ends:
@@ -118,7 +119,7 @@ def require_weights_of_the_end(run_dir: Path) -> None:
 def say_if_unfinished(run_dir: Path) -> None:
     """Say whose weights are taken where a run is not finished."""
     if not is_finished(run_dir):
-        say(f"{escape(str(run_dir))} is not finished: its weights are those of {weights_so_far(run_dir)}")
+        say(f"{escaped(run_dir)} is not finished: its weights are those of {weights_so_far(run_dir)}")
 
 
 def weights_so_far(run_dir: Path) -> str:

@@ -25,6 +25,7 @@ from emcl_train.runs.contents import (
 )
 from emcl_train.runs.files import read_json
 from emcl_train.runs.likeness import ANY, Number, Optional, like_of, may_lack, unlike
+from emcl_train.runs.lock import settle
 from emcl_train.runs.records import read_records, record_error
 from emcl_train.runs.state import read_tensors
 
@@ -105,6 +106,7 @@ def load_run(run_dir: Path) -> Run:
     """
     if not run_dir.is_dir():
         require_run(run_dir)
+    settle(run_dir)
 
     missing = [name for name in (*OF_TRAINING, *OF_EVALUATION) if not (run_dir / name).is_file()]
     if missing:

@@ -15,17 +15,17 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
 from emcl_train.errors import UserError
 from emcl_train.flags import flag, takes
-from emcl_train.runs.files import NEW, clear_partial, partial_of, raise_if_disk_full
+from emcl_train.runs.files import JOURNAL, NEW, clear_partial, partial_of, raise_if_disk_full
 from emcl_train.runs.machine import runs, started, this_machine
 from emcl_train.runs.places import EVALUATIONS, SEED_FOLDER
-from emcl_train.runs.together import JOURNAL, finish_change
+from emcl_train.runs.together import finish_change
 
 RECORD = ".writing.json"
 """In a folder that is written to. That of a file, or of a folder that appears when it is whole, lies beside it and has
@@ -151,6 +151,7 @@ def writing(folder: Path, *, deep: bool = False) -> Iterator[None]:
         with _recorded(folder / RECORD, folder):
             require_quiet(folder, here=True)
             finish_change(folder)
+            clear_partial(folder.parent, of=folder.name, ours=True)
             for inside in _folders(folder) if deep else [folder]:
                 clear_partial(inside, ours=True)
             yield
@@ -186,11 +187,22 @@ def require_quiet(folder: Path, *, here: bool = False) -> None:
         _Record(held / RECORD, held).require_free(unless=os.getpid() if here else None)
 
 
-@contextmanager
-def settled(folder: Path) -> Iterator[None]:
-    """Read in a folder when no change of several files is half done there, which otherwise is brought to its end."""
-    with writing(folder) if os.path.lexists(folder / JOURNAL) else nullcontext():
-        yield
+def settle(folder: Path) -> None:
+    """Before files of a folder are read: bring to its end a change of several that a killed process left half done.
+
+    Raises:
+        UserError: that cannot be done.
+    """
+    for moment in range(MOMENTS):
+        if not os.path.lexists(folder / JOURNAL):
+            return
+        try:
+            with writing(folder):
+                return
+        except UserError:
+            if moment == MOMENTS - 1:
+                raise
+            time.sleep(A_MOMENT)  # another process is at it
 
 
 def _around(folder: Path) -> list[Path]:

@@ -85,13 +85,24 @@ def read_embeddings(argument: str) -> Embeddings:
         raise UserError(f"there is no file {path}; pass embeddings as one of {', '.join(FORMATS)}")
     if path.suffix not in FORMATS:
         raise UserError(f"{path} is a {path.suffix or 'file without a suffix'}; expected one of {', '.join(FORMATS)}")
-    read = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors, ".parquet": _read_parquet}
     try:
-        rows, name = read[path.suffix](path, name)
+        rows, name = READ[path.suffix](path, name)
     except (ValueError, OSError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read as {path.suffix}: {error}; write it again") from error
     if rows.ndim != 2:
         raise UserError(f"{argument} has shape {list(rows.shape)}; expected [N, D], one row per text or video")
+    return Embeddings(rows, path, name)
+
+
+def read_written(path: Path, at: Path, name: str | None) -> Embeddings:
+    """What `Embeddings.write` wrote, which lies under another name as long as it is not in its place.
+
+    Args:
+        path: its place, whose suffix says the format.
+        at: where it lies.
+        name: of the array; None where the file holds one array without a name.
+    """
+    rows, name = READ[path.suffix](at, name)
     return Embeddings(rows, path, name)
 
 
@@ -195,3 +206,7 @@ def as_float_tensor(rows: Any) -> torch.Tensor:
     if isinstance(rows, torch.Tensor):
         return rows if rows.dtype == torch.float64 else rows.float()
     return torch.from_numpy(np.array(rows, dtype=np.float64 if rows.dtype.itemsize == 8 else np.float32))
+
+
+READ = {".npy": _read_npy, ".npz": _read_npz, ".safetensors": _read_safetensors, ".parquet": _read_parquet}
+"""How a format is read: of a path and a name, the rows and the name that was found."""

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,18 @@ from emcl_train.config import RefineConfig
 from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
 from emcl_train.evaluation.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
-from emcl_train.runs.files import whole, write_json_atomic
+from emcl_train.runs.files import current, remove, whole, write_json_atomic
 from emcl_train.runs.lock import writing
+from emcl_train.runs.together import together
 from emcl_train.terminal import console_of
-from emcl_train.tools.arrays import Embeddings, as_float_tensor, read_embeddings
+from emcl_train.tools.arrays import Embeddings, as_float_tensor, read_embeddings, read_written
 
 MAP = "map.safetensors"
 RESULTS = "results.json"
 WRITTEN = "files"
 """Where a map names the files beside it that refine wrote."""
 ANY = ""
-"""The fingerprint of a file that was not whole yet."""
+"""The fingerprint of a file that was not whole yet, in maps of earlier versions."""
 PIECE = 1 << 20
 LARGEST_SIMILARITY = 1 << 28  # scores of the table: 1 GiB in float32
 COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
@@ -78,36 +81,36 @@ def _refine_files(
     caption_clip = _pairs(sides, paired, pairs)
     _require_free(out, sides, pairs)
 
-    try:
+    # Text, video, map and table are of one fit: all change, or none.
+    with together(out), _of_these_rows():
         refiner = EMRefiner(**asdict(settings)).fit(sides["text"].rows, sides["video"].rows)
-        (out / RESULTS).unlink(missing_ok=True)  # of another map
-
-        files_of_refine = {name: of for name, of in (_written(out / MAP) or {}).items() if (out / name).exists()}
-        names = [of.target(out, side).name for side, of in sides.items()] + [RESULTS] * (caption_clip is not None)
-        # First: should writing the rest fail, a rerun knows by it what is its own.
-        _save_map(refiner, out / MAP, files_of_refine | dict.fromkeys(names, ANY))
         files = {
             "text": sides["text"].write(out, "text", refiner.transform_text),
             "video": sides["video"].write(out, "video", refiner.transform_video),
         }
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
+
+        # What refining did, as the files say that were written.
+        results = None
+        if caption_clip is None:
+            remove(out / RESULTS)
+        else:
+            refined = {side: _read_back(file, sides[side].name) for side, file in files.items()}
+            before, after = (_query_ranks(of, caption_clip) for of in (sides, refined))
+            results = _results(before, after, refiner, sides)
+            write_json_atomic(out / RESULTS, results)
+
+        # The map names the files beside it, those of other formats that an earlier call wrote too.
+        earlier = {name: of for name, of in (_written(out / MAP) or {}).items() if (out / name).exists()}
+        written = [*(file.name for file in files.values()), *([RESULTS] if results is not None else [])]
+        earlier.pop(RESULTS, None)
+        _save_map(refiner, out / MAP, earlier | {name: fingerprint(current(out / name)) for name in written})
 
     for side, file in files.items():
         console.print(f"{side}: {file}, {' × '.join(map(str, sides[side].rows.shape))}")
     console.print(f"map: {out / MAP}")
-
-    if caption_clip is None:
+    if results is None:
         console.print("no table: name the pairs with --paired or --pairs FILE to see what refining does to retrieval")
-        _save_map(refiner, out / MAP, files_of_refine | {name: fingerprint(out / name) for name in names})
         return out
-
-    # What refining did, as the files say that were written.
-    refined = {side: _read_back(file, sides[side].name) for side, file in files.items()}
-    before, after = (_query_ranks(of, caption_clip) for of in (sides, refined))
-    results = _results(before, after, refiner, sides)
-    write_json_atomic(out / RESULTS, results)
-    _save_map(refiner, out / MAP, files_of_refine | {name: fingerprint(out / name) for name in names})
 
     console.print(_table(results))
     for name, key in DIRECTIONS.items():
@@ -118,8 +121,18 @@ def _refine_files(
     return out
 
 
+@contextmanager
+def _of_these_rows() -> Iterator[None]:
+    """Take what the refiner does not take for an error of the user's."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
 def _read_back(file: Path, name: str | None) -> Embeddings:
-    return read_embeddings(str(file) if name is None else f"{file}:{name}")  # other columns stay in a table
+    """What was written and has not its name yet. Other columns stay in a table, so that one is named."""
+    return read_written(file, current(file), name)
 
 
 def _require_free(out: Path, sides: dict[str, Embeddings], pairs: Path | None) -> None:
@@ -154,7 +167,17 @@ def _save_map(refiner: EMRefiner, path: Path, files: dict[str, str]) -> None:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             metadata = {**file.metadata(), WRITTEN: json.dumps(files)}
         data = save(tensors, metadata)  # before the file is cut, since the tensors may be mapped from it
-        partial.write_bytes(data)
+        partial.write_bytes(_in_order(data))
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with its metadata by their names: safetensors writes them in another order each time."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def _written(path: Path) -> dict[str, str] | None:

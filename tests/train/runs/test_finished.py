@@ -191,7 +191,8 @@ def test_figures_of_an_unfinished_run_lie_beside_its_own_place(tiny_data, tmp_pa
     contents.save_config(run, config)
     save_tensors_atomic(run / "model.safetensors", tiny_model(config).state_dict())
     write_json_atomic(run / "environment.json", {ENDS_WITH: "finished.json"})
-    record = {"kind": "validation", "step": 4, "text_to_video": {"R@1": 1.0}, "video_to_text": {"R@1": 0.0}}
+    figures = {"R@1": 1.0, "R@5": 5.0, "R@10": 10.0, "MdR": 2.0, "MnR": 3.0}
+    record = {"kind": "validation", "step": 4, "text_to_video": figures, "video_to_text": figures}
     append_line(run / "metrics.jsonl", record | {"epoch": 1})
 
     results, folder = evaluate_run(run)
