@@ -8,6 +8,8 @@
 // W is the number of texts in a panel, V that of a vector, and F the number of frames of a video.
 #pragma once
 
+#include <limits>
+
 #include "cpu/fit.h"
 #include "cpu/moments.h"
 #include "cpu/reconstruct.h"
@@ -315,19 +317,29 @@ void pooled_moments(const Pooling<E>& pool, Compute<E>* gram, Compute<E>* colsum
   sum.total(pool.run, gram, colsum);
 }
 
+// A length from its square. Of a square that is no number, also because it overflows, there is none.
+template <class T>
+inline T length_of_square(T square) {
+  constexpr T tiny = T(1e-12);
+  if (!(square <= std::numeric_limits<T>::max())) return std::numeric_limits<T>::quiet_NaN();
+  return std::sqrt(most<T>(square, tiny * tiny));
+}
+
 // A fitted map, and what the texts are in its bases. C and `once` are the corrections of rank K to an inner product of
 // two mapped vectors and of a mapped vector with another one.
 template <class E>
 struct PooledMap {
   using T = Compute<E>;
   int64_t num_bases, thin;
+  T weight;
   Scratch<T> r, correction, once;   // [D, thin], [thin, thin], [thin]
   Scratch<T> text_r, text_lanes_r;  // [A, thin], [panels][thin][W]
   Scratch<T> text_length;           // [padded]
 
-  PooledMap(const Pooling<E>& pool, const T* responsibilities, const T* scale, int64_t num_bases_, T weight)
+  PooledMap(const Pooling<E>& pool, const T* responsibilities, const T* scale, int64_t num_bases_, T weight_)
       : num_bases(num_bases_),
         thin(thin_width<T>(num_bases_)),
+        weight(weight_),
         r(pool.size.width * thin),
         correction(thin * thin),
         once(thin),
@@ -361,6 +373,13 @@ struct PooledMap {
 
   static constexpr T kTiny = T(1e-12);  // shortest length that a vector is divided by
 
+  // What the map adds to channel d of a row: its weighted coefficients, times rᵀ.
+  T added(const T* coefficients, int64_t d) const {
+    T sum = 0;
+    for (int64_t k = 0; k < num_bases; ++k) sum += coefficients[k] * once[k] * r[d * thin + k];
+    return sum;
+  }
+
  private:
   // Texts in the bases, and their lengths after the map. wide, mapped: memory for the block.
   void map_texts(const Pooling<E>& pool, int64_t begin, int64_t end, T* wide, T* mapped) {
@@ -372,8 +391,19 @@ struct PooledMap {
     for (int64_t i = 0; i < m; ++i) {
       T square = square_of(t + i * width, width);
       for (int64_t k = 0; k < num_bases; ++k) square += text_r[(begin + i) * thin + k] * mapped[i * thin + k];
-      text_length[begin + i] = std::sqrt(most<T>(square, kTiny * kTiny));
+      if (weight < 0) square = square_of_mapped(t + i * width, &text_r[(begin + i) * thin], width);
+      text_length[begin + i] = length_of_square<T>(square);
     }
+  }
+
+  // With a weight below zero text and reconstruction may cancel, and then the quadratic form is lost in rounding.
+  T square_of_mapped(const T* t, const T* coefficients, int64_t width) const {
+    T square = 0;
+    for (int64_t d = 0; d < width; ++d) {
+      const T x = t[d] + added(coefficients, d);
+      square += x * x;
+    }
+    return square;
   }
 
   static T square_of(const T* t, int64_t width) {
@@ -395,12 +425,14 @@ struct MappedGroup {
   const PooledMap<E>& map;
   Scratch<T> f_r, f_corrected;  // [rows, thin]: f·r, and that times the correction
   Scratch<T> grams;             // [videos, F, F]
+  Scratch<T> squares;           // [rows]: of the frames before the map
 
   MappedGroup(const Pooling<E>& pool, const PooledMap<E>& m)
       : map(m),
         f_r(pool.videos_per_group * pool.size.frames * m.thin),
         f_corrected(pool.videos_per_group * pool.size.frames * m.thin),
-        grams(pool.videos_per_group * pool.size.frames * pool.size.frames) {}
+        grams(pool.videos_per_group * pool.size.frames * pool.size.frames),
+        squares(pool.videos_per_group * pool.size.frames) {}
 
   void start(const Group<E>& g, Corrected how) {
     const int64_t F = g.F, thin = map.thin;
@@ -415,6 +447,7 @@ struct MappedGroup {
     }
     for (int64_t v = 0; v < g.videos; ++v) {
       g.gram_of_video(v, &grams[v * F * F]);
+      for (int64_t i = 0; i < F; ++i) squares[v * F + i] = grams[(v * F + i) * F + i];
       if (thin > 0)
         row_products<T>(F, F, thin, &f_corrected[v * F * thin], thin, &f_r[v * F * thin], thin, true, &grams[v * F * F],
                         F);
@@ -434,7 +467,10 @@ struct MappedGroup {
 template <class E>
 class CosineTile {
   using T = Compute<E>;
+  using Mask = typename VecOf<T>::mask;
   static constexpr int64_t W = kPanel<T>, V = kLanes<T>;
+  // Least share of a row's square, if nothing cancelled, that the quadratic form is trusted at: see docs/math.md, PL.
+  static constexpr T kTrusted = T(1) / 128;
 
  public:
   CosineTile(const Pooling<E>& pool, const PooledMap<E>& map)
@@ -443,21 +479,26 @@ class CosineTile {
         corrections_(pool.videos_per_group * group_.F * W),
         products_(group_.F * W),
         cosines_(pool.videos_per_group * W),
-        lengths_(pool.videos_per_group * W) {}
+        lengths_(pool.videos_per_group * W),
+        reaches_(pool.videos_per_group * group_.F),
+        least_(pool.videos_per_group) {}
 
   void start(int64_t group) {
     group_.start(group);
     mapped_.start(group_, Corrected::twice);
+    for (int64_t v = 0; v < group_.videos; ++v) find_reach(v);
   }
 
   void fill(int64_t panel, const T* kept) {
     const int64_t F = group_.F;
     group_.weigh_known(panel, kept);
     mapped_.template correct<false>(group_, panel, corrections_.get());
+    Mask doubtful = {};
     for (int64_t v = 0; v < group_.videos; ++v) {
       panel_product<T>(F, F, &mapped_.grams[v * F * F], F, 1, &group_.weights[v * F * W], products_.get(), W);
-      for (int64_t j = 0; j < W; j += V) fill_video(panel, v, j);
+      for (int64_t j = 0; j < W; j += V) doubtful |= fill_video(panel, v, j);
     }
+    if (any(doubtful)) make_lost_rows(panel);
   }
 
   // Into cosine [A, B] with rows of stride `out_row`, and length likewise unless it is null.
@@ -471,8 +512,8 @@ class CosineTile {
   }
 
  private:
-  // One video and one vector of texts: |Σ_f w_f·f|² is wᵀ·(F×F products)·w.
-  void fill_video(int64_t panel, int64_t v, int64_t j) {
+  // One video and one vector of texts: |Σ_f w_f·f|² is wᵀ·(F×F products)·w. Returns where that may be lost in rounding.
+  Mask fill_video(int64_t panel, int64_t v, int64_t j) {
     const PooledMap<E>& map = mapped_.map;
     const int64_t F = group_.F;
     const T* w = &group_.weights[v * F * W];
@@ -482,18 +523,80 @@ class CosineTile {
     for (int64_t i = 0; map.thin > 0 && i < F; ++i)
       numerator += load(w + i * W + j) * load(&corrections_[(v * F + i) * W + j]);
 
+    const Mask doubtful = !(square - least_[v] >= splat(T(0)));
     const Vec<T> least_square = splat(map.kTiny * map.kTiny);
     square = square > least_square ? square : least_square;
     Vec<T> norm = square;
     for (int i = 0; i < V; ++i) norm[i] = std::sqrt(square[i]);
     store(&lengths_[v * W + j], norm);
-    store(&cosines_[v * W + j], numerator / (load(&map.text_length[panel * W + j]) * norm));
+    store(&cosines_[v * W + j], within_one(numerator / (load(&map.text_length[panel * W + j]) * norm)));
+    return doubtful;
+  }
+
+  // Rounding may put a cosine outside of [-1, 1], as little as that is; NaN stays NaN.
+  static Vec<T> within_one(Vec<T> cosine) {
+    const Vec<T> one = splat(T(1));
+    cosine = cosine > one ? one : cosine;
+    return cosine < -one ? -one : cosine;
+  }
+
+  // How long what a frame gives to a pooled row is at most, and the square of a row that nothing can have been lost of.
+  // The weights of a video add up to one before the mask.
+  void find_reach(int64_t v) {
+    T most_square = 0;
+    for (int64_t i = 0; i < group_.F; ++i) {
+      const int64_t row = v * group_.F + i;
+      const T square = most(mapped_.squares[row], mapped_.grams[row * group_.F + i]), mask = group_.mask_of(v)[i];
+      reaches_[row] = std::sqrt(square);
+      most_square = square * mask * mask > most_square ? square * mask * mask : most_square;
+    }
+    least_[v] = kTrusted * most_square;
+  }
+
+  // The rows of this panel whose squares are lost in rounding, one after the other.
+  __attribute__((noinline, cold)) void make_lost_rows(int64_t panel) {
+    Scratch<T> row(group_.pool.size.width), coefficients(most<int64_t>(mapped_.map.thin, 1));
+    for (int64_t v = 0; v < group_.videos; ++v)
+      for (int64_t j = 0; j < group_.texts_of(panel); ++j) {
+        const T* w = &group_.weights[v * group_.F * W + j];
+        T reach = 0;
+        for (int64_t i = 0; i < group_.F; ++i) reach += std::abs(w[i * W]) * reaches_[v * group_.F + i];
+        const T length = lengths_[v * W + j];
+        if (!(length * length - kTrusted * reach * reach >= 0)) make_row(panel, v, j, w, row.get(), coefficients.get());
+      }
+  }
+
+  // The pooled row of video v for text j of the panel, and the cosine from it. row, coefficients: memory.
+  void make_row(int64_t panel, int64_t v, int64_t j, const T* w, T* row, T* coefficients) {
+    const PooledMap<E>& map = mapped_.map;
+    const int64_t width = group_.pool.size.width, text = panel * W + j;
+    const T* f = &group_.f[v * group_.F * group_.depth];
+    for (int64_t d = 0; d < width; ++d) row[d] = 0;
+    for (int64_t i = 0; i < group_.F; ++i)
+      for (int64_t d = 0; d < width; ++d) row[d] += w[i * W] * f[i * group_.depth + d];
+
+    for (int64_t k = 0; k < map.num_bases; ++k) {
+      coefficients[k] = 0;
+      for (int64_t d = 0; d < width; ++d) coefficients[k] += row[d] * map.r[d * map.thin + k];
+    }
+    T square = 0, product = 0;
+    for (int64_t d = 0; d < width; ++d) {
+      const T x = row[d] + map.added(coefficients, d);
+      const T t = widen(group_.pool.text[text * width + d]) + map.added(&map.text_r[text * map.thin], d);
+      square += x * x;
+      product += x * t;
+    }
+    const T length = length_of_square<T>(square);
+    const T cosine = product / (map.text_length[text] * length);
+    lengths_[v * W + j] = length;
+    cosines_[v * W + j] = cosine > 1 ? T(1) : cosine < -1 ? T(-1) : cosine;
   }
 
   Group<E> group_;
   MappedGroup<E> mapped_;
   Scratch<T> corrections_, products_;  // [rows, W], [F, W] of one video
   Scratch<T> cosines_, lengths_;       // [videos, W]
+  Scratch<T> reaches_, least_;         // [rows], [videos]: see find_reach
 };
 
 // cosine [A, B] with rows of stride `out_row`; length: of the mapped pooled frames, likewise, or null.

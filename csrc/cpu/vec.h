@@ -94,6 +94,14 @@ template <class T>
 inline T most_of_lanes(Vec<T> v) {
   return fold<T, kLanes<T>>(v, [](auto a, auto b) { return a > b ? a : b; });
 }
+// Whether any lane of a comparison holds.
+template <class M>
+inline bool any(M mask) {
+  int64_t parts[sizeof(M) / 8], all = 0;
+  std::memcpy(parts, &mask, sizeof(mask));
+  for (const int64_t part : parts) all |= part;
+  return all != 0;
+}
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 

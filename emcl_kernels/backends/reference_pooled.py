@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emcl_kernels.backends import cancelled
 from emcl_kernels.backends.products import Upcast
 from emcl_kernels.checks import ACCUMULATION
 
@@ -133,11 +134,24 @@ class PooledFunctions:
         f_twice = fitted.f_r @ fitted.correction
 
         text_products = (f_twice @ fitted.t_r.mT).add_(weighing.dots)
-        frame_products = self.products.of(f, f.mT) + f_twice @ fitted.f_r.mT
+        plain_products = self.products.of(f, f.mT)
+        frame_products = plain_products + f_twice @ fitted.f_r.mT
         numerator = text_products.mul_(weights).sum(1)  # (PN) [B, A]
         squares = (frame_products @ weights).mul_(weights).sum(1)  # (PL) [B, A]
         length = squares.clamp_min(TINY**2).sqrt()
-        return (numerator / (fitted.text_length * length)).mT.contiguous(), length.mT.contiguous()
+        cosine = numerator / (fitted.text_length * length)
+
+        # Where the pooled row cancels, the square is lost in rounding.
+        frame_lengths = cancelled.lengths_of_frames(plain_products, frame_products, weighing.mask.squeeze(-1))
+        lost = cancelled.is_lost(squares, (frame_lengths.unsqueeze(1) @ weighing.soft).squeeze(1))
+        if len(videos := cancelled.videos_with(lost)):
+            cancelled.remake(
+                cosine, length, lost, videos, weights, f, fitted.mapped_text(), fitted.text_length,
+                responsibilities, scale, weight, shortest=TINY,
+            )  # fmt: skip
+
+        # Rounding may put a cosine outside of [-1, 1], as little as that is.
+        return cosine.clamp_(-1, 1).mT.contiguous(), length.mT.contiguous()
 
     def cosine_backward(
         self,
@@ -270,8 +284,15 @@ class _Map:
         self.correction = correction(responsibilities, scale, weight)
         self.t_r = products.of(t, responsibilities)
         self.f_r = products.of(f, responsibilities)
-        text_squares = t.to(scale.dtype).square().sum(-1) + ((self.t_r @ self.correction) * self.t_r).sum(-1)
-        self.text_length = text_squares.clamp_min(TINY**2).sqrt()
+        self.mapped_text = lambda: cancelled.mapped_rows(t.to(scale.dtype), responsibilities, scale, weight)
+
+        # With a weight below zero text and reconstruction may cancel, and then the form is lost in rounding.
+        if weight < 0:
+            text_squares = self.mapped_text().square().sum(-1)
+        else:
+            text_squares = t.to(scale.dtype).square().sum(-1) + ((self.t_r @ self.correction) * self.t_r).sum(-1)
+        length = text_squares.clamp_min(TINY**2).sqrt()
+        self.text_length = torch.where(length.isfinite(), length, torch.nan)
 
 
 def correction(

@@ -12,7 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-OPS = [HERE / f"test_{name}.py" for name in ("moments", "fit", "reconstruct", "project", "pooled")]
+OPS = [HERE / f"test_{name}.py" for name in ("moments", "fit", "reconstruct", "project", "pooled", "cancelling")]
 
 
 def run_tests(backend: str, files: list[Path], environment: dict[str, str], *arguments: str) -> None:
@@ -31,12 +31,14 @@ def run_tests(backend: str, files: list[Path], environment: dict[str, str], *arg
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["moments", "fit", "reconstruct", "project", "pooled", "ops"])
+@pytest.mark.parametrize("name", ["moments", "fit", "reconstruct", "project", "pooled", "cancelling", "ops"])
 def test_triton_in_its_interpreter(name: str) -> None:
     pytest.importorskip("triton")
     environment = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "EMCL_TEST_THREADS": "1"}
     # A loop over blocks, of which each takes the interpreter seconds: one size of them.
     selection = ["-k", "not (blocks_equal or last_blocks) or 11-9-4"]
+    if name == "cancelling":
+        selection = ["-k", "mapped_rows or takes_nearly"]
     # The interpreter computes with numpy, which warns of the infinite values that a test is about.
     selection += ["-W", "ignore::RuntimeWarning"]
     run_tests("triton", [HERE / f"test_{name}.py"], environment, *selection)

@@ -100,6 +100,7 @@ inline float rounded_product(float a, float b) {
 
 float shuffle_xor(float x, int mask);
 float shuffle(float x, int lane);
+bool any_of_warp(bool x);
 
 void multiply_bfloat(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 void multiply_half(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);

@@ -531,6 +531,11 @@ float exchanged(float x, int from) {
 
 float shuffle_xor(float x, int mask) { return exchanged(x, int(emulator::thread.x % 32) ^ mask); }
 float shuffle(float x, int lane) { return exchanged(x, lane); }
+bool any_of_warp(bool x) {
+  float found = x;
+  for (int step = 16; step > 0; step /= 2) found += shuffle_xor(found, step);
+  return found > 0;
+}
 
 void multiply_bfloat(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   Multiply mine{d, a, b};

@@ -164,6 +164,7 @@ struct InnerProducts {
   Matrix16 mapped;  // [problems·frame_rows, 2·bases]: both factors beside each other
   int num_bases;
   Matrix16 out;
+  float* squares;  // [problems·groups·64]: of each frame, the larger of before and after the map; or null
 };
 Matrix16 inner_products(const Call&, const Problems&, InnerProducts);
 
@@ -195,6 +196,7 @@ struct Mapped {
   Matrix16 matrix;     // [problems·D, 2·bases]: r, and r·M
   float* text_length;  // [problems, text_block]
   Matrix16 inner;      // InnerProducts of mapped frames
+  float* squares;      // InnerProducts of them
 };
 // map.responsibilities [problems, D, K], map.scale [problems, K]
 Mapped map_rows(const Call&, const Problems&, const PackedRows&, int64_t width, const Map& map, bool twice);

@@ -17,6 +17,18 @@ __device__ __forceinline__ GroupRows rows_of(const Problems& p, int local, int g
   return {group_of(p.frames, videos, group), videos.first * p.frames.count};
 }
 
+// What lies on the diagonal of a group's products, if it is more than what is there.
+template <class P>
+__device__ __forceinline__ void keep_squares(const float (&sums)[1][8][4], bool first, float* squares) {
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = P::warp_m() * 16 + sum_row(i);
+      if (row == own_column(n, i)) squares[row] = first ? sums[0][n][i] : fmaxf(squares[row], sums[0][n][i]);
+    }
+}
+
 template <class P, class C>
 __global__ void __launch_bounds__(P::kThreads, 1) inner_kernel(const Problems problems, const InnerProducts p) {
   const int local = int(blockIdx.y), groups = problems.groups();
@@ -27,6 +39,8 @@ __global__ void __launch_bounds__(P::kThreads, 1) inner_kernel(const Problems pr
     return own < 0 ? own : first + own;
   };
   P::template run<true>(dynamic_shared(), sums, Operand{p.left, row}, Operand{p.frames, row}, p.width);
+  float* squares = p.squares == nullptr ? nullptr : p.squares + (int64_t(local) * groups + blockIdx.x) * kGroup;
+  if (squares != nullptr) keep_squares<P>(sums, true, squares);
   if (p.num_bases > 0) {
     const int first_mapped = local * problems.frame_rows();
     const auto mapped_row = [&](int column) {
@@ -35,6 +49,7 @@ __global__ void __launch_bounds__(P::kThreads, 1) inner_kernel(const Problems pr
     };
     C::template run<true>(dynamic_shared(), sums, Operand{p.mapped, mapped_row},
                           Operand{p.mapped.from_column(p.num_bases), mapped_row}, p.num_bases);
+    if (squares != nullptr) keep_squares<P>(sums, false, squares);
   }
 #pragma unroll
   for (int n = 0; n < 8; ++n)

@@ -73,21 +73,33 @@ __global__ void transpose_kernel(Matrix16 x, int rows, int columns, Matrix16 out
 
 // (PL) of the texts: one warp each. mapped [problems·text_block, 2·padded]: text·r, and that times C
 __global__ void length_kernel(const Problems problems, Matrix16 rows, int width, Matrix16 mapped, int padded,
-                              float* length) {
+                              const Map map, float* length) {
   const int local = int(blockIdx.y), text = int(blockIdx.x) * (int(blockDim.x) / 32) + warp_of();
   const Range texts = texts_of(problems, local);
   if (text >= texts.count) return;
   const int64_t row = int64_t(problems.videos) * problems.frames.count + texts.first + text;
   const int64_t mapped_row = int64_t(local) * problems.text_block + text;
   float square = 0;
-  for (int d = lane_of(); d < width; d += 32) {
-    const float x = number(rows, row, d);
-    square += x * x;
+  if (map.weight < 0) {
+    // Text and reconstruction may cancel, and then the quadratic form is lost in rounding.
+    const float *r = map.responsibilities + int64_t(local) * width * map.num_bases,
+                *scale = map.scale + local * map.num_bases;
+    for (int d = lane_of(); d < width; d += 32) {
+      float x = number(rows, row, d);
+      for (int k = 0; k < map.num_bases; ++k)
+        x += number(mapped, mapped_row, k) * (float(map.weight) * scale[k]) * r[d * map.num_bases + k];
+      square += x * x;
+    }
+  } else {
+    for (int d = lane_of(); d < width; d += 32) {
+      const float x = number(rows, row, d);
+      square += x * x;
+    }
+    for (int k = lane_of(); k < padded; k += 32)
+      square += number(mapped, mapped_row, k) * number(mapped, mapped_row, padded + k);
   }
-  for (int k = lane_of(); k < padded; k += 32)
-    square += number(mapped, mapped_row, k) * number(mapped, mapped_row, padded + k);
   for (int step = 16; step > 0; step /= 2) square += shuffle_xor(square, step);
-  if (lane_of() == 0) length[mapped_row] = sqrtf(square > kTiny * kTiny ? square : kTiny * kTiny);
+  if (lane_of() == 0) length[mapped_row] = length_of_square(square);
 }
 
 }  // namespace
@@ -130,12 +142,13 @@ Mapped map_rows(const Call& call, const Problems& problems, const PackedRows& ro
     mapped.texts = times(RowsOf::texts, problems.text_block, p.twice);
   }
   launch(call.stream, warps_for(problems.text_block, count), length_kernel, problems, rows.exact, int(width),
-         mapped.texts, int(padded), mapped.text_length);
+         mapped.texts, int(padded), map, mapped.text_length);
   InnerProducts p{};
   p.left = p.frames = rows.exact;
   p.width = int(width);
   p.mapped = mapped.frames;
   p.num_bases = int(padded);
+  p.squares = mapped.squares = allocate<float>(call, count * problems.groups() * kGroup);
   mapped.inner = inner_products(call, problems, p);
   return mapped;
 }

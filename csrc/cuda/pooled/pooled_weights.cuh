@@ -13,6 +13,11 @@ namespace {
 
 constexpr float kTiny = 1e-12f;  // shortest length that a vector is divided by
 
+// A length from its square. Of a square that is no number, also because it overflows, there is none.
+__device__ __forceinline__ float length_of_square(float square) {
+  return square < INFINITY ? sqrtf(square > kTiny * kTiny ? square : kTiny * kTiny) : NAN;
+}
+
 struct Range {
   int first, count;
 };

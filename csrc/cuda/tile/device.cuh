@@ -60,6 +60,7 @@ __device__ __forceinline__ float rounded_product(float a, float b) { return __fm
 
 __device__ __forceinline__ float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 __device__ __forceinline__ float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+__device__ __forceinline__ bool any_of_warp(bool x) { return __any_sync(0xffffffffu, x); }
 
 // d[16, 8] += a[16, 16]·b[16, 8], accumulated in float32.
 __device__ __forceinline__ void multiply_bfloat(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

@@ -13,12 +13,15 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from emcl_kernels.backends.cancelled import TRUSTED, mapped_rows
 from emcl_kernels.backends.reference_pooled import TINY, correction
 
 from .common import dot_options, on_device_of, pooled_tiles, small_product_precision, text_splits
 from .moments import moments
 
 SHORTEST = tl.constexpr(TINY)
+LEAST_SHARE = tl.constexpr(TRUSTED)
+MADE = tl.constexpr(16)  # channels of a row that are made at a time; more would take registers from the usual path
 
 
 def pooled_moments(
@@ -120,7 +123,8 @@ def pooled_cosine(
     t_r = text.float() @ responsibilities
     f_r = f @ responsibilities
     f_twice = f_r @ matrix
-    products = f @ f.mT + f_twice @ f_r.mT  # (PL) F×F per video
+    plain = f @ f.mT
+    products = plain + f_twice @ f_r.mT  # (PL) F×F per video
 
     tiles = pooled_tiles(texts, count, width, text.dtype, "cosine")
     cosine = f.new_empty(texts, videos)
@@ -128,8 +132,9 @@ def pooled_cosine(
     with on_device_of(text):
         pooled_cosine_kernel[(videos * triton.cdiv(texts, tiles.texts),)](
             text.contiguous(), frames.contiguous(), frame_mask.float().contiguous(), kept.contiguous(),
-            t_r, f_twice, products, mapped_length(text, t_r, matrix), cosine, length,
-            texts, videos, count, width, bases, pooling_temperature, KEPT=kept.numel() > 0,
+            t_r, f_twice, products, plain, mapped_length(text, t_r, matrix, responsibilities, scale, weight),
+            f_r, responsibilities.contiguous(), scale.contiguous(), cosine, length,
+            texts, videos, count, width, bases, weight, pooling_temperature, KEPT=kept.numel() > 0,
             BLOCK_A=tiles.texts, BLOCK_F=tiles.frames, BLOCK_D=tiles.inner, **dot_options(text.dtype),
             SMALL=small_product_precision(text.dtype), num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
@@ -167,7 +172,7 @@ def pooled_cosine_backward(
     t_r = t @ responsibilities
     f_r = f @ responsibilities
     f_once = f_r @ once
-    text_length = mapped_length(text, t_r, matrix)
+    text_length = mapped_length(text, t_r, matrix, responsibilities, scale, weight)
 
     tiles = pooled_tiles(texts, count, width, text.dtype, "cosine_backward")
     splits, texts_per_split = text_splits(texts, videos, tiles.texts)
@@ -221,9 +226,20 @@ def pooled_cosine_backward(
     return d_text.to(text.dtype), d_frames.to(frames.dtype), pull_text, pull_frames
 
 
-def mapped_length(text: Float[Tensor, "A D"], t_r: Float[Tensor, "A K"], matrix: Tensor) -> Float[Tensor, " A"]:
+def mapped_length(
+    text: Float[Tensor, "A D"],
+    t_r: Float[Tensor, "A K"],
+    matrix: Float[Tensor, "K K"],
+    responsibilities: Float[Tensor, "D K"],
+    scale: Float[Tensor, " K"],
+    weight: float,
+) -> Float[Tensor, " A"]:
     """Length of each mapped text, at least TINY."""
-    squares = text.float().square().sum(-1) + ((t_r @ matrix) * t_r).sum(-1)
+    # With a weight below zero text and reconstruction may cancel, and then the quadratic form is lost in rounding.
+    if weight < 0:
+        squares = mapped_rows(text.float(), responsibilities, scale, weight).square().sum(-1)
+    else:
+        squares = text.float().square().sum(-1) + ((t_r @ matrix) * t_r).sum(-1)
     return squares.clamp_min(TINY**2).sqrt()
 
 
@@ -412,6 +428,49 @@ def pooled_moments_backward_kernel(
 
 
 @triton.jit
+def made_rows(
+    weights,  # [BLOCK_A, BLOCK_F]
+    text,  # [A, D]
+    frames,  # [F, D]  of one video
+    t_r,  # [A, K]  text·r
+    f_r,  # [F, K]  frames·r of that video
+    responsibilities,  # [D, K]
+    scale,  # [K]
+    a,
+    f,
+    A,
+    F,
+    D,
+    K,
+    weight,
+    BLOCK_A: tl.constexpr,
+):
+    """Squares of the mapped pooled rows of one video, and their products with the mapped texts, both [BLOCK_A].
+
+    The rows are made a few channels at a time. This is rare, so it is written to take few registers.
+    """
+    squares = tl.zeros((BLOCK_A,), dtype=tl.float32)
+    products = tl.zeros((BLOCK_A,), dtype=tl.float32)
+    text += a.to(tl.int64)[:, None] * D
+    t_r += a.to(tl.int64) * K
+    for start in range(0, D, MADE):
+        d = start + tl.arange(0, MADE)
+        t = tl.load(text + d[None, :], mask=(a < A)[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+        row = tl.zeros((BLOCK_A, MADE), dtype=tl.float32)
+        for i in range(F):
+            share = tl.sum(tl.where((f == i)[None, :], weights, 0.0), axis=1)
+            row += share[:, None] * tl.load(frames + i * D + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        for k in range(K):
+            basis = tl.load(responsibilities + d * K + k, mask=d < D, other=0.0) * weight * tl.load(scale + k)
+            share = tl.sum(weights * tl.load(f_r + f * K + k, mask=f < F, other=0.0)[None, :], axis=1)
+            row += share[:, None] * basis[None, :]
+            t += tl.load(t_r + k, mask=a < A, other=0.0)[:, None] * basis[None, :]
+        squares += tl.sum(row * row, axis=1)
+        products += tl.sum(row * t, axis=1)
+    return squares, products
+
+
+@triton.jit
 def pooled_cosine_kernel(
     text,  # [A, D]
     frames,  # [B, F, D]
@@ -420,7 +479,11 @@ def pooled_cosine_kernel(
     t_r,  # [A, K]  text·r
     f_twice,  # [B, F, K]  frames·r·C
     products,  # [B, F, F]  symmetric: inner products of mapped frames
+    plain,  # [B, F, F]  the same before the map
     text_length,  # [A]
+    f_r,  # [B, F, K]  frames·r
+    responsibilities,  # [D, K]
+    scale,  # [K]
     cosine,  # [A, B]  out
     length,  # [A, B]  out
     A,
@@ -428,6 +491,7 @@ def pooled_cosine_kernel(
     F,
     D,
     K,
+    weight,
     temperature,
     KEPT: tl.constexpr,
     BLOCK_A: tl.constexpr,
@@ -451,11 +515,37 @@ def pooled_cosine_kernel(
     numerator = tl.sum(weights * dots, axis=1)  # (PN)
     product = load_square(products + video * F * F, f, F, BLOCK_F)
     squares = tl.sum(weights * tl.dot(weights, product, input_precision=SMALL), axis=1)  # (PL)
-    pooled_length = tl.where(squares > SHORTEST * SHORTEST, tl.sqrt(squares), SHORTEST)
 
-    out = a.to(tl.int64) * B + video
+    # Where frames cancel, a square is lost in rounding, and the row is made. Before the mask the weights of a video add
+    # up to one, so that of most rows one look at the longest frame says that nothing is lost.
+    diagonal = video * F * F + f * (F + 1)
+    frame_squares = tl.load(products + diagonal, mask=f < F, other=0.0)
+    frame_squares = tl.maximum(frame_squares, tl.load(plain + diagonal, mask=f < F, other=0.0))
+    least = LEAST_SHARE * tl.max(frame_squares * valid * valid, axis=0)
+    trusted = (squares - least >= 0) | (a >= A)
+    if tl.min(trusted.to(tl.int32), axis=0) == 0:
+        reach = tl.sum(tl.abs(weights) * tl.sqrt(frame_squares)[None, :], axis=1)
+        trusted = (squares - LEAST_SHARE * reach * reach >= 0) | (a >= A)
+        if tl.min(trusted.to(tl.int32), axis=0) == 0:
+            made_squares, made_products = made_rows(
+                weights, text, frames, t_r, f_r + video * F * K, responsibilities, scale, a, f, A, F, D, K, weight,
+                BLOCK_A,
+            )  # fmt: skip
+            squares = tl.where(trusted, squares, made_squares)
+            numerator = tl.where(trusted, numerator, made_products)
+
+    # Of a square that overflows there is no length.
+    pooled_length = tl.where(squares > SHORTEST * SHORTEST, tl.sqrt(squares), SHORTEST)
+    pooled_length = tl.where(squares < float("inf"), pooled_length, float("nan"))
     lengths = tl.load(text_length + a, mask=a < A, other=1.0)
-    tl.store(cosine + out, numerator / (lengths * pooled_length), mask=a < A)
+    compared = numerator / (lengths * pooled_length)
+    compared = tl.where(lengths < float("inf"), compared, float("nan"))
+
+    # Rounding may put a cosine outside of [-1, 1], as little as that is.
+    compared = tl.where(compared > 1.0, 1.0, compared)
+    compared = tl.where(compared < -1.0, -1.0, compared)
+    out = a.to(tl.int64) * B + video
+    tl.store(cosine + out, compared, mask=a < A)
     tl.store(length + out, pooled_length, mask=a < A)
 
 
