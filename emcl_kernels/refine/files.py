@@ -32,7 +32,26 @@ def save(path: Path, fitted: dict[str, Tensor], settings: dict[str, Any]) -> Non
         {name: fitted[name].contiguous() for name in TENSORS},
         metadata={"format": FORMAT, "settings": json.dumps(settings)},
     )
-    _write(path, lambda partial: partial.write_bytes(data))
+    _write(path, lambda partial: partial.write_bytes(with_sorted_metadata(data)))
+
+
+def with_sorted_metadata(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in the order of their names: the library's own order is by chance.
+
+    Args:
+        data: all bytes of a file that has metadata.
+
+    Returns:
+        The bytes, which are the same for the same tensors and metadata.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+
+    # The tensors begin at a multiple of 8 bytes.
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def load(path: Path, *, expected: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -42,7 +42,7 @@ FORGOTTEN_AFTER = 86400.0
 """Seconds without a write after which a partial file is nobody's, if its process cannot be seen from here."""
 NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 """How a file is opened that must not be there yet, as a link neither."""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def read_json(path: Path, way_out: str, *, what: str = "JSON", keys: Collection[str] | None = None) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMRefiner
+from emcl_kernels.refine.files import with_sorted_metadata
 from emcl_train.config import RefineConfig
 from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
@@ -167,17 +168,7 @@ def _save_map(refiner: EMRefiner, path: Path, files: dict[str, str]) -> None:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
             metadata = {**file.metadata(), WRITTEN: json.dumps(files)}
         data = save(tensors, metadata)  # before the file is cut, since the tensors may be mapped from it
-        partial.write_bytes(_in_order(data))
-
-
-def _in_order(data: bytes) -> bytes:
-    """A safetensors file with its metadata by their names: safetensors writes them in another order each time."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+        partial.write_bytes(with_sorted_metadata(data))
 
 
 def _written(path: Path) -> dict[str, str] | None:

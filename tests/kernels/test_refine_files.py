@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMRefiner
+from emcl_kernels.refine.files import with_sorted_metadata
 from emcl_kernels.testing import assert_close, clustered_rows
 
 SIDES = ("text", "video")
@@ -26,6 +27,24 @@ def fitted(**settings: object) -> EMRefiner:
 
 def refine(refiner: EMRefiner, side: str, x: torch.Tensor) -> torch.Tensor:
     return refiner.transform_text(x) if side == "text" else refiner.transform_video(x)
+
+
+def test_the_same_map_is_the_same_file_each_time(tmp_path):
+    refiner = fitted()
+    for number in range(8):
+        refiner.save(tmp_path / f"{number}.safetensors")
+
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_sorted_metadata_change_neither_metadata_nor_tensors(tmp_path):
+    tensors = {"a": torch.randn(3, 5), "b": torch.arange(7)}
+    metadata = {"z": "\u00e9", "a": "1", "m": "x" * 13}
+    (tmp_path / "map").write_bytes(with_sorted_metadata(save(tensors, metadata)))
+
+    with safe_open(tmp_path / "map", framework="pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), value) for name, value in tensors.items())
 
 
 def test_a_loaded_map_refines_to_the_same_bits(tmp_path):

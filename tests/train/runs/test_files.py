@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from emcl_train.errors import UserError
 from emcl_train.runs import files
@@ -45,9 +46,12 @@ def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path, shar
     assert names_in(tmp_path) == ["a"]
 
 
-def test_a_full_disk_in_the_block_is_named(tmp_path):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("of_a_library", [False, True])
+def test_a_full_disk_in_the_block_is_named(tmp_path, code, of_a_library):
+    error = SafetensorError(f"I/O error: x (os error {code})") if of_a_library else OSError(code, os.strerror(code))
     with pytest.raises(UserError, match=r"the disk is full: .*a could not be written"), whole(tmp_path / "a"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise error
     assert names_in(tmp_path) == []
 
 
@@ -104,6 +108,7 @@ def test_what_a_killed_process_left_goes_with_the_next_write_and_nothing_else(tm
     (tmp_path / left_by(ended, "b")).symlink_to("mine")
     (tmp_path / left_by(ended, "c")).mkdir()
     (tmp_path / left_by(ended, "c") / "link").symlink_to("../mine")
+    (tmp_path / f".{left_by(ended, 'd')}.{16 * '2'}.partial").touch()  # a library wrote it beside
     files.write_text_atomic(tmp_path / "new", "x")
     assert names_in(tmp_path) == sorted([*keep, "mine", "mine/thesis", "new"])
 
