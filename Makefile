@@ -75,7 +75,7 @@ test-faults-short: $(VENV)/.built  ## The five minutes of it that continuous int
 test-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Run the kernel tests on a GPU
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) tests/run_on_gpu.py $(ARGS)
 
-CPP := $(wildcard $(foreach kind,h cpp cu cuh,csrc/*.$(kind) csrc/*/*.$(kind) csrc/*/*/*.$(kind)) emcl_kernels/include/emcl/*.h tests/kernels/toy/*.cpp)
+CPP := $(wildcard $(foreach kind,h cpp cu cuh,csrc/*.$(kind) csrc/*/*.$(kind) csrc/*/*/*.$(kind)) emcl_kernels/include/emcl/*.h tests/kernels/toy/*.cpp tests/faults/native/*.cpp)
 
 lint: style types  ## Check style and types
 

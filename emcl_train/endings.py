@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from emcl_train.errors import UserError
+from emcl_train.errors import UserError, causes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C; what `kill`, batch systems and torchrun send; a terminal that was closed."""
@@ -118,14 +118,12 @@ def is_want_of_memory(error: BaseException) -> bool:
 
     What a UserError says is ours; only what caused it counts.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         text = "" if isinstance(cause, UserError) else str(cause).lower()
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
             return True
         if any(said in text for said in (*WANT_OF_MEMORY, WORKER_KILLED)):
             return True
-        cause = cause.__cause__ or cause.__context__
     return False
 
 

@@ -11,6 +11,16 @@ class UserError(Exception):
     """
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what caused it, what caused that, and so on; each once, since causes may go round in a circle."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 @contextmanager
 def of_input(source: object) -> Iterator[None]:
     """Blame an input for what the mathematics inside the block refuses.

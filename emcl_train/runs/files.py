@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
-from emcl_train.errors import UserError
+from emcl_train.errors import UserError, causes
 from emcl_train.flags import again, flag, takes
 from emcl_train.runs.machine import runs, this_machine
 
@@ -317,8 +317,7 @@ def write_json_atomic(path: Path, value: object) -> None:
 
 def raise_if_disk_full(error: BaseException, path: Path) -> None:
     """Raise a UserError if `error`, or what caused it, means that nothing more can be written to `path`."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         # safetensors gives the number in the text alone.
         in_text = isinstance(cause, SafetensorError) and any(f"(os error {code})" in str(cause) for code in DISK_FULL)
         if in_text or (isinstance(cause, OSError) and cause.errno in DISK_FULL):
@@ -326,7 +325,6 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
                 f"the disk is full: {path} could not be written, and is as it was before; free some space there and "
                 f"{again()}" + (f", or choose another folder with {flag('out')}" if takes("out") else "")
             ) from error
-        cause = cause.__cause__ or cause.__context__
 
 
 def give_usual_mode(path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from emcl_train.endings import is_want_of_memory
 from emcl_train.errors import UserError
 from emcl_train.runs import files
 from emcl_train.runs.files import json_if_whole, partial_of, read_json, whole, whole_folder
@@ -53,6 +54,17 @@ def test_a_full_disk_in_the_block_is_named(tmp_path, code, of_a_library):
     with pytest.raises(UserError, match=r"the disk is full: .*a could not be written"), whole(tmp_path / "a"):
         raise error
     assert names_in(tmp_path) == []
+
+
+def test_causes_that_go_round_in_a_circle_are_looked_at_once():
+    first, second = OSError(errno.EIO, "x"), RuntimeError("y")
+    first.__cause__ = second
+    second.__cause__ = first
+    files.raise_if_disk_full(first, Path("a"))
+    assert not is_want_of_memory(first)
+    second.__cause__ = OSError(errno.ENOSPC, "z")
+    with pytest.raises(UserError, match="the disk is full"):
+        files.raise_if_disk_full(first, Path("a"))
 
 
 def test_the_name_of_a_partial_file_cannot_be_known(tmp_path):
