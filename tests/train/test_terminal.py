@@ -164,12 +164,19 @@ def test_a_log_file_gets_no_bar_and_no_empty_line(settings, monkeypatch):
     assert stream.getvalue() == ""
 
 
-def test_a_terminal_gets_a_bar(monkeypatch):
+def taken_at_most(number):
+    """Steps that do not know how many they are."""
+    yield from range(number)
+
+
+@pytest.mark.parametrize(("steps", "end"), [(range(3), "3/3"), (iter([0, 1, 2]), "3/3"), (taken_at_most(3), "3/?")])
+def test_a_terminal_gets_a_bar_with_the_number_of_steps_where_it_is_known(steps, end, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    assert list(with_progress(iter(range(3)), "Encode")) == [0, 1, 2]
+    assert list(with_progress(steps, "Encode")) == [0, 1, 2]
     assert "Encode" in stream.getvalue()
+    assert end in stream.getvalue()
     assert is_watched(console_of(stderr=True))
 
 
