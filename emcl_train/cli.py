@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 from emcl_train.config import (
     LAYOUTS,
+    MAX_PIXELS,
     EMCLConfig,
     EvalConfig,
     PlaceConfig,
@@ -194,6 +195,11 @@ def dispatch(arguments: list[str]) -> int:
     raise UserError(f"there is no command {' '.join(arguments[:2])!r}; see emcl-train --help")
 
 
+def named(arguments: Sequence[str]) -> set[str]:
+    """The flags among what a user typed."""
+    return {argument.split("=")[0] for argument in arguments}
+
+
 def asks_for_help(arguments: Sequence[str]) -> bool:
     return "--help" in arguments or "-h" in arguments
 
@@ -330,7 +336,7 @@ def run_eval(folder: str, arguments: list[str]) -> int:
     config = load_config(run)
 
     def parse(emcl: EMCLConfig) -> EvalArguments:
-        default = EvalArguments(config.eval, emcl, PlaceConfig.of(config.data))
+        default = EvalArguments(config.eval, emcl, PlaceConfig.of_run(config.data))
         return tyro.cli(EvalArguments, args=arguments, default=default, prog=f"emcl-train eval {run}")
 
     # As in training: the mode decides the defaults of the other settings.
@@ -352,6 +358,7 @@ def run_eval(folder: str, arguments: list[str]) -> int:
             asked.settings,
             place=asked.data,
             emcl=asked.emcl,
+            render="--data.root" in named(arguments),
             split=asked.split,
             from_features=asked.from_features,
             out=asked.out,
@@ -371,8 +378,7 @@ def run_embed(what: str, arguments: list[str]) -> int:
     """Encode the data set of a recipe, by its name, or else that of the run in a folder."""
     if what not in RECIPES and not Path(what).is_dir():
         raise UserError(f"there is no recipe {what!r} and no such folder of a run; known recipes: {KNOWN_RECIPES}")
-    given = {argument.split("=")[0] for argument in arguments}
-    if not given & {"--out", "--help", "-h"}:
+    if not named(arguments) & {"--out", "--help", "-h"}:
         raise UserError("embed needs --out, the folder to write features to")
 
     if what in RECIPES:
@@ -402,18 +408,21 @@ def embed_recipe(recipe: str, arguments: list[str]) -> None:
 def embed_run(run: Path, arguments: list[str]) -> None:
     """Encode with the towers of a run."""
     config = load_config(run)
-    default = EmbedRunArguments(Path("features"), PlaceConfig.of(config.data))
+    default = EmbedRunArguments(Path("features"), PlaceConfig.of_run(config.data))
     asked = tyro.cli(EmbedRunArguments, args=arguments, default=default, prog=f"emcl-train embed {run}")
-    config = replace(config, data=replace(config.data, **vars(asked.data)))
+    of_run = config.data
+    config = replace(config, data=replace(of_run, **vars(asked.data)))
 
     with of_command(Command(flags_of(EmbedRunArguments), elsewhere=OF_THE_RUN)):
         check_config(replace(config, from_features=None))
         require_free(asked.out)
         say_if_ended(lambda: f"{asked.out} appears when it is whole, and is not there; run the command again")
 
+        from emcl_train.data.cache import say_if_elsewhere
         from emcl_train.tools.embed import embed
 
-        embed(config, asked.out, tokens=asked.tokens, run_dir=run)
+        say_if_elsewhere(of_run, config.data)
+        embed(config, asked.out, tokens=asked.tokens, run_dir=run, render="--data.root" in named(arguments))
 
 
 def export(
@@ -458,6 +467,7 @@ def doctor(
     root: Positional[Path],
     videos: Path | None = None,
     deep: bool = False,
+    max_pixels: int = MAX_PIXELS,
     json: Path | None = None,
 ) -> int:
     """Examine a data set; exits with 1 if clips are damaged or missing, or the annotations cannot be used.
@@ -467,13 +477,14 @@ def doctor(
         root: Folder with the annotation files and a `videos/` folder.
         videos: Folder of the clips, in place of `videos/`.
         deep: Decode what a run samples of every clip, not only headers, packets and the first frame.
+        max_pixels: Pixels of a frame at most; a clip with larger ones is one that cannot be decoded.
         json: Write what was found to this file, in place of doctor.json in the user's cache folder.
     """
     require_folder(root, "the annotation files and videos/")
     say_if_ended(lambda: f"nothing in {root} was changed; run the command again")
     from emcl_train.tools.doctor import run_doctor
 
-    return run_doctor(layout, root, videos=videos, deep=deep, json_path=json)
+    return run_doctor(layout, root, videos=videos, deep=deep, max_pixels=max_pixels, json_path=json)
 
 
 def compress(
@@ -482,6 +493,7 @@ def compress(
     fps: float = 3.0,
     short_side: int = 224,
     workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> int:
     """Copy every video of a folder, small; started again it goes on. Exits with 1 if videos cannot be decoded.
 
@@ -491,12 +503,13 @@ def compress(
         fps: Frames a second.
         short_side: Height or width of a copy in pixels, whichever is smaller.
         workers: Videos at a time; 0: one for each core.
+        max_pixels: Pixels of a frame at most; a video with larger ones is one that cannot be decoded.
     """
     require_folder(folder, "the videos")
     say_if_ended(lambda: f"the copies in {out} are whole; the same command goes on with those that are missing")
     from emcl_train.tools.compress import compress as compress_videos
 
-    return compress_videos(folder, out, fps=fps, short_side=short_side, workers=workers)
+    return compress_videos(folder, out, fps=fps, short_side=short_side, workers=workers, max_pixels=max_pixels)
 
 
 def refine(
@@ -591,7 +604,7 @@ COMMANDS = {
     "data compress": Entry(
         "DIR OUT",
         "small copies of videos: 3 frames a second, short side 224, no sound",
-        of_function("data compress", compress),
+        of_function("data compress", compress, prefix="data."),
     ),
     "refine": Entry(
         "TEXT VIDEO --out DIR",

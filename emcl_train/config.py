@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -46,6 +46,9 @@ else:
 
 
 Cleaning = Literal["clip", "none"]
+
+MAX_PIXELS = 16384 * 8192
+"""Of a frame, unless a run allows more: four times as many as a film all around in 8K has."""
 
 
 @dataclass
@@ -95,6 +98,11 @@ class DataConfig:
     """Held out of the training list to select the epoch, where the annotations name no separate validation clips."""
     on_bad_video: Literal["stop", "skip"] = "stop"
     """What to do about clips that cannot be decoded: stop with their list, or leave them out and count them."""
+    max_pixels: int = MAX_PIXELS
+    """Pixels of a frame at most: a clip whose file has larger frames is one that cannot be decoded."""
+    outside_root: Literal["allow", "refuse"] = "allow"
+    """What to do about annotations that name files outside `root` and `videos`, by absolute paths, by ".." or through
+    links: read them, or stop and name them."""
     cache_frames: bool = False
     """Keep the sampled uint8 frames of every clip in a memory-mapped file, so that each clip is decoded once."""
     cache_dir: Path | None = None
@@ -123,6 +131,10 @@ class PlaceConfig:
     """Folder of the clips, inside `root` or anywhere."""
     on_bad_video: Literal["stop", "skip"]
     """What to do about clips that cannot be decoded: stop with their list, or leave them out and count them."""
+    max_pixels: int
+    """Pixels of a frame at most: a clip whose file has larger frames is one that cannot be decoded."""
+    outside_root: Literal["allow", "refuse"]
+    """What to do about annotations that name files outside `root` and `videos`: read them, or stop and name them."""
     cache_frames: bool
     """Keep the sampled frames of every clip in a memory-mapped file."""
     cache_dir: Path | None
@@ -133,6 +145,21 @@ class PlaceConfig:
     @classmethod
     def of(cls, data: DataConfig) -> "PlaceConfig":
         return cls(**{name.name: getattr(data, name.name) for name in fields(cls)})
+
+    @classmethod
+    def of_run(cls, data: DataConfig) -> "PlaceConfig":
+        """The same for a run whose configuration somebody else may have written.
+
+        It decides what is read, and not what is written where: frames are cached, if at all, where the user says, and
+        the limit on frames is no higher than it is without the run.
+        """
+        written_elsewhere = data.cache_dir is not None
+        return replace(
+            cls.of(data),
+            max_pixels=min(data.max_pixels, MAX_PIXELS),
+            cache_frames=data.cache_frames and not written_elsewhere,
+            cache_dir=None,
+        )
 
 
 @dataclass
@@ -356,7 +383,16 @@ RECIPES_BEFORE: dict[str, dict[str, Any]] = {
 }
 """By the name of a recipe, values that it gave to settings which there were already: an older run goes on with them."""
 
-NOT_OF_THE_MODEL = ("out", "resume", "seeds", "train.tracker", "data.cache_frames", "data.cache_dir", "data.workers")
+NOT_OF_THE_MODEL = (
+    "out",
+    "resume",
+    "seeds",
+    "train.tracker",
+    "data.outside_root",
+    "data.cache_frames",
+    "data.cache_dir",
+    "data.workers",
+)
 
 
 def differing_settings(saved: RunConfig, asked: RunConfig) -> list[str]:
@@ -425,7 +461,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
 
 
 _AT_LEAST_ONE = {
-    "data": ("num_frames", "image_size", "validation_clips"),
+    "data": ("num_frames", "image_size", "validation_clips", "max_pixels"),
     "model": ("temporal_layers",),
     "emcl": ("num_bases", "num_iters"),
     "train": ("epochs", "max_steps", "save_every"),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from emcl_train.data.passing import NOT_THERE, trouble_with
 from emcl_train.data.plain_text import beginning_of, text_of
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
@@ -44,12 +45,19 @@ def video_files(folder: Path) -> dict[str, list[Path]]:
 def visible_files(folder: Path) -> Iterator[Path]:
     """Files in a folder and its sub-folders, links followed, without hidden ones."""
     seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_not_listed):
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
         if real not in seen:
             yield from (Path(place, name) for name in files if name[0] != ".")
         seen.add(real)
+
+
+def _not_listed(error: OSError) -> None:
+    """A folder that cannot be listed now is not an empty one. What lies in lost+found is nobody's video."""
+    folder = Path(error.filename)
+    if error.errno not in NOT_THERE and folder.name != "lost+found":
+        raise trouble_with(error, folder) from error
 
 
 def without_video_suffix(name: str) -> str:

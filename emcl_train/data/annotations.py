@@ -5,10 +5,12 @@ from types import ModuleType
 
 from emcl_train.config import LAYOUTS, DataConfig
 from emcl_train.data.clips import Annotations, Clip, Split
+from emcl_train.data.outside import clips_of, require_inside
 from emcl_train.data.split_rules import assemble
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 
-__all__ = ["Annotations", "Clip", "Split", "load_annotations", "read_annotations"]
+__all__ = ["Annotations", "Clip", "Split", "load_annotations", "read_annotations", "require_made"]
 
 
 def load_annotations(config: DataConfig) -> Annotations:
@@ -31,7 +33,25 @@ def load_annotations(config: DataConfig) -> Annotations:
 
 def read_annotations(config: DataConfig) -> Annotations:
     """`load_annotations` of what is there already: nothing is made."""
-    return assemble(_data_set(config.layout).read(config), config)
+    annotations = assemble(_data_set(config.layout).read(config), config)
+    if config.outside_root == "refuse":
+        require_inside(clips_of(annotations), config)
+    return annotations
+
+
+def require_made(config: DataConfig) -> None:
+    """Refuse a set that would have to be made, for a configuration that the user did not write.
+
+    Raises:
+        UserError: it is one that can be made, and is not there.
+    """
+    made = getattr(_data_set(config.layout), "is_made", None)
+    if made is not None and not made(config):
+        raise UserError(
+            f"the videos of the run are not in {config.root}, the folder that its configuration names, and nothing is "
+            f"rendered there unasked; pass {flag('data.root')} with the folder that has them, or with one to render "
+            f"them in"
+        )
 
 
 def _data_set(layout: str) -> ModuleType:

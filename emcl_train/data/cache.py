@@ -11,7 +11,9 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +26,10 @@ from jaxtyping import Bool, UInt8
 from rich.markup import escape
 from torch import Tensor
 
-from emcl_train.config import DataConfig
+from emcl_train.config import MAX_PIXELS, DataConfig
 from emcl_train.data.clips import Clip
+from emcl_train.data.opening import fingerprint
+from emcl_train.data.passing import PassingError
 from emcl_train.data.video import PICTURES, VIDEO_SAMPLER_VERSION, sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
@@ -64,12 +68,31 @@ def place_of(name: str, config: DataConfig) -> Path:
     """Where a file of memory is written.
 
     Raises:
-        FileNotFoundError: there is no such place.
+        OSError: there is no such place, or it is a link that came with the data set.
     """
     folder = cache_folder(config)
     if folder is None:
         raise FileNotFoundError(errno.ENOENT, "the user has no home folder")
+
+    # A folder of the data set is whoever's made the data set: a link in it would lead to any place.
+    inside = config.cache_dir is not None and folder.is_relative_to(config.root)
+    if inside and any(part.is_symlink() for part in (folder, *folder.parents) if config.root in part.parents):
+        raise OSError(errno.ELOOP, "a link leads out of the data set; name the folder that it leads to", str(folder))
     return folder / name
+
+
+def say_if_elsewhere(of_run: DataConfig, config: DataConfig) -> None:
+    """Say where memory lies if it is not where a run's configuration puts it, which may be a stranger's.
+
+    Args:
+        of_run: what the run's configuration says.
+        config: what is done.
+    """
+    if of_run.cache_dir is not None and config.cache_dir != of_run.cache_dir:
+        say(
+            f"the configuration of the run keeps what is known of clips in {escape(str(of_run.cache_dir))}, which "
+            f"is not used unasked; {escape(flag('data.cache_dir'))} with that folder uses it"
+        )
 
 
 @contextmanager
@@ -97,15 +120,6 @@ def _warn(text: str) -> None:
     say(f"[yellow]warning:[/yellow] {escape(text)}")
 
 
-def fingerprint(path: Path) -> list[int] | None:
-    """Size and modification time of a file, None where it cannot be asked."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
-
-
 def entry_key(clip: Clip, root: Path) -> str:
     """What a clip is remembered by: its file, relative to the data set where it lies there, and the span of it."""
     path = clip.path.relative_to(root) if clip.path.is_relative_to(root) else clip.path
@@ -114,21 +128,55 @@ def entry_key(clip: Clip, root: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = json_if_whole(path)
+    """The object in a file that may be a stranger's: whatever else it is, it is as if absent."""
+    content = json_if_whole(path) if _is_plain(path) else None
     return content if isinstance(content, dict) else {}  # everything in it can be found out again
 
 
+def _is_plain(path: Path) -> bool:
+    """Whether a path is a file, and neither a link nor a pipe, at which reading would wait for ever."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _entries_of(content: Any, **kinds: Any) -> dict[str, dict[str, Any]]:
+    """The entries of clips that are as we write them: a file's fingerprint, and values of these kinds."""
+    if not isinstance(content, dict):
+        return {}
+    kinds["file"] = list
+    return {
+        name: entry
+        for name, entry in content.items()
+        if isinstance(entry, dict) and all(type(entry.get(key)) in _kinds(kind) for key, kind in kinds.items())
+    }
+
+
+def _kinds(kind: Any) -> tuple[type, ...]:
+    return kind if isinstance(kind, tuple) else (kind,)
+
+
 class CheckedClips:
-    """Which video files gave their frames, and why the others did not."""
+    """Which video files gave their frames, and why the others did not.
+
+    What is remembered is FFmpeg's own verdict on a file, by what the file was before it was read. Trouble of the
+    machine is no verdict, and a file that is not there has none.
+    """
 
     def __init__(self, config: DataConfig) -> None:
         self.root = config.root
         self._config = config
         looked_at = f"{_sampling(config)}-{config.frame_choice}-{config.display}"
-        self._name = f"checked-v{VIDEO_SAMPLER_VERSION}-{looked_at}.json"
+        limit = "" if config.max_pixels == MAX_PIXELS else f"-{config.max_pixels}"
+        self._name = f"checked-v{VIDEO_SAMPLER_VERSION}-{looked_at}{limit}.json"
         self._entries: dict[str, dict[str, Any]] = {}
         for folder in reversed(remembered_in(config)):
-            self._entries |= _read_json(folder / self._name)
+            entries = _entries_of(_read_json(folder / self._name), reason=(str, type(None)))
+
+            # Earlier versions wrote down trouble of the machine among the reasons.
+            trusted = {key: entry for key, entry in entries.items() if entry["reason"] is None or entry.get("verdict")}
+            self._entries |= trusted
 
     def knows(self, clip: Clip) -> bool:
         now = fingerprint(clip.path)
@@ -138,8 +186,16 @@ class CheckedClips:
         """Why a known clip cannot be decoded; None where it can."""
         return self._entries[entry_key(clip, self.root)]["reason"]
 
-    def add(self, clip: Clip, reason: str | None) -> None:
-        self._entries[entry_key(clip, self.root)] = {"file": fingerprint(clip.path), "reason": reason}
+    def add(self, clip: Clip, reason: str | None, file: list[int] | None) -> None:
+        """Remember a clip.
+
+        Args:
+            clip: the clip.
+            reason: why it cannot be decoded, in FFmpeg's judgement; None if it can.
+            file: the fingerprint of its file before it was read; None if there was none.
+        """
+        if file is not None:
+            self._entries[entry_key(clip, self.root)] = {"file": file, "reason": reason, "verdict": True}
 
     def save(self) -> None:
         """Write what is known, if that can be done."""
@@ -174,22 +230,43 @@ class FrameCache:
     @classmethod
     def _open(cls, path: Path, config: DataConfig, clips: Iterable[Clip]) -> "FrameCache | None":
         index = _read_json(path)
-        entries = index.get("clips", {})
+        entries = _entries_of(index.get("clips"), row=int, valid=int)
         for clip in clips:
-            if entries.get(entry_key(clip, config.root), {}).get("file", []) != fingerprint(clip.path):
+            if entries.get(entry_key(clip, config.root), {}).get("file") != fingerprint(clip.path):
                 return None
-        try:
-            frames = np.load(path.with_name(index["frames"]), mmap_mode="r")
-        except (KeyError, OSError, ValueError):
-            return None
+        frames = _read_frames(path.parent, index.get("frames"))
         shape = (config.num_frames, 3, config.image_size, config.image_size)
-        return cls(frames, entries, config.root) if frames.shape[1:] == shape and frames.dtype == np.uint8 else None
+        if frames is None or frames.shape[1:] != shape or frames.dtype != np.uint8:
+            return None
+        if not all(0 <= entry["row"] < len(frames) for entry in entries.values()):
+            return None
+        return cls(frames, entries, config.root)
 
     def read(self, clip: Clip) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
         """What `decode_frames` returned for a clip."""
         entry = self._entries[entry_key(clip, self._root)]
         frames = torch.from_numpy(np.array(self._frames[entry["row"]]))
         return frames, torch.arange(len(frames)) < entry["valid"]
+
+
+OF_FRAMES = re.compile(r"frames-[0-9a-f]{16}\.npy")
+"""Names of files of frames, as `FrameCacheWriter` makes them. An index may be a stranger's: no other file is opened or
+removed for it."""
+
+
+def _read_frames(folder: Path, name: Any) -> np.ndarray | None:
+    """The frames of a file in the cache's folder; None if there is none of this name that we could have written."""
+    if not _is_ours(folder, name):
+        return None
+    try:
+        frames: np.ndarray = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return frames if isinstance(frames, np.ndarray) and frames.ndim == 5 else None
+
+
+def _is_ours(folder: Path, name: Any) -> bool:
+    return isinstance(name, str) and OF_FRAMES.fullmatch(name) is not None and _is_plain(folder / name)
 
 
 class FrameCacheWriter:
@@ -243,12 +320,19 @@ class FrameCacheWriter:
 
     def _remove_abandoned(self) -> None:
         for path in self._folder.glob(".frames-*.partial"):
-            if time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+            ours = OF_FRAMES.match(path.name.removeprefix(".")) is not None and _is_plain(path)
+            if ours and time.time() - path.stat().st_mtime > ABANDONED_AFTER:
                 path.unlink(missing_ok=True)
 
     def write(self, clip: Clip, frames: UInt8[Tensor, "F 3 S S"], mask: Bool[Tensor, "F"]) -> None:
-        """Take up one clip. Several threads may write different clips."""
+        """Take up one clip. Several threads may write different clips.
+
+        Raises:
+            PassingError: its file is not the one that was there when the cache was begun.
+        """
         key = entry_key(clip, self._root)
+        if fingerprint(clip.path) != self._files[key]:
+            raise PassingError(clip.path, "it changed while the clips were checked")
         self._frames[self._rows[key]] = frames.numpy()
         self._valid[key] = int(mask.sum())
 
@@ -266,7 +350,7 @@ class FrameCacheWriter:
             for name, valid in self._valid.items()
         }
         write_json_atomic(self._index, {"frames": self._name, "clips": entries})
-        if before and before != self._name:
+        if before != self._name and _is_ours(self._folder, before):
             (self._folder / before).unlink(missing_ok=True)
 
     def abandon(self) -> None:

@@ -12,9 +12,12 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from emcl_train.config import MAX_PIXELS
 from emcl_train.data import riff
 from emcl_train.data.clock import JOINED, Clock
 from emcl_train.data.decoding import Reader, demuxed
+from emcl_train.data.opening import opened, prepared, refused_size, too_large, watched
+from emcl_train.data.passing import passing
 from emcl_train.data.streams import film_of
 from emcl_train.data.structure import fault_of, segment_is_cut
 from emcl_train.data.timeline import Place, Timeline, VideoError
@@ -30,6 +33,10 @@ __all__ = [
     "rewound",
     "whole_timeline",
 ]
+
+
+LONGEST = 31 * 86400.0
+"""Seconds of a film: time stamps that go on for longer are no times."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,14 @@ def decoder_version() -> str:
     return f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
 
 
-def probe(path: Path) -> VideoInfo:
+def probe(path: Path, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Read the headers of a video file; nothing is decoded.
 
     Raises:
-        VideoError: the file cannot be opened or read.
+        VideoError: the file is no film, or its frames are too large.
+        PassingError: it cannot be read now.
     """
-    with open_video(path) as (container, stream):
+    with open_video(path, max_pixels=max_pixels) as (container, stream):
         codec = stream.codec_context
         return VideoInfo(
             container=container.format.name,
@@ -69,7 +77,7 @@ def probe(path: Path) -> VideoInfo:
         )
 
 
-def check_packets(path: Path) -> Timeline:
+def check_packets(path: Path, max_pixels: int = MAX_PIXELS) -> Timeline:
     """Look for packets that are missing or overwritten, decoding the first frame, and more only up to a suspect.
 
     Damage inside the pictures of a whole packet is seen by decoding alone.
@@ -80,9 +88,9 @@ def check_packets(path: Path) -> Timeline:
     Raises:
         VideoError: what is damaged, and where.
     """
-    with open_video(path) as (container, stream):
+    with open_video(path, max_pixels=max_pixels) as (container, stream):
         timeline = whole_timeline(container, stream, path)
-        with rewound(container, stream, timeline, path) as film:
+        with rewound(container, stream, timeline, path, max_pixels) as film:
             reader = Reader(*film, timeline)
             if reader.peek() is None:
                 raise VideoError(path, "its first frame cannot be decoded")
@@ -96,6 +104,8 @@ def check_packets(path: Path) -> Timeline:
                 while not shown and (taken := reader.take()):
                     shown = abs(taken[0] - timeline.torn) < 1e-3 and not taken[1].is_corrupt
             except av.error.FFmpegError as error:
+                if passing(error, path):
+                    raise
                 raise VideoError(path, f"the packet at {second:.2f} s is damaged: {error.strerror}") from error
             if not shown and second > 0:
                 raise VideoError(path, f"the packet at {second:.2f} s is damaged")
@@ -103,45 +113,45 @@ def check_packets(path: Path) -> Timeline:
 
 
 @contextmanager
-def open_video(path: Path, *, first: bool = False) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(
+    path: Path, *, first: bool = False, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and the film in it. Whatever FFmpeg cannot do inside the block becomes a VideoError.
 
     Args:
         path: the file.
         first: take the first stream of pictures that is no cover, whatever it is.
+        max_pixels: of a frame.
+
+    Raises:
+        VideoError: what is in the file is no film that can be decoded.
+        PassingError: the machine or the disk did not give what is in the file.
     """
-    with _opened(path) as container:
-        stream = film_of(container, path, first=first)
-        yield container, _alone(stream)
+    with watched(path), opened(path, max_pixels) as container:
+        stream = prepared(film_of(container, path, first=first), path, max_pixels)
+        number = container.streams.video.index(stream)
+        with _refusal_named(path, stream, number, max_pixels):
+            yield container, stream
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[InputContainer]:
+def _refusal_named(path: Path, stream: VideoStream, number: int, max_pixels: int) -> Iterator[None]:
+    """Say by which size of frame the decoder was stopped, if that stopped it."""
     try:
-        if path.is_file() and not path.stat().st_size:
-            raise VideoError(path, "the file is empty")
-        # A title may be in any encoding, and is not used.
-        with av.open(str(path), metadata_errors="replace") as container:
-            yield container
-    except FileNotFoundError as error:
-        raise VideoError(path, "there is no such file") from error
-    except PermissionError as error:
-        raise VideoError(path, "the file may not be read") from error
-    except av.error.FFmpegError as error:
-        raise VideoError(path, f"{error.strerror} ({type(error).__name__})") from error
-    except OSError as error:
-        raise VideoError(path, str(error)) from error
-
-
-def _alone(stream: VideoStream) -> VideoStream:
-    # Clips are decoded side by side already: threads inside each would only fight for the same cores.
-    stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
-    return stream
+        yield
+    except (VideoError, av.error.FFmpegError) as error:
+        # A decoder that refused a size has none.
+        if stream.codec_context.width * stream.codec_context.height or passing(error, path):
+            raise
+        size = refused_size(path, max_pixels, number)
+        if size is None:
+            raise
+        raise too_large(path, *size, max_pixels) from error
 
 
 @contextmanager
 def rewound(
-    container: InputContainer, stream: VideoStream, timeline: Timeline, path: Path
+    container: InputContainer, stream: VideoStream, timeline: Timeline, path: Path, max_pixels: int = MAX_PIXELS
 ) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The same film, to be read from its first packet on."""
     if timeline.parts == 1 and all(packet.shown for packet in timeline.packets) and _sought(container):
@@ -149,8 +159,11 @@ def rewound(
         return
 
     # Where a time is there more than once, seeking may lead to the later one.
-    with _opened(path) as again:
-        yield again, _alone(again.streams.video[container.streams.video.index(stream)])
+    with opened(path, max_pixels) as again:
+        number = container.streams.video.index(stream)
+        film = prepared(again.streams.video[number], path, max_pixels)
+        with _refusal_named(path, film, number, max_pixels):
+            yield again, film
 
 
 def _sought(container: InputContainer) -> bool:
@@ -183,6 +196,8 @@ def whole_timeline(container: InputContainer, stream: VideoStream, path: Path) -
     fault = fault_of(path, container.format.name)
     if fault is not None:
         raise VideoError(path, fault)
+    if timeline.seconds > LONGEST:
+        raise VideoError(path, f"its time stamps go on for {timeline.seconds / 86400:.0f} days")
     return timeline
 
 

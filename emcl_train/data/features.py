@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from emcl_train.config import BEFORE, RunConfig
 from emcl_train.data.clips import Annotations, Clip, Split
+from emcl_train.data.passing import NOT_THERE, passing
 from emcl_train.data.video import OF_VERSION_1, PICTURES, sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
@@ -196,6 +197,9 @@ def _open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
     try:
         arrays = {array: np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS}
     except (OSError, ValueError) as error:
+        trouble = passing(error, folder)
+        if trouble is not None and trouble.code not in NOT_THERE:
+            raise trouble from error
         raise UserError(f"the features in {folder} are damaged: {error}; {way_out}") from error
     counts = {"clips": len(lists["video_ids"]), "captions": len(lists["captions"])}
     for array, rows in ((array, counts[unit]) for array, unit in ARRAYS.items()):

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,8 @@ from emcl_train.data.annotations import Annotations, Clip, Split, load_annotatio
 from emcl_train.data.augment import rand_augment
 from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter, only_remembered, place_of
 from emcl_train.data.features import FeatureSplit, feature_loader, open_features, require_data_of
+from emcl_train.data.opening import fingerprint, not_settled
+from emcl_train.data.passing import PassingError, passing, raise_together
 from emcl_train.data.tokens import EncodedCaptions, Tokenizer, encoded_captions
 from emcl_train.data.video import VideoError, decode_clip
 from emcl_train.errors import UserError
@@ -77,6 +79,10 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
 
     Returns:
         Why clips cannot be decoded, by id.
+
+    Raises:
+        PassingError: a clip cannot be read now.
+        UserError: so it is with several of them.
     """
     # What an earlier run found of a file holds until the file changes: such a clip is not decoded again.
     checked = CheckedClips(config)
@@ -91,21 +97,33 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
             writer = FrameCacheWriter.begin(config, wanted)
             pending = wanted if writer else pending
 
-    def decode(clip: Clip) -> str | None:
-        """Why a clip cannot be decoded; None if it can."""
+    def decode(clip: Clip) -> _Found:
+        """What is found of a clip; trouble that every other one would meet ends the check."""
+        before = fingerprint(clip.path)
         try:
             frames, mask = decode_clip(clip, config, whole=True)
+            if writer:
+                writer.write(clip, frames, mask)
         except VideoError as error:
-            return error.reason
-        if writer:
-            writer.write(clip, frames, mask)
-        return None
+            return _Found(before, error.reason)
+        except PassingError as error:
+            if error.everywhere:
+                raise
+            return _Found(before, trouble=error)
+        return _Found(before)
 
-    reasons: dict[str, str | None] = {}
+    found: dict[str, _Found] = {}
     try:
-        for clip, reason in in_parallel(decode, pending, config.workers, "Check clips"):
-            reasons[clip.video_id] = reason
-            checked.add(clip, reason)
+        for clip, own in in_parallel(decode, pending, config.workers, "Check clips"):
+            found[clip.video_id] = own
+            if own.reason is None and own.trouble is None:
+                checked.add(clip, None, own.file)
+
+        _take_back(found, pending)
+        for clip in pending:
+            if (reason := found[clip.video_id].reason) is not None:
+                checked.add(clip, reason, found[clip.video_id].file)
+        raise_together({name: own.trouble for name, own in found.items() if own.trouble is not None}, len(clips))
         if writer:
             writer.finish()
     finally:
@@ -114,11 +132,33 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
         if pending:
             checked.save()  # an interrupted check goes on from here
 
-    for clip in clips:
-        if clip.video_id not in reasons:
-            reasons[clip.video_id] = checked.reason(clip)
-    in_order = ((clip.video_id, reasons[clip.video_id]) for clip in clips)  # not as they got ready
-    return {video_id: reason for video_id, reason in in_order if reason is not None}
+    # In the order of the clips, not as they got ready.
+    reasons = {
+        clip.video_id: found[clip.video_id].reason if clip.video_id in found else checked.reason(clip) for clip in clips
+    }
+    return {video_id: reason for video_id, reason in reasons.items() if reason is not None}
+
+
+@dataclass
+class _Found:
+    """What a check found of a clip."""
+
+    file: list[int] | None
+    """The fingerprint of its file before it was read; None if there was none."""
+    reason: str | None = None
+    """Why it cannot be decoded."""
+    trouble: PassingError | None = None
+    """Why nothing could be found."""
+
+
+def _take_back(found: dict[str, _Found], clips: Sequence[Clip]) -> None:
+    """Turn verdicts on files that are still being written into passing trouble: they may be whole soon."""
+    condemned = [clip for clip in clips if found[clip.video_id].reason is not None]
+    changing = not_settled({clip.path: found[clip.video_id].file for clip in condemned})
+    for clip in condemned:
+        if clip.path in changing:
+            trouble = PassingError(clip.path, "it is still being written, or comes and goes")
+            found[clip.video_id] = _Found(None, trouble=trouble)
 
 
 def in_parallel(
@@ -299,12 +339,20 @@ class ClipDataset(Dataset):
         """An item; or what is wrong with the clip, as a value, which reaches the main process without a traceback."""
         clip = self.clips[self.caption_clip[index]]
         try:
-            frames, mask = self._frames(clip)
+            return self._item(clip, index)
         except VideoError as error:
             return UserError(
                 f"clip {clip.video_id} ({clip.path}) was whole before the run and cannot be decoded now: "
                 f"{error.reason}; restore the file and {again()}"
             )
+        except Exception as error:
+            trouble = passing(error, clip.path)
+            if trouble is None:
+                raise
+            return trouble
+
+    def _item(self, clip: Clip, index: int) -> Item:
+        frames, mask = self._frames(clip)
         if self.augment is not None:
             frames = rand_augment(frames, mask, np.random.default_rng((*self.augment, index)))
         item = {"frames": frames, "frame_mask": mask, "index": torch.tensor(self.caption_clip[index])}

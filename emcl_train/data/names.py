@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+from emcl_train.data.passing import NOT_THERE, trouble_with
+
 
 def one_form(name: str) -> str:
     """The form in which equal names are equal."""
@@ -43,11 +45,19 @@ class Files:
         if folder not in self._folders:
             try:
                 self._folders[folder] = Names(os.listdir(folder))
-            except OSError:
+            except OSError as error:
+                if error.errno not in NOT_THERE:
+                    raise trouble_with(error, folder) from error
                 self._folders[folder] = Names(())
         return self._folders[folder]
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file that annotations name exists; no file has a name that is longer than the system allows."""
-    return os.path.exists(path)  # Path.exists raises an error for such a name
+    """Whether there is a file that annotations name. One that cannot be asked for now is not called missing."""
+    try:
+        os.stat(path)
+    except ValueError:  # a name that no file can have
+        return False
+    except OSError as error:
+        return error.errno not in NOT_THERE
+    return True

@@ -102,9 +102,9 @@ def render_shapes(root: Path, config: ShapesConfig) -> None:
         UserError: settings are out of range, or `root` holds anything but a set of these settings.
     """
     _check(config)
-    manifest = {"version": VERSION, "config": asdict(config)}
-    if _is_complete(root, manifest):
+    if is_rendered(root, config):
         return
+    manifest = _manifest(config)
     if "libx264" not in av.codecs_available:
         raise UserError(
             "this build of PyAV has no encoder libx264; install the wheel: pip install --force-reinstall av"
@@ -130,6 +130,19 @@ def render_shapes(root: Path, config: ShapesConfig) -> None:
             f"cannot write {error.filename or root}: {error.strerror}; free space there, or choose another folder. "
             f"Run again, it goes on with the clips that are missing"
         ) from error
+
+
+def is_rendered(root: Path, config: ShapesConfig) -> bool:
+    """Whether the whole set is there; nothing is written.
+
+    Raises:
+        UserError: `root` holds anything but a set of these settings.
+    """
+    return _is_complete(root, _manifest(config))
+
+
+def _manifest(config: ShapesConfig) -> dict[str, object]:
+    return {"version": VERSION, "config": asdict(config)}
 
 
 def plan_clips(config: ShapesConfig) -> list[PlannedClip]:

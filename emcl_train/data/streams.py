@@ -3,12 +3,12 @@
 from collections import Counter
 from pathlib import Path
 
-import av
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from emcl_train.data.decoding import demuxed
+from emcl_train.data.opening import opened
 from emcl_train.data.timeline import VideoError
 
 COVER = Disposition.attached_pic
@@ -63,7 +63,7 @@ def _counted(path: Path) -> tuple[Counter[int], Counter[int]]:
     """How many frames each stream of pictures has, and how many pixels over all of them, by the stream's index."""
     frames: Counter[int] = Counter()
     pixels: Counter[int] = Counter()
-    with av.open(str(path), metadata_errors="replace") as container:
+    with opened(path) as container:
         for packet in demuxed(container, list(container.streams.video)):
             if packet.size and not packet.is_discard:
                 codec = packet.stream.codec_context

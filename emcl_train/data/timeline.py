@@ -9,14 +9,27 @@ from typing import NamedTuple
 
 
 class VideoError(Exception):
-    """A video file that cannot be decoded, and why."""
+    """A video file that cannot be decoded, and why. What is the machine's fault is a `PassingError`."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, *, pixels: int = 0) -> None:
+        """A verdict on a file.
+
+        Args:
+            path: the file.
+            reason: what is wrong with it.
+            pixels: of one of its frames, as far as is known.
+        """
         super().__init__(path, reason)  # both, so that it can be pickled on its way from a worker process
-        self.path, self.reason = path, reason
+        self.path = path
+        self.reason = reason
+        self.pixels = pixels
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class MissingFile(VideoError):
+    """There is no file where annotations name one."""
 
 
 class Place(NamedTuple):

@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from emcl_train.config import DataConfig
+from emcl_train.config import MAX_PIXELS, DataConfig
 from emcl_train.data.clips import Clip
 from emcl_train.data.clock import has_no_stamps
 from emcl_train.data.container import VideoError, VideoInfo, open_video, probe, rewound, whole_timeline
@@ -74,6 +74,8 @@ class FrameRequest:
     display: Display = "watched"
     """"watched": what a player shows, of the film in the file; "rotated": as before, see `picture.picture_of`, of the
     first stream of pictures."""
+    max_pixels: int = MAX_PIXELS
+    """A file whose frames have more is refused before one is decoded."""
 
     @classmethod
     def of_clip(cls, clip: Clip, config: DataConfig, *, whole: bool = False) -> "FrameRequest":
@@ -89,6 +91,7 @@ class FrameRequest:
             choice=config.frame_choice,
             resize=config.resize,
             display=config.display,
+            max_pixels=config.max_pixels,
         )
 
 
@@ -135,10 +138,12 @@ def decode_frames(
 
     Raises:
         VideoError: any of the frames cannot be had, or the clip ends before `start`.
+        PassingError: the file cannot be read now, for which it is not to blame.
     """
     if not isinstance(request, FrameRequest):
         request = FrameRequest(request, *wanted, **settings)
-    with open_video(request.path, first=request.display == "rotated") as (container, stream):
+    rotated = request.display == "rotated"
+    with open_video(request.path, first=rotated, max_pixels=request.max_pixels) as (container, stream):
         timeline = whole_timeline(container, stream, request.path)
         pixels = _choose_by_seeking(container, stream, request, timeline)
         if pixels is None:
@@ -233,7 +238,7 @@ def _choose(
     # Each is made into a picture as it comes: frames lie in the decoder's memory, and are large.
     pictures: list[Tensor] = []
     before = None
-    with rewound(container, stream, timeline, request.path) as film:
+    with rewound(container, stream, timeline, request.path, request.max_pixels) as film:
         for i, frame in enumerate(frames_shown_at(*film, request.path, timeline, to_see, enter=enter)):
             if i == len(targets):
                 break

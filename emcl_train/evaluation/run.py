@@ -11,7 +11,8 @@ from rich.markup import escape
 from torch import Tensor
 
 from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
-from emcl_train.data.annotations import Split
+from emcl_train.data.annotations import Split, require_made
+from emcl_train.data.cache import say_if_elsewhere
 from emcl_train.data.loader import prepare
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import of_input
@@ -129,6 +130,7 @@ def evaluate_run(
     split: Literal["val", "test"] = "test",
     out: Path | None = None,
     ends_training: bool = False,
+    render: bool = False,
 ) -> tuple[dict[str, Any], Path]:
     """Evaluate the selected weights of a run folder again.
 
@@ -144,6 +146,7 @@ def evaluate_run(
         split: which split.
         out: the folder to write, which must not exist.
         ends_training: the run's folder is for these figures; what lies there moves aside.
+        render: render the bundled set in the data set's folder if it is not there, since the user named that folder.
 
     Returns:
         What results.json holds; the folder that it lies in.
@@ -184,6 +187,9 @@ def _evaluated(asked: _Asked) -> Evaluation:
     config = asked.config
     state = read_weights(run_dir)
     warn_of_frames(run_dir, config)
+    say_if_elsewhere(asked.own.data, config.data)
+    if config.from_features is None and not render:
+        require_made(config.data)
     annotations = prepare(config)
     tokenizer = load_tokenizer(config, run_dir)
 
@@ -228,7 +234,7 @@ def _asked(
         own,
         eval=eval_config or own.eval,
         emcl=emcl or own.emcl,
-        data=own.data if place is None else replace(own.data, **vars(place)),
+        data=replace(own.data, **vars(place or PlaceConfig.of_run(own.data))),
     )
     check_config(config)
     config.from_features = from_features or own.from_features

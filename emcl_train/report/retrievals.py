@@ -10,7 +10,8 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotations import Clip, load_annotations
+from emcl_train.data.annotations import Clip, read_annotations
+from emcl_train.data.passing import PassingError
 from emcl_train.data.video import FrameRequest, VideoError, decode_frames
 from emcl_train.errors import UserError
 from emcl_train.report.ranks import text_ranks
@@ -89,9 +90,11 @@ def strips(run: Run, clips: set[int]) -> tuple[dict[int, Strip], str]:
 
 
 def _clips(config: DataConfig, split: str) -> dict[str, Clip]:
-    if not config.root.is_dir():  # loading would render the bundled set anew, which no report should do
+    if not config.root.is_dir():
         raise UserError(f"there is no folder {config.root}")
-    annotations = load_annotations(config)
+
+    # Not `load_annotations`, which renders the bundled set: a report writes nothing where a run's configuration says.
+    annotations = read_annotations(config)
     for part in (annotations.test, annotations.val):
         if part.name == split:
             return {clip.video_id: clip for clip in part.clips}
@@ -103,7 +106,7 @@ def _strip(clip: Clip | None, video_id: str) -> Strip:
         return Strip(None, f"the data set has no clip {video_id} any more")
     try:
         frames, mask = decode_frames(FrameRequest(clip.path, FRAMES, FRAME_SIZE, start=clip.start, end=clip.end))
-    except VideoError as error:
+    except (VideoError, PassingError) as error:
         return Strip(None, str(error))
     return Strip(_jpeg(frames[mask]))
 

@@ -6,7 +6,8 @@ and ends with the same bytes: each file is encoded by one thread, and none says 
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,20 +17,36 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
+from emcl_train.config import MAX_PIXELS
 from emcl_train.data.annotation_files import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.clips import Clip
 from emcl_train.data.container import VideoError, decoder_version, open_video, rewound, whole_timeline
 from emcl_train.data.decoding import frames_shown_at
 from emcl_train.data.h264 import repeatable
 from emcl_train.data.loader import in_parallel
+from emcl_train.data.opening import fingerprint, not_settled
+from emcl_train.data.passing import OF_THE_MACHINE, PassingError, passing
 from emcl_train.data.picture import Picture, picture_of
 from emcl_train.data.provenance import COMPRESSED
+from emcl_train.data.timeline import Timeline
 from emcl_train.errors import UserError
-from emcl_train.runs.files import read_json, require_folder, whole, write_atomic, write_json_atomic
+from emcl_train.runs.files import (
+    raise_if_disk_full,
+    read_json,
+    require_folder,
+    whole,
+    write_atomic,
+    write_json_atomic,
+)
 from emcl_train.runs.lock import writing
 from emcl_train.terminal import console_of
+from emcl_train.tools.ledger import COPIES, Ledger
 
 ANNOTATIONS = {".json", ".jsonl", ".csv", ".txt", ".pkl"}
+MOST_COPIES = 100_000
+"""Frames of a copy that are never too many."""
+MOST_OF_A_FRAME = 1000
+"""Beside these, how often a copy may have each frame of its video on the average."""
 ENCODING = {"crf": "20", "preset": "medium", "g": "12", "threads": "1"}
 
 
@@ -56,12 +73,14 @@ def compress(
     fps: float = 3.0,
     short_side: int = 224,
     workers: int = 0,
+    max_pixels: int = MAX_PIXELS,
     console: Console | None = None,
 ) -> int:
     """Copy every video below `folder` to the same place below `out`, as H.264 in MP4.
 
-    A copy that is there is kept unless its video has changed; the settings stand in `compressed.json`, with the videos
-    that cannot be decoded. Annotation files in `folder` itself are copied as they are, so that `out` is a data set too.
+    A copy that is there is kept until its video has changed and a copy of the new one is whole. The settings stand in
+    `compressed.json`, with the videos that cannot be decoded and what each copy was made of. Annotation files in
+    `folder` itself are copied as they are, so that `out` is a data set too.
 
     Args:
         folder: the originals; nothing in it is changed.
@@ -69,13 +88,15 @@ def compress(
         fps: frames a second.
         short_side: height or width in pixels, whichever is smaller.
         workers: videos at a time; 0: one for each core.
+        max_pixels: of a frame; a video with larger ones cannot be decoded.
         console: where to print.
 
     Returns:
-        1 if a video cannot be decoded, else 0.
+        1 if a video cannot be decoded or read, else 0.
 
     Raises:
-        UserError: copies could take the place of originals, or `out` holds copies of other settings.
+        UserError: copies could take the place of originals, `out` holds copies of other settings, or a copy cannot be
+            written.
     """
     console = console_of(console)
     settings = Settings(fps, short_side)
@@ -86,57 +107,121 @@ def compress(
         _check_manifest(out, settings)
         for partial in out.rglob(".*.partial"):
             partial.unlink()
-        write_json_atomic(out / COMPRESSED, _manifest(settings, {}))
-        pending = [job for job in jobs if not _is_done(job)]
+        ledger = Ledger.open(out)
+        write_json_atomic(out / COMPRESSED, _manifest(settings, {}, ledger.entries()))
+        pending = [job for job in jobs if not _is_done(job, ledger)]
         console.print(
             f"{len(jobs)} videos in {escape(str(folder))}, {len(jobs) - len(pending)} of them done before; "
             f"{fps:g} frames/s, short side {short_side}",
             soft_wrap=True,
         )
         _copy_annotations(folder, out)
-        broken = _run(pending, folder, settings, workers)
-        write_json_atomic(out / COMPRESSED, _manifest(settings, broken))
+        outcome = _run(pending, folder, settings, ledger, workers, max_pixels)
+        broken = outcome.broken
+        names = [ledger.name_of(job.target) for job in jobs]
+        write_json_atomic(out / COMPRESSED, _manifest(settings, broken, ledger.entries(names)))
+        ledger.close()
 
     for path in twins:
         console.print(f"left out, since a file beside it has the same name: {escape(str(path))}", soft_wrap=True)
     for name, reason in broken.items():
-        console.print(f"[red]{escape(name)} cannot be decoded: {escape(reason)}[/red]", soft_wrap=True)
+        kept = "; the copy of what it was before stays" if name in outcome.kept else ""
+        console.print(f"[red]{escape(name)} cannot be decoded: {escape(reason)}{kept}[/red]", soft_wrap=True)
+    for name, trouble in outcome.troubles.items():
+        kept = ", the copy that was there stays" if name in outcome.kept else ""
+        console.print(f"[yellow]{escape(name)} cannot be read now: {escape(trouble)}{kept}[/yellow]", soft_wrap=True)
+    lacking = len(broken) + len(outcome.troubles)
     console.print(
-        f"{len(jobs) - len(broken)} of {len(jobs)} videos are in {escape(str(out))}"
-        + (f"; {len(broken)} cannot be decoded and have no copy" if broken else ""),
+        f"{len(jobs) - lacking} of {len(jobs)} videos are in {escape(str(out))}"
+        + (f"; {len(broken)} cannot be decoded" if broken else "")
+        + (f"; {len(outcome.troubles)} could not be read: {OF_THE_MACHINE}. Run again" if outcome.troubles else ""),
         soft_wrap=True,
     )
-    return 1 if broken else 0
+    return 1 if lacking else 0
 
 
-def compress_video(source: Path, target: Path, settings: Settings) -> None:
+def compress_video(
+    source: Path,
+    target: Path,
+    settings: Settings,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    before_it_appears: Callable[[Path, list[int]], None] = lambda copy, video: None,
+) -> None:
     """Write the frames on display at each 1/fps second, from the first frame on; nothing is there before it is whole.
+
+    Args:
+        source: the video.
+        target: its copy.
+        settings: what it is made like.
+        max_pixels: of a frame of the video.
+        before_it_appears: called with the whole copy, which has another name yet, and the video's fingerprint.
 
     Raises:
         VideoError: the video cannot be decoded to its end.
-        UserError: the disk is full.
+        PassingError: it cannot be read now, or is another one than at the beginning.
+        UserError: the copy cannot be written.
     """
     with whole(target) as partial:
-        with open_video(source) as (container, stream):
+        video = fingerprint(source)
+        with open_video(source, max_pixels=max_pixels) as (container, stream):
             # As many as there are steps of 1/fps from the first frame to the last.
             timeline = whole_timeline(container, stream, source)
-            first = timeline.times[0]
-            last = timeline.times[-1]
-            number = math.floor((last - first) * settings.fps + 1e-6) + 1
-            targets = [first + i / settings.fps for i in range(number)]
-            with rewound(container, stream, timeline, source) as film:
+            targets = _targets(timeline, source, settings)
+            with rewound(container, stream, timeline, source, max_pixels) as film:
                 frames = frames_shown_at(*film, source, timeline, targets)
-                _encode(partial, (picture_of(frame, stream.sample_aspect_ratio) for frame in frames), settings)
+                pictures = (picture_of(frame, stream.sample_aspect_ratio) for frame in frames)
+                _encode(partial, target, _of_video(source, pictures), settings, max_pixels)
+
+        # What was read is what was there before, or the copy is of neither.
+        if video is None or fingerprint(source) != video:
+            raise PassingError(source, "it changed while it was compressed")
 
         # By its time a copy is known to be of the video as it is now.
-        modified = source.stat().st_mtime_ns
-        os.utime(partial, ns=(modified, modified))
+        with _of_copy(target):
+            os.utime(partial, ns=(video[1], video[1]))
+            before_it_appears(partial, video)
 
 
-def _encode(path: Path, pictures: Iterator[Picture], settings: Settings) -> None:
+def _targets(timeline: Timeline, source: Path, settings: Settings) -> list[float]:
+    """The times of a copy's frames."""
+    first = timeline.times[0]
+    number = math.floor((timeline.times[-1] - first) * settings.fps + 1e-6) + 1
+    if number > MOST_COPIES + MOST_OF_A_FRAME * len(timeline.times):
+        raise VideoError(
+            source, f"it shows {len(timeline.times)} frames in {timeline.seconds:.0f} s, of which a copy has {number}"
+        )
+    return [first + i / settings.fps for i in range(number)]
+
+
+@contextmanager
+def _of_copy(target: Path) -> Iterator[None]:
+    """Blame what goes wrong inside the block on the copy that is written.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, av.error.FFmpegError) as error:
+        raise_if_disk_full(error, target)
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{target} cannot be written: {reason}; whatever was there before stays as it was") from error
+
+
+def _of_video(source: Path, pictures: Iterator[Picture]) -> Iterator[Picture]:
+    """Pictures of a video, whose own errors are told from those of the copy that they are written to."""
+    try:
+        yield from pictures
+    except (OSError, MemoryError, av.error.FFmpegError) as error:
+        raise passing(error, source) or VideoError(source, f"{error.args[1]} ({type(error).__name__})") from error
+
+
+def _encode(path: Path, target: Path, pictures: Iterator[Picture], settings: Settings, max_pixels: int) -> None:
+    """Encode pictures into a file that has another name yet; what cannot be written is said of its own name."""
     rate = Fraction(settings.fps).limit_denominator(1000)
     options = {"fflags": "+bitexact", "movflags": "+faststart"}  # bitexact: no version and no date in the file
-    with av.open(str(path), "w", format="mp4", options=options) as container:
+    with _of_copy(target), av.open(f"file:{path}", "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=rate, options=repeatable(ENCODING))
         stream.codec_context.thread_count = 1
         stream.pix_fmt = "yuv420p"
@@ -145,6 +230,8 @@ def _encode(path: Path, pictures: Iterator[Picture], settings: Settings) -> None
         for i, picture in enumerate(pictures):
             if i == 0:
                 stream.width, stream.height = _size(picture.width, picture.height, settings.short_side)
+                if stream.width * stream.height > max_pixels:
+                    raise VideoError(target, f"a copy of it would have {stream.width} × {stream.height} pixels")
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture.pixels), format="rgb24")
             frame = frame.reformat(stream.width, stream.height, format="yuv420p", interpolation="BICUBIC")
             frame.pts = i
@@ -160,22 +247,62 @@ def _size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return (short_side, long_side) if width < height else (long_side, short_side)
 
 
-def _run(jobs: list[Job], folder: Path, settings: Settings, workers: int) -> dict[str, str]:
-    """Why videos cannot be decoded, by their place in the folder."""
-    by_source = {job.source: job for job in jobs}
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of the videos that had no copy, by their places in the folder."""
 
-    def work(clip: Clip) -> str | None:
+    broken: dict[str, str]
+    """Why they cannot be decoded."""
+    troubles: dict[str, str]
+    """Why they could not be read."""
+    kept: set[str]
+    """Of both, those with a copy from before."""
+
+
+def _run(
+    jobs: list[Job], folder: Path, settings: Settings, ledger: "Ledger", workers: int, max_pixels: int
+) -> _Outcome:
+    """Compress videos. A copy that is there goes only where a newer one takes its place."""
+    by_source = {job.source: job for job in jobs}
+    read = {}
+
+    def work(clip: Clip) -> VideoError | PassingError | None:
         job = by_source[clip.path]
+        read[job.source] = fingerprint(job.source)
         try:
-            compress_video(job.source, job.target, settings)
+            compress_video(
+                job.source,
+                job.target,
+                settings,
+                max_pixels=max_pixels,
+                before_it_appears=lambda copy, video: ledger.add(job.target, copy, video),
+            )
         except VideoError as error:
-            job.target.unlink(missing_ok=True)  # of the video as it was before
-            return error.reason
+            return error
+        except PassingError as error:
+            if error.everywhere:
+                raise
+            return error
         return None
 
     clips = [Clip(job.source.stem, job.source) for job in jobs]
     done = in_parallel(work, clips, workers or os.cpu_count() or 1, "Compress videos")
-    return dict(sorted((str(clip.path.relative_to(folder)), reason) for clip, reason in done if reason is not None))
+    failed = {clip.path: error for clip, error in done if error is not None}
+
+    # A file that is still being written is not broken.
+    changing = not_settled({path: read[path] for path, error in failed.items() if isinstance(error, VideoError)})
+    broken = {}
+    troubles = {}
+    for path, error in sorted(failed.items()):
+        name = str(path.relative_to(folder))
+        if isinstance(error, PassingError):
+            troubles[name] = error.reason
+        elif path in changing:
+            troubles[name] = "it is still being written, or comes and goes"
+        else:
+            broken[name] = error.reason
+    kept = {str(path.relative_to(folder)) for path in failed if by_source[path].target.is_file()}
+    return _Outcome(broken, troubles, kept)
 
 
 def _jobs(folder: Path, out: Path) -> tuple[list[Job], list[Path]]:
@@ -210,13 +337,17 @@ def _copy(source: Path, target: Path) -> None:
         write_atomic(target, lambda file: file.write(data))
 
 
-def _is_done(job: Job) -> bool:
+def _is_done(job: Job, ledger: "Ledger") -> bool:
     # A copy carries the time of its video: a video that was replaced since is copied again.
-    if not job.target.is_file():
+    video = fingerprint(job.source)
+    if video is None or not job.target.is_file():
         return False
-    copy, video = job.target.stat().st_mtime_ns, job.source.stat().st_mtime_ns
+    copied = job.target.stat()
+
     # Some file systems keep whole seconds, or every other one.
-    return copy == video or (copy % 1_000_000_000 == 0 and abs(copy - video) < 2_000_000_000)
+    coarse = copied.st_mtime_ns % 1_000_000_000 == 0 and abs(copied.st_mtime_ns - video[1]) < 2_000_000_000
+    same_time = copied.st_mtime_ns == video[1] or coarse
+    return same_time and ledger.agrees(job.target, copied.st_size, video[0])
 
 
 def _check(folder: Path, out: Path, settings: Settings) -> None:
@@ -236,8 +367,11 @@ def _check(folder: Path, out: Path, settings: Settings) -> None:
         )
 
 
-def _manifest(settings: Settings, broken: dict[str, str]) -> dict[str, object]:
-    return {**asdict(settings), "encoding": ENCODING, "encoder": decoder_version(), "broken": broken}
+def _manifest(
+    settings: Settings, broken: dict[str, str], copies: dict[str, list[list[int]]] | None = None
+) -> dict[str, object]:
+    encoder = {"encoding": ENCODING, "encoder": decoder_version()}
+    return {**asdict(settings), **encoder, "broken": broken, COPIES: copies or {}}
 
 
 def _check_manifest(out: Path, settings: Settings) -> None:
@@ -250,9 +384,9 @@ def _check_manifest(out: Path, settings: Settings) -> None:
             )
         return
 
-    asked = _manifest(settings, {})
+    asked = {name: value for name, value in _manifest(settings, {}).items() if name not in ("broken", COPIES)}
     before = read_json(path, "pass an empty folder", keys=asked.keys())
-    different = [name for name, value in asked.items() if name != "broken" and before[name] != value]
+    different = [name for name, value in asked.items() if before[name] != value]
     if different:
         said = "; ".join(f"{name} was {before[name]}, now {asked[name]}" for name in different)
         raise UserError(

@@ -14,13 +14,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from emcl_train.config import DataConfig
+from emcl_train.config import MAX_PIXELS, DataConfig
 from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, visible_files
 from emcl_train.data.annotations import Annotations, Clip, Split, read_annotations
 from emcl_train.data.cache import only_remembered, place_of
 from emcl_train.data.container import VideoError, VideoInfo, check_packets, probe
 from emcl_train.data.loader import in_parallel
-from emcl_train.data.timeline import Timeline
+from emcl_train.data.opening import fingerprint, not_settled
+from emcl_train.data.outside import outside
+from emcl_train.data.passing import OF_THE_MACHINE, passing
+from emcl_train.data.timeline import MissingFile, Timeline
 from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
@@ -52,6 +55,25 @@ class Diagnosis:
     """There is no such file."""
     remark: str | None = None
     """What else a reader of results should know of it."""
+    trouble: str | None = None
+    """Why it could not be examined, for which it is not to blame; nothing is known of it then."""
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What is found of a file."""
+
+    file: list[int] | None
+    """Its fingerprint before it was read; None if there is none."""
+    info: VideoInfo | None
+    reason: str | None = None
+    trouble: str | None = None
+    remark: str | None = None
+    missing: bool = False
+
+    def of(self, clip: Clip, splits: tuple[str, ...]) -> Diagnosis:
+        missing = self.missing and self.reason is not None
+        return Diagnosis(clip.video_id, clip.path, splits, self.info, self.reason, missing, self.remark, self.trouble)
 
 
 @dataclass(frozen=True)
@@ -88,8 +110,12 @@ class Report:
         return [clip for clip in self.clips if clip.reason is not None]
 
     @property
+    def unread(self) -> list[Diagnosis]:
+        return [clip for clip in self.clips if clip.trouble is not None]
+
+    @property
     def exit_code(self) -> int:
-        return 1 if self.damaged or self.problems else 0
+        return 1 if self.damaged or self.unread or self.problems else 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -99,6 +125,7 @@ class Report:
             "clips": [asdict(clip) for clip in self.clips],
             "missing": [clip.video_id for clip in self.clips if clip.missing],
             "damaged": {clip.video_id: clip.reason for clip in self.damaged},
+            "unread": {clip.video_id: clip.trouble for clip in self.unread},
             "counts": self.counts,
             "problems": self.problems,
             "notes": self.notes,
@@ -111,6 +138,7 @@ def run_doctor(
     *,
     videos: Path | None = None,
     deep: bool = False,
+    max_pixels: int = MAX_PIXELS,
     json_path: Path | None = None,
     console: Console | None = None,
 ) -> int:
@@ -121,17 +149,18 @@ def run_doctor(
         root: the folder of the data set.
         videos: as `data.videos`.
         deep: decode what a run would sample of every clip, instead of headers, packets and the first frame.
+        max_pixels: as `data.max_pixels`.
         json_path: in place of `doctor.json` where what is known of the data set is remembered.
         console: where to print.
 
     Returns:
-        1 if a clip is missing or damaged, or the annotations cannot be used, else 0.
+        1 if a clip is missing or damaged or could not be examined, or the annotations cannot be used, else 0.
 
     Raises:
         UserError: there is no such folder.
     """
     require_folder(root, "the annotation files and videos/")
-    config = config_of(name, root)
+    config = replace(config_of(name, root), max_pixels=max_pixels)
     report = examine(config if videos is None else replace(config, videos=videos), deep=deep)
     console = console_of(console)
     print_report(report, name, console)
@@ -175,41 +204,65 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
     if not clips:
         report.problems.append(f"There are no clips: {folder} holds no {', '.join(VIDEO_SUFFIXES)} file.")
 
+    if annotations and (elsewhere := outside(places, config)):
+        report.notes.append(
+            f"Files that the annotations name outside {config.root}, by absolute paths, by .. or through links: "
+            f"{len(elsewhere)}, such as {elsewhere[0]}. `emcl-train train … --data.outside-root refuse` stops at them."
+        )
+
     small = replace(config, image_size=IMAGE_SIZE)
 
     @cache  # several clips may be spans of one file
-    def look_into(path: Path) -> tuple[VideoInfo | None, str | None, str | None]:
-        """What a file is, why it cannot be decoded, if so, and what else is to be said of it."""
+    def look_into(path: Path) -> _Look:
+        """What a file is, and what is wrong with it."""
+        before = fingerprint(path)
         info = None
         try:
-            info = probe(path)
-            timeline = check_packets(path)
+            info = probe(path, config.max_pixels)
+            timeline = check_packets(path, config.max_pixels)
         except VideoError as error:
-            return info, error.reason, None
-        except Exception as error:  # one file that the decoder's library stumbles over keeps no other from its report
-            return info, _stumbled(error), None
+            return _Look(before, info, error.reason, missing=isinstance(error, MissingFile))
+        except Exception as error:
+            trouble = _trouble(error, path)
+            if trouble is not None:
+                return _Look(before, info, trouble=trouble)
+            return _Look(before, info, _stumbled(error))
 
         # The packets tell how long it is, whatever the header says.
-        return replace(info, duration=timeline.seconds), None, _remark(timeline)
+        return _Look(before, replace(info, duration=timeline.seconds), remark=_remark(timeline))
 
-    def diagnose(clip: Clip) -> Diagnosis:
+    def look_deeper(clip: Clip) -> _Look:
         """The same of a clip, which may be a span that its file does not have."""
-        info, reason, remark = look_into(clip.path)
-        if reason is None and clip.start and info and info.duration is not None and clip.start >= info.duration:
-            reason = f"it ends at {info.duration:.2f} s, before the span from {clip.start:g} s on"
-        if deep and reason is None:
-            try:
-                decode_clip(clip, small, whole=True)
-            except VideoError as error:
-                reason = error.reason
-            except Exception as error:
-                reason = _stumbled(error)
-        missing = reason is not None and not clip.path.exists()
-        return Diagnosis(clip.video_id, clip.path, tuple(places.get(clip, ())), info, reason, missing, remark)
+        look = look_into(clip.path)
+        if look.reason is not None or look.trouble is not None:
+            return look
+
+        info = look.info
+        if clip.start and info and info.duration is not None and clip.start >= info.duration:
+            return replace(look, reason=f"it ends at {info.duration:.2f} s, before the span from {clip.start:g} s on")
+        if not deep:
+            return look
+        try:
+            decode_clip(clip, small, whole=True)
+        except VideoError as error:
+            return replace(look, reason=error.reason)
+        except Exception as error:
+            trouble = _trouble(error, clip.path)
+            return replace(look, trouble=trouble) if trouble else replace(look, reason=_stumbled(error))
+        return look
 
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = in_parallel(diagnose, clips, workers, "Decode clips" if deep else "Examine clips")
-    report.clips = sorted((diagnosis for _, diagnosis in found), key=lambda d: _natural(d.path.name))
+    looks = dict(in_parallel(look_deeper, clips, workers, "Decode clips" if deep else "Examine clips"))
+
+    # A file that is still being written is not damaged.
+    condemned = {clip.path: look.file for clip, look in looks.items() if look.reason is not None}
+    changing = not_settled(condemned)
+    for clip in clips:
+        if clip.path in changing and looks[clip].reason is not None:
+            looks[clip] = replace(looks[clip], reason=None, trouble="it is still being written, or comes and goes")
+
+    found = [look.of(clip, tuple(places.get(clip, ()))) for clip, look in looks.items()]
+    report.clips = sorted(found, key=lambda d: _natural(d.path.name))
 
     if annotations:
         for split in (annotations.train, annotations.val, annotations.test):
@@ -224,7 +277,7 @@ def print_report(report: Report, name: str, console: Console) -> None:
     # Tables; of a large set, only the clips that are damaged.
     if report.splits:
         console.print(_split_table(report.splits))
-    shown = report.clips if len(report.clips) <= LONGEST_TABLE else damaged
+    shown = report.clips if len(report.clips) <= LONGEST_TABLE else [*damaged, *report.unread]
     if shown:
         console.print(_clip_table(shown))
     if len(shown) < len(report.clips):
@@ -245,25 +298,46 @@ def print_report(report: Report, name: str, console: Console) -> None:
         line = f"{clip.video_id} ({where}) cannot be decoded: {clip.reason} [{clip.path}]"
         console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
 
+    for clip in report.unread:
+        where = ", ".join(clip.splits) or "not annotated"
+        line = f"{clip.video_id} ({where}) could not be examined: {clip.trouble} [{clip.path}]"
+        console.print(f"[yellow]{escape(line)}[/yellow]", soft_wrap=True)
+
     # The verdict.
     total = len(report.clips)
+    unread = len(report.unread)
+    if unread:
+        console.print(
+            f"{count(unread, 'clip')} could not be examined: {OF_THE_MACHINE}. When that is over, examine again.",
+            soft_wrap=True,
+        )
     does = "decode" if report.deep else "are whole"
     if damaged:
         missing = sum(clip.missing for clip in damaged)
         console.print(
-            f"{total - len(damaged)} of {total} clips {does}; {missing} {'is' if missing == 1 else 'are'} missing, "
+            f"{total - len(damaged) - unread} of {total} clips {does}; "
+            f"{missing} {'is' if missing == 1 else 'are'} missing, "
             f"{len(damaged) - missing} damaged. Replace the files, or leave them out: "
             "`emcl-train train … --data.on-bad-video skip`.",
             soft_wrap=True,
         )
-    elif total:
+    elif total and not unread:
         console.print(f"All {total} clips of {escape(str(report.root))} ({name}) {does}.", soft_wrap=True)
     if not report.deep:
         text = "Headers, packets and first frames were examined; --deep decodes what a run samples."
         console.print(text, soft_wrap=True)
 
 
+def _trouble(error: Exception, path: Path) -> str | None:
+    """The passing trouble that an error stands for; what every other file would meet ends the examination."""
+    trouble = passing(error, path)
+    if trouble is not None and trouble.everywhere:
+        raise trouble from None
+    return None if trouble is None else trouble.reason
+
+
 def _stumbled(error: Exception) -> str:
+    """Of one file that the decoder's library stumbles over, which keeps no other from its report."""
     return f"it stops the decoder's library: {type(error).__name__}: {error}"
 
 
@@ -305,7 +379,7 @@ def _clip_table(clips: list[Diagnosis]) -> Table:
         if info := clip.info:
             rate, seconds = (f"{x:.2f}" if x is not None else "?" for x in (info.fps, info.duration))
             cells = [f"{info.codec} ({clip.path.suffix[1:]})", f"{info.width}×{info.height}", rate, seconds]
-        verdict = "yes" if clip.reason is None else "[red]no[/red]"
+        verdict = "[red]no[/red]" if clip.reason is not None else "yes" if clip.trouble is None else "?"
         table.add_row(escape(clip.video_id), ", ".join(clip.splits) or "none", *cells, verdict)
     return table
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import Tensor
 
 from emcl_train.config import RunConfig, check_config
+from emcl_train.data.annotations import require_made
 from emcl_train.data.clips import Split
 from emcl_train.data.features import FEATURES, SPLITS, TOWERS, VERSION, settings_of_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
@@ -29,7 +30,13 @@ from emcl_train.weights.keys import put_weights
 
 
 def embed(
-    config: RunConfig, out: Path, *, tokens: bool = False, run_dir: Path | None = None, console: Console | None = None
+    config: RunConfig,
+    out: Path,
+    *,
+    tokens: bool = False,
+    run_dir: Path | None = None,
+    render: bool = False,
+    console: Console | None = None,
 ) -> None:
     """Write the folder `out`, which must not exist: it appears when it is whole.
 
@@ -38,6 +45,7 @@ def embed(
         out: the folder.
         tokens: store the features of every token too, as the head "wti" needs them; it gets them unasked.
         run_dir: the folder of a run.
+        render: of a run too, render the bundled set in `data.root` if it is not there: the user named that folder.
         console: where to say what was written.
 
     Raises:
@@ -57,6 +65,8 @@ def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, 
     tokens = tokens or config.model.head == "wti"
     config = replace(config, from_features=None, data=replace(config.data, augment="none"))
     seed_everything(config.train.seed, torch.device(device))  # as training does, for towers with random weights
+    if run_dir is not None and not render:
+        require_made(config.data)
     annotations = prepare(config)
     tokenizer = load_tokenizer(config, run_dir)
     model = build_model(config, tokenizer, clip_config=None if run_dir is None else read_clip_config(run_dir))

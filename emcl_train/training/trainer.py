@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from emcl_train.config import RunConfig, check_config, differing_settings
+from emcl_train.config import PlaceConfig, RunConfig, check_config, differing_settings
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.loader import prepare, steps_per_epoch, training_loader
 from emcl_train.data.provenance import changes
@@ -111,7 +111,7 @@ def _train(config: RunConfig, asked: RunConfig, accelerator: Accelerator, consol
 
         # The selected weights on the test split, and the report.
         if accelerator.is_main_process:
-            results, folder = evaluate_run(config.out, ends_training=True)
+            results, folder = evaluate_run(config.out, place=PlaceConfig.of(config.data), ends_training=True)
             report = write_report(folder)
             mark_finished(config.out, epochs=run.epochs, steps=run.total_steps)
             console.print(render_table(results))

@@ -2,7 +2,7 @@
 
 from emcl_train.config import DataConfig
 from emcl_train.data.datasets import msrvtt
-from emcl_train.data.shapes import render_shapes
+from emcl_train.data.shapes import is_rendered, render_shapes
 from emcl_train.data.split_rules import SplitFiles
 
 
@@ -13,6 +13,15 @@ def make(config: DataConfig) -> None:
         UserError: the folder holds something else, or other shapes.
     """
     render_shapes(config.root, config.shapes)
+
+
+def is_made(config: DataConfig) -> bool:
+    """Whether the whole set is there.
+
+    Raises:
+        UserError: the folder holds something else, or other shapes.
+    """
+    return is_rendered(config.root, config.shapes)
 
 
 def read(config: DataConfig) -> SplitFiles:

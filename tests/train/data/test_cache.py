@@ -1,6 +1,7 @@
 """What is merely remembered lies in the user's cache, and never stops a run."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,3 +133,108 @@ def test_a_run_goes_on_with_other_workers_and_another_cache():
     asked = RunConfig(data=DataConfig(workers=0, cache_dir=Path("x"), cache_frames=True))
     assert differing_settings(saved, asked) == []
     assert "data.cache_dir" not in BEFORE
+
+
+def index_of(config):
+    (path,) = cache_folder(config.data).glob("frames-v*.json")
+    return path
+
+
+@pytest.mark.parametrize(
+    "named", ["../mine.npy", "mine.npy", "{absolute}", "frames-0123456789abcdef.npy/../mine.npy", 5, None]
+)
+def test_an_index_removes_and_opens_no_file_but_our_own(named, config, tmp_path):
+    """What lies beside the data came with the data."""
+    beside = config.data.root / ".emcl"
+    config.data.cache_frames = True
+    config.data.cache_dir = Path(".emcl")
+    prepare(config)
+    mine = [beside / "mine.npy", config.data.root / "mine.npy", tmp_path / "mine.npy"]
+    for path in mine:
+        path.write_bytes(b"mine")
+    index = index_of(config)
+    content = json.loads(index.read_text())
+    content["frames"] = named.format(absolute=tmp_path / "mine.npy") if isinstance(named, str) else named
+    content["clips"] = {}
+    index.write_text(json.dumps(content))
+    prepare(config)
+    assert [path.read_bytes() for path in mine] == [b"mine"] * 3
+    assert len(list(beside.glob("frames-*.npy"))) == 1
+
+
+def test_frames_that_are_a_link_or_a_pipe_are_not_opened(config, tmp_path):
+    config.data.cache_frames = True
+    prepare(config)
+    frames = index_of(config).with_name(json.loads(index_of(config).read_text())["frames"])
+    kept = frames.rename(tmp_path / "kept.npy")
+    frames.symlink_to(kept)
+    clips = prepare(config).train.clips
+    assert not frames.is_symlink()  # made anew
+    frames.unlink()
+    os.mkfifo(frames)
+    assert cache.FrameCache.open(config.data, clips) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '{"videos/video0.mp4": 5}',
+        '{"videos/video0.mp4": {"file": 1, "reason": 2}}',
+        '{"clips": []}',
+        '{"clips": {"videos/video0.mp4": {"file": [1, 2], "row": "x", "valid": -1}}, "frames": {}}',
+        '{"clips": null, "frames": ["a"]}',
+    ],
+)
+def test_memory_of_another_form_is_as_if_absent(content, config):
+    config.data.cache_frames = True
+    prepare(config)
+    for path in cache_folder(config.data).glob("*.json"):
+        path.write_text(content)
+    assert not prepare(config).left_out
+
+
+@pytest.mark.parametrize("row", [-1, 10**6, True])
+def test_a_row_that_is_not_there_is_not_read(row, config):
+    config.data.cache_frames = True
+    clips = prepare(config).train.clips
+    content = json.loads(index_of(config).read_text())
+    for entry in content["clips"].values():
+        entry["row"] = row
+    index_of(config).write_text(json.dumps(content))
+    assert cache.FrameCache.open(config.data, clips) is None
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_memory_beside_the_data_that_is_no_file_is_as_if_absent(kind, config, tmp_path, decoded):
+    prepare(replace(config, data=replace(config.data, cache_dir=Path(".emcl"))))
+    (path,) = (config.data.root / ".emcl").glob("checked-*.json")
+    kept = path.rename(tmp_path / "kept.json")
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to(kept)
+    decoded.clear()
+    prepare(config)
+    assert len(decoded) == 14
+
+
+def test_a_linked_folder_that_came_with_the_data_is_not_written_to(config, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (config.data.root / ".emcl").symlink_to(tmp_path / "mine")
+    config.data.cache_dir = Path(".emcl")
+    config.data.cache_frames = True
+    cache._warn.cache_clear()
+    prepare(config)
+    assert list((tmp_path / "mine").iterdir()) == []
+    assert "a link leads out of the data set" in " ".join(capsys.readouterr().err.split())
+
+
+def test_only_partial_files_of_our_own_are_removed(config):
+    folder = cache_folder(config.data)
+    folder.mkdir(parents=True)
+    ours = folder / ".frames-0123456789abcdef.npy.77.partial"
+    mine = folder / ".frames-of-my-film.partial"
+    for path in (ours, mine):
+        path.write_bytes(b"")
+        os.utime(path, (0, 0))
+    config.data.cache_frames = True
+    prepare(config)
+    assert (ours.exists(), mine.exists()) == (False, True)

@@ -1,5 +1,6 @@
 """Small copies: the right frames at the right size, never an original touched, and the same bytes after a kill."""
 
+import errno
 import io
 import json
 import os
@@ -17,10 +18,13 @@ from tiny_videos import level, write_video
 from emcl_train import cli
 from emcl_train.config import DataConfig
 from emcl_train.data import h264
+from emcl_train.data.passing import PassingError
 from emcl_train.data.provenance import COMPRESSED, changes, provenance
 from emcl_train.data.video import FrameRequest, decode_frames, probe
 from emcl_train.errors import UserError
+from emcl_train.tools import compress as compress_module
 from emcl_train.tools.compress import Settings, compress, compress_video
+from emcl_train.tools.ledger import Ledger
 
 
 def run(folder: Path, out: Path, **settings) -> tuple[int, str]:
@@ -208,3 +212,120 @@ def test_what_could_lose_or_mix_files_is_refused(case, folder, tmp_path):
     with pytest.raises(UserError, match=message):
         call(folder, tmp_path / "out")
     assert contents(folder) == before
+
+
+def test_a_video_that_is_replaced_while_it_is_compressed_gets_no_copy_of_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    path = write_video(tmp_path / "videos" / "a.mp4", [2] * 20)
+    new = write_video(tmp_path / "new.mp4", [9] * 20)
+    encode = compress_module._encode
+
+    def replacing(*arguments):
+        encode(*arguments)
+        os.replace(new, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compress_module, "_encode", replacing)
+        code, text = run(tmp_path / "videos", tmp_path / "small", short_side=32)
+    assert code == 1
+    assert "a.mp4 cannot be read now: it changed while" in text
+    assert not list((tmp_path / "small").rglob("*.mp4"))
+    assert run(tmp_path / "videos", tmp_path / "small", short_side=32)[0] == 0
+    assert level(decode_frames(FrameRequest(tmp_path / "small" / "a.mp4", 1, 16))[0][0]) == 9
+
+
+@pytest.mark.parametrize("change", ["later", "same-time", "within-a-second"])
+def test_a_video_that_was_replaced_is_copied_again_by_its_time_or_its_size(change, tmp_path):
+    (tmp_path / "videos").mkdir()
+    path = write_video(tmp_path / "videos" / "a.mp4", [2] * 20)
+    copy = tmp_path / "small" / "a.mp4"
+    os.utime(path, ns=(10**18, 10**18))
+    run(tmp_path / "videos", tmp_path / "small", short_side=32)
+    write_video(path, [9] * 30)
+    now = 10**18 + {"later": 5 * 10**9, "same-time": 0, "within-a-second": 10**9}[change]
+    os.utime(path, ns=(now, now))
+    _, text = run(tmp_path / "videos", tmp_path / "small", short_side=32)
+    assert "0 of them done before" in text
+    assert level(decode_frames(FrameRequest(copy, 1, 16))[0][0]) == 9
+    assert "1 of them done before" in run(tmp_path / "videos", tmp_path / "small", short_side=32)[1]
+
+
+BROKEN = {
+    "damaged": lambda path, patch: path.write_bytes(b"nothing"),
+    "gone": lambda path, patch: patch.setattr(
+        compress_module, "open_video", lambda *a, **k: open_then(FileNotFoundError(errno.ENOENT, "gone"))
+    ),
+    "no-memory": lambda path, patch: patch.setattr(compress_module, "picture_of", raising(MemoryError())),
+    "disk-error": lambda path, patch: patch.setattr(
+        av, "open", raising(av.error.classes[errno.EIO](errno.EIO, "Input/output error"))
+    ),
+}
+
+
+def raising(error):
+    def call(*arguments, **settings):
+        raise error
+
+    return call
+
+
+def open_then(error):
+    raise PassingError(Path("a.mp4"), "it was there, and then there is no such file") from error
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_good_copy_stays_whatever_happens_to_its_video(kind, tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    path = write_video(tmp_path / "videos" / "a.mp4", [2] * 20)
+    run(tmp_path / "videos", tmp_path / "small", short_side=32)
+    copy = tmp_path / "small" / "a.mp4"
+    before = copy.read_bytes()
+    write_video(path, [9] * 30)
+    with monkeypatch.context() as patch:
+        BROKEN[kind](path, patch)
+        if kind == "no-memory":
+            with pytest.raises(UserError, match=r"videos/a\.mp4 cannot be read now: there is no memory"):
+                run(tmp_path / "videos", tmp_path / "small", short_side=32)
+        else:
+            code, text = run(tmp_path / "videos", tmp_path / "small", short_side=32)
+            assert code == 1
+            assert "stays" in text
+    assert copy.read_bytes() == before
+    assert [entry.name for entry in (tmp_path / "small").glob(".*.partial")] == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ENOMEM, errno.ENOSPC])
+def test_a_copy_that_cannot_be_written_is_the_file_that_is_named(number, tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", [2] * 20)
+    real = av.open
+
+    def refuse(path, mode=None, **settings):
+        if mode == "w":
+            raise av.error.classes[number](number, os.strerror(number), str(path))
+        return real(path, mode, **settings)
+
+    monkeypatch.setattr(av, "open", refuse)
+    with pytest.raises(UserError, match=r"small/a\.mp4 (cannot be written|could not be written)") as caught:
+        run(tmp_path / "videos", tmp_path / "small", short_side=32)
+    assert "videos/a.mp4" not in str(caught.value)
+
+
+def test_a_killed_run_leaves_entries_that_belong_to_their_copies(tmp_path):
+    (tmp_path / "videos").mkdir()
+    path = write_video(tmp_path / "videos" / "a.mp4", [2] * 20)
+    run(tmp_path / "videos", tmp_path / "small", short_side=32)
+    whole = contents(tmp_path / "small")
+
+    # Killed when the entry of a newer copy was written, and the older copy still there.
+    ledger = Ledger.open(tmp_path / "small")
+    newer = write_video(tmp_path / "newer.mp4", [9] * 40)
+    ledger.add(tmp_path / "small" / "a.mp4", newer, [path.stat().st_size + 1, 0])
+    assert (tmp_path / "small" / ".compressed.jsonl").is_file()
+    assert "1 of them done before" in run(tmp_path / "videos", tmp_path / "small", short_side=32)[1]
+    assert contents(tmp_path / "small") == whole
+
+    # Somebody's journal is as if absent.
+    (tmp_path / "small" / ".compressed.jsonl").write_text('{"a": 1}\n[1, 2]\n["a.mp4", ["x", 1]]\n["a.mp4", [1')
+    assert "1 of them done before" in run(tmp_path / "videos", tmp_path / "small", short_side=32)[1]
+    assert contents(tmp_path / "small") == whole
