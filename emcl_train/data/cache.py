@@ -179,7 +179,7 @@ class FrameCache:
             if entries.get(entry_key(clip, config.root), {}).get("file", []) != fingerprint(clip.path):
                 return None
         try:
-            frames = np.load(path.with_name(index["frames"]), mmap_mode="r")
+            frames = np.load(path.with_name(index["frames"]), mmap_mode="r", allow_pickle=False)
         except (KeyError, OSError, ValueError):
             return None
         shape = (config.num_frames, 3, config.image_size, config.image_size)
