@@ -18,7 +18,15 @@ import griffe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "build" / "pages"
-WRITTEN = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md", "benchmarks/**/*.md", "examples/*.md")
+WRITTEN = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/**/*.md",
+    "benchmarks/**/*.md",
+    "examples/*.md",
+)
 LINK = re.compile(r"\]\(([^)\s#]+)")
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 GENERATED_FOR = {"emcl_train": "Training and evaluation", "emcl_kernels": "Kernels, inside"}

@@ -31,7 +31,7 @@ LAYERS = {
     "emcl_train": [
         {"__init__", "errors", "flags", "terminal", "evaluation.metrics", "evaluation.rerank", "evaluation.bootstrap"},
         {"config", "endings"},
-        {"recipes", "processes"},
+        {"recipes", "processes", "reading"},
         {"runs"},
         {"weights"},
         {"data", "models"},

@@ -81,15 +81,25 @@ def load(path: Path, *, expected: Iterable[str]) -> tuple[dict[str, Tensor], dic
                     f"format {metadata.get('format')!r}, not {FORMAT!r}; pass a file that EMRefiner.save wrote"
                 )
             fitted = {name: file.get_tensor(name) for name in TENSORS}
-            settings = json.loads(metadata.get("settings", "{}"))
+            said = metadata.get("settings", "{}")
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file ({error}); pass a file that EMRefiner.save wrote") from error
 
+    try:
+        settings = json.loads(said)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} has settings that are no JSON ({error}); fit and save it again") from error
+
     # The tensors must fit the settings, and each other.
-    if set(settings) != set(expected):
-        raise ValueError(f"{path} has settings {sorted(settings)}; expected {sorted(expected)}; fit and save it again")
-    width = fitted["left"].shape[0]
+    if not isinstance(settings, dict) or set(settings) != set(expected):
+        found = sorted(settings) if isinstance(settings, dict) else type(settings).__name__
+        raise ValueError(f"{path} has settings {found}; expected {sorted(expected)}; fit and save it again")
+    for name in ("num_bases", "num_starts"):
+        if type(settings[name]) is not int:
+            kind = type(settings[name]).__name__
+            raise ValueError(f"{path} has {name} of type {kind}, expected a whole number; fit and save it again")
     shapes = {name: list(tensor.shape) for name, tensor in fitted.items()}
+    width = next(iter(shapes["left"]), 0)
     of_map = [width, settings["num_bases"] * settings["num_starts"]]
     if shapes != {"left": of_map, "right": of_map, "offset_text": [width], "offset_video": [width]}:
         raise ValueError(f"{path} has tensors of shapes {shapes}, which do not make one map; fit and save it again")

@@ -14,6 +14,8 @@ from emcl_train.data.passing import NOT_THERE, trouble_with
 from emcl_train.data.plain_text import beginning_of, text_of
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.reading.plain_files import LARGEST_LINE, LARGEST_LIST, parse_json, read_regular
+from emcl_train.reading.shown import shortened
 
 VIDEO_SUFFIXES = (
     ".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts",
@@ -74,9 +76,11 @@ def read_bytes(path: Path) -> bytes:
             f"Put {path.name} there, or pass {flag('data.root')} with the folder that has it"
         )
     try:
-        return path.read_bytes()
+        return read_regular(path, LARGEST_LIST)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; give the current user access to it") from error
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}; split it, and read the parts as data sets") from error
 
 
 def read_text(path: Path) -> str:
@@ -204,17 +208,17 @@ def read_json(path: Path, what: str) -> Any:
     """
     text = read_text(path)
     try:
-        return json.loads(text, object_pairs_hook=_each_key_once)
+        return parse_json(text, pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
         begins = "" if text.lstrip()[:1] in ("", "{", "[") else f", it begins with {beginning_of(text)!r}"
         raise UserError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}{begins}; "
             f"it may be cut short: copy or download it again"
         ) from error
-    except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply to be {what}; download it again") from error
     except RepeatedKeyError as error:
         raise UserError(f"{path}: {error}; join or delete one") from error
+    except ValueError as error:
+        raise UserError(f"{path} cannot be {what}: {error}; download it again") from error
 
 
 class RepeatedKeyError(ValueError):
@@ -240,12 +244,17 @@ def read_json_lines(path: Path, what: str) -> list[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
+        if len(line) > LARGEST_LINE:
+            raise UserError(
+                f"{path}, line {number}: it has {len(line)} letters, expected at most {LARGEST_LINE}; write one clip a "
+                f"line, with {what}"
+            )
         try:
-            entry = json.loads(line, object_pairs_hook=_each_key_once)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: it is not JSON ({error}); expected {what}") from error
+            entry = parse_json(line, pairs_hook=_each_key_once)
         except RepeatedKeyError as error:
             raise UserError(f"{path}, line {number}: {error}; expected {what}") from error
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: it is not JSON ({error}); expected {what}") from error
         if not isinstance(entry, dict):
             raise UserError(f"{path}, line {number}: it is a {type(entry).__name__}; expected {what}")
         entries.append((number, entry))
@@ -259,11 +268,6 @@ def strings(place: str, value: Any, expected: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise UserError(f"{place}: expected {expected}, got {shortened(value)}; correct the entry")
     return [text.strip() for text in value]
-
-
-def shortened(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
 def count(number: int, noun: str) -> str:

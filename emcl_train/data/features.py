@@ -20,6 +20,8 @@ from emcl_train.data.passing import NOT_THERE, passing
 from emcl_train.data.video import OF_VERSION_1, PICTURES, sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.reading.arrays import open_npy
+from emcl_train.reading.shown import shortened
 from emcl_train.runs.files import read_json
 
 FEATURES, TOWERS = "features.json", "towers.safetensors"
@@ -27,6 +29,20 @@ ARRAYS = {"frames": "clips", "frame_mask": "clips", "text": "captions", "token_m
 """Names of the arrays, and what their rows are."""
 SPLITS = ("train", "val", "test")
 VERSION = 1
+RECORDED: dict[str, type] = {
+    "settings": dict,
+    "weights": str,
+    "clip_config": dict,
+    "tokens": bool,
+    "frames": dict,
+    "notes": list,
+    "left_out": dict,
+}
+"""What is read of `features.json`, and its kinds."""
+LISTED = ("name", "video_ids", "paths", "captions", "caption_clip")
+KINDS = {dict: "an object", str: "a text", bool: "true or false", list: "a list"}
+SHAPES = {"frames": (3, "f"), "frame_mask": (2, "b"), "text": (3, "f"), "token_mask": (2, "i")}
+"""Dimensions of the arrays, and the kinds of their values."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +152,18 @@ def read_features(folder: Path) -> dict[str, Any]:
     version = record["version"]
     if version != VERSION:
         raise UserError(f"{path} is of version {version}, expected {VERSION}; embed again with this version")
-    return record
+
+    # Of the rest, what is read here, each of its kind.
+    for name, kind in RECORDED.items():
+        if not isinstance(record.get(name), kind):
+            raise UserError(
+                f"{path} cannot be read: {name} is {shortened(record.get(name))}, expected {KINDS[kind]}; copy it "
+                f"again, or embed again"
+            )
+    for name, kind in (("notes", record["notes"]), ("left_out", record["left_out"].values())):
+        if not all(isinstance(text, str) for text in kind):
+            raise UserError(f"{path} cannot be read: {name} holds other values than texts; copy it again")
+    return {name: record[name] for name in ("version", *RECORDED)}
 
 
 def open_features(config: RunConfig) -> Annotations:
@@ -152,7 +179,7 @@ def open_features(config: RunConfig) -> Annotations:
     different = [
         f"{name} is {made.get(name)} there, {value} here" for name, value in asked.items() if made.get(name) != value
     ]
-    there = record["frames"]["sampler"]
+    there = record["frames"].get("sampler")
     here = sampler_version(config.data)
     if there != here:
         different.append(f"the video sampler's version is {there} there, {here} here")
@@ -193,9 +220,9 @@ def require_data_of(features: Annotations, annotations: Annotations, config: Run
 
 def _open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
     way_out = "copy them again, or embed again"
-    lists = read_json(folder / f"{name}.json", way_out)
+    lists = _lists(folder / f"{name}.json", way_out)
     try:
-        arrays = {array: np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS}
+        arrays = {array: open_npy(folder / f"{name}_{array}.npy") for array in ARRAYS}
     except (OSError, ValueError) as error:
         trouble = passing(error, folder)
         if trouble is not None and trouble.code not in NOT_THERE:
@@ -203,11 +230,24 @@ def _open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
         raise UserError(f"the features in {folder} are damaged: {error}; {way_out}") from error
     counts = {"clips": len(lists["video_ids"]), "captions": len(lists["captions"])}
     for array, rows in ((array, counts[unit]) for array, unit in ARRAYS.items()):
+        dimensions, kind = SHAPES[array]
+        if arrays[array].ndim != dimensions or arrays[array].dtype.kind != kind:
+            raise UserError(
+                f"the features in {folder} are damaged: {name}_{array}.npy has {arrays[array].dtype} of shape "
+                f"{list(arrays[array].shape)}, expected {dimensions} dimensions; {way_out}"
+            )
         if len(arrays[array]) != rows:
             raise UserError(
                 f"the features in {folder} are damaged: {name}_{array}.npy has {len(arrays[array])} rows, expected "
                 f"{rows}, those of {name}.json; {way_out}"
             )
+    if (
+        arrays["frames"].shape[2] != arrays["text"].shape[2]
+        or arrays["frames"].shape[1] != arrays["frame_mask"].shape[1]
+    ):
+        raise UserError(
+            f"the features in {folder} are damaged: the arrays of {name} are of different frames or widths; {way_out}"
+        )
     if not tokens:
         arrays["text"] = arrays["text"][:, :1]  # a view: what no head asks for is not read
     return FeatureSplit(
@@ -217,3 +257,25 @@ def _open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
         caption_clip=tuple(lists["caption_clip"]),
         arrays=arrays,
     )
+
+
+def _lists(path: Path, way_out: str) -> dict[str, Any]:
+    """The clips and captions that number the rows of a split's arrays.
+
+    Raises:
+        UserError: they are something else, or do not fit each other.
+    """
+    lists = read_json(path, way_out, keys=LISTED)
+    texts = all(
+        isinstance(lists[name], list) and all(isinstance(text, str) for text in lists[name])
+        for name in ("video_ids", "paths", "captions")
+    )
+    numbers = (
+        texts
+        and isinstance(lists["caption_clip"], list)
+        and all(isinstance(clip, int) and 0 <= clip < len(lists["video_ids"]) for clip in lists["caption_clip"])
+    )
+    together = texts and numbers and len(lists["paths"]) == len(lists["video_ids"])
+    if not (isinstance(lists["name"], str) and together and len(lists["caption_clip"]) == len(lists["captions"])):
+        raise UserError(f"{path} does not list clips, and captions with the number of their clip; {way_out}")
+    return dict(lists)

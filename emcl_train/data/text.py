@@ -12,13 +12,16 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 
 from emcl_train.config import Cleaning, ModelConfig, RunConfig
+from emcl_train.data.annotation_files import shortened
 from emcl_train.data.annotations import load_annotations
 from emcl_train.data.cleaning import clean_caption
+from emcl_train.data.tokenizer_folder import load_from
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.runs.contents import TOKENIZER
+from emcl_train.reading.tokenizer_files import build, padded_length, read_content, require_survived
+from emcl_train.runs.contents import STATE, TOKENIZER, WEIGHTS
 from emcl_train.runs.files import write_text_atomic
-from emcl_train.weights.hub import hub_options, not_loaded, require_place
+from emcl_train.weights.hub import not_loaded, require_place
 
 OPENAI_TOKENIZER = "openai/clip-vit-base-patch32"
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
@@ -45,21 +48,35 @@ class CaptionTokenizer:
         if len(special) != 2:
             raise ValueError(f"it gives an empty caption {len(special)} tokens, expected 2: start and end")
         self.bos_token_id, self.eos_token_id = special
+        self._size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def __len__(self) -> int:
-        """Number of tokens, special ones included."""
-        return self._tokenizer.get_vocab_size()
+        """Numbers of tokens, special ones included: one more than the largest, since some may have no token."""
+        return self._size
 
     vocab_size = property(__len__)
 
     def encode(self, captions: Sequence[str]) -> tuple[Int64[Tensor, "A L"], Int64[Tensor, "A L"]]:
         """Token ids, padded to `max_words`, and 1 where they are not padding. Long captions keep their end token."""
         texts = [clean_caption(caption) for caption in captions] if self._clean == "clip" else list(captions)
-        encodings = self._encoder.encode_batch(texts)
+        try:
+            encodings = self._encoder.encode_batch(texts)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust, and of no class that could be imported
+                raise
+            raise UserError(
+                f"the library tokenizers does not survive one of {len(texts)} captions ({error}); the first is "
+                f"{shortened(texts[0])}; use another tokenizer, or remove the caption"
+            ) from error
         shape = len(encodings), self.max_words
         input_ids = torch.tensor([e.ids for e in encodings], dtype=torch.int64).reshape(shape)
         attention_mask = torch.tensor([e.attention_mask for e in encodings], dtype=torch.int64).reshape(shape)
         return input_ids, attention_mask
+
+    @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer of the library."""
+        return self._tokenizer
 
     def save(self, path: Path) -> None:
         write_text_atomic(path, self._tokenizer.to_str(pretty=True) + "\n")
@@ -72,8 +89,19 @@ class CaptionTokenizer:
             UserError: it is something else.
         """
         try:
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), clean)
-        except Exception as error:  # the library raises bare Exception for broken JSON and for unknown fields alike
+            content = read_content(path)
+            length = padded_length(content)
+            if length is None:
+                raise ValueError("it does not pad to a fixed length")
+
+            # How captions are cut and padded is ours to say; of the file, only to what length and with what.
+            ours = Tokenizer(models.WordLevel())
+            padding = content["padding"]
+            ours.enable_truncation(length)
+            ours.enable_padding(length=length, pad_id=padding.get("pad_id"), pad_token=padding.get("pad_token"))
+            kept = json.loads(ours.to_str())
+            return cls(build(content | {name: kept[name] for name in ("truncation", "padding")}), clean)
+        except Exception as error:  # the library raises bare Exception for unknown fields
             raise UserError(
                 f"{path} is not a tokenizer of a run ({error}); copy it again from the run, or train anew"
             ) from error
@@ -100,7 +128,13 @@ def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTok
     max_words = config.data.max_words
     clean = config.data.clean_captions
     if run_dir is not None and (run_dir / TOKENIZER).is_file():
-        return CaptionTokenizer.load(run_dir / TOKENIZER, clean)
+        return _of_length(CaptionTokenizer.load(run_dir / TOKENIZER, clean), max_words, run_dir / TOKENIZER)
+
+    # Weights that were trained with one have numbers of tokens by it, which no other one would give.
+    if run_dir is not None and any((run_dir / name).is_file() for name in (WEIGHTS, STATE)):
+        raise UserError(
+            f"{run_dir} has no {TOKENIZER}, with which its weights were trained; copy it again from the run"
+        )
 
     name = tokenizer_name(config.model)
     if config.from_features is not None:
@@ -115,6 +149,16 @@ def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTok
     first_process = not dist.is_initialized() or dist.get_rank() == 0
     if run_dir is not None and first_process:
         tokenizer.save(run_dir / TOKENIZER)
+    return tokenizer
+
+
+def _of_length(tokenizer: CaptionTokenizer, max_words: int, path: Path) -> CaptionTokenizer:
+    """A run's tokenizer, or a UserError if it is of another run: its captions have another length."""
+    if tokenizer.max_words != max_words:
+        raise UserError(
+            f"{path} gives captions of {tokenizer.max_words} tokens, and the run's data.max_words is {max_words}; copy "
+            f"the file again from the run"
+        )
     return tokenizer
 
 
@@ -176,8 +220,6 @@ def pretrained_tokenizer(
     Raises:
         UserError: there is no such checkpoint, or it cannot be reached.
     """
-    from transformers import AutoTokenizer
-
     way_out = (
         f"pass {flag(f'model.{setting}')} with a hub name such as {OPENAI_TOKENIZER}, or with a folder that holds a "
         "tokenizer.json" + (', or with "random"' if setting == "clip" else "; without a network, a folder")
@@ -185,8 +227,8 @@ def pretrained_tokenizer(
     require_place(name, f"model.{setting}", way_out)
     name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
-        pretrained = AutoTokenizer.from_pretrained(name, **hub_options(name))
-    except (OSError, ValueError, KeyError, ImportError, json.JSONDecodeError) as error:
+        pretrained = load_from(name)
+    except Exception as error:  # transformers and tokenizers raise whatever the files lead to
         reason = not_loaded(name, error)
         raise UserError(
             f"model.{setting} is {name!r}, of which no tokenizer can be loaded ({reason}); {way_out}"
@@ -199,6 +241,7 @@ def pretrained_tokenizer(
     tokenizer.enable_truncation(max_words)
     tokenizer.enable_padding(length=max_words, pad_id=pretrained.pad_token_id, pad_token=pretrained.pad_token)
     try:
+        require_survived(tokenizer.to_str())
         return CaptionTokenizer(tokenizer, clean)
     except ValueError as error:
         raise UserError(f"model.{setting} is {name!r}, whose tokenizer is not CLIP's: {error}; {way_out}") from error

@@ -3,21 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from emcl_train.config import RunConfig
 from emcl_train.data.features import TOWERS, read_features
 from emcl_train.errors import UserError
-from emcl_train.evaluation.provenance import hash_of_towers, require_features_of, towers_of
+from emcl_train.evaluation.provenance import (
+    clip_config_of_features,
+    hash_of_towers,
+    require_features_of,
+    towers_of,
+)
 from emcl_train.models import RetrievalModel, build_model
+from emcl_train.runs.state import read_tensors
 
 
 def model_on_features(config: RunConfig, tokenizer: Any) -> RetrievalModel:
     """The model that a run on features starts with: its weights are those it would have with its towers."""
     folder = Path(config.from_features or "")
-    towers = load_file(folder / TOWERS)
-    model = build_model(config, tokenizer, read_features(folder)["clip_config"], towers)
+    towers = read_tensors(folder / TOWERS, "copy it again, or embed again")
+    model = build_model(config, tokenizer, clip_config_of_features(folder), towers)
     model.store_towers()
     return model
 

@@ -8,10 +8,11 @@ from rich.markup import escape
 from torch import Tensor
 
 from emcl_train.config import RunConfig
-from emcl_train.data.features import read_features
+from emcl_train.data.features import FEATURES, TOWERS, read_features
 from emcl_train.data.provenance import changes, provenance
 from emcl_train.errors import UserError
 from emcl_train.models import CLIPTowers, RetrievalModel
+from emcl_train.runs.clip_config import clip_config_of_fields, numbers_in
 from emcl_train.runs.contents import load_environment
 from emcl_train.runs.state import hash_of_tensors
 from emcl_train.terminal import say
@@ -23,9 +24,20 @@ LOGIT_SCALE = f"{CLIP}logit_scale"
 def clip_config_of(model: RetrievalModel, config: RunConfig) -> dict[str, Any]:
     """Configuration of a model's towers, or of those that made its features."""
     if config.from_features is not None:
-        return dict(read_features(config.from_features)["clip_config"])
+        return clip_config_of_features(config.from_features)
     assert isinstance(model.towers, CLIPTowers)
     return dict(model.towers.clip.config.to_dict())
+
+
+def clip_config_of_features(folder: Path) -> dict[str, Any]:
+    """Known settings of the towers that made stored features.
+
+    Raises:
+        UserError: `features.json` describes no towers, or larger ones than their weights.
+    """
+    content = read_features(folder)["clip_config"]
+    config = clip_config_of_fields(content, str(folder / FEATURES), weights=numbers_in(folder / TOWERS))
+    return dict(config.to_dict())
 
 
 def frames_of(config: RunConfig) -> dict[str, Any]:

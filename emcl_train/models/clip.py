@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
@@ -15,13 +13,12 @@ from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.models.clip_file import Vocabulary, archive_config, archived_clip, configuration_of, look_at_file
+from emcl_train.models.clip_folder import pretrained_clip, require_clip
 from emcl_train.models.features import widened
-from emcl_train.runs.files import json_if_whole
-from emcl_train.runs.torch_file import load_torch_file
+from emcl_train.runs.clip_config import build_clip, clip_config_of_fields
 from emcl_train.weights.elsewhere import require_built_here
 from emcl_train.weights.files import read_state
-from emcl_train.weights.hub import CLIP_WAY_OUT, hub_options, not_loaded, require_place, require_places
-from emcl_train.weights.open_clip import OPEN_CLIP_CONFIG, prepared_otherwise
+from emcl_train.weights.hub import require_places
 from emcl_train.weights.openai import PIXEL_MEAN, PIXEL_STD
 
 
@@ -127,20 +124,28 @@ def build_towers(
     """
     # Built from what is known: nothing to compare with the data.
     if clip_config is not None:
-        return CLIPTowers(CLIPModel(CLIPConfig.from_dict(dict(clip_config))))
+        said_by = "the configuration of the towers"
+        clip = build_clip(clip_config_of_fields(clip_config, said_by))
+        _require_data(clip, vocabulary, image_size, max_words, said_by)
+        return CLIPTowers(clip)
     if sizes is None and config.clip == "random":
         return CLIPTowers(random_clip(config, vocabulary, image_size=image_size, max_words=max_words))
 
     # Built from a checkpoint.
     source = f"model.init_from {config.init_from}" if sizes is not None else config.clip
     if sizes is not None:
-        clip = CLIPModel(archive_config(config, sizes, vocabulary, source, recorded or configuration_of(config.clip)))
+        clip = build_clip(archive_config(config, sizes, vocabulary, source, recorded or configuration_of(config.clip)))
     elif Path(config.clip).expanduser().is_file():
         clip = archived_clip(config, vocabulary, recorded)
     else:
         clip = pretrained_clip(config.clip, goes_on=recorded is not None)
 
-    # It has to take the frames, the captions and the token ids of the run.
+    _require_data(clip, vocabulary, image_size, max_words, source)
+    return CLIPTowers(clip)
+
+
+def _require_data(clip: CLIPModel, vocabulary: Vocabulary, image_size: int, max_words: int, source: str) -> None:
+    """Raise a UserError where towers do not take the frames, the captions and the token ids of a run."""
     expected_size = clip.vision_model.config.image_size
     longest = clip.text_model.config.max_position_embeddings
     if image_size != expected_size:
@@ -158,7 +163,6 @@ def build_towers(
             f"the tokenizer has {vocabulary.size} tokens but the text tower of {source} knows "
             f"{clip.text_model.config.vocab_size}; tokenizer and weights must come from the same checkpoint"
         )
-    return CLIPTowers(clip)
 
 
 def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> None:
@@ -219,93 +223,4 @@ def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int,
         "bos_token_id": None,
     }
     vision = {"image_size": image_size, "patch_size": size.patch_size}
-    return CLIPModel(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=size.width))
-
-
-def require_clip(name: str, *, goes_on: bool = False) -> str:
-    """The folder or hub name behind `model.clip`; a run that goes on has its pictures prepared as when it began.
-
-    Raises:
-        UserError: there is no such thing, or it is of another model.
-    """
-    require_place(name, "model.clip", CLIP_WAY_OUT)
-    path = Path(name).expanduser()
-    folder = str(path) if path.is_dir() else name
-    if (path / OPEN_CLIP_CONFIG).is_file() and not (path / "config.json").is_file():
-        files = sorted(
-            file.name for pattern in ("open_clip*.safetensors", "open_clip*.bin") for file in path.glob(pattern)
-        )
-        raise UserError(
-            f"model.clip is {name}, a folder of OpenCLIP; pass --model.clip the file of weights in it"
-            f"{f', {path / files[0]}' if files else ''}"
-        )
-
-    try:
-        model_type = CLIPConfig.get_config_dict(folder, **hub_options(name))[0].get("model_type")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
-        ) from error
-
-    if model_type != "clip":
-        raise UserError(f"model.clip is {name}, a checkpoint of type {model_type!r} instead of 'clip'; {CLIP_WAY_OUT}")
-
-    # What a folder says of the pictures, if it does.
-    pictures = json_if_whole(path / "preprocessor_config.json")
-    if isinstance(pictures, dict) and not goes_on:
-        known = {"mean": pictures.get("image_mean"), "std": pictures.get("image_std")}
-        try:
-            otherwise = list(prepared_otherwise(known))
-        except ValueError as error:
-            said = str(error).replace("preprocess_cfg.", "image_")
-            raise UserError(f"preprocessor_config.json of {name} is damaged: {said}; {CLIP_WAY_OUT}") from error
-        if otherwise:
-            raise UserError(
-                f"model.clip is {name}, whose preprocessor_config.json prepares pictures otherwise than CLIP, as is "
-                f"done here: it has {', '.join(otherwise)}; {CLIP_WAY_OUT}"
-            )
-    return folder
-
-
-def _broken_file(folder: Path) -> str | None:
-    """The first file of `torch.save` in a folder that cannot be read, with what it is."""
-    for path in sorted(folder.glob("*.bin")):
-        try:
-            load_torch_file(path)
-        except ValueError as error:
-            return f"{path.name}: {error}"
-    return None
-
-
-def pretrained_clip(name: str, *, goes_on: bool = False) -> CLIPModel:
-    """Weights from a hub name or a local folder in the layout of `save_pretrained`; every weight must be there.
-
-    Args:
-        name: of the hub, or the folder.
-        goes_on: whether a run goes on, which began when weights that CLIP has not were left out.
-    """
-    # A missing weight, or one of another shape, is reported and not raised, so that it can be named below.
-    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
-    try:
-        loaded: Any = CLIPModel.from_pretrained(require_clip(name, goes_on=goes_on), **options)
-        clip, loading = loaded
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
-        reason = _broken_file(Path(name).expanduser()) or not_loaded(name, error)
-        raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {CLIP_WAY_OUT}") from error
-
-    # transformers fills what a checkpoint lacks with random numbers, which would look like a bad result.
-    absent = sorted(loading["missing_keys"]) + sorted(str(key[0]) for key in loading["mismatched_keys"])
-    if absent:
-        raise UserError(
-            f"model.clip is {name}, which lacks {len(absent)} of CLIP's weights, or has them in another shape "
-            f"(first: {absent[0]}); {CLIP_WAY_OUT}"
-        )
-
-    # And it leaves out what CLIP does not have. Old checkpoints hold positions that are only counted, no weights.
-    others = sorted(str(key) for key in loading["unexpected_keys"] if not str(key).endswith(".position_ids"))
-    if others and not goes_on:
-        raise UserError(
-            f"model.clip is {name}, which has {len(others)} weights that CLIP has not (first: {others[0]}); without "
-            f"them it would be another model; {CLIP_WAY_OUT}"
-        )
-    return clip.float()
+    return build_clip(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=size.width))

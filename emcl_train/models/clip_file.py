@@ -5,23 +5,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
-from transformers.activations import ACT2FN
 
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.processes import rank_and_world
-from emcl_train.runs.files import json_if_whole
+from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
+from emcl_train.runs.clip_config import build_clip, clip_config_of_fields
+from emcl_train.runs.files import json_if_whole, read_json
 from emcl_train.weights.files import clip_config_beside, read_state
-from emcl_train.weights.hub import hub_options, not_loaded, require_place
+from emcl_train.weights.hub import TRANSFORMERS_CONFIG, file_of, not_loaded, require_place
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.open_clip import (
     OPEN_CLIP_CONFIG,
-    WAY_OUT,
     is_custom_text,
     open_clip_config,
     other_tower,
@@ -109,7 +108,7 @@ def archived_clip(config: ModelConfig, vocabulary: Vocabulary, recorded: Mapping
             soft_wrap=True,
         )
 
-    clip = CLIPModel(built)
+    clip = build_clip(built)
     expected = {name: value.shape for name, value in clip_to_openai(clip.state_dict()).items()}
     require_keys(archive.weights, expected, source=f"model.clip {path}", hints=HINTS)
     clip.load_state_dict(clip_from_openai(archive.weights))
@@ -203,7 +202,7 @@ def _said_of(path: Path, of_openai: bool) -> tuple[dict[str, Any] | None, str | 
     if recorded := open_clip_config(path):
         return recorded, str(path.parent / OPEN_CLIP_CONFIG)
 
-    beside = path.parent / "config.json"
+    beside = path.parent / TRANSFORMERS_CONFIG
     of_transformers = json_if_whole(beside)
     if isinstance(of_transformers, dict) and of_transformers.get("model_type") == "clip":
         described_clip(of_transformers, str(beside))
@@ -212,30 +211,12 @@ def _said_of(path: Path, of_openai: bool) -> tuple[dict[str, Any] | None, str | 
 
 
 def described_clip(recorded: Mapping[str, Any], said_by: str) -> CLIPConfig:
-    """A configuration in the format of transformers, whose values all have the types that it expects.
+    """The known settings of a configuration in the format of transformers, each of its kind.
 
     Raises:
-        UserError: one has not.
+        UserError: one is not.
     """
-    for tower in SIZES:
-        if not isinstance(recorded.get(tower) or {}, dict):
-            raise UserError(
-                f"{said_by} does not describe a CLIP: {tower} is {recorded[tower]!r}, expected an object; {WAY_OUT}"
-            )
-    try:
-        clip_config = CLIPConfig.from_dict(dict(recorded))
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{said_by} does not describe a CLIP: {reason}; {WAY_OUT}") from error
-
-    for tower in SIZES:
-        activation = getattr(clip_config, tower).hidden_act
-        if activation not in ACT2FN:
-            raise UserError(
-                f"{said_by} does not describe a CLIP: {tower}.hidden_act is {activation!r}, expected a name that "
-                f"transformers knows, such as quick_gelu or gelu; {WAY_OUT}"
-            )
-    return clip_config
+    return clip_config_of_fields(recorded, said_by)
 
 
 def configuration_of(clip: str) -> dict[str, Any] | None:
@@ -258,11 +239,12 @@ def configuration_of(clip: str) -> dict[str, Any] | None:
     )
     require_place(clip, "model.clip", way_out)
     try:
-        source = str(path) if path.is_dir() else clip
-        return dict(CLIPConfig.from_pretrained(source, **hub_options(clip)).to_dict())
+        path = file_of(clip, TRANSFORMERS_CONFIG)
     except (OSError, ValueError) as error:
         reason = not_loaded(clip, error)
         raise UserError(f"model.clip is {clip}, whose configuration could not be read: {reason}; {way_out}") from error
+    content = read_json(path, way_out, what="the configuration of a CLIP", keys=(), largest=LARGEST_DESCRIPTION)
+    return dict(described_clip(content, str(path)).to_dict())
 
 
 def archive_config(

@@ -21,6 +21,7 @@ from emcl_train.models.temporal import build_temporal
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.weights.elsewhere import as_runs_began
 from emcl_train.weights.files import clip_config_beside, read_state
+from emcl_train.weights.keys import require_keys
 from emcl_train.weights.release import load_into, towers_in
 
 MAX_LOGIT_SCALE = 100.0
@@ -189,6 +190,8 @@ def build_model(
         or (clip_config_beside(start) if start else None),
     )
     if clip_weights is not None:
+        expected = {name: value.shape for name, value in towers.clip.state_dict().items()}
+        require_keys(clip_weights, expected, source="towers.safetensors beside the features")
         towers.clip.load_state_dict(clip_weights)
     if seed is not None:
         torch.manual_seed(seed)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from emcl_train.errors import UserError, causes
 from emcl_train.flags import again, flag, takes
+from emcl_train.reading.plain_files import LARGEST_JSON, parse_json, read_regular
 from emcl_train.runs.machine import runs, this_machine
 
 JOURNAL = ".changing.json"
@@ -45,7 +46,14 @@ NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def read_json(path: Path, way_out: str, *, what: str = "JSON", keys: Collection[str] | None = None) -> Any:
+def read_json(
+    path: Path,
+    way_out: str,
+    *,
+    what: str = "JSON",
+    keys: Collection[str] | None = None,
+    largest: int = LARGEST_JSON,
+) -> Any:
     """Read a JSON file that has to be there.
 
     Args:
@@ -53,6 +61,7 @@ def read_json(path: Path, way_out: str, *, what: str = "JSON", keys: Collection[
         way_out: what to do if it cannot be read, as the end of the sentence.
         what: what the file is meant to be.
         keys: what the file's object must hold; None if it may hold any value.
+        largest: bytes that the file may have.
 
     Returns:
         The value. With `keys` it is an object that has them.
@@ -61,8 +70,8 @@ def read_json(path: Path, way_out: str, *, what: str = "JSON", keys: Collection[
         UserError: the file cannot be read, or is not what it should be.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # broken JSON and broken UTF-8 are ValueErrors
+        value = parse_json(read_regular(path, largest).decode("utf-8"))
+    except (OSError, ValueError) as error:  # broken JSON and broken UTF-8 are ValueErrors
         raise UserError(f"{path} cannot be read as {what}: {error}; {way_out}") from error
 
     if keys is None:
@@ -81,8 +90,8 @@ def read_json(path: Path, way_out: str, *, what: str = "JSON", keys: Collection[
 def json_if_whole(path: Path) -> Any:
     """The value of a JSON file that may be missing or damaged, since it can be found out again; None then."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_json(read_regular(path).decode("utf-8"))
+    except (OSError, ValueError):
         return None
 
 

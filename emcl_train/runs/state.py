@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -38,7 +37,9 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Tensor]:
     """
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # the library, and torch behind it, raise whatever damaged bytes lead to
         raise UserError(f"{path} cannot be read as safetensors ({error}); {way_out}") from error
 
 

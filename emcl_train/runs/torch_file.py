@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from emcl_train.reading.archives import require_unpacked_size
+
 REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 BEGINNING = 16
 
@@ -21,6 +23,7 @@ def load_torch_file(path: Path) -> Any:
         OSError: the file may be whole and could not be read.
         MemoryError: likewise.
     """
+    require_unpacked_size(path)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")

@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.reading.archives import most_bytes
+from emcl_train.reading.arrays import open_npy, read_npz
 from emcl_train.runs.files import give_usual_mode, whole
 from emcl_train.runs.mapped import new_mapped
 
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
+WIDEST_VALUE = 8
+"""Bytes of a number in memory, at most."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,11 @@ def read_embeddings(argument: str) -> Embeddings:
         raise UserError(f"{path} is a {path.suffix or 'file without a suffix'}; expected one of {', '.join(FORMATS)}")
     try:
         rows, name = READ[path.suffix](path, name)
-    except (ValueError, OSError, EOFError, SafetensorError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as {path.suffix}: {error}; write it again") from error
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # readers raise whatever damaged bytes lead to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read as {path.suffix}: {reason}; write it again") from error
     if rows.ndim != 2:
         raise UserError(f"{argument} has shape {list(rows.shape)}; expected [N, D], one row per text or video")
     return Embeddings(rows, path, name)
@@ -107,7 +114,7 @@ def read_written(path: Path, at: Path, name: str | None) -> Embeddings:
 
 
 def _read_npy(path: Path, name: str | None) -> tuple[Any, str | None]:
-    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    rows = open_npy(path)
     if rows.ndim == 3 or name is not None:
         parts = [str(i) for i in range(len(rows))] if rows.ndim == 3 else []
         return rows[int(_chosen(path, name, parts))], None
@@ -115,9 +122,9 @@ def _read_npy(path: Path, name: str | None) -> tuple[Any, str | None]:
 
 
 def _read_npz(path: Path, name: str | None) -> tuple[Any, str | None]:
-    with np.load(path, allow_pickle=False) as file:
-        name = _chosen(path, name, list(file.files))
-        return file[name], name
+    with zipfile.ZipFile(path) as archive:
+        name = _chosen(path, name, [member.removesuffix(".npy") for member in archive.namelist()])
+    return read_npz(path, name), name
 
 
 def _read_safetensors(path: Path, name: str | None) -> tuple[Any, str | None]:
@@ -130,6 +137,7 @@ def _read_parquet(path: Path, name: str | None) -> tuple[Any, str | None]:
     pq, pa = _pyarrow()
     schema = pq.read_schema(path)
     name = _chosen(path, name, [field.name for field in schema if _is_vector(pa, field.type)])
+    _require_values(pq, path)
     column = pq.read_table(path, columns=[name]).column(name)
     chunks = [chunk for chunk in column.chunks if len(chunk)]  # together they may have more values than 32 bits count
     lengths = {length for chunk in chunks for length in _lengths(pa, chunk)}
@@ -139,6 +147,15 @@ def _read_parquet(path: Path, name: str | None) -> tuple[Any, str | None]:
         )
     values = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1) for chunk in chunks]
     return values[0] if len(values) == 1 else np.concatenate(values), name
+
+
+def _require_values(pq: Any, path: Path) -> None:
+    """Raise a ValueError where a table declares far more values than its file could hold."""
+    metadata = pq.read_metadata(path)
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
+    if WIDEST_VALUE * values > most_bytes(path):
+        raise ValueError(f"it declares {values} values, and has {path.stat().st_size} bytes")
 
 
 def _lengths(pa: Any, chunk: Any) -> set[int]:

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
-from tokenizers import Tokenizer
+from safetensors.torch import save
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, PreTrainedTokenizerFast
 
 from emcl_train.config import RunConfig
 from emcl_train.data.features import TOWERS
+from emcl_train.data.text import CaptionTokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import hash_of_towers, require_features_of
-from emcl_train.runs.clip_config import read_clip_config
+from emcl_train.runs.clip_config import build_clip, read_clip_config
 from emcl_train.runs.contents import TOKENIZER, load_config
 from emcl_train.runs.files import give_usual_mode, require_free, whole_folder, write_atomic
 from emcl_train.runs.finished import say_if_unfinished
 from emcl_train.runs.lock import making
-from emcl_train.runs.state import read_weights
+from emcl_train.runs.state import read_tensors, read_weights
 from emcl_train.weights.openai import follows_openai, openai_rule, unseen_in
 from emcl_train.weights.release import CLIP, model_to_layout
 
@@ -75,7 +75,7 @@ def load_towers(folder: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} is missing, which holds the towers of the run; the run was trained from features there"
         )
-    return load_file(path)
+    return read_tensors(path, "copy it again, or embed again")
 
 
 def require_seen(config: RunConfig, clip_config: dict[str, Any] | None, out: Path) -> str | None:
@@ -130,9 +130,9 @@ def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> l
         raise UserError(
             f"{run_dir} was written by an earlier version, which kept no configuration of CLIP; train again"
         )
-    clip = CLIPModel(CLIPConfig.from_dict(config))
+    clip = build_clip(CLIPConfig.from_dict(config))
     clip.load_state_dict({name.removeprefix(CLIP): value for name, value in state.items() if name.startswith(CLIP)})
-    tokenizer = Tokenizer.from_file(str(run_dir / TOKENIZER))
+    tokenizer = CaptionTokenizer.load(run_dir / TOKENIZER).backend
     special = (tokenizer.padding or {}).get("pad_token")
     start, end = (tokenizer.id_to_token(i) for i in tokenizer.encode("").ids[:2])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special, bos_token=start, eos_token=end)

@@ -24,6 +24,7 @@ from emcl_train.config import RefineConfig
 from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
 from emcl_train.evaluation.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
+from emcl_train.reading.arrays import open_npy
 from emcl_train.runs.files import current, remove, whole, write_json_atomic
 from emcl_train.runs.lock import writing
 from emcl_train.runs.together import together
@@ -213,10 +214,8 @@ def _pairs(sides: dict[str, Embeddings], paired: bool, pairs: Path | None) -> Te
     if not pairs.is_file():
         raise UserError(f"there is no file {pairs}; --pairs takes a .npy, or text with one number a line")
     try:
-        found = (
-            np.load(pairs, allow_pickle=False) if pairs.suffix == ".npy" else np.loadtxt(pairs, dtype=np.int64, ndmin=1)
-        )
-    except (ValueError, OSError, EOFError) as error:
+        found = np.array(open_npy(pairs)) if pairs.suffix == ".npy" else np.loadtxt(pairs, dtype=np.int64, ndmin=1)
+    except (ValueError, OSError, EOFError, OverflowError) as error:
         raise UserError(f"{pairs} holds no list of row numbers ({error}); write one number a line, from 0") from error
     if found.ndim != 1 or found.dtype.kind not in "iu" or len(found) != texts:
         raise UserError(

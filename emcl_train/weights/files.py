@@ -5,11 +5,10 @@ OpenAI's `ViT-B-32.pt`, are not handed to the TorchScript interpreter: their pic
 read with a few allowed names, and the tensors' bytes are taken from the archive.
 """
 
-import json
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emcl_train.errors import UserError
-from emcl_train.runs.clip_config import read_clip_config
+from emcl_train.reading.archives import most_bytes, require_unpacked_size
+from emcl_train.reading.pickles import ASK, CALL, PLAIN, BoundedUnpickler, Visits
+from emcl_train.reading.plain_files import parse_json
+from emcl_train.runs.clip_config import clip_config_of_fields, numbers_in, read_clip_config
 from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.wrapped import unwrapped
 
@@ -57,9 +59,14 @@ def read_state(path: Path, *, goes_on: bool = False) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         elif _is_torchscript(path):
+            require_unpacked_size(path)
             state = _read_torchscript(path)
         else:
             state = load_torch_file(path)
+        state = unwrapped(state, path, goes_on=goes_on)
+        require_bounded(state, path)
+    except UserError:
+        raise
     except Exception as error:  # readers raise whatever the damaged bytes lead to
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
@@ -67,26 +74,41 @@ def read_state(path: Path, *, goes_on: bool = False) -> dict[str, Tensor]:
             f"save its state_dict alone, by torch.save or as safetensors"
         ) from error
 
-    state = unwrapped(state, path, goes_on=goes_on)
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    return {name: _as_read(value) for name, value in state.items()}
+
+
+def require_bounded(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise a ValueError where tensors come to far more numbers than their file could hold.
+
+    A tensor may stand for one number repeated 10¹² times, without taking any memory yet.
+    """
+    taken = sum(value.numel() * value.element_size() for value in state.values())
+    if taken > most_bytes(path):
+        raise ValueError(f"its tensors come to {taken} bytes, and the file has {path.stat().st_size}")
+
+
+def _as_read(value: Tensor) -> Tensor:
+    return (value.float() if value.is_floating_point() else value).contiguous()
 
 
 def clip_config_beside(path: Path) -> dict[str, Any] | None:
     """CLIP's configuration in a safetensors file's metadata, or in a run's `clip_config.json` beside it, or None.
 
     Raises:
-        UserError: there is one that cannot be read.
+        UserError: there is one that cannot be read, or describes other towers than a CLIP's.
     """
     if path.suffix == ".safetensors" and path.is_file():
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-            if "clip_config" in metadata:
-                return dict(json.loads(metadata["clip_config"]))
+            recorded = dict(parse_json(metadata["clip_config"])) if "clip_config" in metadata else None
         except (ValueError, TypeError, OSError, SafetensorError) as error:
             raise UserError(f"CLIP's configuration in {path} cannot be read: {error}; copy it again") from error
+        if recorded is not None:
+            said_by = f"what was recorded with {path}"
+            return dict(clip_config_of_fields(recorded, said_by, weights=numbers_in(path)).to_dict())
 
-    return read_clip_config(path.parent)
+    return read_clip_config(path.parent, path)
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -99,21 +121,32 @@ def _is_torchscript(path: Path) -> bool:
 class _Module:
     """A module of the archive: its attributes by name."""
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.attributes = state
+    attributes: dict[str, Any]
 
 
 def _plain(value: Any) -> Any:
     return value
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(BoundedUnpickler):
     """Builds modules, containers and tensors; refuses every other name."""
 
-    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(archive.open(f"{folder}/data.pkl"))
+    allowed = PLAIN + ASK + CALL
+
+    def __init__(self, archive: zipfile.ZipFile, folder: str, data: bytes) -> None:
+        super().__init__(data)
         self._archive = archive
         self._folder = folder
+        self._storages: dict[str, Tensor] = {}
+        self.dispatch[pickle.BUILD[0]] = _Reader._fill
+
+    def _fill(self) -> None:
+        """Give a module its attributes; nothing else has any that a file could set."""
+        state = self.stack.pop()
+        module = self.stack[-1]
+        if not isinstance(module, _Module) or not isinstance(state, dict):
+            raise pickle.UnpicklingError("it sets attributes of what is no module")
+        module.attributes = state
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "__torch__":
@@ -133,9 +166,14 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, storage, key, _, count = pid
-        data = bytearray(self._archive.read(f"{self._folder}/data/{key}"))
-        dtype = STORAGES[storage]
-        return torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+        name = f"{self._folder}/data/{key}"
+        if name not in self._storages:
+            data = bytearray(self._archive.read(name))
+            dtype = STORAGES[storage]
+            self._storages[name] = (
+                torch.frombuffer(data, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+            )
+        return self._storages[name]
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
@@ -144,14 +182,15 @@ def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride:
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
     with zipfile.ZipFile(path) as archive:
-        data = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-        root = _Reader(archive, data.rsplit("/", 1)[0]).load()
-    return dict(_tensors(root, ""))
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        data = archive.read(name)
+        root = _Reader(archive, name.rsplit("/", 1)[0], data).load()
+    return dict(_tensors(root, "", Visits(len(data))))
 
 
-def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    for name, value in getattr(module, "attributes", {}).items():
+def _tensors(module: Any, prefix: str, visits: Visits) -> Iterator[tuple[str, Tensor]]:
+    for name, value in visits.each(iter(getattr(module, "attributes", {}).items())):
         if isinstance(value, Tensor):
-            yield prefix + name, value.contiguous()
+            yield prefix + name, value
         elif isinstance(value, _Module):
-            yield from _tensors(value, f"{prefix}{name}.")
+            yield from _tensors(value, f"{prefix}{name}.", visits)

@@ -16,6 +16,7 @@ from emcl_train.errors import UserError
 CLIP_WAY_OUT = (
     'pass --model.clip a CLIP hub name, a folder written by save_pretrained, an archive of OpenAI, or "random"'
 )
+TRANSFORMERS_CONFIG = "config.json"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 OF_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".zip", ".pkl", ".safetensors", ".json", ".onnx")
 
@@ -56,8 +57,26 @@ def require_places(config: ModelConfig) -> None:
 
 
 def hub_options(name: str) -> dict[str, Any]:
-    """Arguments of transformers' `from_pretrained`: files of earlier downloads alone where the hub does not answer."""
+    """Arguments for what asks the hub: files of earlier downloads alone where it does not answer."""
     return {} if is_place(name) or why_silent(name) is None else {"local_files_only": True}
+
+
+def file_of(name: str, file: str) -> Path:
+    """A file of a folder here, or of an entry of the hub, which is fetched.
+
+    Raises:
+        OSError: it is not there, or the hub does not give it.
+        ValueError: the hub has no such names.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"the folder holds no {file}")
+        return folder / file
+
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(name, file, **hub_options(name)))
 
 
 def not_loaded(name: str, error: Exception) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from emcl_train.errors import UserError
+from emcl_train.reading.values import arguments, positive, side, switch, three, whole
 from emcl_train.runs.files import read_json
 from emcl_train.weights.openai import PIXEL_MEAN, PIXEL_STD
-from emcl_train.weights.values import arguments, positive, side, switch, three, whole
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 WAY_OUT = "bring the file that belongs to these weights, or pass another --model.clip"

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from emcl_train.errors import UserError
+from emcl_train.reading.pickles import Visits
 
 BEFORE_ALL_NAMES = ("module.", "model.")
 """What DataParallel, DeepSpeed and Lightning put before names. Models have such names too, so all must share it."""
@@ -38,11 +39,13 @@ def unwrapped(content: Any, path: Path, *, goes_on: bool = False) -> dict[str, T
 
     Raises:
         UserError: it holds no named tensors, or several models' weights.
+        ValueError: its dicts refer to each other more often than the file has bytes.
     """
-    found = dict(_weights_in(content, ()))
+    visits = Visits(path.stat().st_size)
+    found = dict(_weights_in(content, (), visits))
     if len(found) > 1 and goes_on:
         content = _chosen_before(content)
-        found = dict(_weights_in(content, ()))
+        found = dict(_weights_in(content, (), visits))
 
     if len(found) > 1:
         keys = ", ".join(".".join(place) or "its own top" for place in found)
@@ -61,7 +64,9 @@ def unwrapped(content: Any, path: Path, *, goes_on: bool = False) -> dict[str, T
     return _plain_names(weights, path)
 
 
-def _weights_in(content: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+def _weights_in(
+    content: Any, place: tuple[str, ...], visits: Visits
+) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
     """Each dict that looks like a model's weights, by the keys that lead to it."""
     if not isinstance(content, dict) or len(place) > DEEPEST:
         return
@@ -69,7 +74,7 @@ def _weights_in(content: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[st
     tensors = _tensors(content)
     if any("." in name for name in tensors):
         yield place, tensors
-    for name, value in content.items():
+    for name, value in visits.each(iter(content.items())):
         # A checkpoint may hold itself, which would have no end.
         if (
             isinstance(name, str)
@@ -77,7 +82,7 @@ def _weights_in(content: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[st
             and value is not content
             and not NO_WEIGHTS.fullmatch(name)
         ):
-            yield from _weights_in(value, (*place, name))
+            yield from _weights_in(value, (*place, name), visits)
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:

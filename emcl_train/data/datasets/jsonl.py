@@ -17,6 +17,8 @@ from emcl_train.data.split_rules import Captions, SplitFiles, captions_of, check
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 
+LONGEST = 1e9
+"""Seconds of a film, of which no float is too small to tell frames apart."""
 EXPECTED = '{"video": "path", "captions": ["…", …], "start": seconds, "end": seconds}'
 
 
@@ -88,6 +90,6 @@ def _seconds(place: str, entry: dict[str, Any], name: str) -> float | None:
     value = entry.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LONGEST:
         raise UserError(f'{place}: "{name}" is {shortened(value)}, expected seconds of 0 or more; correct it')
     return float(value)

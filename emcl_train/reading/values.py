@@ -1,18 +1,41 @@
 """Values of a description in JSON, each of the kind that it has to be, or a ValueError that names it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 LARGEST = 2**31 - 1
 """No size of a tower is larger."""
 
 
-def whole(value: Any, name: str) -> int:
+def whole(value: Any, name: str, *, largest: int = LARGEST) -> int:
     """A size: a whole number above 0, also if it is written as a float."""
-    if not _is_number(value) or value != int(value) or not 0 < value <= LARGEST:
-        raise ValueError(f"{name} is {_shown(value)}, expected a whole number from 1 to {LARGEST}")
+    if not _is_number(value) or value != int(value) or not 0 < value <= largest:
+        raise ValueError(f"{name} is {_shown(value)}, expected a whole number from 1 to {largest}")
     return int(value)
+
+
+def number(value: Any, name: str) -> float:
+    """A number that a float can hold."""
+    if not _is_number(value):
+        raise ValueError(f"{name} is {_shown(value)}, expected a number")
+    return float(value)
+
+
+def token_id(value: Any, name: str) -> int | None:
+    """The number of a token, counted from 0; null where there is none."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST:
+        raise ValueError(f"{name} is {_shown(value)}, expected a whole number from 0 to {LARGEST}, or null")
+    return value
+
+
+def one_of(value: Any, name: str, known: Collection[str]) -> str:
+    """One of some names."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} is {_shown(value)}, expected one of {', '.join(sorted(known))}")
+    return value
 
 
 def positive(value: Any, name: str, *, largest: float) -> float:
@@ -29,11 +52,11 @@ def switch(value: Any, name: str) -> bool:
     return value
 
 
-def side(value: Any, name: str) -> int:
+def side(value: Any, name: str, *, largest: int = LARGEST) -> int:
     """The side of a square, given once or as two equal numbers."""
     if not isinstance(value, list):
-        return whole(value, name)
-    sides = [whole(one, f"{name} {_shown(value)}, of which one,") for one in value]
+        return whole(value, name, largest=largest)
+    sides = [whole(one, f"{name} {_shown(value)}, of which one,", largest=largest) for one in value]
     if len(sides) != 2 or sides[0] != sides[1]:
         raise ValueError(f"{name} is {_shown(value)}, expected a square: one number, or two that are equal")
     return sides[0]

@@ -1,0 +1,172 @@
+"""CLIP from a folder in the layout of transformers, or from an entry of the hub, which has the same files.
+
+The configuration is read here and known settings are taken from it; transformers gets these and reads the weights. What
+else a folder may hold for it to follow, such as adapters to other models, is refused.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from emcl_train.errors import UserError
+from emcl_train.reading.archives import require_unpacked_size
+from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
+from emcl_train.runs.clip_config import ATTENTION, clip_config_of_fields, numbers_in
+from emcl_train.runs.files import json_if_whole, read_json
+from emcl_train.runs.torch_file import load_torch_file
+from emcl_train.weights.hub import (
+    CLIP_WAY_OUT,
+    TRANSFORMERS_CONFIG,
+    file_of,
+    hub_options,
+    not_loaded,
+    require_place,
+)
+from emcl_train.weights.open_clip import OPEN_CLIP_CONFIG, prepared_otherwise
+
+WEIGHTS = ("*.safetensors", "*.bin")
+ADAPTERS = "adapter_config.json"
+"""With it in a folder, transformers would load the model that it names, from wherever that is."""
+
+
+def require_clip(name: str, *, goes_on: bool = False) -> str:
+    """The folder or hub name behind `model.clip`; a run that goes on has its pictures prepared as when it began.
+
+    Raises:
+        UserError: there is no such thing, or it is of another model.
+    """
+    require_place(name, "model.clip", CLIP_WAY_OUT)
+    path = Path(name).expanduser()
+    folder = str(path) if path.is_dir() else name
+    if (path / OPEN_CLIP_CONFIG).is_file() and not (path / TRANSFORMERS_CONFIG).is_file():
+        files = sorted(
+            file.name for pattern in ("open_clip*.safetensors", "open_clip*.bin") for file in path.glob(pattern)
+        )
+        raise UserError(
+            f"model.clip is {name}, a folder of OpenCLIP; pass --model.clip the file of weights in it"
+            f"{f', {path / files[0]}' if files else ''}"
+        )
+    clip_config_in(name)
+
+    # What a folder says of the pictures, if it does.
+    pictures = json_if_whole(path / "preprocessor_config.json")
+    if isinstance(pictures, dict) and not goes_on:
+        known = {"mean": pictures.get("image_mean"), "std": pictures.get("image_std")}
+        try:
+            otherwise = list(prepared_otherwise(known))
+        except ValueError as error:
+            said = str(error).replace("preprocess_cfg.", "image_")
+            raise UserError(f"preprocessor_config.json of {name} is damaged: {said}; {CLIP_WAY_OUT}") from error
+        if otherwise:
+            raise UserError(
+                f"model.clip is {name}, whose preprocessor_config.json prepares pictures otherwise than CLIP, as is "
+                f"done here: it has {', '.join(otherwise)}; {CLIP_WAY_OUT}"
+            )
+    return folder
+
+
+def clip_config_in(name: str) -> CLIPConfig:
+    """The known settings of the CLIP that a folder or hub name holds.
+
+    Raises:
+        UserError: there is none, it is of another model, or its towers are larger than its weights.
+    """
+    try:
+        file = file_of(name, TRANSFORMERS_CONFIG)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
+        ) from error
+
+    content = read_json(file, CLIP_WAY_OUT, what="a configuration", keys=(), largest=LARGEST_DESCRIPTION)
+    model_type = content.get("model_type")
+    if model_type != "clip":
+        raise UserError(
+            f"model.clip is {name}, a checkpoint of type {str(model_type)[:60]!r} instead of 'clip'; {CLIP_WAY_OUT}"
+        )
+    weights = numbers_in(*_weights_in(Path(name).expanduser()))
+    return clip_config_of_fields(content, str(file), weights=weights)
+
+
+def pretrained_clip(name: str, *, goes_on: bool = False) -> CLIPModel:
+    """Weights from a hub name or a local folder in the layout of `save_pretrained`; every weight must be there.
+
+    Args:
+        name: of the hub, or the folder.
+        goes_on: whether a run goes on, which began when weights that CLIP has not were left out.
+    """
+    folder = require_clip(name, goes_on=goes_on)
+    _require_weights_alone(name)
+
+    # A missing weight, or one of another shape, is reported and not raised, so that it can be named below.
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
+    chosen = {"config": clip_config_in(name), "attn_implementation": ATTENTION, "dtype": torch.float32}
+    try:
+        loaded: Any = CLIPModel.from_pretrained(folder, trust_remote_code=False, **chosen, **options)
+        clip, loading = loaded
+    except Exception as error:  # readers raise whatever damaged bytes lead to
+        reason = _broken_file(Path(name).expanduser()) or not_loaded(name, error)
+        raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {CLIP_WAY_OUT}") from error
+
+    # transformers fills what a checkpoint lacks with random numbers, which would look like a bad result.
+    absent = sorted(loading["missing_keys"]) + sorted(str(key[0]) for key in loading["mismatched_keys"])
+    if absent:
+        raise UserError(
+            f"model.clip is {name}, which lacks {len(absent)} of CLIP's weights, or has them in another shape "
+            f"(first: {absent[0]}); {CLIP_WAY_OUT}"
+        )
+
+    # And it leaves out what CLIP does not have. Old checkpoints hold positions that are only counted, no weights.
+    others = sorted(str(key) for key in loading["unexpected_keys"] if not str(key).endswith(".position_ids"))
+    if others and not goes_on:
+        raise UserError(
+            f"model.clip is {name}, which has {len(others)} weights that CLIP has not (first: {others[0]}); without "
+            f"them it would be another model; {CLIP_WAY_OUT}"
+        )
+    return clip.float()
+
+
+def _weights_in(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        for pattern in WEIGHTS:
+            yield from sorted(folder.glob(pattern))
+
+
+def _require_weights_alone(name: str) -> None:
+    """Raise a UserError where a folder would lead transformers to other files, or unpacks to more than it may."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return
+    if (folder / ADAPTERS).exists():
+        raise UserError(
+            f"model.clip is {name}, which holds {ADAPTERS}: adapters, which name the model that they belong to. Merge "
+            f"them into it, and save it by save_pretrained; {CLIP_WAY_OUT}"
+        )
+
+    # An index names the files that the weights are spread over.
+    for index in sorted(folder.glob("*.index.json")):
+        places = read_json(index, CLIP_WAY_OUT, what="an index of weights", keys=("weight_map",))["weight_map"]
+        names = set(map(str, places.values())) if isinstance(places, dict) else {str(places)[:60]}
+        if elsewhere := sorted(file for file in names if Path(file).name != file):
+            raise UserError(
+                f"{index} names a file outside its folder, {elsewhere[0]!r}; bring the folder with its own files"
+            )
+
+    for path in folder.glob("*.bin"):
+        try:
+            require_unpacked_size(path)
+        except ValueError as error:
+            raise UserError(f"model.clip is {name}, which could not be loaded: {path.name}: {error}") from error
+
+
+def _broken_file(folder: Path) -> str | None:
+    """The first file of `torch.save` in a folder that cannot be read, with what it is."""
+    for path in sorted(folder.glob("*.bin")):
+        try:
+            load_torch_file(path)
+        except ValueError as error:
+            return f"{path.name}: {error}"
+    return None

@@ -1,0 +1,28 @@
+"""Annotations, features and arrays of strangers: read, or one error that names the file, and nothing else."""
+
+import pytest
+from hostile import held
+from hostile_data import CASES, random_case
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("reader", [reader for reader in CASES if reader != "features"])
+def test_a_hostile_file_is_read_or_named(reader):
+    read, cases = CASES[reader]
+    assert {name: wrong for name, make in cases.items() if (wrong := held(make, read))} == {}
+
+
+def test_hostile_features_are_read_or_named():
+    """Every third of many."""
+    read, cases = CASES["features"]
+    names = list(cases)[::3]
+    assert {name: wrong for name in names if (wrong := held(cases[name], read))} == {}
+
+
+def test_files_that_are_spoiled_at_random_are_read_or_named():
+    found = {}
+    for seed in range(40):
+        kind, make, read = random_case(seed)
+        found[f"{kind} {seed}"] = held(make, read)
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
