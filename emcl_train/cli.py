@@ -558,6 +558,20 @@ def report(runs: Positional[list[Path]], json: Path | None = None, share: bool =
     report_runs(runs, json_path=json, share=share)
 
 
+def verify(folder: Positional[Path], accept: bool = False) -> int:
+    """Compare files with their checksums; exits with 1 if one is damaged or missing.
+
+    Args:
+        folder: Of a run, of runs with different seeds, of features, or of refined files.
+        accept: Take the files as they are, and write their checksums anew: after replacing one on purpose.
+    """
+    require_folder(folder, "a run, features or refined files")
+    say_if_ended(lambda: f"the files in {folder} are as they were; run the command again")
+    from emcl_train.tools.verify import verify as verify_folder
+
+    return verify_folder(folder, accept=accept)
+
+
 @dataclass(frozen=True)
 class Entry:
     """One line of the program's help."""
@@ -615,6 +629,11 @@ COMMANDS = {
         "RUN [RUN ...]",
         "write report.html of each run, and compare them query by query",
         of_function("report", report, elsewhere=OF_THE_RUN),
+    ),
+    "verify": Entry(
+        "DIR",
+        "compare the files of a run, of features, or of refine with their checksums",
+        of_function("verify", verify),
     ),
 }
 COMMAND_LINES = "\n".join(f"  {f'{name} {entry.takes}':<35} {entry.summary}" for name, entry in COMMANDS.items())

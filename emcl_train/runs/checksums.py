@@ -113,7 +113,7 @@ def require_unchanged(path: Path, way_out: str) -> None:
     """
     noted = read_checksums(path.parent).get(path.name)
     if noted is None:
-        _say_unnoted(path)
+        _say_unnoted(path.parent)
     elif checksum_of(path) not in noted:
         raise UserError(
             f"{path} is damaged or was replaced: it is not what {CHECKSUMS} beside it says; {way_out}; if you replaced "
@@ -122,8 +122,8 @@ def require_unchanged(path: Path, way_out: str) -> None:
 
 
 @functools.cache
-def _say_unnoted(path: Path) -> None:
+def _say_unnoted(folder: Path) -> None:
     say(
-        f"{escaped(path)} has no checksum, as files of earlier versions and of other programs: whether it has "
-        f"changed cannot be seen; `emcl-train verify {escaped(path.parent)} --accept` gives it one"
+        f"{escaped(folder)} has files without checksums, as folders of earlier versions: whether they have changed "
+        f"cannot be seen; `emcl-train verify {escaped(folder)} --accept` gives them checksums"
     )

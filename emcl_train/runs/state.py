@@ -14,15 +14,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from emcl_train.errors import UserError
+from emcl_train.runs.checksums import require_unchanged, whole_noted
 from emcl_train.runs.contents import STATE, WEIGHTS, run_of
-from emcl_train.runs.files import write_atomic
 from emcl_train.runs.torch_file import load_torch_file
 
 
 def save_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
     """A safetensors file. Tensors that share memory are written once each."""
     data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    write_atomic(path, lambda file: file.write(data))
+    with whole_noted(path) as partial:
+        partial.write_bytes(data)
 
 
 def read_tensors(path: Path, way_out: str) -> dict[str, Tensor]:
@@ -33,9 +34,10 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Tensor]:
         way_out: what to do if it cannot be read, as the end of the sentence.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or has changed since it was written.
     """
     try:
+        require_unchanged(path, way_out)
         return load_file(path)
     except MemoryError:
         raise
@@ -98,7 +100,8 @@ def save_state(run_dir: Path, state: TrainingState) -> None:
     """The same values make the same bytes, whether the run went on from an earlier state or not."""
     values = {entry.name: getattr(state, entry.name) for entry in fields(state)}
     values |= {name: _sharing_nothing(values[name]) for name in ("optimizer", "scaler", "random", "steps")}
-    write_atomic(run_dir / STATE, lambda file: torch.save(values, file))
+    with whole_noted(run_dir / STATE) as partial, partial.open("wb") as file:
+        torch.save(values, file)
 
 
 def _sharing_nothing(value: Any) -> Any:
@@ -121,6 +124,7 @@ def load_state(run_dir: Path) -> TrainingState | None:
     if not path.is_file():
         return None
     try:
+        require_unchanged(path, "bring back a copy of it, or start again with another --out")
         return TrainingState(**load_torch_file(path))
     except (ValueError, TypeError) as error:
         message = f"{path} cannot be read as the state of a run: {error}; start again with another --out"

@@ -330,3 +330,18 @@ def test_the_page_names_the_absolute_paths_that_it_carries_and_leaves_them_out_i
     assert all(f"…{Path(path).name}" in text for path in carried)
     assert "<b>caption</b>" not in text
     assert "&lt;b&gt;caption&lt;/b&gt;" in text  # captions stay whole
+
+
+@pytest.mark.parametrize("text", ["[/]", "[bold red]x[/bold red] [/]", "[link=file:///x]y", "\\["])
+def test_markup_of_the_terminal_in_a_text_of_a_run_is_text(tmp_path, text):
+    name = text.replace("/", "")
+    for folder in ("a" + name, "b" + name):
+        make_run(tmp_path / folder)
+        results = results_of(tmp_path / folder)
+        results |= {"split": text, "recipe": text, "selection": text, "notes": [text], "left_out": {text: text}}
+        results["rows"][0]["name"] = text
+        (tmp_path / folder / "results.json").write_text(json.dumps(results))
+    console = Console(width=200, file=StringIO())
+    report_runs([tmp_path / ("a" + name), tmp_path / ("b" + name)], console)
+    console.print(render_table(results))
+    assert console.file.getvalue().count(text) > 5

@@ -1,0 +1,159 @@
+"""`emcl-train verify FOLDER`: compare files with their checksums, and look whether JSON can be read."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from safetensors import SafetensorError, safe_open
+
+from emcl_train.errors import UserError
+from emcl_train.runs.checksums import ABSENT, CHECKSUMS, checksum_of, note_all, read_checksums
+from emcl_train.runs.contents import FINISHED, METRICS, WEIGHTS
+from emcl_train.runs.files import json_if_whole, read_json, require_folder, write_json_atomic
+from emcl_train.runs.lock import writing
+from emcl_train.runs.records import read_records
+from emcl_train.terminal import console_of, escaped
+from emcl_train.tools.refine import MAP, WRITTEN, fingerprint
+
+BINARY = (".safetensors", ".pt", ".npy", ".bin")
+"""Suffixes of files that have a checksum."""
+State = Literal["right", "damaged", "missing", "without a checksum"]
+STATES: tuple[State, ...] = ("right", "damaged", "missing", "without a checksum")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one file."""
+
+    path: Path
+    state: State
+    reason: str = ""
+
+
+def verify(folder: Path, *, accept: bool = False, console: Console | None = None) -> int:
+    """Examine a run, features, exported or refined files, or a folder of such, and print what was found.
+
+    Args:
+        folder: it and all folders in it are looked at; links are not followed.
+        accept: take all binary files as they are, and write their checksums anew.
+        console: where to print.
+
+    Returns:
+        1 if a file is damaged or missing, else 0.
+
+    Raises:
+        UserError: there is no such folder, or it holds nothing that could be looked at.
+    """
+    console = console_of(console)
+    require_folder(folder, "a run, features or refined files")
+    if accept:
+        with writing(folder, deep=True):
+            for inside, names in _folders(folder):
+                _accept(inside, names)
+
+    findings = [finding for inside, names in _folders(folder) for finding in _examine(inside, names)]
+    if not findings:
+        raise UserError(f"{folder} holds no file that has a checksum or could be read here; pass a run's folder")
+
+    for finding in findings:
+        if finding.state != "right":
+            reason = f": {finding.reason}" if finding.reason else ""
+            console.print(f"{finding.state}: {escaped(finding.path)}{escaped(reason)}", soft_wrap=True, highlight=False)
+    counts = Counter(finding.state for finding in findings)
+    listed = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    console.print(f"{escaped(folder)}: {listed}", soft_wrap=True, highlight=False)
+    return 1 if counts["damaged"] or counts["missing"] else 0
+
+
+def _folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder with the names of its files, but for those that are not whole yet."""
+    for inside, _, names in os.walk(folder):
+        yield Path(inside), sorted(name for name in names if not name.startswith("."))
+
+
+def _examine(folder: Path, names: list[str]) -> Iterator[Finding]:
+    try:
+        noted = read_checksums(folder)
+    except UserError as error:
+        yield Finding(folder / CHECKSUMS, "damaged", str(error))
+        return
+
+    # Files with a checksum.
+    for name, checksums in noted.items():
+        path = folder / name
+        if not path.exists():
+            if ABSENT not in checksums:  # else its writer was ended before it was there
+                yield Finding(path, "missing")
+        else:
+            yield _compared(path, checksums)
+
+    # Refined files, of which the map has fingerprints.
+    refined = _refined(folder / MAP) if MAP in names else {}
+    for name, expected in refined.items():
+        path = folder / name
+        if not path.exists():
+            yield Finding(path, "missing")
+        elif expected:
+            yield Finding(path, "right" if fingerprint(path) == expected else "damaged", "")
+
+    for name in names:
+        path = folder / name
+        if name.endswith(BINARY) and name not in noted and name not in refined:
+            yield Finding(path, "without a checksum")
+        elif name == METRICS or name.endswith(".json"):
+            yield _read(path)
+
+
+def _compared(path: Path, checksums: list[str]) -> Finding:
+    try:
+        same = checksum_of(path) in checksums
+    except OSError as error:
+        return Finding(path, "damaged", f"it cannot be read: {error.strerror}")
+    return Finding(path, "right") if same else Finding(path, "damaged", f"it is not what {CHECKSUMS} beside it says")
+
+
+def _read(path: Path) -> Finding:
+    """Whether a text file of ours can be read, and, of the mark of a finished run, is of the weights beside it."""
+    try:
+        if path.name == METRICS:
+            read_records(path)
+            return Finding(path, "right")
+        value = read_json(path, "copy it again")
+    except UserError as error:
+        return Finding(path, "damaged", str(error))
+
+    weights = path.with_name(WEIGHTS)
+    noted = value.get("weights") if path.name == FINISHED and isinstance(value, dict) else None
+    if noted is not None and weights.is_file() and checksum_of(weights) != noted:
+        return Finding(weights, "damaged", f"it is not what the training ended with, as {FINISHED} beside it says")
+    return Finding(path, "right")
+
+
+def _refined(path: Path) -> dict[str, str]:
+    """The files beside a map that refine wrote, with their fingerprints; {} if it is no map of refine."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            files = json.loads((file.metadata() or {}).get(WRITTEN, "{}"))
+    except (OSError, ValueError, SafetensorError):
+        return {}
+    known = isinstance(files, dict) and all(
+        isinstance(one, str) and os.path.basename(n) == n for n, one in files.items()
+    )
+    return dict(files) if known else {}
+
+
+def _accept(folder: Path, names: list[str]) -> None:
+    """Write the checksums of what is there."""
+    refined = _refined(folder / MAP) if MAP in names else {}
+    binary = [name for name in names if name.endswith(BINARY) and name not in refined]
+    if binary or CHECKSUMS in names:
+        note_all(folder, binary)
+
+    mark = json_if_whole(folder / FINISHED)
+    if isinstance(mark, dict) and "weights" in mark and (folder / WEIGHTS).is_file():
+        write_json_atomic(folder / FINISHED, mark | {"weights": checksum_of(folder / WEIGHTS)})

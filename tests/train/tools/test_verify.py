@@ -1,0 +1,91 @@
+"""`emcl-train verify`: what is right, damaged, missing or without a checksum; and changed bytes when a run is read."""
+
+import json
+
+import pytest
+import torch
+from fake_run import make_run
+
+from emcl_train import cli
+from emcl_train.errors import UserError
+from emcl_train.report import write_report
+from emcl_train.runs.checksums import CHECKSUMS, checksum_of
+from emcl_train.runs.contents import EMBEDDINGS, FINISHED, STATE, WEIGHTS
+from emcl_train.runs.state import TrainingState, load_state, read_weights, save_state, save_tensors_atomic
+
+
+@pytest.fixture
+def run(tmp_path):
+    make_run(tmp_path / "run")
+    save_tensors_atomic(tmp_path / "run" / WEIGHTS, {"w": torch.arange(9.0)})
+    save_state(tmp_path / "run", TrainingState(0, 0, 0, 0.0, 0, 0, {"w": torch.arange(9.0)}, {}, {}, {}))
+    mark = {"weights": checksum_of(tmp_path / "run" / WEIGHTS)}
+    (tmp_path / "run" / FINISHED).write_text(json.dumps(mark))
+    return tmp_path / "run"
+
+
+def flip(path, place=-1):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+READERS = {WEIGHTS: read_weights, STATE: load_state, EMBEDDINGS: write_report}
+
+
+def test_a_whole_run_is_right(run, capsys):
+    assert cli.main(["verify", str(run)]) == 0
+    assert capsys.readouterr().out.startswith(f"{run}: ")
+    read_weights(run)
+    load_state(run)
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("place", [-1, 100])
+def test_a_flipped_byte_is_found_by_verify_and_by_whatever_reads_the_file(run, capsys, name, place):
+    flip(run / name, place)
+    assert cli.main(["verify", str(run)]) == 1
+    assert f"damaged: {run / name}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"{name} is damaged or was replaced: .*verify .* --accept"):
+        READERS[name](run)
+
+
+def test_what_was_replaced_on_purpose_is_accepted(run, capsys):
+    flip(run / WEIGHTS)
+    assert cli.main(["verify", str(run), "--accept"]) == 0
+    read_weights(run)
+    assert cli.main(["verify", str(run)]) == 0
+    assert "damaged" not in capsys.readouterr().out
+
+
+def test_an_older_run_has_no_checksums_and_may_get_them(run, capsys):
+    for path in run.rglob(CHECKSUMS):
+        path.unlink()
+    assert cli.main(["verify", str(run)]) == 0
+    assert f"without a checksum: {run / WEIGHTS}" in capsys.readouterr().out
+    read_weights(run)
+    assert capsys.readouterr().err.count("without checksums") == 1
+    assert cli.main(["verify", str(run), "--accept"]) == 0
+    assert "without" not in capsys.readouterr().out
+
+
+def test_missing_and_unreadable_files_are_named(run, capsys):
+    (run / EMBEDDINGS).unlink()
+    (run / "results.json").write_text("{")
+    assert cli.main(["verify", str(run)]) == 1
+    out = capsys.readouterr().out
+    assert f"missing: {run / EMBEDDINGS}" in out
+    assert f"damaged: {run / 'results.json'}" in out
+
+
+def test_a_folder_of_seeds_is_looked_through(run, capsys):
+    (run.parent / "seeds").mkdir()
+    run.rename(run.parent / "seeds" / "seed-0")
+    flip(run.parent / "seeds" / "seed-0" / WEIGHTS)
+    assert cli.main(["verify", str(run.parent / "seeds")]) == 1
+    assert "seed-0/model.safetensors" in capsys.readouterr().out
+
+
+def test_a_folder_of_other_things_is_said(tmp_path, capsys):
+    assert cli.main(["verify", str(tmp_path)]) == 1
+    assert "holds no file that has a checksum" in capsys.readouterr().err
