@@ -10,8 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from emcl_train.reading.clip_fields import MOST_TOKENS
 from emcl_train.reading.plain_files import LARGEST_DESCRIPTION, parse_json, read_regular
-from emcl_train.reading.tokenizer_files import LARGEST, MOST_TOKENS, build, read_content
+from emcl_train.reading.tokenizer_files import LARGEST, build, read_content
 from emcl_train.reading.values import one_of, switch
 from emcl_train.weights.hub import TRANSFORMERS_CONFIG, file_of, hub_options
 

@@ -131,14 +131,14 @@ def _plain(value: Any) -> Any:
 class _Reader(BoundedUnpickler):
     """Builds modules, containers and tensors; refuses every other name."""
 
-    allowed = PLAIN + ASK + CALL
+    allowed: tuple[bytes, ...] = PLAIN + ASK + CALL
 
     def __init__(self, archive: zipfile.ZipFile, folder: str, data: bytes) -> None:
         super().__init__(data)
         self._archive = archive
         self._folder = folder
         self._storages: dict[str, Tensor] = {}
-        self.dispatch[pickle.BUILD[0]] = _Reader._fill
+        self.dispatch[pickle.BUILD[0]] = _Reader._fill  # type: ignore[assignment]
 
     def _fill(self) -> None:
         """Give a module its attributes; nothing else has any that a file could set."""
