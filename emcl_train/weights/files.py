@@ -21,6 +21,7 @@ from emcl_train.errors import UserError
 from emcl_train.reading.archives import most_bytes, require_unpacked_size
 from emcl_train.reading.pickles import ASK, CALL, PLAIN, BoundedUnpickler, Visits
 from emcl_train.reading.plain_files import parse_json
+from emcl_train.reading.shown import shortened
 from emcl_train.runs.clip_config import clip_config_of_fields, numbers_in, read_clip_config
 from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.wrapped import unwrapped
@@ -101,7 +102,9 @@ def clip_config_beside(path: Path) -> dict[str, Any] | None:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-            recorded = dict(parse_json(metadata["clip_config"])) if "clip_config" in metadata else None
+            recorded = parse_json(metadata["clip_config"]) if "clip_config" in metadata else None
+            if not isinstance(recorded, (dict, type(None))):
+                raise ValueError(f"it is {shortened(recorded)}, expected an object")
         except (ValueError, TypeError, OSError, SafetensorError) as error:
             raise UserError(f"CLIP's configuration in {path} cannot be read: {error}; copy it again") from error
         if recorded is not None:

@@ -100,6 +100,7 @@ __device__ void weigh_again(const Comparison& w, int local, int text, int video,
     if (w.kept != nullptr) {
       dot = w.kept[(int64_t(local) * p.frame_rows() + video * frames + f) * p.text_block + text];
     } else {
+#pragma unroll 1
       for (int d = lane; d < w.width; d += 32)
         dot += number(w.exact, first_frame + f, d) * number(w.exact, text_row, d);
       dot = over_warp(dot);
@@ -114,6 +115,7 @@ __device__ void weigh_again(const Comparison& w, int local, int text, int video,
 #pragma unroll 1
   for (int f = 0; f < frames; ++f) total += expf((made.weights[f] - peak) * w.inverse_temperature);
   __syncwarp();
+#pragma unroll 1
   for (int f = lane; f < frames; f += 32)
     made.weights[f] = expf((made.weights[f] - peak) * w.inverse_temperature) / total * w.frame_mask[first_frame + f];
   __syncwarp();
@@ -129,6 +131,7 @@ __device__ void make_row(const Comparison& w, int local, int text, int video, Ma
                 mapped_frame = int64_t(local) * p.frame_rows() + video * frames;
   weigh_again(w, local, text, video, made);
 
+#pragma unroll 1
   for (int k = lane; k < num_bases; k += 32) {
     const float times = float(w.map.weight) * w.map.scale[int64_t(local) * num_bases + k];
     float sum = 0;
@@ -140,6 +143,7 @@ __device__ void make_row(const Comparison& w, int local, int text, int video, Ma
   __syncwarp();
 
   float square = 0, product = 0;
+#pragma unroll 1
   for (int d = lane; d < w.width; d += 32) {
     const float* r = w.map.responsibilities + (int64_t(local) * w.width + d) * num_bases;
     float x = 0, t = number(w.exact, text_row, d);

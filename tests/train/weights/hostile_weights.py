@@ -240,7 +240,9 @@ TORCH: dict[str, Make] = {
     "no weights": saved(lambda: {"a": 1, 2: torch.ones(1)}),
     "a list": saved(lambda: [torch.ones(1)] * 3),
     "complex numbers": saved(lambda: {"a.b": torch.ones(3, dtype=torch.complex64)}),
-    "a sparse tensor": saved(lambda: {"a.b": torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6))}),
+    "a sparse tensor": saved(
+        lambda: {"a.b": torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6), check_invariants=True)}
+    ),
     "a tensor without values": saved(lambda: {"a.b": torch.empty(10**6, 10**6, device="meta")}),
     "no numbers of a great size": saved(lambda: {"a.b": torch.empty(0, 2**40)}),
     "code": saved_code,
@@ -326,9 +328,10 @@ def changed_config(place: tuple[Any, ...], value: Any) -> Make:
 FOREIGN = ("attn_implementation", "_attn_implementation", "experts_implementation", "auto_map", "quantization_config",
            "torch_dtype", "dtype", "transformers_weights", "architectures", "id2label", "problem_type")  # fmt: skip
 """Settings that lead transformers to code, kernels or other files."""
-SIZES: list[tuple[str, ...]] = [("text_config", name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "projection_dim",
-         "num_attention_heads", "vocab_size", "max_position_embeddings", "hidden_act", "layer_norm_eps", "eos_token_id",
-         "attention_dropout")]  # fmt: skip
+OF_TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "projection_dim", "num_attention_heads",
+           "vocab_size", "max_position_embeddings", "hidden_act", "layer_norm_eps", "eos_token_id",
+           "attention_dropout")  # fmt: skip
+SIZES: list[tuple[str, ...]] = [("text_config", name) for name in OF_TEXT]
 SIZES += [("vision_config", name) for name in ("image_size", "patch_size", "num_channels", "num_hidden_layers")]
 SIZES += [("projection_dim",), ("logit_scale_init_value",), ("text_config",), ("text_config_dict",)]
 CONFIGS: dict[str, Make] = {
