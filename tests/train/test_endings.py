@@ -21,8 +21,9 @@ def wait(arguments):
     cli.say_if_ended(lambda: "half is there; go on")
     print("ready", flush=True)
     time.sleep(60)
-if "ignored" in sys.argv:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# Whoever started the tests may ignore signals, as nohup does, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "ignored" in sys.argv else signal.SIG_DFL)
 cli.COMMANDS["wait"] = cli.Entry("", "", wait)
 sys.exit(cli.main(["wait"]))
 """
