@@ -17,7 +17,7 @@ from emcl_train.reading.values import one_of, switch
 from emcl_train.weights.hub import TRANSFORMERS_CONFIG, file_of, hub_options
 
 TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-VOCABULARY, MERGES = "vocab.json", "merges.txt"
+VOCABULARY, MERGES, WORDS = "vocab.json", "merges.txt", "vocab.txt"
 OWN_CODE = "auto_map"
 """Where a configuration names code beside it."""
 
@@ -25,7 +25,11 @@ CLASSES = (
     "BertTokenizer", "CLIPTokenizer", "DistilBertTokenizer", "GPT2Tokenizer", "PreTrainedTokenizer", "RobertaTokenizer",
     "TokenizersBackend", "XLMRobertaTokenizer",
 )  # fmt: skip
-"""Classes of transformers that build a tokenizer of these files alone, without their ending "Fast"."""
+"""Classes of transformers that build a tokenizer of these files alone, without their ending "Fast". Of any other, what
+its tokenizer.json says is taken, as `PreTrainedTokenizerFast` takes it."""
+KNOWN_CLASSES = {name + ending for name in CLASSES for ending in ("", "Fast")}
+AS_IT_IS = "PreTrainedTokenizerFast"
+"""The class of what a tokenizer.json says."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SWITCHES = ("add_prefix_space", "do_lower_case", "strip_accents", "tokenize_chinese_chars")
 OF_TOKEN = ("lstrip", "rstrip", "normalized", "single_word", "special")
@@ -60,22 +64,24 @@ def _put_known_files(name: str, place: Path) -> None:
     known = _known_settings(_described(name, SPECIAL), f"{SPECIAL}: ") | _known_settings(settings, f"{SETTINGS}: ")
 
     tokenizer = _optional(name, TOKENIZER)
-    vocabulary, merges = _optional(name, VOCABULARY), _optional(name, MERGES)
+    vocabulary, merges, words = _optional(name, VOCABULARY), _optional(name, MERGES), _optional(name, WORDS)
     if tokenizer is not None:
         content = read_content(tokenizer)
         build(content)
         (place / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    elif vocabulary is None or merges is None:
+    elif words is None and (vocabulary is None or merges is None):
         raise FileNotFoundError(f"it has no {TOKENIZER}")
-    for path in (vocabulary, merges):
+    for path in (vocabulary, merges, words):
         if path is not None:
             (place / path.name).write_bytes(read_regular(path, LARGEST))
     if vocabulary is not None:
         _require_vocabulary(vocabulary)
 
     # Without a class, that of the model; all others are what their tokenizer.json says.
-    if "tokenizer_class" not in known:
-        known["tokenizer_class"] = "CLIPTokenizer" if model.get("model_type") == "clip" else "PreTrainedTokenizerFast"
+    of_class = known.get("tokenizer_class", "CLIPTokenizer" if model.get("model_type") == "clip" else AS_IT_IS)
+    if tokenizer is None:
+        one_of(of_class, f"{SETTINGS}: tokenizer_class", KNOWN_CLASSES)
+    known["tokenizer_class"] = of_class if of_class in KNOWN_CLASSES else AS_IT_IS
     (place / SETTINGS).write_text(json.dumps(known, ensure_ascii=False), encoding="utf-8")
 
 
@@ -83,8 +89,9 @@ def _known_settings(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     """What is taken from a description of a tokenizer, each of its kind."""
     found: dict[str, Any] = {}
     if (of_class := content.get("tokenizer_class")) is not None:
-        known = {name + ending for name in CLASSES for ending in ("", "Fast")}
-        found["tokenizer_class"] = one_of(of_class, f"{source}tokenizer_class", known)
+        if not isinstance(of_class, str):
+            raise ValueError(f"{source}tokenizer_class is {str(of_class)[:60]!r}, expected a text")
+        found["tokenizer_class"] = of_class
 
     for name in SPECIAL_TOKENS:
         if content.get(name) is not None:
@@ -100,19 +107,22 @@ def _known_settings(content: Mapping[str, Any], source: str) -> dict[str, Any]:
             if not (number.isascii() and number.isdigit() and len(number) <= 9 and int(number) < MOST_TOKENS):
                 raise ValueError(f"{source}added_tokens_decoder has a token with the number {number[:30]!r}")
         found["added_tokens_decoder"] = {
-            number: _token(token, f"{source}added_tokens_decoder.{number}") for number, token in added.items()
+            number: _added_token(token, f"{source}added_tokens_decoder.{number}") for number, token in added.items()
         }
     return found
 
 
 def _token(value: Any, name: str) -> Any:
     """A special token: its text, or the text with how it is cut out of captions."""
-    if isinstance(value, str):
-        return value
+    return value if isinstance(value, str) else {"__type": "AddedToken", **_added_token(value, name)}
+
+
+def _added_token(value: Any, name: str) -> dict[str, Any]:
+    """The text of a token, with how it is cut out of captions."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise ValueError(f"{name} is {str(value)[:60]!r}, expected a text, or an object with its content")
+        raise ValueError(f"{name} is {str(value)[:60]!r}, expected an object with its content")
     how = {key: switch(value[key], f"{name}.{key}") for key in OF_TOKEN if key in value}
-    return {"__type": "AddedToken", "content": value["content"], **how}
+    return {"content": value["content"], **how}
 
 
 def _require_vocabulary(path: Path) -> None:
