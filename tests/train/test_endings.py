@@ -107,6 +107,7 @@ COMMANDS = {
     "compress": (["data", "compress", "{videos}", "{out}"], "tools.compress.compress", "the copies in {out} are whole"),
     "refine": (["refine", "t.npy", "v.npy", "--out", "{out}"], "tools.refine.refine_files", "the files in {out} are"),
     "report": (["report", "{run}"], "report.report_runs", "each run has its earlier report, or a new one"),
+    "verify": (["verify", "{run}"], "tools.verify.verify", "the files in {run} are as they were"),
 }
 
 

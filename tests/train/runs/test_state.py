@@ -216,11 +216,11 @@ def test_a_damaged_state_is_named_and_an_absent_one_is_none(tmp_path):
     checkpoint.save_state(tmp_path, state())
     path = tmp_path / contents.STATE
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="is damaged or was replaced"):
+    with pytest.raises(UserError, match=r"latest\.pt is damaged or was replaced"):
         checkpoint.load_state(tmp_path)
 
-    # An earlier version has no checksums.
-    (path.parent / CHECKSUMS).unlink()
+    # Of an earlier version, which noted no checksums.
+    path.with_name(CHECKSUMS).unlink()
     with pytest.raises(UserError, match="cannot be read as the state of a run: it is cut short"):
         checkpoint.load_state(tmp_path)
     path.write_text("lost")
