@@ -48,7 +48,7 @@ def project_by_loop(
     """What `reference.em_project` returns, by the loop: y, mean_bases, responsibilities, scale."""
     bases, responsibilities, scale = reference.em_loop(x, init, num_iters=num_iters, temperature=temperature, eps=eps)
     y = reference.em_reconstruct(x, responsibilities, scale, weight=residual_weight)
-    return y, bases.mean(-2), responsibilities, scale.where(scale > 0, torch.nan)  # see `overflow_as_nan`
+    return y, bases.mean(-2), responsibilities, overflow_as_nan(scale)
 
 
 def overflow_as_nan(scale: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ made of the same functions with other products (products.py).
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from emcl_kernels import forms, reference
@@ -99,12 +98,7 @@ class Functions:
                 eps=eps,
                 products=self.products,
             )
-        return (
-            y.to(x.dtype),
-            mean_bases,
-            responsibilities,
-            scale.where(scale > 0, torch.nan),
-        )  # see forms.overflow_as_nan
+        return y.to(x.dtype), mean_bases, responsibilities, forms.overflow_as_nan(scale)
 
 
 def em_fit(gram: Tensor, logits: Tensor, num_iters: int, temperature: float, eps: float) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from trees import Tree, content_of, differences, in_any_folder, is_temporary, si
 JOURNAL = ".changing.json"
 COUNT = 20
 """Kills of each work in full."""
+ATTEMPTS = 10
+"""Draws until a work was stopped before its end."""
 AT_A_TIME = 0.25
 """Share of kills at a random time instead of a random change of a file."""
 
@@ -239,6 +242,16 @@ def usual_of(servers: Servers, scene: Scene, works: list[Work]) -> dict[str, Und
     return known
 
 
+def drawn(seed: str, once: Callable[[random.Random], tuple[str, list[str]]]) -> tuple[str, list[str]]:
+    """What `once` tells of the first draw that it could carry out: a drawn time may lie behind the end."""
+    how, problems = "", list[str]()
+    for attempt in range(ATTEMPTS):
+        how, problems = once(random.Random(f"{seed} {attempt}"))
+        if how:
+            break
+    return how, problems
+
+
 def run(seed: int, count: int = COUNT, *, servers: Servers, scene: Scene, only: str = "") -> Counts:
     """Kill every work `count` times."""
     counts = Counts("kills")
@@ -247,11 +260,9 @@ def run(seed: int, count: int = COUNT, *, servers: Servers, scene: Scene, only: 
 
     def one(server: Server, job: tuple[Work, int]) -> None:
         work, number = job
-        for attempt in range(10):  # a drawn time may lie behind the end
-            draw = random.Random(f"{seed} {work.name} {number} {attempt}")
-            how, problems = one_kill(server, scene, work, usual[work.name], draw)
-            if how:
-                break
+        how, problems = drawn(
+            f"{seed} {work.name} {number}", lambda draw: one_kill(server, scene, work, usual[work.name], draw)
+        )
         counts.add(f"kills of {work.name}", problems, f"seed {seed}, number {number}: {how}")
 
     servers.map(one, [(work, number) for number in range(count) for work in works])

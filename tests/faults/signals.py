@@ -6,7 +6,7 @@ import signal
 from typing import Any
 
 from counts import Counts
-from kills import WORKS, Undisturbed, Work, after_a_kill, go_on, usual_of
+from kills import WORKS, Undisturbed, Work, after_a_kill, drawn, go_on, usual_of
 from scene import Scene, run_in
 from server import Server, Servers, Stop
 from spoken import problems_of
@@ -81,13 +81,9 @@ def run(seed: int, count: int = COUNT, *, servers: Servers, scene: Scene, only: 
     def one(server: Server, job: tuple[Work, int]) -> None:
         work, number = job
         sent = SIGNALS[number % len(SIGNALS)]
-        how = ""
-        problems: list[str] = []
-        for attempt in range(10):
-            draw = random.Random(f"{seed} {work.name} {number} {attempt}")
-            how, problems = one_signal(server, scene, work, usual[work.name], sent, draw)
-            if how:
-                break
+        how, problems = drawn(
+            f"{seed} {work.name} {number}", lambda draw: one_signal(server, scene, work, usual[work.name], sent, draw)
+        )
         counts.add(f"{sent.name} at {work.name}", problems, f"seed {seed}, number {number}: {how}")
 
     servers.map(one, [(work, number) for number in range(count) for work in works])

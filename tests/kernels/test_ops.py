@@ -353,3 +353,10 @@ def test_what_is_chosen_by_itself_agrees_with_the_reference(backend: str, device
             expected = call(inputs(0, device))
         for i, (a, b) in enumerate(zip(call(inputs(0, device)), expected, strict=True)):
             assert_close(f"{case}, result {i}", a, b, 1e-5)
+
+
+def test_functions_are_found_where_the_first_version_had_them() -> None:
+    for name in emcl_kernels.ops.FUNCTIONS:
+        assert getattr(emcl_kernels.ops, name) is getattr(emcl_kernels, name)
+    with pytest.raises(AttributeError, match=r"'emcl_kernels\.ops' has no attribute 'em_projekt'"):
+        emcl_kernels.ops.em_projekt  # noqa: B018

@@ -21,6 +21,8 @@ MEMORY = 3 << 29
 """Bytes that reading may take beside what the process has already."""
 SECONDS = 20
 """Of processor time."""
+WAITING = 120
+"""Seconds of any kind, after which a child that waits is ended: by SIGALRM, which its parent names."""
 MARK = "code-was-run"
 """The file that code in a hostile file writes into the folder."""
 
@@ -92,6 +94,7 @@ def _limit() -> None:
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     spent = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(spent.ru_utime + spent.ru_stime) + SECONDS
+    signal.alarm(WAITING)
     for kind, most in ((resource.RLIMIT_AS, size + MEMORY), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (most, most))
 
