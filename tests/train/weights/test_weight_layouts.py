@@ -288,6 +288,7 @@ def test_a_run_that_an_earlier_version_began_from_one_of_several_weights_goes_on
     with pytest.raises(UserError, match="under model_ema, model"):
         other_model(run)
     run.resume = True
+    run.out = tmp_path / "run"
     assert torch.equal(similarities(other_model(run), emcl=False), similarities(model, emcl=False))
 
 
