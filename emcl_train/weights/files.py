@@ -65,7 +65,7 @@ def read_state(path: Path, *, goes_on: bool = False) -> dict[str, Tensor]:
             state = load_torch_file(path)
         state = unwrapped(state, path, goes_on=goes_on)
         require_bounded(state, path)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # readers raise whatever the damaged bytes lead to
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -101,7 +101,9 @@ def clip_config_beside(path: Path) -> dict[str, Any] | None:
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-            recorded = dict(parse_json(metadata["clip_config"])) if "clip_config" in metadata else None
+            recorded = parse_json(metadata["clip_config"]) if "clip_config" in metadata else None
+            if not isinstance(recorded, dict | None):
+                raise ValueError(f"it is a {type(recorded).__name__}, expected an object")
         except (ValueError, TypeError, OSError, SafetensorError) as error:
             raise UserError(f"CLIP's configuration in {path} cannot be read: {error}; copy it again") from error
         if recorded is not None:
@@ -128,6 +130,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _empty(*arguments: Any) -> "OrderedDict[str, Any]":
+    """A dict as torch writes it, empty at first. One made of values would have keys that nothing has looked at."""
+    if arguments:
+        raise pickle.UnpicklingError("it makes a dict of values that are no entries of it")
+    return OrderedDict()
+
+
 class _Reader(BoundedUnpickler):
     """Builds modules, containers and tensors; refuses every other name."""
 
@@ -152,7 +161,7 @@ class _Reader(BoundedUnpickler):
         if module.split(".")[0] == "__torch__":
             return _Module
         allowed: dict[tuple[str, str], Callable[..., Any]] = {
-            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "OrderedDict"): _empty,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }

@@ -240,7 +240,9 @@ TORCH: dict[str, Make] = {
     "no weights": saved(lambda: {"a": 1, 2: torch.ones(1)}),
     "a list": saved(lambda: [torch.ones(1)] * 3),
     "complex numbers": saved(lambda: {"a.b": torch.ones(3, dtype=torch.complex64)}),
-    "a sparse tensor": saved(lambda: {"a.b": torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6))}),
+    "a sparse tensor": saved(
+        lambda: {"a.b": torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6), check_invariants=True)}
+    ),
     "a tensor without values": saved(lambda: {"a.b": torch.empty(10**6, 10**6, device="meta")}),
     "no numbers of a great size": saved(lambda: {"a.b": torch.empty(0, 2**40)}),
     "code": saved_code,
