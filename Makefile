@@ -17,7 +17,8 @@ DOCS_BIN := $(DOCS_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-fast test-random test-oldest-triton test-cuda-load test-gpu lint style types format docs
+.PHONY: help setup train test test-fast test-random test-processors test-oldest-triton test-cuda-load test-faults test-faults-short
+.PHONY: test-gpu lint style types format docs
 .PHONY: bench bench-gpu refine embeddings training-table readme-picture clean
 
 help:  ## Show this list
@@ -47,6 +48,18 @@ test-fast: $(VENV)/.built  ## Run the tests that are not marked slow, in about t
 # The oldest one that is served comes with torch 2.11. It lies in a folder of its own, without another torch.
 OLDEST_TRITON := 3.6.0
 TRITON_FOLDER := $(CURDIR)/build/triton-$(OLDEST_TRITON)
+
+# What torch and the C++ library would do on a processor with less: torch without vectors beside our baseline, and both with
+# AVX2. Left out is what does not depend on either: compilers, the emulator, and what starts processes of its own.
+PROCESSORS := default/baseline avx2/avx2
+SAME_EVERYWHERE := $(foreach name,jobs emulator cuda_build triton_compile toy_op random_shapes plan info,--ignore tests/kernels/test_$(name).py)
+
+test-processors: $(VENV)/.built  ## Run the kernel tests as on processors without AVX-512 and without AVX2
+	@failed=""; for pair in $(PROCESSORS); do \
+		echo "== ATEN_CPU_CAPABILITY=$${pair%/*} EMCL_ISA=$${pair#*/}"; \
+		ATEN_CPU_CAPABILITY=$${pair%/*} EMCL_ISA=$${pair#*/} $(BIN)/python -m pytest -q $(IN_PROCESSES) tests/kernels $(SAME_EVERYWHERE) \
+			-m "not slow" -k "not cuda and not triton" $(ARGS) || failed="$$failed $$pair"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 test-oldest-triton: $(VENV)/.built $(TRITON_FOLDER)/.installed  ## Compile the Triton kernels with the oldest Triton that is served
 	@PYTHONPATH=$(TRITON_FOLDER) $(BIN)/python -c 'import triton; assert triton.__version__ == "$(OLDEST_TRITON)", triton'
@@ -94,6 +107,7 @@ types: $(VENV)/.deps  ## Check types: mypy
 	MYPYPATH=benchmarks:tests $(BIN)/mypy benchmarks/*.py
 	MYPYPATH=benchmarks $(BIN)/mypy tests/*.py
 	MYPYPATH=tests/kernels $(BIN)/mypy $(TEST_TYPES) --exclude /toy/ tests/kernels
+	MYPYPATH=tests/faults:tests/kernels:tests/train:tests/train/weights $(BIN)/mypy $(TEST_TYPES) tests/faults
 	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train
 
 docs: $(DOCS_VENV)/.deps  ## Build the site into build/site; broken links and docstrings are errors

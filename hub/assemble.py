@@ -38,7 +38,7 @@ class _Shaped:
         return item[0]
 
 
-Bool = Float = _Shaped
+Bool = Float = Int = _Shaped
 '''
 
 

@@ -72,12 +72,12 @@ def listed() -> set[tuple[str, str]]:
     return {(file, use) for file, cell in rows for use in re.findall(r"`([^`]+)`", cell)}
 
 
-def test_each_use_stands_in_the_table_and_each_row_has_its_use():
+def test_each_use_stands_in_the_table_and_each_row_has_its_use() -> None:
     assert sorted(found_in_source() - listed()) == []
     assert sorted(listed() - found_in_source()) == []
 
 
-def test_calls_say_that_nothing_is_run():
+def test_calls_say_that_nothing_is_run() -> None:
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             for name, call in calls_in(ast.parse(path.read_text(encoding="utf-8"))):
@@ -103,10 +103,10 @@ def test_calls_say_that_nothing_is_run():
         ("x = np.load(path)", "np.load"),
     ],
 )
-def test_a_use_is_found(source, use):
+def test_a_use_is_found(source: str, use: str) -> None:
     assert use in uses(source)
 
 
 @pytest.mark.parametrize("source", ["model.eval()", "re.compile('x')", "torch.compile(f)", "from . import pickle"])
-def test_what_only_has_such_a_name_is_not(source):
+def test_what_only_has_such_a_name_is_not(source: str) -> None:
     assert uses(source) == set()

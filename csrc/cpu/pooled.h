@@ -372,6 +372,8 @@ struct PooledMap {
   }
 
   static constexpr T kTiny = T(1e-12);  // shortest length that a vector is divided by
+  // Least share of its terms that the square of a row's length is trusted at: see docs/math.md, PL.
+  static constexpr T kTrusted = T(1) / 128;
 
   // What the map adds to channel d of a row: its weighted coefficients, times rᵀ.
   T added(const T* coefficients, int64_t d) const {
@@ -389,9 +391,15 @@ struct PooledMap {
     thin_product<T>(m, width, t, width, 1, r.get(), thin, &text_r[begin * thin]);
     thin_product<T>(m, thin, &text_r[begin * thin], thin, 1, correction.get(), thin, mapped);
     for (int64_t i = 0; i < m; ++i) {
-      T square = square_of(t + i * width, width);
-      for (int64_t k = 0; k < num_bases; ++k) square += text_r[(begin + i) * thin + k] * mapped[i * thin + k];
-      if (weight < 0) square = square_of_mapped(t + i * width, &text_r[(begin + i) * thin], width);
+      const T plain = square_of(t + i * width, width);
+      T square = plain, terms = plain;
+      for (int64_t k = 0; k < num_bases; ++k) {
+        const T term = text_r[(begin + i) * thin + k] * mapped[i * thin + k];
+        square += term;
+        terms += std::abs(term);
+      }
+      const bool lost = weight < 0 && !(square >= kTrusted * terms);
+      if (lost) square = square_of_mapped(t + i * width, &text_r[(begin + i) * thin], width);
       text_length[begin + i] = length_of_square<T>(square);
     }
   }
@@ -469,8 +477,8 @@ class CosineTile {
   using T = Compute<E>;
   using Mask = typename VecOf<T>::mask;
   static constexpr int64_t W = kPanel<T>, V = kLanes<T>;
-  // Least share of a row's square, if nothing cancelled, that the quadratic form is trusted at: see docs/math.md, PL.
-  static constexpr T kTrusted = T(1) / 128;
+  static constexpr T kTrusted = PooledMap<E>::kTrusted;
+  static constexpr T kLost = T(-1);  // in the place of a length that is still to be made
 
  public:
   CosineTile(const Pooling<E>& pool, const PooledMap<E>& map)
@@ -493,12 +501,12 @@ class CosineTile {
     const int64_t F = group_.F;
     group_.weigh_known(panel, kept);
     mapped_.template correct<false>(group_, panel, corrections_.get());
-    Mask doubtful = {};
+    Mask lost = {};
     for (int64_t v = 0; v < group_.videos; ++v) {
       panel_product<T>(F, F, &mapped_.grams[v * F * F], F, 1, &group_.weights[v * F * W], products_.get(), W);
-      for (int64_t j = 0; j < W; j += V) doubtful |= fill_video(panel, v, j);
+      for (int64_t j = 0; j < W; j += V) lost |= fill_video(panel, v, j);
     }
-    if (any(doubtful)) make_lost_rows(panel);
+    if (any(lost)) make_lost_rows(panel);
   }
 
   // Into cosine [A, B] with rows of stride `out_row`, and length likewise unless it is null.
@@ -512,7 +520,7 @@ class CosineTile {
   }
 
  private:
-  // One video and one vector of texts: |Σ_f w_f·f|² is wᵀ·(F×F products)·w. Returns where that may be lost in rounding.
+  // One video and one vector of texts: |Σ_f w_f·f|² is wᵀ·(F×F products)·w. Returns where that is lost in rounding.
   Mask fill_video(int64_t panel, int64_t v, int64_t j) {
     const PooledMap<E>& map = mapped_.map;
     const int64_t F = group_.F;
@@ -523,14 +531,25 @@ class CosineTile {
     for (int64_t i = 0; map.thin > 0 && i < F; ++i)
       numerator += load(w + i * W + j) * load(&corrections_[(v * F + i) * W + j]);
 
-    const Mask doubtful = !(square - least_[v] >= splat(T(0)));
+    // The reach of a row is only made where the row is short, which a mask over most of its frames makes it too.
+    const Vec<T> zero = {};
+    Mask lost = !(square - least_[v] >= zero);
+    if (any(lost)) {
+      Vec<T> reach = {};
+      for (int64_t i = 0; i < F; ++i) {
+        const Vec<T> x = load(w + i * W + j);
+        reach += (x < zero ? -x : x) * reaches_[v * F + i];
+      }
+      lost = !(square - kTrusted * reach * reach >= zero);
+    }
+
     const Vec<T> least_square = splat(map.kTiny * map.kTiny);
     square = square > least_square ? square : least_square;
     Vec<T> norm = square;
     for (int i = 0; i < V; ++i) norm[i] = std::sqrt(square[i]);
-    store(&lengths_[v * W + j], norm);
+    store(&lengths_[v * W + j], lost ? splat(kLost) : norm);
     store(&cosines_[v * W + j], within_one(numerator / (load(&map.text_length[panel * W + j]) * norm)));
-    return doubtful;
+    return lost;
   }
 
   // Rounding may put a cosine outside of [-1, 1], as little as that is; NaN stays NaN.
@@ -559,10 +578,7 @@ class CosineTile {
     for (int64_t v = 0; v < group_.videos; ++v)
       for (int64_t j = 0; j < group_.texts_of(panel); ++j) {
         const T* w = &group_.weights[v * group_.F * W + j];
-        T reach = 0;
-        for (int64_t i = 0; i < group_.F; ++i) reach += std::abs(w[i * W]) * reaches_[v * group_.F + i];
-        const T length = lengths_[v * W + j];
-        if (!(length * length - kTrusted * reach * reach >= 0)) make_row(panel, v, j, w, row.get(), coefficients.get());
+        if (lengths_[v * W + j] == kLost) make_row(panel, v, j, w, row.get(), coefficients.get());
       }
   }
 

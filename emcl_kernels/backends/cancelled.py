@@ -27,7 +27,16 @@ def is_lost(squares: Tensor, reach: Tensor) -> Tensor:
 
 
 def videos_with(lost: Bool[Tensor, "B A"]) -> Int[Tensor, " N"]:
-    """Indices of the videos with a lost pair. While a CUDA graph is captured nobody may look, so all of them."""
+    """Indices of the videos with a lost pair.
+
+    While a CUDA graph is captured nobody may look, so all of them; and on the device "meta", which has no values. Ops
+    are opaque to torch.compile: it sees this only where a benchmark compiles a backend's functions, on rows that do not
+    cancel.
+    """
+    if torch.compiler.is_compiling():
+        return torch.arange(0, device=lost.device)
+    if lost.is_meta:
+        return torch.arange(lost.shape[0], device=lost.device)
     if lost.is_cuda and torch.cuda.is_current_stream_capturing():
         return torch.arange(lost.shape[0], device=lost.device)
     return lost.any(1).nonzero().flatten()

@@ -211,12 +211,13 @@ def present(frames: Tensor, frame_mask: Tensor) -> Tensor:
         return frames
 
     # Without numbers to look at, as under torch.compile, the replacement is a part of what is compiled.
+    looked_at = checks.has_numbers(frames, frame_mask)
+    if looked_at and frame_mask.all():
+        return frames
+
     masked = frame_mask == 0
-    if checks.has_numbers(frames, frame_mask):
-        if not bool(masked.any()):
-            return frames
-        if math.isfinite(frames.detach()[masked].sum().item()):
-            return frames
+    if looked_at and math.isfinite(frames.detach()[masked].sum(dtype=checks.accumulation_dtype(frames.dtype)).item()):
+        return frames
     return torch.where(masked.unsqueeze(-1) & ~frames.isfinite(), 0, frames)
 
 

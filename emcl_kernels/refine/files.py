@@ -3,7 +3,7 @@
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,24 @@ OPSET = 17
 IR_VERSION = 8  # every onnxruntime since 1.12 reads these two
 
 
-def save(path: Path, fitted: dict[str, Tensor], settings: dict[str, Any]) -> None:
+def save(path: Path, fitted: dict[str, Tensor], settings: dict[str, Any], notes: Mapping[str, str]) -> None:
     """Write a map and its settings.
 
     Args:
         path: file to write.
         fitted: the tensors named in `TENSORS`.
         settings: the arguments that the refiner was made with.
+        notes: more texts for the file's metadata, by names of their own.
     """
+    own = {"format": FORMAT, "settings": json.dumps(settings)}
     data = to_bytes(
         {name: fitted[name].contiguous() for name in TENSORS},
-        metadata={"format": FORMAT, "settings": json.dumps(settings)},
+        metadata={**notes, **own},
     )
-    _write(path, lambda partial: partial.write_bytes(with_sorted_metadata(data)))
+    _write(path, lambda partial: partial.write_bytes(_with_sorted_metadata(data)))
 
 
-def with_sorted_metadata(data: bytes) -> bytes:
+def _with_sorted_metadata(data: bytes) -> bytes:
     """The same safetensors file with its metadata in the order of their names: the library's own order is by chance.
 
     Args:

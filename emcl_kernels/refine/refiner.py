@@ -3,7 +3,7 @@
 docs/refine.md says what it does to retrieval and why; docs/math.md (F) has the equations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -318,16 +318,17 @@ class EMRefiner:
         """
         files.write_onnx(Path(path), self.matrix, -self._offset(side), normalize=self.normalize)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, notes: Mapping[str, str] | None = None) -> None:
         """Write the map and its settings as a safetensors file, whole or not at all.
 
         Args:
             path: file to write; its folder is made if it does not exist.
+            notes: texts for the metadata of the file, by name, which `load` leaves alone.
 
         Raises:
             ValueError: nothing was fitted.
         """
-        files.save(Path(path), self._fitted(), self._settings())
+        files.save(Path(path), self._fitted(), self._settings(), notes or {})
 
     @classmethod
     def load(cls, path: str | Path) -> "EMRefiner":

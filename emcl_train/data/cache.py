@@ -353,7 +353,7 @@ class FrameCacheWriter:
             for name, valid in self._valid.items()
         }
         write_json_atomic(self._index, {"frames": self._name, "clips": entries})
-        if before != self._name and _is_ours(self._folder, before):
+        if before is not None and before != self._name and _is_ours(self._folder, before):
             (self._folder / before).unlink(missing_ok=True)
 
     def abandon(self) -> None:

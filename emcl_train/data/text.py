@@ -12,12 +12,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 
 from emcl_train.config import Cleaning, ModelConfig, RunConfig
-from emcl_train.data.annotation_files import shortened
 from emcl_train.data.annotations import load_annotations
 from emcl_train.data.cleaning import clean_caption
 from emcl_train.data.tokenizer_folder import load_from
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.reading.shown import shortened
 from emcl_train.reading.tokenizer_files import build, padded_length, read_content, require_survived
 from emcl_train.runs.contents import STATE, TOKENIZER, WEIGHTS
 from emcl_train.runs.files import write_text_atomic

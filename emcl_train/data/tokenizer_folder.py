@@ -120,7 +120,7 @@ def _token(value: Any, name: str) -> Any:
 def _with_its_cut(value: Any, name: str) -> dict[str, Any]:
     """The text of a token, and how it is cut out of captions: the arguments of an `AddedToken`."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise ValueError(f"{name} is {str(value)[:60]!r}, expected an object with the token's content")
+        raise ValueError(f"{name} is {str(value)[:60]!r}, expected an object with its content")
     how = {key: switch(value[key], f"{name}.{key}") for key in OF_TOKEN if key in value}
     return {"content": value["content"], **how}
 

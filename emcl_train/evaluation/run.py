@@ -163,7 +163,7 @@ def evaluate_run(
 
     # Training has the run's folder already.
     with making(out) if out is not None else nullcontext() if ends_training else writing(run_dir, deep=True):
-        evaluation = _evaluated(asked)
+        evaluation = _evaluated(asked, render)
         if out is not None:
             require_free(out)  # again: another program may have been quicker
             folder = out
@@ -181,7 +181,7 @@ def evaluate_run(
     return evaluation.results, folder
 
 
-def _evaluated(asked: _Asked) -> Evaluation:
+def _evaluated(asked: _Asked, render: bool) -> Evaluation:
     """What the selected weights of a run give."""
     run_dir = asked.run_dir
     config = asked.config

@@ -124,7 +124,7 @@ def build_towers(
     """
     # Built from what is known: nothing to compare with the data.
     if clip_config is not None:
-        said_by = "the configuration of the towers"
+        said_by = "the configuration of the towers (clip_config.json)"
         clip = build_clip(clip_config_of_fields(clip_config, said_by))
         _require_data(clip, vocabulary, image_size, max_words, said_by)
         return CLIPTowers(clip)

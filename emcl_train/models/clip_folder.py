@@ -102,8 +102,8 @@ def pretrained_clip(name: str, *, goes_on: bool = False) -> CLIPModel:
     _require_weights_alone(name)
 
     # A missing weight, or one of another shape, is reported and not raised, so that it can be named below.
-    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
-    chosen = {"config": clip_config_in(name), "attn_implementation": ATTENTION, "dtype": torch.float32}
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
+    chosen: dict[str, Any] = {"config": clip_config_in(name), "attn_implementation": ATTENTION, "dtype": torch.float32}
     try:
         loaded: Any = CLIPModel.from_pretrained(folder, trust_remote_code=False, **chosen, **options)
         clip, loading = loaded

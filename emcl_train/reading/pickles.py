@@ -46,7 +46,8 @@ KEYS = (str, bytes, int, float, type(None))
 class BoundedUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
     """Reads plain values; what else it builds is said by `find_class` and `persistent_load`, which refuse all."""
 
-    allowed = (*PLAIN, *ASK, pickle.INST)
+    allowed: tuple[bytes, ...] = (*PLAIN, *ASK, pickle.INST)
+    stack: list[Any]
 
     def __init__(self, data: bytes, *, encoding: str = "ASCII") -> None:
         self._file = BytesIO(data)

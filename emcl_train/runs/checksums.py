@@ -6,8 +6,9 @@ whole is never taken for a damaged one.
 """
 
 import functools
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def checksum_of(path: Path) -> str:
     return f"{CRC32}:{found:08x}"
 
 
-def read_checksums(folder: Path) -> dict[str, list[str]]:
+def read_checksums(folder: Path) -> dict[str, Collection[str]]:
     """What `checksums.json` in a folder says of the files beside it, by their names; {} if there is none.
 
     Raises:
@@ -49,8 +50,10 @@ def read_checksums(folder: Path) -> dict[str, list[str]]:
         return {}
 
     way_out = f"if you trust the files beside it, `emcl-train verify {folder} --accept` writes it again"
-    noted: dict[str, list[str]] = read_json(path, way_out, what="checksums", keys=())
+    noted: dict[str, Collection[str]] = read_json(path, way_out, what="checksums", keys=())
     for name, checksums in noted.items():
+        if os.path.basename(name) != name or name in ("", ".", ".."):
+            raise UserError(f"{path} names {name!r}, expected the name of a file beside it; {way_out}")
         if not isinstance(checksums, list) or not checksums or not all(map(_is_checksum, checksums)):
             raise UserError(
                 f'{path} must hold a list of checksums such as "{CRC32}:0a1b2c3d" for {name!r}, got {checksums!r}; '
@@ -82,7 +85,7 @@ def whole_noted(path: Path) -> Iterator[Path]:
     note(path, [checksum])
 
 
-def note(path: Path, checksums: list[str]) -> None:
+def note(path: Path, checksums: Collection[str]) -> None:
     """Write down the checksum of a file, first, and those of what else may be in its place."""
     noted = read_checksums(path.parent)
     write_json_atomic(path.parent / CHECKSUMS, noted | {path.name: checksums})

@@ -24,7 +24,6 @@ TOWERS = "towers.safetensors"
 """The weights of towers beside the features that they made."""
 SMALLEST_NUMBER = 2
 """Bytes of a weight in half precision."""
-WAY_OUT = "bring the file that belongs to these weights, or pass another --model.clip"
 
 
 def clip_config_of_fields(content: Mapping[str, Any], said_by: str, *, weights: int | None = None) -> CLIPConfig:
@@ -42,22 +41,26 @@ def clip_config_of_fields(content: Mapping[str, Any], said_by: str, *, weights: 
         config = CLIPConfig.from_dict(known_fields(content), attn_implementation=ATTENTION)
     except (StrictDataclassError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{said_by} does not describe a CLIP: {reason}; {WAY_OUT}") from error
+        raise UserError(f"{said_by} does not describe a CLIP: {reason}; {_way_out()}") from error
 
     sizes = config.to_dict()
     picture, patch = sizes["vision_config"]["image_size"], sizes["vision_config"]["patch_size"]
     if patch > picture:
         raise UserError(
             f"{said_by} does not describe a CLIP: vision_config.patch_size is {patch}, larger than its image_size "
-            f"{picture}; {WAY_OUT}"
+            f"{picture}; {_way_out()}"
         )
 
     asked = numbers_of(sizes)
     most = MOST_NUMBERS if weights is None else weights + ALWAYS
     if asked > most:
         there = "no CLIP has more than" if weights is None else "its file of weights, if that is whole, holds at most"
-        raise UserError(f"{said_by} describes towers of {asked} weights, and {there} {most}; {WAY_OUT}")
+        raise UserError(f"{said_by} describes towers of {asked} weights, and {there} {most}; {_way_out()}")
     return config
+
+
+def _way_out() -> str:
+    return f"bring the file that belongs to these weights, or pass another {flag('model.clip')}"
 
 
 def build_clip(config: CLIPConfig) -> CLIPModel:

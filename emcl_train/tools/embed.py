@@ -54,11 +54,11 @@ def embed(
     check_config(replace(config, from_features=None))
     with making(out):
         require_free(out)
-        _embed(config, out, tokens=tokens, run_dir=run_dir, console=console_of(console))
+        _embed(config, out, tokens=tokens, run_dir=run_dir, render=render, console=console_of(console))
 
 
 @torch.no_grad()
-def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, console: Console) -> None:
+def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, render: bool, console: Console) -> None:
     if run_dir is None:
         look_at_clip(config.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"

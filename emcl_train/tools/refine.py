@@ -14,12 +14,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMRefiner
-from emcl_kernels.refine.files import with_sorted_metadata
 from emcl_train.config import RefineConfig
 from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
@@ -164,12 +162,7 @@ def _require_free(out: Path, sides: dict[str, Embeddings], pairs: Path | None) -
 def _save_map(refiner: EMRefiner, path: Path, files: dict[str, str]) -> None:
     """The map, with the files beside it that are refine's, by name, and their fingerprints."""
     with whole(path) as partial:
-        refiner.save(partial)
-        with safe_open(partial, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-            metadata = {**file.metadata(), WRITTEN: json.dumps(files)}
-        data = save(tensors, metadata)  # before the file is cut, since the tensors may be mapped from it
-        partial.write_bytes(with_sorted_metadata(data))
+        refiner.save(partial, notes={WRITTEN: json.dumps(files)})
 
 
 def _written(path: Path) -> dict[str, str] | None:

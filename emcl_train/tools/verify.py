@@ -2,8 +2,9 @@
 
 import json
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,15 +14,19 @@ from safetensors import SafetensorError, safe_open
 
 from emcl_train.errors import UserError
 from emcl_train.runs.checksums import ABSENT, CHECKSUMS, checksum_of, note_all, read_checksums
-from emcl_train.runs.contents import FINISHED, METRICS, WEIGHTS
+from emcl_train.runs.clip_config import TOWERS
+from emcl_train.runs.contents import EMBEDDINGS, FINISHED, METRICS, STATE, WEIGHTS
 from emcl_train.runs.files import json_if_whole, read_json, require_folder, write_json_atomic
-from emcl_train.runs.lock import writing
+from emcl_train.runs.lock import require_quiet, writing
 from emcl_train.runs.records import read_records
 from emcl_train.terminal import console_of, escaped
 from emcl_train.tools.refine import MAP, WRITTEN, fingerprint
 
 BINARY = (".safetensors", ".pt", ".npy", ".bin")
 """Suffixes of files that have a checksum."""
+NOTED = (WEIGHTS, Path(STATE).name, EMBEDDINGS, TOWERS)
+"""Files whose checksums their writers note: those of others would be wrong as soon as these are written again."""
+NO_FILE = "it is a link, a pipe or another thing that is no file"
 State = Literal["right", "damaged", "missing", "without a checksum"]
 STATES: tuple[State, ...] = ("right", "damaged", "missing", "without a checksum")
 
@@ -53,6 +58,8 @@ def verify(folder: Path, *, accept: bool = False, console: Console | None = None
     require_folder(folder, "a run, features or refined files")
     if accept:
         with writing(folder, deep=True):
+            for inside, _ in _folders(folder):
+                require_quiet(inside, here=True)
             for inside, names in _folders(folder):
                 _accept(inside, names)
 
@@ -99,26 +106,45 @@ def _examine(folder: Path, names: list[str]) -> Iterator[Finding]:
         if not path.exists():
             yield Finding(path, "missing")
         elif expected:
-            yield Finding(path, "right" if fingerprint(path) == expected else "damaged", "")
+            yield _compared(path, [expected], fingerprint, MAP)
 
     for name in names:
         path = folder / name
-        if name.endswith(BINARY) and name not in noted and name not in refined:
+        if name in noted or name in refined:
+            continue
+        if not _is_file(path):
+            if name.endswith((*BINARY, ".json")) or name == METRICS:
+                yield Finding(path, "damaged", NO_FILE)
+        elif name.endswith(BINARY):
             yield Finding(path, "without a checksum")
         elif name == METRICS or name.endswith(".json"):
-            yield _read(path)
+            yield _read(path, noted.get(WEIGHTS, ()))
 
 
-def _compared(path: Path, checksums: list[str]) -> Finding:
+def _is_file(path: Path) -> bool:
+    """Whether it is a file: what is read of a pipe has no end, and a link leads to what is somebody else's."""
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def _compared(
+    path: Path, expected: Collection[str], of: Callable[[Path], str] = checksum_of, noted_in: str = CHECKSUMS
+) -> Finding:
     try:
-        same = checksum_of(path) in checksums
+        if not _is_file(path):
+            return Finding(path, "damaged", NO_FILE)
+        same = of(path) in expected
     except OSError as error:
         return Finding(path, "damaged", f"it cannot be read: {error.strerror}")
-    return Finding(path, "right") if same else Finding(path, "damaged", f"it is not what {CHECKSUMS} beside it says")
+    return Finding(path, "right") if same else Finding(path, "damaged", f"it is not what {noted_in} beside it says")
 
 
-def _read(path: Path) -> Finding:
-    """Whether a text file of ours can be read, and, of the mark of a finished run, is of the weights beside it."""
+def _read(path: Path, of_weights: Collection[str]) -> Finding:
+    """Whether a text file of ours can be read, and, of the mark of a finished run, is of the weights beside it.
+
+    Args:
+        path: the file.
+        of_weights: checksums of the weights; if they are those of the mark, the weights were compared already.
+    """
     try:
         if path.name == METRICS:
             read_records(path)
@@ -129,7 +155,9 @@ def _read(path: Path) -> Finding:
 
     weights = path.with_name(WEIGHTS)
     noted = value.get("weights") if path.name == FINISHED and isinstance(value, dict) else None
-    if noted is not None and weights.is_file() and checksum_of(weights) != noted:
+    if noted is not None and noted not in of_weights and os.path.lexists(weights):
+        if _compared(weights, [str(noted)]).state == "right":
+            return Finding(path, "right")
         return Finding(weights, "damaged", f"it is not what the training ended with, as {FINISHED} beside it says")
     return Finding(path, "right")
 
@@ -137,9 +165,11 @@ def _read(path: Path) -> Finding:
 def _refined(path: Path) -> dict[str, str]:
     """The files beside a map that refine wrote, with their fingerprints; {} if it is no map of refine."""
     try:
+        if not _is_file(path):
+            return {}
         with safe_open(path, framework="pt") as file:
             files = json.loads((file.metadata() or {}).get(WRITTEN, "{}"))
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, RecursionError, SafetensorError):
         return {}
     known = isinstance(files, dict) and all(
         isinstance(one, str) and os.path.basename(n) == n for n, one in files.items()
@@ -149,8 +179,7 @@ def _refined(path: Path) -> dict[str, str]:
 
 def _accept(folder: Path, names: list[str]) -> None:
     """Write the checksums of what is there."""
-    refined = _refined(folder / MAP) if MAP in names else {}
-    binary = [name for name in names if name.endswith(BINARY) and name not in refined]
+    binary = [name for name in names if name in NOTED and _is_file(folder / name)]
     if binary or CHECKSUMS in names:
         note_all(folder, binary)
 

@@ -21,6 +21,7 @@ from emcl_train.errors import UserError
 from emcl_train.reading.archives import most_bytes, require_unpacked_size
 from emcl_train.reading.pickles import ASK, CALL, PLAIN, BoundedUnpickler, Visits
 from emcl_train.reading.plain_files import parse_json
+from emcl_train.reading.shown import shortened
 from emcl_train.runs.clip_config import clip_config_of_fields, numbers_in, read_clip_config
 from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.wrapped import unwrapped
@@ -102,8 +103,8 @@ def clip_config_beside(path: Path) -> dict[str, Any] | None:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
             recorded = parse_json(metadata["clip_config"]) if "clip_config" in metadata else None
-            if not isinstance(recorded, dict | None):
-                raise ValueError(f"it is a {type(recorded).__name__}, expected an object")
+            if not isinstance(recorded, (dict, type(None))):
+                raise ValueError(f"it is {shortened(recorded)}, expected an object")
         except (ValueError, TypeError, OSError, SafetensorError) as error:
             raise UserError(f"CLIP's configuration in {path} cannot be read: {error}; copy it again") from error
         if recorded is not None:
@@ -140,14 +141,14 @@ def _empty(*arguments: Any) -> "OrderedDict[str, Any]":
 class _Reader(BoundedUnpickler):
     """Builds modules, containers and tensors; refuses every other name."""
 
-    allowed = PLAIN + ASK + CALL
+    allowed: tuple[bytes, ...] = PLAIN + ASK + CALL
 
     def __init__(self, archive: zipfile.ZipFile, folder: str, data: bytes) -> None:
         super().__init__(data)
         self._archive = archive
         self._folder = folder
         self._storages: dict[str, Tensor] = {}
-        self.dispatch[pickle.BUILD[0]] = _Reader._fill
+        self.dispatch[pickle.BUILD[0]] = _Reader._fill  # type: ignore[assignment]
 
     def _fill(self) -> None:
         """Give a module its attributes; nothing else has any that a file could set."""

@@ -57,11 +57,11 @@ def test_a_call_runs_few_python_functions() -> None:
     environment = {**os.environ, "EMCL_BACKEND": "reference"}
     run = subprocess.run([sys.executable, "-c", CALLS], env=environment, capture_output=True, text=True, check=True)
     project, pooled, training = map(int, run.stdout.split())
-    # One of each op is its way through autograd, which is shorter than torch's own. Five of the similarity look at
-    # arguments that are None, frames that are masked, and lengths that overflow.
+    # One of each op is its way through autograd, which is shorter than torch's own. Nine of the similarity look at
+    # arguments that are None, frames that are masked, lengths that overflow and, in the reference, rows that cancel.
     assert project <= 15
-    assert pooled <= 34
-    assert training <= 36
+    assert pooled <= 37
+    assert training <= 39
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMRefiner
-from emcl_kernels.refine.files import with_sorted_metadata
+from emcl_kernels.refine.files import _with_sorted_metadata
 from emcl_kernels.testing import assert_close, clustered_rows
 
 SIDES = ("text", "video")
@@ -40,7 +40,7 @@ def test_the_same_map_is_the_same_file_each_time(tmp_path):
 def test_sorted_metadata_change_neither_metadata_nor_tensors(tmp_path):
     tensors = {"a": torch.randn(3, 5), "b": torch.arange(7)}
     metadata = {"z": "\u00e9", "a": "1", "m": "x" * 13}
-    (tmp_path / "map").write_bytes(with_sorted_metadata(save(tensors, metadata)))
+    (tmp_path / "map").write_bytes(_with_sorted_metadata(save(tensors, metadata)))
 
     with safe_open(tmp_path / "map", framework="pt") as file:
         assert file.metadata() == metadata

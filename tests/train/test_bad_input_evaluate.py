@@ -21,6 +21,7 @@ from emcl_train.evaluation.metrics import ranks, retrieval_metrics, text_to_vide
 from emcl_train.evaluation.rerank import inverted_softmax
 from emcl_train.evaluation.run import evaluate_run
 from emcl_train.report import report_runs, write_report
+from emcl_train.runs.checksums import CHECKSUMS
 from emcl_train.runs.contents import save_config
 from emcl_train.runs.state import save_tensors_atomic
 
@@ -70,10 +71,12 @@ def without(place: Place, *names: str) -> None:
     write_report(place.folder)
 
 
-def with_content(place: Place, name: str, content: bytes) -> None:
+def with_content(place: Place, name: str, content: bytes, *, checksums: bool = True) -> None:
     """Report on a run with a damaged file."""
     make_run(place.folder)
     (place.folder / name).write_bytes(content)
+    if not checksums:
+        (place.folder / CHECKSUMS).unlink()
     write_report(place.folder)
 
 
@@ -223,6 +226,11 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "damaged embeddings",
         lambda place: with_content(place, "embeddings.safetensors", b"cut"),
+        r"embeddings.safetensors is damaged or was replaced.*`emcl-train eval .*` writes it again",
+    ),
+    (
+        "damaged embeddings of an earlier version",
+        lambda place: with_content(place, "embeddings.safetensors", b"cut", checksums=False),
         r"embeddings.safetensors cannot be read as safetensors.*`emcl-train eval .*` writes it again",
     ),
     ("embeddings of other queries", with_fewer_queries, r"expected similarity_off of shape \[39, 40\], got \[40, 40\]"),

@@ -126,7 +126,7 @@ def evaluated(monkeypatch):
 
     calls = []
 
-    def evaluate_run(run, eval_config, *, place, emcl, split, from_features, out):
+    def evaluate_run(run, eval_config, *, place, emcl, split, from_features, out, render):
         calls.append((run, eval_config, split, emcl))
         return {}, out or run
 
@@ -218,7 +218,7 @@ def test_the_doctor_writes_json_where_asked(monkeypatch, tmp_path, flags, path):
 
     calls = []
 
-    def run_doctor(layout, root, *, videos, deep, json_path):
+    def run_doctor(layout, root, *, videos, deep, max_pixels, json_path):
         calls.append((layout, root, json_path))
         return 1
 

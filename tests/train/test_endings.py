@@ -21,8 +21,9 @@ def wait(arguments):
     cli.say_if_ended(lambda: "half is there; go on")
     print("ready", flush=True)
     time.sleep(60)
-if "ignored" in sys.argv:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# Whoever started the tests may ignore signals, as nohup does, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if "ignored" in sys.argv else signal.SIG_DFL)
 cli.COMMANDS["wait"] = cli.Entry("", "", wait)
 sys.exit(cli.main(["wait"]))
 """
@@ -106,6 +107,7 @@ COMMANDS = {
     "compress": (["data", "compress", "{videos}", "{out}"], "tools.compress.compress", "the copies in {out} are whole"),
     "refine": (["refine", "t.npy", "v.npy", "--out", "{out}"], "tools.refine.refine_files", "the files in {out} are"),
     "report": (["report", "{run}"], "report.report_runs", "each run has its earlier report, or a new one"),
+    "verify": (["verify", "{run}"], "tools.verify.verify", "the files in {run} are as they were"),
 }
 
 

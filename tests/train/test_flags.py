@@ -127,6 +127,7 @@ KINDS = {
     "data compress": cli.compress,
     "refine": cli.refine,
     "report": cli.report,
+    "verify": cli.verify,
 }
 
 

@@ -67,6 +67,8 @@ COMMANDS = {
     "report": ("report run", INSIDE, "run"),
     "report of seeds": ("report s", INSIDE, "s/seed-1"),
     "report to a file": ("report run s --json new.json", BESIDE, "new.json"),
+    "accepting": ("verify run --accept", INSIDE, "run"),
+    "accepting in runs of seeds": ("verify s --accept", INSIDE, "s/seed-1"),
     "doctor to a file": ("data doctor jsonl videos --json new.json", BESIDE, "new.json"),
 }
 

@@ -88,6 +88,14 @@ __device__ __forceinline__ float over_warp(float x) {
   return x;
 }
 
+// Like `number`, in little code.
+__device__ __forceinline__ float rare_number(const Matrix16& x, int64_t row, int64_t column) {
+  float sum = 0;
+#pragma unroll 1
+  for (int part = 0; part < x.parts; ++part) sum += widen(BFloat16{x.numbers[part * x.part + row * x.stride + column]});
+  return sum;
+}
+
 // The frame weights of one text and video of a problem, again.
 __device__ void weigh_again(const Comparison& w, int local, int text, int video, MadeRow& made) {
   const Problems& p = w.problems;
@@ -100,8 +108,9 @@ __device__ void weigh_again(const Comparison& w, int local, int text, int video,
     if (w.kept != nullptr) {
       dot = w.kept[(int64_t(local) * p.frame_rows() + video * frames + f) * p.text_block + text];
     } else {
+#pragma unroll 1
       for (int d = lane; d < w.width; d += 32)
-        dot += number(w.exact, first_frame + f, d) * number(w.exact, text_row, d);
+        dot += rare_number(w.exact, first_frame + f, d) * rare_number(w.exact, text_row, d);
       dot = over_warp(dot);
     }
     if (lane == 0) made.weights[f] = dot;
@@ -114,6 +123,7 @@ __device__ void weigh_again(const Comparison& w, int local, int text, int video,
 #pragma unroll 1
   for (int f = 0; f < frames; ++f) total += expf((made.weights[f] - peak) * w.inverse_temperature);
   __syncwarp();
+#pragma unroll 1
   for (int f = lane; f < frames; f += 32)
     made.weights[f] = expf((made.weights[f] - peak) * w.inverse_temperature) / total * w.frame_mask[first_frame + f];
   __syncwarp();
@@ -129,22 +139,24 @@ __device__ void make_row(const Comparison& w, int local, int text, int video, Ma
                 mapped_frame = int64_t(local) * p.frame_rows() + video * frames;
   weigh_again(w, local, text, video, made);
 
+#pragma unroll 1
   for (int k = lane; k < num_bases; k += 32) {
     const float times = float(w.map.weight) * w.map.scale[int64_t(local) * num_bases + k];
     float sum = 0;
 #pragma unroll 1
-    for (int f = 0; f < frames; ++f) sum += made.weights[f] * number(w.mapped.frames, mapped_frame + f, k);
+    for (int f = 0; f < frames; ++f) sum += made.weights[f] * rare_number(w.mapped.frames, mapped_frame + f, k);
     made.row[k] = sum * times;
-    made.text[k] = number(w.mapped.texts, mapped_text, k) * times;
+    made.text[k] = rare_number(w.mapped.texts, mapped_text, k) * times;
   }
   __syncwarp();
 
   float square = 0, product = 0;
+#pragma unroll 1
   for (int d = lane; d < w.width; d += 32) {
     const float* r = w.map.responsibilities + (int64_t(local) * w.width + d) * num_bases;
-    float x = 0, t = number(w.exact, text_row, d);
+    float x = 0, t = rare_number(w.exact, text_row, d);
 #pragma unroll 1
-    for (int f = 0; f < frames; ++f) x += made.weights[f] * number(w.exact, first_frame + f, d);
+    for (int f = 0; f < frames; ++f) x += made.weights[f] * rare_number(w.exact, first_frame + f, d);
 #pragma unroll 1
     for (int k = 0; k < num_bases; ++k) {
       x += made.row[k] * r[k];

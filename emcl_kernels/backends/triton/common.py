@@ -180,7 +180,10 @@ def pooled_tiles(texts: int, frames: int, width: int, dtype: torch.dtype, kernel
         block_texts, num_warps = WIDEST_POOLED[kernel] if dtype == torch.float32 else (32, 8)
         return PooledTiles(block_texts, block, 16 if dtype == torch.float32 else inner, num_warps, num_stages=2)
     if dtype == torch.float32:
-        return PooledTiles(64 if block == 16 else 32, block, 16, num_warps=8, num_stages=2)
+        # What makes the rows that cancel would spill on sm_90: with 64 texts under Triton 3.6, with 32 later.
+        older = kernel == "cosine" and triton.__version__.startswith("3.6.")
+        block_texts = 64 if block == 16 and not older else 32
+        return PooledTiles(block_texts, block, 16, num_warps=8, num_stages=2)
     # With 4 warps, what makes the rows that cancel would spill on sm_80.
     return PooledTiles(64, block, inner, 8 if kernel == "cosine" else warps(width), num_stages=3)
 

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import read_json, shortened, strings
+from emcl_train.data.annotation_files import read_json, strings
 from emcl_train.data.paragraphs import joined, json_or_lines, read_paragraph_lines
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder
 from emcl_train.errors import UserError
+from emcl_train.reading.shown import shortened
 
 PROTOCOL = Protocol("ActivityNet Captions", train=(10009,), test=(4917,))
 TRAIN = ("train.json", "train_ids.json")

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import read_json, read_list, shortened, without_video_suffix
+from emcl_train.data.annotation_files import read_json, read_list, without_video_suffix
 from emcl_train.data.paragraphs import joined, json_or_lines, read_paragraph_lines
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder
 from emcl_train.errors import UserError
+from emcl_train.reading.shown import shortened
 
 PROTOCOL = Protocol("DiDeMo", train=(8392, 8393, 8394, 8395), val=(1065,), test=(1003, 1004))
 SPANS = {"released": 32.0, "first-30s": 30.0}

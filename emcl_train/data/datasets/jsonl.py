@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, read_json_lines, shortened, strings
+from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, read_json_lines, strings
 from emcl_train.data.clips import Clip
 from emcl_train.data.names import Files, is_there
 from emcl_train.data.split_rules import Captions, SplitFiles, captions_of, check_root, queries
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.reading.shown import shortened
 
 LONGEST = 1e9
 """Seconds of a film, of which no float is too small to tell frames apart."""

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import count, quoted, read_text, shortened
+from emcl_train.data.annotation_files import count, quoted, read_text
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder, queries
 from emcl_train.errors import UserError
+from emcl_train.reading.shown import shortened
 
 FILES = {
     "train": "LSMDC16_annos_training.csv",

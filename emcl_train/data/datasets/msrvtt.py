@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import count, few, read_csv, read_json, shortened
+from emcl_train.data.annotation_files import count, few, read_csv, read_json
 from emcl_train.data.names import is_there
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder, queries
 from emcl_train.errors import UserError
+from emcl_train.reading.shown import shortened
 
 DATA_JSON = "MSRVTT_data.json"
 TEST_CSV = "MSRVTT_JSFUSION_test.csv"

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import read_bytes, shortened
+from emcl_train.data.annotation_files import read_bytes
 from emcl_train.data.plain_text import refuse_other_files
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, from_id_lists
 from emcl_train.errors import UserError
 from emcl_train.reading.pickles import BoundedUnpickler, Visits
+from emcl_train.reading.shown import shortened
 
 PROTOCOL = Protocol("MSVD", train=(1200,), val=(100,), test=(670,))
 CAPTIONS = "raw-captions.pkl"

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import read_json, shortened, strings
+from emcl_train.data.annotation_files import read_json, strings
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, from_id_lists
 from emcl_train.errors import UserError
+from emcl_train.reading.shown import shortened
 
 PROTOCOL = Protocol("VATEX", train=(25991,), val=(1500,), test=(1500,))
 CAPTIONS = "vatex_data.json"

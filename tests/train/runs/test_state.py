@@ -18,6 +18,7 @@ from emcl_train.recipes import load_recipe
 from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
+from emcl_train.runs.checksums import CHECKSUMS
 from emcl_train.runs.state import TrainingState
 
 
@@ -202,10 +203,10 @@ def test_state_comes_back_whole(tmp_path):
 
 
 def test_random_numbers_go_on_where_they_were(tmp_path):
-    checkpoint.save_state(tmp_path, state())
+    saved = state()
     draw = lambda: (random.random(), np.random.rand(), torch.rand(2).tolist())  # noqa: E731
     expected = draw()
-    draw()
+    checkpoint.save_state(tmp_path, saved)  # types that are checked in every call draw numbers, too
     checkpoint.restore_random_states(checkpoint.load_state(tmp_path).random)
     assert draw() == expected
 
@@ -215,6 +216,11 @@ def test_a_damaged_state_is_named_and_an_absent_one_is_none(tmp_path):
     checkpoint.save_state(tmp_path, state())
     path = tmp_path / contents.STATE
     path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"latest\.pt is damaged or was replaced"):
+        checkpoint.load_state(tmp_path)
+
+    # Of an earlier version, which noted no checksums.
+    path.with_name(CHECKSUMS).unlink()
     with pytest.raises(UserError, match="cannot be read as the state of a run: it is cut short"):
         checkpoint.load_state(tmp_path)
     path.write_text("lost")

@@ -1,6 +1,7 @@
 """`emcl-train verify`: what is right, damaged, missing or without a checksum; and changed bytes when a run is read."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_a_whole_run_is_right(run, capsys):
 
 
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("place", [-1, 100])
+@pytest.mark.parametrize("place", [-1, 20])
 def test_a_flipped_byte_is_found_by_verify_and_by_whatever_reads_the_file(run, capsys, name, place):
     flip(run / name, place)
     assert cli.main(["verify", str(run)]) == 1
@@ -89,3 +90,34 @@ def test_a_folder_of_seeds_is_looked_through(run, capsys):
 def test_a_folder_of_other_things_is_said(tmp_path, capsys):
     assert cli.main(["verify", str(tmp_path)]) == 1
     assert "holds no file that has a checksum" in capsys.readouterr().err
+
+
+def test_a_flipped_byte_of_weights_is_one_line(run, capsys):
+    flip(run / WEIGHTS)
+    assert cli.main(["verify", str(run)]) == 1
+    assert "1 damaged" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_those_of_the_end_are_damaged(run, capsys):
+    save_tensors_atomic(run / WEIGHTS, {"w": torch.ones(9)})
+    assert cli.main(["verify", str(run)]) == 1
+    assert "it is not what the training ended with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.pt", "metrics.jsonl", WEIGHTS])
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_pipes_and_links_are_neither_waited_for_nor_followed(run, capsys, name, kind):
+    (run / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to("results.json")
+    assert cli.main(["verify", str(run)]) == 1
+    assert f"damaged: {run / name}: it is a link, a pipe" in capsys.readouterr().out
+
+
+def test_files_whose_checksums_nobody_would_renew_get_none(run, capsys):
+    (run / "exported.bin").write_bytes(b"one")
+    assert cli.main(["verify", str(run), "--accept"]) == 0
+    (run / "exported.bin").write_bytes(b"two")
+    assert cli.main(["verify", str(run)]) == 0

@@ -328,9 +328,10 @@ def changed_config(place: tuple[Any, ...], value: Any) -> Make:
 FOREIGN = ("attn_implementation", "_attn_implementation", "experts_implementation", "auto_map", "quantization_config",
            "torch_dtype", "dtype", "transformers_weights", "architectures", "id2label", "problem_type")  # fmt: skip
 """Settings that lead transformers to code, kernels or other files."""
-SIZES = [("text_config", name) for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "projection_dim",
-         "num_attention_heads", "vocab_size", "max_position_embeddings", "hidden_act", "layer_norm_eps", "eos_token_id",
-         "attention_dropout")]  # fmt: skip
+OF_TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "projection_dim", "num_attention_heads",
+           "vocab_size", "max_position_embeddings", "hidden_act", "layer_norm_eps", "eos_token_id",
+           "attention_dropout")  # fmt: skip
+SIZES: list[tuple[str, ...]] = [("text_config", name) for name in OF_TEXT]
 SIZES += [("vision_config", name) for name in ("image_size", "patch_size", "num_channels", "num_hidden_layers")]
 SIZES += [("projection_dim",), ("logit_scale_init_value",), ("text_config",), ("text_config_dict",)]
 CONFIGS: dict[str, Make] = {

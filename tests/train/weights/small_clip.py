@@ -1,5 +1,6 @@
 """A small random retrieval model, inputs for it, and OpenAI's CLIP as an archive that TorchScript wrote."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -83,5 +84,7 @@ def save_torchscript(state: dict[str, torch.Tensor], path: Path, *, traced: bool
                 module.add_module(part, _Branch())
             module = module.get_submodule(part)
         module.register_parameter(last, nn.Parameter(value.half() if value.dim() > 1 else value))
-    script = torch.jit.trace(root, torch.ones(1)) if traced else torch.jit.script(root)
-    torch.jit.save(script, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that these are deprecated; files of them are around
+        script = torch.jit.trace(root, torch.ones(1)) if traced else torch.jit.script(root)
+        torch.jit.save(script, path)
