@@ -33,7 +33,7 @@ from emcl_train.data.passing import PassingError
 from emcl_train.data.video import PICTURES, VIDEO_SAMPLER_VERSION, sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.runs.files import json_if_whole, partial_of, raise_if_disk_full, write_json_atomic
+from emcl_train.runs.files import clear_partial, json_if_whole, partial_of, raise_if_disk_full, write_json_atomic
 from emcl_train.terminal import say
 
 ABANDONED_AFTER = 3600.0
@@ -319,6 +319,9 @@ class FrameCacheWriter:
         return frames
 
     def _remove_abandoned(self) -> None:
+        clear_partial(self._folder)
+
+        # Of earlier versions, whose names do not say which process has them.
         for path in self._folder.glob(".frames-*.partial"):
             ours = OF_FRAMES.match(path.name.removeprefix(".")) is not None and _is_plain(path)
             if ours and time.time() - path.stat().st_mtime > ABANDONED_AFTER:

@@ -31,6 +31,32 @@ FEW_PACKETS = 5_000_000
 DEEP = 16
 
 
+class _Track:
+    """What the tables of a track announce."""
+
+    def __init__(self) -> None:
+        self.handlers: set[bytes] = set()
+        self.steady = True
+        """Whether all of its samples last one step of its clock, as those of plain sound."""
+        self.packets = 0
+        """In a table of their sizes."""
+        self.uniform = 0
+        """Of one size, of which there is no table."""
+        self.edits = 0
+
+    def excess(self, size: int) -> str | None:
+        # FFmpeg lists plain sound by its chunks, whose table is in the file: a sample of it may take less than a byte.
+        plain_sound = self.handlers == {b"soun"} and self.steady
+        packets = max(self.packets, 0 if plain_sound else self.uniform)
+        if packets > size:
+            return f"its part stsz announces {packets} entries, and the file has {size} bytes"
+
+        # FFmpeg may list the packets of a track anew for each of its edits.
+        if packets * self.edits > max(size, FEW_PACKETS):
+            return f"a track of {packets} packets has {self.edits} edits, and the file has {size} bytes"
+        return None
+
+
 class _Box(NamedTuple):
     """A part of an MP4 file."""
 
@@ -59,32 +85,44 @@ def excess_of(path: Path) -> str | None:
 
 def _excess_of_boxes(read: ReadAt, size: int) -> str | None:
     tracks = 0
-    packets = 0
-    edits = 0
+    track = _Track()
     for number, box in enumerate(_boxes(read, 0, size, DEEP)):
         if number > MOST_BOXES:
             return f"it has more than {MOST_BOXES} parts"
         if box.name in (b"trak", b"moof"):
+            if reason := track.excess(size):
+                return reason
             tracks += box.name == b"trak"
-            packets = 0
-            edits = 0
+            track = _Track()
         if tracks > MOST_TRACKS:
             return f"it has more than {MOST_TRACKS} tracks"
+        if box.name == b"hdlr":
+            _take_handler(track, read(box.place + 4, 8))
         if box.name not in COUNTS:
             continue
 
         # No packet is shorter than a byte, and no entry of a table is.
         begin = box.place + COUNTS[box.name]
         entries = int.from_bytes(read(begin, 4), "big")
+        if box.name == b"stsz" and any(read(box.place + 4, 4)):
+            track.uniform = max(track.uniform, entries)
+            continue
         if entries > size:
             return f"its part {box.name.decode()} announces {entries} entries, and the file has {size} bytes"
 
-        # FFmpeg may list the packets of a track anew for each of its edits.
-        packets = max(packets, entries) if box.name in (b"stsz", b"stz2") else packets
-        edits = max(edits, entries) if box.name == b"elst" else edits
-        if packets * edits > max(size, FEW_PACKETS):
-            return f"a track of {packets} packets has {edits} edits, and the file has {size} bytes"
-    return None
+        if box.name in (b"stsz", b"stz2"):
+            track.packets = max(track.packets, entries)
+        elif box.name == b"elst":
+            track.edits = max(track.edits, entries)
+        elif box.name == b"stts":
+            track.steady &= entries == 1 and int.from_bytes(read(begin + 8, 4), "big") == 1
+    return track.excess(size)
+
+
+def _take_handler(track: _Track, kinds: bytes) -> None:
+    """Take up what a track is of; QuickTime says in the same way where its data are, which says nothing of that."""
+    if kinds[:4] != b"dhlr":
+        track.handlers.add(kinds[4:])
 
 
 def _boxes(read: ReadAt, place: int, end: int, deep: int) -> Iterator[_Box]:

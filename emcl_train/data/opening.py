@@ -21,7 +21,15 @@ from av.video.stream import VideoStream
 
 from emcl_train.config import MAX_PIXELS
 from emcl_train.data.excess import excess_of
-from emcl_train.data.passing import NOT_THERE, PassingError, passing, require_memory, trouble_with
+from emcl_train.data.passing import (
+    NOT_THERE,
+    OF_BOTH,
+    PassingError,
+    passing,
+    require_memory,
+    require_readable,
+    trouble_with,
+)
 from emcl_train.data.timeline import MissingFile, VideoError
 from emcl_train.flags import flag
 
@@ -51,10 +59,11 @@ PAUSE = 0.3
 
 
 class Identity(NamedTuple):
-    """What a file is known by while it is read: another one in its place, or more in it, is another file."""
+    """What a file is known by while it is read: another one in its place, or more in it, is another file.
 
-    device: int
-    inode: int
+    Its inode is left out: mounts by network, such as sshfs, give the same file another one after a while.
+    """
+
     size: int
     modified: int
     """In nanoseconds."""
@@ -82,7 +91,7 @@ def identity_of(path: Path) -> Identity:
     if not stat.S_ISREG(status.st_mode):
         kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise VideoError(path, f"it is {kind}, expected a file")
-    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return Identity(status.st_size, status.st_mtime_ns)
 
 
 @contextmanager
@@ -100,22 +109,48 @@ def watched(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except PassingError:
-        raise
     except VideoError as error:
         _require_same(path, before)
         require_memory(path, error.pixels)
         raise
     except Exception as error:
         trouble = passing(error, path)
-        if trouble is not None:
+        cause = error.__cause__ if isinstance(error, PassingError) else error
+        if not isinstance(cause, av.error.FFmpegError) or (trouble is not None and cause.errno not in OF_BOTH):
+            if trouble is None or trouble is error:
+                raise
             raise trouble from error
-        if not isinstance(error, av.error.FFmpegError):
-            raise
+
         _require_same(path, before)
+        if trouble is not None:
+            _require_verdict(path, cause, trouble)
+            _require_same(path, before)
         require_memory(path, 0)
-        raise VideoError(path, f"{error.strerror} ({type(error).__name__})") from error
+        raise VideoError(path, _words_of(cause)) from error
     _require_same(path, before)
+
+
+def _words_of(error: av.error.FFmpegError) -> str:
+    if error.errno == errno.ENOMEM:
+        return "it asks for more memory than a film needs"
+    if error.errno in OF_BOTH:
+        return f"FFmpeg cannot read it ({error.strerror}), and the system can"
+    return f"{error.strerror} ({type(error).__name__})"
+
+
+def _require_verdict(path: Path, error: av.error.FFmpegError, trouble: PassingError) -> None:
+    """Raise the trouble unless it is FFmpeg's own: the system reads the file to its end, and FFmpeg fails once more."""
+    require_readable(path, error.errno)
+    try:
+        with opened(path) as container:
+            for _ in container.decode(video=0):
+                pass
+    except (av.error.FFmpegError, IndexError) as again:
+        if passing(again, path) is None or getattr(again, "errno", None) == error.errno:
+            return
+    except VideoError:
+        return
+    raise trouble from error
 
 
 def _require_same(path: Path, before: Identity) -> None:

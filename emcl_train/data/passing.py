@@ -27,6 +27,13 @@ NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|u
 """In the words of torch and of numpy, which say it by errors of other kinds."""
 LEAST_MEMORY = 256 << 20
 """Bytes that have to be free for a file's verdict to be one: FFmpeg calls data invalid if it could not unpack it."""
+MUCH_MEMORY = 1 << 30
+"""Bytes that are enough for any film within the limits: FFmpeg that has no memory beside them asks for more."""
+
+OF_BOTH = (errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.EPERM)
+"""Numbers of the system's that FFmpeg's readers give as well, for data that end too early or announce too much."""
+PIECE = 1 << 22
+"""Bytes of a file that are read at once."""
 
 SHOWN = 10
 """Files that an error names."""
@@ -90,20 +97,43 @@ def trouble_with(error: OSError, path: Path) -> PassingError:
     return PassingError(path, os.strerror(error.errno) if error.errno else str(error), error.errno)
 
 
-def require_memory(path: Path, pixels: int) -> None:
+def require_readable(path: Path, code: int | None) -> None:
+    """Ask the system itself whether it is in the way of a file, where a number may be FFmpeg's own.
+
+    Args:
+        path: the file.
+        code: the number; one of `OF_BOTH`.
+
+    Raises:
+        PassingError: the file cannot be read to its end now, or there is little memory.
+    """
+    if code == errno.ENOMEM:
+        require_memory(path, 0, least=MUCH_MEMORY)
+    try:
+        with path.open("rb", buffering=0) as file:
+            while file.read(PIECE):
+                pass
+    except OSError as error:
+        raise trouble_with(error, path) from error
+
+
+def require_memory(path: Path, pixels: int, least: int = LEAST_MEMORY) -> None:
     """Ask whether a verdict on a file was reached with memory to unpack it.
 
     Args:
         path: the file.
         pixels: of one of its frames.
+        least: bytes that have to be free whatever it has.
 
     Raises:
         PassingError: there is none.
     """
+    needed = max(least, 16 * pixels)
     try:
-        mmap.mmap(-1, max(LEAST_MEMORY, 16 * pixels)).close()
+        mmap.mmap(-1, needed).close()
     except (OSError, ValueError, OverflowError) as error:
-        raise PassingError(path, "there is no memory for it", errno.ENOMEM) from error
+        reason = f"there is no memory for it (the system gave no {needed >> 20} MiB)"
+        raise PassingError(path, reason, errno.ENOMEM) from error
 
 
 def raise_together(troubles: Mapping[str, PassingError], total: int) -> None:

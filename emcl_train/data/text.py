@@ -101,6 +101,8 @@ class CaptionTokenizer:
             ours.enable_padding(length=length, pad_id=padding.get("pad_id"), pad_token=padding.get("pad_token"))
             kept = json.loads(ours.to_str())
             return cls(build(content | {name: kept[name] for name in ("truncation", "padding")}), clean)
+        except MemoryError:
+            raise
         except Exception as error:  # the library raises bare Exception for unknown fields
             raise UserError(
                 f"{path} is not a tokenizer of a run ({error}); copy it again from the run, or train anew"
@@ -228,6 +230,8 @@ def pretrained_tokenizer(
     name = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     try:
         pretrained = load_from(name)
+    except MemoryError:
+        raise
     except Exception as error:  # transformers and tokenizers raise whatever the files lead to
         reason = not_loaded(name, error)
         raise UserError(

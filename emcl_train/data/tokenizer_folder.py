@@ -17,7 +17,7 @@ from emcl_train.reading.values import one_of, switch
 from emcl_train.weights.hub import TRANSFORMERS_CONFIG, file_of, hub_options
 
 TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-VOCABULARY, MERGES, WORDS = "vocab.json", "merges.txt", "vocab.txt"
+VOCABULARY, MERGES, WORDS, ADDED = "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"
 OWN_CODE = "auto_map"
 """Where a configuration names code beside it."""
 
@@ -25,11 +25,10 @@ CLASSES = (
     "BertTokenizer", "CLIPTokenizer", "DistilBertTokenizer", "GPT2Tokenizer", "PreTrainedTokenizer", "RobertaTokenizer",
     "TokenizersBackend", "XLMRobertaTokenizer",
 )  # fmt: skip
-"""Classes of transformers that build a tokenizer of these files alone, without their ending "Fast". Of any other, what
-its tokenizer.json says is taken, as `PreTrainedTokenizerFast` takes it."""
-KNOWN_CLASSES = {name + ending for name in CLASSES for ending in ("", "Fast")}
-AS_IT_IS = "PreTrainedTokenizerFast"
-"""The class of what a tokenizer.json says."""
+"""Classes of transformers that build a tokenizer of these files alone, without their ending "Fast"."""
+KNOWN_CLASSES = frozenset(name + ending for name in CLASSES for ending in ("", "Fast"))
+ANY_CLASS = "PreTrainedTokenizerFast"
+"""Builds what a tokenizer.json says. It stands for every other class, which differs in what it would build itself."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 SWITCHES = ("add_prefix_space", "do_lower_case", "strip_accents", "tokenize_chinese_chars")
 OF_TOKEN = ("lstrip", "rstrip", "normalized", "single_word", "special")
@@ -64,24 +63,23 @@ def _put_known_files(name: str, place: Path) -> None:
     known = _known_settings(_described(name, SPECIAL), f"{SPECIAL}: ") | _known_settings(settings, f"{SETTINGS}: ")
 
     tokenizer = _optional(name, TOKENIZER)
-    vocabulary, merges, words = _optional(name, VOCABULARY), _optional(name, MERGES), _optional(name, WORDS)
+    others = {file: path for file in (VOCABULARY, MERGES, WORDS, ADDED) if (path := _optional(name, file)) is not None}
     if tokenizer is not None:
         content = read_content(tokenizer)
         build(content)
         (place / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    elif words is None and (vocabulary is None or merges is None):
+    elif WORDS not in others and not {VOCABULARY, MERGES} <= others.keys():
         raise FileNotFoundError(f"it has no {TOKENIZER}")
-    for path in (vocabulary, merges, words):
-        if path is not None:
-            (place / path.name).write_bytes(read_regular(path, LARGEST))
-    if vocabulary is not None:
-        _require_vocabulary(vocabulary)
+    for file, path in others.items():
+        data = read_regular(path, LARGEST)
+        REQUIRE.get(file, _require_lines)(data, file)
+        (place / file).write_bytes(data)
 
     # Without a class, that of the model; all others are what their tokenizer.json says.
-    of_class = known.get("tokenizer_class", "CLIPTokenizer" if model.get("model_type") == "clip" else AS_IT_IS)
-    if tokenizer is None:
-        one_of(of_class, f"{SETTINGS}: tokenizer_class", KNOWN_CLASSES)
-    known["tokenizer_class"] = of_class if of_class in KNOWN_CLASSES else AS_IT_IS
+    of_class = known.get("tokenizer_class", "CLIPTokenizer" if model.get("model_type") == "clip" else ANY_CLASS)
+    if of_class not in KNOWN_CLASSES and tokenizer is not None:
+        of_class = ANY_CLASS
+    known["tokenizer_class"] = one_of(of_class, f"{SETTINGS}: tokenizer_class", KNOWN_CLASSES)
     (place / SETTINGS).write_text(json.dumps(known, ensure_ascii=False), encoding="utf-8")
 
 
@@ -107,30 +105,42 @@ def _known_settings(content: Mapping[str, Any], source: str) -> dict[str, Any]:
             if not (number.isascii() and number.isdigit() and len(number) <= 9 and int(number) < MOST_TOKENS):
                 raise ValueError(f"{source}added_tokens_decoder has a token with the number {number[:30]!r}")
         found["added_tokens_decoder"] = {
-            number: _added_token(token, f"{source}added_tokens_decoder.{number}") for number, token in added.items()
+            number: _with_its_cut(token, f"{source}added_tokens_decoder.{number}") for number, token in added.items()
         }
     return found
 
 
 def _token(value: Any, name: str) -> Any:
     """A special token: its text, or the text with how it is cut out of captions."""
-    return value if isinstance(value, str) else {"__type": "AddedToken", **_added_token(value, name)}
+    if isinstance(value, str):
+        return value
+    return {"__type": "AddedToken", **_with_its_cut(value, name)}
 
 
-def _added_token(value: Any, name: str) -> dict[str, Any]:
-    """The text of a token, with how it is cut out of captions."""
+def _with_its_cut(value: Any, name: str) -> dict[str, Any]:
+    """The text of a token, and how it is cut out of captions: the arguments of an `AddedToken`."""
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         raise ValueError(f"{name} is {str(value)[:60]!r}, expected an object with its content")
     how = {key: switch(value[key], f"{name}.{key}") for key in OF_TOKEN if key in value}
     return {"content": value["content"], **how}
 
 
-def _require_vocabulary(path: Path) -> None:
-    content = parse_json(read_regular(path, LARGEST).decode("utf-8"))
+def _require_vocabulary(data: bytes, file: str) -> None:
+    content = parse_json(data.decode("utf-8"))
     if not isinstance(content, dict) or not all(
         isinstance(number, int) and 0 <= number < MOST_TOKENS for number in content.values()
     ):
-        raise ValueError(f"its {path.name} is no vocabulary: expected an object of words and their numbers")
+        raise ValueError(f"its {file} is no vocabulary: expected an object of words and their numbers")
+
+
+def _require_lines(data: bytes, file: str) -> None:
+    data.decode("utf-8")
+    if data.count(b"\n") > MOST_TOKENS:
+        raise ValueError(f"its {file} has more than {MOST_TOKENS} lines")
+
+
+REQUIRE = {VOCABULARY: _require_vocabulary, ADDED: _require_vocabulary}
+"""What has to be in a file; the others have lines of text."""
 
 
 def _described(name: str, file: str) -> dict[str, Any]:

@@ -107,6 +107,8 @@ def pretrained_clip(name: str, *, goes_on: bool = False) -> CLIPModel:
     try:
         loaded: Any = CLIPModel.from_pretrained(folder, trust_remote_code=False, **chosen, **options)
         clip, loading = loaded
+    except MemoryError:
+        raise
     except Exception as error:  # readers raise whatever damaged bytes lead to
         reason = _broken_file(Path(name).expanduser()) or not_loaded(name, error)
         raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {CLIP_WAY_OUT}") from error

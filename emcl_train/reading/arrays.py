@@ -9,6 +9,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from emcl_train.reading.archives import require_unpacked_size
+from emcl_train.reading.plain_files import require_regular
 
 MAGIC = b"\x93NUMPY"
 NUMBERS = "fiub"
@@ -24,6 +25,7 @@ def open_npy(path: Path) -> np.ndarray:
         OSError: it cannot be read.
         ValueError: it is no array of numbers, or declares more of them than it holds.
     """
+    require_regular(path)
     with path.open("rb") as file:
         _require_header(file, path.stat().st_size)
     array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -42,6 +44,7 @@ def read_npz(path: Path, name: str) -> np.ndarray:
         ValueError: it is no array of numbers, declares more of them than it holds, or unpacks to far more bytes than
             the file has.
     """
+    require_regular(path)
     require_unpacked_size(path)
     try:
         with zipfile.ZipFile(path) as archive:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from emcl_train.reading.values import number, one_of, positive, side, token_id, whole
+from emcl_train.reading.values import between, end_token, number, one_of, positive, side, token_id, whole
 
 ACTIVATIONS = {
     "quick_gelu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh",
@@ -38,16 +38,16 @@ OF_TOWER: dict[str, Kind] = {
     "num_attention_heads": partial(whole, largest=MOST_HEADS),
     "hidden_act": partial(one_of, known=ACTIVATIONS),
     "layer_norm_eps": partial(positive, largest=1.0),
-    "attention_dropout": number,
-    "initializer_range": number,
-    "initializer_factor": number,
+    "attention_dropout": partial(between, least=0.0, largest=1.0),
+    "initializer_range": partial(between, least=0.0, largest=1e3),
+    "initializer_factor": partial(between, least=0.0, largest=1e3),
 }
 OF_TEXT: dict[str, Kind] = OF_TOWER | {
     "vocab_size": partial(whole, largest=MOST_TOKENS),
     "max_position_embeddings": partial(whole, largest=MOST_POSITIONS),
     "pad_token_id": token_id,
     "bos_token_id": token_id,
-    "eos_token_id": token_id,
+    "eos_token_id": end_token,
 }
 OF_VISION: dict[str, Kind] = OF_TOWER | {
     "num_channels": partial(whole, largest=3),
@@ -57,7 +57,7 @@ OF_VISION: dict[str, Kind] = OF_TOWER | {
 OF_MODEL: dict[str, Kind] = {
     "projection_dim": partial(whole, largest=WIDEST),
     "logit_scale_init_value": number,
-    "initializer_factor": number,
+    "initializer_factor": partial(between, least=0.0, largest=1e3),
 }
 TOWERS = {
     "text_config": OF_TEXT,
@@ -97,7 +97,7 @@ def _known(content: Mapping[str, Any], kinds: Mapping[str, Kind], prefix: str) -
         if name not in content:
             continue
         # Null is a token id that is not there; elsewhere it stands for the usual value.
-        if content[name] is not None or kind is token_id:
+        if content[name] is not None or kind in (token_id, end_token):
             found[name] = kind(content[name], f"{prefix}{name}")
     return found
 

@@ -19,6 +19,7 @@ LARGEST_DESCRIPTION = 1 << 24
 """Bytes of a JSON file that describes a model or a run."""
 LARGEST_LIST = 1 << 31
 """Bytes of a list of clips and captions: that of ten million captions takes less."""
+NOT_REGULAR = "it is no regular file, but a pipe, a socket or a device"
 LARGEST_LINE = 1 << 24
 """Letters of one clip with all its captions."""
 
@@ -41,10 +42,24 @@ def read_regular(path: Path, largest: int = LARGEST_JSON) -> bytes:
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file, but a pipe, a socket or a device")
+            raise ValueError(NOT_REGULAR)
         if status.st_size > largest:
             raise ValueError(f"it has {status.st_size} bytes, and at most {largest} are read of such a file")
         return file.read(status.st_size)
+
+
+def require_regular(path: Path) -> None:
+    """Ask what a file is before a library opens it, which would wait at a named pipe without end.
+
+    Raises:
+        OSError: it cannot be asked.
+        ValueError: it is no regular file.
+    """
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(NOT_REGULAR)
 
 
 def parse_json(text: str | bytes, *, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:

@@ -6,6 +6,7 @@ which nothing here could turn into an error. A trial takes a tenth of a second, 
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -86,7 +87,9 @@ def require_survived(text: str) -> None:
     if key in _tried:
         return
 
-    command = [sys.executable, "-I", "-S", tokenizer_trial.__file__, *sys.path]
+    # Without "" and other relative entries, which stand for the folder of the user, whoever filled it.
+    places = [place for place in sys.path if os.path.isabs(place)]
+    command = [sys.executable, "-I", "-S", tokenizer_trial.__file__, *places]
     try:
         done = subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE, check=False)
     except subprocess.TimeoutExpired:

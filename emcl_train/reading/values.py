@@ -31,6 +31,22 @@ def token_id(value: Any, name: str) -> int | None:
     return value
 
 
+def end_token(value: Any, name: str) -> int | None:
+    """As `token_id`; transformers writes it as a list as well, of which one is taken."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list):
+        raise ValueError(f"{name} is {_shown(value)}, expected one token with which captions end")
+    return token_id(value, name)
+
+
+def between(value: Any, name: str, *, least: float, largest: float) -> float:
+    """A number within bounds."""
+    if not _is_number(value) or not least <= value <= largest:
+        raise ValueError(f"{name} is {_shown(value)}, expected a number from {least:g} to {largest:g}")
+    return float(value)
+
+
 def one_of(value: Any, name: str, known: Collection[str]) -> str:
     """One of some names."""
     if not isinstance(value, str) or value not in known:

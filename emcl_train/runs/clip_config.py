@@ -43,7 +43,15 @@ def clip_config_of_fields(content: Mapping[str, Any], said_by: str, *, weights: 
         reason = " ".join(str(error).split())
         raise UserError(f"{said_by} does not describe a CLIP: {reason}; {_way_out()}") from error
 
-    asked = numbers_of(config.to_dict())
+    sizes = config.to_dict()
+    picture, patch = sizes["vision_config"]["image_size"], sizes["vision_config"]["patch_size"]
+    if patch > picture:
+        raise UserError(
+            f"{said_by} does not describe a CLIP: vision_config.patch_size is {patch}, larger than its image_size "
+            f"{picture}; {_way_out()}"
+        )
+
+    asked = numbers_of(sizes)
     most = MOST_NUMBERS if weights is None else weights + ALWAYS
     if asked > most:
         there = "no CLIP has more than" if weights is None else "its file of weights, if that is whole, holds at most"
@@ -81,7 +89,7 @@ def read_clip_config(run_dir: Path, weights: Path | None = None) -> dict[str, An
     if not path.is_file():
         return None
     content = read_json(path, "copy it again from the run, or train anew", keys=(), largest=LARGEST_DESCRIPTION)
-    most = _numbers_of(run_dir) if weights is None else numbers_in(weights)
+    most = _numbers_of(run_dir) if weights is None or weights == run_dir / WEIGHTS else numbers_in(weights)
     return dict(clip_config_of_fields(content, str(path), weights=most).to_dict())
 
 

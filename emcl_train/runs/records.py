@@ -1,11 +1,11 @@
 """The lines of metrics.jsonl, and how they say that the weights of a run were chosen."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from emcl_train.errors import UserError
+from emcl_train.reading.plain_files import parse_json
 from emcl_train.runs.contents import METRICS
 
 SELECTED_BY = {"val": "validation", "test": "TEST SET (which makes the figures too high)"}
@@ -21,10 +21,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(_lines(path), start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             if not (isinstance(record, dict) and isinstance(record.get("kind"), str)):
                 raise ValueError('expected an object with "kind"')
-        except (ValueError, RecursionError) as error:  # broken JSON and broken UTF-8 are ValueErrors too
+        except ValueError as error:  # broken JSON and broken UTF-8 are ValueErrors too
             raise record_error(path, number, error) from error
         records.append(record)
     return records

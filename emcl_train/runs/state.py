@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from emcl_train.errors import UserError
+from emcl_train.reading.plain_files import require_regular
 from emcl_train.runs.checksums import require_unchanged, whole_noted
 from emcl_train.runs.contents import STATE, WEIGHTS, run_of
 from emcl_train.runs.torch_file import load_torch_file
@@ -37,6 +38,7 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Tensor]:
         UserError: the file cannot be read, or has changed since it was written.
     """
     try:
+        require_regular(path)
         require_unchanged(path, way_out)
         return load_file(path)
     except MemoryError:

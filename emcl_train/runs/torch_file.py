@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from emcl_train.reading.archives import require_unpacked_size
+from emcl_train.reading.plain_files import require_regular
 
 REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 BEGINNING = 16
@@ -23,6 +24,7 @@ def load_torch_file(path: Path) -> Any:
         OSError: the file may be whole and could not be read.
         MemoryError: likewise.
     """
+    require_regular(path)
     require_unpacked_size(path)
     try:
         with warnings.catch_warnings():

@@ -137,7 +137,7 @@ def _read_parquet(path: Path, name: str | None) -> tuple[Any, str | None]:
     pq, pa = _pyarrow()
     schema = pq.read_schema(path)
     name = _chosen(path, name, [field.name for field in schema if _is_vector(pa, field.type)])
-    _require_values(pq, path)
+    _require_values(pq, path, name)
     column = pq.read_table(path, columns=[name]).column(name)
     chunks = [chunk for chunk in column.chunks if len(chunk)]  # together they may have more values than 32 bits count
     lengths = {length for chunk in chunks for length in _lengths(pa, chunk)}
@@ -149,13 +149,17 @@ def _read_parquet(path: Path, name: str | None) -> tuple[Any, str | None]:
     return values[0] if len(values) == 1 else np.concatenate(values), name
 
 
-def _require_values(pq: Any, path: Path) -> None:
-    """Raise a ValueError where a table declares far more values than its file could hold."""
+def _require_values(pq: Any, path: Path, name: str) -> None:
+    """Raise a ValueError where a column declares far more values than its file could hold."""
     metadata = pq.read_metadata(path)
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    values = sum(column.num_values for column in columns if column.path_in_schema.split(".")[0] == name.split(".")[0])
     if WIDEST_VALUE * values > most_bytes(path):
-        raise ValueError(f"it declares {values} values, and has {path.stat().st_size} bytes")
+        raise ValueError(
+            f"its column {name} declares {values} values, and it has {path.stat().st_size} bytes, too few even if they "
+            f"are packed; without compression it would be read"
+        )
 
 
 def _lengths(pa: Any, chunk: Any) -> set[int]:

@@ -105,8 +105,11 @@ def compress(
 
     with writing(out, deep=True):
         _check_manifest(out, settings)
-        for partial in out.rglob(".*.partial"):
-            partial.unlink()
+        # Of earlier versions, which wrote a copy under this name first.
+        for job in jobs:
+            partial = job.target.with_name(f".{job.target.name}.partial")
+            if partial.is_file() and not partial.is_symlink():
+                partial.unlink()
         ledger = Ledger.open(out)
         write_json_atomic(out / COMPRESSED, _manifest(settings, {}, ledger.entries()))
         pending = [job for job in jobs if not _is_done(job, ledger)]

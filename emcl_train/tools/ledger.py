@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.data.provenance import COMPRESSED
+from emcl_train.errors import UserError
+from emcl_train.flags import again
+from emcl_train.reading.plain_files import read_regular
 from emcl_train.runs.files import append_line, json_if_whole
 
 COPIES = "copies"
@@ -28,7 +31,11 @@ class Ledger:
 
     @classmethod
     def open(cls, out: Path) -> "Ledger":
-        """What is written in a folder of copies; whatever is not as we write it is as if absent."""
+        """What is written in a folder of copies; an entry that is not as we write it is as if absent.
+
+        Raises:
+            UserError: what a killed run wrote last cannot be read.
+        """
         ledger = cls(out, {})
         manifest = json_if_whole(out / COMPRESSED)
         copies = manifest.get(COPIES) if isinstance(manifest, dict) else None
@@ -37,9 +44,15 @@ class Ledger:
                 ledger._take_up(name, pair)
 
         try:
-            lines = (out / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = read_regular(out / JOURNAL).decode("utf-8", "replace").splitlines()
         except FileNotFoundError:
             lines = []
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"{out / JOURNAL}, the list of copies that a killed run left, cannot be read: {reason}; remove it, and "
+                f"{again()}"
+            ) from error
         for line in lines:
             try:
                 name, pair = json.loads(line)

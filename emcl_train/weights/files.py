@@ -66,7 +66,7 @@ def read_state(path: Path, *, goes_on: bool = False) -> dict[str, Tensor]:
             state = load_torch_file(path)
         state = unwrapped(state, path, goes_on=goes_on)
         require_bounded(state, path)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # readers raise whatever the damaged bytes lead to
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -131,6 +131,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _empty(*arguments: Any) -> "OrderedDict[str, Any]":
+    """A dict as torch writes it, empty at first. One made of values would have keys that nothing has looked at."""
+    if arguments:
+        raise pickle.UnpicklingError("it makes a dict of values that are no entries of it")
+    return OrderedDict()
+
+
 class _Reader(BoundedUnpickler):
     """Builds modules, containers and tensors; refuses every other name."""
 
@@ -155,7 +162,7 @@ class _Reader(BoundedUnpickler):
         if module.split(".")[0] == "__torch__":
             return _Module
         allowed: dict[tuple[str, str], Callable[..., Any]] = {
-            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "OrderedDict"): _empty,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }

@@ -13,6 +13,7 @@ from emcl_train.data import cache, loader
 from emcl_train.data.cache import cache_folder
 from emcl_train.data.loader import prepare
 from emcl_train.errors import UserError
+from emcl_train.runs.files import partial_of
 from emcl_train.tools.doctor import run_doctor
 
 
@@ -225,6 +226,20 @@ def test_a_linked_folder_that_came_with_the_data_is_not_written_to(config, tmp_p
     prepare(config)
     assert list((tmp_path / "mine").iterdir()) == []
     assert "a link leads out of the data set" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_a_killed_run_left_of_its_frames_goes_with_the_next_run(config):
+    folder = cache_folder(config.data)
+    folder.mkdir(parents=True)
+    child = os.fork()
+    if not child:
+        partial_of(folder / "frames-0123456789abcdef.npy").write_bytes(b"half")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert len(list(folder.glob(".*.partial"))) == 1
+    config.data.cache_frames = True
+    prepare(config)
+    assert list(folder.glob(".*.partial")) == []
 
 
 def test_only_partial_files_of_our_own_are_removed(config):

@@ -15,6 +15,7 @@ from tiny_videos import write_data_set, write_video
 from emcl_train.config import DataConfig, RunConfig
 from emcl_train.data.clips import Clip
 from emcl_train.data.container import VideoError, check_packets, probe
+from emcl_train.data.excess import excess_of
 from emcl_train.data.loader import prepare
 from emcl_train.data.outside import outside
 from emcl_train.data.video import FrameRequest, decode_frames
@@ -242,3 +243,33 @@ def test_files_outside_are_counted_by_where_their_names_lead(name, elsewhere):
 def test_files_inside_are_not(name, elsewhere):
     root, _ = elsewhere
     assert not outside([Clip("x", root / name.format(root=root))], DataConfig(layout="jsonl", root=root))
+
+
+def box(name: bytes, *parts: bytes) -> bytes:
+    data = b"".join(parts)
+    return struct.pack(">I4s", 8 + len(data), name) + data
+
+
+def of_one_track(path: Path, handler: bytes, step: int, size: int, samples: int) -> Path:
+    """An MP4 whose only track announces samples of one size, for which there is no table."""
+    tables = box(
+        b"stbl",
+        box(b"stts", struct.pack(">IIII", 0, 1, samples, step)),
+        box(b"stsz", struct.pack(">III", 0, size, samples)),
+    )
+    data_handler = box(b"hdlr", struct.pack(">I4s4s", 0, b"dhlr", b"alis"))
+    media = box(b"mdia", box(b"hdlr", struct.pack(">I4s4s", 0, b"mhlr", handler)), box(b"minf", data_handler, tables))
+    edits = box(b"edts", box(b"elst", struct.pack(">II", 0, 2), bytes(24)))
+    path.write_bytes(box(b"ftyp", b"qt  ", bytes(4)) + box(b"moov", box(b"trak", edits, media)) + bytes(1000))
+    return path
+
+
+def test_plain_sound_may_have_more_samples_than_bytes(tmp_path):
+    """As old QuickTime writes it, compressed to less than a byte a sample."""
+    assert excess_of(of_one_track(tmp_path / "a.mov", b"soun", step=1, size=1, samples=6_000_000)) is None
+
+
+@pytest.mark.parametrize(("handler", "step"), [(b"vide", 1), (b"soun", 2), (b"text", 1), (b"dhlr", 1)])
+def test_every_other_track_may_not(handler, step, tmp_path):
+    path = of_one_track(tmp_path / "a.mov", handler, step, size=1, samples=6_000_000)
+    assert "stsz announces 6000000 entries" in str(excess_of(path))

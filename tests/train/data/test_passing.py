@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,10 +48,14 @@ def failing(monkeypatch, number: int, place: str, name: str = "video1.mp4") -> N
     target, attribute = {"av.open": (av, "open"), "open": (builtins, "open"), "stat": (os, "stat")}[place]
     real = getattr(target, attribute)
 
+    def unread(path, code):
+        raise PassingError(path, os.strerror(number), number)
+
     def refuse(path, *rest, **settings):
         if not str(path).endswith(name):
             return real(path, *rest, **settings)
         if place == "av.open":
+            monkeypatch.setattr(opening, "require_readable", unread)
             raise av.error.classes[number](number, os.strerror(number), str(path))
         raise OSError(number, os.strerror(number), str(path))
 
@@ -293,6 +297,89 @@ def test_waiting_for_files_that_grow_happens_once(config, monkeypatch):
     monkeypatch.setattr(time, "sleep", waits.append)
     assert len(prepare(config).left_out) == 5
     assert waits == [opening.PAUSE]
+
+
+def ffmpeg_fails(monkeypatch, number: int, times: int) -> None:
+    """FFmpeg gives a number where the system has no trouble."""
+    real = av.open
+    left = [times]
+
+    def refuse(path, *rest, **settings):
+        if left[0]:
+            left[0] -= 1
+            raise av.error.classes[number](number, os.strerror(number), str(path))
+        return real(path, *rest, **settings)
+
+    monkeypatch.setattr(av, "open", refuse)
+
+
+OF_READERS = [errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.EPERM]
+
+
+@pytest.mark.parametrize("number", OF_READERS)
+def test_numbers_that_ffmpeg_gives_for_data_are_verdicts(number, config, monkeypatch):
+    ffmpeg_fails(monkeypatch, number, times=-1)
+    with pytest.raises(VideoError, match=r"and the system can|more memory than a film needs"):
+        decode_frames(FrameRequest(config.data.root / "videos" / "video1.mp4", 2, 16))
+
+
+@pytest.mark.parametrize("number", OF_READERS)
+def test_what_ffmpeg_reads_a_moment_later_is_not_damaged(number, config, monkeypatch):
+    ffmpeg_fails(monkeypatch, number, times=1)
+    with pytest.raises(PassingError, match="trouble of this machine"):
+        decode_frames(FrameRequest(config.data.root / "videos" / "video1.mp4", 2, 16))
+
+
+@pytest.mark.parametrize("number", OF_READERS)
+def test_numbers_of_the_system_are_none(number, config, monkeypatch):
+    path = config.data.root / "videos" / "video1.mp4"
+    ffmpeg_fails(monkeypatch, number, times=-1)
+    opened = Path.open
+
+    class Unread:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def fileno(self):
+            return os.open(path, os.O_RDONLY)
+
+        def read(self, count):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "open", lambda it, *a, **k: Unread() if it == path else opened(it, *a, **k))
+    with pytest.raises(PassingError, match=os.strerror(errno.EIO)):
+        decode_frames(FrameRequest(path, 2, 16))
+
+
+def test_a_file_whose_inode_changes_is_the_same_file(config, monkeypatch):
+    """As mounts by network do."""
+    real = os.stat
+    number = iter(range(1, 10**6))
+
+    def stat(path, **settings):
+        status = real(path, **settings)
+        return os.stat_result((status[0], next(number), *status[2:]), {"st_mtime_ns": status.st_mtime_ns})
+
+    monkeypatch.setattr(opening.os, "stat", stat)
+    assert decode_frames(FrameRequest(config.data.root / "videos" / "video1.mp4", 2, 16))[0].shape[0] == 2
+
+
+CUT = ["mp4", "mkv", "avi", "flv", "ts", "mpg", "mov"]
+
+
+@pytest.mark.parametrize("suffix", CUT)
+def test_damaged_bytes_are_never_trouble_of_the_machine(suffix, tmp_path):
+    made = write_video(tmp_path / f"a.{suffix}", range(5)).read_bytes()
+    path = tmp_path / f"b.{suffix}"
+    spoiled = [made[: len(made) * part // 4] for part in (1, 2, 3)]
+    spoiled += [made[:at] + bytes([made[at] ^ 0xFF]) + made[at + 1 :] for at in range(0, min(len(made), 1024), 61)]
+    for data in spoiled:
+        path.write_bytes(data)
+        with suppress(VideoError):
+            decode_frames(FrameRequest(path, 2, 16))
 
 
 def test_damage_is_a_verdict(tmp_path):

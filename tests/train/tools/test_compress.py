@@ -120,6 +120,23 @@ def test_a_second_run_does_what_is_left_and_what_has_changed(folder, tmp_path):
     assert level(frames[0]) == 7
 
 
+def test_partial_files_of_others_stay(folder, tmp_path):
+    (tmp_path / "small" / ".mine.partial").mkdir(parents=True)
+    (tmp_path / "small" / ".b.txt.partial").write_bytes(b"mine")
+    run(folder, tmp_path / "small", short_side=32)
+    assert (tmp_path / "small" / ".mine.partial").is_dir()
+    assert (tmp_path / "small" / ".b.txt.partial").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder"])
+def test_a_journal_that_is_no_file_is_named(kind, folder, tmp_path):
+    run(folder, tmp_path / "small", short_side=32)
+    journal = tmp_path / "small" / ".compressed.jsonl"
+    os.mkfifo(journal) if kind == "a pipe" else journal.mkdir()
+    with pytest.raises(UserError, match=r"\.compressed\.jsonl, the list of copies .* cannot be read: .*; remove it"):
+        run(folder, tmp_path / "small", short_side=32)
+
+
 def test_a_killed_run_started_again_ends_with_the_same_files(tmp_path):
     (tmp_path / "videos").mkdir()
     for n in range(6):
