@@ -19,7 +19,6 @@ LARGEST_DESCRIPTION = 1 << 24
 """Bytes of a JSON file that describes a model or a run."""
 LARGEST_LIST = 1 << 31
 """Bytes of a list of clips and captions: that of ten million captions takes less."""
-NOT_REGULAR = "it is no regular file, but a pipe, a socket or a device"
 LARGEST_LINE = 1 << 24
 """Letters of one clip with all its captions."""
 
@@ -39,10 +38,7 @@ def read_regular(path: Path, largest: int = LARGEST_JSON) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(NOT_REGULAR)
+        _require_regular(status, path)
         if status.st_size > largest:
             raise ValueError(f"it has {status.st_size} bytes, and at most {largest} are read of such a file")
         return file.read(status.st_size)
@@ -55,11 +51,14 @@ def require_regular(path: Path) -> None:
         OSError: it cannot be asked.
         ValueError: it is no regular file.
     """
-    status = os.stat(path)
+    _require_regular(os.stat(path), path)
+
+
+def _require_regular(status: os.stat_result, path: Path) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(NOT_REGULAR)
+        raise ValueError("it is no regular file, but a pipe, a socket or a device")
 
 
 def parse_json(text: str | bytes, *, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
