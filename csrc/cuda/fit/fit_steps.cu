@@ -56,7 +56,9 @@ __global__ void __launch_bounds__(32 * kFitWarps, NT <= 4 ? 2 : 1) fit_step_kern
     float value = step.inverse_temperature;
     if (step.previous_squares != nullptr)
       value /= step.eps + root(sum_of_shares(step.previous_squares + shares, step.blocks, num_bases, k, l));
-    if (l == 0) factor[k] = value;
+    // Of a basis that has no channel it may overflow, and what it multiplies is zero; NaN stays NaN.
+    constexpr float kLargest = 3.4028234e38f;  // of float32
+    if (l == 0) factor[k] = value > kLargest ? kLargest : value;
   }
   __syncthreads();
 

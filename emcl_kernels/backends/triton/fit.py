@@ -237,6 +237,8 @@ def fit_step_kernel(
     factor = tl.full((BLOCK_K,), 1.0, dtype=tl.float32) * inverse_temperature
     if not FIRST:
         factor /= eps + length_of(previous_squares + batch * tiles * K, tiles, K, BLOCK_K)
+    # Of a basis that has no channel it may overflow, and what it multiplies is zero; NaN stays NaN.
+    factor = tl.where(factor > 3.4028234e38, 3.4028234e38, factor)
     g = tl.zeros((BLOCK_I, BLOCK_K), dtype=tl.float32)
     sums = tl.zeros((BLOCK_K,), dtype=tl.float32)
     for start in range(0, D, BLOCK_J):
