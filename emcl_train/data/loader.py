@@ -1,6 +1,5 @@
 """From annotations to batches: clips are checked before a run, and come in an order that only seed and epoch decide."""
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -397,11 +396,6 @@ class ClipDataLoader(DataLoader):
         if self.num_workers and isinstance(self.dataset, ClipDataset):
             clips = len(next(iter(batches), ()))
             shared_memory.require_room(clips * self.dataset.bytes_of_a_clip, clips)
-
-        # A decoder that is garbage in a circle is freed here, with its threads. A forked worker has none of these
-        # threads, and would wait for them for ever.
-        if self.num_workers:
-            gc.collect()
 
         with shared_memory.explained() if self.num_workers else nullcontext():
             for batch in super().__iter__():

@@ -5,6 +5,7 @@ Names come from annotations, which a stranger may have written. FFmpeg takes a n
 """
 
 import errno
+import gc
 import os
 import re
 import stat
@@ -51,6 +52,10 @@ KINDS = {
 LARGEST_OPTION = 2**31 - 1
 """What FFmpeg takes for `max_pixels` at most."""
 TOO_LARGE = re.compile(r"Picture size (\d+)x(\d+) exceeds specified max pixel count")
+
+# A decoder that is garbage in a circle waits for its threads when it is freed. A forked process, such as a worker that
+# loads clips, has none of these threads, and would wait for ever: so it frees nothing of its parent's.
+os.register_at_fork(after_in_child=gc.freeze)
 
 RECENT = 60.0
 """Seconds since a file was changed, up to which it may still be growing."""

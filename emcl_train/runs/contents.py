@@ -15,7 +15,7 @@ from emcl_train.recipes import RECIPES
 from emcl_train.runs.files import JOURNAL, PARTIAL, json_if_whole, read_json, write_json_atomic
 from emcl_train.runs.likeness import like_of, unlike
 from emcl_train.runs.lock import RECORD, require_quiet, settle
-from emcl_train.runs.places import EVALUATIONS, SEED_FOLDER
+from emcl_train.runs.places import SEED_FOLDER
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 CLIP_CONFIG = "clip_config.json"
@@ -37,10 +37,16 @@ OF_EVALUATION = (RESULTS, QUERIES, EMBEDDINGS)
 """What an evaluation writes and a report reads."""
 
 
+OF_A_RUN = (CONFIG, ENVIRONMENT, METRICS, CLIP_CONFIG, TOKENIZER, WEIGHTS, STATE, *OF_EVALUATION, REPORT)
+"""Files that earlier versions wrote under a name that could be known, `.NAME.partial`, before they were whole."""
+
+
 def remove_partial_files(run_dir: Path) -> None:
-    """What a killed training was about to write; what lies in `evaluations` is of others, who may be writing now."""
-    for partial in run_dir.rglob(".*.partial"):
-        if partial.relative_to(run_dir).parts[0] != EVALUATIONS:
+    """What a killed training of an earlier version was about to write; `writing` removes what this one was."""
+    for name in OF_A_RUN:
+        path = run_dir / name
+        partial = path.with_name(f".{path.name}.partial")
+        if partial.is_file() and not partial.is_symlink():
             partial.unlink(missing_ok=True)
 
 

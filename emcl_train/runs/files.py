@@ -326,6 +326,8 @@ def write_json_atomic(path: Path, value: object) -> None:
 
 def raise_if_disk_full(error: BaseException, path: Path) -> None:
     """Raise a UserError if `error`, or what caused it, means that nothing more can be written to `path`."""
+    if isinstance(error, UserError):  # which says it already, and how much room is wanted
+        return
     for cause in causes(error):
         # safetensors gives the number in the text alone.
         in_text = isinstance(cause, SafetensorError) and any(f"(os error {code})" in str(cause) for code in DISK_FULL)
@@ -370,7 +372,7 @@ def keep_lines(path: Path, count: int) -> None:
             f"{path} has {len(lines)} lines but the saved state was written after {count}; "
             f"the run folder was changed by hand, start again with another --out"
         )
-    write_text_atomic(path, b"".join(lines[:count]).decode())
+    write_atomic(path, lambda file: file.write(b"".join(lines[:count])))
 
 
 def count_lines(path: Path) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.errors import UserError
-from emcl_train.runs.checksums import checksum_of
+from emcl_train.runs.checksums import checksum_of, read_checksums
 from emcl_train.runs.contents import (
     FINISHED,
     METRICS,
@@ -103,13 +103,19 @@ def require_finished(run_dir: Path) -> None:
         )
 
 
-def require_weights_of_the_end(run_dir: Path) -> None:
-    """Raise a UserError if the weights of a finished run are there, and are not those that its training ended with."""
+def require_weights_of_the_end(run_dir: Path, *, compared: bool = False) -> None:
+    """Raise a UserError if the weights of a finished run are there, and are not those that its training ended with.
+
+    Args:
+        run_dir: the run's folder.
+        compared: whether the weights were compared with `checksums.json` already, so that they need not be read again.
+    """
     noted = (read_mark(run_dir) or {}).get("weights")
     path = run_dir / WEIGHTS
     if noted is None or not path.is_file():
         return
-    if checksum_of(path) != noted:
+    known = read_checksums(run_dir).get(WEIGHTS) if compared else None
+    if noted not in (known or [checksum_of(path)]):
         raise UserError(
             f"{path} is damaged or was replaced: it is not what the training ended with, as {FINISHED} beside it says; "
             "copy it again, or train again with another --out"

@@ -15,7 +15,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -103,22 +103,30 @@ class Writer:
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def has_ended(self, *, unlocked: bool) -> bool:
+    def has_ended(self, *, unlocked: bool | None) -> bool:
         """Whether it is certain that the process has ended, and its number or its lock says so.
 
         Args:
-            unlocked: the kernel was asked, and nobody has the record locked.
+            unlocked: whether nobody has the record locked; None if the kernel was not asked, or does not know.
         """
         here = this_machine()
         if self.boot == here.boot:
             if self.space == here.space and (here.boot or self.machine == here.name):
                 return not runs(self.process, self.started)
             # A process that cannot be seen from here, as in another container: the kernel knows it by its lock.
-            return bool(here.boot) and self.locked and unlocked
+            return bool(here.boot) and self.locked and unlocked is True
 
-        # This machine was started again since.
-        same = not (self.identity and here.identity) or self.identity == here.identity
-        return self.machine == here.name and same
+        # This machine was started again since. Names alone do not say that: containers on two machines may share one.
+        same = bool(self.identity) and self.identity == here.identity
+        return self.machine == here.name and same and unlocked is not False
+
+    @property
+    def is_this_process(self) -> bool:
+        """Whether it is the one that asks. Processes of two containers may have the same number."""
+        here = Writer.here()
+        return all(
+            getattr(self, name) == getattr(here, name) for name in ("process", "machine", "started", "boot", "space")
+        )
 
     @property
     def is_near(self) -> bool:
@@ -150,6 +158,7 @@ def writing(folder: Path, *, deep: bool = False) -> Iterator[None]:
     try:
         with _recorded(folder / RECORD, folder):
             require_quiet(folder, here=True)
+            _beside(folder).require_free(here=True)  # who makes a folder of this name, to appear when it is whole
             finish_change(folder)
             clear_partial(folder.parent, of=folder.name, ours=True)
             for inside in _folders(folder) if deep else [folder]:
@@ -171,9 +180,16 @@ def making(path: Path) -> Iterator[None]:
         UserError: another process makes it, which is named, or it cannot be locked.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _recorded(path.with_name(f".{path.name}{RECORD}"), path):
+    with _recorded(_beside(path).path, path):
+        require_quiet(path, here=True)
         clear_partial(path.parent, of=path.name, ours=True)
         yield
+
+
+def _beside(path: Path) -> "_Record":
+    """The record of whoever makes a file or a folder."""
+    named = path if path.name not in ("", "..") else Path(os.path.abspath(path))
+    return _Record(named.parent / f".{named.name}{RECORD}", path)
 
 
 def require_quiet(folder: Path, *, here: bool = False) -> None:
@@ -184,7 +200,7 @@ def require_quiet(folder: Path, *, here: bool = False) -> None:
         here: not if it is this process.
     """
     for held in (folder, *_around(folder)):
-        _Record(held / RECORD, held).require_free(unless=os.getpid() if here else None)
+        _Record(held / RECORD, held).require_free(here=here)
 
 
 def settle(folder: Path) -> None:
@@ -273,11 +289,11 @@ class _Record:
         finally:
             os.close(descriptor)
 
-    def require_free(self, *, unless: int | None = None, take_over: bool = False) -> None:
+    def require_free(self, *, here: bool = False, take_over: bool = False) -> None:
         """Raise a UserError if somebody has the record.
 
         Args:
-            unless: the process with this number may have it.
+            here: this process may have it.
             take_over: remove the record of a process that has ended.
         """
         for _ in range(MOMENTS):
@@ -294,11 +310,11 @@ class _Record:
                 writer = Writer.of(os.read(descriptor, LARGEST_RECORD))
                 unlocked = self._is_unlocked(descriptor)
                 if writer is not None:
-                    if writer.has_ended(unlocked=unlocked is True):
+                    if writer.has_ended(unlocked=unlocked):
                         if take_over:
                             self._remove(descriptor)
                         return
-                    if writer.process == unless and writer.boot == this_machine().boot:
+                    if here and writer.is_this_process:
                         return
                     raise self._busy(writer, certain=unlocked is False or writer.is_near)
             finally:
@@ -330,7 +346,8 @@ class _Record:
                 f"{self.what} cannot be written: {error.strerror}; choose another place, or change the permissions"
             ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # on a disk that may only be read, also for what is not there
+                temporary.unlink(missing_ok=True)
 
     def _new(self, path: Path, text: bytes) -> int:
         """A new file with this text, open and locked."""

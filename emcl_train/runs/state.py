@@ -17,6 +17,7 @@ from emcl_train.errors import UserError
 from emcl_train.reading.plain_files import require_regular
 from emcl_train.runs.checksums import require_unchanged, whole_noted
 from emcl_train.runs.contents import STATE, WEIGHTS, run_of
+from emcl_train.runs.finished import require_weights_of_the_end
 from emcl_train.runs.torch_file import load_torch_file
 
 
@@ -41,7 +42,7 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Tensor]:
         require_regular(path)
         require_unchanged(path, way_out)
         return load_file(path)
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # the library, and torch behind it, raise whatever damaged bytes lead to
         raise UserError(f"{path} cannot be read as safetensors ({error}); {way_out}") from error
@@ -61,7 +62,9 @@ def read_weights(run_dir: Path) -> dict[str, Tensor]:
             f"{run_dir} has no {WEIGHTS} yet, which holds the weights of the best epoch; let the training run finish "
             "an epoch, or go on with it by `emcl-train train RECIPE --resume`"
         )
-    return read_tensors(path, "copy it again, or train again")
+    weights = read_tensors(path, "copy it again, or train again")
+    require_weights_of_the_end(run_dir, compared=True)
+    return weights
 
 
 def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -114,8 +114,20 @@ def _exchange(folder: Path, renamed: dict[str, str], removed: list[str]) -> bool
         return False
 
     flush(folder.parent)
+    _keep_what_others_put(there=new, into=folder, gone=gone)
     shutil.rmtree(new, ignore_errors=True)  # the old one, by now
     return True
+
+
+def _keep_what_others_put(there: Path, into: Path, gone: set[str]) -> None:
+    """Move files that came into a folder, or were replaced there, while the one in its place was being filled."""
+    with os.scandir(there) as entries:
+        for entry in entries:
+            kept = into / entry.name
+            if entry.name in gone:
+                continue
+            if not os.path.lexists(kept) or not os.path.samestat(entry.stat(follow_symlinks=False), kept.lstat()):
+                os.replace(entry.path, kept)
 
 
 def _holds_files_alone(folder: Path) -> bool:

@@ -181,6 +181,8 @@ class Run:
         self.step = 0
         self.best_score = -math.inf
         self.best_epoch = -1
+        self.selected: dict[str, Tensor] | None = None
+        """The weights of the best epoch, until they are written."""
         self.resume(saved)
 
     def environment(self, saved: TrainingState | None) -> dict[str, object]:
@@ -290,6 +292,7 @@ class Run:
             self.epoch += 1
             self.batch = 0
             self.save()
+            self.save_selected()
             self.print(validated)
 
     def fit_epoch(self) -> float:
@@ -420,7 +423,7 @@ class Run:
         if best:
             self.best_score = score
             self.best_epoch = self.epoch + 1
-            checkpoint.save_tensors_atomic(self.out / contents.WEIGHTS, weights)
+            self.selected = weights
 
         return (
             f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {SELECTED_BY[split.name]} R@1: "
@@ -460,6 +463,16 @@ class Run:
         checkpoint.save_state(self.out, state)
         (self.out / BEGUN).unlink(missing_ok=True)
 
+    def save_selected(self) -> None:
+        """The weights of the epoch that was just validated, if it is the best.
+
+        After the state, which knows of them: a run that was killed between the two writes them when it goes on. The
+        other way round they would be of an epoch that the run, going on from the state before it, has not done.
+        """
+        if self.selected is not None:
+            checkpoint.save_tensors_atomic(self.out / contents.WEIGHTS, self.selected)
+            self.selected = None
+
     def resume(self, state: TrainingState | None) -> None:
         """Take up the last saved state, if there is one."""
         if not self.config.resume:
@@ -498,6 +511,13 @@ class Run:
         self.step = state.step
         self.best_score = state.best_score
         self.best_epoch = state.best_epoch
+
+        # What a killed run had still to do after its last state.
+        if self.accelerator.is_main_process:
+            (self.out / BEGUN).unlink(missing_ok=True)
+            if state.batch == 0 and state.best_epoch == state.epoch and not self.was_finished:
+                self.selected = state.model
+                self.save_selected()
         self.print(f"resuming {self.out} after step {self.step} of {self.total_steps}")
         if state.steps and state.steps["processes"] != self.processes:
             self.print(

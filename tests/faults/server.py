@@ -326,6 +326,7 @@ def _become(request: Request, folder: Path, stopper: ctypes.CDLL, pipe: tuple[in
     """Put a child into the place of a program that was just started for a command."""
     import resource
 
+    gc.freeze()
     gc.enable()
     os.setsid()
     libc = ctypes.CDLL(None, use_errno=True)

@@ -6,7 +6,6 @@ What must come of it: the file is read, or one UserError in one line that names 
 process, more memory or time than a file of its size needs, a file written, or code run.
 """
 
-import gc
 import json
 import os
 import resource
@@ -74,8 +73,6 @@ def _in_a_child(work: Callable[[], str]) -> str:
     child = os.fork()
     if child == 0:
         code = 1
-        # What is garbage by now stays it: a decoder would wait for its threads, which a fork has not.
-        gc.freeze()
         try:
             os.close(reading)
             _limit()

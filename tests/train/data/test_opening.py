@@ -1,7 +1,9 @@
 """A name in annotations is a path to a regular file, whatever it looks like, and a film within its limits."""
 
+import gc
 import http.server
 import os
+import signal
 import socket
 import struct
 import threading
@@ -9,6 +11,8 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 from tiny_videos import write_data_set, write_video
 
@@ -273,3 +277,18 @@ def test_plain_sound_may_have_more_samples_than_bytes(tmp_path):
 def test_every_other_track_may_not(handler, step, tmp_path):
     path = of_one_track(tmp_path / "a.mov", handler, step, size=1, samples=6_000_000)
     assert "stsz announces 6000000 entries" in str(excess_of(path))
+
+
+def test_a_fork_frees_nothing_that_has_threads_of_its_parent():
+    frame = av.VideoFrame.from_ndarray(np.zeros((480, 640, 3), np.uint8), format="rgb24")
+    frame.reformat(320, 240, "yuv420p")
+    circle: list[object] = [frame]
+    circle.append(circle)
+    del frame, circle
+
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # what waits for a thread that is not there waits for ever
+        gc.collect()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

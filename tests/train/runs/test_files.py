@@ -215,3 +215,17 @@ def test_halves_of_letters_come_back_from_json(tmp_path):
     files.write_json_atomic(tmp_path / "a.json", value)
     assert files.read_json(tmp_path / "a.json", "") == value
     assert "\u4e00" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_lines_that_are_kept_are_kept_to_the_byte(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"a": "\xff"}\n{"a": 2}\n')
+    files.keep_lines(path, 1)
+    assert path.read_bytes() == b'{"a": "\xff"}\n'
+
+
+def test_an_error_that_says_how_much_room_is_wanted_is_not_replaced(tmp_path):
+    full = UserError("a takes 7 GB")
+    full.__cause__ = OSError(errno.ENOSPC, "full")
+    with pytest.raises(UserError, match="takes 7 GB"), whole(tmp_path / "a"):
+        raise full

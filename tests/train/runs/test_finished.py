@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from fake_run import make_run
 from safetensors.torch import load_file
 from tiny_evaluation import tiny_config, tiny_data, tiny_model
@@ -23,7 +24,7 @@ from emcl_train.runs.finished import (
     require_state,
     require_weights_of_the_end,
 )
-from emcl_train.runs.state import save_tensors_atomic
+from emcl_train.runs.state import read_weights, save_tensors_atomic
 from emcl_train.training.seeds import train_seeds
 from emcl_train.training.start import open_run_folder
 
@@ -131,6 +132,20 @@ def test_weights_that_were_replaced_stop_seeds_that_go_on(tmp_path):
     config.out, config.seeds, config.resume = tmp_path / "s", 1, True
     with pytest.raises(UserError, match="is damaged or was replaced"):
         train_seeds(config)
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_weights_that_are_not_those_of_the_mark_are_not_read(run, noted):
+    save_tensors_atomic(run / "model.safetensors", {"w": torch.arange(3.0)})
+    mark_finished(run, epochs=6, steps=60)
+    assert read_weights(run)["w"].tolist() == [0, 1, 2]
+
+    # Whole weights of another training, with a checksum or, as of an earlier version, without one.
+    save_tensors_atomic(run / "model.safetensors", {"w": torch.arange(4.0)})
+    if not noted:
+        (run / "checksums.json").unlink()
+    with pytest.raises(UserError, match=r"^[^(]*model\.safetensors is damaged or was replaced: .* as finished\.json"):
+        read_weights(run)
 
 
 # Going on without a state.

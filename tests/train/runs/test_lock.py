@@ -142,6 +142,7 @@ GONE = {
     "another container, and nobody has it locked": ENDED | {"space": "pid:[1]", "locked": True},
 }
 THERE = {
+    "a machine of the same name, of which nothing else is known": {"identity": "", "boot": "theirs"},
     "another machine": ENDED | {"machine": "elsewhere", "boot": "theirs"},
     "another machine of the same name": {"identity": "theirs", "boot": "theirs"},
     "another container that takes no locks": ENDED | {"space": "pid:[1]", "locked": False},
@@ -150,6 +151,8 @@ THERE = {
 
 @pytest.mark.parametrize("changes", GONE.values(), ids=GONE)
 def test_whoever_has_ended_on_this_machine_is_taken_over(tmp_path, changes):
+    if "boot" in changes and not Writer.here().identity:
+        pytest.skip("this machine has no identity")
     put_record(tmp_path, **changes)
     enter(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -164,6 +167,40 @@ def test_whoever_cannot_be_seen_is_not_taken_over_and_the_way_out_is_said(tmp_pa
     with pytest.raises(UserError, match=rf"if that process has ended, remove {tmp_path / RECORD}$"):
         enter(tmp_path)
     assert (tmp_path / RECORD).read_bytes() == before
+
+
+def test_a_machine_that_was_started_again_and_has_it_locked_is_another(tmp_path, other):
+    process = other(tmp_path)
+    record = tmp_path / RECORD
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"boot": "before"}))
+    with pytest.raises(UserError, match=rf"process {process.pid} on"):
+        enter(tmp_path)
+
+
+def test_a_process_of_the_same_number_in_another_container_is_not_this_one(tmp_path):
+    put_record(tmp_path, locked=False)
+    require_quiet(tmp_path, here=True)
+    put_record(tmp_path, locked=False, space="pid:[1]")
+    with pytest.raises(UserError, match="another process writes"):
+        require_quiet(tmp_path, here=True)
+
+
+@pytest.mark.parametrize(("first", "second"), [("writing", "making"), ("making", "writing")])
+def test_who_writes_into_a_folder_and_who_makes_it_see_each_other(tmp_path, other, mode, first, second):
+    process = other(tmp_path / "new", how=first)
+    with pytest.raises(UserError, match=rf"another process writes to .*new: process {process.pid} on"):
+        enter(tmp_path / "new", getattr(lock, second))
+
+
+def test_a_disk_that_may_only_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UserError, match=r"run cannot be written: Read-only file system; choose another place"):
+        enter(tmp_path / "run")
 
 
 def test_letters_that_move_a_terminal_are_not_shown(tmp_path):

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import random
-import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -232,10 +231,11 @@ def test_leftovers_of_a_killed_write_are_removed(tmp_path):
     (tmp_path / "state").mkdir()
     for name in (".results.json.partial", "state/.latest.pt.partial", "results.json"):
         (tmp_path / name).touch()
-    evaluation = tmp_path / "evaluations" / "em-block-3" / ".results.json.partial"  # of a process that may be at it
-    evaluation.parent.mkdir(parents=True)
-    evaluation.touch()
+    others = ("evaluations/em-block-3/.results.json.partial", ".thesis.partial", "state/.sync.partial/a")
+    for path in (tmp_path / name for name in others):  # of processes that may be at it, and of the user's
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     contents.remove_partial_files(tmp_path)
-    assert evaluation.exists()
-    shutil.rmtree(tmp_path / "evaluations")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["results.json", "state"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(
+        (*others, "results.json")
+    )

@@ -15,6 +15,7 @@ from killed import killed_at_each_step
 
 from emcl_train import cli
 from emcl_train.errors import UserError
+from emcl_train.runs import together as together_file
 from emcl_train.runs.evaluations import Evaluation, set_aside
 from emcl_train.runs.files import JOURNAL, current, partial_of, remove, write_text_atomic
 from emcl_train.runs.folder import load_run
@@ -107,6 +108,27 @@ def test_where_a_folder_holds_files_alone_nobody_ever_sees_both(tmp_path):
         assert content(folder) in (OLD, NEW)
         old()
     assert content(folder) == NEW
+
+
+def test_what_others_put_there_meanwhile_is_kept(tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in OLD:
+        (folder / name).write_text("old")
+    (folder / "notes").write_text("before")
+    flush = together_file.flush
+
+    def flush_late(path):
+        flush(path)
+        if path.parent == tmp_path and path != folder:  # the second folder is whole, and has not its place yet
+            (folder / "of an editor").write_text("saved")
+            (folder / "notes.new").write_text("after")
+            os.replace(folder / "notes.new", folder / "notes")
+
+    monkeypatch.setattr(together_file, "flush", flush_late)
+    renew(folder)
+    assert content(folder) == NEW | {"notes": "after", "of an editor": "saved"}
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_a_block_that_raises_leaves_everything_as_it_was(folder):

@@ -86,13 +86,13 @@ def run_until_killed(config, owner, name, is_moment):
     run(config)
 
 
-def of_state(number):
-    """Before the state file of this number takes its place."""
+def before(name, number):
+    """Before the file of this name takes its place for this time."""
     seen = 0
 
     def is_moment(_, source, target):
         nonlocal seen
-        seen += str(target).endswith(contents.STATE)
+        seen += str(target).endswith(name)
         return seen == number
 
     return is_moment
@@ -101,8 +101,9 @@ def of_state(number):
 MOMENTS = {
     "before the first state": (run_files, "append_line", lambda call, *_: call == 2),
     "between two states": (run_files, "append_line", lambda call, *_: call == 8),
-    "while a state is written in an epoch": (os, "replace", of_state(3)),
-    "after the weights, before the state of the epoch": (os, "replace", of_state(2)),
+    "while a state is written in an epoch": (os, "replace", before(contents.STATE, 3)),
+    "before the state of the epoch": (os, "replace", before(contents.STATE, 2)),
+    "after the state of the first epoch, before its weights": (os, "replace", before(contents.WEIGHTS, 1)),
     "before the results": (trainer, "evaluate_run", lambda *_: True),
 }
 
