@@ -4,6 +4,7 @@ The maths is in emcl_kernels/reference.py, that of the pooled similarity in refe
 made of the same functions with other products (products.py).
 """
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -98,7 +99,8 @@ class Functions:
                 eps=eps,
                 products=self.products,
             )
-        return y.to(x.dtype), mean_bases, responsibilities, forms.overflow_as_nan(scale)
+        scale = scale.where(scale > 0, math.nan)  # forms.overflow_as_nan, without a call
+        return y.to(x.dtype), mean_bases, responsibilities, scale
 
 
 def em_fit(gram: Tensor, logits: Tensor, num_iters: int, temperature: float, eps: float) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ def test_a_flipped_byte_is_found_by_verify_and_by_whatever_reads_the_file(run, c
     flip(run / name, place)
     assert cli.main(["verify", str(run)]) == 1
     assert f"damaged: {run / name}" in capsys.readouterr().out
-    with pytest.raises(UserError, match=f"{name} is damaged or was replaced: .*verify .* --accept"):
+    with pytest.raises(UserError, match=rf"^[^(]*{name} is damaged or was replaced: .*verify .* --accept"):
         READERS[name](run)
 
 
