@@ -14,7 +14,7 @@ from emcl_train.reading.clip_fields import MOST_TOKENS
 from emcl_train.reading.plain_files import LARGEST_DESCRIPTION, parse_json, read_regular
 from emcl_train.reading.tokenizer_files import LARGEST, build, read_content
 from emcl_train.reading.values import one_of, switch
-from emcl_train.weights.hub import TRANSFORMERS_CONFIG, file_of, hub_options
+from emcl_train.weights.hub import TRANSFORMERS_CONFIG, optional_file
 
 TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 VOCABULARY, MERGES, WORDS, ADDED = "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json"
@@ -62,8 +62,10 @@ def _put_known_files(name: str, place: Path) -> None:
             )
     known = _known_settings(_described(name, SPECIAL), f"{SPECIAL}: ") | _known_settings(settings, f"{SETTINGS}: ")
 
-    tokenizer = _optional(name, TOKENIZER)
-    others = {file: path for file in (VOCABULARY, MERGES, WORDS, ADDED) if (path := _optional(name, file)) is not None}
+    tokenizer = optional_file(name, TOKENIZER)
+    others = {
+        file: path for file in (VOCABULARY, MERGES, WORDS, ADDED) if (path := optional_file(name, file)) is not None
+    }
     if tokenizer is not None:
         content = read_content(tokenizer)
         build(content)
@@ -145,7 +147,7 @@ REQUIRE = {VOCABULARY: _require_vocabulary, ADDED: _require_vocabulary}
 
 def _described(name: str, file: str) -> dict[str, Any]:
     """A description in JSON; {} if there is none."""
-    path = _optional(name, file)
+    path = optional_file(name, file)
     if path is None:
         return {}
     try:
@@ -155,22 +157,3 @@ def _described(name: str, file: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"its {file} holds a {type(content).__name__}, expected an object")
     return content
-
-
-def _optional(name: str, file: str) -> Path | None:
-    """A file that a checkpoint may lack.
-
-    Raises:
-        OSError: whether it lacks it cannot be found out.
-    """
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        return file_of(name, file)
-    except LocalEntryNotFoundError:
-        # Of earlier downloads all that there were are here; otherwise the hub has failed to answer for this file.
-        if not hub_options(name):
-            raise
-        return None
-    except (EntryNotFoundError, FileNotFoundError):
-        return None

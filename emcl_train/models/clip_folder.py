@@ -23,6 +23,7 @@ from emcl_train.weights.hub import (
     file_of,
     hub_options,
     not_loaded,
+    optional_file,
     require_place,
 )
 from emcl_train.weights.open_clip import OPEN_CLIP_CONFIG, prepared_otherwise
@@ -138,15 +139,21 @@ def _weights_in(folder: Path) -> Iterator[Path]:
 
 
 def _require_weights_alone(name: str) -> None:
-    """Raise a UserError where a folder would lead transformers to other files, or unpacks to more than it may."""
+    """Raise a UserError where a checkpoint would lead transformers to other files, or unpacks to more than it may."""
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return
-    if (folder / ADAPTERS).exists():
+    try:
+        adapters = (folder / ADAPTERS).exists() or optional_file(name, ADAPTERS) is not None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
+        ) from error
+    if adapters:
         raise UserError(
             f"model.clip is {name}, which holds {ADAPTERS}: adapters, which name the model that they belong to. Merge "
             f"them into it, and save it by save_pretrained; {CLIP_WAY_OUT}"
         )
+    if not folder.is_dir():
+        return
 
     # An index names the files that the weights are spread over.
     for index in sorted(folder.glob("*.index.json")):

@@ -4,6 +4,7 @@ All configurations of CLIP go through here, whoever wrote them: a run's own, a f
 metadata of an exported file, that of stored features. Known settings are taken, of their kinds and within bounds.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def read_clip_config(run_dir: Path, weights: Path | None = None) -> dict[str, An
         UserError: the file is damaged, or describes towers that its weights are too few for.
     """
     path = run_dir / CLIP_CONFIG
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     content = read_json(path, "copy it again from the run, or train anew", keys=(), largest=LARGEST_DESCRIPTION)
     most = _numbers_of(run_dir) if weights is None or weights == run_dir / WEIGHTS else numbers_in(weights)

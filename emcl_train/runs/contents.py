@@ -4,6 +4,7 @@ Nothing here needs torch.
 """
 
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def load_environment(run_dir: Path) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     path = run_dir / ENVIRONMENT
-    return dict(read_json(path, "copy it again, or train anew", keys=())) if path.is_file() else {}
+    return dict(read_json(path, "copy it again, or train anew", keys=())) if os.path.lexists(path) else {}
 
 
 def run_of(folder: Path) -> str | None:

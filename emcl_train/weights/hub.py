@@ -79,6 +79,25 @@ def file_of(name: str, file: str) -> Path:
     return Path(hf_hub_download(name, file, **hub_options(name)))
 
 
+def optional_file(name: str, file: str) -> Path | None:
+    """A file that a checkpoint may lack, or None.
+
+    Raises:
+        OSError: whether it lacks it cannot be found out.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return file_of(name, file)
+    except LocalEntryNotFoundError:
+        # Of earlier downloads all that there were are here; otherwise the hub has failed to answer for this file.
+        if not hub_options(name):
+            raise
+        return None
+    except (EntryNotFoundError, FileNotFoundError):
+        return None
+
+
 def not_loaded(name: str, error: Exception) -> str:
     """Why `from_pretrained` failed, in a line."""
     if not is_place(name) and (silent := why_silent(name)) is not None:

@@ -30,31 +30,34 @@ Make = Callable[[Path], Path]
 Read = Callable[[Path], object]
 
 
-def held(make: Make, read: Read, folder: Path | None = None) -> str:
+def held(make: Make, read: Read, folder: Path | None = None, *, refused: bool | None = None) -> str:
     """What came of reading a file: "" if all is as it must be, else what was wrong.
 
     Args:
         make: writes the file into the folder that it is given, and returns what is to be read.
         read: reads it.
         folder: where; None: a temporary folder.
+        refused: whether it must be refused (True) or read (False); None: either.
     """
     with tempfile.TemporaryDirectory(dir=folder) as place:
         path = make(Path(place))
         before = _listing(Path(place))
-        wrong = _in_a_child(lambda: _read(read, path))
+        wrong = _in_a_child(lambda: _read(read, path, refused))
         after = _listing(Path(place))
         if before != after and not wrong:
             wrong = f"it wrote {sorted(after.symmetric_difference(before))}"
         return wrong
 
 
-def _read(read: Read, path: Path) -> str:
+def _read(read: Read, path: Path, refused: bool | None) -> str:
     from emcl_train.errors import UserError
 
     try:
         read(path)
     except UserError as error:
         text = str(error)
+        if refused is False:
+            return f"it was refused: {text[:500]}"
         if "\n" in text:
             return f"an error of several lines: {text[:500]!r}"
         if path.name not in text and path.parent.name not in text:
@@ -64,7 +67,7 @@ def _read(read: Read, path: Path) -> str:
         return ""
     except BaseException:
         return traceback.format_exc()[-1500:]
-    return ""
+    return "it was read" if refused else ""
 
 
 def _in_a_child(work: Callable[[], str]) -> str:

@@ -578,6 +578,38 @@ CASES: dict[str, tuple[Read, dict[str, Make]]] = {
 """Each reader with the files that it is tried on."""
 
 
+def good_torchscript(folder: Path) -> Path:
+    save_torchscript(good_state(), folder / "s.pt", traced=True)
+    return folder / "s.pt"
+
+
+GOOD: dict[str, Make] = {
+    "torchscript": good_torchscript,
+    "torch": saved(lambda: {"state_dict": good_state(), "epoch": 3}),
+    "safetensors": with_metadata(good_config()),
+    "configuration": changed_config(("projection_dim",), json.loads(good_config())["projection_dim"]),
+    "folder": clip_folder(lambda _: None),
+    "tokenizer": tokenizer_with(),
+    "tokenizer folder": tokenizer_folder(PAD | {"tokenizer_class": "PreTrainedTokenizerFast"}),
+}
+"""For each reader, a file that it must read."""
+
+REFUSED: dict[str, tuple[str, ...]] = {
+    "torchscript": ("code", "code by another instruction", "attributes of a function", "modules without end",
+                    "a number repeated", "behind its storage", "a packed storage"),
+    "torch": ("code", "code in a pickle", "dicts without end", "a number repeated", "a packed storage", "a tar"),
+    "safetensors": ("a header that is nested", "a shape without values", "offsets behind the end",
+                    "a configuration of many layers"),
+    "configuration": ("nested", "a number of many digits", "a list", "a named pipe", "a large file"),
+    "folder": ("adapters", "weights elsewhere", "weights with code", "weights that are packed", "many layers"),
+    "tokenizer": ("padded without end", "a pattern that takes for ever", "normalizers in normalizers", "nested",
+                  "a named pipe", "large"),
+    "tokenizer folder": ("a class that is a list", "nested settings", "a tokenizer that ends the process",
+                         "a vocabulary of great numbers"),
+}  # fmt: skip
+"""For each reader, those of its files that must not be read; what others are read as does no harm."""
+
+
 # --- Any number more ----------------------------------------------------------------------------------------------
 
 

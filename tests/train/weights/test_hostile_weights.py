@@ -2,7 +2,7 @@
 
 import pytest
 from hostile import held
-from hostile_weights import CASES, random_case
+from hostile_weights import CASES, GOOD, REFUSED, random_case
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -16,7 +16,14 @@ TOGETHER = "configuration"
 )
 def test_a_hostile_file_is_read_or_named(reader, name):
     read, cases = CASES[reader]
-    assert held(cases[name], read) == ""
+    assert held(cases[name], read, refused=True if name in REFUSED[reader] else None) == ""
+
+
+@pytest.mark.parametrize("reader", CASES)
+def test_a_good_file_is_read(reader):
+    read, cases = CASES[reader]
+    assert held(GOOD[reader], read, refused=False) == ""
+    assert set(REFUSED[reader]) <= set(cases)
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -24,6 +31,12 @@ def test_hostile_settings_are_left_alone_or_named(part):
     read, cases = CASES[TOGETHER]
     names = list(cases)[part * 5 :: 20]
     assert {name: wrong for name in names if (wrong := held(cases[name], read))} == {}
+
+
+@pytest.mark.parametrize("name", REFUSED[TOGETHER])
+def test_hostile_settings_are_refused(name):
+    read, cases = CASES[TOGETHER]
+    assert held(cases[name], read, refused=True) == ""
 
 
 def test_files_that_are_spoiled_at_random_are_read_or_named():

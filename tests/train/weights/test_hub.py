@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from hostile_weights import clip_folder, edited
 
 from emcl_train import cli
 from emcl_train.config import ModelConfig, RunConfig
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
 from emcl_train.models import look_at_clip
+from emcl_train.models.clip_folder import pretrained_clip
 from emcl_train.weights import hub
 
 NAME = "nobody/clip"
@@ -64,3 +66,18 @@ def test_files_are_looked_at_before_the_hub(tmp_path, asked):
     with pytest.raises(UserError, match=r"model.init_from is .*none.bin, where there is no file"):
         look_at_clip(ModelConfig(clip="random", init_from=tmp_path / "none.bin"))
     assert asked == []
+
+
+def test_adapters_of_the_hub_are_not_followed(tmp_path, monkeypatch):
+    folder = clip_folder(edited("adapter_config.json", base_model_name_or_path="attacker/evil"))(tmp_path)
+
+    def served(name, file, **_):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(file)
+        return str(folder / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", served)
+    monkeypatch.setattr(hub, "why_silent", lambda name: None)
+    monkeypatch.setattr("transformers.CLIPModel.from_pretrained", lambda *_, **__: pytest.fail("it was followed"))
+    with pytest.raises(UserError, match=r"nobody/clip, which holds adapter_config.json: adapters"):
+        pretrained_clip(NAME)
