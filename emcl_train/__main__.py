@@ -1,8 +1,6 @@
 """`python -m emcl_train`, the same as `emcl-train`."""
 
-import sys
-
-from emcl_train.cli import main
+from emcl_train.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_type_hints
 
 import tyro
 from tyro.conf import Positional
@@ -28,6 +28,8 @@ from emcl_train.config import (
 from emcl_train.endings import (
     AFTER_A_SIGNAL,
     READER_GONE,
+    Ended,
+    end_with,
     is_want_of_memory,
     open_missing_streams,
     received,
@@ -39,8 +41,8 @@ from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
 from emcl_train.runs.contents import STATE, check_run_folder, load_config, require_run, seed_folders
-from emcl_train.runs.files import require_folder, require_free
-from emcl_train.runs.lock import without_locks, writing
+from emcl_train.runs.files import require_folder
+from emcl_train.runs.lock import require_new, without_locks, writing
 from emcl_train.terminal import Output, console_of, escaped, tell, tolerant_output
 from emcl_train.weights.hub import require_places
 
@@ -94,17 +96,27 @@ class EmbedRunArguments:
     """Store the features of every token too, as the head "wti" needs them."""
 
 
+def program() -> NoReturn:
+    """The program `emcl-train`: `main` on what it was started with, and the end of the process."""
+    end_with(main())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code, which docs/cli.md explains."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     open_missing_streams()
-    with tolerant_output() as output, signals_as_exceptions():
-        try:
-            code = run_command(arguments)
-        except SystemExit as end:  # of tyro: after a command's help, or a flag that there is not
-            code = end.code if isinstance(end.code, int) else 0
-            raise SystemExit(code_after_printing(code, [], output)) from None
-        return code_after_printing(code, arguments, output)
+    code = None
+    try:
+        with tolerant_output() as output, signals_as_exceptions():
+            try:
+                code = run_command(arguments)
+            except SystemExit as end:  # of tyro: after a command's help, or a flag that there is not
+                code = end.code if isinstance(end.code, int) else 0
+                raise SystemExit(code_after_printing(code, [], output)) from None
+            code = code_after_printing(code, arguments, output)
+    except Ended:  # before the command began, or when its work was done
+        return code_of_signal(received()) or 1 if code is None else code
+    return code
 
 
 def run_command(arguments: list[str]) -> int:
@@ -347,7 +359,7 @@ def run_eval(folder: str, arguments: list[str]) -> int:
     with of_command(Command(flags_of(EvalArguments), "eval.", elsewhere=OF_THE_RUN)):
         check_config(replace(config, eval=asked.settings, emcl=asked.emcl))
         if asked.out is not None:
-            require_free(asked.out)
+            require_new(asked.out)
         say_if_ended(lambda: f"the figures in {run} are as they were, or whole and new; run the command again")
 
         from emcl_train.evaluation.run import evaluate_run
@@ -396,7 +408,7 @@ def embed_recipe(recipe: str, arguments: list[str]) -> None:
 
     with of_command(Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})):
         check_config(replace(config, from_features=None))
-        require_free(config.out)
+        require_new(config.out)
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
 
@@ -415,7 +427,7 @@ def embed_run(run: Path, arguments: list[str]) -> None:
 
     with of_command(Command(flags_of(EmbedRunArguments), elsewhere=OF_THE_RUN)):
         check_config(replace(config, from_features=None))
-        require_free(asked.out)
+        require_new(asked.out)
         say_if_ended(lambda: f"{asked.out} appears when it is whole, and is not there; run the command again")
 
         from emcl_train.data.cache import say_if_elsewhere
@@ -438,7 +450,7 @@ def export(
         layout: Whose names: of the whole model CLIP4Clip's or the EMCL release's, of CLIP OpenAI's or transformers'.
     """
     load_config(run)
-    require_free(out, "choose another name")
+    require_new(out, "choose another name")
     say_if_ended(lambda: f"{out} appears when it is whole: {_is_there(out)}")
     from emcl_train.tools.export import export_run
 
@@ -446,7 +458,7 @@ def export(
 
 
 def _is_there(out: Path) -> str:
-    return "it is there" if out.exists() else "it is not there; run the command again"
+    return "it is there, and no more is to be done" if out.exists() else "it is not there; run the command again"
 
 
 def shapes(root: Positional[Path], shapes: Annotated[ShapesConfig, tyro.conf.arg(name="")]) -> None:

@@ -8,10 +8,13 @@ import errno
 import math
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from emcl_train.errors import UserError, causes
 
@@ -39,6 +42,10 @@ WORKER_KILLED = "killed by signal: killed"
 NOTHING = "nothing was written; run the command again"
 
 _received: int | None = None
+_held_back = 0
+"""Blocks of `held_back` that the main thread is in."""
+_waiting: int | None = None
+"""The signal that came inside one."""
 _what_there_is: Callable[[], str] | None = None
 
 
@@ -59,7 +66,7 @@ def signals_as_exceptions() -> Iterator[None]:
     last = -math.inf
 
     def end(number: int, frame: FrameType | None) -> None:
-        global _received
+        global _received, _waiting
         nonlocal last
 
         # A data worker was forked with this handler. Ctrl-C reaches it too, and the main process then ends it.
@@ -74,6 +81,9 @@ def signals_as_exceptions() -> Iterator[None]:
         now = time.monotonic()
         if now - last > ONE_WISH:
             last = now
+            if _held_back:
+                _waiting = number
+                return
             _received = number
             raise Ended(signal.Signals(number).name)
 
@@ -90,6 +100,35 @@ def signals_as_exceptions() -> Iterator[None]:
         for number, handler in before.items():
             # Once more while the program ends, as torchrun sends it, would end it without its exit code.
             signal.signal(number, signal.SIG_IGN if _received is not None else handler)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let a signal that ends the process wait for the end of the block, which is short.
+
+    A file is made in such a block together with the note of who removes it: between the two nobody would.
+    """
+    global _held_back, _received, _waiting
+    if threading.current_thread() is not threading.main_thread():  # no other one sees signals
+        yield
+        return
+
+    _held_back += 1
+    try:
+        yield
+    finally:
+        _held_back -= 1
+        if not _held_back and _waiting is not None:
+            _received, _waiting = _waiting, None
+            raise Ended(signal.Signals(_received).name)
+
+
+def end_with(code: int) -> NoReturn:
+    """End the program, whose work is done. A signal that comes while it ends changes nothing, and its code neither."""
+    for number in SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL or signal.getsignal(number) is signal.default_int_handler:
+            signal.signal(number, lambda *_: os._exit(code))
+    sys.exit(code)
 
 
 def received() -> int | None:

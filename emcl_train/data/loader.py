@@ -23,6 +23,7 @@ from emcl_train.data.opening import fingerprint, not_settled
 from emcl_train.data.passing import PassingError, passing, raise_together
 from emcl_train.data.tokens import EncodedCaptions, Tokenizer, encoded_captions
 from emcl_train.data.video import VideoError, decode_clip
+from emcl_train.endings import held_back
 from emcl_train.errors import UserError
 from emcl_train.flags import again, flag
 from emcl_train.runs.files import write_text_atomic
@@ -87,14 +88,7 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
     checked = CheckedClips(config)
     pending = [clip for clip in clips if not checked.knows(clip)]
 
-    # A cache of frames is made of all clips or of none, so that it decodes those that are known to be whole as well.
-    writer = None
-    if config.cache_frames:
-        broken = {clip.path for clip in clips if checked.knows(clip) and checked.reason(clip)}
-        wanted = [clip for clip in clips if clip.path not in broken]
-        if wanted and FrameCache.open(config, wanted) is None:
-            writer = FrameCacheWriter.begin(config, wanted)
-            pending = wanted if writer else pending
+    writer: FrameCacheWriter | None = None
 
     def decode(clip: Clip) -> _Found:
         """What is found of a clip; trouble that every other one would meet ends the check."""
@@ -113,6 +107,14 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
 
     found: dict[str, _Found] = {}
     try:
+        # A cache of frames is made of all clips or of none, so it decodes those that are known to be whole as well.
+        broken = {clip.path for clip in clips if checked.knows(clip) and checked.reason(clip)}
+        wanted = [clip for clip in clips if clip.path not in broken]
+        if config.cache_frames and wanted and FrameCache.open(config, wanted) is None:
+            with held_back():
+                writer = FrameCacheWriter.begin(config, wanted)
+            pending = wanted if writer else pending
+
         for clip, own in in_parallel(decode, pending, config.workers, "Check clips"):
             found[clip.video_id] = own
             if own.reason is None and own.trouble is None:

@@ -27,7 +27,7 @@ from emcl_train.runs.contents import RESULTS, load_config
 from emcl_train.runs.evaluations import Evaluation, place_for, set_aside, what_differs
 from emcl_train.runs.files import require_free, require_no_link
 from emcl_train.runs.finished import is_finished, weights_so_far
-from emcl_train.runs.lock import making, writing
+from emcl_train.runs.lock import making, require_new, writing
 from emcl_train.runs.places import EVALUATIONS
 from emcl_train.runs.records import selection_of
 from emcl_train.runs.state import read_weights
@@ -155,7 +155,7 @@ def evaluate_run(
         UserError: the folder lacks a file, or the weights are not those of the configuration.
     """
     if out is not None:
-        require_free(out)
+        require_new(out)
     own = load_config(run_dir)
     unfinished = "" if ends_training or is_finished(run_dir) else weights_so_far(run_dir)
     asked = _asked(run_dir, own, unfinished, eval_config, place, emcl, from_features, split)

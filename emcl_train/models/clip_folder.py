@@ -5,11 +5,13 @@ else a folder may hold for it to follow, such as adapters to other models, is re
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import CLIPConfig, CLIPModel
+from transformers.utils import logging
 
 from emcl_train.errors import UserError
 from emcl_train.reading.archives import require_unpacked_size
@@ -106,7 +108,8 @@ def pretrained_clip(name: str, *, goes_on: bool = False) -> CLIPModel:
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
     chosen: dict[str, Any] = {"config": clip_config_in(name), "attn_implementation": ATTENTION, "dtype": torch.float32}
     try:
-        loaded: Any = CLIPModel.from_pretrained(folder, trust_remote_code=False, **chosen, **options)
+        with _without_warnings():  # what is missing, or too much, is said below
+            loaded: Any = CLIPModel.from_pretrained(folder, trust_remote_code=False, **chosen, **options)
         clip, loading = loaded
     except MemoryError:
         raise
@@ -130,6 +133,17 @@ def pretrained_clip(name: str, *, goes_on: bool = False) -> CLIPModel:
             f"them it would be another model; {CLIP_WAY_OUT}"
         )
     return clip.float()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Let transformers say nothing inside the block."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _weights_in(folder: Path) -> Iterator[Path]:

@@ -96,6 +96,26 @@ def note_all(folder: Path, names: list[str]) -> None:
     write_json_atomic(folder / CHECKSUMS, {name: [checksum_of(folder / name)] for name in names})
 
 
+def narrow(folder: Path) -> None:
+    """Note of each file the one checksum that it has, where a process was killed while it replaced the file.
+
+    Raises:
+        UserError: the checksums are damaged.
+        OSError: a file cannot be read.
+    """
+    noted = read_checksums(folder)
+    if all(len(checksums) == 1 for checksums in noted.values()):
+        return
+    for name in [name for name, checksums in noted.items() if len(checksums) > 1]:
+        path = folder / name
+        found = checksum_of(path) if path.is_file() else ABSENT
+        if found == ABSENT and ABSENT in noted[name]:
+            del noted[name]
+        elif found in noted[name]:  # else it is damaged, which its reader says
+            noted[name] = [found]
+    write_json_atomic(folder / CHECKSUMS, noted)
+
+
 def forget(path: Path) -> None:
     """Take a file that has gone out of the checksums of its folder."""
     noted = read_checksums(path.parent)

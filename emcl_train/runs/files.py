@@ -15,7 +15,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
+from emcl_train.endings import held_back
 from emcl_train.errors import UserError, causes
 from emcl_train.flags import again, flag, takes
 from emcl_train.reading.plain_files import LARGEST_JSON, parse_json, read_regular
@@ -138,7 +139,8 @@ def whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_once(path.parent)
-        partial = new_partial(path)
+        with held_back():
+            partial = new_partial(path)
         mode = stat.S_IMODE(partial.stat().st_mode)
         yield partial
 
@@ -150,9 +152,8 @@ def whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
         place(partial, path)
     except BaseException as error:
         if partial is not None:
-            partial.unlink(missing_ok=True)
-        # torch.save reports a failed write as a RuntimeError that carries the OSError as its context.
-        raise_if_disk_full(error, path)
+            discard(partial)
+        raise_what_the_disk_said(error, path)
         raise
 
 
@@ -181,8 +182,8 @@ def whole_folder(path: Path, another: str = "choose another --out") -> Iterator[
         if os.path.lexists(path):
             raise UserError(f"{path} exists by now and is not overwritten; {another}, or remove it")
         os.rename(partial, path)
-    except Exception as error:  # safetensors reports a full disk by an exception of its own
-        raise_if_disk_full(error, path)
+    except Exception as error:
+        raise_what_the_disk_said(error, path)
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -224,7 +225,7 @@ def place(partial: Path, path: Path) -> None:
         return
 
     if (earlier := change.files.pop(path.name, None)) is not None:
-        earlier.unlink(missing_ok=True)
+        discard(earlier)
     change.removed.discard(path.name)
     change.files[path.name] = partial
 
@@ -237,7 +238,7 @@ def remove(path: Path) -> None:
         return
 
     if (written := change.files.pop(path.name, None)) is not None:
-        written.unlink(missing_ok=True)
+        discard(written)
     change.removed.add(path.name)
 
 
@@ -338,13 +339,41 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
             ) from error
 
 
+def raise_what_the_disk_said(error: BaseException, path: Path) -> None:
+    """Raise a UserError if the disk is full, or the OSError behind a library's error that could not write to `path`.
+
+    torch.save reports a failed write as a RuntimeError that carries the OSError as its context; safetensors gives the
+    number in the text of an exception of its own.
+    """
+    raise_if_disk_full(error, path)
+    if not isinstance(error, (RuntimeError, SafetensorError)):
+        return
+    for cause in causes(error):
+        found = re.search(r"\(os error (\d+)\)", str(cause)) if isinstance(cause, SafetensorError) else None
+        code = cause.errno if isinstance(cause, OSError) else int(found[1]) if found else None
+        if code is not None:
+            raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def discard(path: Path) -> None:
+    """Remove a file that nobody needs any more: a partial one, or a note on who is at work.
+
+    A disk that fails once is asked once more. What still lies there afterwards goes with the next command.
+    """
+    for _ in range(2):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            return
+
+
 def give_usual_mode(path: Path) -> None:
     """Give a file the mode of a new one in its folder: safetensors makes files that only their owner may read."""
-    probe = new_partial(path)
-    try:
-        path.chmod(stat.S_IMODE(probe.stat().st_mode))
-    finally:
-        probe.unlink(missing_ok=True)
+    with held_back():
+        probe = new_partial(path)
+        try:
+            path.chmod(stat.S_IMODE(probe.stat().st_mode))
+        finally:
+            probe.unlink(missing_ok=True)
 
 
 def append_line(path: Path, value: object) -> None:

@@ -20,9 +20,18 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
+from emcl_train.endings import held_back
 from emcl_train.errors import UserError
 from emcl_train.flags import flag, takes
-from emcl_train.runs.files import JOURNAL, NEW, clear_partial, partial_of, raise_if_disk_full
+from emcl_train.runs.files import (
+    JOURNAL,
+    NEW,
+    clear_partial,
+    discard,
+    partial_of,
+    raise_if_disk_full,
+    require_free,
+)
 from emcl_train.runs.machine import runs, started, this_machine
 from emcl_train.runs.places import EVALUATIONS, SEED_FOLDER
 from emcl_train.runs.together import finish_change
@@ -186,6 +195,20 @@ def making(path: Path) -> Iterator[None]:
         yield
 
 
+def require_new(path: Path, another: str = "choose another --out") -> None:
+    """Raise a UserError where what is to be made is there already. What a killed process left beside it goes.
+
+    Args:
+        path: the file or folder.
+        another: how to name another one, for errors.
+    """
+    if not os.path.lexists(path):
+        return
+    with suppress(UserError, OSError), making(path):
+        pass
+    require_free(path, another)
+
+
 def _beside(path: Path) -> "_Record":
     """The record of whoever makes a file or a folder."""
     named = path if path.name not in ("", "..") else Path(os.path.abspath(path))
@@ -251,15 +274,18 @@ def _remove_if_empty(folder: Path) -> None:
 def _recorded(path: Path, what: Path) -> Iterator[None]:
     """Have a record at a path, whose folder is there."""
     record = _Record(path, what)
-    descriptor = record.take()
     owner = os.getpid()
-    _held.add(descriptor)
+    descriptor = None
     try:
+        with held_back():
+            descriptor = record.take()
+            _held.add(descriptor)
         yield
     finally:
-        if os.getpid() == owner:  # a forked process that ends here has no lock
-            _held.discard(descriptor)
-            record.leave(descriptor)
+        if descriptor is not None and os.getpid() == owner:  # a forked process that ends here has no lock
+            with held_back():
+                _held.discard(descriptor)
+                record.leave(descriptor)
 
 
 @dataclass(frozen=True)
@@ -283,7 +309,7 @@ class _Record:
         """Take this process's record away, if nobody has done so."""
         try:
             if os.path.samestat(os.fstat(descriptor), self.path.lstat()):
-                self.path.unlink()
+                discard(self.path)
         except OSError:  # the folder has gone, or cannot be written any more: the process's end frees it
             pass
         finally:

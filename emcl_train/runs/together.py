@@ -23,8 +23,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from emcl_train.endings import held_back
 from emcl_train.errors import UserError
-from emcl_train.runs.files import JOURNAL, PARTIAL, Pending, flush, partial_of, pending, write_json_atomic
+from emcl_train.runs.files import (
+    JOURNAL,
+    PARTIAL,
+    Pending,
+    discard,
+    flush,
+    partial_of,
+    pending,
+    write_json_atomic,
+)
 
 RENAME_EXCHANGE = 2
 """Of the system call renameat2."""
@@ -49,16 +59,17 @@ def together(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        pending.reset(before)
         _give_up(change)
         raise
-    finally:
+    with held_back():
         pending.reset(before)
-    _bring_about(change)
+        _bring_about(change)
 
 
 def _give_up(change: Pending) -> None:
     for partial in change.files.values():
-        partial.unlink(missing_ok=True)
+        discard(partial)
 
 
 def _bring_about(change: Pending) -> None:
@@ -78,7 +89,13 @@ def _bring_about(change: Pending) -> None:
             raise
         flush(folder)
 
-    _rename(folder, renamed, removed)
+    try:
+        _rename(folder, renamed, removed)
+    except OSError:
+        if not os.path.lexists(folder / JOURNAL):
+            _give_up(change)
+            raise
+        _rename(folder, renamed, removed)  # it has happened; a disk that failed once is asked once more
 
 
 def _exchange(folder: Path, renamed: dict[str, str], removed: list[str]) -> bool:
@@ -149,7 +166,7 @@ def _rename(folder: Path, renamed: dict[str, str], removed: list[str]) -> None:
     for name in removed:
         (folder / name).unlink(missing_ok=True)
     flush(folder)
-    (folder / JOURNAL).unlink(missing_ok=True)
+    discard(folder / JOURNAL)
 
 
 def finish_change(folder: Path) -> None:

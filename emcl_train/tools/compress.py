@@ -209,7 +209,10 @@ def _of_copy(target: Path) -> Iterator[None]:
     except (OSError, MemoryError, av.error.FFmpegError) as error:
         raise_if_disk_full(error, target)
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{target} cannot be written: {reason}; whatever was there before stays as it was") from error
+        raise UserError(
+            f"{target} cannot be written: {reason}; whatever was there before stays as it was. Run the command again, "
+            "or choose another folder"
+        ) from error
 
 
 def _of_video(source: Path, pictures: Iterator[Picture]) -> Iterator[Picture]:

@@ -1,7 +1,7 @@
 """Train one configuration with several seeds, and report what they have in common."""
 
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +76,8 @@ def _run_of(config: RunConfig, seed: int) -> RunConfig | None:
     if not (config.resume and (out / CONFIG).is_file() and is_finished(out)):
         return run
     require_weights_of_the_end(out)
+    with suppress(UserError), writing(out):  # what a process left that was killed right behind its end goes
+        pass
 
     different = differing_settings(load_config(out), as_started(run))
     if different:

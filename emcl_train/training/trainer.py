@@ -33,6 +33,7 @@ from emcl_train.report import render_table, write_report
 from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
+from emcl_train.runs.checksums import narrow
 from emcl_train.runs.clip_config import keep_clip_config
 from emcl_train.runs.evaluations import set_aside
 from emcl_train.runs.finished import BEGUN, is_finished, mark_finished
@@ -491,6 +492,8 @@ class Run:
             if not self.was_finished and (state is None or state.step < self.total_steps):
                 set_aside(self.out)
             run_files.keep_lines(self.out / contents.METRICS, state.metrics_lines if state else 0)
+            for folder in (self.out, (self.out / contents.STATE).parent):
+                narrow(folder)
         if state is None:
             self.print(f"no state had been saved in {self.out} yet: starting from the first step")
             return

@@ -193,6 +193,14 @@ def go_on(server: Server, folder: Path, work: Work) -> Outcome:
     return outcome
 
 
+def rerun(server: Server, folder: Path, work: Work, usual: Undisturbed) -> list[str]:
+    """What is wrong with how the same command ends where it was ended before; one that was done may refuse."""
+    again = go_on(server, folder, work)
+    if again.code == usual.outcome.code or "exists already" in again.err:
+        return []
+    return [f"the rerun ended with {again.code}: {' | '.join(again.lines[-3:])}"]
+
+
 def one_kill(
     server: Server, scene: Scene, work: Work, usual: Undisturbed, draw: random.Random
 ) -> tuple[str, list[str]]:
@@ -221,12 +229,7 @@ def one_kill(
         problems += [
             f"{work.reader[0]} after the kill: {line}" for line in problems_of(read, lines=read.code, way_on=False)
         ]
-    there = tree_of(folder)
-    again = go_on(server, folder, work)
-    if again.code != usual.outcome.code:
-        done = "exists already" in again.err and there == usual.after
-        if not done:
-            problems.append(f"the rerun ended with {again.code}: {' | '.join(again.lines[-3:])}")
+    problems += rerun(server, folder, work, usual)
     problems += [f"after the rerun: {line}" for line in differences(usual.after, tree_of(folder))]
     if not problems:
         shutil.rmtree(folder)

@@ -424,7 +424,7 @@ def _command(request: Request) -> int:
     if not request.plots:
         _draw_nothing()
     sys.argv = ["emcl-train", *request.arguments]
-    return cli.main(request.arguments)
+    cli.program()
 
 
 def _draw_nothing() -> None:

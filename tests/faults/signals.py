@@ -6,11 +6,11 @@ import signal
 from typing import Any
 
 from counts import Counts
-from kills import WORKS, Undisturbed, Work, after_a_kill, drawn, go_on, usual_of
+from kills import WORKS, Undisturbed, Work, after_a_kill, drawn, rerun, usual_of
 from scene import Scene, run_in
 from server import Server, Servers, Stop
 from spoken import problems_of
-from trees import differences, is_temporary, tree_of
+from trees import differences, left_over, tree_of
 
 COUNT = 6
 """Signals at each command in full."""
@@ -46,12 +46,9 @@ def one_signal(
         problems = problems_of(ended, usual.outcome.lines)
         if ended.code != 128 + number:
             problems.append(f"exit code {ended.code} instead of {128 + number}")
-        problems += [f"left over: {name}" for name in tree_of(folder) if is_temporary(name)]
+        problems += left_over(tree_of(folder))
         problems += after_a_kill(folder, work, usual)
-        there = tree_of(folder)
-        again = go_on(server, folder, work)
-        if again.code != usual.outcome.code and not ("exists already" in again.err and there == usual.after):
-            problems.append(f"the rerun ended with {again.code}: {' | '.join(again.lines[-3:])}")
+        problems += rerun(server, folder, work, usual)
         problems += [f"after the rerun: {line}" for line in differences(usual.after, tree_of(folder))]
 
     if not problems:

@@ -7,7 +7,9 @@ from server import Outcome
 
 INSIDE = re.compile(r"Traceback \(most recent call last\)|^\s+File \".*\", line \d+|Exception ignored", re.MULTILINE)
 REMARK = re.compile(r"^(\x1b\[[0-9;]*m)*(warning|note)\b", re.IGNORECASE)
-WAY_ON = re.compile(r"--resume|again|go(es)? on|choose|pass |remove|free|start |copy|print|train|write|--[a-z]")
+WAY_ON = re.compile(
+    r"--resume|again|go(es)? on|choose|pass |remove|free|start |copy|print|train|write|to be done|--[a-z]"
+)
 
 
 def is_remark(line: str) -> bool:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 PAGE = 4096
@@ -86,6 +86,11 @@ def size_of(folder: Path) -> int:
 def is_temporary(name: str) -> bool:
     """Whether a path is one of a file that is not whole yet."""
     return any(part.startswith(".") or part.endswith(".partial") for part in name.split("/"))
+
+
+def left_over(names: Iterable[str]) -> list[str]:
+    """Those of files that are not whole yet, and of notes on who writes; not what `data compress` goes on from."""
+    return [f"left over: {name}" for name in names if is_temporary(name) and not name.endswith("/.compressed.jsonl")]
 
 
 def copy_of(source: Path, target: Path) -> Path:

@@ -1,5 +1,6 @@
 """Fixtures of tests that train."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from several_processes import whole_run
 
+from emcl_train import endings
 from emcl_train.training import trainer
 
 
@@ -36,3 +38,12 @@ def tiny_whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
         patch.setattr(trainer, "write_report", lambda out: out)
         whole_run(folder / "set", folder)
     return folder / "set", folder / "run"
+
+
+@pytest.fixture
+def signals_come_back():
+    """The handlers of this process afterwards: a program that was told to end ignores what tells it once more."""
+    before = {number: signal.getsignal(number) for number in endings.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

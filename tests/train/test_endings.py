@@ -234,3 +234,49 @@ def test_closed_streams_give_their_numbers_to_nothing_that_is_written(tmp_path):
     script = f'"{sys.executable}" -c "{program}" "{tmp_path / "file"}" <&- >&- 2>&-'
     subprocess.run(["bash", "-c", script], check=True)
     assert (tmp_path / "file").read_text() == "content"
+
+
+@pytest.mark.usefixtures("signals_come_back")
+def test_a_signal_waits_for_the_end_of_a_block_that_holds_it_back():
+    steps = []
+    with pytest.raises(endings.Ended), endings.signals_as_exceptions():  # noqa: PT012
+        with endings.held_back():
+            with endings.held_back():
+                os.kill(os.getpid(), signal.SIGTERM)
+            steps.append("in the outer block")
+        steps.append("behind it")
+    assert steps == ["in the outer block"]
+    assert endings.received() == signal.SIGTERM
+
+
+PROGRAM = """
+import os, signal, sys
+from emcl_train import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.main = lambda: CODE
+import threading
+shutdown = threading._shutdown
+threading._shutdown = lambda: (os.kill(os.getpid(), signal.NAME), shutdown())
+cli.program()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_signal_behind_the_end_changes_no_exit_code(name, code):
+    program = PROGRAM.replace("CODE", str(code)).replace("NAME", name)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (code, "")
+
+
+@pytest.mark.usefixtures("signals_come_back")
+def test_a_signal_when_the_work_is_done_changes_no_exit_code(monkeypatch, capsys):
+    after = cli.code_after_printing
+
+    def and_a_signal(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return after(*arguments)
+
+    monkeypatch.setattr(cli, "code_after_printing", and_a_signal)
+    assert cli.main([]) == 2
+    assert "Ended" not in capsys.readouterr().err

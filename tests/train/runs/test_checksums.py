@@ -7,7 +7,7 @@ import pytest
 
 from emcl_train.errors import UserError
 from emcl_train.runs import checksums
-from emcl_train.runs.checksums import CHECKSUMS, checksum_of, read_checksums, require_unchanged, whole_noted
+from emcl_train.runs.checksums import CHECKSUMS, checksum_of, narrow, read_checksums, require_unchanged, whole_noted
 
 
 def write(path, data):
@@ -110,3 +110,19 @@ def test_checksums_of_other_files_stay(tmp_path):
     write(tmp_path / "two", b"2")
     checksums.forget(tmp_path / "one")
     assert json.loads((tmp_path / CHECKSUMS).read_text()) == {"two": [checksum_of(tmp_path / "two")]}
+
+
+def test_a_replacement_that_was_cut_short_is_noted_to_its_end(tmp_path):
+    new, old = tmp_path / "new", tmp_path / "old"
+    new.write_bytes(b"new")
+    old.write_bytes(b"old")
+    of_new, of_old = checksum_of(new), checksum_of(old)
+    both = [of_new, of_old]
+    (tmp_path / CHECKSUMS).write_text(
+        json.dumps({"new": both, "old": both, "none": [of_new, ""], "damaged": [of_new, ""], "lost": [of_new]})
+    )
+    (tmp_path / "damaged").write_bytes(b"other")
+    narrow(tmp_path)
+    assert read_checksums(tmp_path) == {
+        "new": [of_new], "old": [of_old], "damaged": [of_new, ""], "lost": [of_new]
+    }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from emcl_train.endings import is_want_of_memory
+from emcl_train.endings import Ended, is_want_of_memory, signals_as_exceptions
 from emcl_train.errors import UserError
 from emcl_train.runs import files
 from emcl_train.runs.files import json_if_whole, partial_of, read_json, whole, whole_folder
@@ -229,3 +230,50 @@ def test_an_error_that_says_how_much_room_is_wanted_is_not_replaced(tmp_path):
     full.__cause__ = OSError(errno.ENOSPC, "full")
     with pytest.raises(UserError, match="takes 7 GB"), whole(tmp_path / "a"):
         raise full
+
+
+@pytest.mark.parametrize("of_a_library", [RuntimeError("[enforce fail at inline_container.cc:672]"), None])
+def test_what_a_library_could_not_write_is_said_by_the_system(tmp_path, of_a_library):
+    path = tmp_path / "f"
+    with pytest.raises(OSError, match=r"Input/output error: '.*/f'"), whole(path):  # noqa: PT012
+        if of_a_library is None:
+            raise SafetensorError("Error while serializing: I/O error: Input/output error (os error 5)")
+        try:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        except OSError:
+            raise of_a_library  # noqa: B904
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_a_failing_disk_keeps_once_is_removed_all_the_same(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    path.touch()
+    unlink, calls = Path.unlink, []
+
+    def fails_once(self, missing_ok=False):
+        calls.append(self)
+        if len(calls) == 1:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", fails_once)
+    files.discard(path)
+    assert not path.exists()
+
+
+@pytest.mark.usefixtures("signals_come_back")
+@pytest.mark.parametrize("moment", ["os.open", "os.close"])
+def test_a_signal_while_a_partial_file_is_made_leaves_none(tmp_path, monkeypatch, moment):
+    call = getattr(os, moment.removeprefix("os."))
+
+    def and_a_signal(*arguments):
+        found = call(*arguments)
+        monkeypatch.undo()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with pytest.raises(Ended), signals_as_exceptions():  # noqa: PT012
+        monkeypatch.setattr(moment, and_a_signal)
+        with whole(tmp_path / "f") as partial:
+            partial.write_text("never")
+    assert list(tmp_path.iterdir()) == []

@@ -15,9 +15,10 @@ import pytest
 from tiny_videos import write_video
 
 from emcl_train import cli
+from emcl_train.endings import Ended, signals_as_exceptions
 from emcl_train.errors import UserError
 from emcl_train.runs import lock
-from emcl_train.runs.lock import RECORD, Writer, making, require_quiet, without_locks, writing
+from emcl_train.runs.lock import RECORD, Writer, making, require_new, require_quiet, without_locks, writing
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
@@ -379,3 +380,34 @@ def test_since_when_is_a_time_with_its_zone():
     since = Writer.here().since
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d", since)
     assert Writer.of(json.dumps(asdict(replace(Writer.here(), process=7))).encode()).process == 7
+
+
+@pytest.mark.usefixtures("signals_come_back")
+@pytest.mark.parametrize("mode", [writing, making])
+@pytest.mark.parametrize("moment", ["os.link", "os.close"])
+def test_a_signal_while_a_record_is_put_or_taken_away_leaves_none(tmp_path, monkeypatch, mode, moment):
+    call = getattr(os, moment.removeprefix("os."))
+
+    def and_a_signal(*arguments):
+        found = call(*arguments)
+        monkeypatch.undo()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    (tmp_path / "f").mkdir()
+    with pytest.raises(Ended), signals_as_exceptions():  # noqa: PT012
+        monkeypatch.setattr(moment, and_a_signal)
+        with mode(tmp_path / "f"):
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["f"]
+
+
+def test_what_a_killed_process_left_beside_what_it_made_goes_with_the_refusal(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    path = tmp_path / "f"
+    path.touch()
+    lock._beside(path).path.write_text(json.dumps(asdict(replace(Writer.here(), process=process.pid, started="0"))))
+    with pytest.raises(UserError, match="exists already and is not overwritten; choose another name"):
+        require_new(path, "choose another name")
+    assert list(tmp_path.iterdir()) == [path]
