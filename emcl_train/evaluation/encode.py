@@ -12,6 +12,7 @@ from emcl_train.data.annotations import Split
 from emcl_train.data.loader import caption_loader, clip_loader
 from emcl_train.errors import UserError
 from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, on_device
+from emcl_train.models.features import squares_are_finite
 from emcl_train.terminal import with_progress
 
 
@@ -82,9 +83,10 @@ def _encode_captions(
 
 
 def _require_finite(features: Tensor, tower: str, unit: str, names: list[str]) -> None:
-    broken = [name for name, item in zip(names, features, strict=True) if not torch.isfinite(item).all()]
+    broken = [name for name, item in zip(names, features, strict=True) if not squares_are_finite(item)]
     if broken:
         raise UserError(
-            f"the {tower} tower gave NaN or infinity for {len(broken)} of {len(names)} {unit}s of a batch, first for "
-            f"{broken[0]!r}; the weights have diverged: train again with a lower train.lr, or with train.precision no"
+            f"the {tower} tower gave NaN, infinity, or numbers whose squares overflow, for {len(broken)} of "
+            f"{len(names)} {unit}s of a batch, first for {broken[0]!r}; the weights have diverged: train again with a "
+            "lower train.lr, or with train.precision no"
         )

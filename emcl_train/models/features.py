@@ -4,6 +4,7 @@
 them, so that a forward pass returns them as they are.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple, TypeVar
@@ -103,3 +104,12 @@ class BatchFeatures(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """All of them, in the same order for features of the same model."""
         return [*self.text.tensors().values(), *self.video.tensors().values(), self.logit_scale]
+
+    def can_be_compared(self) -> bool:
+        """Whether all numbers are finite, and their squares too; the kernels refuse others."""
+        return all(squares_are_finite(value) for value in self.tensors())
+
+
+def squares_are_finite(features: Tensor) -> bool:
+    """Whether features are finite, and so is the sum of their squares in float32, as lengths need it."""
+    return math.isfinite(features.detach().float().square().sum().item())

@@ -336,12 +336,19 @@ class Run:
         features: BatchFeatures = self.wrapped(batch) if chunked is None else chunked.features
 
         # Each process compares its own texts with the videos of all, so the loss is that of the whole batch.
-        loss = self.loss(features)
-        value = loss.item()
+        try:
+            loss = self.loss(features)
+            value = loss.item()
+        except ValueError:  # the kernels refuse what NaN would come of
+            if features.can_be_compared():
+                raise
+            value = math.nan
         if not math.isfinite(value):
+            start_from = " or other weights to start from;" if self.step == 0 else ""
             raise UserError(
                 f"the loss is {value} at step {self.step + 1} (epoch {self.epoch + 1}); try a lower --train.lr, "
-                f"a longer --train.warmup, or --train.precision no; the last saved state is in {self.out / 'state'}"
+                f"a longer --train.warmup, or --train.precision no;{start_from} the last saved state is in "
+                f"{self.out / 'state'}"
             )
 
         # The gradient, exchanged between processes, and one step of the optimizer.

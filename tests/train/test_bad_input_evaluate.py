@@ -146,12 +146,12 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "NaN in the video tower",
         lambda place: with_weight(place, "towers.clip.visual_projection.weight", float("nan")),
-        r"the video tower gave NaN or infinity for 7 of 7 clips.*first for 'video0'.*lower train.lr",
+        r"the video tower gave NaN, infinity, .* for 7 of 7 clips.*first for 'video0'.*lower train.lr",
     ),
     (
         "infinity in the text tower",
         lambda place: with_weight(place, "towers.clip.text_projection.weight", float("inf")),
-        r"the text tower gave NaN or infinity for \d of 7 captions.*'caption 0'",
+        r"the text tower gave NaN, infinity, .* for \d of 7 captions.*'caption 0'",
     ),
     ("block of zero", lambda place: with_block(place, 0), r"em.block.* 0.*1 or more"),
     ("evaluate no run", lambda place: evaluate_run(place.folder), r"is not a run folder.*config.json"),

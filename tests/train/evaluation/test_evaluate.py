@@ -23,6 +23,7 @@ from emcl_train.evaluation.similarities import bank_of, compare_bank, similariti
 from emcl_train.evaluation.table import Similarities, lines_of
 from emcl_train.report.compare import compare
 from emcl_train.report.groups import Group
+from emcl_train.runs.checksums import checksum_of
 from emcl_train.runs.contents import save_config
 from emcl_train.runs.evaluations import what_differs
 from emcl_train.runs.files import append_line, write_json_atomic
@@ -45,7 +46,9 @@ def save_run(path, config: RunConfig, **environment: object) -> None:
         other = {"R@5": 60.0, "R@10": 80.0, "MdR": 3.0, "MnR": 4.0}
         record = {"epoch": epoch, "text_to_video": {"R@1": recall} | other, "video_to_text": {"R@1": 0.0} | other}
         append_line(path / "metrics.jsonl", {"kind": "validation", **record})
-    write_json_atomic(path / "finished.json", {"epochs": 3, "steps": 30, "weights": "crc32:00000000"})
+    write_json_atomic(
+        path / "finished.json", {"epochs": 3, "steps": 30, "weights": checksum_of(path / "model.safetensors")}
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])

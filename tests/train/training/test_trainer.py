@@ -198,6 +198,18 @@ def test_a_run_that_ended_before_its_first_step_can_be_started_again(root, tmp_p
         run(config)
 
 
+@pytest.mark.parametrize("value", [1e30, 1e20, math.inf, math.nan])
+def test_features_that_the_kernels_refuse_stop_the_run_with_the_step(root, tmp_path, monkeypatch, value):
+    def huge(model, batch):
+        features = encode(model, batch)
+        return features._replace(video=replace(features.video, frames=features.video.frames * value))
+
+    encode = trainer.RetrievalModel.forward
+    monkeypatch.setattr(trainer.RetrievalModel, "forward", huge)
+    with pytest.raises(UserError, match=r"the loss is nan at step 1 .* or other weights to start from; the last"):
+        run(tiny_run(root, tmp_path / "run"))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(root, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "symmetric_info_nce", lambda similarity, scale: scale * math.nan)
     with pytest.raises(UserError, match=r"the loss is nan at step 1 \(epoch 1\); try a lower --train.lr"):
