@@ -5,6 +5,7 @@ fitted, mean_bases = em.fit(moments, logits, settings)   all iterations
 y = fitted.apply(x, weight=3.0, gradient="linear")       on any rows
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from emcl_kernels import checks, reference
+from emcl_kernels.ops.finite import op as finite
 from emcl_kernels.ops.fit import op as em_fit
 from emcl_kernels.ops.moments import em_moments
 from emcl_kernels.ops.reconstruct import em_reconstruct
@@ -169,7 +171,10 @@ def fit(moments: Moments, logits: Float[Tensor, "*G D K"], settings: Settings) -
     mean_bases = reference.mean_of_bases(moments.colsum, responsibilities, scale, num_rows)  # (GI)
 
     fitted = Map(responsibilities, scale)
-    return (fitted.relative(moments.gram) if settings.relative else fitted), mean_bases
+    if settings.relative:
+        responsibilities, scale = fitted.relative(moments.gram)
+        fitted = Map(responsibilities, finite.call(scale))
+    return fitted, mean_bases
 
 
 def relative_scale(
@@ -183,11 +188,14 @@ def relative_scale(
         scale: `[*, K]`.
 
     Returns:
-        One number `[*]` for each problem; 0 if every row is zero, and so is its reconstruction.
+        One number `[*]` for each problem; 0 if every row is zero, and so is its reconstruction; NaN if its square
+        overflows.
     """
     scaled = responsibilities * scale.unsqueeze(-2)
     squared = ((scaled.mT @ gram @ scaled) * (responsibilities.mT @ responsibilities)).sum((-2, -1))
     rows = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
 
     empty = squared <= 0
-    return torch.where(empty, 0, (rows.masked_fill(empty, 1) / squared.masked_fill(empty, 1)).sqrt())
+    ratio = rows.masked_fill(empty, 1) / squared.masked_fill(empty, 1)
+    # Infinity below would give 0, which looks like rows that are zero.
+    return torch.where(empty, 0, torch.where(squared.isfinite(), ratio, math.nan).sqrt())

@@ -48,9 +48,4 @@ def project_by_loop(
     """What `reference.em_project` returns, by the loop: y, mean_bases, responsibilities, scale."""
     bases, responsibilities, scale = reference.em_loop(x, init, num_iters=num_iters, temperature=temperature, eps=eps)
     y = reference.em_reconstruct(x, responsibilities, scale, weight=residual_weight)
-    return y, bases.mean(-2), responsibilities, overflow_as_nan(scale)
-
-
-def overflow_as_nan(scale: Tensor) -> Tensor:
-    """The scale of a fit, NaN where the length of a basis overflowed: 1 / infinity is zero, and looks like a fit."""
-    return scale.where(scale > 0, torch.nan)
+    return y, bases.mean(-2), responsibilities, scale

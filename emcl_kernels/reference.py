@@ -7,6 +7,7 @@ inside the EM loop. Everything here differentiates by autograd, in the dtype of 
 Functions that multiply rows take `products`: backends compute those products in other dtypes, by the same equations.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -91,7 +92,9 @@ def em_loop(
         responsibilities = torch.softmax(x.mT @ bases / temperature, dim=-1)  # (E)
         responsibilities = responsibilities / (eps + responsibilities.sum(-2, keepdim=True))  # (E)
         bases = x @ responsibilities  # (M)
-        scale = 1 / (eps + torch.linalg.vector_norm(bases, dim=-2))
+        length = torch.linalg.vector_norm(bases, dim=-2)
+        # A length that overflows is NaN: a scale of zero would make bases of zero, and the next ones look like a fit.
+        scale = 1 / (eps + length.nan_to_num(nan=math.nan, posinf=math.nan))
         bases = bases * scale.unsqueeze(-2)  # (M)
 
     return bases, responsibilities, scale
@@ -127,7 +130,8 @@ def em_fit(
         responsibilities = torch.softmax(logits / temperature, dim=-1)  # (GE)
         responsibilities = responsibilities / (eps + responsibilities.sum(-2, keepdim=True))  # (GE)
         g = gram @ responsibilities  # (GM)
-        scale = 1 / (eps + (responsibilities * g).sum(-2).clamp_min(0).sqrt())  # (GM)
+        length = (responsibilities * g).sum(-2).clamp_min(0).sqrt()
+        scale = 1 / (eps + length.nan_to_num(nan=math.nan, posinf=math.nan))  # (GM), as in the loop
         logits = g * scale.unsqueeze(-2)  # (GM)
 
     return responsibilities, scale

@@ -90,7 +90,8 @@ struct Generators {
   }
 };
 
-// ‖x‖ / ‖reconstruction‖ over all rows, both from the Gram matrix and the unnormalised p; 0 where all rows are zero.
+// ‖x‖ / ‖reconstruction‖ over all rows, both from the Gram matrix and the unnormalised p; 0 where all rows are zero, NaN
+// where a square overflows.
 template <class T>
 T relative_scale(const T* gram, const T* p, const Em<T>& em) {
   const int64_t width = em.width, thin = em.thin;
@@ -106,7 +107,8 @@ T relative_scale(const T* gram, const T* p, const Em<T>& em) {
   for (int64_t k = 0; k < thin; ++k)
     for (int64_t l = 0; l < thin; ++l)
       reconstruction += factor(k) * factor(l) * inner[k * thin + l] * outer[k * thin + l];
-  return reconstruction > 0 ? std::sqrt(rows / reconstruction) : T(0);
+  if (reconstruction <= T(0)) return T(0);
+  return std::sqrt(rows / reconstruction) + (reconstruction - reconstruction);
 }
 
 // cosine [texts, videos] of one block, with rows of stride `row`; init [K]

@@ -91,8 +91,11 @@ def _fit_few(x: Tensor, start: Tensor, settings: Settings) -> tuple[Map, Tensor]
     bases, responsibilities, scale = reference.em_loop(
         rows, start, num_iters=num_iters, temperature=temperature, eps=eps
     )
-    fitted = Map(responsibilities, finite.call(forms.overflow_as_nan(scale)))
-    return (fitted.relative(rows.mT @ rows) if relative else fitted), bases.mean(-2)
+    fitted = Map(responsibilities, finite.call(scale))
+    if relative:
+        responsibilities, scale = fitted.relative(rows.mT @ rows)
+        fitted = Map(responsibilities, finite.call(scale))
+    return fitted, bases.mean(-2)
 
 
 def rows_and_start(op: Any, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:

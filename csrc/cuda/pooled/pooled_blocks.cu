@@ -13,7 +13,8 @@ __global__ void start_kernel(const float* colsum, const float* init, int64_t siz
   if (i < size) logits[i] = colsum[i / num_bases] * init[i % num_bases];
 }
 
-// scale [problems, K] times ‖x‖ / ‖reconstruction‖ of each problem, or 0 where all rows are zero:
+// scale [problems, K] times ‖x‖ / ‖reconstruction‖ of each problem, 0 where all rows are zero, NaN where a square
+// overflows:
 // ‖x‖² = Σ_d gram[d, d], ‖reconstruction‖² = Σ_kl scale[k]·scale[l]·(rᵀ·gram·r)[k, l]·(rᵀ·r)[k, l]
 __global__ void __launch_bounds__(kThreads)
     relative_kernel(const float* gram, const float* gram_r, const float* r, int width, int num_bases, float* scale) {
@@ -42,7 +43,8 @@ __global__ void __launch_bounds__(kThreads)
     rows += partial[i];
     reconstruction += partial[kThreads + i];
   }
-  const float norms = reconstruction > 0 ? sqrtf(rows / reconstruction) : 0.0f;
+  const float norms =
+      reconstruction <= 0 ? 0.0f : sqrtf(rows / reconstruction) + (reconstruction - reconstruction);
   for (int k = thread; k < num_bases; k += kThreads) scale[k] *= norms;  // read above, before the barrier
 }
 
