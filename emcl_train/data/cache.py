@@ -55,7 +55,7 @@ def cache_folder(config: DataConfig) -> Path | None:
         user_cache = os.path.join(os.path.expanduser("~"), ".cache")
     if not os.path.isabs(user_cache):
         return None
-    return Path(user_cache) / "emcl" / hashlib.sha256(str(config.root.resolve()).encode()).hexdigest()[:16]
+    return Path(user_cache) / "emcl" / hashlib.sha256(os.fsencode(config.root.resolve())).hexdigest()[:16]
 
 
 def remembered_in(config: DataConfig) -> list[Path]:

@@ -13,6 +13,14 @@ def one_form(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def can_be_a_file(name: str) -> bool:
+    """Whether a file can have this name: JSON may write the half of a letter, and the end of a text."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+
+
 class Names:
     """Names among which each is found as it is, or else in another Unicode form."""
 

@@ -1,6 +1,7 @@
 """From what the annotation files of a layout say to splits: the same rules for every data set."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from emcl_train.config import DataConfig
 from emcl_train.data.annotation_files import count, few, read_list, video_files, without_video_suffix
 from emcl_train.data.clips import Annotations, Clip, Split
-from emcl_train.data.names import Names, one_form
+from emcl_train.data.names import Names, can_be_a_file, one_form
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 
@@ -124,8 +125,11 @@ def captions_of(
     """The captions of the clips that a list names; ids that it repeats, and captions that are empty, are noted.
 
     Raises:
-        UserError: a clip has no caption that is not empty.
+        UserError: a clip has no caption that is not empty, or a name that no file can have.
     """
+    if impossible := [video_id for video_id in ids if not can_be_a_file(video_id)]:
+        raise UserError(f"{list_file}: {impossible[0]!r} is no name that a file can have; correct it")
+
     # One clip, in whatever Unicode form it is listed again.
     clips: dict[str, str] = {}
     for video_id in ids:
@@ -230,7 +234,7 @@ def _held_out(files: SplitFiles, config: DataConfig) -> set[str]:
             f"{files.train_file} names {count(len(ids), 'clip')}, too few to hold one out to validate; "
             f"add clips to it, or {files.hold_out_from}"
         )
-    chosen = sorted(ids, key=lambda video_id: hashlib.sha256(video_id.encode()).digest())[:number]
+    chosen = sorted(ids, key=lambda video_id: hashlib.sha256(os.fsencode(video_id)).digest())[:number]
 
     # Spans of one file go together: a validation clip is no part of a training video.
     paths = {files.clip(video_id).path for video_id in chosen}

@@ -69,7 +69,7 @@ def _put_known_files(name: str, place: Path) -> None:
     if tokenizer is not None:
         content = read_content(tokenizer)
         build(content)
-        (place / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        (place / TOKENIZER).write_text(json.dumps(content), encoding="utf-8")
     elif WORDS not in others and not {VOCABULARY, MERGES} <= others.keys():
         raise FileNotFoundError(f"it has no {TOKENIZER}")
     for file, path in others.items():
@@ -82,7 +82,7 @@ def _put_known_files(name: str, place: Path) -> None:
     if of_class not in KNOWN_CLASSES and tokenizer is not None:
         of_class = ANY_CLASS
     known["tokenizer_class"] = one_of(of_class, f"{SETTINGS}: tokenizer_class", KNOWN_CLASSES)
-    (place / SETTINGS).write_text(json.dumps(known, ensure_ascii=False), encoding="utf-8")
+    (place / SETTINGS).write_text(json.dumps(known), encoding="utf-8")
 
 
 def _known_settings(content: Mapping[str, Any], source: str) -> dict[str, Any]:

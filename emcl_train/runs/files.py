@@ -330,9 +330,7 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
     if isinstance(error, UserError):  # which says it already, and how much room is wanted
         return
     for cause in causes(error):
-        # safetensors gives the number in the text alone.
-        in_text = isinstance(cause, SafetensorError) and any(f"(os error {code})" in str(cause) for code in DISK_FULL)
-        if in_text or (isinstance(cause, OSError) and cause.errno in DISK_FULL):
+        if _system_error(cause) in DISK_FULL:
             raise UserError(
                 f"the disk is full: {path} could not be written, and is as it was before; free some space there and "
                 f"{again()}" + (f", or choose another folder with {flag('out')}" if takes("out") else "")
@@ -342,17 +340,26 @@ def raise_if_disk_full(error: BaseException, path: Path) -> None:
 def raise_what_the_disk_said(error: BaseException, path: Path) -> None:
     """Raise a UserError if the disk is full, or the OSError behind a library's error that could not write to `path`.
 
-    torch.save reports a failed write as a RuntimeError that carries the OSError as its context; safetensors gives the
-    number in the text of an exception of its own.
+    torch.save reports a failed write as a RuntimeError that carries the OSError as its context.
     """
     raise_if_disk_full(error, path)
-    if not isinstance(error, (RuntimeError, SafetensorError)):
+    if not (isinstance(error, RuntimeError) or _is_of_rust(error)):
         return
     for cause in causes(error):
-        found = re.search(r"\(os error (\d+)\)", str(cause)) if isinstance(cause, SafetensorError) else None
-        code = cause.errno if isinstance(cause, OSError) else int(found[1]) if found else None
-        if code is not None:
+        if (code := _system_error(cause)) is not None:
             raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def _system_error(error: BaseException) -> int | None:
+    """The number of the system's error that one is, or has in its text, as safetensors and tokenizers give it."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error)) if _is_of_rust(error) else None
+    return None if found is None else int(found[1])
+
+
+def _is_of_rust(error: BaseException) -> bool:
+    return isinstance(error, SafetensorError) or type(error) is Exception  # that of tokenizers
 
 
 def discard(path: Path) -> None:

@@ -1,5 +1,7 @@
 """A file of `torch.save`: read without running anything in it, and what it is where it cannot be read."""
 
+import io
+import os
 import re
 import warnings
 import zipfile
@@ -13,6 +15,14 @@ from emcl_train.reading.plain_files import require_regular
 
 REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 BEGINNING = 16
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is not asked for more bytes than it has: memory for them would be taken first."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(-1 if size is None or size < 0 else min(size, max(0, left)))
 
 
 def load_torch_file(path: Path) -> Any:
@@ -29,7 +39,8 @@ def load_torch_file(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with _Bounded(io.FileIO(path)) as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the reader raises whatever the damaged bytes lead to

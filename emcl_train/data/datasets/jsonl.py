@@ -12,7 +12,7 @@ from typing import Any
 from emcl_train.config import DataConfig
 from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, read_json_lines, strings
 from emcl_train.data.clips import Clip
-from emcl_train.data.names import Files, is_there
+from emcl_train.data.names import Files, can_be_a_file, is_there
 from emcl_train.data.split_rules import Captions, SplitFiles, captions_of, check_root, queries
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
@@ -63,7 +63,7 @@ def read(config: DataConfig) -> SplitFiles:
 
 def _clip(folder: Path, place: str, entry: dict[str, Any], files: Files, moved: list[str]) -> Clip:
     video = entry.get("video")
-    if not isinstance(video, str) or not video or "\0" in video:
+    if not isinstance(video, str) or not video or not can_be_a_file(video):
         raise UserError(f'{place} has no text under "video": {shortened(entry)}; expected {EXPECTED}')
     start = _seconds(place, entry, "start")
     end = _seconds(place, entry, "end")

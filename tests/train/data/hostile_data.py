@@ -88,6 +88,19 @@ def data_set(layout: str, **other: bytes | str | Callable[[Path], object]) -> Ma
     return make
 
 
+def with_another_name(layout: str, name: str) -> Make:
+    """A data set in which one clip has another name, in every file that says it."""
+
+    def make(folder: Path) -> Path:
+        root = data_set(layout)(folder)
+        for path in root.iterdir():
+            if path.suffix in (".json", ".jsonl"):
+                path.write_text(path.read_text().replace(json.dumps(IDS[0])[1:-1], json.dumps(name)[1:-1]))
+        return root
+
+    return make
+
+
 def reader_of(layout: str) -> Read:
     return lambda root: read_annotations(DataConfig(root=root, layout=layout))  # type: ignore[arg-type]
 

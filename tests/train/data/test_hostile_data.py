@@ -2,7 +2,7 @@
 
 import pytest
 from hostile import held
-from hostile_data import CASES, random_case
+from hostile_data import CASES, GOOD, random_case, reader_of, with_another_name
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -11,6 +11,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_a_hostile_file_is_read_or_named(reader):
     read, cases = CASES[reader]
     assert {name: wrong for name, make in cases.items() if (wrong := held(make, read))} == {}
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0b", "a\udc80"], ids=ascii)
+@pytest.mark.parametrize("layout", GOOD)
+def test_a_name_that_no_file_has_is_read_or_named(layout, name):
+    assert held(with_another_name(layout, name), reader_of(layout)) == ""
 
 
 def test_hostile_features_are_read_or_named():

@@ -232,12 +232,20 @@ def test_an_error_that_says_how_much_room_is_wanted_is_not_replaced(tmp_path):
         raise full
 
 
-@pytest.mark.parametrize("of_a_library", [RuntimeError("[enforce fail at inline_container.cc:672]"), None])
+@pytest.mark.parametrize(
+    "of_a_library",
+    [
+        RuntimeError("[enforce fail at inline_container.cc:672]"),
+        SafetensorError("Error while serializing: I/O error: Input/output error (os error 5)"),
+        Exception("Input/output error (os error 5)"),  # of tokenizers
+    ],
+    ids=repr,
+)
 def test_what_a_library_could_not_write_is_said_by_the_system(tmp_path, of_a_library):
     path = tmp_path / "f"
     with pytest.raises(OSError, match=r"Input/output error: '.*/f'"), whole(path):  # noqa: PT012
-        if of_a_library is None:
-            raise SafetensorError("Error while serializing: I/O error: Input/output error (os error 5)")
+        if not isinstance(of_a_library, RuntimeError):
+            raise of_a_library
         try:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         except OSError:

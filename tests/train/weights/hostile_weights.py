@@ -248,6 +248,7 @@ TORCH: dict[str, Make] = {
     "code": saved_code,
     "code in a pickle": pickled_code,
     "a storage that is not there": legacy(b"}" + text("a.b") + STORAGE_OF_SAVE + b"s"),
+    "a text that is not there": legacy(b"}X" + struct.pack("<I", 2**32 - 1)),
     "a packed storage": packed_again,
     "a tar": old_tar,
     "an empty archive": lambda folder: _written(folder / "w.pt", b"PK\x05\x06" + bytes(18)),
@@ -597,7 +598,8 @@ GOOD: dict[str, Make] = {
 REFUSED: dict[str, tuple[str, ...]] = {
     "torchscript": ("code", "code by another instruction", "attributes of a function", "modules without end",
                     "a number repeated", "behind its storage", "a packed storage"),
-    "torch": ("code", "code in a pickle", "dicts without end", "a number repeated", "a packed storage", "a tar"),
+    "torch": ("code", "code in a pickle", "a text that is not there", "dicts without end",
+              "a number repeated", "a packed storage", "a tar"),
     "safetensors": ("a header that is nested", "a shape without values", "offsets behind the end",
                     "a configuration of many layers"),
     "configuration": ("nested", "a number of many digits", "a list", "a named pipe", "a large file"),
