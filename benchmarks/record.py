@@ -138,6 +138,7 @@ def table(case: Record, found: dict[str, Any] | None = None) -> str:
         "repeats",
         "× eager",
         "÷ EMCL off",
+        *(column for column in columns if column.startswith(NARROWER)),
         "peak MiB",
         "error",
         "FLOP/s",
@@ -155,6 +156,10 @@ def table(case: Record, found: dict[str, Any] | None = None) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+NARROWER = "as on "
+"""In front of the columns of what was measured again with less than the processor has."""
+
+
 def cells(case: Record, name: str, way: Record, found: dict[str, Any] | None) -> dict[str, str]:
     if "median_s" not in way:
         return {"way": name, "note": way.get("failed", "")}
@@ -169,6 +174,11 @@ def cells(case: Record, name: str, way: Record, found: dict[str, Any] | None) ->
             row["× eager"] = f"{times:.3g}"
         if (times := ratio(case, name, without_em(name))) is not None:
             row["÷ EMCL off"] = f"{times:.2f}"
+    if "narrower" in way:
+        isa, narrower = case["narrower"], way["narrower"]
+        row[f"{NARROWER}{isa}: median"] = shown_time(narrower["median_s"])
+        if name != "eager" and (of_eager := case["ways"].get("eager", {}).get("narrower")):
+            row[f"{NARROWER}{isa}: × eager"] = f"{of_eager['median_s'] / narrower['median_s']:.3g}"
     if "peak_mib" in way:
         row["peak MiB"] = f"{way['peak_mib']:.0f}"
     if way.get("errors"):
@@ -296,12 +306,31 @@ def from_pytest_benchmark(data: dict[str, Any]) -> Record:
     }
 
 
+def put_narrower(record: Record, data: dict[str, Any]) -> None:
+    """Beside each figure, that of the same run with a narrower instruction set; nothing if both are the same."""
+    narrower = from_pytest_benchmark(data)
+    isa = narrower["machine"]["instruction set"]
+    if isa == record["machine"]["instruction set"]:
+        return
+    ways = {(case["shape"], name): way for case in narrower["cases"] for name, way in case["ways"].items()}
+    for case in record["cases"]:
+        case["narrower"] = isa
+        for name, way in case["ways"].items():
+            if found := ways.get((case["shape"], name)):
+                way["narrower"] = {key: found[key] for key in ("median_s", "iqr_s", "repeats")}
+    record["method"] += (
+        f" Columns that begin with “{NARROWER}{isa}” are of a second run on the same processor, in which torch, MKL, "
+        f"oneDNN and our kernels may use no more than {isa}; a processor that has no more clocks and caches otherwise."
+    )
+
+
 CPU_WAYS = {"compiled": "torch.compile", "ours": "EMCL kernels"}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("json", type=Path, help="what pytest --benchmark-json wrote")
+    parser.add_argument("--narrower", type=Path, help="the same, measured with a narrower instruction set")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     parser.add_argument("--name", help="of the record's files; by default <date>-<cpu>")
     parser.add_argument("--plot", type=Path, help="write only the plot, to this file")
@@ -310,6 +339,8 @@ def main() -> int:
     data = json.loads(options.json.read_text(encoding="utf-8"))
     record = from_pytest_benchmark(data)
     record["cases"] = [case for case in record["cases"] if re.search(options.cases, case["shape"])]
+    if options.narrower and options.narrower.exists():
+        put_narrower(record, json.loads(options.narrower.read_text(encoding="utf-8")))
     if options.plot:
         plot(record, options.plot, CPU_WAYS)
         return 0

@@ -1,5 +1,6 @@
 """Records from made-up timings: what is in them, how ratios are formed, and that none is ever overwritten."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -58,6 +59,27 @@ def test_ratios_and_rates_by_hand(measured: dict[str, Any]) -> None:
     # 6 GFLOP and 30 MB in 0.3 s, 1.5 times the time without EMCL
     row = next(line for line in text.splitlines() if line.startswith("| ours | 300 ms"))
     assert row == "| ours | 300 ms | 30 ms | 9 | 1.50 | 5 | 20 G | 0.1 G |"
+
+
+def test_a_second_run_with_less_stands_beside_the_first(measured: dict[str, Any]) -> None:
+    wide = copy.deepcopy(measured)
+    wide["machine_info"]["emcl"]["isa"] = "AVX512"
+    for bench in measured["benchmarks"]:
+        bench["stats"]["median"] *= 2 if bench["params"]["way"] == "ours" else 1.5
+    made = record.from_pytest_benchmark(wide)
+    record.put_narrower(made, measured)
+    text = record.markdown(made, "name")
+    assert "| way | median | IQR | repeats | × eager | as on AVX2: median | as on AVX2: × eager |" in text
+    assert cells(text, "eager")[-3:] == ["", "3 ms", ""]
+    assert cells(text, "ours")[-3:] == ["4", "1 ms", "3"]
+    assert "may use no more than AVX2" in text
+
+
+def test_a_second_run_with_the_same_says_nothing(measured: dict[str, Any]) -> None:
+    made = record.from_pytest_benchmark(measured)
+    before = copy.deepcopy(made)
+    record.put_narrower(made, measured)
+    assert made == before
 
 
 def test_columns_that_no_way_has_are_left_out(measured: dict[str, Any]) -> None:
