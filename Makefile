@@ -79,7 +79,7 @@ test-cuda-load: $(VENV)/.built  ## Load the CUDA library in a CUDA build of torc
 GPU_PYTHON ?=
 
 .PHONY: test-faults test-faults-short
-test-faults: $(VENV)/.built  ## Kills, full disks, hostile files, random calls under sanitizers; about an hour (tests/faults)
+test-faults: $(VENV)/.built  ## Kills, full disks, hostile files, random calls under sanitizers; a quarter of an hour (tests/faults)
 	$(BIN)/python tests/faults/run.py $(ARGS)
 
 test-faults-short: $(VENV)/.built  ## The five minutes of it that continuous integration runs

@@ -63,7 +63,7 @@ def main() -> int:
     parts = found_parts()
     parser = argparse.ArgumentParser(description="Try what goes wrong on real machines.")
     parser.add_argument("parts", nargs="*", metavar="PART", help="parts to run; all, if none is named")
-    parser.add_argument("--short", action="store_true", help="a few minutes instead of about an hour")
+    parser.add_argument("--short", action="store_true", help="a few minutes instead of a quarter of an hour")
     parser.add_argument("--without", action="append", default=[], metavar="PART", help="leave a part out")
     parser.add_argument("--seed", type=int, default=0, help="what is drawn follows from it")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
