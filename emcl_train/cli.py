@@ -430,10 +430,10 @@ def embed_run(run: Path, arguments: list[str]) -> None:
         require_new(asked.out)
         say_if_ended(lambda: f"{asked.out} appears when it is whole, and is not there; run the command again")
 
-        from emcl_train.data.cache import say_if_elsewhere
+        from emcl_train.data.cache import say_what_is_not_followed
         from emcl_train.tools.embed import embed
 
-        say_if_elsewhere(of_run, config.data)
+        say_what_is_not_followed(of_run, config.data)
         embed(config, asked.out, tokens=asked.tokens, run_dir=run, render="--data.root" in named(arguments))
 
 

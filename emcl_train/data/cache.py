@@ -81,8 +81,8 @@ def place_of(name: str, config: DataConfig) -> Path:
     return folder / name
 
 
-def say_if_elsewhere(of_run: DataConfig, config: DataConfig) -> None:
-    """Say where memory lies if it is not where a run's configuration puts it, which may be a stranger's.
+def say_what_is_not_followed(of_run: DataConfig, config: DataConfig) -> None:
+    """Say what of a run's configuration, which may be a stranger's, is done only if the user says it too.
 
     Args:
         of_run: what the run's configuration says.
@@ -92,6 +92,11 @@ def say_if_elsewhere(of_run: DataConfig, config: DataConfig) -> None:
         say(
             f"the configuration of the run keeps what is known of clips in {escape(str(of_run.cache_dir))}, which "
             f"is not used unasked; {escape(flag('data.cache_dir'))} with that folder uses it"
+        )
+    if of_run.max_pixels > config.max_pixels:
+        say(
+            f"the configuration of the run allows frames of {of_run.max_pixels} pixels, of which no more than "
+            f"{config.max_pixels} are read unasked; {escape(flag('data.max_pixels'))} {of_run.max_pixels} allows them"
         )
 
 

@@ -128,7 +128,7 @@ def open_video(
         PassingError: the machine or the disk did not give what is in the file.
     """
     with watched(path), opened(path, max_pixels) as container:
-        stream = prepared(film_of(container, path, first=first), path, max_pixels)
+        stream = prepared(film_of(container, path, first=first, max_pixels=max_pixels), path, max_pixels)
         number = container.streams.video.index(stream)
         with _refusal_named(path, stream, number, max_pixels):
             yield container, stream

@@ -7,6 +7,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from emcl_train.config import MAX_PIXELS
 from emcl_train.data.decoding import demuxed
 from emcl_train.data.opening import opened
 from emcl_train.data.timeline import VideoError
@@ -15,7 +16,7 @@ COVER = Disposition.attached_pic
 NO_FILM = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
-def film_of(container: InputContainer, path: Path, *, first: bool = False) -> VideoStream:
+def film_of(container: InputContainer, path: Path, *, first: bool = False, max_pixels: int = MAX_PIXELS) -> VideoStream:
     """The stream that a player shows.
 
     Cameras and editors put a preview beside the film: a still, thumbnails, or a small copy. One frame is no film beside
@@ -27,6 +28,7 @@ def film_of(container: InputContainer, path: Path, *, first: bool = False) -> Vi
         container: the open file; nothing is read from it.
         path: its name.
         first: take the first stream that is no cover, whatever it is.
+        max_pixels: of a frame, where the file is opened again to count frames.
 
     Raises:
         VideoError: there is no stream of pictures, or none that can be decoded.
@@ -42,7 +44,7 @@ def film_of(container: InputContainer, path: Path, *, first: bool = False) -> Vi
     if first or len(films) == 1:
         return known[0] if first else films[0]
 
-    frames, pixels = _counted(path)
+    frames, pixels = _counted(path, max_pixels)
     films = [stream for stream in films if frames[stream.index] > 1] or films
     films = _marked(films, container) or films
     most = max(pixels[stream.index] for stream in films)
@@ -59,11 +61,11 @@ def _marked(films: list[VideoStream], container: InputContainer) -> list[VideoSt
     return [] if unasked else marked
 
 
-def _counted(path: Path) -> tuple[Counter[int], Counter[int]]:
+def _counted(path: Path, max_pixels: int) -> tuple[Counter[int], Counter[int]]:
     """How many frames each stream of pictures has, and how many pixels over all of them, by the stream's index."""
     frames: Counter[int] = Counter()
     pixels: Counter[int] = Counter()
-    with opened(path) as container:
+    with opened(path, max_pixels) as container:
         for packet in demuxed(container, list(container.streams.video)):
             if packet.size and not packet.is_discard:
                 codec = packet.stream.codec_context

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split, require_made
-from emcl_train.data.cache import say_if_elsewhere
+from emcl_train.data.cache import say_what_is_not_followed
 from emcl_train.data.loader import prepare
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import of_input
@@ -187,7 +187,7 @@ def _evaluated(asked: _Asked, render: bool) -> Evaluation:
     config = asked.config
     state = read_weights(run_dir)
     warn_of_frames(run_dir, config)
-    say_if_elsewhere(asked.own.data, config.data)
+    say_what_is_not_followed(asked.own.data, config.data)
     if config.from_features is None and not render:
         require_made(config.data)
     annotations = prepare(config)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_videos import write_data_set
 
-from emcl_train.config import BEFORE, DataConfig, RunConfig, differing_settings
+from emcl_train.config import BEFORE, MAX_PIXELS, DataConfig, RunConfig, differing_settings
 from emcl_train.data import cache, loader
-from emcl_train.data.cache import cache_folder
+from emcl_train.data.cache import cache_folder, say_what_is_not_followed
 from emcl_train.data.loader import prepare
 from emcl_train.errors import UserError
 from emcl_train.runs.files import partial_of
@@ -253,3 +253,11 @@ def test_only_partial_files_of_our_own_are_removed(config):
     config.data.cache_frames = True
     prepare(config)
     assert (ours.exists(), mine.exists()) == (False, True)
+
+
+def test_more_pixels_than_are_read_unasked_are_said(capsys, tmp_path):
+    of_run = DataConfig(root=tmp_path, max_pixels=2 * MAX_PIXELS)
+    say_what_is_not_followed(of_run, replace(of_run, max_pixels=MAX_PIXELS))
+    assert f"--data.max-pixels {2 * MAX_PIXELS} allows them" in capsys.readouterr().err.replace("\n", " ")
+    say_what_is_not_followed(of_run, of_run)
+    assert capsys.readouterr().err == ""

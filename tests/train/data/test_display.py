@@ -14,6 +14,7 @@ from torch import Tensor
 from emcl_train.config import DataConfig
 from emcl_train.data.clips import Clip
 from emcl_train.data.container import probe
+from emcl_train.data.opening import opened
 from emcl_train.data.video import FrameRequest, decode_clip, decode_frames
 from emcl_train.tools.compress import Settings, compress_video
 
@@ -208,3 +209,16 @@ def test_the_default_goes_before_what_is_larger(tmp_path: Path, default: int) ->
     assert level(decode_frames(FrameRequest(path, 1, 16))[0][0]) == 5
     compress_video(path, tmp_path / "copy.mp4", Settings(10.0, 32))
     assert level(decode_frames(FrameRequest(tmp_path / "copy.mp4", 1, 16))[0][0]) == 5
+
+
+def test_streams_are_counted_under_the_limit_that_was_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def seen(path, max_pixels):
+        asked.append(max_pixels)
+        return opened(path, max_pixels)
+
+    path = two_streams(tmp_path / "a.mkv", (0, (64, 48), 4, 1), (9, (64, 48), 4, 1))
+    monkeypatch.setattr("emcl_train.data.streams.opened", seen)
+    probe(path, 12345678)
+    assert asked == [12345678]
