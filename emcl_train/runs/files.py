@@ -186,7 +186,7 @@ def whole_folder(path: Path, another: str = "choose another --out") -> Iterator[
         raise_what_the_disk_said(error, path)
         raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        discard_folder(partial)
 
 
 def flush(path: Path) -> None:
@@ -371,6 +371,12 @@ def discard(path: Path) -> None:
         with suppress(OSError):
             path.unlink(missing_ok=True)
             return
+
+
+def discard_folder(path: Path) -> None:
+    """The same for a folder with all that is in it."""
+    for _ in range(2):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def give_usual_mode(path: Path) -> None:

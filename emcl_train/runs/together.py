@@ -30,6 +30,7 @@ from emcl_train.runs.files import (
     PARTIAL,
     Pending,
     discard,
+    discard_folder,
     flush,
     partial_of,
     pending,
@@ -127,12 +128,12 @@ def _exchange(folder: Path, renamed: dict[str, str], removed: list[str]) -> bool
         if library.renameat2(RELATIVE_TO_HERE, paths[0], RELATIVE_TO_HERE, paths[1], RENAME_EXCHANGE) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     except OSError:  # no such call on this disk, no hard links, or a folder that others may not write beside
-        shutil.rmtree(new, ignore_errors=True)
+        discard_folder(new)
         return False
 
     flush(folder.parent)
     _keep_what_others_put(there=new, into=folder, gone=gone)
-    shutil.rmtree(new, ignore_errors=True)  # the old one, by now
+    discard_folder(new)  # the old one, by now
     return True
 
 

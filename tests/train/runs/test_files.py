@@ -269,6 +269,23 @@ def test_a_file_that_a_failing_disk_keeps_once_is_removed_all_the_same(tmp_path,
     assert not path.exists()
 
 
+def test_a_folder_that_a_failing_disk_keeps_once_is_removed_all_the_same(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    path.mkdir()
+    (path / "a").touch()
+    unlink, calls = os.unlink, []
+
+    def fails_once(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(*arguments, **options)
+
+    monkeypatch.setattr(os, "unlink", fails_once)
+    files.discard_folder(path)
+    assert not path.exists()
+
+
 @pytest.mark.usefixtures("signals_come_back")
 @pytest.mark.parametrize("moment", ["os.open", "os.close"])
 def test_a_signal_while_a_partial_file_is_made_leaves_none(tmp_path, monkeypatch, moment):
