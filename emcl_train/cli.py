@@ -41,6 +41,7 @@ from emcl_train.recipes import RECIPES, load_recipe
 from emcl_train.runs.contents import STATE, check_run_folder, load_config, require_run, seed_folders
 from emcl_train.runs.files import require_folder, require_free
 from emcl_train.runs.lock import without_locks, writing
+from emcl_train.runs.machine import is_first_process
 from emcl_train.terminal import Output, console_of, escaped, tell, tolerant_output
 from emcl_train.weights.hub import require_places
 
@@ -134,7 +135,7 @@ def code_of_signal(number: int | None) -> int | None:
     """Say what a signal has ended. Returns the exit code; None without a signal."""
     if number is None:
         return None
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one says it
+    if is_first_process():  # the others say nothing
         tell(f"{'interrupted' if number == signal.SIGINT else 'terminated'}; {what_there_is()}")
     return AFTER_A_SIGNAL + number
 
@@ -298,7 +299,7 @@ def run_train(recipe: str, arguments: list[str]) -> int:
         say_if_ended(lambda: what_training_leaves(config))
         if config.from_features is None:
             require_places(config.model)
-        if config.seeds == 1 and os.environ.get("RANK", "0") == "0":  # of several processes, one makes the folder
+        if config.seeds == 1 and is_first_process():  # which makes the folder
             check_run_folder(config)
         run_training(config)
     return 0

@@ -15,13 +15,13 @@ from emcl_train.recipes import RECIPES
 from emcl_train.runs.files import JOURNAL, PARTIAL, json_if_whole, read_json, write_json_atomic
 from emcl_train.runs.likeness import like_of, unlike
 from emcl_train.runs.lock import RECORD, require_quiet, settle
-from emcl_train.runs.places import SEED_FOLDER
+from emcl_train.runs.places import SEED_FOLDER, STATE_FOLDER
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 CLIP_CONFIG = "clip_config.json"
 """Of the towers, in transformers' format: a run is evaluated without the checkpoint that it started from."""
 TOKENIZER = "tokenizer.json"
-WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
+WEIGHTS, STATE = "model.safetensors", f"{STATE_FOLDER}/latest.pt"
 RESULTS, QUERIES, EMBEDDINGS, REPORT = "results.json", "queries.json", "embeddings.safetensors", "report.html"
 FINISHED = "finished.json"
 """Written when a run's training has ended and its figures are there."""

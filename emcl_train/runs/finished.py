@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.errors import UserError
-from emcl_train.runs.checksums import checksum_of, read_checksums
+from emcl_train.runs.checksums import checksum_of, read_checksums, say_without_checksums
 from emcl_train.runs.contents import (
     FINISHED,
     METRICS,
@@ -61,11 +61,8 @@ def is_finished(run_dir: Path) -> bool:
     """
     mark = read_mark(run_dir)
     finished = mark is not None or _ended_before_there_were_marks(run_dir)
-    if finished and "weights" not in (mark or {}):
-        say(
-            f"{escaped(run_dir)} counts as finished, by a version that noted no checksum of the weights which it "
-            f"ended with: whether {WEIGHTS} still holds these cannot be seen"
-        )
+    if finished and "weights" not in (mark or {}) and WEIGHTS not in read_checksums(run_dir):
+        say_without_checksums(run_dir)
     return finished
 
 
