@@ -4,8 +4,11 @@
 wrote none count as finished if they have results and their last step is the planned one. Nothing here needs torch.
 """
 
+import re
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from emcl_train.errors import UserError
 from emcl_train.runs.checksums import checksum_of, read_checksums, say_without_checksums
@@ -25,6 +28,8 @@ from emcl_train.terminal import escaped, say
 
 ENDS_WITH = "ends_with"
 """In environment.json, the name of the file that training writes last; absent in runs of versions without one."""
+EPOCH = "epoch"
+"""In the metadata of a run's weights, the epoch that they are of; absent in runs of earlier versions."""
 BEGUN = "state/begun.json"
 """Says that a training has begun and no state of it was saved yet."""
 
@@ -127,8 +132,21 @@ def say_if_unfinished(run_dir: Path) -> None:
 
 def weights_so_far(run_dir: Path) -> str:
     """Which weights a run has that is not finished."""
-    epoch = epoch_in(selection_of(run_dir))
+    epoch = epoch_in(selection_of(run_dir, up_to=epoch_of_weights(run_dir)))
     return "its training so far" if epoch is None else f"epoch {epoch} of {load_config(run_dir).train.epochs}"
+
+
+def epoch_of_weights(run_dir: Path) -> int | None:
+    """The epoch that a run's weights are of; None if they do not say it.
+
+    While a run is trained, its metrics may know of a better epoch, whose weights are not written yet.
+    """
+    try:
+        with safe_open(run_dir / WEIGHTS, framework="numpy") as file:
+            epoch = (file.metadata() or {}).get(EPOCH, "")
+    except (OSError, ValueError, SafetensorError):
+        return None
+    return int(epoch) if re.fullmatch(r"[0-9]{1,9}", epoch) else None
 
 
 def require_state(run_dir: Path) -> None:

@@ -17,13 +17,20 @@ from emcl_train.errors import UserError
 from emcl_train.reading.plain_files import require_regular
 from emcl_train.runs.checksums import read_unchanged, whole_noted
 from emcl_train.runs.contents import STATE, WEIGHTS, run_of
-from emcl_train.runs.finished import require_weights_of_the_end
+from emcl_train.runs.finished import EPOCH, require_weights_of_the_end
 from emcl_train.runs.torch_file import load_torch_file
 
 
-def save_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file. Tensors that share memory are written once each."""
-    data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+def save_tensors_atomic(path: Path, tensors: dict[str, Tensor], *, epoch: int | None = None) -> None:
+    """A safetensors file. Tensors that share memory are written once each.
+
+    Args:
+        path: the file.
+        tensors: by their names.
+        epoch: which the tensors are of, as `epoch_of_weights` reads it.
+    """
+    metadata = None if epoch is None else {EPOCH: str(epoch)}
+    data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata)
     with whole_noted(path) as partial:
         partial.write_bytes(data)
 

@@ -27,6 +27,7 @@ from emcl_train.runs.contents import save_config
 from emcl_train.runs.evaluations import what_differs
 from emcl_train.runs.files import append_line, write_json_atomic
 from emcl_train.runs.folder import load_run
+from emcl_train.runs.finished import mark_finished
 from emcl_train.runs.state import save_tensors_atomic
 from emcl_train.terminal import with_progress
 
@@ -45,7 +46,7 @@ def save_run(path, config: RunConfig, **environment: object) -> None:
         other = {"R@5": 60.0, "R@10": 80.0, "MdR": 3.0, "MnR": 4.0}
         record = {"epoch": epoch, "text_to_video": {"R@1": recall} | other, "video_to_text": {"R@1": 0.0} | other}
         append_line(path / "metrics.jsonl", {"kind": "validation", **record})
-    write_json_atomic(path / "finished.json", {"epochs": 3, "steps": 30, "weights": "crc32:00000000"})
+    mark_finished(path, epochs=3, steps=30)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
