@@ -38,7 +38,7 @@ from emcl_train.endings import (
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
-from emcl_train.runs.contents import STATE, check_run_folder, load_config, require_run, seed_folders
+from emcl_train.runs.contents import STATE, check_run_folder, load_config, may_begin, require_run, seed_folders
 from emcl_train.runs.files import require_folder, require_free
 from emcl_train.runs.lock import without_locks, writing
 from emcl_train.runs.machine import is_first_process
@@ -310,7 +310,8 @@ def what_training_leaves(config: RunConfig) -> str:
     runs = seed_folders(config.out) if config.seeds > 1 else [config.out]
     saved = [run for run in runs if (run / STATE).is_file()]
     if not saved:
-        return f"no state of {config.out} was saved yet; the same command with --resume begins it again"
+        how = "the same command" + ("" if all(map(may_begin, runs)) else " with --resume")
+        return f"no state of {config.out} was saved yet; {how} begins it again"
     if config.seeds > 1:
         return (
             f"of {config.seeds} runs in {config.out} {len(saved)} are saved as of their last states; a training run "

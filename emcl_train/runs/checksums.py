@@ -82,7 +82,7 @@ def whole_noted(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full.
     """
-    before = _checksums_or_none(path.parent).get(path.name)
+    before = _checksums_or_none(path.parent, quiet=True).get(path.name)  # `note` says it
     if before is None:
         before = [checksum_of(path) if path.is_file() else ABSENT]
     with whole(path) as partial:
@@ -124,12 +124,15 @@ def forget(path: Path) -> None:
         write_json_atomic(path.parent / CHECKSUMS, noted)
 
 
-def _checksums_or_none(folder: Path) -> dict[str, Collection[str]]:
+def _checksums_or_none(folder: Path, *, quiet: bool = False) -> dict[str, Collection[str]]:
     """For writers: damaged checksums are written anew, which is said; no training ends for them at its next save."""
     try:
         return read_checksums(folder)
     except UserError as error:
-        say(f"[yellow]warning:[/yellow] {escaped(error)}; until then only what is written from now on has checksums")
+        if not quiet:
+            say(
+                f"[yellow]warning:[/yellow] {escaped(error)}; until then only what is written from now on has checksums"
+            )
         return {}
 
 

@@ -85,7 +85,7 @@ def check_run_folder(config: RunConfig) -> None:
     require_quiet(out, here=True)
 
     if not config.resume:
-        if not _names_in(out) <= WRITTEN_BEFORE_TRAINING:
+        if not may_begin(out):
             raise UserError(f"{out} already holds files; go on with that run by --resume, or choose another --out")
         return
     if not out.is_dir():
@@ -102,6 +102,11 @@ def check_run_folder(config: RunConfig) -> None:
             f"the run in {out} was started with other settings: {'; '.join(different)}; "
             f"resume with the same ones, or start a new run with another --out"
         )
+
+
+def may_begin(out: Path) -> bool:
+    """Whether a run may begin in a folder, which need not be there: nothing would be lost."""
+    return _names_in(out) <= WRITTEN_BEFORE_TRAINING
 
 
 def _names_in(out: Path) -> set[str]:

@@ -120,7 +120,8 @@ def set_aside(run_dir: Path, results: dict[str, Any] | None = None) -> Path | No
                 for name in (REPORT, *OF_EVALUATION):
                     if (run_dir / name).is_file():
                         shutil.copyfile(run_dir / name, partial / name)
-                note_copy(run_dir / EMBEDDINGS, partial / EMBEDDINGS)
+                if (partial / EMBEDDINGS).is_file():
+                    note_copy(run_dir / EMBEDDINGS, partial / EMBEDDINGS)
             break
         # An earlier try was ended between the two steps.
         if (folder / RESULTS).is_file() and (folder / RESULTS).read_bytes() == there:

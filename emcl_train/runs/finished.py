@@ -166,7 +166,8 @@ def require_state(run_dir: Path) -> None:
     if there:
         raise UserError(
             f"{run_dir} has {' and '.join(there)} but no {STATE}, which the run would go on from: it would begin anew "
-            "over them. Bring that file back, or start a new run with another --out"
+            "over them, as would a run of an earlier version that was ended before its first state. Bring that file "
+            "back, or start a new run with another --out"
         )
 
 
