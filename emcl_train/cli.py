@@ -40,9 +40,10 @@ from emcl_train.endings import (
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import RECIPES, load_recipe
-from emcl_train.runs.contents import STATE, check_run_folder, load_config, require_run, seed_folders
+from emcl_train.runs.contents import STATE, check_run_folder, load_config, may_begin, require_run, seed_folders
 from emcl_train.runs.files import require_folder
 from emcl_train.runs.lock import require_new, without_locks, writing
+from emcl_train.runs.machine import is_first_process
 from emcl_train.terminal import Output, console_of, escaped, tell, tolerant_output
 from emcl_train.weights.hub import require_places
 
@@ -146,7 +147,7 @@ def code_of_signal(number: int | None) -> int | None:
     """Say what a signal has ended. Returns the exit code; None without a signal."""
     if number is None:
         return None
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one says it
+    if is_first_process():  # the others say nothing
         tell(f"{'interrupted' if number == signal.SIGINT else 'terminated'}; {what_there_is()}")
     return AFTER_A_SIGNAL + number
 
@@ -310,7 +311,7 @@ def run_train(recipe: str, arguments: list[str]) -> int:
         say_if_ended(lambda: what_training_leaves(config))
         if config.from_features is None:
             require_places(config.model)
-        if config.seeds == 1 and os.environ.get("RANK", "0") == "0":  # of several processes, one makes the folder
+        if config.seeds == 1 and is_first_process():  # which makes the folder
             check_run_folder(config)
         run_training(config)
     return 0
@@ -321,7 +322,8 @@ def what_training_leaves(config: RunConfig) -> str:
     runs = seed_folders(config.out) if config.seeds > 1 else [config.out]
     saved = [run for run in runs if (run / STATE).is_file()]
     if not saved:
-        return f"no state of {config.out} was saved yet; the same command with --resume begins it again"
+        how = "the same command" + ("" if all(map(may_begin, runs)) else " with --resume")
+        return f"no state of {config.out} was saved yet; {how} begins it again"
     if config.seeds > 1:
         return (
             f"of {config.seeds} runs in {config.out} {len(saved)} are saved as of their last states; a training run "

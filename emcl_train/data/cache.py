@@ -33,8 +33,10 @@ from emcl_train.data.passing import PassingError
 from emcl_train.data.video import PICTURES, VIDEO_SAMPLER_VERSION, sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.runs.checksums import TRIES, checksum_of, identity_of
 from emcl_train.runs.files import clear_partial, json_if_whole, partial_of, raise_if_disk_full, write_json_atomic
-from emcl_train.terminal import say
+from emcl_train.runs.machine import is_first_process
+from emcl_train.terminal import escaped, say
 
 ABANDONED_AFTER = 3600.0
 """Seconds without a write after which an unfinished cache belongs to a run that was killed."""
@@ -123,6 +125,12 @@ def only_remembered(what: str, *, also: tuple[type[Exception], ...] = (UserError
 @functools.cache
 def _warn(text: str) -> None:
     say(f"[yellow]warning:[/yellow] {escape(text)}")
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    if is_first_process():
+        say(escaped(text))
 
 
 def entry_key(clip: Clip, root: Path) -> str:
@@ -235,11 +243,13 @@ class FrameCache:
     @classmethod
     def _open(cls, path: Path, config: DataConfig, clips: Iterable[Clip]) -> "FrameCache | None":
         index = _read_json(path)
+        if not index and _is_plain(path):
+            _say_once(f"{path} is damaged: it does not say which frames are there; they are decoded again")
         entries = _entries_of(index.get("clips"), row=int, valid=int)
         for clip in clips:
             if entries.get(entry_key(clip, config.root), {}).get("file") != fingerprint(clip.path):
                 return None
-        frames = _read_frames(path.parent, index.get("frames"))
+        frames = _read_frames(path, index)
         shape = (config.num_frames, 3, config.image_size, config.image_size)
         if frames is None or frames.shape[1:] != shape or frames.dtype != np.uint8:
             return None
@@ -259,19 +269,76 @@ OF_FRAMES = re.compile(r"frames-[0-9a-f]{16}\.npy")
 removed for it."""
 
 
-def _read_frames(folder: Path, name: Any) -> np.ndarray | None:
-    """The frames of a file in the cache's folder; None if there is none of this name that we could have written."""
-    if not _is_ours(folder, name):
+def is_index(name: str) -> bool:
+    """Whether a file of this name says what a file of frames holds."""
+    return re.fullmatch(r"frames-v.+\.json", name) is not None
+
+
+def frames_of_index(index: Path) -> Path | None:
+    """The file of frames that an index is of; None if there is none that we could have written."""
+    return _ours(index.parent, _read_json(index).get("frames"))
+
+
+def frames_unchanged(index: Path, frames: Path) -> bool | None:
+    """Whether all bytes of a file of frames are what its index says; None in indices of earlier versions.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    for _ in range(TRIES):
+        noted, before = _read_json(index).get("checksum"), identity_of(frames)
+        if noted is None:
+            return None
+        if _checksum_of(frames, before) == noted:
+            return True
+
+        # Another process may have made both again.
+        if noted == _read_json(index).get("checksum") and before == identity_of(frames):
+            break
+    return False
+
+
+@functools.cache
+def _checksum_of(path: Path, identity: tuple[int, ...]) -> str:
+    """Of a file as it is now: a loader opens it for each epoch."""
+    return checksum_of(path)
+
+
+def _read_frames(index: Path, content: dict[str, Any]) -> np.ndarray | None:
+    """The frames of a file in the cache's folder; None if there is none that we wrote, or they are damaged."""
+    path = _ours(index.parent, content.get("frames"))
+    if path is None:
         return None
     try:
-        frames: np.ndarray = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+        unchanged = frames_unchanged(index, path)
+        frames: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(frames, np.ndarray) or frames.ndim != 5:
+            raise ValueError("it has other dimensions")
+    except OSError:
         return None
-    return frames if isinstance(frames, np.ndarray) and frames.ndim == 5 else None
+    except (ValueError, EOFError):
+        _say_damaged(path, index.name)
+        return None
+
+    if unchanged is None:
+        _say_once(
+            f"{path} has no checksum, as frames that earlier versions kept: whether they have changed cannot be seen; "
+            f"without that file they are decoded again"
+        )
+    elif not unchanged:
+        _say_damaged(path, index.name)
+        return None
+    return frames
 
 
-def _is_ours(folder: Path, name: Any) -> bool:
-    return isinstance(name, str) and OF_FRAMES.fullmatch(name) is not None and _is_plain(folder / name)
+def _say_damaged(path: Path, index: str) -> None:
+    _say_once(f"{path} is damaged: it is not what {index} beside it says; the frames are decoded again")
+
+
+def _ours(folder: Path, name: Any) -> Path | None:
+    """The file of frames of this name; None if there is none that we could have written."""
+    known = isinstance(name, str) and OF_FRAMES.fullmatch(name) is not None
+    return folder / name if known and _is_plain(folder / name) else None
 
 
 class FrameCacheWriter:
@@ -352,14 +419,15 @@ class FrameCacheWriter:
     def _finish(self) -> None:
         self._frames.flush()
         before = _read_json(self._index).get("frames")
+        checksum = checksum_of(self._partial)
         os.replace(self._partial, self._folder / self._name)
         entries = {
             name: {"row": self._rows[name], "valid": valid, "file": self._files[name]}
             for name, valid in self._valid.items()
         }
-        write_json_atomic(self._index, {"frames": self._name, "clips": entries})
-        if before is not None and before != self._name and _is_ours(self._folder, before):
-            (self._folder / before).unlink(missing_ok=True)
+        write_json_atomic(self._index, {"frames": self._name, "checksum": checksum, "clips": entries})
+        if before != self._name and (other := _ours(self._folder, before)) is not None:
+            other.unlink(missing_ok=True)
 
     def abandon(self) -> None:
         self._partial.unlink(missing_ok=True)

@@ -21,13 +21,18 @@ from emcl_train.data.video import OF_VERSION_1, PICTURES, sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.reading.arrays import open_npy
+from emcl_train.reading.plain_files import require_regular
 from emcl_train.reading.shown import shortened
+from emcl_train.runs.checksums import require_unchanged
 from emcl_train.runs.files import read_json
 
 FEATURES, TOWERS = "features.json", "towers.safetensors"
 ARRAYS = {"frames": "clips", "frame_mask": "clips", "text": "captions", "token_mask": "captions"}
 """Names of the arrays, and what their rows are."""
 SPLITS = ("train", "val", "test")
+BINARY = (*(f"{split}_{array}.npy" for split in SPLITS for array in ARRAYS), TOWERS)
+"""Files that have checksums."""
+WAY_OUT = "copy it again, or embed again"
 VERSION = 1
 RECORDED: dict[str, type] = {
     "settings": dict,
@@ -219,34 +224,33 @@ def require_data_of(features: Annotations, annotations: Annotations, config: Run
 
 
 def _open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
-    way_out = "copy them again, or embed again"
-    lists = _lists(folder / f"{name}.json", way_out)
+    lists = _lists(folder / f"{name}.json")
     try:
-        arrays = {array: open_npy(folder / f"{name}_{array}.npy") for array in ARRAYS}
+        arrays = {array: _open_array(folder / f"{name}_{array}.npy") for array in ARRAYS}
     except (OSError, ValueError) as error:
         trouble = passing(error, folder)
         if trouble is not None and trouble.code not in NOT_THERE:
             raise trouble from error
-        raise UserError(f"the features in {folder} are damaged: {error}; {way_out}") from error
+        raise UserError(f"the features in {folder} are damaged: {error}; {WAY_OUT}") from error
     counts = {"clips": len(lists["video_ids"]), "captions": len(lists["captions"])}
     for array, rows in ((array, counts[unit]) for array, unit in ARRAYS.items()):
         dimensions, kind = SHAPES[array]
         if arrays[array].ndim != dimensions or arrays[array].dtype.kind != kind:
             raise UserError(
                 f"the features in {folder} are damaged: {name}_{array}.npy has {arrays[array].dtype} of shape "
-                f"{list(arrays[array].shape)}, expected {dimensions} dimensions; {way_out}"
+                f"{list(arrays[array].shape)}, expected {dimensions} dimensions; {WAY_OUT}"
             )
         if len(arrays[array]) != rows:
             raise UserError(
                 f"the features in {folder} are damaged: {name}_{array}.npy has {len(arrays[array])} rows, expected "
-                f"{rows}, those of {name}.json; {way_out}"
+                f"{rows}, those of {name}.json; {WAY_OUT}"
             )
     if (
         arrays["frames"].shape[2] != arrays["text"].shape[2]
         or arrays["frames"].shape[1] != arrays["frame_mask"].shape[1]
     ):
         raise UserError(
-            f"the features in {folder} are damaged: the arrays of {name} are of different frames or widths; {way_out}"
+            f"the features in {folder} are damaged: the arrays of {name} are of different frames or widths; {WAY_OUT}"
         )
     if not tokens:
         arrays["text"] = arrays["text"][:, :1]  # a view: what no head asks for is not read
@@ -259,13 +263,23 @@ def _open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
     )
 
 
-def _lists(path: Path, way_out: str) -> dict[str, Any]:
+def _open_array(path: Path) -> np.ndarray:
+    """An array, mapped into memory; all of it is read once, and compared with its checksum."""
+    require_regular(path)
+    require_unchanged(path, WAY_OUT)
+    try:
+        return open_npy(path)
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
+
+
+def _lists(path: Path) -> dict[str, Any]:
     """The clips and captions that number the rows of a split's arrays.
 
     Raises:
         UserError: they are something else, or do not fit each other.
     """
-    lists = read_json(path, way_out, keys=LISTED)
+    lists = read_json(path, WAY_OUT, keys=LISTED)
     texts = all(
         isinstance(lists[name], list) and all(isinstance(text, str) for text in lists[name])
         for name in ("video_ids", "paths", "captions")
@@ -277,5 +291,5 @@ def _lists(path: Path, way_out: str) -> dict[str, Any]:
     )
     together = texts and numbers and len(lists["paths"]) == len(lists["video_ids"])
     if not (isinstance(lists["name"], str) and together and len(lists["caption_clip"]) == len(lists["captions"])):
-        raise UserError(f"{path} does not list clips, and captions with the number of their clip; {way_out}")
+        raise UserError(f"{path} does not list clips, and captions with the number of their clip; {WAY_OUT}")
     return dict(lists)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from emcl_train.config import RunConfig
-from emcl_train.data.features import TOWERS, read_features
+from emcl_train.data.features import TOWERS, WAY_OUT, read_features
 from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import (
     clip_config_of_features,
@@ -21,7 +21,7 @@ from emcl_train.runs.state import read_tensors
 def model_on_features(config: RunConfig, tokenizer: Any) -> RetrievalModel:
     """The model that a run on features starts with: its weights are those it would have with its towers."""
     folder = Path(config.from_features or "")
-    towers = read_tensors(folder / TOWERS, "copy it again, or embed again")
+    towers = read_tensors(folder / TOWERS, WAY_OUT)
     model = build_model(config, tokenizer, clip_config_of_features(folder), towers)
     model.store_towers()
     return model

@@ -15,18 +15,19 @@ from emcl_train.data.annotations import Split, require_made
 from emcl_train.data.cache import say_what_is_not_followed
 from emcl_train.data.loader import prepare
 from emcl_train.data.text import load_tokenizer
-from emcl_train.errors import of_input
+from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.encode import Embeddings, embed_split
 from emcl_train.evaluation.on_features import without_towers
 from emcl_train.evaluation.provenance import frames_of, warn_of_frames
 from emcl_train.evaluation.similarities import bank_of, compare_bank, similarities
 from emcl_train.evaluation.table import Line, lines_of
 from emcl_train.models import RetrievalModel, build_model
+from emcl_train.runs.checksums import TRIES, identity_of
 from emcl_train.runs.clip_config import read_clip_config
-from emcl_train.runs.contents import RESULTS, load_config
+from emcl_train.runs.contents import RESULTS, WEIGHTS, load_config
 from emcl_train.runs.evaluations import Evaluation, place_for, set_aside, what_differs
 from emcl_train.runs.files import require_free, require_no_link
-from emcl_train.runs.finished import is_finished, weights_so_far
+from emcl_train.runs.finished import epoch_of_weights, is_finished, weights_so_far
 from emcl_train.runs.lock import making, require_new, writing
 from emcl_train.runs.places import EVALUATIONS
 from emcl_train.runs.records import selection_of
@@ -108,14 +109,23 @@ def evaluate_split(
 
 
 @dataclass(frozen=True)
+class _Selected:
+    """The weights of a run, and what its records say of them."""
+
+    weights: dict[str, Tensor]
+    selection: str
+    unfinished: str
+    """Which weights they are if the training has not ended, else ""."""
+
+
+@dataclass(frozen=True)
 class _Asked:
     """An evaluation of a run folder: the run's own settings, and those that are asked for."""
 
     run_dir: Path
     own: RunConfig
     config: RunConfig
-    unfinished: str
-    """Which weights the run has if its training has not ended, else ""."""
+    selected: "_Selected"
     split: Literal["val", "test"]
     from_features: Path | None
 
@@ -157,12 +167,12 @@ def evaluate_run(
     if out is not None:
         require_new(out)
     own = load_config(run_dir)
-    unfinished = "" if ends_training or is_finished(run_dir) else weights_so_far(run_dir)
-    asked = _asked(run_dir, own, unfinished, eval_config, place, emcl, from_features, split)
+    config = _asked_config(own, eval_config, place, emcl, from_features)
     require_no_link(run_dir, EVALUATIONS)
 
     # Training has the run's folder already.
     with making(out) if out is not None else nullcontext() if ends_training else writing(run_dir, deep=True):
+        asked = _Asked(run_dir, own, config, _selected(run_dir, ends_training), split, from_features)
         evaluation = _evaluated(asked, render)
         if out is not None:
             require_free(out)  # again: another program may have been quicker
@@ -173,9 +183,9 @@ def evaluate_run(
             folder = _place(asked, evaluation)
         evaluation.write(run_dir, folder, asked.config, new=out is not None)
 
-    if unfinished:
+    if asked.selected.unfinished:
         say(
-            f"{escape(str(run_dir))} is not finished: these are figures of {unfinished}, and lie in "
+            f"{escape(str(run_dir))} is not finished: these are figures of {asked.selected.unfinished}, and lie in "
             f"{escape(str(folder))}; its own will be in its folder when its training has ended"
         )
     return evaluation.results, folder
@@ -185,7 +195,7 @@ def _evaluated(asked: _Asked, render: bool) -> Evaluation:
     """What the selected weights of a run give."""
     run_dir = asked.run_dir
     config = asked.config
-    state = read_weights(run_dir)
+    state = asked.selected.weights
     warn_of_frames(run_dir, config)
     say_what_is_not_followed(asked.own.data, config.data)
     if config.from_features is None and not render:
@@ -195,8 +205,8 @@ def _evaluated(asked: _Asked, render: bool) -> Evaluation:
 
     model = build_model(config, tokenizer, clip_config=read_clip_config(run_dir))
     notes = [*annotations.notes, *_start_bases(model, state, asked)]
-    if asked.unfinished:
-        notes.append(f"The run was not finished: its weights were those of {asked.unfinished}.")
+    if asked.selected.unfinished:
+        notes.append(f"The run was not finished: its weights were those of {asked.selected.unfinished}.")
     if config.from_features is not None:
         model.store_towers()
         state = without_towers(state, config, run_dir)
@@ -214,22 +224,36 @@ def _evaluated(asked: _Asked, render: bool) -> Evaluation:
         config,
         notes=notes,
         left_out=annotations.left_out,
-        selection=selection_of(run_dir),
+        selection=asked.selected.selection,
         bank=bank_of(annotations.train, config.eval.query_bank) if config.eval.query_bank else None,
         device=device,
     )
 
 
-def _asked(
-    run_dir: Path,
+def _selected(run_dir: Path, ends_training: bool) -> _Selected:
+    """The weights and what belongs to them: a training that goes on meanwhile may replace them in between.
+
+    Raises:
+        UserError: the weights are not there, damaged, or replaced again and again.
+    """
+    path = run_dir / WEIGHTS
+    for _ in range(TRIES):
+        before = identity_of(path) if path.is_file() else None
+        weights = read_weights(run_dir)
+        selection = selection_of(run_dir, up_to=epoch_of_weights(run_dir))
+        unfinished = "" if ends_training or is_finished(run_dir) else weights_so_far(run_dir)
+        if identity_of(path) == before:
+            return _Selected(weights, selection, unfinished)
+    raise UserError(f"the weights of {run_dir} are replaced again and again; wait until its training has ended")
+
+
+def _asked_config(
     own: RunConfig,
-    unfinished: str,
     eval_config: EvalConfig | None,
     place: PlaceConfig | None,
     emcl: EMCLConfig | None,
     from_features: Path | None,
-    split: Literal["val", "test"],
-) -> _Asked:
+) -> RunConfig:
     config = replace(
         own,
         eval=eval_config or own.eval,
@@ -238,7 +262,7 @@ def _asked(
     )
     check_config(config)
     config.from_features = from_features or own.from_features
-    return _Asked(run_dir, own, config, unfinished, split, from_features)
+    return config
 
 
 def _start_bases(model: RetrievalModel, state: dict[str, Tensor], asked: _Asked) -> list[str]:
@@ -266,8 +290,8 @@ def _place(asked: _Asked, evaluation: Evaluation) -> Path:
     """The folder for figures that replace no others."""
     again = "again" if asked.from_features is None else f"from-features-{asked.from_features.resolve().name}"
     different = what_differs(asked.own, asked.config, asked.split)
-    if asked.unfinished:
-        weights = f"unfinished-{asked.unfinished.partition(' of ')[0].replace(' ', '-')}"
+    if asked.selected.unfinished:
+        weights = f"unfinished-{asked.selected.unfinished.partition(' of ')[0].replace(' ', '-')}"
         different = "_".join(filter(None, [weights, different]))
     folder, other = place_for(evaluation.results, asked.run_dir, different, again)
     if other is not None:

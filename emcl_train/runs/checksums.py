@@ -8,13 +8,18 @@ whole is never taken for a damaged one.
 import functools
 import os
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from emcl_train.errors import UserError
 from emcl_train.runs.files import current, read_json, whole, write_json_atomic
+from emcl_train.runs.machine import is_first_process
+from emcl_train.runs.places import STATE_FOLDER
 from emcl_train.terminal import escaped, say
+
+Value = TypeVar("Value")
 
 CHECKSUMS = "checksums.json"
 CRC32 = "crc32"
@@ -22,7 +27,9 @@ CRC32 = "crc32"
 others. At 3 GB/s it adds 3 % to the opening of a run on CLIP ViT-B/32; SHA-256 would add 6 % (docs/LOG.md)."""
 ABSENT = ""
 """Among the checksums of a file: it may not be there yet."""
-PIECE = 1 << 20
+PIECE = 1 << 18
+TRIES = 20
+"""How often a file is compared that somebody replaces meanwhile."""
 
 
 def checksum_of(path: Path) -> str:
@@ -73,9 +80,9 @@ def whole_noted(path: Path) -> Iterator[Path]:
     Inside the block the file is written to the path that is given.
 
     Raises:
-        UserError: the disk is full, or the checksums that are there already are damaged.
+        UserError: the disk is full.
     """
-    before = read_checksums(path.parent).get(path.name)
+    before = _checksums_or_none(path.parent, quiet=True).get(path.name)  # `note` says it
     if before is None:
         before = [checksum_of(path) if path.is_file() else ABSENT]
     with whole(path) as partial:
@@ -87,13 +94,27 @@ def whole_noted(path: Path) -> Iterator[Path]:
 
 def note(path: Path, checksums: Collection[str]) -> None:
     """Write down the checksum of a file, first, and those of what else may be in its place."""
-    noted = read_checksums(path.parent)
+    noted = _checksums_or_none(path.parent)
     write_json_atomic(path.parent / CHECKSUMS, noted | {path.name: checksums})
 
 
-def note_all(folder: Path, names: list[str]) -> None:
-    """Write down the checksums of files that lie in a folder, and of no others."""
-    write_json_atomic(folder / CHECKSUMS, {name: [checksum_of(folder / name)] for name in names})
+def note_all(folder: Path, names: Collection[str], *, others: bool = False) -> None:
+    """Write down the checksums of files that lie in a folder.
+
+    Args:
+        folder: it.
+        names: of the files.
+        others: keep the checksums of others that are there; else these are all.
+    """
+    noted = _checksums_or_none(folder) if others else {}
+    noted = {name: checksums for name, checksums in noted.items() if os.path.lexists(folder / name)}
+    write_json_atomic(folder / CHECKSUMS, noted | {name: [checksum_of(current(folder / name))] for name in names})
+
+
+def note_copy(path: Path, copy: Path) -> None:
+    """Give a copy the checksum of its original: if that was damaged, the copy is found to be, too."""
+    if (noted := _checksums_or_none(path.parent).get(path.name)) is not None:
+        note(copy, noted)
 
 
 def narrow(folder: Path) -> None:
@@ -118,9 +139,55 @@ def narrow(folder: Path) -> None:
 
 def forget(path: Path) -> None:
     """Take a file that has gone out of the checksums of its folder."""
-    noted = read_checksums(path.parent)
+    noted = _checksums_or_none(path.parent)
     if noted.pop(path.name, None) is not None:
         write_json_atomic(path.parent / CHECKSUMS, noted)
+
+
+def _checksums_or_none(folder: Path, *, quiet: bool = False) -> dict[str, Collection[str]]:
+    """For writers: damaged checksums are written anew, which is said; no training ends for them at its next save."""
+    try:
+        return read_checksums(folder)
+    except UserError as error:
+        if not quiet:
+            say(
+                f"[yellow]warning:[/yellow] {escaped(error)}; until then only what is written from now on has checksums"
+            )
+        return {}
+
+
+def has_checksum(path: Path) -> bool:
+    """Whether a file that may be anybody's has a checksum; a list of checksums that cannot be read is said."""
+    try:
+        return path.name in read_checksums(path.parent)
+    except UserError as error:
+        say(f"[yellow]warning:[/yellow] {escaped(error)}; whether {escaped(path)} has changed cannot be seen")
+        return False
+
+
+def is_unchanged(path: Path) -> bool | None:
+    """Whether a file is what its checksum says; None if it has none. Somebody may replace both meanwhile.
+
+    Raises:
+        UserError: the checksums are damaged.
+        OSError: the file cannot be read.
+    """
+    for _ in range(TRIES):
+        noted = read_checksums(path.parent).get(path.name)
+        if noted is None:
+            return None
+        before = identity_of(path)
+        if checksum_of(path) in noted:
+            return True
+        if noted == read_checksums(path.parent).get(path.name) and before == identity_of(path):
+            break
+    return False
+
+
+def identity_of(path: Path) -> tuple[int, ...]:
+    """What tells a file from the one that takes its place."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def require_unchanged(path: Path, way_out: str) -> None:
@@ -134,18 +201,40 @@ def require_unchanged(path: Path, way_out: str) -> None:
         UserError: a byte has changed, or the checksums are damaged.
         OSError: the file cannot be read.
     """
-    noted = read_checksums(path.parent).get(path.name)
-    if noted is None:
-        _say_unnoted(path.parent)
-    elif checksum_of(path) not in noted:
+    unchanged = is_unchanged(path)
+    if unchanged is None:
+        say_without_checksums(path.parent)
+    elif not unchanged:
         raise UserError(
             f"{path} is damaged or was replaced: it is not what {CHECKSUMS} beside it says; {way_out}; if you replaced "
             f"it on purpose, `emcl-train verify {path.parent} --accept` takes it as it is"
         )
 
 
+def read_unchanged(path: Path, way_out: str, read: Callable[[Path], Value]) -> Value:
+    """What `read` makes of a file, of the very bytes that `require_unchanged` has compared.
+
+    Raises:
+        UserError: as there, or the file is replaced again and again.
+        OSError: the file cannot be read.
+    """
+    for _ in range(TRIES):
+        before = identity_of(path)
+        require_unchanged(path, way_out)
+        value = read(path)
+        if identity_of(path) == before:
+            return value
+    raise UserError(f"{path} is replaced again and again while it is read; wait until its writer has ended")
+
+
+def say_without_checksums(folder: Path) -> None:
+    """Say of a run, or of another folder, that it has files without checksums: once, and by the first process alone."""
+    if is_first_process():
+        _say_without_checksums(folder.parent if folder.name == STATE_FOLDER else folder)
+
+
 @functools.cache
-def _say_unnoted(folder: Path) -> None:
+def _say_without_checksums(folder: Path) -> None:
     say(
         f"{escaped(folder)} has files without checksums, as folders of earlier versions: whether they have changed "
         f"cannot be seen; `emcl-train verify {escaped(folder)} --accept` gives them checksums"

@@ -16,13 +16,13 @@ from emcl_train.recipes import RECIPES
 from emcl_train.runs.files import JOURNAL, PARTIAL, json_if_whole, read_json, write_json_atomic
 from emcl_train.runs.likeness import like_of, unlike
 from emcl_train.runs.lock import RECORD, require_quiet, settle
-from emcl_train.runs.places import SEED_FOLDER
+from emcl_train.runs.places import SEED_FOLDER, STATE_FOLDER
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 CLIP_CONFIG = "clip_config.json"
 """Of the towers, in transformers' format: a run is evaluated without the checkpoint that it started from."""
 TOKENIZER = "tokenizer.json"
-WEIGHTS, STATE = "model.safetensors", "state/latest.pt"
+WEIGHTS, STATE = "model.safetensors", f"{STATE_FOLDER}/latest.pt"
 RESULTS, QUERIES, EMBEDDINGS, REPORT = "results.json", "queries.json", "embeddings.safetensors", "report.html"
 FINISHED = "finished.json"
 """Written when a run's training has ended and its figures are there."""
@@ -86,7 +86,7 @@ def check_run_folder(config: RunConfig) -> None:
     require_quiet(out, here=True)
 
     if not config.resume:
-        if not _names_in(out) <= WRITTEN_BEFORE_TRAINING:
+        if not may_begin(out):
             raise UserError(f"{out} already holds files; go on with that run by --resume, or choose another --out")
         return
     if not out.is_dir():
@@ -103,6 +103,11 @@ def check_run_folder(config: RunConfig) -> None:
             f"the run in {out} was started with other settings: {'; '.join(different)}; "
             f"resume with the same ones, or start a new run with another --out"
         )
+
+
+def may_begin(out: Path) -> bool:
+    """Whether a run may begin in a folder, which need not be there: nothing would be lost."""
+    return _names_in(out) <= WRITTEN_BEFORE_TRAINING
 
 
 def _names_in(out: Path) -> set[str]:

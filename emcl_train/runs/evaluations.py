@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from emcl_train.config import RunConfig, inference_emcl
+from emcl_train.runs.checksums import forget, note_copy
 from emcl_train.runs.contents import (
     EMBEDDINGS,
     EVALUATION,
@@ -119,6 +120,8 @@ def set_aside(run_dir: Path, results: dict[str, Any] | None = None) -> Path | No
                 for name in (REPORT, *OF_EVALUATION):
                     if (run_dir / name).is_file():
                         shutil.copyfile(run_dir / name, partial / name)
+                if (partial / EMBEDDINGS).is_file():
+                    note_copy(run_dir / EMBEDDINGS, partial / EMBEDDINGS)
             break
         # An earlier try was ended between the two steps.
         if (folder / RESULTS).is_file() and (folder / RESULTS).read_bytes() == there:
@@ -129,6 +132,7 @@ def set_aside(run_dir: Path, results: dict[str, Any] | None = None) -> Path | No
     with together(run_dir):
         for name in (REPORT, *OF_EVALUATION):
             remove(run_dir / name)
+        forget(run_dir / EMBEDDINGS)
     return folder
 
 

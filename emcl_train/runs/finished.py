@@ -4,11 +4,14 @@
 wrote none count as finished if they have results and their last step is the planned one. Nothing here needs torch.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from emcl_train.errors import UserError
-from emcl_train.runs.checksums import checksum_of, read_checksums
+from emcl_train.runs.checksums import checksum_of, read_checksums, say_without_checksums
 from emcl_train.runs.contents import (
     FINISHED,
     METRICS,
@@ -25,6 +28,8 @@ from emcl_train.terminal import escaped, say
 
 ENDS_WITH = "ends_with"
 """In environment.json, the name of the file that training writes last; absent in runs of versions without one."""
+EPOCH = "epoch"
+"""In the metadata of a run's weights, the epoch that they are of; absent in runs of earlier versions."""
 BEGUN = "state/begun.json"
 """Says that a training has begun and no state of it was saved yet."""
 
@@ -61,11 +66,8 @@ def is_finished(run_dir: Path) -> bool:
     """
     mark = read_mark(run_dir)
     finished = mark is not None or _ended_before_there_were_marks(run_dir)
-    if finished and "weights" not in (mark or {}):
-        say(
-            f"{escaped(run_dir)} counts as finished, by a version that noted no checksum of the weights which it "
-            f"ended with: whether {WEIGHTS} still holds these cannot be seen"
-        )
+    if finished and "weights" not in (mark or {}) and WEIGHTS not in read_checksums(run_dir):
+        say_without_checksums(run_dir)
     return finished
 
 
@@ -130,8 +132,21 @@ def say_if_unfinished(run_dir: Path) -> None:
 
 def weights_so_far(run_dir: Path) -> str:
     """Which weights a run has that is not finished."""
-    epoch = epoch_in(selection_of(run_dir))
+    epoch = epoch_in(selection_of(run_dir, up_to=epoch_of_weights(run_dir)))
     return "its training so far" if epoch is None else f"epoch {epoch} of {load_config(run_dir).train.epochs}"
+
+
+def epoch_of_weights(run_dir: Path) -> int | None:
+    """The epoch that a run's weights are of; None if they do not say it.
+
+    While a run is trained, its metrics may know of a better epoch, whose weights are not written yet.
+    """
+    try:
+        with safe_open(run_dir / WEIGHTS, framework="numpy") as file:
+            epoch = (file.metadata() or {}).get(EPOCH, "")
+    except (OSError, ValueError, SafetensorError):
+        return None
+    return int(epoch) if re.fullmatch(r"[0-9]{1,9}", epoch) else None
 
 
 def require_state(run_dir: Path) -> None:
@@ -151,7 +166,8 @@ def require_state(run_dir: Path) -> None:
     if there:
         raise UserError(
             f"{run_dir} has {' and '.join(there)} but no {STATE}, which the run would go on from: it would begin anew "
-            "over them. Bring that file back, or start a new run with another --out"
+            "over them, as would a run of an earlier version that was ended before its first state. Bring that file "
+            "back, or start a new run with another --out"
         )
 
 

@@ -70,6 +70,10 @@ def without_locks() -> Iterator[None]:
         _locking = before
 
 
+class BusyError(UserError):
+    """Another process writes there."""
+
+
 @dataclass(frozen=True)
 class Writer:
     """Who writes."""
@@ -238,17 +242,23 @@ def settle(folder: Path) -> None:
         try:
             with writing(folder):
                 return
-        except UserError:
+        except BusyError:  # which is at it
             if moment == MOMENTS - 1:
                 raise
-            time.sleep(A_MOMENT)  # another process is at it
+            time.sleep(A_MOMENT)
+        except UserError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise UserError(
+                f"{folder} was left in the middle of a change of several files, and the rest of it cannot be written "
+                f"here ({error.__cause__.strerror}); copy the folder to where you may write, and read it there"
+            ) from error
 
 
 def _around(folder: Path) -> list[Path]:
     """The folders whose writers write into this one too: an evaluation's run, and the folder of a run's seeds."""
     found = []
-    if len(folder.parts) < 2:
-        folder = folder.absolute()
+    folder = folder.absolute()  # a name such as "evaluations/x" does not say whose they are
     if folder.parent.name == EVALUATIONS:
         folder = folder.parent.parent
         found.append(folder)
@@ -417,10 +427,10 @@ class _Record:
             if self.path.exists() and os.path.samestat(os.fstat(descriptor), self.path.lstat()):
                 self.path.unlink()
 
-    def _busy(self, writer: Writer, *, certain: bool) -> UserError:
+    def _busy(self, writer: Writer, *, certain: bool) -> BusyError:
         another = f"choose another folder with {flag('out')}" if takes("out") else "pass another folder"
         gone = "" if certain else f"; if that process has ended, remove {self.path}"
-        return UserError(f"another process writes to {self.what}: {writer}; wait for it, or {another}{gone}")
+        return BusyError(f"another process writes to {self.what}: {writer}; wait for it, or {another}{gone}")
 
     def _in_the_way(self, why: str) -> UserError:
         return UserError(

@@ -10,6 +10,8 @@ from pathlib import Path
 PROC = Path("/proc")
 ENDED = ("Z", "X")
 """States of a process that has ended, and whose parent has not asked for its exit code yet."""
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+"""Variables in which torchrun and the kinds of mpirun tell a process its number, in accelerate's order."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ def this_machine() -> Machine:
         boot=_text(PROC / "sys/kernel/random/boot_id"),
         space=space,
     )
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that a launcher has started, or the only one."""
+    numbers = (os.environ[name] for name in RANKS if os.environ.get(name, "").isdecimal())
+    return int(next(numbers, "0")) == 0
 
 
 def started(process: int) -> str:

@@ -44,8 +44,13 @@ def epoch_in(selection: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def selection_of(run_dir: Path) -> str:
-    """How the weights of a run were chosen: the first epoch with the best text→video R@1."""
+def selection_of(run_dir: Path, *, up_to: int | None = None) -> str:
+    """How the weights of a run were chosen: the first epoch with the best text→video R@1.
+
+    Args:
+        run_dir: the run.
+        up_to: the last epoch that counts; None: all of them.
+    """
     path = run_dir / METRICS
     records = read_records(path) if path.is_file() else []
     validations = [record for record in records if record["kind"] == "validation"]
@@ -53,7 +58,8 @@ def selection_of(run_dir: Path) -> str:
         return f"an unknown rule: {METRICS} has no validation"
 
     try:
-        best = max(validations, key=lambda record: float(record["text_to_video"]["R@1"]))
+        counted = [record for record in validations if up_to is None or int(record["epoch"]) <= up_to]
+        best = max(counted or validations, key=lambda record: float(record["text_to_video"]["R@1"]))
         return f"{SELECTED_BY[best.get('split', 'val')]} text→video R@1: epoch {int(best['epoch'])}"
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

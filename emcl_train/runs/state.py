@@ -15,15 +15,22 @@ from torch import Tensor
 
 from emcl_train.errors import UserError
 from emcl_train.reading.plain_files import require_regular
-from emcl_train.runs.checksums import require_unchanged, whole_noted
+from emcl_train.runs.checksums import read_unchanged, whole_noted
 from emcl_train.runs.contents import STATE, WEIGHTS, run_of
-from emcl_train.runs.finished import require_weights_of_the_end
+from emcl_train.runs.finished import EPOCH, require_weights_of_the_end
 from emcl_train.runs.torch_file import load_torch_file
 
 
-def save_tensors_atomic(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file. Tensors that share memory are written once each."""
-    data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+def save_tensors_atomic(path: Path, tensors: dict[str, Tensor], *, epoch: int | None = None) -> None:
+    """A safetensors file. Tensors that share memory are written once each.
+
+    Args:
+        path: the file.
+        tensors: by their names.
+        epoch: which the tensors are of, as `epoch_of_weights` reads it.
+    """
+    metadata = None if epoch is None else {EPOCH: str(epoch)}
+    data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, metadata)
     with whole_noted(path) as partial:
         partial.write_bytes(data)
 
@@ -40,8 +47,7 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Tensor]:
     """
     try:
         require_regular(path)
-        require_unchanged(path, way_out)
-        return load_file(path)
+        return read_unchanged(path, way_out, load_file)
     except (MemoryError, UserError):
         raise
     except Exception as error:  # the library, and torch behind it, raise whatever damaged bytes lead to
@@ -129,8 +135,8 @@ def load_state(run_dir: Path) -> TrainingState | None:
     if not path.is_file():
         return None
     try:
-        require_unchanged(path, "bring back a copy of it, or start again with another --out")
-        return TrainingState(**load_torch_file(path))
+        way_out = "bring back a copy of it, or start again with another --out"
+        return TrainingState(**read_unchanged(path, way_out, load_torch_file))
     except (ValueError, TypeError) as error:
         message = f"{path} cannot be read as the state of a run: {error}; start again with another --out"
         raise UserError(message) from error

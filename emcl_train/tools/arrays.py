@@ -18,6 +18,8 @@ from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.reading.archives import most_bytes
 from emcl_train.reading.arrays import open_npy, read_npz
+from emcl_train.reading.plain_files import require_regular
+from emcl_train.runs.checksums import has_checksum, read_unchanged
 from emcl_train.runs.files import give_usual_mode, whole
 from emcl_train.runs.mapped import new_mapped
 
@@ -90,7 +92,8 @@ def read_embeddings(argument: str) -> Embeddings:
     if path.suffix not in FORMATS:
         raise UserError(f"{path} is a {path.suffix or 'file without a suffix'}; expected one of {', '.join(FORMATS)}")
     try:
-        rows, name = READ[path.suffix](path, name)
+        require_regular(path)
+        rows, name = _read(path, name)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # readers raise whatever damaged bytes lead to
@@ -99,6 +102,14 @@ def read_embeddings(argument: str) -> Embeddings:
     if rows.ndim != 2:
         raise UserError(f"{argument} has shape {list(rows.shape)}; expected [N, D], one row per text or video")
     return Embeddings(rows, path, name)
+
+
+def _read(path: Path, name: str | None) -> tuple[Any, str | None]:
+    def read(path: Path) -> tuple[Any, str | None]:
+        return READ[path.suffix](path, name)
+
+    # What this program wrote is compared with its checksum; files of the user have none.
+    return read_unchanged(path, "copy it again, or write it again", read) if has_checksum(path) else read(path)
 
 
 def read_written(path: Path, at: Path, name: str | None) -> Embeddings:

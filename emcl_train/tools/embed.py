@@ -11,12 +11,13 @@ from torch import Tensor
 from emcl_train.config import RunConfig, check_config
 from emcl_train.data.annotations import require_made
 from emcl_train.data.clips import Split
-from emcl_train.data.features import FEATURES, SPLITS, TOWERS, VERSION, settings_of_features
+from emcl_train.data.features import BINARY, FEATURES, SPLITS, TOWERS, VERSION, settings_of_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.text import CaptionTokenizer, load_tokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import clip_config_of, frames_of, hash_of_towers
 from emcl_train.models import RetrievalModel, build_model, look_at_clip
+from emcl_train.runs.checksums import note_all
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import TOKENIZER
 from emcl_train.runs.files import require_free, whole_folder, write_json_atomic
@@ -80,6 +81,7 @@ def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, 
             write_split(partial, name, getattr(annotations, name), model, tokenizer, config, tokens=tokens)
         tokenizer.save(partial / TOKENIZER)
         save_tensors_atomic(partial / TOWERS, dict(model.towers.clip.state_dict()))
+        note_all(partial, BINARY)
 
         # Last: a folder without it was not written to its end.
         record = {

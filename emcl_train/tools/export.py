@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPConfig, PreTrainedTokenizerFast
 
 from emcl_train.config import RunConfig
-from emcl_train.data.features import TOWERS
+from emcl_train.data.features import TOWERS, WAY_OUT
 from emcl_train.data.text import CaptionTokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import hash_of_towers, require_features_of
@@ -75,7 +75,7 @@ def load_towers(folder: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} is missing, which holds the towers of the run; the run was trained from features there"
         )
-    return read_tensors(path, "copy it again, or embed again")
+    return read_tensors(path, WAY_OUT)
 
 
 def require_seen(config: RunConfig, clip_config: dict[str, Any] | None, out: Path) -> str | None:

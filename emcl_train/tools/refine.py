@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
 from emcl_train.evaluation.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
 from emcl_train.reading.arrays import open_npy
+from emcl_train.runs.checksums import note_all
 from emcl_train.runs.files import current, remove, whole, write_json_atomic
 from emcl_train.runs.lock import writing
 from emcl_train.runs.together import together
@@ -82,11 +83,12 @@ def _refine_files(
     _require_free(out, sides, pairs)
 
     # Text, video, map and table are of one fit: all change, or none.
-    with together(out), _of_these_rows():
-        refiner = EMRefiner(**asdict(settings)).fit(sides["text"].rows, sides["video"].rows)
+    with together(out):
+        with _of_these_rows():
+            refiner = EMRefiner(**asdict(settings)).fit(sides["text"].rows, sides["video"].rows)
         files = {
-            "text": sides["text"].write(out, "text", refiner.transform_text),
-            "video": sides["video"].write(out, "video", refiner.transform_video),
+            "text": sides["text"].write(out, "text", _of_rows(refiner.transform_text)),
+            "video": sides["video"].write(out, "video", _of_rows(refiner.transform_video)),
         }
 
         # What refining did, as the files say that were written.
@@ -104,6 +106,7 @@ def _refine_files(
         written = [*(file.name for file in files.values()), *([RESULTS] if results is not None else [])]
         earlier.pop(RESULTS, None)
         _save_map(refiner, out / MAP, earlier | {name: fingerprint(current(out / name)) for name in written})
+        note_all(out, [file.name for file in (*files.values(), out / MAP)], others=True)
 
     for side, file in files.items():
         console.print(f"{side}: {file}, {' × '.join(map(str, sides[side].rows.shape))}")
@@ -128,6 +131,16 @@ def _of_these_rows() -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+
+
+def _of_rows(transform: Callable[..., Any]) -> Callable[..., Any]:
+    """A transform of the refiner whose errors are the user's."""
+
+    def transformed(*args: Any, **kwargs: Any) -> Any:
+        with _of_these_rows():
+            return transform(*args, **kwargs)
+
+    return transformed
 
 
 def _read_back(file: Path, name: str | None) -> Embeddings:

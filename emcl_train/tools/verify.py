@@ -6,15 +6,18 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
+from emcl_train.data.cache import frames_of_index, frames_unchanged, is_index
+from emcl_train.data.features import BINARY as OF_FEATURES
+from emcl_train.data.features import FEATURES
 from emcl_train.errors import UserError
-from emcl_train.runs.checksums import ABSENT, CHECKSUMS, checksum_of, note_all, read_checksums
-from emcl_train.runs.clip_config import TOWERS
+from emcl_train.runs.checksums import ABSENT, CHECKSUMS, checksum_of, is_unchanged, note_all, read_checksums
 from emcl_train.runs.contents import EMBEDDINGS, FINISHED, METRICS, STATE, WEIGHTS
 from emcl_train.runs.files import json_if_whole, read_json, require_folder, write_json_atomic
 from emcl_train.runs.lock import require_quiet, writing
@@ -24,8 +27,8 @@ from emcl_train.tools.refine import MAP, WRITTEN, fingerprint
 
 BINARY = (".safetensors", ".pt", ".npy", ".bin")
 """Suffixes of files that have a checksum."""
-NOTED = (WEIGHTS, Path(STATE).name, EMBEDDINGS, TOWERS)
-"""Files whose checksums their writers note: those of others would be wrong as soon as these are written again."""
+NOTED = (WEIGHTS, Path(STATE).name, EMBEDDINGS)
+"""Files of a run whose checksums their writers note: those of others would be wrong once these are written again."""
 NO_FILE = "it is a link, a pipe or another thing that is no file"
 State = Literal["right", "damaged", "missing", "without a checksum"]
 STATES: tuple[State, ...] = ("right", "damaged", "missing", "without a checksum")
@@ -97,7 +100,7 @@ def _examine(folder: Path, names: list[str]) -> Iterator[Finding]:
             if ABSENT not in checksums:  # else its writer was ended before it was there
                 yield Finding(path, "missing")
         else:
-            yield _compared(path, checksums)
+            yield _compared(path, is_unchanged)
 
     # Refined files, of which the map has fingerprints.
     refined = _refined(folder / MAP) if MAP in names else {}
@@ -105,12 +108,17 @@ def _examine(folder: Path, names: list[str]) -> Iterator[Finding]:
         path = folder / name
         if not path.exists():
             yield Finding(path, "missing")
-        elif expected:
-            yield _compared(path, [expected], fingerprint, MAP)
+        elif expected and name not in noted:
+            yield _compared(path, _has(expected, fingerprint), MAP)
+
+    # Frames of clips, of which an index has the checksum.
+    cached = dict(_of_indices(folder, names))
+    for path, index in cached.items():
+        yield _compared(path, partial(frames_unchanged, index), index.name)
 
     for name in names:
         path = folder / name
-        if name in noted or name in refined:
+        if name in noted or name in refined or path in cached:
             continue
         if not _is_file(path):
             if name.endswith((*BINARY, ".json")) or name == METRICS:
@@ -126,16 +134,27 @@ def _is_file(path: Path) -> bool:
     return stat.S_ISREG(path.lstat().st_mode)
 
 
-def _compared(
-    path: Path, expected: Collection[str], of: Callable[[Path], str] = checksum_of, noted_in: str = CHECKSUMS
-) -> Finding:
+def _compared(path: Path, unchanged: Callable[[Path], bool | None], noted_in: str = CHECKSUMS) -> Finding:
     try:
         if not _is_file(path):
             return Finding(path, "damaged", NO_FILE)
-        same = of(path) in expected
+        found = unchanged(path)
     except OSError as error:
         return Finding(path, "damaged", f"it cannot be read: {error.strerror}")
-    return Finding(path, "right") if same else Finding(path, "damaged", f"it is not what {noted_in} beside it says")
+    if found is None:
+        return Finding(path, "without a checksum")
+    return Finding(path, "right") if found else Finding(path, "damaged", f"it is not what {noted_in} beside it says")
+
+
+def _has(expected: str, of: Callable[[Path], str]) -> Callable[[Path], bool]:
+    return lambda path: of(path) == expected
+
+
+def _of_indices(folder: Path, names: list[str]) -> Iterator[tuple[Path, Path]]:
+    """The files of frames in a folder of a cache, with their indices."""
+    for name in filter(is_index, names):
+        if _is_file(folder / name) and (frames := frames_of_index(folder / name)) is not None:
+            yield frames, folder / name
 
 
 def _read(path: Path, of_weights: Collection[str]) -> Finding:
@@ -156,7 +175,7 @@ def _read(path: Path, of_weights: Collection[str]) -> Finding:
     weights = path.with_name(WEIGHTS)
     noted = value.get("weights") if path.name == FINISHED and isinstance(value, dict) else None
     if noted is not None and noted not in of_weights and os.path.lexists(weights):
-        if _compared(weights, [str(noted)]).state == "right":
+        if _compared(weights, _has(str(noted), checksum_of)).state == "right":
             return Finding(path, "right")
         return Finding(weights, "damaged", f"it is not what the training ended with, as {FINISHED} beside it says")
     return Finding(path, "right")
@@ -179,7 +198,10 @@ def _refined(path: Path) -> dict[str, str]:
 
 def _accept(folder: Path, names: list[str]) -> None:
     """Write the checksums of what is there."""
-    binary = [name for name in names if name in NOTED and _is_file(folder / name)]
+    refined = _refined(folder / MAP) if MAP in names else {}
+    ours = {*NOTED, *(OF_FEATURES if FEATURES in names else ())}
+    ours |= {MAP, *(name for name in refined if not name.endswith(".json"))} if refined else set()
+    binary = [name for name in names if name in ours and _is_file(folder / name)]
     if binary or CHECKSUMS in names:
         note_all(folder, binary)
 

@@ -1,6 +1,5 @@
 """Train one configuration with several seeds, and report what they have in common."""
 
-import os
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from emcl_train.report.groups import load_group
 from emcl_train.runs.contents import CONFIG, as_started, load_config
 from emcl_train.runs.finished import is_finished, require_weights_of_the_end
 from emcl_train.runs.lock import require_quiet, writing
+from emcl_train.runs.machine import is_first_process
 from emcl_train.terminal import console_of
 from emcl_train.training.trainer import train
 
@@ -42,7 +42,7 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
         raise UserError(f"{config.out} holds a single run; choose another folder for {config.seeds} of them with --out")
 
     # Of several processes the first one keeps others out, of all runs from the beginning.
-    with writing(config.out) if os.environ.get("RANK", "0") == "0" else nullcontext():
+    with writing(config.out) if is_first_process() else nullcontext():
         # Decided before the first process can create a run's folder: every process must decide alike.
         first = config.train.seed
         plan = [_run_of(config, seed) for seed in range(first, first + config.seeds)]

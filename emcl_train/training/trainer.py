@@ -36,7 +36,7 @@ from emcl_train.runs import state as checkpoint
 from emcl_train.runs.checksums import narrow
 from emcl_train.runs.clip_config import keep_clip_config
 from emcl_train.runs.evaluations import set_aside
-from emcl_train.runs.finished import BEGUN, is_finished, mark_finished
+from emcl_train.runs.finished import BEGUN, ENDS_WITH, is_finished, mark_finished
 from emcl_train.runs.lock import writing
 from emcl_train.runs.records import SELECTED_BY
 from emcl_train.runs.state import TrainingState
@@ -200,6 +200,10 @@ class Run:
         then = contents.load_environment(self.out) if self.config.resume else {}
         if not then:
             return now
+
+        # A run that a version without marks has finished stays finished until it has one.
+        if self.was_finished and ENDS_WITH not in then:
+            del now[ENDS_WITH]
 
         if self.config.from_features is not None:
             require_features_of(self.out, str(now["features"]), self.config.from_features)
@@ -478,7 +482,7 @@ class Run:
         other way round they would be of an epoch that the run, going on from the state before it, has not done.
         """
         if self.selected is not None:
-            checkpoint.save_tensors_atomic(self.out / contents.WEIGHTS, self.selected)
+            checkpoint.save_tensors_atomic(self.out / contents.WEIGHTS, self.selected, epoch=self.best_epoch)
             self.selected = None
 
     def resume(self, state: TrainingState | None) -> None:

@@ -44,8 +44,9 @@ def started(*arguments, **environment):
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "terminated")],
 )
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_signal_is_one_sentence_of_the_command_by_one_process(number, code, word, rank):
-    with started(RANK=rank) as process:
+@pytest.mark.parametrize("launcher", ["RANK", "OMPI_COMM_WORLD_RANK"])
+def test_a_signal_is_one_sentence_of_the_command_by_one_process(number, code, word, rank, launcher):
+    with started(**{launcher: rank}) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         process.send_signal(number)  # as torchrun passes on its own and the terminal's
@@ -88,11 +89,11 @@ def run(tmp_path):
 
 
 COMMANDS = {
-    "train": (["train", "shapes", "--out", "{out}"], "training.trainer.train", "no state of {out} was saved yet"),
+    "train": (["train", "shapes", "--out", "{out}"], "training.trainer.train", "the same command begins it again"),
     "seeds": (
         ["train", "shapes", "--out", "{out}", "--seeds", "2"],
         "training.seeds.train_seeds",
-        "no state of {out} was saved yet; the same command with --resume",
+        "no state of {out} was saved yet; the same command begins it again",
     ),
     "eval": (["eval", "{run}"], "evaluation.run.evaluate_run", "the figures in {run} are as they were"),
     "embed": (["embed", "shapes", "--out", "{out}"], "tools.embed.embed", "{out} appears when it is whole"),
@@ -129,6 +130,24 @@ def test_every_command_says_what_there_is_and_how_to_go_on(monkeypatch, capsys, 
     else:
         assert code == 1
         assert said.startswith("error: there is not enough memory: ")
+
+
+@pytest.mark.parametrize("seeds", [[], ["--seeds", "2"]])
+@pytest.mark.parametrize(
+    ("left", "how"), [("config.json", "command begins"), ("metrics.jsonl", "command with --resume")]
+)
+def test_a_run_without_a_state_begins_again_as_its_folder_allows(monkeypatch, capsys, tmp_path, left, how, seeds):
+    def ended_after_that(config):
+        folder = config.out / "seed-0" if seeds else config.out
+        folder.mkdir(parents=True)
+        (folder / left).touch()
+        raise KeyboardInterrupt
+
+    name = "seeds.train_seeds" if seeds else "trainer.train"
+    __import__(f"emcl_train.training.{name.split('.')[0]}")
+    monkeypatch.setattr(f"emcl_train.training.{name}", ended_after_that)
+    assert cli.main(["train", "shapes", "--out", str(tmp_path / "out"), *seeds]) == 130
+    assert f"out was saved yet; the same {how}" in capsys.readouterr().err
 
 
 def test_a_run_with_a_state_goes_on(monkeypatch, capsys, tmp_path):

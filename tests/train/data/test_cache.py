@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from tiny_videos import write_data_set
 
+from emcl_train import cli
 from emcl_train.config import BEFORE, MAX_PIXELS, DataConfig, RunConfig, differing_settings
 from emcl_train.data import cache, loader
 from emcl_train.data.cache import cache_folder, say_what_is_not_followed
 from emcl_train.data.loader import prepare
 from emcl_train.errors import UserError
-from emcl_train.runs.files import partial_of
+from emcl_train.runs.files import clear_once, partial_of
 from emcl_train.tools.doctor import run_doctor
 
 
@@ -228,9 +229,86 @@ def test_a_linked_folder_that_came_with_the_data_is_not_written_to(config, tmp_p
     assert "a link leads out of the data set" in " ".join(capsys.readouterr().err.split())
 
 
+def damage(path, how):
+    data = bytearray(path.read_bytes())
+    if how == "cut":
+        data = data[: len(data) // 2]
+    elif how == "empty":
+        data = bytearray()
+    else:
+        data[how] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", [0, 8, 70, 5000, -1, "cut", "empty"])
+def test_damaged_frames_are_said_in_a_line_and_made_again(config, decoded, capsys, how):
+    config.data.cache_frames = True
+    annotations = prepare(config)
+    (frames,) = cache_folder(config.data).glob("frames-*.npy")
+    before = frames.read_bytes()
+    damage(frames, how)
+    decoded.clear()
+    capsys.readouterr()
+
+    # Loaders do not take them, whatever comes of making them again.
+    assert loader.ClipDataset(annotations.test, config.data).cache is None
+    prepare(config)
+    assert len(decoded) == 14
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{frames} is damaged: it is not what {index_of(config).name} beside it says; the frames are decoded" in said
+    assert frames.read_bytes() == before
+    prepare(config)
+    assert len(decoded) == 14
+    assert loader.ClipDataset(annotations.test, config.data).cache is not None
+
+
+@pytest.mark.parametrize("how", [0, "cut", "empty"])
+def test_a_damaged_index_is_said_in_a_line_and_made_again(config, decoded, capsys, how):
+    config.data.cache_frames = True
+    prepare(config)
+    before = index_of(config).read_bytes()
+    damage(index_of(config), how)
+    decoded.clear()
+    capsys.readouterr()
+    prepare(config)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{index_of(config)} is damaged" in said
+    assert len(decoded) == 14
+    assert index_of(config).read_bytes() == before
+
+
+def test_frames_of_an_earlier_version_are_used_and_said_once(config, decoded, capsys):
+    config.data.cache_frames = True
+    prepare(config)
+    index = json.loads(index_of(config).read_text())
+    del index["checksum"]
+    index_of(config).write_text(json.dumps(index))
+    decoded.clear()
+    capsys.readouterr()
+    for _ in range(2):
+        prepare(config)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "has no checksum, as frames that earlier versions kept" in said
+    assert decoded == []
+
+
+def test_verify_looks_at_a_cache(config, capsys):
+    config.data.cache_frames = True
+    prepare(config)
+    folder = cache_folder(config.data)
+    (frames,) = folder.glob("frames-*.npy")
+    assert cli.main(["verify", str(folder)]) == 0
+    assert "without" not in capsys.readouterr().out
+    damage(frames, 5000)
+    assert cli.main(["verify", str(folder)]) == 1
+    assert f"damaged: {frames}: it is not what {index_of(config).name} beside it says" in capsys.readouterr().out
+
+
 def test_what_a_killed_run_left_of_its_frames_goes_with_the_next_run(config):
+    """Also in a folder that this process has written into before, where other writers do not look again."""
     folder = cache_folder(config.data)
     folder.mkdir(parents=True)
+    clear_once(folder)
     child = os.fork()
     if not child:
         partial_of(folder / "frames-0123456789abcdef.npy").write_bytes(b"half")

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_evaluation import CLIPS, FRAMES, TinyTokenizer, tiny_config, tiny_data, tiny_model, tiny_split
 
+from emcl_train import cli
 from emcl_train.config import EvalConfig, PlaceConfig, RunConfig, inference_emcl
 from emcl_train.data.annotations import Annotations
 from emcl_train.data.provenance import provenance
@@ -23,10 +24,11 @@ from emcl_train.evaluation.similarities import bank_of, compare_bank, similariti
 from emcl_train.evaluation.table import Similarities, lines_of
 from emcl_train.report.compare import compare
 from emcl_train.report.groups import Group
-from emcl_train.runs.checksums import checksum_of
+from emcl_train.runs.checksums import is_unchanged
 from emcl_train.runs.contents import save_config
-from emcl_train.runs.evaluations import what_differs
+from emcl_train.runs.evaluations import set_aside, what_differs
 from emcl_train.runs.files import append_line, write_json_atomic
+from emcl_train.runs.finished import ENDS_WITH, mark_finished
 from emcl_train.runs.folder import load_run
 from emcl_train.runs.state import save_tensors_atomic
 from emcl_train.terminal import with_progress
@@ -46,9 +48,7 @@ def save_run(path, config: RunConfig, **environment: object) -> None:
         other = {"R@5": 60.0, "R@10": 80.0, "MdR": 3.0, "MnR": 4.0}
         record = {"epoch": epoch, "text_to_video": {"R@1": recall} | other, "video_to_text": {"R@1": 0.0} | other}
         append_line(path / "metrics.jsonl", {"kind": "validation", **record})
-    write_json_atomic(
-        path / "finished.json", {"epochs": 3, "steps": 30, "weights": checksum_of(path / "model.safetensors")}
-    )
+    mark_finished(path, epochs=3, steps=30)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -240,8 +240,58 @@ def test_the_end_of_training_takes_the_runs_folder_and_loses_nothing(tiny_data, 
         now = json.loads((run / "results.json").read_text())["rows"]
         assert now == json.loads(json.dumps(results["rows"]))
         assert json.loads((run / "evaluations" / place / "results.json").read_text())["rows"] != now
+        assert cli.main(["verify", str(run)]) == 0
+        assert is_unchanged(run / "evaluations" / place / "embeddings.safetensors")
     assert evaluate_run(run, ends_training=True)[1] == run
     assert len(list((run / "evaluations").iterdir())) == 2
+
+
+def test_figures_that_move_aside_take_their_checksum_along(tiny_data, tmp_path, capsys):
+    run = tmp_path / "run"
+    save_run(run, tiny_config())
+    evaluate_run(run)
+    data = bytearray((run / "embeddings.safetensors").read_bytes())
+    data[-1] ^= 1
+    (run / "embeddings.safetensors").write_bytes(data)
+    folder = set_aside(run)
+    assert is_unchanged(run / "embeddings.safetensors") is None
+    assert is_unchanged(folder / "embeddings.safetensors") is False  # a copy is not right by being a copy
+    capsys.readouterr()
+    assert cli.main(["verify", str(run)]) == 1
+    assert "missing" not in capsys.readouterr().out
+
+
+def test_an_evaluation_beside_the_training_names_the_weights_it_has_measured(tiny_data, tmp_path):
+    """A validation is logged before the weights of its epoch are written."""
+    run = tmp_path / "run"
+    config = tiny_config()
+    save_run(run, config)
+    (run / "finished.json").unlink()
+    write_json_atomic(run / "environment.json", {ENDS_WITH: "finished.json"})
+    save_tensors_atomic(run / "model.safetensors", tiny_model(config).state_dict(), epoch=1)
+    results, _ = evaluate_run(run, out=tmp_path / "out")
+    assert results["selection"].endswith("epoch 1")
+    assert "those of epoch 1 of" in results["notes"][-1]
+
+
+def test_weights_that_are_replaced_while_a_run_is_read_are_read_again(tiny_data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    config = tiny_config()
+    save_run(run, config)
+    (run / "finished.json").unlink()
+    write_json_atomic(run / "environment.json", {ENDS_WITH: "finished.json"})
+    read, other = evaluation.read_weights, {name: value + 1 for name, value in tiny_model(config).state_dict().items()}
+
+    def then_replace(run_dir):
+        weights = read(run_dir)
+        monkeypatch.setattr(evaluation, "read_weights", read)
+        save_tensors_atomic(run / "model.safetensors", other, epoch=2)
+        return weights
+
+    monkeypatch.setattr(evaluation, "read_weights", then_replace)
+    found = evaluation._selected(run, ends_training=False)
+    assert torch.equal(found.weights["emcl.bases"], other["emcl.bases"])
+    assert found.selection.endswith("epoch 2")
 
 
 def test_a_place_that_another_process_took_meanwhile_is_not_written_over(tiny_data, tmp_path, monkeypatch):

@@ -7,7 +7,16 @@ import pytest
 
 from emcl_train.errors import UserError
 from emcl_train.runs import checksums
-from emcl_train.runs.checksums import CHECKSUMS, checksum_of, narrow, read_checksums, require_unchanged, whole_noted
+from emcl_train.runs.checksums import (
+    CHECKSUMS,
+    checksum_of,
+    narrow,
+    read_checksums,
+    read_unchanged,
+    require_unchanged,
+    say_without_checksums,
+    whole_noted,
+)
 
 
 def write(path, data):
@@ -103,6 +112,60 @@ def test_damaged_checksums_are_one_line_that_names_them(tmp_path, content):
     (tmp_path / CHECKSUMS).write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=rf"{CHECKSUMS} (cannot be read|must hold|names).*verify .* --accept"):
         require_unchanged(path, "")
+
+
+def replaced(monkeypatch, name, path, times):
+    """Let another process replace a file, and its checksum, whenever `checksums.<name>` has just been called."""
+    real, left = getattr(checksums, name), [times]
+
+    def then_replace(*args):
+        found = real(*args)
+        if left[0]:
+            left[0] -= 1
+            write(path, b"number %d" % left[0])
+        return found
+
+    monkeypatch.setattr(checksums, name, then_replace)
+
+
+@pytest.mark.parametrize("name", ["read_checksums", "identity_of"])
+def test_a_file_that_is_replaced_while_it_is_compared_is_not_damaged(tmp_path, monkeypatch, name):
+    path = write(tmp_path / "weights", b"before")
+    replaced(monkeypatch, name, path, 3)
+    require_unchanged(path, "")
+
+
+def test_what_is_read_are_the_bytes_that_were_compared(tmp_path, monkeypatch):
+    path = write(tmp_path / "weights", b"before")
+    replaced(monkeypatch, "require_unchanged", path, 3)
+    read = []
+    assert read_unchanged(path, "", lambda path: read.append(path.read_bytes()) or read[-1]) == b"number 0"
+    assert len(read) > 1
+    replaced(monkeypatch, "require_unchanged", path, 99)
+    with pytest.raises(UserError, match="is replaced again and again while it is read; wait"):
+        read_unchanged(path, "", lambda path: path.read_bytes())
+
+
+def test_damaged_checksums_end_no_training_at_its_next_save(tmp_path, capsys):
+    path = write(tmp_path / "weights", b"one")
+    (tmp_path / CHECKSUMS).write_text("{")
+    write(path, b"two")
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path / CHECKSUMS} cannot be read" in said
+    assert said.count("warning:") == 1
+    require_unchanged(path, "")
+
+
+def test_an_older_run_is_one_line_of_the_first_process(tmp_path, capsys, monkeypatch):
+    (tmp_path / "run" / "state").mkdir(parents=True)
+    monkeypatch.setenv("RANK", "1")
+    say_without_checksums(tmp_path / "run")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    say_without_checksums(tmp_path / "run" / "state")
+    say_without_checksums(tmp_path / "run")
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'run'} has files without checksums" in said
 
 
 def test_checksums_of_other_files_stay(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from emcl_train.runs.finished import (
 from emcl_train.runs.state import read_weights, save_tensors_atomic
 from emcl_train.training.seeds import train_seeds
 from emcl_train.training.start import open_run_folder
+from emcl_train.training.trainer import Run
 
 __all__ = ["tiny_data"]  # a fixture
 
@@ -61,10 +63,30 @@ def cut(run, lines):
 
 def test_a_run_from_before_is_finished_if_its_last_step_is_the_planned_one(run, capsys):
     assert is_finished(run)
-    assert "noted no checksum of the weights" in " ".join(capsys.readouterr().err.split())
+    assert is_finished(run)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "run has files without checksums, as folders of earlier versions" in said
     load_group(run)
     train_with(run, max_steps=60)
     assert is_finished(run)
+
+
+def test_an_older_run_that_goes_on_is_finished_until_it_has_its_mark(run):
+    config = replace(contents.load_config(run), out=run, resume=True)
+    training = SimpleNamespace(
+        config=config,
+        out=run,
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+        processes=1,
+        batch_size=8,
+        was_finished=is_finished(run),
+        print=print,
+    )
+    write_json_atomic(run / "environment.json", Run.environment(training, None))
+    assert is_finished(run)
+    training.was_finished = False
+    write_json_atomic(run / "environment.json", Run.environment(training, None))
+    assert not is_finished(run)
 
 
 UNFINISHED = {
@@ -169,7 +191,8 @@ def test_a_run_without_its_state_is_not_begun_anew_over_what_it_has(tmp_path, le
     require_state(tmp_path)
     (tmp_path / left).write_text('{"kind": "train"}')
     with pytest.raises(
-        UserError, match=rf"has {left} but no state/latest\.pt, .* it would begin anew over them\. Bring"
+        UserError,
+        match=rf"has {left} but no state/latest\.pt, .* begin anew over them, .*earlier version .*\. Bring",
     ):
         require_state(tmp_path)
     (tmp_path / BEGUN).parent.mkdir()

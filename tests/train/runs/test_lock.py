@@ -285,6 +285,16 @@ def test_who_writes_a_folder_writes_the_runs_and_evaluations_inside(tmp_path, ot
         enter(tmp_path / inner)
 
 
+def test_whose_a_folder_is_does_not_hang_on_where_the_command_was_started(tmp_path, other, monkeypatch):
+    inner = tmp_path / "s" / "seed-0" / "evaluations" / "again"
+    inner.mkdir(parents=True)
+    other(tmp_path / "s")
+    for place in (tmp_path / "s" / "seed-0", inner.parent, tmp_path / "s"):
+        monkeypatch.chdir(place)
+        with pytest.raises(UserError, match=rf"another process writes to {tmp_path / 's'}: "):
+            enter(inner.relative_to(place))
+
+
 def test_a_look_alone_leaves_everything(tmp_path, other):
     require_quiet(tmp_path / "absent")
     put_record(tmp_path, **ENDED)

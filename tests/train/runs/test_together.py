@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import shutil
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from killed import killed_at_each_step
 
 from emcl_train import cli
 from emcl_train.errors import UserError
+from emcl_train.runs import lock
 from emcl_train.runs import together as together_file
 from emcl_train.runs.evaluations import Evaluation, set_aside
 from emcl_train.runs.files import JOURNAL, current, partial_of, remove, write_text_atomic
@@ -168,6 +171,47 @@ def test_modes_of_folder_and_files_stay(tmp_path):
     assert folder.stat().st_mode & 0o777 == 0o750
     assert (folder / "theirs").stat().st_mode & 0o777 == 0o600
     assert (folder / "theirs").stat().st_nlink == 1
+
+
+def half_done(folder):
+    """A folder in which a command was killed between its journal and the renaming."""
+    folder.mkdir()
+    partial = partial_of(folder / "a")
+    partial.write_text("new")
+    (folder / JOURNAL).write_text(json.dumps({"renamed": {partial.name: "a"}, "removed": []}))
+    return folder
+
+
+def test_a_half_done_change_that_cannot_be_ended_here_is_one_line_at_once(tmp_path, monkeypatch):
+    folder = half_done(tmp_path / "set")
+    real = os.open
+
+    def read_only(path, flags, *args, **kwargs):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", read_only)
+    monkeypatch.setattr(time, "sleep", None)  # nothing to wait for
+    with pytest.raises(UserError, match=r"set was left in the middle of a change .*Read-only.*; copy the folder to"):
+        settle(folder)
+
+
+def test_a_half_done_change_that_another_process_ends_is_waited_for(tmp_path, monkeypatch):
+    folder = half_done(tmp_path / "set")
+    real, left = lock.writing, [3]
+
+    @contextmanager
+    def busy(path):
+        left[0] -= 1
+        if left[0]:
+            raise lock.BusyError("another process writes")
+        with real(path):
+            yield
+
+    monkeypatch.setattr(lock, "writing", busy)
+    settle(folder)
+    assert (folder / "a").read_text() == "new"
 
 
 # A journal of somebody else.

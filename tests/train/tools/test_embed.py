@@ -17,7 +17,7 @@ import emcl_train.tools.embed as embed_module
 from emcl_train import cli
 from emcl_train.config import BEFORE, RunConfig
 from emcl_train.data import loader
-from emcl_train.data.features import FEATURES, TOWERS, open_features
+from emcl_train.data.features import BINARY, FEATURES, TOWERS, open_features
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluation.on_features import model_on_features
@@ -25,6 +25,7 @@ from emcl_train.evaluation.run import evaluate_run
 from emcl_train.models import build_model
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
+from emcl_train.runs.checksums import CHECKSUMS, read_checksums
 from emcl_train.runs.contents import load_config
 from emcl_train.runs.state import read_weights
 from emcl_train.tools.embed import embed
@@ -290,6 +291,7 @@ def test_folders_that_are_not_whole(folder, tmp_path):
         open_features(replace(config, from_features=tmp_path / "absent"))
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
+    (copy / CHECKSUMS).unlink()  # as of an earlier version
     np.save(copy / "val_text.npy", np.zeros((3, 1, 16), np.float32))
     with pytest.raises(UserError, match=r"val_text.npy has 3 rows, expected 8"):
         open_features(replace(config, from_features=copy))
@@ -298,6 +300,79 @@ def test_folders_that_are_not_whole(folder, tmp_path):
         open_features(replace(config, from_features=copy))
     with pytest.raises(UserError, match="exists already and is not overwritten"):
         embed(config, copy, console=QUIET)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_every_array_has_a_checksum(folder, capsys):
+    assert set(BINARY) == {path.name for path in folder.iterdir() if path.suffix in (".npy", ".safetensors")}
+    assert set(read_checksums(folder)) == set(BINARY)
+    assert cli.main(["verify", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "damaged" not in said
+    assert "without" not in said
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_one_changed_byte_is_one_line_that_names_the_file(folder, tmp_path, capsys, name):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    flip(copy / name)
+    config = replace(configuration(tmp_path, tmp_path, "wti"), from_features=copy)
+    damaged = rf"^[^(]*{name} is damaged or was replaced: .*; copy it again, or embed again; .*verify .* --accept"
+    with pytest.raises(UserError, match=damaged):
+        model_on_features(config, load_tokenizer(config, None)) if name == TOWERS else open_features(config)
+    assert cli.main(["verify", str(copy)]) == 1
+    assert f"damaged: {copy / name}" in capsys.readouterr().out
+
+    # Replaced on purpose.
+    assert cli.main(["verify", str(copy), "--accept"]) == 0
+    open_features(config)
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "export"])
+def test_commands_name_a_damaged_file_of_features(both, folder, root, tmp_path, capsys, command):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    out = tmp_path / "run"
+    shutil.copytree(both[0] / "text-conditioned-features", out)
+    save = load_config(out)
+    contents.save_config(out, replace(save, from_features=copy))
+    name = TOWERS if command == "export" else "test_frames.npy"
+    flip(copy / name)
+    if command == "train":
+        config = replace(configuration(root, tmp_path / "new", "wti"), from_features=copy)
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            trainer.train(config, QUIET)
+        return
+    arguments = [str(out)] if command == "eval" else [str(out), str(tmp_path / "x.safetensors"), "--layout", "emcl"]
+    assert cli.main([command, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert f"{copy / name} is damaged or was replaced" in error
+    assert error.count("\n") == 1
+
+
+def test_an_older_folder_without_checksums_is_said_once(folder, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / CHECKSUMS).unlink()
+    for _ in range(2):
+        open_features(replace(configuration(tmp_path, tmp_path, "wti"), from_features=copy))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{copy} has files without checksums" in said
+
+
+def test_a_damaged_array_of_an_older_folder_is_named(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / CHECKSUMS).unlink()
+    (copy / "val_text.npy").write_bytes(b"no array")
+    with pytest.raises(UserError, match=r"are damaged: val_text\.npy cannot be read"):
+        open_features(replace(configuration(tmp_path, tmp_path, "wti"), from_features=copy))
 
 
 def test_towers_of_features_do_not_learn(folder, root, tmp_path):

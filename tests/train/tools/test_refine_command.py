@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from emcl_kernels import EMRefiner
 from emcl_train import cli
 from emcl_train.config import RefineConfig
+from emcl_train.runs.checksums import read_checksums
 from emcl_train.tools.arrays import column_of, read_embeddings
 
 FAST = ["--num-bases", "5", "--num-starts", "1"]
@@ -59,7 +60,7 @@ def test_refined_rows_come_in_the_format_of_the_source(folder, form):
     assert run(form.format("text"), form.format("video")) == 0
     suffix = form.split(":")[0].rsplit(".", 1)[1]
     assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(
-        ["map.safetensors", f"text.{suffix}", f"video.{suffix}"]
+        ["checksums.json", "map.safetensors", f"text.{suffix}", f"video.{suffix}"]
     )
     refiner = EMRefiner(num_bases=5, num_starts=1).fit(TEXT, VIDEO)
     for side, expected in (("text", refiner.transform_text(TEXT)), ("video", refiner.transform_video(VIDEO))):
@@ -316,8 +317,61 @@ def test_a_rerun_replaces_its_own_files_and_keeps_no_table_of_another_map(folder
     assert run("both.npy:0", "both.npy:1", "--paired") == 0
     assert (folder / "out" / "results.json").exists()
     assert run("video.npy", "text.npy") == 0
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["map.safetensors", "text.npy", "video.npy"]
+    left = sorted(path.name for path in (folder / "out").iterdir())
+    assert left == ["checksums.json", "map.safetensors", "text.npy", "video.npy"]
     assert np.load("out/text.npy").shape == VIDEO.shape
+
+
+@pytest.mark.parametrize("form", ["{}.npy", "{}.npz", "{}.safetensors:wanted", "{}.parquet"])
+def test_files_that_were_written_have_checksums(folder, capsys, form):
+    assert run(form.format("text"), form.format("video")) == 0
+    names = {path.name for path in (folder / "out").iterdir()} - {"checksums.json"}
+    assert set(read_checksums(folder / "out")) == names
+    assert cli.main(["verify", "out"]) == 0
+    capsys.readouterr()
+    for name in names:
+        before = (folder / "out" / name).read_bytes()
+        data = bytearray(before)
+        data[-1] ^= 1
+        (folder / "out" / name).write_bytes(data)
+        assert cli.main(["verify", "out"]) == 1
+        out = capsys.readouterr().out
+        assert f"damaged: out/{name}: it is not what checksums.json" in out
+        assert "1 damaged" in out
+        (folder / "out" / name).write_bytes(before)
+
+
+def test_a_refined_file_that_is_damaged_is_not_refined_again(folder, capsys):
+    assert run("text.npy", "video.npy") == 0
+    data = bytearray((folder / "out" / "text.npy").read_bytes())
+    data[-2] ^= 1
+    (folder / "out" / "text.npy").write_bytes(data)
+    (folder / "out").rename(folder / "first")
+    capsys.readouterr()
+    assert run("first/text.npy", "first/video.npy") == 1
+    error = capsys.readouterr().err
+    assert "first/text.npy is damaged or was replaced" in error
+    assert "; copy it again, or write it again; " in error
+    assert error.count("\n") == 1
+
+    # As it is, if that was on purpose.
+    assert cli.main(["verify", "first", "--accept"]) == 0
+    assert run("first/text.npy", "first/video.npy") == 0
+
+
+def test_another_programs_checksums_do_not_stop_a_user_who_has_such_a_file(folder, capsys):
+    (folder / "checksums.json").write_text('{"text.npy": "sha256:12"}')
+    assert run("text.npy", "video.npy") == 0
+    assert "whether text.npy has changed cannot be seen" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_the_program_is_no_users_error(folder, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("of the program")
+
+    monkeypatch.setattr("emcl_train.tools.refine._save_map", broken)
+    with pytest.raises(ValueError, match="of the program"):
+        run("text.npy", "video.npy")
 
 
 def test_a_large_array_is_mapped_and_not_read(folder):
