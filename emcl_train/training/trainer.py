@@ -348,7 +348,7 @@ class Run:
                 raise
             value = math.nan
         if not math.isfinite(value):
-            start_from = " or other weights to start from;" if self.step == 0 else ""
+            start_from = f" look at what it starts from, {self.start()}, too;" if self.step == 0 else ""
             raise UserError(
                 f"the loss is {value} at step {self.step + 1} (epoch {self.epoch + 1}); try a lower --train.lr, "
                 f"a longer --train.warmup, or --train.precision no;{start_from} the last saved state is in "
@@ -376,6 +376,16 @@ class Run:
             seconds=round(time.perf_counter() - start, 4),
         )
         return value
+
+    def start(self) -> str:
+        """The files that the numbers of the first step come from."""
+        config = self.config
+        found = [
+            config.from_features,
+            config.model.init_from,
+            config.model.clip if config.from_features is None else None,
+        ]
+        return " and ".join(str(name) for name in found if name is not None)
 
     def loss(self, features: BatchFeatures) -> Tensor:
         """The loss over the pairs of all processes, from this process's own: its texts meet the videos of all."""
