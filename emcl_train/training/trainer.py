@@ -380,12 +380,8 @@ class Run:
     def start(self) -> str:
         """The files that the numbers of the first step come from."""
         config = self.config
-        found = [
-            config.from_features,
-            config.model.init_from,
-            config.model.clip if config.from_features is None else None,
-        ]
-        return " and ".join(str(name) for name in found if name is not None)
+        towers = config.from_features or config.model.clip
+        return f"{towers}" if config.model.init_from is None else f"{towers} and {config.model.init_from}"
 
     def loss(self, features: BatchFeatures) -> Tensor:
         """The loss over the pairs of all processes, from this process's own: its texts meet the videos of all."""
