@@ -43,13 +43,18 @@ class Reading:
 
 
 OF_TRAINING = r"(config|environment|clip_config|tokenizer|finished|checksums)\.json|metrics\.jsonl|model\.safetensors"
+BINARY = r".*\.(safetensors|pt|npy)"
 READINGS = [
     Reading("eval", ("set", "run"), "run", OF_TRAINING, (("eval", "run", "--out", "out"),),
             r"out/(results|queries)\.json|out/embeddings\.safetensors"),
     Reading("report", ("set", "run"), "run",
             OF_TRAINING + r"|results\.json|queries\.json|embeddings\.safetensors",
             (("report", "run", "--json", "out.json"),), r"out\.json"),
-    Reading("verify", ("run",), "run", r".*\.safetensors|.*\.pt", (("verify", "run"),), r"nothing"),
+    Reading("verify", ("run",), "run", BINARY, (("verify", "run"),), r"nothing"),
+    Reading("verify of features", ("features",), "features", BINARY, (("verify", "features"),), r"nothing"),
+    Reading("verify of what refine wrote", ("refined",), "refined", BINARY, (("verify", "refined"),), r"nothing"),
+    Reading("verify of a cache", ("set",), "cache", BINARY, (("verify", "cache"),), r"nothing",
+            ((*TRAIN, "--out", "first", "--train.max-steps", "2"),)),
     Reading("export", ("run",), "run", OF_TRAINING, (("export", "run", "out.safetensors", "--layout", "clip4clip"),),
             r"out\.safetensors"),
     Reading("resume", ("set", "half"), "half", r"(?!report).*", ((*TRAIN, "--out", "half", "--resume"),),
@@ -122,7 +127,7 @@ def one_flip(
             pass  # refused for a name or a value in it, or taken as it is
         elif any(outcome.code for outcome in outcomes):
             problems.append(f"refused without the name of the file: {outcomes[-1].lines[-1:]}")
-        elif reading.name == "verify" or figures_of(folder, reading, outcomes) != figures:
+        elif reading.name.startswith("verify") or figures_of(folder, reading, outcomes) != figures:
             problems.append("other figures, and not a word")
     if not problems:
         shutil.rmtree(folder)
