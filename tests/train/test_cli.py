@@ -233,7 +233,7 @@ def test_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr("emcl_train.training.trainer.train", interrupt)
     assert cli.main(["train", "shapes", "--out", str(tmp_path / "run")]) == 130
-    assert "--resume" in capsys.readouterr().err
+    assert "was saved yet; the same command begins it again" in capsys.readouterr().err
 
 
 MISTAKES = [
