@@ -90,8 +90,8 @@ struct Generators {
   }
 };
 
-// ‖x‖ / ‖reconstruction‖ over all rows, both from the Gram matrix and the unnormalised p; 0 where all rows are zero, NaN
-// where a square overflows.
+// ‖x‖ / ‖reconstruction‖ over all rows, both from the Gram matrix and the unnormalised p; 0 where all rows are zero,
+// NaN where a square overflows.
 template <class T>
 T relative_scale(const T* gram, const T* p, const Em<T>& em) {
   const int64_t width = em.width, thin = em.thin;

@@ -43,8 +43,7 @@ __global__ void __launch_bounds__(kThreads)
     rows += partial[i];
     reconstruction += partial[kThreads + i];
   }
-  const float norms =
-      reconstruction <= 0 ? 0.0f : sqrtf(rows / reconstruction) + (reconstruction - reconstruction);
+  const float norms = reconstruction <= 0 ? 0.0f : sqrtf(rows / reconstruction) + (reconstruction - reconstruction);
   for (int k = thread; k < num_bases; k += kThreads) scale[k] *= norms;  // read above, before the barrier
 }
 
