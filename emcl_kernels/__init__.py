@@ -8,7 +8,7 @@ from emcl_kernels.ops.moments import em_moments
 from emcl_kernels.ops.pooled import pooled_cosine_similarity, pooled_similarity, pooled_similarity_blocks
 from emcl_kernels.ops.project import em_project
 from emcl_kernels.ops.reconstruct import em_reconstruct
-from emcl_kernels.refine import EMRefiner
+from emcl_kernels.refine import EMRefiner, Refiner
 from emcl_kernels.stream import SimilarityStream, pooled_cosine_similarity_stream, pooled_similarity_stream
 
 __version__ = "0.2.0"
@@ -17,6 +17,7 @@ __all__ = [
     "EMCL",
     "EMRefiner",
     "Moments",
+    "Refiner",
     "SimilarityStream",
     "em_fit",
     "em_moments",

@@ -193,7 +193,19 @@ def rows_and_start(x: Any, init: Any) -> None:
             f"init has shape {list(init.shape)} but x has shape {list(shape)}; pass init of shape [K]"
             + (f", [{leading}, K]" if leading else "")
             + f" or [{', '.join(str(size) for size in shape[:-1])}, K]"
+            + _start_of_another_shape(init, shape[-1])
         )
+
+
+def _start_of_another_shape(init: Tensor, width: int) -> str:
+    """What to do with the starts of other codes: the release's mu [1, K], and one value a channel [1, D, K]."""
+    if init.dim() > 1 and init.shape[-2] == 1:
+        return "; a start with one row for all, as the release's mu [1, K], is init.squeeze(-2) here"
+    if init.dim() > 1 and init.shape[-2] == width:
+        return (
+            f"; EMCL clusters the {width} channels, so a start has one value a basis, or one a row, and none a channel"
+        )
+    return ""
 
 
 def fitted(x: Tensor, responsibilities: Tensor, scale: Tensor, weight: float, num_channels: tuple[Any, ...]) -> None:
@@ -263,7 +275,10 @@ def pooling(text: Any, frames: Any, frame_mask: Any, pooling_temperature: float)
         same_device(text, "text", frames, "frames")
         same_device(text, "text", frame_mask, "frame_mask")
     if text.dtype != frames.dtype:
-        raise TypeError(f"frames is {frames.dtype} but text is {text.dtype}; pass both in one dtype")
+        raise TypeError(
+            f"frames is {frames.dtype} but text is {text.dtype}; pass both in one dtype, or call "
+            "it under torch.autocast, where the wider one serves"
+        )
 
     if text.dim() != 2 or 0 in text.shape:
         raise ValueError(f"text has shape {list(text.shape)}; expected [A, D], not empty")
@@ -287,7 +302,10 @@ def shared_start(text: Tensor, init: Tensor) -> None:
     if text.device != init.device:
         same_device(text, "text", init, "init")
     if init.dim() != 1 or init.shape[0] == 0:
-        raise ValueError(f"init has shape {list(init.shape)}; expected [K], one value per basis")
+        raise ValueError(
+            f"init has shape {list(init.shape)}; expected [K], one value per basis"
+            f"{_start_of_another_shape(init, text.shape[-1])}"
+        )
 
 
 def block(em_block: int) -> None:
@@ -310,5 +328,5 @@ def sum_of(packed: Tensor, summed: Any) -> None:
         got = f"a tensor {list(summed.shape)}" if isinstance(summed, Tensor) else f"a {type(summed).__name__}"
         raise TypeError(
             f"add_up gave {got} for a tensor {list(packed.shape)}; it must return the sum over processes, a tensor of "
-            "the same shape, such as torch.distributed.nn.functional.all_reduce"
+            "the same shape. torch.distributed.all_reduce returns None and changes its argument: return that argument"
         )

@@ -147,9 +147,13 @@ class Map(NamedTuple):
         return x + (em_reconstruct(fixed, self.responsibilities, self.scale, weight=weight) - fixed)
 
     def relative(self, gram: Float[Tensor, "*G D D"]) -> "Map":
-        """The map with ‖x‖ / ‖reconstruction‖ in its scale, over all rows of `gram` `[*, D, D]`."""
+        """The map with ‖x‖ / ‖reconstruction‖ in its scale, over all rows of `gram` `[*, D, D]`; it is looked at."""
         factor = relative_scale(gram, self.responsibilities, self.scale)
-        return Map(self.responsibilities, self.scale * factor.unsqueeze(-1))
+        return Map(self.responsibilities, self.scale * factor.unsqueeze(-1)).looked_at()
+
+    def looked_at(self) -> "Map":
+        """The same map; on the CPU a ValueError if it is not finite. em_fit has looked at what it returns itself."""
+        return Map(self.responsibilities, finite.call(self.scale))
 
 
 def fit(moments: Moments, logits: Float[Tensor, "*G D K"], settings: Settings) -> tuple[Map, Float[Tensor, "*G K"]]:
@@ -171,10 +175,7 @@ def fit(moments: Moments, logits: Float[Tensor, "*G D K"], settings: Settings) -
     mean_bases = reference.mean_of_bases(moments.colsum, responsibilities, scale, num_rows)  # (GI)
 
     fitted = Map(responsibilities, scale)
-    if settings.relative:
-        responsibilities, scale = fitted.relative(moments.gram)
-        fitted = Map(responsibilities, finite.call(scale))
-    return fitted, mean_bases
+    return fitted.relative(moments.gram) if settings.relative else fitted, mean_bases
 
 
 def relative_scale(

@@ -1,7 +1,7 @@
 """EMCL as a module: the op with its maintained initial bases."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,17 @@ class EMCL(nn.Module):
     Because each call in training mode moves the start, a call cannot be repeated. Activation checkpointing runs its
     part of a model again inside backward, so it must leave this layer out in training mode. The layer raises an error
     if it is called inside backward. Inside torch.compile it cannot notice, and the gradients would be wrong.
+
+    Rows need not have length one. They have other lengths afterwards, so normalise them before a cosine
+    (`torch.nn.functional.normalize`). To EM, rows that are c times as long are like a temperature that is c times as
+    low; what is added does not grow with them, except with scale="relative". docs/layer.md has measured lengths, a
+    training loop, and several processes.
+
+    Features and bases may be in float32, bfloat16, float16 and float64, also in different ones. EM runs in float32, or
+    in float64 if one of the features is in it, under autocast too. Each result has the dtype of its feature. Leave the
+    layer itself in float32: bases in bfloat16 lose moves that are smaller than their rounding.
+
+    A state_dict may have the start as the release names and shapes it: `mu` `[1, K]`.
 
     Args:
         num_bases: number of bases K, at most the width of the features.
@@ -100,20 +111,24 @@ class EMCL(nn.Module):
             if self.init == "sign":
                 self.bases.copy_(torch.where(self.bases < 0, -1.0, 1.0))
 
-    def forward(self, *features: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(
+        self, *features: Tensor, add_up: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
         """Run EM over the rows of all features together.
 
         Args:
             *features: one or several tensors `[*, N_i, D]` that agree in all but the number of rows, in float32,
-                bfloat16, float16 or float64.
+                bfloat16, float16 or float64; they may differ in dtype, and their rows may have any length.
+            add_up: for several processes, each of which has rows of its own, `[N_i, D]`; see `pooled_similarity`.
 
         Returns:
             One tensor if one was given, else a tuple of as many, each in the shape and dtype of its input.
 
         Raises:
             ValueError: there are no features, widths or leading dimensions disagree, or num_bases is larger than the
-                width. On the CPU also if the features hold NaN or infinite values.
-            TypeError: a feature is no tensor of floats.
+                width; or features have leading dimensions with add_up. On the CPU also if the features hold NaN or
+                infinite values.
+            TypeError: a feature is no tensor of floats, or add_up returned no tensor of the shape that it was given.
             RuntimeError: the layer is in training mode and called inside backward, or under torch.func with bases that
                 are none of the transformed function's arguments.
         """
@@ -131,10 +146,30 @@ class EMCL(nn.Module):
             self._refuse_width(features[0].shape[-1])
 
         # One EM over the rows of all, which are taken apart again afterwards.
-        x = features[0] if len(features) == 1 else torch.cat(features, dim=-2)
-        y, mean_bases = em_project(x, self._start(), **self._settings()._asdict())
-        self._update(mean_bases)
-        return y if len(features) == 1 else y.split([feature.shape[-2] for feature in features], dim=-2)
+        x = features[0] if len(features) == 1 else _one_below_the_other(features)
+        if add_up is None:
+            y, mean_bases = em_project(x, self._start(), **self._settings()._asdict())
+            self._update(mean_bases)
+        else:
+            y = self._forward_over_processes(x, add_up)
+
+        if len(features) == 1:
+            return y
+        parts = y.split([feature.shape[-2] for feature in features], dim=-2)
+        return tuple([part.to(feature.dtype) for part, feature in zip(parts, features, strict=True)])
+
+    def _forward_over_processes(self, x: Tensor, add_up: Callable[[Tensor], Tensor]) -> Tensor:
+        """EM over the rows of all processes, from the sum of their moments; then a map of our own rows."""
+        if x.dim() != 2:
+            raise ValueError(
+                f"features have {x.dim()} dimensions; with add_up expected [N, D], one problem over all processes. "
+                "Call the layer once for each problem"
+            )
+        rows = x if self.gradient == "full" else x.detach()
+        gram, colsum, num_rows = Moments.of(rows).summed(add_up)
+        assert isinstance(num_rows, Tensor)  # as `summed` gives it
+        responsibilities, scale = self.fit(gram, colsum, num_rows)
+        return self.transform(x, responsibilities, scale)
 
     def pooled_similarity(
         self,
@@ -149,15 +184,16 @@ class EMCL(nn.Module):
 
         Args:
             text: text features `[A, D]` in float32, bfloat16, float16 or float64.
-            frames: frame features `[B, F, D]` in the same dtype.
+            frames: frame features `[B, F, D]` in the same dtype; under autocast the wider of two serves.
             frame_mask: `[B, F]`, bool, or numbers that multiply the weights. On the CPU, what is not finite in a frame
                 whose mask is zero counts as zero.
             pooling_temperature: of the softmax over frames.
             add_up: for several processes, each of which has texts of its own and all videos. It is given one vector of
                 D² + D + 1 numbers and returns the sum of it over the processes. EM then runs over the rows of all of
-                them, and the start stays the same in each. With gradient="full" autograd goes through the sum, so pass
-                `torch.distributed.nn.functional.all_reduce`, whose backward sums as well, and not the plain
-                `torch.distributed.all_reduce`. With the other gradients the sum is a constant, and either will do.
+                them, and the start stays the same in each. `torch.distributed.all_reduce` returns None and changes its
+                argument, which is to be returned. With gradient="full" autograd goes through the sum, so pass a
+                function whose backward sums as well: `Sum.apply` in examples/layer_processes.py. With the other
+                gradients the sum is a constant.
 
         Returns:
             similarity `[A, B]` in the dtype of `text`.
@@ -288,6 +324,16 @@ class EMCL(nn.Module):
         """
         return Map(responsibilities, scale).apply(x, weight=self.residual_weight, gradient=self.gradient)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the start of the release, too, which is called `mu` and has a row, `[1, K]`; it serves all rows."""
+        ours = f"{prefix}bases"
+        if ours not in state_dict and f"{prefix}mu" in state_dict:
+            state_dict[ours] = state_dict.pop(f"{prefix}mu")
+        start = state_dict.get(ours)
+        if isinstance(start, Tensor) and start.dim() == 2 and start.shape[0] == 1:
+            state_dict[ours] = start[0]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
         names = ("num_bases", "num_iters", "temperature", "residual_weight", "momentum", "init", "scale", "gradient")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
@@ -345,6 +391,16 @@ class EMCL(nn.Module):
                 "bases}, inputs) with bases among the arguments of the transformed function, under vmap one [K] for "
                 "each index"
             ) from error
+
+
+def _one_below_the_other(features: tuple[Tensor, ...]) -> Tensor:
+    """The rows of all, in the widest of their dtypes."""
+    device = features[0].device.type
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return torch.cat(features, dim=-2)
+    # Autocast's rule for `cat` raises an error for a narrow dtype that is not its own.
+    with torch.autocast(device, enabled=False):
+        return torch.cat(features, dim=-2)
 
 
 def _row_counts(num_rows: Tensor | int, gram: Tensor) -> Tensor | int:

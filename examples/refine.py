@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emcl_kernels import EMRefiner
+from emcl_kernels import Refiner
 
 
 def recall_at_1(text: np.ndarray, video: np.ndarray) -> float:
@@ -32,14 +32,14 @@ def main(arguments: list[str] | None = None) -> None:
     text = np.load(options.text, mmap_mode="r")
     video = np.load(options.video, mmap_mode="r")
 
-    refiner = EMRefiner().fit(text, video)
+    refiner = Refiner().fit(text, video)
     refined_text = refiner.transform_text(text)
     refined_video = refiner.transform_video(video)
 
     options.out.mkdir(parents=True, exist_ok=True)
     np.save(options.out / "text.npy", refined_text)
     np.save(options.out / "video.npy", refined_video)
-    refiner.save(options.out / "map.safetensors")  # for queries that come later: EMRefiner.load(...).transform_text
+    refiner.save(options.out / "map.safetensors")  # for queries that come later: Refiner.load(...).transform_text
     print(f"wrote {options.out}")
 
     if len(text) == len(video):

@@ -33,7 +33,7 @@ class Functions:
         return {
             "em_moments": self.em_moments,
             "_em_moments_backward": self.em_moments_backward,
-            "em_fit": em_fit,
+            "em_fit": reference.em_fit,
             "_em_fit_backward": em_fit_backward,
             "em_reconstruct": self.em_reconstruct,
             "_em_reconstruct_backward": self.em_reconstruct_backward,
@@ -99,10 +99,6 @@ class Functions:
                 products=self.products,
             )
         return y.to(x.dtype), mean_bases, responsibilities, scale
-
-
-def em_fit(gram: Tensor, logits: Tensor, num_iters: int, temperature: float, eps: float) -> tuple[Tensor, Tensor]:
-    return reference.em_fit(gram, logits, num_iters, temperature, eps)
 
 
 def em_fit_backward(

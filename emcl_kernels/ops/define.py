@@ -5,6 +5,7 @@ the op itself, its fake tensors, its autograd, autocast and vmap rules, its back
 libraries. `Composite` is an op that is made of others. docs/adding.md adds an op step by step.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,13 +124,18 @@ def _once_only(ctx: Any, *_: Any) -> Any:
 
 
 class _Registered:
-    """A name in torch.ops.emcl with its schema, autocast and vmap rules."""
+    """A name in torch.ops.emcl with its schema, autocast and vmap rules, and a docstring if it is public."""
 
-    def __init__(self, schema: str, batch: Batch, widest: tuple[str, ...]) -> None:
+    def __init__(
+        self, schema: str, batch: Batch, widest: tuple[str, ...], public: Callable[..., Any] | None = None
+    ) -> None:
         self.schema = schema
         self.name = schema.partition("(")[0]
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         self.call = getattr(torch.ops.emcl, self.name).default
+
+        if public is not None:
+            self._describe(public)
 
         parsed = self.call._schema
         self.arguments = {argument.name: argument for argument in parsed.arguments}
@@ -142,6 +148,14 @@ class _Registered:
         torch.library.register_vmap(f"emcl::{self.name}", self._vmap_rule(batch), lib=_library)
         for device in ("CPU", "CUDA"):
             _library.impl(self.name, self._autocast_rule(device, widest), f"Autocast{device}")
+
+    def _describe(self, function: Callable[..., Any]) -> None:
+        """Give `help(torch.ops.emcl.NAME)` the docstring of the function that calls the op."""
+        caller = f"emcl_kernels.{function.__name__} calls it, and takes its settings by name alone."
+        of_function = inspect.cleandoc(function.__doc__ or "")  # python -OO leaves out docstrings
+        text = f"torch.ops.emcl.{self.schema}\n\n{caller}\n\n{of_function}"
+        getattr(torch.ops.emcl, self.name).__doc__ = text
+        self.call.__doc__ = text
 
     def _refuse_none(self, args: tuple[Any, ...]) -> None:
         """Name an argument that is None, which torch passes on in the place of a tensor."""
@@ -185,6 +199,7 @@ class Composite(_Registered):
         function: takes the arguments in the schema's order, and has its defaults.
         batch: what vmap does.
         widest: two arguments of which autocast brings the narrower one to the dtype of the other.
+        public: the public function that calls the op, whose docstring the op has, too.
     """
 
     def __init__(
@@ -194,8 +209,9 @@ class Composite(_Registered):
         *,
         batch: Batch = to_leading_dimension,
         widest: tuple[str, ...] = (),
+        public: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(schema, batch, widest)
+        super().__init__(schema, batch, widest, public)
 
         def composed(*args: Any) -> Any:
             try:
@@ -234,6 +250,7 @@ class Op(_Registered):
         widest: two arguments of which autocast brings the narrower one to the dtype of the other.
         fallback: for backends that have no implementation, in terms of other ops.
         switches: how many of its last arguments say what is needed; a library sees that by the outputs' sizes.
+        public: the public function that calls the op, whose docstring the op has, too.
     """
 
     def __init__(
@@ -249,8 +266,9 @@ class Op(_Registered):
         widest: tuple[str, ...] = (),
         fallback: Implementation | None = None,
         switches: int = 0,
+        public: Callable[..., Any] | None = None,
     ) -> None:
-        super().__init__(schema, batch, widest)
+        super().__init__(schema, batch, widest, public)
         self.switches = switches
         if not all(self.outputs):
             raise ValueError(f"{self.name}: outputs need names, as in `-> Tensor y`, but the schema is {schema}")

@@ -74,4 +74,5 @@ op = Op(
     shapes=_shapes,
     verify=(1, checks.finite_scale),
     gradient=Gradient(to=("gram", "logits")),
+    public=em_fit,
 )

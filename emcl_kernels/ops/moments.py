@@ -46,4 +46,5 @@ op = Op(
     accept=_accept,
     shapes=_shapes,
     gradient=Gradient(to=("x",)),
+    public=em_moments,
 )

@@ -49,7 +49,7 @@ def pooled_similarity(
 
     Args:
         text: text features `[A, D]` in float32, bfloat16, float16 or float64.
-        frames: frame features `[B, F, D]` in the same dtype.
+        frames: frame features `[B, F, D]` in the same dtype; under autocast the wider of two serves.
         frame_mask: `[B, F]`, bool, or numbers that multiply the weights. On the CPU, what is not finite in a frame
             whose mask is zero counts as zero.
         init: start of the bases `[K]`.
@@ -100,8 +100,8 @@ def pooled_cosine_similarity(
     """`pooled_similarity` with EM left out: text-conditioned pooling and cosine, through the same code.
 
     Args:
-        text: text features `[A, D]`.
-        frames: frame features `[B, F, D]`, in the dtype of `text`.
+        text: text features `[A, D]` in float32, bfloat16, float16 or float64.
+        frames: frame features `[B, F, D]`, in the dtype of `text`; under autocast it may be another.
         frame_mask: `[B, F]`, bool, or numbers that multiply the weights. On the CPU, what is not finite in a frame
             whose mask is zero counts as zero.
         pooling_temperature: of the softmax over frames.
@@ -145,8 +145,8 @@ def pooled_similarity_blocks(
     The order of texts and videos is part of the result; the last blocks are smaller. For evaluation: without gradient.
 
     Args:
-        text: text features `[A, D]`.
-        frames: frame features `[B, F, D]`, in the dtype of `text`.
+        text: text features `[A, D]` in float32, bfloat16, float16 or float64.
+        frames: frame features `[B, F, D]`, in the dtype of `text`; under autocast it may be another.
         frame_mask: `[B, F]`, bool, or numbers that multiply the weights. On the CPU, what is not finite in a frame
             whose mask is zero counts as zero.
         init: start of the bases `[K]`.
@@ -236,8 +236,8 @@ def similarity_over(
     """Fit on the moments of all pooled rows and texts, then compare.
 
     Args:
-        text: text features `[A, D]`.
-        frames: frame features `[B, F, D]`, in the dtype of `text`.
+        text: text features `[A, D]` in float32, bfloat16, float16 or float64.
+        frames: frame features `[B, F, D]`, in the dtype of `text`; under autocast it may be another.
         frame_mask: `[B, F]`, bool, or numbers that multiply the weights.
         init: start of the bases `[K]`.
         pooling_temperature: of the softmax over frames.
@@ -282,6 +282,7 @@ composed = Composite(
     similarity_over,
     batch=one_by_one,
     widest=_WIDEST,
+    public=pooled_similarity,
 )
 
 
@@ -506,5 +507,9 @@ def _compose_blocks(text: Tensor, frames: Tensor, frame_mask: Tensor, *rest: Any
 
 
 blocks_composed = Composite(
-    f"pooled_similarity_blocks({_BLOCKS}) -> Tensor", _compose_blocks, batch=one_by_one, widest=_WIDEST
+    f"pooled_similarity_blocks({_BLOCKS}) -> Tensor",
+    _compose_blocks,
+    batch=one_by_one,
+    widest=_WIDEST,
+    public=pooled_similarity_blocks,
 )

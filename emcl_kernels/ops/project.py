@@ -10,7 +10,6 @@ from emcl_kernels.checks import ACCUMULATION, LARGEST, LEAST_EPS, MOST_ITERATION
 from emcl_kernels.em import Gradient, Map, Moments, Settings
 from emcl_kernels.ops import reconstruct
 from emcl_kernels.ops.define import Composite, Op, Rule, Spec
-from emcl_kernels.ops.finite import op as finite
 
 
 def em_project(
@@ -27,9 +26,10 @@ def em_project(
     """EMCL: add to the rows their reconstruction from K bases found by EM (paper, Alg. 1; defaults of the release).
 
     Args:
-        x: rows of both modalities, `[*, N, D]`; leading dimensions are separate problems.
+        x: rows of both modalities, `[*, N, D]`, of any length, in float32, bfloat16, float16 or float64; leading
+            dimensions are separate problems.
         init: start of the bases: `[*, K]`, one value a basis shared by all rows (`[K]` serves every problem), or
-            `[*, N, K]`, with as many dimensions as `x`. K may be larger than D.
+            `[*, N, K]`, with as many dimensions as `x`. K may be larger than D. Its dtype may be another of those.
         num_iters: E-steps and M-steps.
         temperature: of the E-step's softmax.
         residual_weight: of the reconstruction.
@@ -39,7 +39,8 @@ def em_project(
         relative: multiply the weight by ‖x‖ / ‖reconstruction‖ of each problem.
 
     Returns:
-        y like `x`, and mean_bases `[*, K]`, the mean over rows of the bases, from which the next start is made.
+        y like `x`, and mean_bases `[*, K]`, the mean over rows of the bases, from which the next start is made; in
+        float32, or float64 for rows in float64.
 
     Raises:
         ValueError: shapes disagree, num_iters < 1, temperature <= 0, or gradient is unknown. On the CPU also if the
@@ -91,10 +92,9 @@ def _fit_few(x: Tensor, start: Tensor, settings: Settings) -> tuple[Map, Tensor]
     bases, responsibilities, scale = reference.em_loop(
         rows, start, num_iters=num_iters, temperature=temperature, eps=eps
     )
-    fitted = Map(responsibilities, finite.call(scale))
-    if relative:
-        responsibilities, scale = fitted.relative(rows.mT @ rows)
-        fitted = Map(responsibilities, finite.call(scale))
+    fitted = Map(responsibilities, scale)
+    # One look: what is not finite in a scale is not finite in the relative one, either.
+    fitted = fitted.relative(rows.mT @ rows) if relative else fitted.looked_at()
     return fitted, bases.mean(-2)
 
 
@@ -122,6 +122,7 @@ composed = Composite(
     'float eps=1e-6, str gradient="identity", bool relative=False) -> (Tensor y, Tensor mean_bases)',
     _compose,
     batch=rows_and_start,
+    public=em_project,
 )
 
 

@@ -65,4 +65,5 @@ op = Op(
     accept=_accept,
     shapes=_shapes,
     gradient=Gradient(to=("x", "responsibilities", "scale"), short=_to_rows_alone),
+    public=em_reconstruct,
 )

@@ -16,17 +16,18 @@ SLICE_BITS = 26
 
 
 def lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
-    """Euclidean length of each row, added up in halves: elementwise sums have the same order for every N."""
-    # Divided by the largest number, so that no square overflows.
+    """Euclidean length of each row. No sum in it is rounded, so their order does not matter."""
+    # Divided by the largest number, so that no square overflows; squares are then at most 1.
     largest = rows.abs().amax(-1, keepdim=True)
     squares = (rows / largest.clamp_min(torch.finfo(rows.dtype).tiny)).square()
 
-    while (width := squares.shape[-1]) > 1:
-        half = width // 2
-        halves = squares[:, :half] + squares[:, half : 2 * half]
-        squares = halves if width % 2 == 0 else torch.cat([halves, squares[:, -1:]], dim=-1)
-
-    return largest * squares.sqrt()
+    # Each square in two parts, whole multiples of steps so large that a sum of D of them is exact. Adding and taking
+    # away again what has such a step itself rounds to it.
+    step = 2.0 ** (math.ceil(math.log2(squares.shape[-1])) - 52)
+    to_step = 1.5 * step * 2.0**52
+    upper = (squares + to_step) - to_step
+    lower = ((squares - upper) + to_step * step) - to_step * step
+    return largest * (upper.sum(-1, keepdim=True) + lower.sum(-1, keepdim=True)).sqrt()
 
 
 def unit(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -50,11 +51,12 @@ class AffineMap:
         self._bias = bias
         self._ready: dict[tuple[torch.device, int], tuple[list[Tensor], Tensor, Tensor]] = {}
 
-    def __call__(self, rows: Float[Tensor, "N D"], *, precise: bool) -> Float[Tensor, "N D"]:
+    def __call__(self, rows: Float[Tensor, "N D"], *, precise: bool, unit: bool = False) -> Float[Tensor, "N D"]:
         """Map rows.
 
         Args:
             rows: `[N, D]` in float64.
+            unit: whether they come from `unit`, so that nothing has to be scaled.
             precise: whether to use two slices of each factor instead of one. The product is then right to 1e-13 of the
                 row's length instead of 1e-7, which is enough for rows that are rounded to float32 or less afterwards.
 
@@ -64,14 +66,16 @@ class AffineMap:
         of_change, column_scale, bias = self._on(rows.device, 2 if precise else 1)
 
         # A power of two, so that scaling is exact; the sums over one row and one column are then below 1.
-        row_scale = _power_of_two(lengths(rows))
-        of_rows = _slices(rows / row_scale, len(of_change))
+        # Rows of length one are a rounding longer at most, and sums have room for twice as much.
+        row_scale = None if unit else _power_of_two(lengths(rows))
+        of_rows = _slices(rows if row_scale is None else rows / row_scale, len(of_change))
 
         # The product of the two second slices is left out: it is smaller than the error that is allowed.
         product = of_rows[0] @ of_change[0]
         if precise:
             product = product + (of_rows[0] @ of_change[1] + of_rows[1] @ of_change[0])
-        return rows + product * column_scale * row_scale + bias
+        product = product * column_scale
+        return rows + (product if row_scale is None else product * row_scale) + bias
 
     def _on(self, device: torch.device, slices: int) -> tuple[list[Tensor], Tensor, Tensor]:
         """Slices of the change, the scale of its columns, and the bias, on a device."""
@@ -90,12 +94,13 @@ def _power_of_two(length: Tensor) -> Tensor:
 
 def _slices(x: Tensor, count: int) -> list[Tensor]:
     """Parts of a matrix whose rows (or columns) have length at most one, with 26 bits each below that length."""
-    parts = []
+    parts: list[Tensor] = []
     below = 1.0
     for _ in range(count):
         grid = below * 2.0**-SLICE_BITS
+        if parts:
+            x = x - parts[-1]
         parts.append(torch.round(x / grid) * grid)
-        x = x - parts[-1]
 
         # What is left of each number is at most half a step of the grid.
         below = grid * 2.0 ** math.ceil(math.log2(x.shape[-1]) / 2)
@@ -113,3 +118,15 @@ class UnitLinear(nn.Linear):
         largest = input.abs().amax(-1, keepdim=True)
         scaled = input / largest.clamp_min(torch.finfo(input.dtype).tiny)
         return super().forward(nn.functional.normalize(scaled, dim=-1))
+
+
+class QueryLinear(nn.Linear):
+    """A linear layer whose result has length one, and the number 1 behind it: a query for a gallery with a bank."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        refined = nn.functional.normalize(super().forward(input), dim=-1)
+        return torch.cat([refined, refined.new_ones(*refined.shape[:-1], 1)], dim=-1)
+
+
+class UnitQueryLinear(QueryLinear, UnitLinear):
+    """`QueryLinear` of rows of any length, which are brought to length one first."""

@@ -1,5 +1,6 @@
 """Rows as users have them (torch tensors, numpy arrays, files mapped into memory), read in chunks of float64."""
 
+import math
 import mmap
 from collections.abc import Iterator
 from typing import Any
@@ -72,8 +73,8 @@ def chunks(x: Any, name: str) -> Iterator[tuple[int, Tensor]]:
             rows = torch.from_numpy(np.array(part, dtype=np.float64, subok=False))
         release()
 
-        finite = torch.isfinite(rows).all(-1)
-        if not bool(finite.all()):
+        # One pass: a sum is finite of finite numbers only. That of large ones may overflow, so it proves no more.
+        if not math.isfinite(float(rows.sum())) and not bool((finite := torch.isfinite(rows).all(-1)).all()):
             bad = start + int((~finite).nonzero()[0])
             raise ValueError(
                 f"{name} holds NaN or infinite values in {int((~finite).sum())} of its rows {start} to "
@@ -83,11 +84,11 @@ def chunks(x: Any, name: str) -> Iterator[tuple[int, Tensor]]:
         yield start, rows
 
 
-def empty_like(x: Any) -> Any:
-    """Memory for the refined rows, of the kind, shape, dtype and device of `x`."""
+def empty_like(x: Any, shape: tuple[int, ...]) -> Any:
+    """Memory for refined rows, of the kind, dtype and device of `x`."""
     if isinstance(x, Tensor):
-        return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return np.empty(x.shape, dtype=x.dtype)
+        return torch.empty(shape, dtype=x.dtype, device=x.device)
+    return np.empty(shape, dtype=x.dtype)
 
 
 def flat(x: Any) -> Any:

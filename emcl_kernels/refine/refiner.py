@@ -1,117 +1,106 @@
-"""EMCL on embeddings that exist already: one linear map and two offsets, fitted to moments, without training.
+"""Refining embeddings that exist already: one linear map, two offsets and a bank, fitted without training or pairs.
 
 docs/refine.md says what it does to retrieval and why; docs/math.md (F) has the equations.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from emcl_kernels import checks
-from emcl_kernels.em import Moments
 from emcl_kernels.refine import affine, arrays, files
-from emcl_kernels.refine.moments import (
-    agreed_width,
-    gram_without_mean,
-    mean,
-    moments_of,
-    nothing,
-    require_spread,
-    sum_over_processes,
-    unpack_whole,
-)
-from emcl_kernels.refine.signed import signed_map
+from emcl_kernels.refine.bank import OTHER, Bank, Banks, Search, on_grid
+from emcl_kernels.refine.diagnosis import Diagnosis, diagnose
+from emcl_kernels.refine.maps import KINDS, Fitted, Map, change_of, map_of
+from emcl_kernels.refine.moments import sum_over_processes
+from emcl_kernels.refine.seen import SIDES, RowsSeen
 
-SIDES = ("text", "video")
+This = TypeVar("This", bound="Refiner")
 
 
-class EMRefiner:
-    """Refine text and video embeddings of one joint space for cosine retrieval.
+class Refiner:
+    """Refine text and video (or image) embeddings of one joint space for retrieval.
 
         refined = unit(x) · matrix − offset of the side
 
-    `matrix` is EMCL's map I + weight · reconstruction, fitted by EM to the channels of both sides and their negatives.
-    `offset_text` and `offset_video` are a share of each side's mean. A negative weight takes out of each row some of
-    what the rows have in common. It does not matter which rows are pairs, and both sides count alike, whatever their
-    sizes.
+    The map is fitted to the moments of both sides' rows. It does not matter which rows are pairs, and both sides count
+    alike, whatever their sizes. Compare refined rows by cosine.
+
+    With a bank, which holds queries that are known beforehand, rows have one more number, and are compared by **inner
+    product**, never by cosine: queries are (unit(refined), 1), items of the gallery (unit(refined), −bank_weight · r).
+    r is the mean of the item's `num_neighbors` largest cosines with the bank (CSLS; NNN has other settings).
 
     Args:
-        num_bases: number of bases K of one run of EM, at most the width of the embeddings.
-        num_starts: runs of EM from different channels, whose maps are averaged. A single run depends on its draw.
-        num_iters: E-steps and M-steps.
-        temperature: of the E-step's softmax, in units of the root mean square length of the channels, so that neither
-            the number of rows nor the width changes what it means.
-        weight: of the reconstruction, in units of the rows' own size: -0.05 takes out 5 %.
-        mean_share: share of each side's mean that is subtracted from its rows.
-        fit_mean_share: share of each side's mean that is subtracted before EM. If nothing is, EM finds little else than
-            the mean.
-        seed: decides which channels the bases start from.
+        map: "whitening" (the default), "em" (EMCL's map), "mean" or "none", with the settings of that kind; or one of
+            `Whitening`, `EM`, `Mean` and `Unchanged` of `emcl_kernels.refine`, with settings of your own.
         normalize: whether every row is brought to length one first, in fitting and refining alike. Retrieval by cosine
             does not depend on the lengths.
-        eps: added to the sums and lengths that are divided by.
+        num_neighbors: k, how many queries of the bank count for an item.
+        bank_weight: α, what an item's nearness to the bank counts beside a cosine.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: there is no such map, or a setting is out of its range.
 
     Examples:
-        >>> refiner = EMRefiner().fit(train_text, train_video)
+        >>> refiner = Refiner().fit(train_text, train_video)
         >>> text, video = refiner.transform_text(test_text), refiner.transform_video(test_video)
         >>> similarity = torch.nn.functional.normalize(text, dim=-1) @ torch.nn.functional.normalize(video, dim=-1).T
+
+        >>> refiner = Refiner().fit(text, video, text_bank=captions_of_other_videos)
+        >>> similarity = refiner.transform_text(query) @ refiner.transform_video(gallery).T
     """
 
-    _local: dict[str, Moments | None]
-    _shared: dict[str, Moments | None]
-    _map: dict[str, Tensor] | None
+    MAPS: ClassVar[Mapping[str, type[Any]]] = KINDS
+    """Kinds of maps by their names; the fields of each are its settings."""
+
+    _seen: RowsSeen
+    _map: Fitted | None
+    _banks: Banks
     _of_rows: dict[str, affine.AffineMap]
     _loaded: bool
 
     def __init__(
         self,
-        num_bases: int = 32,
-        num_starts: int = 4,
-        num_iters: int = 5,
-        temperature: float = 0.6,
-        weight: float = -0.07,
-        mean_share: float = 0.58,
-        fit_mean_share: float = 0.7,
-        seed: int = 0,
+        map: str | Map = "whitening",
+        *,
         normalize: bool = True,
-        eps: float = 1e-6,
+        num_neighbors: int = 10,
+        bank_weight: float = 0.5,
     ) -> None:
-        for name, count in {"num_bases": num_bases, "num_starts": num_starts}.items():
-            if not checks.is_count(count):
-                raise ValueError(f"{name} is {count}; expected at least 1, a whole number")
-        checks.iteration(num_iters, temperature, eps)
-        finite = {"weight": weight, "mean_share": mean_share, "fit_mean_share": fit_mean_share, "eps": eps}
-        for name, value in finite.items():
-            if not -1e6 < value < 1e6:
-                raise ValueError(f"{name} is {value}; expected a finite number")
+        if not checks.is_count(num_neighbors):
+            raise ValueError(f"num_neighbors is {num_neighbors}; expected at least 1, a whole number")
+        checks.number(bank_weight, "bank_weight")
 
-        self.num_bases = num_bases
-        self.num_starts = num_starts
-        self.num_iters = num_iters
-        self.temperature = temperature
-        self.weight = weight
-        self.mean_share = mean_share
-        self.fit_mean_share = fit_mean_share
-        self.seed = seed
+        self.map: Map = map_of(map)
         self.normalize = normalize
-        self.eps = eps
+        self.num_neighbors = num_neighbors
+        self.bank_weight = bank_weight
         self._forget()
 
     # ---- fitting -----------------------------------------------------------------------------------------------------
 
-    def fit(self, text: Any, video: Any, *, add_up: Callable[[Tensor], Tensor] | None = None) -> "EMRefiner":
+    def fit(
+        self: This,
+        text: Any,
+        video: Any,
+        *,
+        text_bank: Any = None,
+        video_bank: Any = None,
+        add_up: Callable[[Tensor], Tensor] | None = None,
+    ) -> This:
         """Fit to these rows and forget all others.
 
         Args:
             text: `[N, D]`, a torch tensor or a numpy array, also a memory-mapped one, in float16, bfloat16, float32 or
                 float64. Each row is read once, in chunks.
             video: `[M, D]`, likewise; the number of rows may differ.
+            text_bank: `[B, D]`, texts that are known beforehand and answer to none of the videos to be found; see
+                `set_bank`.
+            video_bank: `[B, D]`, likewise of videos.
             add_up: sums one float64 vector over processes, each of which has rows of its own; see `all_reduce`. A
                 process without rows of a side passes None for it.
 
@@ -135,12 +124,68 @@ class EMRefiner:
                 raise
             refused = error
         if add_up is not None:
-            self._add_up(add_up, refused)
+            self._seen.add_up(add_up, refused)
+            self._map = None
 
-        self._fitted()
+        self.set_bank(text_bank, video_bank)
         return self
 
-    def partial_fit(self, text: Any = None, video: Any = None) -> "EMRefiner":
+    def set_bank(
+        self: This,
+        text_bank: Any = None,
+        video_bank: Any = None,
+        *,
+        search_text: Search | None = None,
+        search_video: Search | None = None,
+    ) -> This:
+        """Replace the banks. The map stays as it is, so only the last number of a gallery's rows changes.
+
+        Args:
+            text_bank: `[B, D]`, raw like the rows of `fit`, at least `num_neighbors` of them: it corrects videos as the
+                gallery. None: no bank of texts.
+            video_bank: `[B, D]`: it corrects texts as the gallery. None: no bank of videos.
+            search_text: finds the k largest inner products of rows `[n, D]` with `bank("text")`, as an array `[n, k]`
+                in float32, for instance in an index: `lambda rows, k: index.search(rows, k)[0]`. None: every row is
+                compared with the whole bank, in blocks.
+            search_video: the same for `bank("video")`.
+
+        Returns:
+            The refiner itself.
+
+        Raises:
+            ValueError: a bank has another shape than `[B, D]`, too few rows, or holds NaN or infinite values; or
+                nothing was fitted.
+            TypeError: a bank is no array of floats.
+        """
+        self._fitted()
+        given = {"text": (text_bank, search_text), "video": (video_bank, search_video)}
+
+        # All are read before any is replaced.
+        banks = {}
+        for side, (rows, search) in given.items():
+            if rows is not None:
+                banks[side] = Bank(self._bank_rows(rows, side), self.num_neighbors, search)
+            elif search is not None:
+                raise ValueError(f"search_{side} was given without {side}_bank; pass the rows that the index holds")
+        self._banks = Banks(banks, self.bank_weight)
+        return self
+
+    def bank(self, side: str) -> Float[Tensor, "B D"] | None:
+        """Rows of a bank as they are compared: refined, of length one, float32; to put into an index of your own.
+
+        Args:
+            side: "text" or "video".
+
+        Returns:
+            `[B, D]`, or None if there is no such bank.
+
+        Raises:
+            ValueError: there is no such side.
+        """
+        self._require_side(side)
+        return self._banks.rows().get(side)
+
+    def partial_fit(self: This, text: Any = None, video: Any = None) -> This:
         """Add rows to those seen before. How they are split, and their order, change the map by rounding only.
 
         Args:
@@ -151,38 +196,25 @@ class EMRefiner:
             The refiner itself.
 
         Raises:
-            ValueError: an array has another shape than those before it, or holds NaN or infinite values; or the map was
-                loaded, and has no moments to add to.
+            ValueError: an array has another shape than those before it, or holds NaN or infinite values; the map was
+                loaded, and has no moments to add to; or there is a bank, which was refined by the map as it is.
             TypeError: a side is no array of floats.
             NotImplementedError: torch.func asks for a derivative to a side, or it carries a tangent.
 
         Examples:
-            >>> refiner = EMRefiner()
+            >>> refiner = Refiner()
             >>> for text, video in batches:
             ...     refiner.partial_fit(text, video)
         """
-        checks.no_transform_to("EMRefiner", "fit it to constants", text=text, video=video)
-        if self._loaded:
-            raise ValueError("a loaded map has no moments to add rows to; call fit, or start from a new EMRefiner")
+        checks.no_transform_to(type(self).__name__, "fit it to constants", text=text, video=video)
+        if (refusal := self._refusal("add rows to")) is not None:
+            raise refusal
 
-        width, width_of = self._width
-        for x, name in ((text, "text"), (video, "video")):
-            if x is not None:
-                arrays.require(x, name, width=width, width_of=width_of, ndim=2)
-                if width is None:
-                    width = x.shape[-1]
-                    width_of = name
-
-        # All rows are read before any are counted, so that a refused array leaves the moments as they were.
-        found = {
-            side: moments_of(x, side, normalize=self.normalize) if x is not None else None
-            for x, side in ((text, "text"), (video, "video"))
-        }
-        self._local = {side: _together(self._local[side], found[side]) for side in SIDES}
+        self._seen.add(text, video)
         self._map = None
         return self
 
-    def all_reduce(self, add_up: Callable[[Tensor], Tensor] | None = None) -> "EMRefiner":
+    def all_reduce(self: This, add_up: Callable[[Tensor], Tensor] | None = None) -> This:
         """Put together what several processes have seen. Every process calls it, and then has the same map.
 
         Rows that were added up before are not added up again, so it can be called after every batch. A process without
@@ -199,44 +231,130 @@ class EMRefiner:
             ValueError: no process has seen rows, their widths differ, or one holds a loaded map. It is raised in every
                 process.
         """
-        loaded = (
-            ValueError("a loaded map has no moments to add up; start from a new EMRefiner") if self._loaded else None
-        )
-        self._add_up(add_up or sum_over_processes, loaded)
+        # Each process must know before it waits for the others.
+        self._seen.add_up(add_up or sum_over_processes, self._refusal("add up"))
+        self._map = None
         return self
 
     # ---- refining ----------------------------------------------------------------------------------------------------
 
-    def transform_text(self, x: Any, out: Any = None) -> Any:
+    def transform_text(self, x: Any, out: Any = None, *, role: str | None = None, query_side: str | None = None) -> Any:
         """Refined texts. A row alone gives the same bits as in a batch (docs/design/a-row-alone.md).
 
         Args:
             x: `[*, D]`, a torch tensor or a numpy array in float16, bfloat16, float32 or float64.
-            out: an array of floats of the shape of `x` to write to, such as a memory-mapped file. None: a new one.
+            out: an array of floats to write to, of the shape of the result, such as a memory-mapped file. None: a new
+                one.
+            role: with a bank, whether these texts are queries or the gallery that is searched. None: the gallery if
+                there is a bank of videos alone, queries otherwise. Without a bank both are refined alike.
+            query_side: of a gallery, which queries search it, by whose bank it is corrected: "text" for texts that lie
+                in one gallery with videos, and are searched by texts. None: the other side's, "video".
 
         Returns:
-            `out`, or an array of the kind, shape and dtype of `x`. There is no gradient. Rows are no longer of length
-            one.
+            `out`, or an array of the kind and dtype of `x`. There is no gradient. Without a bank it is `[*, D]`, and
+            rows are no longer of length one; with one `[*, D + 1]`: length one, and the last number.
 
         Raises:
-            ValueError: `x` is of another width or holds NaN or infinite values, `out` has another shape, or nothing was
-                fitted.
+            ValueError: `x` is of another width or holds NaN or infinite values, `out` has another shape, nothing was
+                fitted, or texts are the gallery and there is no bank of the queries that search them.
             TypeError: `x` or `out` is no array of floats.
             NotImplementedError: torch.func asks for a derivative to `x`, or it carries a tangent.
-        """
-        return self._transform(x, "text", out)
 
-    def transform_video(self, x: Any, out: Any = None) -> Any:
+        Examples:
+            One gallery of texts and videos, which texts search:
+
+            >>> refiner.set_bank(text_bank=known_queries)
+            >>> videos = refiner.transform_video(video)
+            >>> texts = refiner.transform_text(documents, role="gallery", query_side="text")
+            >>> scores = refiner.transform_text(query) @ torch.cat([videos, texts]).T
+        """
+        return self._transform(x, "text", out, role, query_side)
+
+    def transform_video(
+        self, x: Any, out: Any = None, *, role: str | None = None, query_side: str | None = None
+    ) -> Any:
         """Refined videos; see `transform_text`.
 
         Args:
             x: `[*, D]`, as for `transform_text`.
-            out: an array of floats of the shape of `x` to write to. None: a new one.
+            out: an array of floats to write to, of the shape of the result. None: a new one.
+            role: with a bank, whether these videos are queries, as in a search by example, or the gallery. None: the
+                gallery if there is a bank of texts, queries otherwise.
+            query_side: of a gallery, which queries search it; "video" for videos that videos search. None: "text".
 
         Returns:
-            `out`, or an array of the kind, shape and dtype of `x`.
+            `out`, or an array of the kind and dtype of `x`, `[*, D]`, or `[*, D + 1]` with a bank.
         """
-        return self._transform(x, "video", out)
+        return self._transform(x, "video", out, role, query_side)
+
+    def scores(self, query: Any, gallery: Any, *, query_side: str = "text") -> Float[Tensor, "Q G"]:
+        """How well each item of the gallery answers each query, for those who search without an index.
+
+        Args:
+            query: `[Q, D]`, raw, as for `transform_text`.
+            gallery: `[G, D]`, of the other side.
+            query_side: "text", or "video" to search texts.
+
+        Returns:
+            `[Q, G]` in float32: cosines of refined rows; with a bank, less what the bank takes from each item.
+
+        Raises:
+            ValueError: as for `transform_text`; or there is a bank, but not the one that corrects this gallery.
+        """
+        queries, items = self.compared(query, gallery, query_side=query_side)
+        return queries @ items.T
+
+    def compared(self, query: Any, gallery: Any, *, query_side: str = "text") -> tuple[Tensor, Tensor]:
+        """Refined queries and items whose inner products are the scores: what goes into an index.
+
+        Args:
+            query: as for `scores`.
+            gallery: as for `scores`.
+            query_side: as for `scores`.
+
+        Returns:
+            `[Q, D]` and `[G, D]` of length one, or `[Q, D + 1]` and `[G, D + 1]` with a bank; float32 tensors.
+
+        Raises:
+            ValueError: as for `scores`.
+        """
+        self._require_side(query_side)
+        rows = []
+        for side, x, role in ((query_side, query, "query"), (OTHER[query_side], gallery, "gallery")):
+            arrays.require(x, role, ndim=2)
+            device = x.device if isinstance(x, Tensor) else None
+            refined = torch.empty(len(x), x.shape[1] + bool(self._banks), dtype=torch.float32, device=device)
+            self._transform(x, side, refined, role)
+            rows.append(refined if self._banks else nn.functional.normalize(refined, dim=-1))
+        return rows[0], rows[1]
+
+    def serves(self, gallery: str) -> bool:
+        """Whether a side can be the gallery: with banks, only one that is corrected by the other side's.
+
+        Args:
+            gallery: "text" or "video".
+
+        Returns:
+            Whether `scores` and `transform_*` take it as the gallery.
+        """
+        self._require_side(gallery)
+        return self._banks.serve(gallery)
+
+    def diagnose(self, text: Any, video: Any, *, max_rows: int = 10_000) -> Diagnosis:
+        """Hubs among these rows before and after refining, and whether there are reasons not to refine.
+
+        Args:
+            text: `[N, D]`, raw: those of `fit`, or others.
+            video: `[M, D]`, raw.
+            max_rows: of a side with more, so many rows are looked at, evenly spaced.
+
+        Returns:
+            What was found; its `warnings` are sentences.
+
+        Raises:
+            ValueError: a side has another shape, or fewer than two rows; or nothing was fitted.
+        """
+        return diagnose(self, text, video, rows_seen=None if self._loaded else self._seen.fewest, max_rows=max_rows)
 
     def fit_transform(self, text: Any, video: Any) -> tuple[Any, Any]:
         """Call `fit`, then refine both sides.
@@ -254,24 +372,23 @@ class EMRefiner:
     @property
     def matrix(self) -> Float[Tensor, "D D"]:
         """The linear map, float64: rows are multiplied by it from the left. It is symmetric."""
-        left, right = self.factors
-        return torch.eye(len(left), dtype=left.dtype) + left @ right.T
-
-    @property
-    def factors(self) -> tuple[Float[Tensor, "D R"], Float[Tensor, "D R"]]:
-        """Left and right `[D, R]` with matrix = I + left·rightᵀ, float64; R is K columns for each start."""
-        fitted = self._fitted()
-        return fitted["left"], fitted["right"]
+        change = self._change()
+        return torch.eye(len(change), dtype=change.dtype) + change
 
     @property
     def offset_text(self) -> Float[Tensor, " D"]:
-        """mean_share of the mean of all texts, float64; what is subtracted after the linear map."""
+        """A share of the mean of all texts, float64; what is subtracted after the linear map."""
         return self._fitted()["offset_text"]
 
     @property
     def offset_video(self) -> Float[Tensor, " D"]:
-        """mean_share of the mean of all videos, float64; what is subtracted after the linear map."""
+        """A share of the mean of all videos, float64; what is subtracted after the linear map."""
         return self._fitted()["offset_video"]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the map by their names in its file, float64."""
+        return dict(self._fitted())
 
     # ---- taking it elsewhere -----------------------------------------------------------------------------------------
 
@@ -281,11 +398,14 @@ class EMRefiner:
         With `normalize`, the layer brings its input to length one first. Its weight and bias are those of the map of
         rows of length one: after something that normalises already, use a plain nn.Linear with them.
 
+        With a bank, the layer is for queries: it brings what it gives to length one and appends the number 1. Items of
+        a gallery need the bank itself, so they go through `transform_text` or `transform_video`.
+
         Args:
             side: "text" or "video".
 
         Returns:
-            A layer from `[*, D]` to `[*, D]`.
+            A layer from `[*, D]` to `[*, D]`, or to `[*, D + 1]` with a bank.
 
         Raises:
             ValueError: there is no such side, or nothing was fitted.
@@ -297,6 +417,8 @@ class EMRefiner:
         weight = self.matrix.T
         bias = -self._offset(side)
         layer_type = affine.UnitLinear if self.normalize else nn.Linear
+        if self._banks:
+            layer_type = affine.UnitQueryLinear if self.normalize else affine.QueryLinear
         layer = layer_type(len(bias), len(bias))
         with torch.no_grad():
             layer.weight.copy_(weight)
@@ -306,7 +428,8 @@ class EMRefiner:
     def to_onnx(self, path: str | Path, side: str) -> None:
         """Write the map of one side as an ONNX model: `features` [N, D] in, `refined` [N, D] out, float32.
 
-        With `normalize`, the model normalises rows itself.
+        With `normalize`, the model normalises rows itself. With a bank, it is for queries, as `to_linear` is: `refined`
+        is [N, D + 1].
 
         Args:
             path: file to write.
@@ -316,10 +439,12 @@ class EMRefiner:
             ValueError: there is no such side, or nothing was fitted.
             ImportError: the package onnx is missing; `pip install emcl[onnx]`.
         """
-        files.write_onnx(Path(path), self.matrix, -self._offset(side), normalize=self.normalize)
+        files.write_onnx(
+            Path(path), self.matrix, -self._offset(side), normalize=self.normalize, query=bool(self._banks)
+        )
 
     def save(self, path: str | Path, *, notes: Mapping[str, str] | None = None) -> None:
-        """Write the map and its settings as a safetensors file, whole or not at all.
+        """Write the map, its settings and its banks as a safetensors file, whole or not at all.
 
         Args:
             path: file to write; its folder is made if it does not exist.
@@ -328,11 +453,11 @@ class EMRefiner:
         Raises:
             ValueError: nothing was fitted.
         """
-        files.save(Path(path), self._fitted(), self._settings(), notes or {})
+        files.save(Path(path), self.map, self._fitted(), self._banks.rows(), self._of_all_maps(), notes or {})
 
     @classmethod
-    def load(cls, path: str | Path) -> "EMRefiner":
-        """A refiner from a file that `save` wrote.
+    def load(cls: type[This], path: str | Path) -> This:
+        """A refiner from a file that `save` wrote, of this version or of one that had the map "em" alone.
 
         It refines to the same bits. It has no moments, so `partial_fit` cannot add rows to it.
 
@@ -348,116 +473,122 @@ class EMRefiner:
 
         Examples:
             >>> refiner.save("refiner.safetensors")
-            >>> refined = EMRefiner.load("refiner.safetensors").transform_text(text)
+            >>> refined = Refiner.load("refiner.safetensors").transform_text(text)
         """
-        fitted, settings = files.load(Path(path), expected=EMRefiner(num_bases=1)._settings().keys())
-        refiner = cls(**settings)
-        refiner._map = fitted
+        saved = files.load(Path(path))
+        refiner = cls._of_map(saved.map, path, saved.settings)
+        refiner._map = saved.fitted
+        banks = {side: Bank(rows, refiner.num_neighbors) for side, rows in saved.banks.items()}
+        refiner._banks = Banks(banks, refiner.bank_weight)
         refiner._of_rows = {}
         refiner._loaded = True
         return refiner
 
     def __repr__(self) -> str:
-        return f"EMRefiner({', '.join(f'{name}={value!r}' for name, value in self._settings().items())})"
+        settings = {"map": self.map, **self._of_all_maps()}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def _of_map(cls: type[This], map: Map, path: str | Path, settings: Mapping[str, Any]) -> This:
+        """A refiner with a map that was read from a file."""
+        return cls(map, **settings)
+
     def _forget(self) -> None:
-        self._local = dict.fromkeys(SIDES)
-        self._shared = dict.fromkeys(SIDES)
+        self._seen = RowsSeen(normalize=self.normalize)
         self._map = None
+        self._banks = Banks({}, self.bank_weight)
         self._loaded = False
 
-    def _add_up(self, add_up: Callable[[Tensor], Tensor], refused: Exception | None) -> None:
-        """Move what this process has seen, summed over processes, to what all have seen."""
-        width = agreed_width(self._width[0], refused, add_up)
+    def _of_all_maps(self) -> dict[str, Any]:
+        """Settings besides those of the map."""
+        return {name: getattr(self, name) for name in ("normalize", "num_neighbors", "bank_weight")}
 
-        # Both sides in one vector: one sum over processes.
-        packed = [(self._local[side] or nothing(width)).pack() for side in SIDES]
-        summed = add_up(torch.cat(packed)).cpu()
-        for side, part in zip(SIDES, summed.chunk(len(SIDES)), strict=True):
-            of_all = unpack_whole(part, width)
-            self._shared[side] = _together(self._shared[side], of_all if of_all.num_rows else None)
-            self._local[side] = None
-        self._map = None
-
-    def _settings(self) -> dict[str, Any]:
-        of_map = ("num_bases", "num_starts", "num_iters", "temperature", "weight", "mean_share", "fit_mean_share")
-        return {name: getattr(self, name) for name in (*of_map, "seed", "normalize", "eps")}
-
-    @property
-    def _width(self) -> tuple[int | None, str]:
-        """D, and the side that it is known from."""
-        for side in SIDES:
-            for moments in (self._local[side], self._shared[side]):
-                if moments is not None:
-                    return moments.gram.shape[-1], f"{side} seen before"
-        return None, ""
-
-    def _offset(self, side: str) -> Tensor:
+    def _require_side(self, side: str) -> None:
         if side not in SIDES:
             raise ValueError(f'side is "{side}"; expected "text" or "video"')
+
+    def _refusal(self, to: str) -> ValueError | None:
+        """Why no rows can be added to those seen; None if they can."""
+        if self._loaded:
+            return ValueError(
+                f"a loaded map has no moments to {to}; call fit, or start from a new {type(self).__name__}"
+            )
+        if self._banks:
+            return ValueError(
+                "there is a bank, which was refined by the map as it is; call set_bank() to take it out, add the rows, "
+                "and set it again"
+            )
+        return None
+
+    def _offset(self, side: str) -> Tensor:
+        self._require_side(side)
         return self._fitted()[f"offset_{side}"]
 
-    def _transform(self, x: Any, side: str, out: Any) -> Any:
-        checks.no_transform_to("EMRefiner", f'call the layer of to_linear("{side}")', **{side: x})
+    def _change(self) -> Float[Tensor, "D D"]:
+        fitted = self._fitted()
+        return change_of(fitted, len(fitted["offset_text"]))
+
+    def _transform(self, x: Any, side: str, out: Any, role: str | None, query_side: str | None = None) -> Any:
+        checks.no_transform_to(type(self).__name__, f'call the layer of to_linear("{side}")', **{side: x})
         arrays.require(x, side, width=len(self._offset(side)), width_of="the fitted map")
+        role = self._banks.role_of(side, role, query_side)
+
+        # With a bank, rows have one more number.
+        shape = (*x.shape[:-1], x.shape[-1] + bool(self._banks))
         if out is None:
-            out = arrays.empty_like(x)
+            out = arrays.empty_like(x, shape)
         else:
             arrays.require(out, "out")  # integers would cut refined rows to zeros
-        if tuple(out.shape) != tuple(x.shape):
-            raise ValueError(f"out has shape {list(out.shape)} but {side} has shape {list(x.shape)}; pass the same")
+        if tuple(out.shape) != shape:
+            raise ValueError(
+                f"out has shape {list(out.shape)} but {side} has shape {list(x.shape)}; pass {list(shape)}"
+            )
 
         flat = arrays.flat(x)
         flat_out = arrays.flat(out)
         precise = str(x.dtype).endswith("float64")
         map_of_rows = self._map_of(side)
         for start, part in arrays.chunks(flat, side):
-            rows = affine.unit(part) if self.normalize else part
-            arrays.put(flat_out, start, map_of_rows(rows, precise=precise))
+            refined = map_of_rows(affine.unit(part) if self.normalize else part, precise=precise, unit=self.normalize)
+            arrays.put(flat_out, start, self._banks.with_last_number(refined, side, role, query_side))
         return out
+
+    def _bank_rows(self, rows: Any, side: str) -> Float[Tensor, "B D"]:
+        """Rows of a bank as they are compared.
+
+        Raises:
+            ValueError: they are of another shape, too few, or not finite.
+        """
+        name = f"{side}_bank"
+        arrays.require(rows, name, width=len(self._offset(side)), width_of="the fitted map", ndim=2)
+        if len(rows) < self.num_neighbors:
+            raise ValueError(
+                f"{name} has {len(rows)} rows, fewer than num_neighbors = {self.num_neighbors}; pass more, or make the "
+                "refiner with fewer neighbours"
+            )
+
+        map_of_rows = self._map_of(side)
+        found = torch.empty(len(rows), rows.shape[1], dtype=torch.float32)
+        for start, part in arrays.chunks(rows, name):
+            refined = map_of_rows(affine.unit(part) if self.normalize else part, precise=False, unit=self.normalize)
+            found[start : start + len(part)] = on_grid(refined).cpu()
+        return found
 
     def _map_of(self, side: str) -> affine.AffineMap:
         """The map of one side's rows, made once."""
         offset = self._offset(side)
         if side not in self._of_rows:
-            left, right = self.factors
-            self._of_rows[side] = affine.AffineMap(left @ right.T, -offset)
+            self._of_rows[side] = affine.AffineMap(self._change(), -offset)
         return self._of_rows[side]
 
-    def _fitted(self) -> dict[str, Tensor]:
+    def _fitted(self) -> Fitted:
         """The map of all rows seen, fitted when it is asked for the first time."""
         if self._map is None:
-            text = _together(self._local["text"], self._shared["text"])
-            video = _together(self._local["video"], self._shared["video"])
-            if text is None and video is None:
-                raise ValueError("this EMRefiner is not fitted; call fit(text, video), or EMRefiner.load(path)")
-            self._map = self._fit_map(require_spread(text, "text"), require_spread(video, "video"))
+            if not self._seen.any:
+                name = type(self).__name__
+                raise ValueError(f"this {name} is not fitted; call fit(text, video), or {name}.load(path)")
+            self._map = self.map.fit(*self._seen.both())
             self._of_rows = {}
         return self._map
-
-    def _fit_map(self, text: Moments, video: Moments) -> dict[str, Tensor]:
-        # Means over rows, so that the side with more rows does not count more.
-        left, right = signed_map(
-            gram_without_mean(text, self.fit_mean_share) + gram_without_mean(video, self.fit_mean_share),  # (FG)
-            num_bases=self.num_bases,
-            num_starts=self.num_starts,
-            num_iters=self.num_iters,
-            temperature=self.temperature,
-            seed=self.seed,
-            eps=self.eps,
-        )
-        return {
-            "left": self.weight * left,
-            "right": right,
-            "offset_text": self.mean_share * mean(text),  # (FO)
-            "offset_video": self.mean_share * mean(video),
-        }
-
-
-def _together(some: Moments | None, others: Moments | None) -> Moments | None:
-    """Moments of all rows of one side; None if there are no rows."""
-    if some is None or others is None:
-        return some or others
-    return some + others

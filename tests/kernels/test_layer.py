@@ -48,6 +48,29 @@ def test_sign_start_is_of_ones_and_state_dict_keeps_it() -> None:
     assert torch.equal(other.bases, layer.bases)
 
 
+@pytest.mark.parametrize("name", ["mu", "bases"])
+def test_the_start_of_the_release_is_taken_by_its_name_and_shape(name: str) -> None:
+    """`mu` `[1, K]`, alone and inside a model; and what is no such start is refused as by any module."""
+    mu = torch.where(torch.randn(1, 32) < 0, -1.0, 1.0)
+    layer = EMCL(num_bases=32, init="normal")
+    given = {name: mu}
+    layer.load_state_dict(given)
+    assert torch.equal(layer.bases, mu[0])
+    assert list(given) == [name]
+
+    model = nn.ModuleDict({"tower": nn.Linear(2, 2), "emcl": EMCL(num_bases=32, init="normal")})
+    state = model.state_dict()
+    del state["emcl.bases"]
+    model.load_state_dict({**state, f"emcl.{name}": mu})
+    assert torch.equal(model["emcl"].bases, mu[0])
+
+    for wrong in (torch.ones(1, 16), torch.ones(2, 32), torch.ones(4, 1, 32)):
+        with pytest.raises(RuntimeError, match="size mismatch for bases"):
+            layer.load_state_dict({name: wrong})
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"mu"'):
+        layer.load_state_dict({"bases": mu, "mu": mu})
+
+
 @pytest.mark.parametrize("gradient", ["identity", "linear", "full"])
 def test_relative_scale_does_not_depend_on_the_number_of_rows(gradient: str) -> None:
     layer = EMCL(num_bases=7, init="normal", scale="relative", residual_weight=-0.15, gradient=gradient).double().eval()
@@ -87,6 +110,25 @@ def test_texts_apart_are_as_together_where_their_moments_are_added_up(scale: str
     assert_close("similarity", similarity, expected[:3])
     assert_close("bases", apart.bases, together.bases)
     assert not torch.allclose(apart.eval().pooled_similarity(text[:3], frames, mask), expected[:3])
+
+
+@pytest.mark.parametrize("gradient", ["identity", "linear", "full"])
+@pytest.mark.parametrize("scale", ["release", "relative"])
+def test_rows_apart_are_as_together_where_their_moments_are_added_up(scale: str, gradient: str) -> None:
+    settings = {"num_bases": 7, "init": "normal", "scale": scale, "residual_weight": 0.5, "gradient": gradient}
+    together = EMCL(**settings).double()
+    apart = copy.deepcopy(together)
+    text, video = clustered_rows(20, 32), clustered_rows(24, 32)
+    expected = together(text, video)
+
+    others = copy.deepcopy(apart)
+    moments: list[torch.Tensor] = []
+    others(text[8:], video[9:], add_up=lambda own: moments.append(own) or own)
+    found = apart(text[:8], video[:9], add_up=lambda own: own + moments[0])
+    assert_close("text", found[0], expected[0][:8])
+    assert_close("video", found[1], expected[1][:9])
+    assert_close("bases", apart.bases, together.bases)
+    assert not torch.allclose(apart.eval()(text[:8]), expected[0][:8])
 
 
 def test_copies_and_moves_of_dtype() -> None:
@@ -179,6 +221,16 @@ BAD: list[tuple[str, Callable[[], object], str]] = [
      r"num_rows has shape \[3\] but gram has shape \[2, 16, 16\]; expected one number, or one for each problem, \[2\]"),
     ("sum that is none", lambda: EMCL(4).double().pooled_similarity(text, frames, mask, add_up=sum_of_none),
      r"add_up gave a NoneType for a tensor \[273\]; it must return the sum"),
+    ("sum for problems", lambda: EMCL(4).double()(x.expand(2, 40, 16), add_up=lambda v: v),
+     r"features have 3 dimensions; with add_up expected \[N, D\]"),
+    ("the release's start", lambda: em_project(x, torch.ones(1, 4)),
+     r"init has shape \[1, 4\] but x has shape \[40, 16\]; pass .* mu \[1, K\], is init.squeeze\(-2\) here"),
+    ("the release's start for problems", lambda: em_project(x.expand(2, 40, 16), torch.ones(2, 1, 4)),
+     r"init has shape \[2, 1, 4\] .* is init.squeeze\(-2\) here"),
+    ("the release's start, pooled", lambda: torch.ops.emcl.pooled_similarity(text, frames, mask, torch.ones(1, 4)),
+     r"init has shape \[1, 4\]; expected \[K\].* is init.squeeze\(-2\) here"),
+    ("one value a channel", lambda: em_project(x, torch.ones(1, 16, 4)),
+     r"init has shape \[1, 16, 4\] .* clusters the 16 channels, .* none a channel"),
     ("sum that is cut", lambda: EMCL(4).double().pooled_similarity(text, frames, mask, add_up=lambda v: v[:-1]),
      r"add_up gave a tensor \[272\] for a tensor \[273\]"),
 ]  # fmt: skip

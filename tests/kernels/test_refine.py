@@ -205,7 +205,7 @@ def test_what_was_added_up_is_not_added_up_again():
     refiner = EMRefiner(**SMALL).partial_fit(text, video).all_reduce(lambda vector: 2 * vector)
     refiner.all_reduce(lambda vector: 2 * vector)
     assert_close("offset", refiner.offset_text, EMRefiner(**SMALL).fit(text, video).offset_text)
-    assert refiner._shared["text"].num_rows == 2 * len(text)
+    assert refiner._seen.both()[0].num_rows == 2 * len(text)
 
 
 TWO_PROCESSES = """

@@ -63,20 +63,19 @@ def test_a_file_holds_every_setting(tmp_path):
         settings = json.loads(file.metadata()["settings"])
     assert settings == {
         "num_bases": 9, "num_starts": 4, "num_iters": 5, "temperature": 0.6, "weight": -0.4, "mean_share": 0.58,
-        "fit_mean_share": 0.7, "seed": 5, "normalize": True, "eps": 1e-6,
+        "fit_mean_share": 0.7, "seed": 5, "normalize": True, "eps": 1e-6, "map": "em", "num_neighbors": 10,
+        "bank_weight": 0.5,
     }  # fmt: skip
 
 
 def test_files_of_something_else_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*absent; pass a file that EMRefiner.save wrote"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*absent; pass a file that Refiner.save wrote"):
         EMRefiner.load(tmp_path / "absent")
     np.save(tmp_path / "rows.npy", np.zeros((3, 4)))
-    with pytest.raises(ValueError, match=r"rows.npy is no safetensors file .* pass a file that EMRefiner.save wrote"):
+    with pytest.raises(ValueError, match=r"rows.npy is no safetensors file .* pass a file that Refiner.save wrote"):
         EMRefiner.load(tmp_path / "rows.npy")
     save_file({"weight": torch.zeros(3)}, tmp_path / "weights")
-    with pytest.raises(
-        ValueError, match=r"weights is a safetensors file but no map of an EMRefiner: it holds weight in"
-    ):
+    with pytest.raises(ValueError, match=r"weights is a safetensors file but no map of a refiner: it holds weight in"):
         EMRefiner.load(tmp_path / "weights")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from emcl_kernels import (
     EMCL,
     EMRefiner,
+    Refiner,
     em_fit,
     em_project,
     em_reconstruct,
@@ -20,6 +21,7 @@ from emcl_kernels import (
     pooled_similarity_blocks,
     use_backend,
 )
+from emcl_kernels.refine import Whitening
 from emcl_kernels.stream import pooled_cosine_similarity_stream, pooled_similarity_stream
 from emcl_kernels.testing import assert_close, clustered_rows, distinct_init
 
@@ -41,6 +43,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "pooled_cosine_similarity_stream": (pooled_cosine_similarity_stream, (text, frames, mask)),
     "EMCL": (EMCL, ()),
     "EMRefiner": (EMRefiner, ()),
+    "Refiner": (Refiner, ()),
+    "Whitening": (Whitening, ()),
 }
 OF_FLOATS = [
     (name, setting)
