@@ -6,26 +6,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks.refine.methods import DEFAULT
 from emcl_kernels import EMRefiner
+from emcl_kernels.refine import hubness as skewness_of
 
-NEIGHBOURS = 10
 LEADING = 8
 
 
 def hubness(text: Tensor, video: Tensor) -> float:
     """Skewness of how often an item is among the 10 nearest of a query, mean of both directions; 0 without hubs."""
-    similarity = normalize(text, dim=-1) @ normalize(video, dim=-1).T
-    return sum(skewness(side) for side in (similarity, similarity.T)) / 2
-
-
-def skewness(similarity: Tensor) -> float:
-    """Of how often each item [columns] is among the nearest of a query [rows]."""
-    nearest = similarity.topk(NEIGHBOURS, dim=1).indices
-    counts = torch.bincount(nearest.flatten(), minlength=similarity.shape[1]).double()
-    centred = counts - counts.mean()
-    variance = float(centred.square().mean())
-    return float((centred**3).mean()) / variance**1.5 if variance else 0.0
+    text, video = normalize(text, dim=-1), normalize(video, dim=-1)
+    return (skewness_of(text, video) + skewness_of(video, text)) / 2
 
 
 def recall(text: Tensor, video: Tensor) -> float:
@@ -73,7 +63,7 @@ def what_directions_hold(text: Tensor, video: Tensor) -> dict[str, Any]:
                     (gap @ EMRefiner(weight=weight, mean_share=share).fit(text, video).matrix).norm() / gap.norm()
                 ),
             }
-            for share in (DEFAULT.mean_share,)
+            for share in (EMRefiner().map.mean_share,)
             for weight in weights
         },
     }
