@@ -1,99 +1,128 @@
 """What a run found: a table in the terminal, and report.html, one file that needs nothing beside it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.console import Group as Lines
+from rich.text import Text
 
-from emcl_train.report.compare import compare, render_comparison_of
-from emcl_train.report.groups import load_group, render_group
-from emcl_train.report.html import page
+from emcl_train.report.compare import Comparison, compare, render_comparison_of
+from emcl_train.report.comparison_page import place_of, write_comparison
+from emcl_train.report.differences import differing_machines, differing_settings_of, names_of
+from emcl_train.report.groups import Group, load_group, render_group
 from emcl_train.report.terminal import render_comparison, render_table
-from emcl_train.runs.files import write_json_atomic, write_text_atomic
-from emcl_train.runs.folder import load_run
-from emcl_train.runs.lock import making, require_quiet, writing
-from emcl_train.terminal import console_of, escaped
+from emcl_train.report.watching import watch
+from emcl_train.report.write import write_locked, write_report
+from emcl_train.runs.files import write_json_atomic
+from emcl_train.runs.lock import BusyError, making
+from emcl_train.runs.origin import ORIGIN
+from emcl_train.terminal import console_of, escaped, warn
 
-__all__ = ["render_group", "render_table", "report_runs", "write_report"]
-
-SHOWN = 3
-"""Paths that the terminal names; the page names them all."""
-
-
-def write_report(run_dir: Path, *, share: bool = False, say: Callable[[str], object] | None = None) -> Path:
-    """Write report.html into a run folder and return its path.
-
-    Everything comes from the run folder but the frames of the best and worst retrievals, which are decoded from the
-    data set that config.json names; where it is not there any more, the report says so in their place.
-
-    Args:
-        run_dir: the folder.
-        share: leave absolute paths out.
-        say: takes a sentence on the absolute paths that the page carries.
-
-    Raises:
-        UserError: the run folder lacks a file, or one cannot be read.
-    """
-    path = run_dir / "report.html"
-    written = page(load_run(run_dir), share=share)
-    write_text_atomic(path, written.html)
-    if written.paths and say is not None:
-        more = f" and {len(written.paths) - SHOWN} more" if len(written.paths) > SHOWN else ""
-        say(f"{path} carries absolute paths, which --share leaves out: {', '.join(written.paths[:SHOWN])}{more}")
-    return path
+__all__ = ["render_group", "render_table", "report_runs", "watch", "write_report"]
 
 
 def report_runs(
-    run_dirs: list[Path], console: Console | None = None, json_path: Path | None = None, *, share: bool = False
+    run_dirs: list[Path],
+    console: Console | None = None,
+    json_path: Path | None = None,
+    *,
+    share: bool = False,
+    out: Path | None = None,
 ) -> list[Path]:
     """Print the table of one run, or of several beside each other, compare them, and write each one's report.html.
 
     A folder of runs with different seeds counts as one run, of which mean and deviation are printed. Every other run
-    is compared with the first one, query by query.
+    is compared with the first one, query by query, and comparison.html has that as a page. Runs that are not finished
+    are shown as far as they came, which is said first.
 
     Args:
         run_dirs: folders of runs, or of runs with different seeds.
         console: where to print.
         json_path: write the comparisons to this file as well.
         share: leave absolute paths out of the pages.
+        out: the file for the comparison; None: comparison.html in the folder that holds all runs, or here.
 
     Returns:
-        The pages, one for each run.
+        The pages of the runs.
+
+    Raises:
+        UserError: a run is damaged, or runs cannot be compared; another process writes to a finished one.
     """
     console = console_of(console)
+    groups = [load_group(path, so_far=True) for path in run_dirs]
+    place = place_of(groups, out) if len(groups) > 1 else None
+
+    # First of all what is not finished.
+    for group in groups:
+        for standing in group.standings:
+            for sentence in standing.sentences():
+                warn(f"[bold yellow]{escaped(sentence)}[/bold yellow]", console)
 
     # Tables: one of all runs, and one for each set of seeds.
-    groups = [load_group(path) for path in run_dirs]
     several = [(run.path, run.results) for group in groups for run in group.runs]
-    pages = list(dict.fromkeys(path for path, _ in several))
-    for path in pages:
-        require_quiet(path)  # before anything is printed
-    console.print(render_table(several[0][1]) if len(several) == 1 else render_comparison(several))
+    if several:
+        table = render_table(several[0][1], several[0][0]) if len(several) == 1 else render_comparison(several)
+        console.print(table)
     for group in groups:
         if len(group.runs) > 1:
-            console.print(render_group(group.path, [run.results for run in group.runs]))
+            results = [run.results for run in group.runs]
+            console.print(render_group(group.path, results, [run.path for run in group.runs]))
 
-    # Every other run against the first.
-    comparisons = [(other, compare(groups[0], other)) for other in groups[1:]]
+    # What was not started alike, and every other run that has figures against the first that has.
+    if len(groups) > 1:
+        console.print(render_differing(groups))
+    measured = [group for group in groups if group.runs]
+    comparisons = [(other, compare(measured[0], other)) for other in measured[1:]]
     for other, comparison in comparisons:
-        console.print(render_comparison_of(groups[0], other, comparison))
+        console.print(render_comparison_of(measured[0], other, comparison))
     if json_path is not None:
-        first = str(groups[0].path)
-        found = [
-            {"first": first, "second": str(other.path), "verdict": comparison.verdict} | asdict(comparison)
-            for other, comparison in comparisons
-        ]
         with making(json_path):
-            write_json_atomic(json_path, found)
+            write_json_atomic(json_path, _as_json(measured, comparisons))
 
+    # Pages. A run that somebody writes to keeps its own; the others are written before that is said.
     carried: list[str] = []
-    paths = []
+    pages: list[Path] = []
+    busy: BusyError | None = None
+    for path in dict.fromkeys(run.path for group in groups for run in group.curves):
+        try:
+            written = write_locked(path, share=share, say=carried.append)
+        except BusyError as error:
+            busy = busy or error
+            continue
+        if written is None:
+            console.print(f"{escaped(path)} has no page yet: nothing was recorded", soft_wrap=True, highlight=False)
+        else:
+            pages.append(written)
     for path in pages:
-        with writing(path):
-            paths.append(write_report(path, share=share, say=carried.append))
-    for path in paths:
         console.print(f"report: {escaped(path)}", soft_wrap=True, highlight=False)
+    if place is not None:
+        write_comparison(groups, comparisons, place, share=share, say=carried.append)
+        console.print(f"comparison: {escaped(place)}", soft_wrap=True, highlight=False)
     for sentence in carried:
-        console.print(escaped(sentence), soft_wrap=True, highlight=False)
-    return paths
+        warn(escaped(sentence), console)
+    if busy is not None:
+        raise busy
+    return pages
+
+
+def render_differing(groups: Sequence[Group]) -> Lines:
+    """The settings that are not the same in all runs, a line each; for `console.print`."""
+    names = names_of(groups)
+    settings = differing_settings_of(groups)
+    machines = differing_machines(groups)
+    lines = [Text("Settings that differ" if settings else "No setting that matters differs", style="bold")]
+    for one in (*settings, *machines):
+        values = ", ".join(f"{value} ({name})" for value, name in zip(one.values, names, strict=True))
+        lines.append(Text(f"· {one.name}: {values}", style="dim" if one in machines else ""))
+    return Lines(*lines)
+
+
+def _as_json(measured: Sequence[Group], comparisons: Sequence[tuple[Group, Comparison]]) -> list[dict[str, object]]:
+    return [
+        {"first": str(measured[0].path), "second": str(other.path), "verdict": comparison.verdict}
+        | {"origins": {str(run.path): run.results.get(ORIGIN) for run in (*measured[0].runs, *other.runs)}}
+        | asdict(comparison)
+        for other, comparison in comparisons
+    ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from emcl_train.errors import UserError
 from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap, signed
 from emcl_train.report.groups import Group
+from emcl_train.report.notes import chance_of
 from emcl_train.report.ranks import text_ranks, video_ranks
 from emcl_train.runs.folder import Run
 
@@ -95,7 +96,7 @@ def compare(first: Group, second: Group, *, seed: int = 0) -> Comparison:
     # The same queries? A caption is known by its text and clip, or by its text alone if clips have other ids.
     keys = [caption_keys(group.runs[0]) for group in (first, second)]
     alike = set(keys[0]) == set(keys[1])
-    by_text = not alike and Counter(first.runs[0].captions) == Counter(second.runs[0].captions)
+    by_text = are_paired_by_text(first, second)
     if by_text:
         notes.append("The captions are the same, but some belong to other clips in the second run.")
     elif not alike:
@@ -107,7 +108,7 @@ def compare(first: Group, second: Group, *, seed: int = 0) -> Comparison:
 
     differences = []
     for direction in DIRECTIONS:
-        tables = [_mean_scores(group, direction, by_text=by_text) for group in (first, second)]
+        tables = [mean_scores(group, direction, by_text=by_text) for group in (first, second)]
         shared = [key for key in tables[0] if key in tables[1]]
         if not shared:
             raise UserError(
@@ -139,6 +140,13 @@ def compare(first: Group, second: Group, *, seed: int = 0) -> Comparison:
     return Comparison(tuple(differences), tuple(notes))
 
 
+def are_paired_by_text(first: Group, second: Group) -> bool:
+    """Whether captions are the same in both, but some belong to other clips in the second."""
+    runs = first.runs[0], second.runs[0]
+    alike = set(caption_keys(runs[0])) == set(caption_keys(runs[1]))
+    return not alike and Counter(runs[0].captions) == Counter(runs[1].captions)
+
+
 def render_comparison_of(first: Group, second: Group, comparison: Comparison) -> Lines:
     """A table with an interval for each metric, and the verdict; for `console.print`."""
     table = Table(
@@ -148,26 +156,51 @@ def render_comparison_of(first: Group, second: Group, comparison: Comparison) ->
         pad_edge=False,
         title_justify="left",
     )
-    for name in ("", "first", "second", "difference", "95 % interval", ""):
+    for name in ("", "first", "second", "difference", "95 % interval"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table.add_column("")  # narrow, words are on two lines, and no figure loses its end
     for d in comparison.differences:
-        table.add_row(
-            f"{d.direction} {d.metric}",
-            f"{d.first:.1f}",
-            f"{d.second:.1f}",
-            signed(d.interval.mean),
-            f"{signed(d.interval.low)} to {signed(d.interval.high)}",
-            d.verdict,
-            style="bold" if d.shown else None,
-        )
-    notes = [
+        table.add_row(*cells_of(d), d.verdict, style="bold" if d.shown else None)
+    return Lines(
+        table,
+        *(Text(f"· {line}", style="dim") for line in notes_of(first, second, comparison)),
+        Text(f"Verdict: {comparison.verdict}", style="bold"),
+    )
+
+
+def cells_of(difference: Difference) -> list[str]:
+    """What is compared, in both runs, their difference, and its interval."""
+    interval = difference.interval
+    return [
+        f"{difference.direction} {difference.metric}",
+        f"{difference.first:.1f}",
+        f"{difference.second:.1f}",
+        signed(interval.mean),
+        f"{signed(interval.low)} to {signed(interval.high)}",
+    ]
+
+
+def notes_of(first: Group, second: Group, comparison: Comparison) -> list[str]:
+    """What a reader must know of the differences, for under their table."""
+    return [
         "Paired bootstrap over clips with their captions, 10 000 resamples; R@k in points, MnR in ranks.",
         f"Eight metrics are looked at: a difference is shown where the {100 * STRICT:.1f} % interval leaves zero out.",
+        *chance_notes(first, second),
         *comparison.notes,
     ]
-    return Lines(
-        table, *(Text(f"· {line}", style="dim") for line in notes), Text(f"Verdict: {comparison.verdict}", style="bold")
-    )
+
+
+def chance_notes(first: Group, second: Group) -> list[str]:
+    """What chance gives of the metrics that are compared, in the gallery of each run."""
+    said: dict[str, list[str]] = {}
+    for name, group in (("first", first), ("second", second)):
+        row = chance_of(group.runs[0].results)
+        ways = zip(DIRECTIONS, ("text_to_video", "video_to_text"), strict=True)
+        values = [f"{way} " + ", ".join(f"{metric} {row[key][metric]:.1f}" for metric in METRICS) for way, key in ways]
+        said.setdefault("; ".join(values), []).append(name)
+    if len(said) == 1:
+        return [f"By chance: {text}." for text in said]
+    return [f"By chance, {name}: {text}." for text, (name,) in said.items()]
 
 
 def caption_keys(run: Run) -> list[tuple[str, str, int]]:
@@ -179,6 +212,11 @@ def caption_keys(run: Run) -> list[tuple[str, str, int]]:
         keys.append((*pair, seen[pair]))
         seen[pair] += 1
     return keys
+
+
+def query_keys(run: Run, *, by_text: bool) -> Sequence[Hashable]:
+    """What a caption query is known by in both runs."""
+    return _text_keys(run) if by_text else caption_keys(run)
 
 
 def _text_keys(run: Run) -> list[tuple[str, int]]:
@@ -193,17 +231,17 @@ def _text_keys(run: Run) -> list[tuple[str, int]]:
 
 def _owners(run: Run, *, by_text: bool) -> dict[Hashable, Hashable]:
     """The clip of each caption query."""
-    keys: Sequence[Hashable] = _text_keys(run) if by_text else caption_keys(run)
+    keys = query_keys(run, by_text=by_text)
     return {key: run.video_ids[i] for key, i in zip(keys, run.tensors["caption_clip"].tolist(), strict=True)}
 
 
-def _mean_scores(group: Group, direction: str, *, by_text: bool) -> dict[Hashable, Float[np.ndarray, " M"]]:
+def mean_scores(group: Group, direction: str, *, by_text: bool) -> dict[Hashable, Float[np.ndarray, " M"]]:
     """What each query adds to each of METRICS, averaged over the runs of a group that all have it."""
     tables = []
     for run in group.runs:
         keys: Sequence[Hashable]
         if direction == "T→V":
-            keys = _text_keys(run) if by_text else caption_keys(run)
+            keys = query_keys(run, by_text=by_text)
             values = text_ranks(run)
         else:
             keys = run.video_ids

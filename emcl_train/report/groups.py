@@ -12,10 +12,13 @@ from rich.text import Text
 
 from emcl_train.config import differing_settings
 from emcl_train.errors import UserError
-from emcl_train.report.notes import BY_RANK, Results, columns_of, differences, error_of_share, sentences
-from emcl_train.runs.contents import CONFIG, seed_folders
+from emcl_train.report.notes import BY_RANK, Results, chance_of, columns_of, differences, error_of_share, sentences
+from emcl_train.runs.contents import CONFIG, RESULTS, seed_folders
 from emcl_train.runs.finished import require_finished
-from emcl_train.runs.folder import Run, load_run
+from emcl_train.runs.folder import Run, load_run, load_so_far
+from emcl_train.runs.origin import Origin, sentence_of, what_is_stale
+from emcl_train.runs.records import weights_sentence
+from emcl_train.runs.standing import Standing, standing_of
 
 
 @dataclass(frozen=True)
@@ -24,18 +27,43 @@ class Group:
 
     path: Path
     runs: tuple[Run, ...]
+    """Those that have figures."""
+    begun: tuple[Run, ...] = ()
+    """Those that have none yet, as `load_so_far` reads them."""
+    standings: tuple[Standing, ...] = ()
+    """Of those that are not finished."""
+
+    @property
+    def curves(self) -> tuple[Run, ...]:
+        """The runs whose training can be shown: all."""
+        return (*self.runs, *self.begun)
 
 
-def load_group(path: Path) -> Group:
+def load_group(path: Path, *, so_far: bool = False) -> Group:
     """Read a run folder, or each one in a folder of seeds.
 
+    Args:
+        path: the folder.
+        so_far: take runs that are not finished, as far as they came.
+
     Raises:
-        UserError: a run is not finished or damaged, or runs of a folder differ in more than their seed.
+        UserError: a run is damaged, or not finished, or runs of a folder differ in more than their seed.
     """
     folders = [path] if (path / CONFIG).is_file() else seed_folders(path) or [path]
+    standings: list[Standing] = []
+    begun: list[Run] = []
+    if so_far:
+        every = [standing_of(folder) for folder in folders if (folder / CONFIG).is_file()]
+        standings = [standing for standing in every if not standing.finished]
+        begun = [load_so_far(one.run_dir) for one in standings if not (one.run_dir / RESULTS).is_file()]
+        folders = [folder for folder in folders if folder not in {run.path for run in begun}]
+
     runs = [load_run(folder) for folder in folders]
-    for folder in folders:
-        require_finished(folder)
+    if not so_far:
+        for folder in folders:
+            require_finished(folder)
+    if not runs:
+        return Group(path, (), tuple(begun), tuple(standings))
     first = runs[0]
 
     # All that may differ is the seed: neither other settings nor what was measured, nor how.
@@ -52,11 +80,16 @@ def load_group(path: Path) -> Group:
                 "by one, or evaluate them again alike (emcl-train eval RUN)"
             )
 
-    return Group(path, tuple(runs))
+    return Group(path, tuple(runs), tuple(begun), tuple(standings))
 
 
-def render_group(path: Path, results: Sequence[Results]) -> Lines:
+def render_group(path: Path, results: Sequence[Results], folders: Sequence[Path] = ()) -> Lines:
     """The rows of runs with different seeds as mean ± standard deviation; for `console.print`.
+
+    Args:
+        path: the folder of the runs.
+        results: of each run.
+        folders: of each run, where its weights may be others by now; none: all were measured just now.
 
     Raises:
         UserError: the runs do not have the same rows.
@@ -92,15 +125,39 @@ def render_group(path: Path, results: Sequence[Results]) -> Lines:
             by_rank = [_spread([row["video_to_text_by_rank"][key] for row in rows]) for key in columns]
             table.add_row(BY_RANK, *[""] * len(columns), *by_rank, style="dim")
 
+    # The same for all of them, since they were measured alike.
+    by_chance = chance_of(results[0])
+    ways = ["text_to_video", "video_to_text"]
+    cells = [f"{by_chance[way][key]:.1f}" for way in ways for key in columns]
+    table.add_row(by_chance["name"], *cells, style="dim")
+    if by_chance.get("video_to_text_by_rank"):
+        cells = [f"{by_chance['video_to_text_by_rank'][key]:.1f}" for key in columns]
+        table.add_row(BY_RANK, *[""] * len(columns), *cells, style="dim")
+
     # The sentences of the first run hold for all, but for those that are about its own error and epoch.
     lines = [f"The deviation is the sample standard deviation of {len(results)} runs that differ only in their seed."]
     share = statistics.fmean(result["rows"][0]["text_to_video"]["R@1"] for result in results) / 100
     error = error_of_share(share, results[0]["queries"])
     lines.append(f"Ties take the mean rank. One standard error of T→V R@1 is {error:.1f} points for one run's queries.")
-    lines += [line for line in sentences(results[0]) if not line.startswith(("Weights chosen", "Ties take"))]
-    selections = sorted({str(result["selection"]).split(":")[0] for result in results})
-    lines.append(f"Weights chosen by {', '.join(selections)}.")
-    return Lines(table, *(Text(f"· {line}", style="dim") for line in lines))
+    of_one = ("Weights ", "Ties take", sentence_of(results[0]))
+    lines += [line for line in sentences(results[0]) if not line.startswith(of_one)]
+    lines += sorted({weights_sentence(str(result["selection"]).split(":")[0]) for result in results})
+    lines.append(_origins(results))
+    stale = [(folder, what_is_stale(folder, one)) for folder, one in zip(folders, results, strict=False)]
+    marks = [f"{folder}: {what}." for folder, what in stale if what is not None]
+    return Lines(
+        table,
+        *(Text(f"* {mark}", style="bold yellow") for mark in marks),
+        *(Text(f"· {line}", style="dim") for line in lines),
+    )
+
+
+def _origins(results: Sequence[Results]) -> str:
+    """The weights of each run, and the code, which is one in most cases."""
+    known = [Origin.of_results(one) for one in results]
+    codes = list(dict.fromkeys("code not recorded" if one is None else one.code for one in known))
+    weights = ", ".join("not recorded" if one is None else str(one).removeprefix("weights ") for one in known)
+    return f"Measured on weights {weights}; by {' and '.join(codes)}."
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

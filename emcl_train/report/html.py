@@ -1,23 +1,36 @@
-"""report.html: one page, no script, nothing loaded from elsewhere, light or dark as the reader has it.
+"""report.html: one page that needs no other file, light or dark as the reader has it.
 
-This module gathers what the page says; `templates/report.html` and `templates/style.css` say how it looks.
+This module gathers what the page says; `pages.py` and `templates/report.html` make the page of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from emcl_train.config import flattened
 from emcl_train.evaluation.bootstrap import signed
+from emcl_train.evaluation.table import CHANCE
+from emcl_train.kinds import HEADS
 from emcl_train.report import plots
-from emcl_train.report.notes import BY_RANK, columns_of, sentences, standard_error
+from emcl_train.report.films import Media
+from emcl_train.report.notes import BY_RANK, chance_of, columns_of, sentences, standard_error
+from emcl_train.report.pages import Drawing, Page, Quoted, embedded, render
 from emcl_train.report.paths import Paths
 from emcl_train.report.published import Metrics, published_rows
-from emcl_train.report.retrievals import Retrieval, Strip, best_and_worst, strips
+from emcl_train.report.queries import clips_that_matter, data_of
+from emcl_train.report.retrievals import Retrieval, Strip, best_and_worst, media_of, strips
+from emcl_train.report.settings import settings_of
+from emcl_train.runs.code import OF_THE_START
 from emcl_train.runs.folder import Run
-from emcl_train.terminal import visible
+
+PAGE = 14_500_000
+"""Letters of a page at most, unless the texts of its queries alone are more."""
+MEDIA = 11_000_000
+"""Of these, pictures and films at most."""
+REST = 1_500_000
+"""What plots, cards and tables take at most, beside queries, pictures and films."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +54,10 @@ class ResultRow:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A plot, and what it shows."""
+class Modalities:
+    """The features before and after EMCL, one panel each, and what they show."""
 
-    svg: Markup
-    """Drawn by `plots`, with nothing in it that a data set says, so it is not escaped."""
+    panels: list[Drawing]
     caption: str
 
 
@@ -53,6 +65,7 @@ class Drawing:
 class ShownClip:
     """A clip in a card: its frames, or why there are none."""
 
+    number: int
     name: str
     role: str
     similarity: float
@@ -79,77 +92,61 @@ class CardGroup:
     cards: list[Card]
 
 
-@dataclass(frozen=True)
-class Page:
-    """The page, and what a reader elsewhere learns from it of the machine."""
-
-    html: str
-    paths: tuple[str, ...]
-    """Absolute paths in it."""
-
-
-class Quoted(str):
-    """A text from a data set, in which a slash begins no path."""
-
-
-def page(run: Run, *, share: bool = False) -> Page:
+def page(run: Run, *, share: bool = False, notices: Sequence[str] = (), reload: int | None = None) -> Page:
     """The whole page.
 
     Args:
         run: a finished run, as `load_run` reads it.
         share: leave out what leads to the last part of absolute paths.
+        notices: what a reader must know before all else.
+        reload: seconds after which the open page reads itself again; None: it does not.
 
     Returns:
         HTML that needs no other file. Text from the run and its data set is escaped, and isolated from the direction of
         the text around it.
     """
-    retrievals, no_frames = _retrievals(run)
+    retrievals, shown_clips, no_frames = _retrievals(run)
+    settings, left_out = _settings(run)
+    listed = data_of(run)
+    media = Media()
+    about_media = ""
+    if not no_frames:
+        room = max(0, min(MEDIA, PAGE - len(str(embedded(listed))) - REST))
+        media, about_media = media_of(run, clips_that_matter(run, shown_clips), room)
+
     values: dict[str, Any] = {
         "name": run.path.resolve().name,
         "config": run.config,
         "results": run.results,
         "facts": _facts(run),
+        "origin": _origin(run),
         "tiles": _tiles(run),
         "columns": columns_of(run.results),
         "rows": _rows(run),
         "notes": sentences(run.results),
-        "training": _training(run),
-        "similarities": _similarities(run),
+        "training": plots.training(run),
+        "steps": plots.steps(run),
+        "similarities": plots.similarities(run),
         "modalities": _modalities(run),
         "retrievals": retrievals,
         "no_frames": no_frames,
-        "settings": _settings(run),
-        "share": share,
+        "about_media": about_media,
+        "settings": settings,
+        "left_out": left_out,
     }
-
-    # Which paths a page has is known when it is there, and is then said on it.
+    data = {
+        "queries": listed,
+        "media": {
+            "pictures": {str(clip): Markup(text) for clip, text in media.pictures.items()},
+            "films": {str(clip): Markup(text) for clip, text in media.films.items()},
+            "reasons": {str(clip): text for clip, text in media.reasons.items()},
+        },
+    }
     paths = Paths(asdict(run.config), run.environment, run.results, str(run.path.absolute()), leave_out=share)
-    template = _environment(paths).get_template("report.html")
-    template.render(values, carried=[])
-    carried = tuple(paths.found)
-    html = template.render(values, carried=[] if share else carried)
-    return Page(html, () if share else carried)
-
-
-def _environment(paths: Paths) -> Environment:
-    """Jinja with every value escaped; a name that the template uses and nobody gave is an error."""
-
-    def shown(value: Any) -> Any:
-        """A value of the run or its data set: with control characters visible, and paths as `paths` has them."""
-        if isinstance(value, (Markup, Undefined, int, float)):
-            return value
-        text = visible(str(value))
-        return text if isinstance(value, Quoted) else paths.shown(text)
-
-    return Environment(
-        loader=PackageLoader("emcl_train.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    return render(
+        "report.html", values, paths,
+        share=share, scripts=("plots.js", "queries.js"), data=data, notices=notices, reload=reload,
+    )  # fmt: skip
 
 
 def _facts(run: Run) -> list[str]:
@@ -160,12 +157,34 @@ def _facts(run: Run) -> list[str]:
     return [
         f"{config.data.layout} ({config.data.root})",
         model,
+        f"head: {HEADS[config.model.head].about or config.model.head}",
         f"temporal: {config.model.temporal}",
         emcl[run.emcl.mode],
         f"{config.data.num_frames} frames of {config.data.image_size}²",
         f"batch {config.train.batch_size}",
         f"seed {config.train.seed}",
     ]
+
+
+def _origin(run: Run) -> dict[str, str]:
+    """How the run came about, as far as its record says."""
+    record = run.environment
+    packages = record.get("packages")
+    packages = packages if isinstance(packages, dict) else {}
+    code = [f"emcl {packages['emcl']}"] if packages.get("emcl") else []
+    code += [f"commit {record['commit']}"] if record.get("commit") else []
+    code += [f"torch {packages['torch']}"] if packages.get("torch") else []
+    hardware = [str(record[name]) for name in ("device", "processor") if record.get(name)]
+    hardware = [name for name in hardware if name != "cpu" or len(hardware) == 1]
+    if isinstance(record.get("processes"), int) and record["processes"] > 1:
+        hardware.append(f"{record['processes']} processes")
+    known = {
+        "command": str(record.get("command") or ""),
+        "started": str(record.get("started") or ""),
+        "code": ", ".join(code),
+        "hardware": ", ".join(hardware),
+    }
+    return {name: value for name, value in known.items() if value}
 
 
 def _tiles(run: Run) -> list[Tile]:
@@ -195,8 +214,9 @@ def _tiles(run: Run) -> list[Tile]:
 def _rows(run: Run) -> list[ResultRow]:
     """The run's own rows, each with that by best rank below it, and then the published ones."""
     rows = []
-    for row in run.results["rows"]:
-        rows.append(ResultRow(row["name"], row["text_to_video"], row["video_to_text"]))
+    for row in [*run.results["rows"], chance_of(run.results)]:
+        kind = "second" if row["name"] == CHANCE else ""
+        rows.append(ResultRow(row["name"], row["text_to_video"], row["video_to_text"], kind))
         by_rank = row.get("video_to_text_by_rank")
         if by_rank:
             rows.append(ResultRow(BY_RANK, {}, by_rank, "second"))
@@ -207,45 +227,13 @@ def _rows(run: Run) -> list[ResultRow]:
     return rows
 
 
-def _training(run: Run) -> list[Drawing]:
-    """Curves of what metrics.jsonl recorded."""
-    drawings = []
-    if run.of_kind("train"):
-        caption = "Symmetric InfoNCE over each batch of training, against the optimiser's steps."
-        drawings.append(Drawing(Markup(plots.loss_curve(run)), caption))
-
-    validations = run.of_kind("validation")
-    if validations:
-        split = "test" if validations[0].get("split") == "test" else "validation"
-        caption = f"Recall on the {split} split, on which the weights were chosen: {run.results['selection']}."
-        drawings.append(Drawing(Markup(plots.recall_curve(run)), caption))
-
-    return drawings
-
-
-def _similarities(run: Run) -> list[Drawing]:
-    """The similarities as a picture, and the ranks that follow from them."""
-    heat, sentence = plots.heat_map(run)
-    return [
-        Drawing(
-            Markup(heat),
-            f"Captions × clips, right pairs on the diagonal: it should stand out from its row and column. {sentence}",
-        ),
-        Drawing(
-            Markup(plots.rank_histogram(run)),
-            f"Ranks of the right item for all {run.results['queries']} captions and {run.results['gallery']} clips. "
-            "The first bar of each colour is R@1; mass on the right are retrievals that went wrong altogether.",
-        ),
-    ]
-
-
-def _modalities(run: Run) -> Drawing | None:
+def _modalities(run: Run) -> Modalities | None:
     """Both modalities before and after EMCL; None if the run has EMCL nowhere."""
     drawn = plots.modalities(run)
     if drawn is None:
         return None
 
-    svg, sentence = drawn
+    panels, sentence = drawn
     config = run.emcl
     caption = (
         "Captions and clips in two dimensions; thin lines join right pairs. Each clip's frames are pooled for its own "
@@ -254,14 +242,14 @@ def _modalities(run: Run) -> Drawing | None:
         "than in the evaluation, where EM sees every caption with every clip. Rows are scaled to length one; both "
         f"panels have the axes of a PCA of the features before. {sentence}"
     )
-    return Drawing(Markup(svg), caption)
+    return Modalities([Drawing(panel.svg, "", panel.data) for panel in panels], caption)
 
 
-def _retrievals(run: Run) -> tuple[list[CardGroup], str]:
-    """Cards of the best and the worst retrievals, and why no clip has frames, if so."""
+def _retrievals(run: Run) -> tuple[list[CardGroup], list[int], str]:
+    """Cards of the best and the worst retrievals, their clips, and why no clip has frames, if so."""
     best, worst = best_and_worst(run)
-    clips = {clip for retrieval in best + worst for clip in (retrieval.right, retrieval.other)}
-    pictures, problem = strips(run, clips)
+    clips = [clip for retrieval in best + worst for clip in (retrieval.right, retrieval.other)]
+    pictures, problem = strips(run, set(clips))
 
     groups = [
         CardGroup(
@@ -275,7 +263,7 @@ def _retrievals(run: Run) -> tuple[list[CardGroup], str]:
             [_card(run, retrieval, pictures, "at rank 1 instead") for retrieval in worst],
         ),
     ]
-    return [group for group in groups if group.cards], problem
+    return [group for group in groups if group.cards], list(dict.fromkeys(clips)), problem
 
 
 def _card(run: Run, retrieval: Retrieval, pictures: dict[int, Strip], rival: str) -> Card:
@@ -288,12 +276,11 @@ def _shown(run: Run, clip: int, role: str, similarity: float, pictures: dict[int
     # Without any picture the section says why once, so a clip by itself gives no reason.
     strip = pictures.get(clip, Strip(None))
     jpeg = None if strip.jpeg is None else Markup(strip.jpeg)  # base64, whose slashes begin no paths
-    return ShownClip(run.video_ids[clip], role, similarity, jpeg, strip.reason)
+    return ShownClip(clip, run.video_ids[clip], role, similarity, jpeg, strip.reason)
 
 
-def _settings(run: Run) -> dict[str, dict[str, Any]]:
-    """Every setting under the heading of its section, and the environment."""
-    config = asdict(run.config)
-    sections = {name: flattened(value) for name, value in config.items() if isinstance(value, dict)}
-    plain = {name: value for name, value in config.items() if not isinstance(value, dict)}
-    return {"run": plain, **sections, "environment": flattened(run.environment)}
+def _settings(run: Run) -> tuple[dict[str, dict[str, Any]], int]:
+    """The settings that matter under the heading of their section, the environment, and how many were left out."""
+    sections, left_out = settings_of(run.config)
+    environment = {name: value for name, value in run.environment.items() if name not in OF_THE_START}
+    return {**sections, "environment": flattened(environment)}, left_out

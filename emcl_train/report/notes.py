@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from emcl_train.evaluation.metrics import chance
+from emcl_train.evaluation.table import CHANCE
 from emcl_train.report.published import published_sentences
+from emcl_train.runs.origin import Origin, sentence_of
+from emcl_train.runs.records import weights_sentence
 
 Results = dict[str, Any]
 """results.json of a run."""
@@ -32,12 +36,22 @@ def sentences(results: Results) -> list[str]:
         _what_is_ranked(results),
         f"Ties take the mean rank. One standard error of T→V R@1 is {standard_error(results):.1f} points.",
         *_where_em_runs(results),
-        f"Weights chosen by {results['selection']}.",
+        weights_sentence(str(results["selection"])),
+        sentence_of(results),
         *(f"{row['name']}: {row['note']}." for row in results["rows"] if row.get("note")),
         *_left_out(results),
         *results.get("notes", []),
         *published_sentences(results),
     ]
+
+
+def chance_of(results: Results) -> dict[str, Any]:
+    """The row of a model that knows nothing; of older results without the one that has a clip's best caption."""
+    found = results.get("chance")
+    if found is not None:
+        return dict(found)
+    of_clips = chance(results["gallery"])
+    return {"name": CHANCE, "text_to_video": of_clips, "video_to_text": of_clips, "video_to_text_by_rank": None}
 
 
 def differences(runs: Sequence[tuple[Path, Results]]) -> list[str]:
@@ -62,6 +76,16 @@ def differences(runs: Sequence[tuple[Path, Results]]) -> list[str]:
             each = ", ".join(f"{path.name}: {value}" for (path, _), value in zip(runs, values, strict=True))
             lines.append(f"Not measured alike: {name} ({each}).")
     return lines
+
+
+def other_code(runs: Sequence[tuple[Path, Results]]) -> list[str]:
+    """A sentence where runs were measured by other code, as far as that was recorded."""
+    origins = [Origin.of_results(results) for _, results in runs]
+    codes = ["not recorded" if origin is None else origin.code for origin in origins]
+    if len(set(codes)) == 1:
+        return []
+    each = ", ".join(f"{path.name}: {code}" for (path, _), code in zip(runs, codes, strict=True))
+    return [f"Not measured by the same code: {each}."]
 
 
 def standard_error(results: Results) -> float:

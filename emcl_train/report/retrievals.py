@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from emcl_train.data.annotations import Clip, read_annotations
 from emcl_train.data.passing import PassingError
 from emcl_train.data.video import FrameRequest, VideoError, decode_frames
 from emcl_train.errors import UserError
+from emcl_train.report import films
+from emcl_train.report.films import Media, make_media
 from emcl_train.report.ranks import text_ranks
 from emcl_train.runs.folder import Run
 
@@ -23,6 +26,9 @@ FRAMES = 6
 FRAME_SIZE = 96
 GAP = 3
 """Pixels between two frames."""
+
+
+NO_ROOM = f"a page has no room for more than {films.MOST_FILMS} films, {films.MOST_PICTURES} pictures and 11 MB of both"
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,36 @@ def strips(run: Run, clips: set[int]) -> tuple[dict[int, Strip], str]:
     except (UserError, OSError) as error:
         return {}, f"the data set of the run cannot be read here: {error}"
     return {clip: _strip(found.get(run.video_ids[clip]), run.video_ids[clip]) for clip in sorted(clips)}, ""
+
+
+def media_of(run: Run, clips: list[int], budget: int) -> tuple[Media, str]:
+    """Pictures and films of clips, from the data set of the run's configuration, and a sentence on what there is.
+
+    Args:
+        run: the run, whose data set can be read here.
+        clips: by number, those that matter most first.
+        budget: letters of them at most.
+    """
+    found = _clips(run.config.data, run.results["split"])
+    present = [(clip, found[run.video_ids[clip]]) for clip in clips if run.video_ids[clip] in found]
+    media = make_media(present, run.config.data, budget, run.config.data.workers or os.cpu_count() or 1)
+
+    left_out = []
+    absent = len(clips) - len(present)
+    broken = len(media.reasons)
+    if absent:
+        left_out.append(f"{absent} are no longer in the data set")
+    if broken:
+        left_out.append(f"{broken} cannot be decoded")
+    if without := len(present) - broken - len(media.pictures):
+        left_out.append(f"{without} have no picture, since {NO_ROOM}")
+    if silent := len(media.pictures) - len(media.films):
+        left_out.append(f"{silent} cannot be played, since {NO_ROOM}: those of the largest ranks come first")
+    sentence = (
+        f"Of {len(clips)} clips {len(media.pictures)} have a picture, and {len(media.films)} play: {films.SECONDS:g} s "
+        "from their middle, without sound."
+    )
+    return media, sentence + (f" Of the others, {'; '.join(left_out)}." if left_out else "")
 
 
 def _clips(config: DataConfig, split: str) -> dict[str, Clip]:

@@ -8,12 +8,27 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from emcl_train.report.notes import BY_RANK, COLUMNS, Results, columns_of, differences, sentences
+from emcl_train.report.notes import (
+    BY_RANK,
+    COLUMNS,
+    Results,
+    chance_of,
+    columns_of,
+    differences,
+    other_code,
+    sentences,
+)
 from emcl_train.report.published import published_rows
+from emcl_train.runs.origin import sentence_of, what_is_stale
 
 
-def render_table(results: Results) -> Group:
-    """The rows of one run, both directions, and what a reader must know to compare them; for `console.print`."""
+def render_table(results: Results, path: Path | None = None) -> Group:
+    """The rows of one run, both directions, and what a reader must know to compare them; for `console.print`.
+
+    Args:
+        results: what results.json holds.
+        path: the folder that it lies in, whose weights may be others by now; None: it was measured just now.
+    """
     columns = columns_of(results)
     table = _empty_table(f"{results.get('recipe', 'run')}, {results['split']} split", columns)
     _add_rows(table, results, columns)
@@ -23,7 +38,9 @@ def render_table(results: Results) -> Group:
         cells += [_published_cell(row.video_to_text, key) for key in columns]
         table.add_row(Text(f"published: {row.name}"), *cells, style="dim italic")
 
-    return Group(table, *(Text(f"· {sentence}", style="dim") for sentence in sentences(results)))
+    stale = None if path is None else what_is_stale(path, results)
+    marks = [] if stale is None else [Text(f"· These figures are {stale}.", style="bold yellow")]
+    return Group(table, *marks, *(Text(f"· {sentence}", style="dim") for sentence in sentences(results)))
 
 
 def render_comparison(runs: Sequence[tuple[Path, Results]]) -> Group:
@@ -32,11 +49,27 @@ def render_comparison(runs: Sequence[tuple[Path, Results]]) -> Group:
     every = {columns_of(results) for _, results in runs}
     columns = every.pop() if len(every) == 1 else COLUMNS
     table = _empty_table(f"{len(runs)} runs", columns)
+    below: list[Text] = []
     for path, results in runs:
-        table.add_row(Text(f"{path} ({results['split']}, {results['gallery']} clips)", style="bold"))
+        name = Text(f"{path} ({results['split']}, {results['gallery']} clips)", style="bold")
+        if (stale := what_is_stale(path, results)) is not None:
+            name.append(" *", style="bold yellow")
+            below.append(Text(f"* {path}: {stale}.", style="bold yellow"))
+        table.add_row(name)
         _add_rows(table, results, columns, indent="  ")
         table.add_section()
-    return Group(table, *(Text(f"· {sentence}", style="yellow") for sentence in differences(runs)))
+    warnings = [*differences(runs), *other_code(runs)]
+    origins = [f"{path}: {_lowered(sentence_of(results))}" for path, results in runs]
+    return Group(
+        table,
+        *below,
+        *(Text(f"· {sentence}", style="yellow") for sentence in warnings),
+        *(Text(f"· {sentence}", style="dim") for sentence in origins),
+    )
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
 
 
 def _empty_table(title: str, columns: Sequence[str]) -> Table:
@@ -49,8 +82,10 @@ def _empty_table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _add_rows(table: Table, results: Results, columns: Sequence[str], indent: str = "") -> None:
-    for index, row in enumerate(results["rows"]):
-        style = "bold" if index == 0 else None
+    """The rows of a run, and below them what a model that knows nothing has."""
+    rows = [*results["rows"], chance_of(results)]
+    for index, row in enumerate(rows):
+        style = "bold" if index == 0 else "dim" if row is rows[-1] else None
         cells = [_cell(row[way], key) for way in ("text_to_video", "video_to_text") for key in columns]
         table.add_row(Text(indent + row["name"]), *cells, style=style)
         by_rank = row.get("video_to_text_by_rank")

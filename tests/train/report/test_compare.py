@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from emcl_train.errors import UserError
 from emcl_train.evaluation.bootstrap import Interval, signed
 from emcl_train.report import report_runs
-from emcl_train.report.compare import compare
+from emcl_train.report.compare import chance_notes, compare
 from emcl_train.report.groups import load_group
 from emcl_train.runs.files import write_json_atomic
 from emcl_train.runs.state import save_tensors_atomic
@@ -161,9 +161,25 @@ def test_report_of_two_runs_prints_the_verdict_and_writes_it(tmp_path):
     text = console.file.getvalue()
     assert "Verdict: a difference is shown in T→V R@1" in text
     assert "second is worse" in text
+    clips = load_group(tmp_path / "a").runs[0].results["gallery"]
+    chance = f"R@1 {100 / clips:.1f}, R@5 {500 / clips:.1f}, R@10 {1000 / clips:.1f}, MnR {(clips + 1) / 2:.1f}"
+    assert f"By chance: T→V {chance}; V→T {chance}." in text
+    assert "By chance: T→V R@1 " in (tmp_path / "comparison.html").read_text(encoding="utf-8")
     (found,) = json.loads((tmp_path / "found.json").read_text())
     assert found["verdict"] in text.replace("\n", "") or found["verdict"][:60] in text
     assert found["differences"][0]["interval"]["high"] < 0
+
+
+def test_galleries_of_two_sizes_have_two_chances(tmp_path):
+    groups = []
+    for name, clips in (("a", 20), ("b", 40)):
+        make_run(tmp_path / name)
+        group = load_group(tmp_path / name)
+        group.runs[0].results["gallery"] = clips
+        groups.append(group)
+    first, second = chance_notes(*groups)
+    assert first.startswith("By chance, first: T→V R@1 5.0, R@5 25.0")
+    assert second.startswith("By chance, second: T→V R@1 2.5, R@5 12.5")
 
 
 def test_a_folder_of_seeds_counts_as_one_run(tmp_path):
