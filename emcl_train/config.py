@@ -12,6 +12,7 @@ from tyro.extras import literal_type_from_choices
 
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.kinds import HEADS, TEMPORALS
 
 
 @dataclass
@@ -40,9 +41,11 @@ LAYOUTS = tuple(sorted(module.name for module in iter_modules([str(Path(__file__
 """Names of the modules that read data sets, found without importing them."""
 
 if TYPE_CHECKING:
-    Layout = str
+    Layout = HeadName = TemporalName = str
 else:
     Layout = literal_type_from_choices(LAYOUTS)
+    HeadName = literal_type_from_choices(tuple(HEADS))
+    TemporalName = literal_type_from_choices(tuple(TEMPORALS))
 
 
 Cleaning = Literal["clip", "none"]
@@ -56,12 +59,13 @@ class DataConfig:
     """Which clips and captions, and how they become tensors."""
 
     layout: Layout = "msrvtt"
-    """Whose files they are; "jsonl" is for one's own, and "shapes" is the MSR-VTT layout rendered at first use."""
+    """Whose files they are; "csv" and "jsonl" are for one's own, and "shapes" is the MSR-VTT layout rendered at first
+    use."""
     root: Path = Path("data/msrvtt")
     """Folder with the annotation files."""
     videos: Path | None = None
-    """Folder of the clips, and of folders of clips, inside `root` or anywhere. None: `videos` in `root`; for layout
-    "jsonl", whose lines have paths, `root`, from which these begin."""
+    """Folder of the clips, and of folders of clips, inside `root` or anywhere. None: `videos` in `root`; for layouts
+    "csv" and "jsonl", whose rows have paths, `root`, from which these begin."""
     msrvtt_split: Literal["9k", "7k", "full"] = "9k"
     """For layout "msrvtt": 1k-A with the training list of 9 000 or of 7 010 clips, or the full split of the JSON."""
     num_frames: int = 12
@@ -113,13 +117,6 @@ class DataConfig:
     shapes: ShapesConfig = field(default_factory=ShapesConfig)
     """What to render for layout "shapes"."""
 
-    @property
-    def video_folder(self) -> Path:
-        """The folder that `videos` means."""
-        if self.videos is None:
-            return self.root if self.layout == "jsonl" else self.root / "videos"
-        return self.root / self.videos
-
 
 @dataclass
 class PlaceConfig:
@@ -162,6 +159,10 @@ class PlaceConfig:
         )
 
 
+MOST_PATCHES = 7
+"""Along a side of a frame, of a CLIP with random weights: attention over more makes a smoke test slow."""
+
+
 @dataclass
 class RandomClipConfig:
     """Size of a CLIP with random weights, for `model.clip = "random"`."""
@@ -172,8 +173,15 @@ class RandomClipConfig:
     """Transformer layers of each tower."""
     heads: int = 4
     """Attention heads of each tower."""
-    patch_size: int = 8
-    """Side of an image patch in pixels."""
+    patch_size: int | None = None
+    """Side of an image patch in pixels. None: the smallest that makes no more than 7 × 7 patches of a frame."""
+
+    def patch_of(self, image_size: int) -> int:
+        """Side of a patch for frames of this size."""
+        if self.patch_size is not None:
+            return self.patch_size
+        sides = (side for side in range(1, image_size + 1) if image_size % side == 0)
+        return next(side for side in sides if image_size // side <= MOST_PATCHES)
 
 
 @dataclass
@@ -181,15 +189,15 @@ class ModelConfig:
     """CLIP's towers and what stands between them and the similarity."""
 
     clip: str = "openai/clip-vit-base-patch32"
-    """A hub name, a folder in the transformers layout, a file with OpenAI's names (`ViT-B-32.pt`), or "random" for a
-    small CLIP with random weights."""
+    """A hub name, one of OpenAI's models (`ViT-B/32`), a folder in the transformers layout, a file with OpenAI's names
+    (`ViT-B-32.pt`), or "random" for a small CLIP with random weights."""
     random_clip: RandomClipConfig = field(default_factory=RandomClipConfig)
     """Size of the towers when `clip` is "random"."""
-    temporal: Literal["mean", "lstm", "transformer"] = "transformer"
+    temporal: TemporalName = "transformer"
     """What relates the frames of a clip: nothing, an LSTM, or a transformer, the latter two with a residual."""
     temporal_layers: int = 4
     """Layers of the temporal transformer."""
-    head: Literal["text-conditioned", "mean", "wti"] = "text-conditioned"
+    head: HeadName = "text-conditioned"
     """How features become a similarity: EMCL-Net's pooling for each text, CLIP4Clip's mean of unit frames, or DRL's
     weighted token-wise interaction."""
     pooling_temperature: float = 3.0
@@ -203,8 +211,8 @@ class ModelConfig:
     """Whether the head "wti" looks for the best partner among padding too: no, or as DRL was released, where padding is
     one of similarity 0."""
     init_from: Path | None = None
-    """Start from the whole model in this file: a checkpoint of the EMCL release or of CLIP4Clip, or the weights of
-    another run. Sizes of the towers are those of the file; `clip` then only names the tokenizer."""
+    """Start from the whole model in this file: a checkpoint of the EMCL release or of CLIP4Clip, or another run, whose
+    folder means its best weights. Sizes of the towers are those of the file; `clip` then only names the tokenizer."""
     tokenizer: str | None = None
     """A hub name or a folder with CLIP's tokenizer. None: that of `clip`, openai/clip-vit-base-patch32 where that is a
     file, and words counted in the training captions where it is "random"."""
@@ -319,28 +327,50 @@ class EvalConfig:
     """Temperature of QB-Norm, 1 / β; its paper uses β = 20."""
 
 
+OF_BANK = ("num_neighbors", "bank_weight")
+"""Settings of `RefineConfig` that only a bank has."""
+
+
 @dataclass
 class RefineConfig:
-    """Settings of `emcl_kernels.EMRefiner`; one setting serves every set it was tried on."""
+    """Settings of `emcl_kernels.Refiner`. Those of a map that are not given have its defaults."""
 
-    num_bases: int = 32
-    """Bases of one run of EM."""
-    num_starts: int = 4
-    """Runs of EM whose maps are averaged."""
-    num_iters: int = 5
-    """Iterations of EM."""
-    temperature: float = 0.6
-    """Of EM's softmax, in units of a channel's length."""
-    weight: float = -0.07
-    """Of the reconstruction; below zero, what rows have in common is taken out."""
-    mean_share: float = 0.58
-    """Share of each side's mean that is taken out."""
-    fit_mean_share: float = 0.7
-    """Share of each side's mean that EM does not see."""
-    seed: int = 0
-    """Which channels the bases start from."""
+    map: Literal["whitening", "em", "mean", "none"] = "whitening"
+    """Which linear map: "whitening" shortens directions in which rows vary much; "em" is EMCL's; "mean" takes a share
+    of each side's mean out and no more."""
+    strength: float | None = None
+    """Of whitening: how much an average direction is shortened (0.02)."""
+    mean_share: float | None = None
+    """Share of each side's mean that is taken out (whitening 0.4, em 0.58, mean 0.7)."""
+    fit_mean_share: float | None = None
+    """Share of each side's mean that the map does not see (0.7)."""
+    num_bases: int | None = None
+    """Of em: bases of one run of EM (32)."""
+    num_starts: int | None = None
+    """Of em: runs of EM whose maps are averaged (4)."""
+    num_iters: int | None = None
+    """Of em: iterations (5)."""
+    temperature: float | None = None
+    """Of em: of its softmax, in units of a channel's length (0.6)."""
+    weight: float | None = None
+    """Of em: of the reconstruction (-0.07); below zero, what rows have in common is taken out."""
+    seed: int | None = None
+    """Of em: which channels the bases start from (0)."""
     normalize: bool = True
     """Bring rows to length one first."""
+    num_neighbors: int | None = None
+    """Of a bank: how many of its queries count for an item, the nearest ones (10)."""
+    bank_weight: float | None = None
+    """Of a bank: what an item's mean cosine with those is multiplied by and taken from its scores (0.5)."""
+
+    def of_map(self) -> dict[str, Any]:
+        """The settings of the map that were given."""
+        others = ("map", "normalize", *OF_BANK)
+        return {name: value for name, value in asdict(self).items() if value is not None and name not in others}
+
+    def of_bank(self) -> dict[str, Any]:
+        """The settings of the bank that were given."""
+        return {name: value for name in OF_BANK if (value := getattr(self, name)) is not None}
 
 
 @dataclass
@@ -377,6 +407,9 @@ BEFORE: dict[str, Any] = {
 """By the name of a setting, what a config.json without it means: how such runs were made before there was the setting.
 A setting that is new needs a line here, unless its default is what was done before."""
 
+DEFAULTS_BEFORE: dict[str, Any] = {"model.random_clip.patch_size": 8}
+"""By the name of a setting, the default that earlier versions wrote into config.json: such a run goes on with it."""
+
 RECIPES_BEFORE: dict[str, dict[str, Any]] = {
     "activitynet": {"data.augment": "randaugment"},
     "didemo": {"data.augment": "randaugment"},
@@ -401,6 +434,12 @@ def differing_settings(saved: RunConfig, asked: RunConfig) -> list[str]:
     second = flattened(asdict(asked))
     names = [name for name in first if name not in NOT_OF_THE_MODEL and str(first[name]) != str(second[name])]
     return [f"{name} was {first[name]}, now {second[name]}" for name in names]
+
+
+def but_for_its_cache(config: RunConfig) -> RunConfig:
+    """A run's settings without the place that they name for a cache: a stranger's run writes nothing anywhere."""
+    place = PlaceConfig.of_run(config.data)
+    return replace(config, data=replace(config.data, cache_frames=place.cache_frames, cache_dir=place.cache_dir))
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,20 @@ class UserError(Exception):
     The command line prints the message without a traceback (unless ``--debug``) and exits with 1.
     """
 
+    of_all_processes = False
+    """Whether each of several processes raises it, so that the first one alone says it."""
+    told = False
+    """Whether the other processes know of it, and end as well."""
+
+
+class NotFinite(UserError):
+    """Numbers that a model gives are NaN or infinite."""
+
+
+def is_about_numbers(error: ValueError) -> bool:
+    """Whether mathematics refused NaN or infinite numbers, and no shape or setting."""
+    return "NaN" in str(error) or "not finite" in str(error)
+
 
 def causes(error: BaseException) -> Iterator[BaseException]:
     """An error, what caused it, what caused that, and so on; each once, since causes may go round in a circle."""
@@ -31,9 +45,11 @@ def of_input(source: object) -> Iterator[None]:
         source: what was read, such as the folder of a run.
 
     Raises:
-        UserError: the block raised a ValueError; the message begins with the source.
+        UserError: the block raised a ValueError; the message begins with the source. It is `NotFinite` if numbers were
+            refused because they are.
     """
     try:
         yield
     except ValueError as error:
-        raise UserError(f"{source}: {error}") from error
+        kind = NotFinite if is_about_numbers(error) else UserError
+        raise kind(f"{source}: {error}") from error

@@ -8,11 +8,122 @@ number of processes, which gives exactly the gradient of the one loss.
 Both functions with a gradient are our own; docs/design/our-own-collectives-and-schedule.md says why.
 """
 
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Its functions have the group that there is when it is imported as their default, and would keep that one's threads
+# for as long as the process lives. So it is imported before there is a group.
+import torch.distributed.nn.functional
 from torch import Tensor
+
+from emcl_train.errors import UserError
+from emcl_train.runs.machine import COUNTS, RANKS
+
+Result = TypeVar("Result")
+
+PATIENCE = timedelta(hours=12)
+"""How long the others wait while the first process prepares data or evaluates; torch's own 10 to 30 minutes would end
+the run."""
+
+
+class EndedElsewhere(UserError):
+    """What another process has met. The first one says it."""
+
+    of_all_processes = True
+    told = True
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Let the processes that a launcher has started exchange what lies on the CPU.
+
+    torch reads torchrun's variables; of mpirun's they follow, for processes of one machine.
+    """
+    if "RANK" not in os.environ:
+        ranks = zip(RANKS, COUNTS, strict=True)
+        rank, count = next((names for names in ranks if names[0] in os.environ), ("RANK", "WORLD_SIZE"))
+        os.environ |= {"RANK": os.environ.get(rank, "0"), "WORLD_SIZE": os.environ.get(count, "1")}
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29500")
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        leave()
+
+
+def leave() -> None:
+    """End this process's part in the group, if it has one. The last exchange must have ended in it.
+
+    A thread of gloo lets go of a tensor after the exchange has ended. If the interpreter has ended by then as well,
+    the process aborts.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def agreed(work: Callable[[], Result]) -> Result:
+    """Do something in every process, or something else in each. If one cannot, all end, and none waits for it.
+
+    Such work may hold exchanges, and other work of this kind, if it does so in every process.
+
+    Raises:
+        UserError: one of the processes met it; the first one says it.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return work()
+
+    problem: UserError | None = None
+    try:
+        result = work()
+    except UserError as error:
+        if error.told:
+            raise
+        problem = error
+
+    met = next((text for text in gather_objects(None if problem is None else str(problem)) if text is not None), None)
+    if met is None:
+        return result
+    if problem is None:
+        raise EndedElsewhere(met)
+    problem.told = True
+    problem.of_all_processes = rank > 0
+    raise problem
+
+
+def first_then_others(work: Callable[[], Result]) -> Result:
+    """Do something in the first process, and then in the others, which find what that one has written.
+
+    Raises:
+        UserError: one of the processes met it.
+    """
+    if rank_and_world()[0] == 0:
+        return agreed(work)
+    agreed(lambda: None)
+    return work()
+
+
+def own_rows(count: int, batch_size: int) -> range:
+    """This process's rows of so many, in whole batches, which are then those of a single process."""
+    rank, world = rank_and_world()
+    batches = -(-count // batch_size)
+    start, end = (number * batches // world * batch_size for number in (rank, rank + 1))
+    return range(start, min(end, count))
+
+
+def gather_lists(values: list[Result]) -> list[Result] | None:
+    """The lists of all processes, one behind the other, in the first process; None in the others."""
+    rank, world = rank_and_world()
+    gathered: list[Any] | None = [None] * world if rank == 0 else None
+    dist.gather_object(values, gathered)
+    return None if gathered is None else [value for of_process in gathered for value in of_process]
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -105,6 +105,12 @@ def jsonl() -> RunConfig:
     return _emcl_net("jsonl", "jsonl")
 
 
+@recipe
+def csv() -> RunConfig:
+    """Your own videos: train.csv and test.csv, or one file with a column split; columns video, caption, start, end."""
+    return _emcl_net("csv", "csv")
+
+
 def _emcl_net(
     name: str,
     layout: Layout,
@@ -136,6 +142,20 @@ def _emcl_net(
     )
 
 
+SMOKE_TEST = "Random weights: a smoke test, its figures say nothing."
+
+
+def is_smoke_test(config: RunConfig) -> bool:
+    """Whether a run starts from random towers where its recipe has trained ones: it shows that all parts run.
+
+    Towers of random weights learn next to nothing from the few clips and epochs of a recipe for trained ones.
+    """
+    if config.model.clip != "random" or config.model.init_from is not None:
+        return False
+    recipe = RECIPES.get(config.recipe)
+    return recipe is not None and recipe().model.clip != "random"
+
+
 def load_recipe(name: str) -> RunConfig:
     """The configuration of a recipe by its name.
 
@@ -145,3 +165,6 @@ def load_recipe(name: str) -> RunConfig:
     if name not in RECIPES:
         raise UserError(f"there is no recipe {name!r}; known recipes: {', '.join(sorted(RECIPES))}")
     return RECIPES[name]()
+
+
+KNOWN_RECIPES = ", ".join(sorted(RECIPES))

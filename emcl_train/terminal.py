@@ -29,6 +29,9 @@ PLAIN = {
 }  # fmt: skip
 """What stands for a letter where an output's encoding does not have it; "?" for all others."""
 
+_quiet = False
+"""Whether the command at hand is to be quiet."""
+
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters but tab and line feed, other ends of lines, and marks that turn the direction of writing."""
 OF_LIBRARIES = re.compile(r"(\x1b\[(?:[0-9;]*m|[AK])|\r)")
@@ -131,6 +134,33 @@ class Output(io.TextIOBase):
         return getattr(self.stream, name)
 
 
+class Quiet(Output):
+    """The same of a command that is to be quiet: of its lines, those that name a file or folder that is there."""
+
+    def __init__(self, stream: Any = None) -> None:
+        super().__init__(stream)
+        self._rest = ""
+
+    def pass_on(self, text: str) -> None:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if names_a_place(line):
+                super().pass_on(f"{line}\n")
+
+    def whole(self, text: str) -> None:
+        """Write a text that was asked for."""
+        super().pass_on(text)
+
+
+def names_a_place(line: str) -> bool:
+    """Whether a line begins with the name of a file or folder that is there, or has one behind its first word."""
+    label, colon, rest = line.partition(": ")
+    if not colon:
+        return False
+    names = [label, rest, rest.rpartition(", ")[0]]
+    return any(name.strip(".") and os.path.lexists(name) for name in names)
+
+
 class Rendered(Output):
     """The same behind a console of rich, which has made what it was given visible, and adds colours of its own.
 
@@ -202,6 +232,17 @@ def console_of(console: Console | None = None, *, stderr: bool = False) -> Conso
     return console
 
 
+def warn(text: str, console: Console) -> None:
+    """A line, in rich's markup, that a quiet command has too: on stderr, since its stdout has only places."""
+    where = console_of(stderr=True) if _quiet else console
+    where.print(text, soft_wrap=True, highlight=False)
+
+
+def quiet_stderr() -> Any:
+    """Where a command says what is for people while its stdout has a result for programs."""
+    return Quiet(sys.stderr) if _quiet else sys.stderr
+
+
 def say(text: str) -> None:
     """A line on stderr, in rich's markup."""
     console_of(stderr=True).print(text, soft_wrap=True)
@@ -214,7 +255,7 @@ def tell(text: str) -> None:
 
 def is_watched(console: Console) -> bool:
     """Whether somebody sees a bar move: a terminal that can move its cursor, and no log file of whatever settings."""
-    return console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
+    return not _quiet and console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
 
 
 def progress_bar(*columns: ProgressColumn, console: Console | None = None, disable: bool = False) -> Progress:
@@ -235,14 +276,29 @@ def with_progress(steps: Iterable[Step], description: str) -> Iterator[Step]:
 
 
 @contextmanager
-def tolerant_output() -> Iterator[Output]:
-    """Let whatever prints, the help of commands too, go through `Output`. Gives that of stdout."""
+def tolerant_output(*, quiet: bool = False) -> Iterator[Output]:
+    """Let whatever prints, the help of commands too, go through `Output`. Gives that of stdout.
+
+    Args:
+        quiet: on stdout, only what names a file or folder that is there; no bars anywhere.
+    """
+    global _quiet
     stdout, stderr = sys.stdout, sys.stderr
-    output = Output(stdout)
+    output = Quiet(stdout) if quiet else Output(stdout)
     sys.stdout = output  # type: ignore[assignment]
     sys.stderr = Output(stderr)  # type: ignore[assignment]
+    before, _quiet = _quiet, quiet
     try:
         yield output
         output.flush()
     finally:
         sys.stdout, sys.stderr = stdout, stderr
+        _quiet = before
+
+
+def print_whole(text: str, stream: Any) -> None:
+    """Print what a command was asked for to a stream, which may be of a quiet one."""
+    if isinstance(stream, Quiet):
+        stream.whole(text)
+    else:
+        print(text, end="", file=stream)

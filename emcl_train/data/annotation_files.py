@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ VIDEO_SUFFIXES = (
     ".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".flv", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts",
 )  # fmt: skip
 """Of several files of one clip in a folder, the one whose suffix comes first is taken."""
+
+
+LARGEST_ID = 2**53
+"""Of ids that are numbers: above it, other programs round them."""
 
 
 def video_files(folder: Path) -> dict[str, list[Path]]:
@@ -97,33 +102,56 @@ def read_list(path: Path) -> list[str]:
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """Rows with these columns, stripped of surrounding space, each filled.
+    """The rows of `read_table`, which needs all of these columns."""
+    return [row for _, row in read_table(path, columns).rows]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a file of comma-separated values holds."""
+
+    rows: list[tuple[int, dict[str, str]]]
+    """Each with the number of the line where it begins, and its cells by their columns."""
+    others: list[str]
+    """Columns that nobody asked for."""
+
+
+def read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> Table:
+    """Rows with these columns, stripped of surrounding space.
 
     Args:
         path: comma-separated values, whose first line names the columns.
-        columns: those to return, the first of which is the id of a clip.
+        columns: those that have to be there, each cell filled; the first of them is the id of a clip, or its file.
+        optional: those that may be there, and whose cells may be empty.
 
     Raises:
         UserError: a column is missing, or a row does not have a cell for each. A quote that is never closed takes the
             rows below it into one cell, which is told by what that cell holds.
     """
-    rows = _csv_rows(path)
-    _, header = next(rows, (1, []))
+    lines = _csv_rows(path)
+    _, first = next(lines, (1, []))
+    header = [name.strip() for name in first]
     missing = [column for column in columns if column not in header]
     if missing:
-        raise UserError(
-            f"{path} has no column {quoted(missing)}; its first line gives {quoted(header) or 'nothing'}. "
+        apart = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+        way_out = (
             f"Make {','.join(columns)} part of the first line"
+            if apart is None
+            else f"Its columns are separated by {apart!r}: save it with commas, as {','.join(columns)}"
         )
-    if repeated := [name for name, number in Counter(header).items() if number > 1 and name in columns]:
+        raise UserError(
+            f"{path} has no column {quoted(missing)}; its first line gives {quoted(header) or 'nothing'}. {way_out}"
+        )
+    wanted = [name for name in (*columns, *optional) if name in header]
+    if repeated := [name for name, number in Counter(header).items() if number > 1 and name in wanted]:
         raise UserError(f"{path} has the column {quoted(repeated)} more than once; rename or delete one")
 
-    places = {column: header.index(column) for column in columns}
+    places = {column: header.index(column) for column in wanted}
     found = []
-    for number, cells in rows:
+    for number, cells in lines:
         row = {column: cells[place].strip() if place < len(cells) else "" for column, place in places.items()}
-        for column, cell in row.items():
-            if not cell:
+        for column in columns:
+            if not row[column]:
                 raise UserError(f"{path}, line {number}: {column} is empty; fill it, or delete the line")
         if len(cells) != len(header):
             raise UserError(
@@ -131,11 +159,11 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
                 f"the first line; {_way_out_of_cells(cells, len(header))}"
             )
         _require_rows_apart(path, number, cells, len(header), places[columns[0]])
-        found.append(row)
+        found.append((number, row))
 
     if not found:
         raise UserError(f"{path} has no rows below its first line; write one line for each clip")
-    return found
+    return Table(found, [name for name in header if name and name not in wanted])
 
 
 def _way_out_of_cells(cells: list[str], width: int) -> str:
@@ -268,6 +296,19 @@ def strings(place: str, value: Any, expected: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise UserError(f"{place}: expected {expected}, got {shortened(value)}; correct the entry")
     return [text.strip() for text in value]
+
+
+def identifier(value: Any) -> str | None:
+    """An id as a text, which a file may have written as a number; None if it is neither.
+
+    7 and "7" are one id. So is 7.0: tables with empty cells are written with such numbers.
+    """
+    if isinstance(value, str):
+        return value.strip() or None
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or abs(value) > LARGEST_ID:
+        return None
+    return str(int(value))
 
 
 def count(number: int, noun: str) -> str:

@@ -1,10 +1,8 @@
 """Which clips there are, which captions belong to them, and which split they are in, for every data set."""
 
-from importlib import import_module
-from types import ModuleType
-
-from emcl_train.config import LAYOUTS, DataConfig
+from emcl_train.config import DataConfig
 from emcl_train.data.clips import Annotations, Clip, Split
+from emcl_train.data.layouts import module_of
 from emcl_train.data.outside import clips_of, require_inside
 from emcl_train.data.split_rules import assemble
 from emcl_train.errors import UserError
@@ -25,7 +23,7 @@ def load_annotations(config: DataConfig) -> Annotations:
     Raises:
         UserError: a folder, file, column or caption is missing, or a file cannot be read.
     """
-    make = getattr(_data_set(config.layout), "make", None)
+    make = getattr(module_of(config.layout), "make", None)
     if make is not None:
         make(config)
     return read_annotations(config)
@@ -33,7 +31,7 @@ def load_annotations(config: DataConfig) -> Annotations:
 
 def read_annotations(config: DataConfig) -> Annotations:
     """`load_annotations` of what is there already: nothing is made."""
-    annotations = assemble(_data_set(config.layout).read(config), config)
+    annotations = assemble(module_of(config.layout).read(config), config)
     if config.outside_root == "refuse":
         require_inside(clips_of(annotations), config)
     return annotations
@@ -45,17 +43,10 @@ def require_made(config: DataConfig) -> None:
     Raises:
         UserError: it is one that can be made, and is not there.
     """
-    made = getattr(_data_set(config.layout), "is_made", None)
+    made = getattr(module_of(config.layout), "is_made", None)
     if made is not None and not made(config):
         raise UserError(
             f"the videos of the run are not in {config.root}, the folder that its configuration names, and nothing is "
             f"rendered there unasked; pass {flag('data.root')} with the folder that has them, or with one to render "
             f"them in"
         )
-
-
-def _data_set(layout: str) -> ModuleType:
-    """The module that reads a layout."""
-    if layout not in LAYOUTS:
-        raise UserError(f"there is no layout {layout!r}; known layouts: {', '.join(LAYOUTS)}")
-    return import_module(f"emcl_train.data.datasets.{layout}")

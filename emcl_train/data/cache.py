@@ -51,13 +51,17 @@ def cache_folder(config: DataConfig) -> Path | None:
     if config.cache_dir is not None:
         return config.root / config.cache_dir.expanduser()
 
+    home = user_cache()
+    return None if home is None else home / hashlib.sha256(os.fsencode(config.root.resolve())).hexdigest()[:16]
+
+
+def user_cache() -> Path | None:
+    """The folder with one for each data set; None where the user has no folder for such things."""
     # By the specification of XDG_CACHE_HOME, one that is not absolute is as if absent.
-    user_cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(user_cache):
-        user_cache = os.path.join(os.path.expanduser("~"), ".cache")
-    if not os.path.isabs(user_cache):
-        return None
-    return Path(user_cache) / "emcl" / hashlib.sha256(os.fsencode(config.root.resolve())).hexdigest()[:16]
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(folder):
+        folder = os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(folder) / "emcl" if os.path.isabs(folder) else None
 
 
 def remembered_in(config: DataConfig) -> list[Path]:

@@ -20,13 +20,15 @@ from emcl_train.data.passing import NOT_THERE, passing
 from emcl_train.data.video import OF_VERSION_1, PICTURES, sampler_version
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.kinds import HEADS
 from emcl_train.reading.arrays import open_npy
 from emcl_train.reading.plain_files import require_regular
 from emcl_train.reading.shown import shortened
 from emcl_train.runs.checksums import require_unchanged
+from emcl_train.runs.contents import FEATURES
 from emcl_train.runs.files import read_json
 
-FEATURES, TOWERS = "features.json", "towers.safetensors"
+TOWERS = "towers.safetensors"
 ARRAYS = {"frames": "clips", "frame_mask": "clips", "text": "captions", "token_mask": "captions"}
 """Names of the arrays, and what their rows are."""
 SPLITS = ("train", "val", "test")
@@ -140,6 +142,7 @@ def settings_of_features(config: RunConfig) -> dict[str, object]:
     found |= {f"model.{name}": model[name] for name in ("clip", "tokenizer", "init_from")}
     if config.model.clip == "random" and config.model.init_from is None:
         found |= {f"model.random_clip.{name}": value for name, value in model["random_clip"].items()}
+        found["model.random_clip.patch_size"] = config.model.random_clip.patch_of(config.data.image_size)
         found["train.seed"] = config.train.seed
     return {name: str(value) if isinstance(value, Path) else value for name, value in found.items()}
 
@@ -188,14 +191,15 @@ def open_features(config: RunConfig) -> Annotations:
     here = sampler_version(config.data)
     if there != here:
         different.append(f"the video sampler's version is {there} there, {here} here")
-    if config.model.head == "wti" and not record["tokens"]:
-        different.append("model.head is wti here, and there are no tokens there (embed with --tokens)")
+    tokens = HEADS[config.model.head].tokens
+    if tokens and not record["tokens"]:
+        different.append(f"model.head is {config.model.head} here, and there are no tokens there (embed with --tokens)")
     if different:
         raise UserError(
             f"the features in {folder} are not those of this run: {'; '.join(different)}. Embed again, or pass the "
             f"settings that made them"
         )
-    train, val, test = (_open_split(folder, name, tokens=config.model.head == "wti") for name in SPLITS)
+    train, val, test = (open_split(folder, name, tokens=tokens) for name in SPLITS)
     return Annotations(train, val, test, notes=tuple(record["notes"]), left_out=dict(record["left_out"]))
 
 
@@ -223,7 +227,12 @@ def require_data_of(features: Annotations, annotations: Annotations, config: Run
             )
 
 
-def _open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
+def open_split(folder: Path, name: str, *, tokens: bool) -> FeatureSplit:
+    """One split of a folder that `read_features` knows.
+
+    Raises:
+        UserError: its arrays or lists are damaged.
+    """
     lists = _lists(folder / f"{name}.json")
     try:
         arrays = {array: _open_array(folder / f"{name}_{array}.npy") for array in ARRAYS}

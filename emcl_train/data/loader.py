@@ -18,6 +18,7 @@ from emcl_train.data import shared_memory
 from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
 from emcl_train.data.augment import rand_augment
 from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter, only_remembered, place_of
+from emcl_train.data.cache_use import use_cache
 from emcl_train.data.features import FeatureSplit, feature_loader, open_features, require_data_of
 from emcl_train.data.opening import fingerprint, not_settled
 from emcl_train.data.passing import PassingError, passing, raise_together
@@ -84,6 +85,7 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
         PassingError: a clip cannot be read now.
         UserError: so it is with several of them.
     """
+    use_cache(config)
     # What an earlier run found of a file holds until the file changes: such a clip is not decoded again.
     checked = CheckedClips(config)
     pending = [clip for clip in clips if not checked.knows(clip)]
@@ -132,6 +134,7 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
             writer.abandon()
         if pending:
             checked.save()  # an interrupted check goes on from here
+        use_cache(config)
 
     # In the order of the clips, not as they got ready.
     reasons = {
@@ -285,18 +288,37 @@ def batches_of_captions(split: Split, batch_size: int, seed: int, epoch: int) ->
     return batches
 
 
-def clip_loader(split: Split, config: DataConfig, batch_size: int) -> DataLoader:
-    """Every clip of a split once, in order: frames, frame_mask, index; of stored features, see `FeatureDataset`."""
+def clip_loader(split: Split, config: DataConfig, batch_size: int, rows: range | None = None) -> DataLoader:
+    """Every clip of a split once, in order: frames, frame_mask, index; of stored features, see `FeatureDataset`.
+
+    Args:
+        split: the clips.
+        config: how frames are sampled.
+        batch_size: clips at a time.
+        rows: those of these numbers alone; None: all.
+    """
+    rows = range(len(split.clips)) if rows is None else rows
     if isinstance(split, FeatureSplit):
-        return feature_loader(split, clips=range(len(split.clips)), batch_size=batch_size)
-    return _loader(ClipDataset(split, config), config, batch_size=batch_size)
+        return feature_loader(split, clips=rows, batch_size=batch_size)
+    return _loader(ClipDataset(split, config, pairs=(rows, rows)), config, batch_size=batch_size)
 
 
-def caption_loader(split: Split, tokenizer: Tokenizer, config: DataConfig, batch_size: int) -> DataLoader:
-    """Every caption of a split once, in order: input_ids, attention_mask, index; or as `FeatureDataset` says."""
+def caption_loader(
+    split: Split, tokenizer: Tokenizer, config: DataConfig, batch_size: int, rows: range | None = None
+) -> DataLoader:
+    """Every caption of a split once, in order: input_ids, attention_mask, index; or as `FeatureDataset` says.
+
+    Args:
+        split: the captions.
+        tokenizer: of them.
+        config: of the data.
+        batch_size: captions at a time.
+        rows: those of these numbers alone; None: all.
+    """
+    rows = range(len(split.captions)) if rows is None else rows
     if isinstance(split, FeatureSplit):
-        return feature_loader(split, captions=range(len(split.captions)), batch_size=batch_size)
-    dataset = CaptionDataset(encoded_captions(tokenizer, split))
+        return feature_loader(split, captions=rows, batch_size=batch_size)
+    dataset = CaptionDataset(encoded_captions(tokenizer, split), rows)
     return ClipDataLoader(dataset, batch_size=batch_size)
 
 
@@ -368,21 +390,23 @@ class ClipDataset(Dataset):
 
 
 class CaptionDataset(Dataset):
-    """Captions of a split as token ids."""
+    """Captions of a split as token ids, those of these numbers."""
 
-    def __init__(self, captions: EncodedCaptions) -> None:
+    def __init__(self, captions: EncodedCaptions, numbers: Sequence[int]) -> None:
         self.captions = captions
+        self.numbers = numbers
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.numbers)
 
     def tokenize(self, indices: Iterable[int]) -> None:
         """Tokenize these captions, as far as that was not done before."""
-        self.captions.encode(indices)
+        self.captions.encode(self.numbers[index] for index in indices)
 
     def __getitem__(self, index: int) -> Item:
-        input_ids, attention_mask = self.captions.row(index)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "index": torch.tensor(index)}
+        number = self.numbers[index]
+        input_ids, attention_mask = self.captions.row(number)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "index": torch.tensor(number)}
 
 
 class ClipDataLoader(DataLoader):
@@ -451,7 +475,7 @@ def _leave_out(annotations: Annotations, bad: dict[str, str], config: DataConfig
     counts = Counter({name: sum(clip.video_id in bad for clip in split.clips) for name, split in splits.items()})
     left = {name: split.without(set(bad)) for name, split in splits.items()}
     for name, split in left.items():
-        if not split.clips:
+        if not split.clips and splits[name].clips:
             raise UserError(
                 f"none of the {counts[name]} clips of the {name} split in {config.root} can be decoded, for example "
                 f"{next(f'{i} ({bad[i]})' for i in bad)}; see `{_doctor(config)}`"

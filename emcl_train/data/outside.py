@@ -7,6 +7,7 @@ from pathlib import Path
 
 from emcl_train.config import DataConfig
 from emcl_train.data.clips import Annotations, Clip
+from emcl_train.data.layouts import video_folder
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 
@@ -27,7 +28,7 @@ def outside(clips: Iterable[Clip], config: DataConfig) -> list[Path]:
         clips: the clips; whether their files are there does not matter.
         config: names the folders. They may be links themselves: the user named them.
     """
-    homes = {os.path.realpath(folder) for folder in (config.root, config.video_folder)}
+    homes = {os.path.realpath(folder) for folder in (config.root, video_folder(config))}
     paths = dict.fromkeys(clip.path for clip in clips)
     return [path for path in paths if not any(_is_in(os.path.realpath(path), home) for home in homes)]
 

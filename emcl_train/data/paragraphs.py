@@ -1,9 +1,8 @@
 """Data sets whose captions are paragraphs: several sentences about parts of a video, joined into one."""
 
 from pathlib import Path
-from typing import Any
 
-from emcl_train.data.annotation_files import read_json_lines, strings
+from emcl_train.data.annotation_files import identifier, read_json_lines, strings
 from emcl_train.data.split_rules import Captions
 from emcl_train.errors import UserError
 
@@ -28,9 +27,9 @@ def read_paragraph_lines(path: Path) -> Captions:
     expected = '{"clip_id": "…", "text": ["…", …]}'
     found: Captions = {}
     for number, entry in read_json_lines(path, expected):
-        clip_id: Any = entry.get("clip_id")
+        clip_id = identifier(entry.get("clip_id"))
         place = f"{path}, line {number}"
-        if not isinstance(clip_id, str) or not clip_id:
+        if clip_id is None:
             raise UserError(f'{place} has no "clip_id"; expected {expected}')
         if clip_id in found:
             raise UserError(f"{place} describes {clip_id} a second time; join or delete the lines")

@@ -6,6 +6,7 @@ from typing import Any
 
 from emcl_train.config import DataConfig
 from emcl_train.data.container import decoder_version
+from emcl_train.data.layouts import video_folder
 from emcl_train.data.video import PICTURES, sampler_version
 from emcl_train.runs.files import json_if_whole
 
@@ -24,7 +25,7 @@ def provenance(config: DataConfig) -> dict[str, Any]:
         "sampler": sampler_version(config),
         "sampling": {name: settings[name] for name in ("frame_sampling", "num_frames", "image_size")},
         "pictures": {name: settings[name] for name in of_pictures},
-        "compression": _compression(config.video_folder) or _compression(config.root),
+        "compression": _compression(video_folder(config)) or _compression(config.root),
     }
 
 

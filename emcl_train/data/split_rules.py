@@ -9,6 +9,7 @@ from pathlib import Path
 from emcl_train.config import DataConfig
 from emcl_train.data.annotation_files import count, few, read_list, video_files, without_video_suffix
 from emcl_train.data.clips import Annotations, Clip, Split
+from emcl_train.data.layouts import video_folder
 from emcl_train.data.names import Names, can_be_a_file, one_form
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
@@ -83,7 +84,7 @@ def assemble(files: SplitFiles, config: DataConfig) -> Annotations:
             f"The epoch was selected on them."
         )
 
-    if not val:
+    if not val and train:
         held = _held_out(files, config)
         # Their captions are queries now, of the kind that the test split has.
         val = {video_id: first_only(texts, config) for video_id, texts in train.items() if video_id in held}
@@ -93,15 +94,15 @@ def assemble(files: SplitFiles, config: DataConfig) -> Annotations:
             f"{count(len(val), 'clip')}."
         )
 
-    test = _split("test", files.test, files.clip)
+    test = split_of("test", files.test, files.clip)
     if repeated := len(test.captions) - len(set(test.captions)):
         notes.append(
             f"Test captions that repeat another one: {repeated} of {len(test.captions)}. Their ranks cannot all be 1."
         )
 
     return Annotations(
-        _split("train", train, files.clip),
-        _split("val", val, files.clip),
+        split_of("train", train, files.clip),
+        split_of("val", val, files.clip),
         test,
         notes=(*notes, *differing),
         counts=counts,
@@ -192,7 +193,7 @@ def clip_finder(
     Raises:
         UserError: the folder is missing.
     """
-    folder = config.video_folder
+    folder = video_folder(config)
     files = video_files(folder)
     known_names = Names(files)
 
@@ -200,15 +201,20 @@ def clip_finder(
         names = (video_id, without_video_suffix(video_id), *also(video_id))
         known = next(filter(None, map(known_names.find, names)), None)
         first, *others = [folder / f"{video_id}.mp4"] if known is None else files[known]
-        for other in others:
-            if other.parent != first.parent:
-                raise UserError(
-                    f"{folder} has two files of clip {video_id} in different folders, {first} and {other}; remove or "
-                    f"move one, or pass {flag('data.videos')} with the folder that is meant"
-                )
+        require_one_place(f"clip {video_id}", [first, *others], folder)
         return Clip(video_id, first, end=end)
 
     return clip
+
+
+def require_one_place(of: str, files: Sequence[Path], folder: Path) -> None:
+    """Raise a UserError where files of one clip, which `of` names, lie in several folders inside one."""
+    for other in files:
+        if other.parent != files[0].parent:
+            raise UserError(
+                f"{folder} has two files of {of} in different folders, {files[0]} and {other}; remove or move one, or "
+                f"pass {flag('data.videos')} with the folder that is meant"
+            )
 
 
 def check_root(config: DataConfig, holds: str) -> None:
@@ -219,7 +225,8 @@ def check_root(config: DataConfig, holds: str) -> None:
         )
 
 
-def _split(name: str, captions: Captions, clip: Callable[[str], Clip]) -> Split:
+def split_of(name: str, captions: Captions, clip: Callable[[str], Clip]) -> Split:
+    """A split of these clips, in order."""
     pairs = [(text, index) for index, texts in enumerate(captions.values()) for text in texts]
     clips = tuple(clip(video_id) for video_id in captions)
     return Split(name, clips, tuple(text for text, _ in pairs), tuple(index for _, index in pairs))

@@ -144,7 +144,9 @@ def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTok
     elif name is None and (counted := _tokenizer_beside(config.model.init_from, max_words, clean)):
         tokenizer = counted
     elif name is None:
-        tokenizer = word_tokenizer(load_annotations(config.data).train.captions, max_words, clean)
+        # A data set that is only encoded may have no training clips.
+        annotations = load_annotations(config.data)
+        tokenizer = word_tokenizer(annotations.train.captions or annotations.test.captions, max_words, clean)
     else:
         setting = "tokenizer" if name != config.model.clip else "clip"
         tokenizer = pretrained_tokenizer(name, max_words, setting=setting, clean=clean)

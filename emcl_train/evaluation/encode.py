@@ -1,5 +1,6 @@
 """Encode the clips and captions of a split."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor
 from emcl_train.config import RunConfig
 from emcl_train.data.annotations import Split
 from emcl_train.data.loader import caption_loader, clip_loader
-from emcl_train.errors import UserError
+from emcl_train.errors import NotFinite
 from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, on_device
 from emcl_train.models.features import squares_are_finite
+from emcl_train.processes import agreed, gather_lists, own_rows, rank_and_world
 from emcl_train.terminal import with_progress
 
 
@@ -45,47 +47,93 @@ def embed_split(
         device: where the model is.
 
     Raises:
-        UserError: a tower gives NaN or infinity; the first input it happened on is named.
+        NotFinite: a tower gives NaN or infinity; the first input it happened on is named.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        video = _encode_clips(model, split, config, device)
-        text = _encode_captions(model, split, tokenizer, config, device)
-    finally:
-        model.train(was_training)
-    return Embeddings(text, video, torch.tensor(split.caption_clip))
+    encoding = _Encoding(model, split, tokenizer, config, device)
+    clips, captions = encoding.parts(range(len(split.clips)), range(len(split.captions)))
+    return Embeddings(TextFeatures.cat(captions), VideoFeatures.cat(clips), torch.tensor(split.caption_clip))
 
 
-def _encode_clips(model: RetrievalModel, split: Split, config: RunConfig, device: torch.device | str) -> VideoFeatures:
-    parts = []
-    loader = clip_loader(split, config.data, batch_size=config.eval.batch_size)
-    for batch in with_progress(loader, f"Encode {split.name}: clips"):
-        part = model.encode_video(on_device(batch, device)).to("cpu")
+@torch.no_grad()
+def embed_split_together(
+    model: RetrievalModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str = "cpu"
+) -> Embeddings | None:
+    """`embed_split` by several processes, each of which encodes a part of the batches that one would encode.
 
-        # Padding is no frame, and whatever a tower makes of it is never read.
-        names = [split.clips[i].video_id for i in batch["index"].tolist()]
-        _require_finite(part.frames.masked_fill(~part.frame_mask[..., None], 0.0), "video", "clip", names)
-        parts.append(part)
-    return VideoFeatures.cat(parts)
+    Returns:
+        The same in the first process; None in the others.
+
+    Raises:
+        UserError: in every process, what one of them has met.
+    """
+    encoding = _Encoding(model, split, tokenizer, config, device)
+    rows = [own_rows(len(items), config.eval.batch_size) for items in (split.clips, split.captions)]
+    own_clips, own_captions = agreed(lambda: encoding.parts(*rows))
+
+    clips = gather_lists(own_clips)
+    captions = gather_lists(own_captions)
+    if clips is None or captions is None:
+        return None
+    return Embeddings(TextFeatures.cat(captions), VideoFeatures.cat(clips), torch.tensor(split.caption_clip))
 
 
-def _encode_captions(
-    model: RetrievalModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str
-) -> TextFeatures:
-    parts = []
-    loader = caption_loader(split, tokenizer, config.data, batch_size=config.eval.batch_size)
-    for batch in with_progress(loader, f"Encode {split.name}: captions"):
-        part = model.encode_text(on_device(batch, device)).to("cpu")
-        _require_finite(part.caption, "text", "caption", [split.captions[i] for i in batch["index"].tolist()])
-        parts.append(part)
-    return TextFeatures.cat(parts)
+@dataclass(frozen=True)
+class _Encoding:
+    """What a split is encoded with."""
+
+    model: RetrievalModel
+    split: Split
+    tokenizer: Any
+    config: RunConfig
+    device: torch.device | str
+
+    def parts(self, clips: range, captions: range) -> tuple[list[VideoFeatures], list[TextFeatures]]:
+        """Features of these clips and of these captions, batch by batch."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return self._clips(clips), self._captions(captions)
+        finally:
+            self.model.train(was_training)
+
+    def _clips(self, rows: range) -> list[VideoFeatures]:
+        if not rows:
+            return []
+        parts = []
+        config = self.config
+        loader = clip_loader(self.split, config.data, batch_size=config.eval.batch_size, rows=rows)
+        for batch in _with_progress(loader, f"Encode {self.split.name}: clips"):
+            part = self.model.encode_video(on_device(batch, self.device)).to("cpu")
+
+            # Padding is no frame, and whatever a tower makes of it is never read.
+            names = [self.split.clips[i].video_id for i in batch["index"].tolist()]
+            _require_finite(part.frames.masked_fill(~part.frame_mask[..., None], 0.0), "video", "clip", names)
+            parts.append(part)
+        return parts
+
+    def _captions(self, rows: range) -> list[TextFeatures]:
+        if not rows:
+            return []
+        parts = []
+        config = self.config
+        loader = caption_loader(self.split, self.tokenizer, config.data, batch_size=config.eval.batch_size, rows=rows)
+        for batch in _with_progress(loader, f"Encode {self.split.name}: captions"):
+            part = self.model.encode_text(on_device(batch, self.device)).to("cpu")
+            names = [self.split.captions[i] for i in batch["index"].tolist()]
+            _require_finite(part.caption, "text", "caption", names)
+            parts.append(part)
+        return parts
+
+
+def _with_progress(loader: Any, description: str) -> Iterable[Any]:
+    """A bar, in the first process alone."""
+    return with_progress(loader, description) if rank_and_world()[0] == 0 else loader
 
 
 def _require_finite(features: Tensor, tower: str, unit: str, names: list[str]) -> None:
     broken = [name for name, item in zip(names, features, strict=True) if not squares_are_finite(item)]
     if broken:
-        raise UserError(
+        raise NotFinite(
             f"the {tower} tower gave NaN, infinity, or numbers whose squares overflow, for {len(broken)} of "
             f"{len(names)} {unit}s of a batch, first for {broken[0]!r}; the weights have diverged: train again with a "
             "lower train.lr, or with train.precision no"

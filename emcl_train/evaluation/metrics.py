@@ -75,6 +75,55 @@ def video_to_text_best_rank(similarity: Float[Tensor, "Q G"], caption_clip: Int[
     return retrieval_metrics(video_to_text_ranks_by_rank(similarity, caption_clip))
 
 
+def chance(gallery: int) -> dict[str, float]:
+    """The metrics of a model that knows nothing, where one item of the gallery is right for each query.
+
+    The k first places are taken by k of G items, so that R@k is 100·k/G. This holds for captions that look for clips,
+    and on average over clips for sets of captions of any sizes (`video_to_text_best_similarity`): however much larger
+    some sets are, k of them have the k first places.
+
+    Raises:
+        ValueError: there is nothing to find.
+
+    Examples:
+        >>> chance(4)["R@1"], chance(4)["MdR"]
+        (25.0, 2.5)
+    """
+    if gallery < 1:
+        raise ValueError(f"chance: gallery is {gallery}, expected 1 or more items")
+    recalls = {f"R@{k}": 100.0 * min(k, gallery) / gallery for k in RECALL_AT}
+    return recalls | {"MdR": (gallery + 1) / 2, "MnR": (gallery + 1) / 2}
+
+
+def chance_of_best_rank(caption_clip: Int[Tensor, "Q"]) -> dict[str, float]:
+    """The same for `video_to_text_best_rank`: a clip with m of Q captions has m tries, and the first of them counts.
+
+    None of m captions is among the first k of Q in C(Q − m, k) of C(Q, k) orders; the best of m ranks is
+    (Q + 1) / (m + 1) on average. Clips are averaged over, and MdR is the median over all of them.
+
+    Raises:
+        ValueError: there are no captions.
+    """
+    captions = len(caption_clip)
+    if captions == 0:
+        raise ValueError("chance_of_best_rank: expected at least one caption, got none; the split has no queries")
+    owned = torch.bincount(caption_clip)
+    sizes, clips = owned[owned > 0].unique(return_counts=True)
+    share = clips.double() / clips.sum()
+
+    # The share of clips whose best rank is k or less, for each k from 0 on: a product over the places before.
+    k = torch.arange(captions, dtype=torch.float64)
+    left = ((captions - sizes[:, None] - k).clamp_min(0) / (captions - k)).cumprod(1)
+    within = torch.cat([torch.zeros(1, dtype=torch.float64), 1 - share @ left])
+
+    recalls = {f"R@{k}": 100.0 * within[min(k, captions)].item() for k in RECALL_AT}
+    # Of two ranks between which half of the clips lies, their mean. Rounding must not move a half.
+    lower = int((within >= 0.5 - 1e-12).nonzero()[0])
+    upper = int((within > 0.5 + 1e-12).nonzero()[0])
+    mean = (share * (captions + 1) / (sizes + 1)).sum().item()
+    return recalls | {"MdR": (lower + upper) / 2, "MnR": mean}
+
+
 def video_to_text_ranks_by_similarity(
     similarity: Float[Tensor, "Q G"], caption_clip: Int[Tensor, "Q"]
 ) -> Float[Tensor, "G"]:

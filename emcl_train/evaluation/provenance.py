@@ -8,12 +8,12 @@ from rich.markup import escape
 from torch import Tensor
 
 from emcl_train.config import RunConfig
-from emcl_train.data.features import FEATURES, TOWERS, read_features
+from emcl_train.data.features import TOWERS, read_features
 from emcl_train.data.provenance import changes, provenance
 from emcl_train.errors import UserError
 from emcl_train.models import CLIPTowers, RetrievalModel
 from emcl_train.runs.clip_config import clip_config_of_fields, numbers_in
-from emcl_train.runs.contents import load_environment
+from emcl_train.runs.contents import FEATURES, load_environment
 from emcl_train.runs.state import hash_of_tensors
 from emcl_train.terminal import say
 from emcl_train.weights.release import CLIP

@@ -15,13 +15,16 @@ from emcl_train.data.annotations import Split, require_made
 from emcl_train.data.cache import say_what_is_not_followed
 from emcl_train.data.loader import prepare
 from emcl_train.data.text import load_tokenizer
+from emcl_train.device import device as device_of_command
 from emcl_train.errors import UserError, of_input
-from emcl_train.evaluation.encode import Embeddings, embed_split
+from emcl_train.evaluation.encode import Embeddings, embed_split, embed_split_together
 from emcl_train.evaluation.on_features import without_towers
 from emcl_train.evaluation.provenance import frames_of, warn_of_frames
 from emcl_train.evaluation.similarities import bank_of, compare_bank, similarities
-from emcl_train.evaluation.table import Line, lines_of
+from emcl_train.evaluation.table import Line, chance_line, lines_of
 from emcl_train.models import RetrievalModel, build_model
+from emcl_train.processes import first_then_others, rank_and_world
+from emcl_train.recipes import SMOKE_TEST, is_smoke_test
 from emcl_train.runs.checksums import TRIES, identity_of
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import RESULTS, WEIGHTS, load_config
@@ -29,6 +32,7 @@ from emcl_train.runs.evaluations import Evaluation, place_for, set_aside, what_d
 from emcl_train.runs.files import require_free, require_no_link
 from emcl_train.runs.finished import epoch_of_weights, is_finished, weights_so_far
 from emcl_train.runs.lock import making, require_new, writing
+from emcl_train.runs.origin import ORIGIN, origin_of_run
 from emcl_train.runs.places import EVALUATIONS
 from emcl_train.runs.records import selection_of
 from emcl_train.runs.state import read_weights
@@ -43,10 +47,10 @@ def evaluate(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -
     """The lines of the table; the first is the one that the run is judged by.
 
     Raises:
-        UserError: similarities are NaN.
+        NotFinite: similarities are NaN, or EM refuses the features.
     """
-    scores = similarities(model, embeddings, config)
     with of_input("the model"):
+        scores = similarities(model, embeddings, config)
         return lines_of(scores, embeddings.caption_clip, config)
 
 
@@ -61,7 +65,8 @@ def evaluate_split(
     selection: str,
     bank: Split | None = None,
     device: torch.device | str = "cpu",
-) -> Evaluation:
+    together: bool = False,
+) -> Evaluation | None:
     """Evaluate a split.
 
     Args:
@@ -74,22 +79,30 @@ def evaluate_split(
         selection: how the weights were chosen, such as "validation R@1: epoch 3".
         bank: training queries for QB-Norm.
         device: where the model is.
+        together: whether several processes do this, each with a part of what is to be encoded.
+
+    Returns:
+        The evaluation; None in all processes but the first one.
 
     Raises:
-        UserError: a tower gives NaN or infinity, or similarities are NaN.
+        NotFinite: a tower gives NaN or infinity, or similarities are NaN.
     """
-    embeddings = embed_split(model, split, tokenizer, config, device)
-    scores = similarities(model, embeddings, config)
-    compared = None
-    if bank is not None:
-        compared = compare_bank(model, embeddings, embed_split(model, bank, tokenizer, config, device), config)
+    embed = embed_split_together if together else embed_split
+    embeddings = embed(model, split, tokenizer, config, device)
+    of_bank = None if bank is None else embed(model, bank, tokenizer, config, device)
+    if embeddings is None:
+        return None
+
     with of_input(f"the split {split.name}"):
+        scores = similarities(model, embeddings, config)
+        compared = None if of_bank is None else compare_bank(model, embeddings, of_bank, config)
         lines = lines_of(scores, embeddings.caption_clip, config, compared)
 
     results = {
         "recipe": config.recipe,
         "protocol": {name: getattr(config.data, name) for name in OF_THE_PROTOCOL},
         "rows": [asdict(line) for line in lines],
+        "chance": asdict(chance_line(embeddings.caption_clip, len(split.clips))),
         "split": split.name,
         "queries": len(split.captions),
         "gallery": len(split.clips),
@@ -116,6 +129,8 @@ class _Selected:
     selection: str
     unfinished: str
     """Which weights they are if the training has not ended, else ""."""
+    origin: dict[str, Any]
+    """Fingerprint and step of the weights, and the code that measures them."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +162,8 @@ def evaluate_run(
     Results of the run's own settings go into its folder, others into one of their own inside it, and so do all of a run
     that is not finished. Where other figures lie there already, they stay, and these go beside them.
 
+    Of several processes each encodes a part, and the first one does all else; at the end of a training it is alone.
+
     Args:
         run_dir: the folder.
         eval_config: settings in place of those the run has.
@@ -159,21 +176,26 @@ def evaluate_run(
         render: render the bundled set in the data set's folder if it is not there, since the user named that folder.
 
     Returns:
-        What results.json holds; the folder that it lies in.
+        What results.json holds; the folder that it lies in. In all processes but the first one, {} and the run's.
 
     Raises:
         UserError: the folder lacks a file, or the weights are not those of the configuration.
     """
-    if out is not None:
+    together = rank_and_world()[1] > 1 and not ends_training
+    first = not together or rank_and_world()[0] == 0
+    if out is not None and first:
         require_new(out)
     own = load_config(run_dir)
     config = _asked_config(own, eval_config, place, emcl, from_features)
     require_no_link(run_dir, EVALUATIONS)
 
     # Training has the run's folder already.
-    with making(out) if out is not None else nullcontext() if ends_training else writing(run_dir, deep=True):
+    lock = making(out) if out is not None else nullcontext() if ends_training else writing(run_dir, deep=True)
+    with lock if first else nullcontext():
         asked = _Asked(run_dir, own, config, _selected(run_dir, ends_training), split, from_features)
-        evaluation = _evaluated(asked, render)
+        evaluation = _evaluated(asked, render, together)
+        if evaluation is None:
+            return {}, run_dir
         if out is not None:
             require_free(out)  # again: another program may have been quicker
             folder = out
@@ -191,20 +213,22 @@ def evaluate_run(
     return evaluation.results, folder
 
 
-def _evaluated(asked: _Asked, render: bool) -> Evaluation:
-    """What the selected weights of a run give."""
+def _evaluated(asked: _Asked, render: bool, together: bool) -> Evaluation | None:
+    """What the selected weights of a run give; None in all of several processes but the first one."""
     run_dir = asked.run_dir
     config = asked.config
     state = asked.selected.weights
-    warn_of_frames(run_dir, config)
-    say_what_is_not_followed(asked.own.data, config.data)
+    if not together or rank_and_world()[0] == 0:
+        warn_of_frames(run_dir, config)
+        say_what_is_not_followed(asked.own.data, config.data)
     if config.from_features is None and not render:
         require_made(config.data)
-    annotations = prepare(config)
+    annotations = first_then_others(lambda: prepare(config)) if together else prepare(config)
     tokenizer = load_tokenizer(config, run_dir)
 
     model = build_model(config, tokenizer, clip_config=read_clip_config(run_dir))
-    notes = [*annotations.notes, *_start_bases(model, state, asked)]
+    smoke = [SMOKE_TEST] if is_smoke_test(asked.own) else []
+    notes = [*smoke, *annotations.notes, *_start_bases(model, state, asked)]
     if asked.selected.unfinished:
         notes.append(f"The run was not finished: its weights were those of {asked.selected.unfinished}.")
     if config.from_features is not None:
@@ -216,8 +240,8 @@ def _evaluated(asked: _Asked, render: bool) -> Evaluation:
             "The weights were trained with EMCL as a layer; at inference it runs with the settings given here."
         )
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return evaluate_split(
+    device = device_of_command()
+    evaluation = evaluate_split(
         model.to(device),
         getattr(annotations, asked.split),
         tokenizer,
@@ -227,7 +251,11 @@ def _evaluated(asked: _Asked, render: bool) -> Evaluation:
         selection=asked.selected.selection,
         bank=bank_of(annotations.train, config.eval.query_bank) if config.eval.query_bank else None,
         device=device,
+        together=together,
     )
+    if evaluation is None:  # in a process that helps the first one
+        return None
+    return replace(evaluation, results=evaluation.results | {ORIGIN: asked.selected.origin})
 
 
 def _selected(run_dir: Path, ends_training: bool) -> _Selected:
@@ -242,8 +270,9 @@ def _selected(run_dir: Path, ends_training: bool) -> _Selected:
         weights = read_weights(run_dir)
         selection = selection_of(run_dir, up_to=epoch_of_weights(run_dir))
         unfinished = "" if ends_training or is_finished(run_dir) else weights_so_far(run_dir)
+        origin = origin_of_run(run_dir, weights)
         if identity_of(path) == before:
-            return _Selected(weights, selection, unfinished)
+            return _Selected(weights, selection, unfinished, origin)
     raise UserError(f"the weights of {run_dir} are replaced again and again; wait until its training has ended")
 
 

@@ -6,15 +6,19 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from emcl_train.config import RunConfig
-from emcl_train.evaluation.metrics import text_to_video, video_to_text_best_rank, video_to_text_best_similarity
+from emcl_train.evaluation.metrics import (
+    chance,
+    chance_of_best_rank,
+    text_to_video,
+    video_to_text_best_rank,
+    video_to_text_best_similarity,
+)
 from emcl_train.evaluation.rerank import inverted_softmax, qb_norm
+from emcl_train.kinds import line_of
 
 Metrics = dict[str, float]
 
-# The name of the line that a run is judged by, for each `emcl.mode`; {} is the name of another head than EMCL-Net's.
-MAIN_LINE = {"train": "EMCL-Net", "inference": "EMCL at inference only", "off": "Trained without EMCL"}
-MAIN_LINE_OF_HEAD = {"train": "{} + EMCL", "inference": "{}, EMCL at inference only", "off": "{}"}
-MEAN_POOLING = {"mean": "CLIP4Clip meanP", "lstm": "CLIP4Clip seqLSTM", "transformer": "CLIP4Clip seqTransf"}
+CHANCE = "chance"
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,20 @@ def lines_of(
     return lines
 
 
+def chance_line(caption_clip: Int64[Tensor, "Q"], clips: int) -> Line:
+    """What a model that knows nothing has.
+
+    Args:
+        caption_clip: the clip of each caption.
+        clips: how many there are.
+    """
+    by_rank = chance_of_best_rank(caption_clip) if len(caption_clip) > clips else None
+    return Line(CHANCE, chance(clips), chance(clips), by_rank)
+
+
 def main_line(config: RunConfig) -> str:
     """The name of the line that a run is judged by."""
-    if config.model.head == "text-conditioned":
-        return MAIN_LINE[config.emcl.mode]
-    head = MEAN_POOLING[config.model.temporal] if config.model.head == "mean" else "WTI"
-    return MAIN_LINE_OF_HEAD[config.emcl.mode].format(head)
+    return line_of(config.model.head, config.model.temporal, config.emcl.mode)
 
 
 def _line(name: str, for_texts: Tensor, for_videos: Tensor, caption_clip: Tensor, note: str = "") -> Line:

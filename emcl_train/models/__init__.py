@@ -1,5 +1,6 @@
 """The retrieval model: CLIP's towers, temporal aggregation, and a similarity head with EMCL."""
 
+from emcl_train.models.ahead import look_ahead
 from emcl_train.models.clip import CLIPTowers, look_at_clip
 from emcl_train.models.features import BatchFeatures, TextFeatures, VideoFeatures, on_device
 from emcl_train.models.heads import TokenWiseHead
@@ -13,6 +14,7 @@ __all__ = [
     "TokenWiseHead",
     "VideoFeatures",
     "build_model",
+    "look_ahead",
     "look_at_clip",
     "on_device",
 ]

@@ -12,14 +12,22 @@ from transformers import CLIPConfig, CLIPModel
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.models.clip_file import Vocabulary, archive_config, archived_clip, configuration_of, look_at_file
-from emcl_train.models.clip_folder import pretrained_clip, require_clip
+from emcl_train.models.clip_file import (
+    Vocabulary,
+    archive_config,
+    archived_clip,
+    configuration_of,
+    look_at_file,
+    openai_sizes,
+)
+from emcl_train.models.clip_folder import clip_config_in, pretrained_clip, require_clip
 from emcl_train.models.features import widened
 from emcl_train.runs.clip_config import build_clip, clip_config_of_fields
 from emcl_train.weights.elsewhere import require_built_here
 from emcl_train.weights.files import read_state
 from emcl_train.weights.hub import require_places
 from emcl_train.weights.openai import PIXEL_MEAN, PIXEL_STD
+from emcl_train.weights.release import towers_in
 
 
 class CLIPTowers(nn.Module):
@@ -148,6 +156,16 @@ def _require_data(clip: CLIPModel, vocabulary: Vocabulary, image_size: int, max_
     """Raise a UserError where towers do not take the frames, the captions and the token ids of a run."""
     expected_size = clip.vision_model.config.image_size
     longest = clip.text_model.config.max_position_embeddings
+    require_inputs(expected_size, longest, image_size=image_size, max_words=max_words, source=source)
+    if vocabulary.size > clip.text_model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocabulary.size} tokens but the text tower of {source} knows "
+            f"{clip.text_model.config.vocab_size}; tokenizer and weights must come from the same checkpoint"
+        )
+
+
+def require_inputs(expected_size: int, longest: int, *, image_size: int, max_words: int, source: str) -> None:
+    """Raise a UserError where towers do not take frames of this size, or captions of so many tokens."""
     if image_size != expected_size:
         raise UserError(
             f"data.image_size is {image_size} but the vision tower of {source} takes {expected_size}; "
@@ -158,19 +176,18 @@ def _require_data(clip: CLIPModel, vocabulary: Vocabulary, image_size: int, max_
             f"data.max_words is {max_words} but the text tower of {source} takes at most {longest} tokens; "
             f"pass {flag('data.max_words')} {longest} or less"
         )
-    if vocabulary.size > clip.text_model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer has {vocabulary.size} tokens but the text tower of {source} knows "
-            f"{clip.text_model.config.vocab_size}; tokenizer and weights must come from the same checkpoint"
-        )
 
 
-def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> None:
+def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> dict[str, Any] | None:
     """Look at what `config.clip` and `config.init_from` name, before anything that takes time.
 
     Args:
         config: of the model.
         goes_on: whether a run goes on, which has found `init_from` good already.
+
+    Returns:
+        The sizes of the towers, as arguments of transformers' CLIPConfig; None where `config` itself says them, or
+        where a run goes on.
 
     Raises:
         UserError: there is no such thing, a file is damaged or holds no CLIP, or a folder is of another model.
@@ -178,15 +195,37 @@ def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> None:
     require_places(config)
     if config.init_from is not None:
         # The towers come from there, and `clip` only names the tokenizer.
-        if not goes_on:
-            require_built_here(read_state(config.init_from.expanduser()), config.init_from)
-        return
+        if goes_on:
+            return None
+        state = read_state(config.init_from.expanduser())
+        require_built_here(state, config.init_from)
+        towers = towers_in(state)
+        source = f"model.init_from {config.init_from}"
+        return openai_sizes(towers, source, heads=None, eos_token_id=0, pad_token_id=0) if towers else None
 
     path = Path(config.clip).expanduser()
     if path.is_file():
-        look_at_file(path, goes_on=goes_on)
-    elif config.clip != "random":
-        require_clip(config.clip, goes_on=goes_on)
+        return look_at_file(path, goes_on=goes_on)
+    if config.clip == "random":
+        return None
+    require_clip(config.clip, goes_on=goes_on)
+    return dict(clip_config_in(config.clip).to_dict())
+
+
+def require_random_sizes(config: ModelConfig, *, image_size: int) -> None:
+    """Raise a UserError where heads do not divide the width of a random CLIP, or patches the image."""
+    size = config.random_clip
+    if size.width % size.heads:
+        raise UserError(
+            f"model.random_clip.width is {size.width}, which model.random_clip.heads = {size.heads} does not divide; "
+            f"choose a width that is a multiple of the heads"
+        )
+    patch_size = size.patch_of(image_size)
+    if image_size % patch_size:
+        raise UserError(
+            f"data.image_size is {image_size}, which model.random_clip.patch_size = {patch_size} does not divide; "
+            f"choose an image size that is a multiple of the patch size"
+        )
 
 
 def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int, max_words: int) -> CLIPModel:
@@ -195,17 +234,8 @@ def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int,
     Raises:
         UserError: heads do not divide the width, or patches the image.
     """
+    require_random_sizes(config, image_size=image_size)
     size = config.random_clip
-    if size.width % size.heads:
-        raise UserError(
-            f"model.random_clip.width is {size.width}, which model.random_clip.heads = {size.heads} does not divide; "
-            f"choose a width that is a multiple of the heads"
-        )
-    if image_size % size.patch_size:
-        raise UserError(
-            f"data.image_size is {image_size}, which model.random_clip.patch_size = {size.patch_size} does not divide; "
-            f"choose an image size that is a multiple of the patch size"
-        )
 
     # Both towers are of one size.
     tower = {
@@ -222,5 +252,5 @@ def random_clip(config: ModelConfig, vocabulary: Vocabulary, *, image_size: int,
         "pad_token_id": vocabulary.pad_token_id,
         "bos_token_id": None,
     }
-    vision = {"image_size": image_size, "patch_size": size.patch_size}
+    vision = {"image_size": image_size, "patch_size": size.patch_of(image_size)}
     return build_clip(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=size.width))

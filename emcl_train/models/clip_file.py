@@ -69,20 +69,24 @@ class Vocabulary:
     pad_token_id: int
 
 
-def look_at_file(path: Path, *, goes_on: bool) -> None:
+def look_at_file(path: Path, *, goes_on: bool) -> dict[str, Any]:
     """Look at a file with OpenAI's names, before anything that takes time.
 
     Args:
         path: the file.
         goes_on: whether a run goes on, which has a record of its towers.
 
+    Returns:
+        The sizes of its towers, as arguments of transformers' CLIPConfig.
+
     Raises:
         UserError: it is damaged, holds no CLIP, or one that is not built here.
     """
     archive = read_archive(path, goes_on=goes_on)
-    openai_sizes(archive.weights, str(path), heads=None, eos_token_id=0, pad_token_id=0)
+    sizes = openai_sizes(archive.weights, str(path), heads=None, eos_token_id=0, pad_token_id=0)
     if not goes_on:
         archive.require_said()
+    return sizes
 
 
 def archived_clip(config: ModelConfig, vocabulary: Vocabulary, recorded: Mapping[str, Any] | None = None) -> CLIPModel:

@@ -105,10 +105,6 @@ class BatchFeatures(NamedTuple):
         """All of them, in the same order for features of the same model."""
         return [*self.text.tensors().values(), *self.video.tensors().values(), self.logit_scale]
 
-    def can_be_compared(self) -> bool:
-        """Whether all numbers are finite, and their squares too; the kernels refuse others."""
-        return all(squares_are_finite(value) for value in self.tensors())
-
 
 def squares_are_finite(features: Tensor) -> bool:
     """Whether features are finite, and so is the sum of their squares in float32, as lengths need it."""

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL, SimilarityStream, pooled_cosine_similarity, pooled_cosine_similarity_stream
 from emcl_train.config import ModelConfig
+from emcl_train.kinds import HEADS, class_of
 from emcl_train.models.em_features import AddUp, UnitRows, rows_similarity, rows_stream, unit_rows
 from emcl_train.models.features import TextFeatures, VideoFeatures, widened
 
@@ -25,12 +26,59 @@ class Pairs(NamedTuple):
     share: Float[Tensor, " P"]
 
 
-class TextConditionedHead(nn.Module):
+class Head(nn.Module):
+    """What a model asks of its head. `emcl_train/kinds.py` registers each one."""
+
+    needs_tokens = False
+    """Whether it compares every token of a caption, as its registration says."""
+    decorrelates = False
+    """Whether `train.decorrelation_weight` is for it; it then has `pairs`."""
+
+    @classmethod
+    def of_config(cls, config: ModelConfig, *, width: int) -> "Head":
+        """The head that these settings ask for.
+
+        Args:
+            config: of the model.
+            width: of the features.
+        """
+        raise NotImplementedError
+
+    def weigh_text(self, tokens: Float[Tensor, "A L D"], mask: Bool[Tensor, "A L"]) -> Float[Tensor, "A L"] | None:
+        """The share of each token in its caption, if the head learns that."""
+        return None
+
+    def weigh_video(self, frames: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F"] | None:
+        """The share of each frame in its clip, if the head learns that."""
+        return None
+
+    def pairs(self, text: TextFeatures, video: VideoFeatures) -> list[Pairs]:
+        """Rows that should agree channel by channel."""
+        raise NotImplementedError
+
+    def similarity(
+        self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, add_up: AddUp | None
+    ) -> Float[Tensor, "A B"]:
+        """Each caption with each clip; see `RetrievalModel.similarity`."""
+        raise NotImplementedError
+
+    def stream(
+        self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, em_block: int | None
+    ) -> SimilarityStream:
+        """Its rows in bounded memory; see `RetrievalModel.similarity_stream`."""
+        raise NotImplementedError
+
+
+class TextConditionedHead(Head):
     """EMCL-Net: frames are pooled for each text. EM runs over all pooled pairs and texts, then the cosine is taken."""
 
     def __init__(self, pooling_temperature: float) -> None:
         super().__init__()
         self.pooling_temperature = pooling_temperature
+
+    @classmethod
+    def of_config(cls, config: ModelConfig, *, width: int) -> "TextConditionedHead":
+        return cls(config.pooling_temperature)
 
     def similarity(
         self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, add_up: AddUp | None
@@ -53,7 +101,7 @@ class TextConditionedHead(nn.Module):
         return emcl.pooled_similarity_stream(*inputs, em_block=em_block, pooling_temperature=temperature)
 
 
-class RowHead(nn.Module):
+class RowHead(Head):
     """A head that compares unit rows of captions with unit rows of clips, one or several of each.
 
     EM runs over exactly those rows, padding left out; what it makes of them is brought to length one again.
@@ -87,6 +135,10 @@ class RowHead(nn.Module):
 class MeanHead(RowHead):
     """CLIP4Clip: the cosine of the text with the mean of the clip's unit frames."""
 
+    @classmethod
+    def of_config(cls, config: ModelConfig, *, width: int) -> "MeanHead":
+        return cls()
+
     def text_rows(self, text: TextFeatures) -> UnitRows:
         return UnitRows(normalize(text.caption, dim=-1).unsqueeze(1))
 
@@ -117,11 +169,18 @@ class TokenWiseHead(RowHead):
             is the best where all others are negative.
     """
 
+    needs_tokens = True
+    decorrelates = True
+
     def __init__(self, width: int, *, padding_counts: bool = False) -> None:
         super().__init__()
         self.of_padding = 0.0 if padding_counts else -torch.inf
         self.text_weight = weight_network(width)
         self.video_weight = weight_network(width)
+
+    @classmethod
+    def of_config(cls, config: ModelConfig, *, width: int) -> "TokenWiseHead":
+        return cls(width, padding_counts=config.wti_padding == "zero")
 
     def weigh_text(self, tokens: Float[Tensor, "A L D"], mask: Bool[Tensor, "A L"]) -> Float[Tensor, "A L"]:
         """The share of each token in its caption; they sum to one."""
@@ -213,13 +272,10 @@ def best(
     return greatest.masked_fill(greatest == -torch.inf, 0.0)
 
 
-Head = TextConditionedHead | MeanHead | TokenWiseHead
-
-
 def build_head(config: ModelConfig, *, width: int) -> Head:
     """The head of `config.head`."""
-    if config.head == "text-conditioned":
-        return TextConditionedHead(config.pooling_temperature)
-    if config.head == "mean":
-        return MeanHead()
-    return TokenWiseHead(width, padding_counts=config.wti_padding == "zero")
+    kind = HEADS[config.head]
+    head: Head = class_of(kind).of_config(config, width=width)
+    if head.needs_tokens != kind.tokens:
+        raise TypeError(f"kinds.py says tokens={kind.tokens} of {config.head!r}, and {kind.built_by} has another one")
+    return head

@@ -16,7 +16,7 @@ from emcl_train.flags import flag
 from emcl_train.models.clip import CLIPTowers, StoredTowers, build_towers
 from emcl_train.models.clip_file import Vocabulary
 from emcl_train.models.features import Batch, BatchFeatures, TextFeatures, VideoFeatures
-from emcl_train.models.heads import Head, TokenWiseHead, build_head
+from emcl_train.models.heads import Head, build_head
 from emcl_train.models.temporal import build_temporal
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.weights.elsewhere import as_runs_began
@@ -81,7 +81,7 @@ class RetrievalModel(nn.Module):
         """
         inputs = {name: batch[name] for name in self.towers.text_inputs}
 
-        if not isinstance(self.head, TokenWiseHead):
+        if not self.head.needs_tokens:
             caption, _ = self.towers.encode_text(**inputs, tokens=False)
             return TextFeatures(caption)
 
@@ -101,8 +101,6 @@ class RetrievalModel(nn.Module):
         mask = batch["frame_mask"]
         frames = self.temporal(self.towers.encode_frames(**inputs), mask)
 
-        if not isinstance(self.head, TokenWiseHead):
-            return VideoFeatures(frames, mask)
         return VideoFeatures(frames, mask, self.head.weigh_video(frames, mask))
 
     def forward(self, batch: Batch) -> BatchFeatures:
@@ -215,9 +213,16 @@ def build_emcl(config: EMCLConfig, *, width: int) -> EMCL:
     """
     if config.mode == "off":
         config = replace(config, num_bases=min(config.num_bases, width))
+    require_bases(config, width=width)
+    return EMCL(**config.of_layer())
+
+
+def require_bases(config: EMCLConfig, *, width: int) -> None:
+    """Raise a UserError where EMCL is on, and has more bases than the features are wide."""
+    if config.mode == "off":
+        return
     if not 1 <= config.num_bases <= width:
         raise UserError(
             f"emcl.num_bases is {config.num_bases}, expected 1 to {width}, the width of the features; "
             f"pass {flag('emcl.num_bases')} {min(32, width)}"
         )
-    return EMCL(**config.of_layer())

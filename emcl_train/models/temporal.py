@@ -8,16 +8,33 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
+from emcl_train.kinds import TEMPORALS, class_of
 
 
-class MeanAggregation(nn.Module):
+class Aggregation(nn.Module):
+    """What relates the frames of a clip. `emcl_train/kinds.py` registers each one."""
+
+    @classmethod
+    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> "Aggregation":
+        """The aggregation that these settings ask for; for the arguments see `build_temporal`."""
+        raise NotImplementedError
+
+    def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
+        raise NotImplementedError
+
+
+class MeanAggregation(Aggregation):
     """Frames as they come; the similarity pools them."""
+
+    @classmethod
+    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> "MeanAggregation":
+        return cls()
 
     def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
         return frames
 
 
-class LSTMAggregation(nn.Module):
+class LSTMAggregation(Aggregation):
     """One causal LSTM layer with a residual. Padding stands at the end, so no valid frame sees it.
 
     Padding keeps its features all the same, which text-conditioned pooling counts in its softmax.
@@ -32,6 +49,10 @@ class LSTMAggregation(nn.Module):
         self.lstm = nn.LSTM(width, width, batch_first=True)
         self.run_on = run_on
 
+    @classmethod
+    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> "LSTMAggregation":
+        return cls(width, run_on=config.lstm_padding == "run-on")
+
     def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
         hidden, _ = self.lstm(frames)
         if not self.run_on:
@@ -39,7 +60,7 @@ class LSTMAggregation(nn.Module):
         return frames + hidden
 
 
-class TransformerAggregation(nn.Module):
+class TransformerAggregation(Aggregation):
     """Transformer layers over the frames of a clip, with learned frame positions and a residual around all of it."""
 
     def __init__(
@@ -62,6 +83,32 @@ class TransformerAggregation(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, attendable)
         return frames + hidden
+
+    @classmethod
+    def of_config(
+        cls, config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int
+    ) -> "TransformerAggregation":
+        # As many heads and the same activation as the text tower, so that its layers fit.
+        text = clip.text_model.config
+        heads = text.num_attention_heads
+        if width % heads:
+            others = " or ".join(name for name, kind in TEMPORALS.items() if class_of(kind) is not cls)
+            raise UserError(
+                f"the temporal transformer is {width} wide, which the text tower's {heads} heads do not divide; "
+                f"pass --model.temporal {others}"
+            )
+
+        made = cls(
+            width,
+            layers=config.temporal_layers,
+            heads=heads,
+            hidden_act=text.hidden_act,
+            num_frames=num_frames,
+            eps=config.temporal_eps,
+        )
+        if config.clip != "random":
+            made.copy_text_layers(clip)
+        return made
 
     def copy_text_layers(self, clip: CLIPModel) -> bool:
         """Start from CLIP's first text layers and positions, if their sizes agree.
@@ -96,7 +143,7 @@ def layer_config(width: int, heads: int, hidden_act: str, eps: float) -> CLIPTex
     return config
 
 
-def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> nn.Module:
+def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> Aggregation:
     """The aggregation of `config.temporal`, the transformer initialised from `clip`'s text tower (the recipe).
 
     Args:
@@ -108,28 +155,5 @@ def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_fram
     Raises:
         UserError: the text tower's heads do not divide the width.
     """
-    if config.temporal == "mean":
-        return MeanAggregation()
-    if config.temporal == "lstm":
-        return LSTMAggregation(width, run_on=config.lstm_padding == "run-on")
-
-    # As many heads and the same activation as the text tower, so that its layers fit.
-    text = clip.text_model.config
-    heads = text.num_attention_heads
-    if width % heads:
-        raise UserError(
-            f"the temporal transformer is {width} wide, which the text tower's {heads} heads do not divide; "
-            f"pass --model.temporal mean or lstm"
-        )
-
-    temporal = TransformerAggregation(
-        width,
-        layers=config.temporal_layers,
-        heads=heads,
-        hidden_act=text.hidden_act,
-        num_frames=num_frames,
-        eps=config.temporal_eps,
-    )
-    if config.clip != "random":
-        temporal.copy_text_layers(clip)
-    return temporal
+    made: Aggregation = class_of(TEMPORALS[config.temporal]).of_config(config, clip, width=width, num_frames=num_frames)
+    return made

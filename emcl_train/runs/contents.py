@@ -10,7 +10,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from emcl_train.config import BEFORE, RECIPES_BEFORE, RunConfig, differing_settings, flattened
+from emcl_train.config import BEFORE, DEFAULTS_BEFORE, RECIPES_BEFORE, RunConfig, differing_settings, flattened
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES
 from emcl_train.runs.files import JOURNAL, PARTIAL, json_if_whole, read_json, write_json_atomic
@@ -23,9 +23,13 @@ CLIP_CONFIG = "clip_config.json"
 """Of the towers, in transformers' format: a run is evaluated without the checkpoint that it started from."""
 TOKENIZER = "tokenizer.json"
 WEIGHTS, STATE = "model.safetensors", f"{STATE_FOLDER}/latest.pt"
+FEATURES = "features.json"
+"""What a folder of features is known by, and what made them."""
 RESULTS, QUERIES, EMBEDDINGS, REPORT = "results.json", "queries.json", "embeddings.safetensors", "report.html"
 FINISHED = "finished.json"
 """Written when a run's training has ended and its figures are there."""
+SEEDS = "seeds.json"
+"""In a folder of runs with different seeds, how many there are to be, and which is the first."""
 EVALUATION = "evaluation.json"
 """In each folder of an evaluation with other settings, the file that names the run."""
 
@@ -59,6 +63,17 @@ def seed_folders(path: Path) -> list[Path]:
     """The run folders in a folder of seeds, by seed; none where `path` is no such folder."""
     found = [entry for entry in path.iterdir() if SEED_FOLDER.fullmatch(entry.name)] if path.is_dir() else []
     return sorted(found, key=lambda entry: int(entry.name.removeprefix("seed-")))
+
+
+def planned_seeds(path: Path) -> tuple[int, int]:
+    """The first seed of a folder of seeds, and how many there are to be; of an older folder, those that are there."""
+    there = [int(folder.name.removeprefix("seed-")) for folder in seed_folders(path)]
+    first, seeds = there[0], there[-1] - there[0] + 1
+    record = json_if_whole(path / SEEDS)
+    planned = record if isinstance(record, dict) else {}
+    if type(planned.get("first")) is int and type(planned.get("seeds")) is int and 1 <= planned["seeds"] <= 10**6:
+        first, seeds = planned["first"], planned["seeds"]
+    return first, seeds
 
 
 def require_run(run_dir: Path) -> None:
@@ -152,11 +167,22 @@ def as_started(config: RunConfig) -> RunConfig:
     usual = flattened(asdict(RECIPES[config.recipe]())) if config.recipe in RECIPES else {}
     saved = json_if_whole(path)
     before = _settings_before(saved)
+    there = flattened(saved) if isinstance(saved, dict) else {}
     if before:
-        there = flattened(saved) if isinstance(saved, dict) else {}
         changed = RECIPES_BEFORE.get(config.recipe, {})
         before |= {name: value for name, value in changed.items() if there.get(name) == value}
+    before |= {name: value for name, value in DEFAULTS_BEFORE.items() if there.get(name) == value}
     return with_settings(config, {name: old for name, old in before.items() if settings[name] == usual.get(name)})
+
+
+def kept_from_before(run_dir: Path) -> list[str]:
+    """Settings that are younger than a run, whose old values it keeps in place of its recipe's, in words."""
+    config = load_config(run_dir)
+    if config.recipe not in RECIPES:
+        return []
+    usual = RECIPES[config.recipe]()
+    before = _settings_before(json_if_whole(run_dir / CONFIG))
+    return differing_settings(with_settings(usual, before), usual)
 
 
 def _settings_before(saved: Any) -> dict[str, Any]:

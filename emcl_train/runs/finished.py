@@ -55,7 +55,7 @@ def read_mark(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / FINISHED
     if not path.exists():
         return None
-    return dict(read_json(path, "remove it, and let `emcl-train train RECIPE --resume` write it again", keys=()))
+    return dict(read_json(path, f"remove it, and let `emcl-train resume {run_dir}` write it again", keys=()))
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -101,7 +101,7 @@ def require_finished(run_dir: Path) -> None:
     if run_of(run_dir) is None and not is_finished(run_dir):
         raise UserError(
             f"{run_dir} is not the folder of a finished run: it has no {FINISHED}, which training writes last; go on "
-            f"with it by `emcl-train train RECIPE --resume`, or evaluate it so far: `emcl-train eval {run_dir}`"
+            f"with it by `emcl-train resume {run_dir}`, or evaluate it so far: `emcl-train eval {run_dir}`"
         )
 
 

@@ -20,13 +20,15 @@ from emcl_train.runs.contents import (
     QUERIES,
     RESULTS,
     load_config,
+    load_environment,
     require_run,
     run_of,
 )
 from emcl_train.runs.files import read_json
 from emcl_train.runs.likeness import ANY, Number, Optional, like_of, may_lack, unlike
 from emcl_train.runs.lock import settle
-from emcl_train.runs.records import read_records, record_error
+from emcl_train.runs.origin import IN_ORIGIN, ORIGIN
+from emcl_train.runs.records import read_records, record_error, selection_of
 from emcl_train.runs.state import read_tensors
 
 SHARE = Number(0, 100 + 1e-6)
@@ -49,8 +51,10 @@ IN_RESULTS = {
     "recipe": Optional(str),
     "protocol": Optional(dict),
     "emcl": Optional(dict),
+    "chance": Optional(ROW),
     "left_out": Optional({ANY: str}),
     "notes": Optional([str]),
+    ORIGIN: Optional(IN_ORIGIN),
 }
 """What a report needs of results.json."""
 IN_EMCL = like_of(EMCLConfig)
@@ -112,10 +116,10 @@ def load_run(run_dir: Path) -> Run:
     if missing:
         what = f"{run_dir} is not the folder of a finished run: {', '.join(missing)} missing"
         if RESULTS in missing and (run_dir / CONFIG).is_file() and not (run_dir / FINISHED).exists():
-            raise UserError(f"{what}; `emcl-train train RECIPE --resume` goes on with it, and writes them at its end")
+            raise UserError(f"{what}; `emcl-train resume {run_dir}` goes on with it, and writes them at its end")
         raise UserError(
             f"{what}; {_writer(run_dir / missing[0])} writes {missing[0]} (a run that was stopped goes on with "
-            f"`emcl-train train RECIPE --resume`)"
+            f"`emcl-train resume {run_dir}`)"
         )
 
     config = load_config(run_dir)
@@ -138,6 +142,22 @@ def load_run(run_dir: Path) -> Run:
     )
     _require_one_evaluation(run)
     return run
+
+
+def load_so_far(run_dir: Path) -> Run:
+    """Read the folder of a run that has no figures yet: its settings and its curves, as far as there are any.
+
+    Returns:
+        The run, without queries and tensors; of results it has how its weights are chosen, and no rows.
+
+    Raises:
+        UserError: it holds no run, or a file is damaged.
+    """
+    config = load_config(run_dir)
+    path = run_dir / METRICS
+    records = _checked(read_records(path), path) if path.is_file() else []
+    results = {"selection": selection_of(run_dir), "rows": []}
+    return Run(run_dir, config, load_environment(run_dir), records, results, [], [], {})
 
 
 def _require_one_evaluation(run: Run) -> None:

@@ -73,6 +73,9 @@ def without_locks() -> Iterator[None]:
 class BusyError(UserError):
     """Another process writes there."""
 
+    writer: "Writer | None" = None
+    """Which one."""
+
 
 @dataclass(frozen=True)
 class Writer:
@@ -228,6 +231,17 @@ def require_quiet(folder: Path, *, here: bool = False) -> None:
     """
     for held in (folder, *_around(folder)):
         _Record(held / RECORD, held).require_free(here=here)
+
+
+def writer_of(folder: Path) -> Writer | None:
+    """Who writes into a folder, or into one that stands for it: this process too. None: nobody, as far as is known."""
+    try:
+        require_quiet(folder)
+    except BusyError as error:
+        return error.writer
+    except UserError:  # something is in the way of records, which whoever writes will say
+        return None
+    return None
 
 
 def settle(folder: Path) -> None:
@@ -430,7 +444,9 @@ class _Record:
     def _busy(self, writer: Writer, *, certain: bool) -> BusyError:
         another = f"choose another folder with {flag('out')}" if takes("out") else "pass another folder"
         gone = "" if certain else f"; if that process has ended, remove {self.path}"
-        return BusyError(f"another process writes to {self.what}: {writer}; wait for it, or {another}{gone}")
+        error = BusyError(f"another process writes to {self.what}: {writer}; wait for it, or {another}{gone}")
+        error.writer = writer
+        return error
 
     def _in_the_way(self, why: str) -> UserError:
         return UserError(

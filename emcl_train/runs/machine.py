@@ -12,6 +12,8 @@ ENDED = ("Z", "X")
 """States of a process that has ended, and whose parent has not asked for its exit code yet."""
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Variables in which torchrun and the kinds of mpirun tell a process its number, in accelerate's order."""
+COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Variables in which they tell it how many there are."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ def is_first_process() -> bool:
     """Whether this is the first of the processes that a launcher has started, or the only one."""
     numbers = (os.environ[name] for name in RANKS if os.environ.get(name, "").isdecimal())
     return int(next(numbers, "0")) == 0
+
+
+def process_count() -> int:
+    """How many processes a launcher has started, this one being one of them; 1 without a launcher."""
+    counts = (os.environ.get(count, "") for rank, count in zip(RANKS, COUNTS, strict=True) if rank in os.environ)
+    return int(next((count for count in counts if count.isdecimal()), "1"))
 
 
 def started(process: int) -> str:

@@ -10,6 +10,10 @@ from emcl_train.runs.contents import METRICS
 
 SELECTED_BY = {"val": "validation", "test": "TEST SET (which makes the figures too high)"}
 """What a table says of the split that an epoch was selected on."""
+LAST = "the last epoch"
+"""How `selection_of` begins where no figure chose."""
+MEASURED = ("seconds", "clips_per_second", "memory_bytes")
+"""What a step's record has of the machine: two runs of the same configuration differ in these alone."""
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -34,7 +38,7 @@ def record_error(path: Path, number: int, wrong: object) -> UserError:
     """What to say of a line that is no record."""
     return UserError(
         f"{path}, line {number}, is not readable as a record ({wrong}); remove that line, or go on with "
-        "`emcl-train train RECIPE --resume`, which cuts the file back to the last full state"
+        f"`emcl-train resume {path.parent}`, which cuts the file back to the last full state"
     )
 
 
@@ -44,8 +48,13 @@ def epoch_in(selection: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def weights_sentence(selection: str) -> str:
+    """What stands under a table of how the weights were chosen, as `selection_of` says it."""
+    return f"Weights of {selection}." if selection.startswith(LAST) else f"Weights chosen by {selection}."
+
+
 def selection_of(run_dir: Path, *, up_to: int | None = None) -> str:
-    """How the weights of a run were chosen: the first epoch with the best text→video R@1.
+    """How the weights of a run were chosen: the first epoch with the best text→video R@1, or the last one.
 
     Args:
         run_dir: the run.
@@ -59,12 +68,18 @@ def selection_of(run_dir: Path, *, up_to: int | None = None) -> str:
 
     try:
         counted = [record for record in validations if up_to is None or int(record["epoch"]) <= up_to]
-        best = max(counted or validations, key=lambda record: float(record["text_to_video"]["R@1"]))
+        counted = counted or validations
+        if counted[-1].get("selects", True) is False:
+            last = counted[-1]
+            clips = int(last["clips"])
+            few = f"{clips} validation clip{' is' if clips == 1 else 's are'} too few to choose by"
+            return f"{LAST}, since {few}: epoch {int(last['epoch'])}"
+        best = max(counted, key=lambda record: float(record["text_to_video"]["R@1"]))
         return f"{SELECTED_BY[best.get('split', 'val')]} text→video R@1: epoch {int(best['epoch'])}"
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} has a validation that is damaged ({type(error).__name__}: {error}); copy it again, or go on with "
-            "`emcl-train train RECIPE --resume`, which cuts the file back to the last full state"
+            f"`emcl-train resume {path.parent}`, which cuts the file back to the last full state"
         ) from error
 
 

@@ -66,7 +66,7 @@ def read_weights(run_dir: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(
             f"{run_dir} has no {WEIGHTS} yet, which holds the weights of the best epoch; let the training run finish "
-            "an epoch, or go on with it by `emcl-train train RECIPE --resume`"
+            f"an epoch, or go on with it by `emcl-train resume {run_dir}`"
         )
     weights = read_tensors(path, "copy it again, or train again")
     require_weights_of_the_end(run_dir, compared=True)
@@ -105,6 +105,8 @@ class TrainingState:
     """States of the generators of python, numpy and torch."""
     steps: dict[str, Any] = field(default_factory=dict)
     """What the pairs of its steps follow from; {} in a state that is older than this record."""
+    chooses: bool = True
+    """Whether validation chooses the epoch, as it always did when states did not say so; else the last one is kept."""
 
 
 def save_state(run_dir: Path, state: TrainingState) -> None:

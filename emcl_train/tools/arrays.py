@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from emcl_train.errors import UserError
+from emcl_train.extras import sentence_on
 from emcl_train.flags import flag
 from emcl_train.reading.archives import most_bytes
 from emcl_train.reading.arrays import open_npy, read_npz
@@ -37,38 +38,46 @@ class Embeddings:
     path: Path
     name: str | None
     """Of the array in its file; None where the file holds one array without a name."""
+    written_as: str = ""
+    """A name whose suffix is the format that rows which were made from those of a file are written in."""
+
+    @property
+    def suffix(self) -> str:
+        """The format that the rows are written in: that of the source, unless `written_as` says another one."""
+        return Path(self.written_as or self.path).suffix
 
     def target(self, folder: Path, stem: str) -> Path:
         """Where `write` puts the refined rows: `stem` with the suffix of the source."""
-        return folder / f"{stem}{self.path.suffix}"
+        return folder / f"{stem}{self.suffix}"
 
-    def write(self, folder: Path, stem: str, refine: Callable[..., Any]) -> Path:
+    def write(self, folder: Path, stem: str, refine: Callable[..., Any], width: int | None = None) -> Path:
         """Refined rows in the format, dtype and under the array's name that they came with, in place of what was there.
 
         Args:
             folder: where to write.
             stem: name of the file without its suffix.
             refine: called with the rows, and with `out` if they can be written as they are made.
+            width: of refined rows; None: as they came.
 
         Returns:
             The file, `target`.
         """
         target = self.target(folder, stem)
         with whole(target) as partial:
-            self._write(partial, target, refine)
+            self._write(partial, target, refine, width or self.rows.shape[1])
         return target
 
-    def _write(self, path: Path, target: Path, refine: Callable[..., Any]) -> None:
-        if self.path.suffix == ".npy":
-            shape, dtype = self.rows.shape, self.rows.dtype
+    def _write(self, path: Path, target: Path, refine: Callable[..., Any], width: int) -> None:
+        if self.suffix == ".npy":
+            shape, dtype = (len(self.rows), width), self.rows.dtype
             way_out = f"free some space there, or choose another folder with {flag('out')}"
             out = new_mapped(path, shape, dtype, what=target, way_out=way_out)
             refine(self.rows, out=out)
             out.flush()
-        elif self.path.suffix == ".npz":
+        elif self.suffix == ".npz":
             with path.open("wb") as file:  # to a name that does not end in .npz NumPy adds it
                 np.savez(file, **{self.name or "embeddings": refine(self.rows)})
-        elif self.path.suffix == ".safetensors":
+        elif self.suffix == ".safetensors":
             save_file({self.name or "embeddings": refine(self.rows)}, path)
             give_usual_mode(path)
         else:
@@ -184,7 +193,10 @@ def _write_column(source: Path, path: Path, name: str, rows: np.ndarray) -> None
     table = pq.read_table(source)
     field = table.schema.field(name)
     column = column_of(pa, field.type, [len(chunk) for chunk in table.column(name).chunks], rows)
-    pq.write_table(table.set_column(table.schema.get_field_index(name), field.with_type(column.type), column), path)
+    table = table.set_column(table.schema.get_field_index(name), field.with_type(column.type), column)
+    if column.type != field.type and table.schema.metadata:  # where another library notes the widths of columns
+        table = table.replace_schema_metadata({k: v for k, v in table.schema.metadata.items() if k != b"huggingface"})
+    pq.write_table(table, path)
 
 
 def column_of(pa: Any, kind: Any, lengths: list[int], rows: np.ndarray) -> Any:
@@ -229,7 +241,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError("parquet files need the package pyarrow; pip install pyarrow, or 'emcl[train]'") from error
+        raise UserError(f"parquet files need the package pyarrow; {sentence_on(['pyarrow'], 'train')}") from error
     return pyarrow.parquet, pyarrow
 
 

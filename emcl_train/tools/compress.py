@@ -39,7 +39,7 @@ from emcl_train.runs.files import (
     write_json_atomic,
 )
 from emcl_train.runs.lock import writing
-from emcl_train.terminal import console_of
+from emcl_train.terminal import console_of, warn
 from emcl_train.tools.ledger import COPIES, Ledger
 
 ANNOTATIONS = {".json", ".jsonl", ".csv", ".txt", ".pkl"}
@@ -126,13 +126,13 @@ def compress(
         ledger.close()
 
     for path in twins:
-        console.print(f"left out, since a file beside it has the same name: {escape(str(path))}", soft_wrap=True)
+        warn(f"left out, since a file beside it has the same name: {escape(str(path))}", console)
     for name, reason in broken.items():
         kept = "; the copy of what it was before stays" if name in outcome.kept else ""
-        console.print(f"[red]{escape(name)} cannot be decoded: {escape(reason)}{kept}[/red]", soft_wrap=True)
+        warn(f"[red]{escape(name)} cannot be decoded: {escape(reason)}{kept}[/red]", console)
     for name, trouble in outcome.troubles.items():
         kept = ", the copy that was there stays" if name in outcome.kept else ""
-        console.print(f"[yellow]{escape(name)} cannot be read now: {escape(trouble)}{kept}[/yellow]", soft_wrap=True)
+        warn(f"[yellow]{escape(name)} cannot be read now: {escape(trouble)}{kept}[/yellow]", console)
     lacking = len(broken) + len(outcome.troubles)
     console.print(
         f"{len(jobs) - lacking} of {len(jobs)} videos are in {escape(str(out))}"
@@ -141,6 +141,40 @@ def compress(
         soft_wrap=True,
     )
     return 1 if lacking else 0
+
+
+def plan_of_copies(folder: Path, out: Path, fps: float, short_side: int, console: Console | None = None) -> int:
+    """Say what `compress` would do; nothing is decoded or written.
+
+    Args:
+        folder: as of `compress`.
+        out: likewise.
+        fps: likewise.
+        short_side: likewise.
+        console: where to print.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: as of `compress`, before it decodes.
+    """
+    console = console_of(console)
+    settings = Settings(fps, short_side)
+    _check(folder, out, settings)
+    if out.is_dir():
+        _check_manifest(out, settings)
+    jobs, twins = _jobs(folder, out)
+    there = sum(job.target.is_file() for job in jobs)
+    taken = sum(job.source.stat().st_size for job in jobs)
+    for line in (
+        f"videos: {len(jobs)} in {folder}, {taken / 1e6:.1f} MB; {there} have a copy",
+        f"folder: {out}, at {fps:g} frames/s, short side {short_side}",
+        *(f"left out, since a file beside it has the same name: {path}" for path in twins),
+        "nothing was written, and no video was decoded",
+    ):
+        console.print(escape(line), soft_wrap=True, highlight=False)
+    return 0
 
 
 def compress_video(

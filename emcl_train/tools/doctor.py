@@ -18,7 +18,9 @@ from emcl_train.config import MAX_PIXELS, DataConfig
 from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, visible_files
 from emcl_train.data.annotations import Annotations, Clip, Split, read_annotations
 from emcl_train.data.cache import only_remembered, place_of
+from emcl_train.data.cache_use import use_cache
 from emcl_train.data.container import VideoError, VideoInfo, check_packets, probe
+from emcl_train.data.layouts import video_folder
 from emcl_train.data.loader import in_parallel
 from emcl_train.data.opening import fingerprint, not_settled
 from emcl_train.data.outside import outside
@@ -26,13 +28,16 @@ from emcl_train.data.passing import OF_THE_MACHINE, passing
 from emcl_train.data.timeline import MissingFile, Timeline
 from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
-from emcl_train.recipes import load_recipe
+from emcl_train.recipes import RECIPES, load_recipe
 from emcl_train.runs.files import require_folder, write_json_atomic
 from emcl_train.runs.lock import making
-from emcl_train.terminal import console_of
+from emcl_train.terminal import console_of, is_watched, warn
 
 LONGEST_TABLE = 200
 """Clips up to which the table shows all of them, and above which only the damaged ones."""
+
+WIDEST = 4096
+"""Columns of a line in a log file or a pipe."""
 
 LONG_STILL = 60.0
 """Seconds from which on a frame that is shown for more than half of a film is remarked on."""
@@ -169,14 +174,18 @@ def run_doctor(
     with only_remembered("everything found") if json_path is None else making(json_path):
         path = json_path or place_of("doctor.json", config)
         write_json_atomic(path, report.to_json())
+        use_cache(config)
         console.print(f"everything found: {escape(str(path))}", soft_wrap=True)
     return report.exit_code
 
 
 def config_of(name: str, root: Path) -> DataConfig:
     """What a recipe, or the recipe of a layout, reads."""
-    recipe = "msrvtt-9k" if name == "msrvtt" else name
-    return replace(load_recipe(recipe).data, root=root)
+    if name not in RECIPES:
+        # A layout has the settings of its first recipe.
+        name = next((recipe for recipe, make in RECIPES.items() if make().data.layout == name), name)
+    data = load_recipe(name).data if name in RECIPES else DataConfig(layout=name)
+    return replace(data, root=root)
 
 
 def examine(config: DataConfig, *, deep: bool = False) -> Report:
@@ -198,9 +207,9 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
                 places.setdefault(clip, []).append(name)
         report.counts = list(annotations.counts)
         report.notes = list(annotations.notes)
-    named = {clip.path for clip in places}
-    folder = config.video_folder
-    clips = [*places, *(clip for clip in _clips_in_folder(folder) if clip.path not in named)]
+    named = {os.path.realpath(clip.path) for clip in places}  # annotations may name them by other paths
+    folder = video_folder(config)
+    clips = [*places, *(clip for clip in _clips_in_folder(folder) if os.path.realpath(clip.path) not in named)]
     if not clips:
         report.problems.append(f"There are no clips: {folder} holds no {', '.join(VIDEO_SUFFIXES)} file.")
 
@@ -276,14 +285,15 @@ def print_report(report: Report, name: str, console: Console) -> None:
 
     # Tables; of a large set, only the clips that are damaged.
     if report.splits:
-        console.print(_split_table(report.splits))
+        _print_table(_split_table(report.splits), console)
     shown = report.clips if len(report.clips) <= LONGEST_TABLE else [*damaged, *report.unread]
     if shown:
-        console.print(_clip_table(shown))
+        _print_table(_clip_table(shown), console)
     if len(shown) < len(report.clips):
         kinds = Counter(f"{d.info.codec} in {d.info.container}" for d in report.clips if d.info)
         listed = ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
-        console.print(f"The table shows damaged clips only. All {len(report.clips)}: {escape(listed)}.")
+        text = f"The table shows damaged clips only. All {len(report.clips)}: {escape(listed)}."
+        console.print(text, soft_wrap=True)
 
     # Sentences.
     for sentence in dict.fromkeys([*report.counts, *report.notes]):
@@ -292,34 +302,32 @@ def print_report(report: Report, name: str, console: Console) -> None:
         if clip.remark is not None:
             console.print(escape(f"{clip.video_id}: {clip.remark} [{clip.path}]"), soft_wrap=True)
     for problem in report.problems:
-        console.print(f"[red]{escape(problem)}[/red]", soft_wrap=True)
+        warn(f"[red]{escape(problem)}[/red]", console)
     for clip in damaged:
         where = ", ".join(clip.splits) or "not annotated"
         line = f"{clip.video_id} ({where}) cannot be decoded: {clip.reason} [{clip.path}]"
-        console.print(f"[red]{escape(line)}[/red]", soft_wrap=True)
+        warn(f"[red]{escape(line)}[/red]", console)
 
     for clip in report.unread:
         where = ", ".join(clip.splits) or "not annotated"
         line = f"{clip.video_id} ({where}) could not be examined: {clip.trouble} [{clip.path}]"
-        console.print(f"[yellow]{escape(line)}[/yellow]", soft_wrap=True)
+        warn(f"[yellow]{escape(line)}[/yellow]", console)
 
     # The verdict.
     total = len(report.clips)
     unread = len(report.unread)
     if unread:
-        console.print(
-            f"{count(unread, 'clip')} could not be examined: {OF_THE_MACHINE}. When that is over, examine again.",
-            soft_wrap=True,
-        )
+        text = f"{count(unread, 'clip')} could not be examined: {OF_THE_MACHINE}. When that is over, examine again."
+        warn(text, console)
     does = "decode" if report.deep else "are whole"
     if damaged:
         missing = sum(clip.missing for clip in damaged)
-        console.print(
+        warn(
             f"{total - len(damaged) - unread} of {total} clips {does}; "
             f"{missing} {'is' if missing == 1 else 'are'} missing, "
             f"{len(damaged) - missing} damaged. Replace the files, or leave them out: "
             "`emcl-train train … --data.on-bad-video skip`.",
-            soft_wrap=True,
+            console,
         )
     elif total and not unread:
         console.print(f"All {total} clips of {escape(str(report.root))} ({name}) {does}.", soft_wrap=True)
@@ -367,13 +375,27 @@ def _split_table(splits: dict[str, Summary]) -> Table:
     return table
 
 
+def _print_table(table: Table, console: Console) -> None:
+    """Print a table: on a terminal in its width, elsewhere each row in one line, whatever its length."""
+    if is_watched(console):
+        console.print(table)
+        return
+    before = console.width
+    console.width = WIDEST
+    try:
+        console.print(table)
+    finally:
+        console.width = before
+
+
 def _clip_table(clips: list[Diagnosis]) -> Table:
-    table = Table()
-    for name in ("clip", "split", "codec"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("clip", overflow="fold")
+    for name in ("split", "codec"):
         table.add_column(name)
     for name in ("size", "frames/s", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("whole")
+    table.add_column("whole", no_wrap=True)
     for clip in clips:
         cells = ["", "", "", ""]
         if info := clip.info:

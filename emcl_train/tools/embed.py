@@ -1,5 +1,6 @@
 """Encode a data set's frames and captions once, into a folder that runs train and evaluate from."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,23 +10,27 @@ from rich.console import Console
 from torch import Tensor
 
 from emcl_train.config import RunConfig, check_config
-from emcl_train.data.annotations import require_made
-from emcl_train.data.clips import Split
-from emcl_train.data.features import BINARY, FEATURES, SPLITS, TOWERS, VERSION, settings_of_features
+from emcl_train.data.annotations import load_annotations, require_made
+from emcl_train.data.clips import Annotations, Split
+from emcl_train.data.features import BINARY, SPLITS, TOWERS, VERSION, settings_of_features
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
 from emcl_train.data.text import CaptionTokenizer, load_tokenizer
+from emcl_train.device import device as device_of_command
 from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import clip_config_of, frames_of, hash_of_towers
-from emcl_train.models import RetrievalModel, build_model, look_at_clip
+from emcl_train.kinds import HEADS
+from emcl_train.models import RetrievalModel, build_model, look_ahead
+from emcl_train.recipes import SMOKE_TEST, is_smoke_test
 from emcl_train.runs.checksums import note_all
 from emcl_train.runs.clip_config import read_clip_config
-from emcl_train.runs.contents import TOKENIZER
+from emcl_train.runs.contents import FEATURES, TOKENIZER
 from emcl_train.runs.files import require_free, whole_folder, write_json_atomic
 from emcl_train.runs.finished import say_if_unfinished
 from emcl_train.runs.lock import making
-from emcl_train.runs.mapped import new_mapped
-from emcl_train.runs.state import read_weights, save_tensors_atomic
-from emcl_train.terminal import console_of, with_progress
+from emcl_train.runs.mapped import GIGABYTE, new_mapped
+from emcl_train.runs.state import save_tensors_atomic
+from emcl_train.terminal import console_of, warn, with_progress
+from emcl_train.tools.export import whole_weights
 from emcl_train.training.start import seed_everything
 from emcl_train.weights.keys import put_weights
 
@@ -60,19 +65,30 @@ def embed(
 
 @torch.no_grad()
 def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, render: bool, console: Console) -> None:
+    width: int | None = None
     if run_dir is None:
-        look_at_clip(config.model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokens = tokens or config.model.head == "wti"
+        width = look_ahead(config)
+        if is_smoke_test(config):
+            warn(SMOKE_TEST, console)
+    device = device_of_command()
+    tokens = tokens or HEADS[config.model.head].tokens
+    of_run = config
     config = replace(config, from_features=None, data=replace(config.data, augment="none"))
-    seed_everything(config.train.seed, torch.device(device))  # as training does, for towers with random weights
+    seed_everything(config.train.seed, device)  # as training does, for towers with random weights
     if run_dir is not None and not render:
         require_made(config.data)
+
+    # What is wrong with the settings, or too large for the disk, is said before a clip is decoded.
+    towers = None if run_dir is None else read_clip_config(run_dir)
+    if towers is not None:
+        width = int(towers["projection_dim"])
+    if width is not None:
+        require_room(load_annotations(config.data), config, out, width=width, tokens=tokens)
     annotations = prepare(config)
     tokenizer = load_tokenizer(config, run_dir)
-    model = build_model(config, tokenizer, clip_config=None if run_dir is None else read_clip_config(run_dir))
+    model = build_model(config, tokenizer, clip_config=towers)
     if run_dir is not None:
-        put_weights(model, read_weights(run_dir), run_dir)
+        put_weights(model, whole_weights(of_run, run_dir), run_dir)
         say_if_unfinished(run_dir)
 
     with whole_folder(out) as partial:
@@ -90,6 +106,7 @@ def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, 
             "weights": hash_of_towers(model.state_dict()),
             "clip_config": clip_config_of(model, config),
             "tokens": tokens,
+            "smoke_test": is_smoke_test(config),
             "root": config.data.root,
             "run": run_dir,
             "frames": frames_of(config),
@@ -100,6 +117,24 @@ def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, 
 
     clips = ", ".join(f"{len(getattr(annotations, name).clips)} {name}" for name in SPLITS)
     console.print(f"{out}: features of {clips} clips{' and of every token' if tokens else ''}", soft_wrap=True)
+
+
+def require_room(annotations: Annotations, config: RunConfig, out: Path, *, width: int, tokens: bool) -> None:
+    """Raise a UserError where the disk is too small for the arrays of all splits."""
+    splits = [getattr(annotations, name) for name in SPLITS]
+    clips, captions = sum(len(split.clips) for split in splits), sum(len(split.captions) for split in splits)
+    frames, words = config.data.num_frames, config.data.max_words
+    numbers = clips * frames * width + captions * (1 + words * tokens) * width
+    needed = 4 * numbers + clips * frames + 8 * captions * words
+    there = next(place for place in out.resolve().parents if place.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        of_tokens = ", which features of every token take most of" if tokens else ""
+        raise UserError(
+            f"the disk is too small: features of {clips} clips and {captions} captions take {needed / GIGABYTE:.3g} "
+            f"GB{of_tokens}, and {out.parent} has {free / GIGABYTE:.3g} GB left; free some space, or choose another "
+            f"--out"
+        )
 
 
 def write_split(

@@ -17,12 +17,15 @@ from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import hash_of_towers, require_features_of
 from emcl_train.runs.clip_config import build_clip, read_clip_config
 from emcl_train.runs.contents import TOKENIZER, load_config
-from emcl_train.runs.files import give_usual_mode, require_free, whole_folder, write_atomic
+from emcl_train.runs.files import give_usual_mode, require_free, whole_folder, write_atomic, write_json_atomic
 from emcl_train.runs.finished import say_if_unfinished
 from emcl_train.runs.lock import making
 from emcl_train.runs.state import read_tensors, read_weights
-from emcl_train.weights.openai import follows_openai, openai_rule, unseen_in
+from emcl_train.weights.openai import PIXEL_MEAN, PIXEL_STD, follows_openai, openai_rule, unseen_in
 from emcl_train.weights.release import CLIP, model_to_layout
+
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "CLIPProcessor"
 
 
 def export_run(run_dir: Path, out: Path, program: str, say: Callable[[str], object] = print) -> None:
@@ -44,13 +47,8 @@ def export_run(run_dir: Path, out: Path, program: str, say: Callable[[str], obje
 
 def _export(run_dir: Path, out: Path, program: str, say: Callable[[str], object]) -> None:
     config = load_config(run_dir)
-    state = read_weights(run_dir)
+    state = whole_weights(config, run_dir)
     say_if_unfinished(run_dir)
-
-    if config.from_features is not None:  # the run has all but the towers, which are beside the features
-        towers = {CLIP + name: value for name, value in load_towers(config.from_features).items()}
-        require_features_of(run_dir, hash_of_towers(towers), config.from_features)
-        state = {**towers, **state}
 
     if program == "transformers":
         left_out = export_transformers(run_dir, state, out)
@@ -66,6 +64,24 @@ def _export(run_dir: Path, out: Path, program: str, say: Callable[[str], object]
     if left_out:
         parts = sorted({".".join(name.split(".")[:2]) for name in left_out})
         say(f"not in this layout, and left out ({len(left_out)} tensors): {', '.join(parts)}")
+
+
+def whole_weights(config: RunConfig, run_dir: Path) -> dict[str, Tensor]:
+    """The best weights of a run with its towers, which lie beside the features if it was trained on some.
+
+    Args:
+        config: of the run, as it was trained.
+        run_dir: its folder.
+
+    Raises:
+        UserError: the run has no weights yet, or its features are gone or of other towers.
+    """
+    state = read_weights(run_dir)
+    if config.from_features is None:
+        return state
+    towers = {CLIP + name: value for name, value in load_towers(config.from_features).items()}
+    require_features_of(run_dir, hash_of_towers(towers), config.from_features)
+    return {**towers, **state}
 
 
 def load_towers(folder: Path) -> dict[str, Tensor]:
@@ -120,7 +136,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], clip_config: dict[str,
 
 
 def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> list[str]:
-    """CLIP and the run's tokenizer as a folder for `from_pretrained`, which appears when it is whole.
+    """CLIP and the run's processor as a folder for `from_pretrained`, which appears when it is whole.
 
     Returns:
         Names of what is not CLIP's.
@@ -132,13 +148,48 @@ def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> l
         )
     clip = build_clip(CLIPConfig.from_dict(config))
     clip.load_state_dict({name.removeprefix(CLIP): value for name, value in state.items() if name.startswith(CLIP)})
-    tokenizer = CaptionTokenizer.load(run_dir / TOKENIZER).backend
-    special = (tokenizer.padding or {}).get("pad_token")
-    start, end = (tokenizer.id_to_token(i) for i in tokenizer.encode("").ids[:2])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special, bos_token=start, eos_token=end)
+    tokenizer = CaptionTokenizer.load(run_dir / TOKENIZER)
+    data = load_config(run_dir).data
     with whole_folder(out, "choose another name") as partial:
         clip.save_pretrained(partial)
         for file in partial.glob("*.safetensors"):
             give_usual_mode(file)
-        fast.save_pretrained(partial)
+        fast_tokenizer(tokenizer).save_pretrained(partial)
+        write_json_atomic(partial / PREPROCESSOR, preprocessor(data.image_size))
     return sorted(name for name in state if not name.startswith(CLIP))
+
+
+def fast_tokenizer(tokenizer: CaptionTokenizer) -> PreTrainedTokenizerFast:
+    """A run's tokenizer as one of transformers, which cuts captions to the run's length if it is told to cut."""
+    backend = tokenizer.backend
+    start, end = (backend.id_to_token(id) for id in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=(backend.padding or {}).get("pad_token"),
+        bos_token=start,
+        eos_token=end,
+        model_max_length=tokenizer.max_words,
+        processor_class=PROCESSOR,
+    )
+
+
+def preprocessor(image_size: int) -> dict[str, Any]:
+    """How frames are scaled, cropped and normalized, as transformers reads it.
+
+    Written here and not by transformers, whose class for it needs torchvision; reading needs none.
+    """
+    return {
+        "processor_class": PROCESSOR,
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": image_size},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": PIXEL_MEAN,
+        "image_std": PIXEL_STD,
+    }

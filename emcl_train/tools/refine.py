@@ -4,31 +4,37 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from safetensors import safe_open
-from torch import Tensor
-from torch.nn.functional import normalize
 
-from emcl_kernels import EMRefiner
+from emcl_kernels import Refiner
 from emcl_train.config import RefineConfig
-from emcl_train.errors import UserError, of_input
-from emcl_train.evaluation.bootstrap import Interval, paired_bootstrap
-from emcl_train.evaluation.metrics import ranks, retrieval_metrics, video_to_text_ranks_by_similarity
-from emcl_train.reading.arrays import open_npy
+from emcl_train.errors import UserError
+from emcl_train.evaluation.bootstrap import Interval
+from emcl_train.flags import flag
 from emcl_train.runs.checksums import note_all
 from emcl_train.runs.files import current, remove, whole, write_json_atomic
 from emcl_train.runs.lock import writing
+from emcl_train.runs.origin import ORIGIN, origin_of_tensors, sentence_of
 from emcl_train.runs.together import together
-from emcl_train.terminal import console_of
-from emcl_train.tools.arrays import Embeddings, as_float_tensor, read_embeddings, read_written
+from emcl_train.terminal import console_of, warn
+from emcl_train.tools.arrays import Embeddings, read_embeddings, read_written
+from emcl_train.tools.expectation import expectation
+from emcl_train.tools.paired import (
+    DIRECTIONS,
+    RECALLS,
+    query_ranks,
+    results_of,
+    rows_among,
+    table_of,
+    video_of_each_text,
+)
+from emcl_train.tools.sides import Sides, read_sides
 
 MAP = "map.safetensors"
 RESULTS = "results.json"
@@ -37,58 +43,132 @@ WRITTEN = "files"
 ANY = ""
 """The fingerprint of a file that was not whole yet, in maps of earlier versions."""
 PIECE = 1 << 20
-LARGEST_SIMILARITY = 1 << 28  # scores of the table: 1 GiB in float32
-COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
-RECALLS = (1, 5, 10)
-DIRECTIONS = {"T→V": "text_to_video", "V→T": "video_to_text"}
 
 
-def refine_files(
-    text: str,
-    video: str,
-    out: Path,
-    settings: RefineConfig,
-    *,
-    paired: bool = False,
-    pairs: Path | None = None,
-    console: Console | None = None,
-) -> Path:
+@dataclass(frozen=True)
+class Asked:
+    """What to refine, and where to."""
+
+    text: str
+    """FILE or FILE:NAME, see `emcl_train.tools.arrays`; or without `video` a folder, see `read_sides`."""
+    video: str | None
+    """FILE or FILE:NAME of the other side."""
+    out: Path
+    """Folder for the refined files, which keep their formats, and for the map, which names them. It replaces there only
+    what an earlier call wrote, as it was written."""
+    paired: bool = False
+    """Row i of the texts belongs to row i of the videos. Only the table uses it."""
+    pairs: Path | None = None
+    """File with the video's row for each text: `.npy`, or text with one number a line."""
+    queries: str | None = None
+    """FILE or FILE:NAME of a bank: queries that are known beforehand, raw like the sides."""
+    query_side: str | None = None
+    """Whether those are texts, which search videos, or videos, which search texts; None: texts."""
+
+    @property
+    def bank_side(self) -> str:
+        return self.query_side or "text"
+
+    @property
+    def other_side(self) -> str:
+        return "video" if self.bank_side == "text" else "text"
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What was found besides the files that were written."""
+
+    results: dict[str, Any] | None
+    """The table; None where pairs are not known."""
+    hubness: dict[str, dict[str, float]]
+    """Skewness of N10 "before" and "after", by direction."""
+    reasons: list[str]
+    """Not to refine, as `Refiner.diagnose` finds them."""
+    bank_rows: int | None
+    """Of the bank; None without one."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """Reasons not to refine, or not to trust the table."""
+        bank = {} if self.results is None else self.results.get("bank", {})
+        if not bank.get("known"):
+            return self.reasons
+        return [
+            *self.reasons,
+            f"{bank['known']} of {bank['looked_at']} {bank['side']}s are in the bank themselves, as no new query will "
+            "be, so the table promises too much; take them out of the bank",
+        ]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows that were asked for."""
+
+    sides: Sides
+    bank: Embeddings | None
+
+
+def refine_files(asked: Asked, settings: RefineConfig, console: Console | None = None) -> Refined:
     """Refine two files of embeddings.
 
     Args:
-        text: FILE or FILE:NAME, see `emcl_train.tools.arrays`.
-        video: the same, of the other side.
-        out: folder for the refined files, which keep their formats, and for the map, which names them. It replaces
-            there only what an earlier call wrote, as it was written.
-        paired: row i of the texts belongs to row i of the videos. Only the table uses it.
-        pairs: file with the video's row for each text: `.npy`, or text with one number a line.
-        settings: of the map.
+        asked: of what, and where to.
+        settings: of the map and the bank.
         console: where to print.
 
     Returns:
-        The folder.
+        The table and the hubs.
 
     Raises:
         UserError: a file, its arrays or the pairs are not what they should be, or a file is in the way.
     """
-    with writing(out):
-        return _refine_files(text, video, out, settings, paired, pairs, console_of(console))
+    with writing(asked.out):
+        return _refine_files(asked, settings, console_of(console))
 
 
-def _refine_files(
-    text: str, video: str, out: Path, settings: RefineConfig, paired: bool, pairs: Path | None, console: Console
-) -> Path:
-    sides = {"text": read_embeddings(text), "video": read_embeddings(video)}
-    caption_clip = _pairs(sides, paired, pairs)
-    _require_free(out, sides, pairs)
+def print_plan(asked: Asked, settings: RefineConfig, console: Console | None = None) -> None:
+    """Look at what `refine_files` would read, and say what it would write, which it does not.
+
+    Args:
+        asked: as of `refine_files`.
+        settings: likewise.
+        console: where to print.
+    """
+    console = console_of(console)
+    source = _opened(asked, refiner_of(settings, asked).num_neighbors)
+    known = source.sides.caption_clip is not None
+    banks = {} if source.bank is None else {f"bank of {asked.bank_side}s": source.bank}
+    for name, of in (source.sides.by_name | banks).items():
+        console.print(f"{name}: {of.path}, {' × '.join(map(str, of.rows.shape))}", soft_wrap=True, markup=False)
+    console.print(
+        f"folder: {asked.out}, the refined files, {MAP}{f' and {RESULTS}' if known else ''}",
+        soft_wrap=True,
+        markup=False,
+    )
+    console.print("nothing was written")
+
+
+def _refine_files(asked: Asked, settings: RefineConfig, console: Console) -> Refined:
+    out = asked.out
+    refiner = refiner_of(settings, asked)
+    source = _opened(asked, refiner.num_neighbors)
+    sides, caption_clip, bank = source.sides.by_name, source.sides.caption_clip, source.bank
 
     # Text, video, map and table are of one fit: all change, or none.
     with together(out):
         with _of_these_rows():
-            refiner = EMRefiner(**asdict(settings)).fit(sides["text"].rows, sides["video"].rows)
+            refiner.fit(sides["text"].rows, sides["video"].rows)
+        if bank is not None:
+            with _of_these_rows(f"--queries {bank.path}: "):
+                refiner.set_bank(**{f"{asked.bank_side}_bank": bank.rows})
+        with _of_these_rows():
+            diagnosis = refiner.diagnose(sides["text"].rows, sides["video"].rows)
+            hubness = {"before": diagnosis.hubness_before, "after": diagnosis.hubness_after}
+
+        width = sides["text"].rows.shape[1] + (bank is not None)
         files = {
-            "text": sides["text"].write(out, "text", _of_rows(refiner.transform_text)),
-            "video": sides["video"].write(out, "video", _of_rows(refiner.transform_video)),
+            "text": sides["text"].write(out, "text", _of_rows(refiner.transform_text), width),
+            "video": sides["video"].write(out, "video", _of_rows(refiner.transform_video), width),
         }
 
         # What refining did, as the files say that were written.
@@ -96,9 +176,15 @@ def _refine_files(
         if caption_clip is None:
             remove(out / RESULTS)
         else:
-            refined = {side: _read_back(file, sides[side].name) for side, file in files.items()}
-            before, after = (_query_ranks(of, caption_clip) for of in (sides, refined))
-            results = _results(before, after, refiner, sides)
+            read_back = {side: _read_back(file, sides[side].name) for side, file in files.items()}
+            before = query_ranks(sides, caption_clip)
+            after = query_ranks(read_back, caption_clip, by_cosine=bank is None)
+            results = results_of(before, after, refiner, sides)
+            results["hubness"] = hubness
+            if bank is not None:
+                known, of = rows_among(sides[asked.bank_side].rows, bank.rows)
+                results["bank"] = {"side": asked.bank_side, "rows": len(bank.rows), "known": known, "looked_at": of}
+            results[ORIGIN] = origin_of_tensors(refiner.tensors)
             write_json_atomic(out / RESULTS, results)
 
         # The map names the files beside it, those of other formats that an earlier call wrote too.
@@ -109,28 +195,77 @@ def _refine_files(
         note_all(out, [file.name for file in (*files.values(), out / MAP)], others=True)
 
     for side, file in files.items():
-        console.print(f"{side}: {file}, {' × '.join(map(str, sides[side].rows.shape))}")
-    console.print(f"map: {out / MAP}")
+        console.print(f"{side}: {file}, {len(sides[side].rows)} × {width}", soft_wrap=True, markup=False)
+    console.print(f"map: {out / MAP}", soft_wrap=True, markup=False)
+    if bank is not None:
+        console.print(
+            f"bank: {bank.path}, {len(bank.rows)} {asked.bank_side}s that search {asked.other_side}s, the other "
+            f"direction is as without it; rows have {width} numbers: compare them by inner product, never by cosine",
+            soft_wrap=True,
+            markup=False,
+        )
     if results is None:
         console.print("no table: name the pairs with --paired or --pairs FILE to see what refining does to retrieval")
-        return out
+    else:
+        _print_results(results, source.sides, console)
+    refined = Refined(results, hubness, diagnosis.warnings, None if bank is None else len(bank.rows))
+    _print_diagnosis(refined, refiner, console)
+    return refined
 
-    console.print(_table(results))
+
+def _print_results(results: dict[str, Any], sides: Sides, console: Console) -> None:
+    """The table, of which map it is, and what a reader should know."""
+    console.print(table_of(results))
+    console.print(sentence_of(results).replace("weights", "the map", 1), highlight=False, soft_wrap=True)
+    for note in sides.notes:
+        console.print(note)
     for name, key in DIRECTIONS.items():
         gains = [f"R@{k} {Interval(**results['difference'][key][f'R@{k}'])}" for k in RECALLS]
         console.print(
             f"{name} difference in points, 95 % of a paired bootstrap over queries: {', '.join(gains)}", soft_wrap=True
         )
-    return out
+
+
+def _print_diagnosis(refined: Refined, refiner: Refiner, console: Console) -> None:
+    """Hubs before and after, what may be expected, and reasons to doubt."""
+    found = [
+        f"{direction} {before:.2f} before, {refined.hubness['after'][direction]:.2f} after"
+        for direction, before in refined.hubness["before"].items()
+    ]
+    console.print(f"hubs (skewness of N10): {'; '.join(found)}", highlight=False, soft_wrap=True)
+    if not refined.reasons and (expected := expectation(refiner)) is not None:
+        console.print(expected.sentence, highlight=False, soft_wrap=True)
+    for warning in refined.warnings:
+        warn(f"warning: {warning}", console)
+
+
+def _opened(asked: Asked, neighbors: int) -> Source:
+    """Both sides, with the pairs that were asked for or that the folder knows; looks at what lies in `out` as well.
+
+    Args:
+        asked: of what, and where to.
+        neighbors: fewest rows of a bank.
+    """
+    sides = read_sides(asked.text, asked.video)
+    pairs = video_of_each_text(sides.by_name, asked.paired, asked.pairs)
+    bank = None if asked.queries is None else read_embeddings(asked.queries)
+    inputs = {of.path: f"the {side} embeddings" for side, of in sides.by_name.items()}
+    if asked.pairs is not None:
+        inputs[asked.pairs] = "the pairs"
+    if bank is not None:
+        inputs[bank.path] = "the queries of the bank"
+    _require_free(asked.out, sides.by_name, inputs)
+    _require_one_space(sides, bank, neighbors)
+    return Source(sides if pairs is None else replace(sides, caption_clip=pairs), bank)
 
 
 @contextmanager
-def _of_these_rows() -> Iterator[None]:
-    """Take what the refiner does not take for an error of the user's."""
+def _of_these_rows(of: str = "") -> Iterator[None]:
+    """Take what the refiner does not take for an error of the user's, with this before it."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{of}{error}") from error
 
 
 def _of_rows(transform: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,13 +283,35 @@ def _read_back(file: Path, name: str | None) -> Embeddings:
     return read_written(file, current(file), name)
 
 
-def _require_free(out: Path, sides: dict[str, Embeddings], pairs: Path | None) -> None:
-    """Raise a UserError if refining would write over an input, or over what no earlier call wrote so."""
-    targets = [*(of.target(out, side) for side, of in sides.items()), out / MAP, out / RESULTS]
-    inputs = {of.path.resolve(): f"the {side} embeddings" for side, of in sides.items()}
-    if pairs is not None:
-        inputs[pairs.resolve()] = "the pairs"
+def _require_one_space(sides: Sides, bank: Embeddings | None, neighbors: int) -> None:
+    """Raise a UserError if rows are no floats or of several widths, or a bank has too few."""
+    width = sides.text.rows.shape[1]
+    for of in (sides.text, sides.video, *([] if bank is None else [bank])):
+        rows = of.rows
+        if not (rows.is_floating_point() if isinstance(rows, torch.Tensor) else rows.dtype.kind == "f"):
+            raise UserError(f"{of.path} holds {rows.dtype} numbers; expected floats, write it as float32")
+        if rows.shape[1] != width:
+            raise UserError(
+                f"{of.path} has shape {list(rows.shape)} but {sides.text.path} is {width} wide; all must come from one "
+                "joint space"
+            )
+    if bank is not None and len(bank.rows) < neighbors:
+        raise UserError(
+            f"--queries {bank.path} has {len(bank.rows)} rows, fewer than --num-neighbors {neighbors}; pass more, or "
+            "fewer neighbours"
+        )
 
+
+def _require_free(out: Path, sides: dict[str, Embeddings], read: dict[Path, str]) -> None:
+    """Raise a UserError if refining would write over what it reads, or over what no earlier call wrote so.
+
+    Args:
+        out: the folder.
+        sides: what is written there again.
+        read: what each file is that is read.
+    """
+    targets = [*(of.target(out, side) for side, of in sides.items()), out / MAP, out / RESULTS]
+    inputs = {path.resolve(): what for path, what in read.items()}
     written = _written(out / MAP)
     for target in targets:
         if target.resolve() in inputs:
@@ -172,16 +329,39 @@ def _require_free(out: Path, sides: dict[str, Embeddings], pairs: Path | None) -
         raise UserError(f"{target} {why}; choose another --out, or move it")
 
 
-def _save_map(refiner: EMRefiner, path: Path, files: dict[str, str]) -> None:
+def _save_map(refiner: Refiner, path: Path, files: dict[str, str]) -> None:
     """The map, with the files beside it that are refine's, by name, and their fingerprints."""
     with whole(path) as partial:
         refiner.save(partial, notes={WRITTEN: json.dumps(files)})
 
 
+def refiner_of(settings: RefineConfig, asked: Asked) -> Refiner:
+    """A refiner with the settings that were given.
+
+    Raises:
+        UserError: a setting is out of its range, of another map, or of a bank and there is none.
+    """
+    kind = Refiner.MAPS[settings.map]
+    own = {field.name for field in fields(kind)}
+    given = settings.of_map()
+    if others := sorted(set(given) - own):
+        whose = [name for name, other in Refiner.MAPS.items() if others[0] in {field.name for field in fields(other)}]
+        raise UserError(
+            f"{others[0]} is no setting of the map {settings.map!r}, but of {' and '.join(map(repr, whose))}; leave "
+            f"{flag(others[0])} out, or pass {flag('map')} {whose[0]}"
+        )
+    of_bank = settings.of_bank()
+    names = [*of_bank, *(["query_side"] if asked.query_side is not None else [])]
+    if names and asked.queries is None:
+        raise UserError(f"{flag(names[0])} is of a bank, and there is none; name one with --queries, or leave it out")
+    with _of_these_rows():
+        return Refiner(kind(**given), normalize=settings.normalize, **of_bank)
+
+
 def _written(path: Path) -> dict[str, str] | None:
     """The files that a map names as refine's; None where it is none, or was saved by other means."""
     try:
-        EMRefiner.load(path)
+        Refiner.load(path)
         with safe_open(path, framework="pt") as file:
             return dict(json.loads(file.metadata()[WRITTEN]))
     except (OSError, ValueError, KeyError, TypeError):
@@ -195,96 +375,3 @@ def fingerprint(path: Path) -> str:
         while piece := file.read(PIECE):
             digest.update(piece)
     return digest.hexdigest()[:16]
-
-
-def _pairs(sides: dict[str, Embeddings], paired: bool, pairs: Path | None) -> Tensor | None:
-    """The video's row for each text, or None where pairs are not known."""
-    texts, videos = (len(sides[side].rows) for side in ("text", "video"))
-    if paired and pairs is not None:
-        raise UserError("--paired and --pairs were both given; --paired means that row i belongs to row i")
-    if not paired and pairs is None:
-        return None
-
-    if texts * videos > LARGEST_SIMILARITY:
-        raise UserError(
-            f"a table of {texts} texts against {videos} videos needs {texts * videos} scores; refine without --paired "
-            "or --pairs, and measure a part of the files"
-        )
-    if pairs is None:
-        if texts != videos:
-            raise UserError(
-                f"--paired needs as many texts as videos, got {texts} and {videos}; name each text's video with --pairs"
-            )
-        return torch.arange(texts)
-
-    if not pairs.is_file():
-        raise UserError(f"there is no file {pairs}; --pairs takes a .npy, or text with one number a line")
-    try:
-        found = np.array(open_npy(pairs)) if pairs.suffix == ".npy" else np.loadtxt(pairs, dtype=np.int64, ndmin=1)
-    except (ValueError, OSError, EOFError, OverflowError) as error:
-        raise UserError(f"{pairs} holds no list of row numbers ({error}); write one number a line, from 0") from error
-    if found.ndim != 1 or found.dtype.kind not in "iu" or len(found) != texts:
-        raise UserError(
-            f"{pairs} has {found.dtype} numbers of shape {list(found.shape)}; expected {texts} whole numbers, for each "
-            "text the row of its video"
-        )
-    if found.min() < 0 or found.max() >= videos:
-        raise UserError(f"{pairs} names rows {found.min()} to {found.max()}; expected rows of {videos} videos, from 0")
-    return torch.from_numpy(found.astype(np.int64))
-
-
-def _query_ranks(sides: dict[str, Embeddings], caption_clip: Tensor) -> dict[str, Tensor]:
-    """Texts rank all videos; a video without a text has nothing to find, so only the others are queries."""
-    text, video = (normalize(as_float_tensor(sides[side].rows), dim=-1) for side in ("text", "video"))
-    dtype = torch.promote_types(text.dtype, video.dtype)
-    similarity = text.to(dtype) @ video.to(dtype).T
-    with_text, place = caption_clip.unique(return_inverse=True)
-    with of_input(" and ".join(str(of.path) for of in sides.values())):
-        return {
-            "text_to_video": ranks(similarity, caption_clip),
-            "video_to_text": video_to_text_ranks_by_similarity(similarity[:, with_text], place),
-        }
-
-
-def _results(
-    before: dict[str, Tensor], after: dict[str, Tensor], refiner: EMRefiner, sides: dict[str, Embeddings]
-) -> dict[str, Any]:
-    """What goes into results.json."""
-    difference: dict[str, dict[str, Any]] = {}
-    for direction in DIRECTIONS.values():
-        difference[direction] = {}
-        for k in RECALLS:
-            # Of each query: 100 points if its right item is among the first k.
-            points = [100.0 * (of[direction] <= k).double().numpy() for of in (before, after)]
-            difference[direction][f"R@{k}"] = asdict(paired_bootstrap(*points))
-
-    return {
-        "refiner": repr(refiner),
-        "texts": len(sides["text"].rows),
-        "videos": len(sides["video"].rows),
-        "videos_with_text": len(before["video_to_text"]),
-        "before": {direction: retrieval_metrics(found) for direction, found in before.items()},
-        "after": {direction: retrieval_metrics(found) for direction, found in after.items()},
-        "difference": difference,
-    }
-
-
-def _table(results: dict[str, Any]) -> Table:
-    title = f"{results['texts']} texts, {results['videos']} videos"
-    if results["videos_with_text"] < results["videos"]:
-        title += f"; V→T of the {results['videos_with_text']} with a text"
-    table = Table(
-        title=title,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        padding=(0, 0),
-        pad_edge=False,
-    )
-    table.add_column("", min_width=6, no_wrap=True)
-    for name in DIRECTIONS:
-        for column in COLUMNS:
-            table.add_column(f"{name}\n{column}", justify="right", no_wrap=True, min_width=6)
-    for label in ("before", "after"):
-        cells = [f"{results[label][key][column]:.1f}" for key in DIRECTIONS.values() for column in COLUMNS]
-        table.add_row(label, *cells, style="bold" if label == "after" else None)
-    return table

@@ -15,15 +15,15 @@ from safetensors import SafetensorError, safe_open
 
 from emcl_train.data.cache import frames_of_index, frames_unchanged, is_index
 from emcl_train.data.features import BINARY as OF_FEATURES
-from emcl_train.data.features import FEATURES
 from emcl_train.errors import UserError
 from emcl_train.runs.checksums import ABSENT, CHECKSUMS, checksum_of, is_unchanged, note_all, read_checksums
-from emcl_train.runs.contents import EMBEDDINGS, FINISHED, METRICS, STATE, WEIGHTS
+from emcl_train.runs.contents import EMBEDDINGS, FEATURES, FINISHED, METRICS, STATE, WEIGHTS
 from emcl_train.runs.files import json_if_whole, read_json, require_folder, write_json_atomic
 from emcl_train.runs.lock import require_quiet, writing
 from emcl_train.runs.records import read_records
-from emcl_train.terminal import console_of, escaped
+from emcl_train.terminal import console_of, escaped, warn
 from emcl_train.tools.refine import MAP, WRITTEN, fingerprint
+from emcl_train.tools.sides import PAIRS, RECORD, TEXT, VIDEO
 
 BINARY = (".safetensors", ".pt", ".npy", ".bin")
 """Suffixes of files that have a checksum."""
@@ -43,13 +43,20 @@ class Finding:
     reason: str = ""
 
 
-def verify(folder: Path, *, accept: bool = False, console: Console | None = None) -> int:
+def verify(
+    folder: Path,
+    *,
+    accept: bool = False,
+    console: Console | None = None,
+    result: Callable[[object], object] | None = None,
+) -> int:
     """Examine a run, features, exported or refined files, or a folder of such, and print what was found.
 
     Args:
         folder: it and all folders in it are looked at; links are not followed.
         accept: take all binary files as they are, and write their checksums anew.
         console: where to print.
+        result: takes what was found, for JSON.
 
     Returns:
         1 if a file is damaged or missing, else 0.
@@ -73,7 +80,9 @@ def verify(folder: Path, *, accept: bool = False, console: Console | None = None
     for finding in findings:
         if finding.state != "right":
             reason = f": {finding.reason}" if finding.reason else ""
-            console.print(f"{finding.state}: {escaped(finding.path)}{escaped(reason)}", soft_wrap=True, highlight=False)
+            warn(f"{finding.state}: {escaped(finding.path)}{escaped(reason)}", console)
+    if result is not None:
+        result({"folder": folder, "files": [vars(finding) for finding in findings]})
     counts = Counter(finding.state for finding in findings)
     listed = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     console.print(f"{escaped(folder)}: {listed}", soft_wrap=True, highlight=False)
@@ -199,7 +208,7 @@ def _refined(path: Path) -> dict[str, str]:
 def _accept(folder: Path, names: list[str]) -> None:
     """Write the checksums of what is there."""
     refined = _refined(folder / MAP) if MAP in names else {}
-    ours = {*NOTED, *(OF_FEATURES if FEATURES in names else ())}
+    ours = {*NOTED, *(OF_FEATURES if FEATURES in names else ()), *((TEXT, VIDEO, PAIRS) if RECORD in names else ())}
     ours |= {MAP, *(name for name in refined if not name.endswith(".json"))} if refined else set()
     binary = [name for name in names if name in ours and _is_file(folder / name)]
     if binary or CHECKSUMS in names:

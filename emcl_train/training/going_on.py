@@ -6,7 +6,7 @@ number of them may go on with a run if together they take as many pairs.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,41 @@ class Steps:
         """
         order = json.dumps([[clip.video_id for clip in split.clips], list(split.caption_clip)])
         return cls(pairs, processes, len(split.clips), hashlib.sha256(order.encode()).hexdigest()[:16])
+
+
+def pairs_per_step(asked: int, chunks: int, clips: int, processes: int, say: Callable[[str], None]) -> int:
+    """`train.batch_size`, or all training clips if there are fewer, which is said; less what processes cannot share.
+
+    Args:
+        asked: `train.batch_size`.
+        chunks: `train.chunks`.
+        clips: to train on.
+        processes: how many there are.
+        say: takes a line for the terminal.
+
+    Raises:
+        UserError: a batch would leave a process without a pair, or a pair without another one.
+    """
+    # All processes together.
+    size = min(asked, clips)
+    if size < max(2, processes):
+        raise UserError(
+            f"a batch has {size} pairs (train.batch_size is {asked}, the training split has {clips} clips), "
+            f"expected at least {max(2, processes)}, for {processes} processes; add clips, or start fewer processes"
+        )
+    if size < asked:
+        say(f"the training split has {clips} clips, fewer than train.batch_size {asked}: each step takes all")
+
+    # Each process, which encodes its own pairs in chunks.
+    own = size // processes
+    if chunks > own:
+        raise UserError(
+            f"train.chunks is {chunks}, expected 1 to {own}, the pairs that each process has of a batch of "
+            f"{size} (processes: {processes}); pass --train.chunks {own} or less"
+        )
+    if size % processes:
+        say(f"{processes} processes do not divide {size} pairs: each step takes {own * processes}")
+    return own * processes
 
 
 def require_same_steps(out: Path, saved: Mapping[str, Any], now: Steps, *, batch_size: int, chunks: int) -> None:

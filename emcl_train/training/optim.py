@@ -6,8 +6,10 @@ and a schedule whose first step learns and whose cosine begins after the warm-up
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from emcl_train.config import RunConfig, TrainConfig
@@ -27,9 +29,7 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizer:
     train = config.train
     groups = parameter_groups(model, train, clip_lr=train.lr * clip_lr_factor(config))
 
-    if train.optimizer == "bertadam":
-        return BertAdam(groups, betas=train.betas, eps=EPS, max_grad_norm=train.max_grad_norm)
-    return AdamW(groups, betas=train.betas, eps=EPS)
+    return WAYS[train.optimizer].build(groups, train)
 
 
 def clip_lr_factor(config: RunConfig) -> float:
@@ -91,8 +91,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig, *, clip_lr: float) -
         if not parameter.requires_grad:
             continue
         of_clip = name.startswith("towers.") and clip_lr > 0
-        # Vectors and scalars are biases, norms, the class embedding and the logit scale.
-        decayed = "bias" not in name if config.optimizer == "bertadam" else parameter.dim() >= 2
+        decayed = WAYS[config.optimizer].decays(name, parameter)
         groups.setdefault((of_clip, decayed), []).append(parameter)
 
     # In this order, which the state of the optimizer keeps by number.
@@ -112,8 +111,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig, *, clip_lr: float) -
 
 def rate_share(config: TrainConfig, step: int, *, total_steps: int) -> float:
     """Share of the peak rate at a step, counted from 0, as `config.optimizer` has it."""
-    of_optimizer = released_schedule if config.optimizer == "bertadam" else schedule
-    return of_optimizer(step, total_steps=total_steps, warmup=config.warmup)
+    return WAYS[config.optimizer].share(step, total_steps=total_steps, warmup=config.warmup)
 
 
 def released_schedule(step: int, *, total_steps: int, warmup: float) -> float:
@@ -160,3 +158,30 @@ def set_learning_rate(optimizer: Optimizer, share: float) -> None:
     """Every group at this share of its own peak."""
     for group in optimizer.param_groups:
         group["lr"] = share * group["peak_lr"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One value of `train.optimizer`: an optimizer with its own rules of decay and of the rate."""
+
+    build: Callable[[list[dict], TrainConfig], Optimizer]
+    """Takes the groups."""
+    decays: Callable[[str, Tensor], bool]
+    """Whether a weight of this name is decayed."""
+    share: Callable[..., float]
+    """Share of the peak rate at a step."""
+
+
+WAYS = {
+    "bertadam": Way(
+        lambda groups, train: BertAdam(groups, betas=train.betas, eps=EPS, max_grad_norm=train.max_grad_norm),
+        decays=lambda name, weight: "bias" not in name,
+        share=released_schedule,
+    ),
+    "adamw": Way(
+        lambda groups, train: AdamW(groups, betas=train.betas, eps=EPS),
+        # Vectors and scalars are biases, norms, the class embedding and the logit scale.
+        decays=lambda name, weight: weight.dim() >= 2,
+        share=schedule,
+    ),
+}

@@ -11,7 +11,8 @@ from emcl_train.errors import UserError
 from emcl_train.processes import rank_and_world
 from emcl_train.report import render_group
 from emcl_train.report.groups import load_group
-from emcl_train.runs.contents import CONFIG, as_started, load_config
+from emcl_train.runs.contents import CONFIG, SEEDS, as_started, load_config
+from emcl_train.runs.files import write_json_atomic
 from emcl_train.runs.finished import is_finished, require_weights_of_the_end
 from emcl_train.runs.lock import require_quiet, writing
 from emcl_train.runs.machine import is_first_process
@@ -47,8 +48,15 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
         first = config.train.seed
         plan = [_run_of(config, seed) for seed in range(first, first + config.seeds)]
         runs = [run for run in plan if run is not None]
-        for run in runs:
-            require_quiet(run.out, here=True)
+        if is_first_process():
+            for run in runs:
+                require_quiet(run.out, here=True)
+
+        # For `emcl-train resume`, which is told no number. That of a try that ended before its first run is not kept.
+        begun = any((config.out / f"seed-{seed}").exists() for seed in range(first, first + config.seeds))
+        if runs and is_first_process() and (config.resume or not begun or not (config.out / SEEDS).exists()):
+            config.out.mkdir(parents=True, exist_ok=True)
+            write_json_atomic(config.out / SEEDS, {"first": first, "seeds": config.seeds})
 
         for run in runs:
             train(run, console)
@@ -76,8 +84,9 @@ def _run_of(config: RunConfig, seed: int) -> RunConfig | None:
     if not (config.resume and (out / CONFIG).is_file() and is_finished(out)):
         return run
     require_weights_of_the_end(out)
-    with suppress(UserError), writing(out):  # what a process left that was killed right behind its end goes
-        pass
+    if is_first_process():
+        with suppress(UserError), writing(out):  # what a process left that was killed right behind its end goes
+            pass
 
     different = differing_settings(load_config(out), as_started(run))
     if different:

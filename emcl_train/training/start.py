@@ -3,7 +3,6 @@
 import platform
 import random
 from dataclasses import replace
-from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
@@ -14,10 +13,13 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 
 from emcl_train.config import RunConfig
+from emcl_train.device import asked_of_accelerate
 from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import frames_of
+from emcl_train.processes import PATIENCE
 from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
+from emcl_train.runs.code import command_line, commit, now, processor
 from emcl_train.runs.finished import ENDS_WITH, require_state
 from emcl_train.runs.places import EVALUATIONS
 
@@ -25,9 +27,6 @@ TRACKER = "tracker"
 """Project name for a tracker, and the folder of one that writes files."""
 FOLDERS = (Path(contents.STATE).parts[0], EVALUATIONS, TRACKER)
 """What training writes into inside a run's folder."""
-PATIENCE = timedelta(hours=12)
-"""How long the others wait while the first process prepares data or evaluates; torch's own 10 to 30 minutes would end
-the run."""
 
 
 def start_processes(config: RunConfig) -> Accelerator:
@@ -43,9 +42,10 @@ def start_processes(config: RunConfig) -> Accelerator:
             f"pass --train.tracker none"
         )
 
+    # Asked for an accelerator on a machine without one, accelerate would take each process for the only one.
+    cpu = asked_of_accelerate()
     return Accelerator(
-        # Asked for an accelerator on a machine without one, accelerate would take each process for the only one.
-        cpu=not torch.accelerator.is_available(),
+        cpu=not torch.accelerator.is_available() if cpu is None else cpu,
         mixed_precision=config.train.precision,
         log_with=None if tracker == "none" else tracker,
         project_dir=config.out,
@@ -93,10 +93,14 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
     """What the figures of a run may depend on besides its configuration."""
     packages = ("emcl", "torch", "transformers", "tokenizers", "ftfy", "accelerate", "av", "safetensors", "numpy")
     return {
+        "command": command_line(),
+        "started": now(),
+        "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: installed_version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "seed": config.train.seed,
         ENDS_WITH: contents.FINISHED,

@@ -3,46 +3,47 @@
 import copy
 import math
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from emcl_train.config import PlaceConfig, RunConfig, check_config, differing_settings
-from emcl_train.data.annotations import Annotations
+from emcl_train.data.annotations import Annotations, Split
 from emcl_train.data.loader import prepare, steps_per_epoch, training_loader
 from emcl_train.data.provenance import changes
 from emcl_train.data.text import load_tokenizer
 from emcl_train.data.tokens import encoded_captions
-from emcl_train.errors import UserError
+from emcl_train.errors import NotFinite, UserError, is_about_numbers
 from emcl_train.evaluation.encode import embed_split
 from emcl_train.evaluation.on_features import model_on_features
 from emcl_train.evaluation.provenance import clip_config_of, frames_of, require_features_of
 from emcl_train.evaluation.run import evaluate, evaluate_run
-from emcl_train.models import BatchFeatures, RetrievalModel, TokenWiseHead, build_model, look_at_clip, on_device
-from emcl_train.processes import gather_objects, gather_rows, sum_over_processes
+from emcl_train.models import BatchFeatures, RetrievalModel, build_model, look_ahead, on_device
+from emcl_train.processes import agreed, gather_objects, gather_rows, max_over_processes, sum_over_processes
+from emcl_train.recipes import SMOKE_TEST, is_smoke_test
 from emcl_train.report import render_table, write_report
 from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
 from emcl_train.runs.checksums import narrow
 from emcl_train.runs.clip_config import keep_clip_config
+from emcl_train.runs.code import OF_THE_START
 from emcl_train.runs.evaluations import set_aside
 from emcl_train.runs.finished import BEGUN, ENDS_WITH, is_finished, mark_finished
 from emcl_train.runs.lock import writing
-from emcl_train.runs.records import SELECTED_BY
 from emcl_train.runs.state import TrainingState
-from emcl_train.terminal import console_of, progress_bar
+from emcl_train.terminal import console_of, escaped, warn
 from emcl_train.training.chunks import ChunkedFeatures
-from emcl_train.training.going_on import Steps, require_same_sharding, require_same_steps
+from emcl_train.training.divergence import Diverged, Watch, all_finite, moments_of
+from emcl_train.training.going_on import Steps, pairs_per_step, require_same_sharding, require_same_steps
 from emcl_train.training.losses import channel_decorrelation, symmetric_info_nce
 from emcl_train.training.optim import (
     build_optimizer,
@@ -52,6 +53,8 @@ from emcl_train.training.optim import (
     rate_share,
     set_learning_rate,
 )
+from emcl_train.training.progress import Progress, Step, header, memory_bytes, number_of, scalars
+from emcl_train.training.selection import Selection
 from emcl_train.training.sharding import (
     is_sharded,
     optimizer_state_of,
@@ -81,9 +84,9 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     asked = config
     config = contents.as_started(asked)
 
-    # What is wrong with the weights to start from is said before anything that takes time.
+    # What is wrong with the weights to start from, or does not fit them, is said before anything that takes time.
     if config.from_features is None:
-        look_at_clip(config.model, goes_on=config.resume)
+        look_ahead(config)
 
     # One process, or those that torchrun started. The first one writes the run folder, and keeps others out of it.
     accelerator = start_processes(config)
@@ -97,9 +100,9 @@ def _train(config: RunConfig, asked: RunConfig, accelerator: Accelerator, consol
     if accelerator.is_main_process:
         open_run_folder(config)
         if kept := differing_settings(config, asked):
-            console.print(
-                f"{config.out} is older than some settings, and keeps its own: {'; '.join(kept)}", soft_wrap=True
-            )
+            warn(escaped(f"{config.out} is older than some settings, and keeps its own: {'; '.join(kept)}"), console)
+        if is_smoke_test(config):
+            warn(SMOKE_TEST, console)
     accelerator.wait_for_everyone()
     seed_everything(config.train.seed, accelerator.device)
 
@@ -116,7 +119,7 @@ def _train(config: RunConfig, asked: RunConfig, accelerator: Accelerator, consol
             report = write_report(folder)
             mark_finished(config.out, epochs=run.epochs, steps=run.total_steps)
             console.print(render_table(results))
-            console.print(f"report: {report}")
+            console.print(f"report: {escaped(report)}", soft_wrap=True, highlight=False)
     except OSError as error:
         run_files.raise_if_disk_full(error, config.out)
         raise
@@ -151,6 +154,7 @@ class Run:
 
         # The model, and the record of what the figures depend on besides the configuration.
         record = self.environment(saved)
+        record["steps_per_epoch"] = steps_per_epoch(self.annotations.train, config.data, self.batch_size)
         self.tokenizer = load_tokenizer(config, self.out)
         self.model: RetrievalModel = self.build_model()
         if accelerator.is_main_process:
@@ -175,15 +179,23 @@ class Run:
         if config.train.max_steps is not None:
             self.total_steps = min(self.total_steps, config.train.max_steps)
         self.epochs = math.ceil(self.total_steps / self.steps_per_epoch)
+        self.progress = Progress(
+            console,
+            shown=accelerator.is_main_process,
+            epochs=self.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+            pairs=self.batch_size,
+        )
 
         # How many are done: epochs, batches of the epoch, steps in all; and the best epoch so far.
         self.epoch = 0
         self.batch = 0
         self.step = 0
-        self.best_score = -math.inf
-        self.best_epoch = -1
-        self.selected: dict[str, Tensor] | None = None
-        """The weights of the best epoch, until they are written."""
+        self.lr = 0.0
+        """Of the last step, at its peak among the groups that are not CLIP's."""
+        self.selection = Selection.of(self.validation, on_test=config.train.select_on_test)
+        self.watch = Watch(config)
         self.resume(saved)
 
     def environment(self, saved: TrainingState | None) -> dict[str, object]:
@@ -208,7 +220,9 @@ class Run:
         if self.config.from_features is not None:
             require_features_of(self.out, str(now["features"]), self.config.from_features)
         for change in changes(then, now):
-            self.print(f"warning: {self.out} goes on with other frames: {change}; the record stays")
+            if self.accelerator.is_main_process:
+                text = f"warning: {self.out} goes on with other frames: {change}; the record stays"
+                warn(escaped(text), self.console)
 
         # Where the run went on with another number of processes: that before, and that after.
         resumed = then.get("resumed", [])
@@ -216,7 +230,10 @@ class Run:
             resumed = [*resumed, {"step": saved.step, "processes": [then["processes"], self.processes]}]
         if resumed:
             now["resumed"] = resumed
-        return now | {name: then[name] for name in frames_of(self.config) if name in then}
+        for name in OF_THE_START:  # of an earlier version, which did not record it
+            if name not in then:
+                del now[name]
+        return now | {name: then[name] for name in (*frames_of(self.config), *OF_THE_START) if name in then}
 
     def build_model(self) -> RetrievalModel:
         """The model of the configuration; an experiment may put another layer into it."""
@@ -235,33 +252,14 @@ class Run:
         Raises:
             UserError: a batch would leave a process without a pair, or a pair without another one.
         """
-        asked = self.config.train.batch_size
+        train = self.config.train
         clips = len(self.annotations.train.clips)
-        processes = self.processes
+        return pairs_per_step(train.batch_size, train.chunks, clips, self.processes, self.print)
 
-        # All processes together.
-        size = min(asked, clips)
-        if size < max(2, processes):
-            raise UserError(
-                f"a batch has {size} pairs (train.batch_size is {asked}, the training split has {clips} clips), "
-                f"expected at least {max(2, processes)}, for {processes} processes; add clips, or start fewer processes"
-            )
-        if size < asked:
-            self.print(
-                f"the training split has {clips} clips, fewer than train.batch_size {asked}: each step takes all"
-            )
-
-        # Each process, which encodes its own pairs in chunks.
-        own = size // processes
-        chunks = self.config.train.chunks
-        if chunks > own:
-            raise UserError(
-                f"train.chunks is {chunks}, expected 1 to {own}, the pairs that each process has of a batch of {size} "
-                f"(processes: {processes}); pass --train.chunks {own} or less"
-            )
-        if size % processes:
-            self.print(f"{processes} processes do not divide {size} pairs: each step takes {own * processes}")
-        return own * processes
+    @property
+    def validation(self) -> Split:
+        """The split that every epoch is evaluated on."""
+        return self.annotations.test if self.config.train.select_on_test else self.annotations.val
 
     def loader(self, epoch: int, start_batch: int = 0) -> DataLoader:
         """This process's part of the batches of an epoch, from one of them on."""
@@ -289,9 +287,15 @@ class Run:
         if self.step == 0 and self.accelerator.is_main_process:
             run_files.write_json_atomic(self.out / BEGUN, {"steps": self.total_steps})
 
+        if self.step < self.total_steps and self.accelerator.is_main_process:
+            self.progress.header(self.header())
+            if (warning := self.selection.warning()) is not None:
+                warn(escaped(warning), self.console)
         while self.step < self.total_steps:
             loss = self.fit_epoch()
-            validated = self.validate(loss)
+            self.progress.pace.begin()
+            validated = agreed(partial(self.validate, loss))
+            self.progress.pace.validation_done()
 
             # Saved before anything is printed.
             self.epoch += 1
@@ -307,19 +311,18 @@ class Run:
             self.model.towers.eval()  # frozen in all respects
 
         losses: list[float] = []
-        with self.progress() as progress:
-            task = progress.add_task("train", total=self.steps_per_epoch, completed=self.batch, loss=math.nan)
-
+        with self.progress.epoch(self.epoch + 1, self.batch) as follow:
             for batch in self.loader(self.epoch, start_batch=self.batch):
                 if self.step >= self.total_steps:
                     break
 
                 losses.append(self.training_step(batch))
-                progress.update(task, completed=self.batch, loss=losses[-1])
+                follow(Step(self.step, self.batch, losses[-1], self.lr))
 
                 # The last batch of an epoch is saved after its validation.
                 if self.step % self.config.train.save_every == 0 and self.batch < self.steps_per_epoch:
                     self.save()
+                    self.progress.pace.begin()
 
         return math.fsum(losses) / max(1, len(losses))
 
@@ -331,6 +334,7 @@ class Run:
         # The rate of this step.
         share = rate_share(config, self.step, total_steps=self.total_steps)
         set_learning_rate(self.optimizer, share)
+        self.lr = share * config.lr
 
         # Encode. In chunks, only one chunk's activations live at a time; its backward runs the towers again.
         batch = on_device(batch, self.accelerator.device)
@@ -339,49 +343,63 @@ class Run:
             chunked = ChunkedFeatures(self.wrapped, batch, config.chunks)
         features: BatchFeatures = self.wrapped(batch) if chunked is None else chunked.features
 
-        # Each process compares its own texts with the videos of all, so the loss is that of the whole batch.
+        # Each process compares its own texts with the videos of all, so the loss is that of the whole batch. The
+        # gradient is exchanged between processes.
         try:
             loss = self.loss(features)
             value = loss.item()
-        except ValueError:  # the kernels refuse what NaN would come of
-            if features.can_be_compared():
+            if not math.isfinite(value):
+                raise self.diverged(f"the loss is {value}")
+            self.accelerator.backward(loss)
+            if chunked is not None:
+                chunked.backward(partial(self.accelerator.no_sync, self.wrapped))
+        except ValueError as error:  # the kernels refuse what NaN would come of
+            if not is_about_numbers(error):
                 raise
-            value = math.nan
-        if not math.isfinite(value):
-            start_from = f" look at what it starts from, {self.start()}, too;" if self.step == 0 else ""
-            raise UserError(
-                f"the loss is {value} at step {self.step + 1} (epoch {self.epoch + 1}); try a lower --train.lr, "
-                f"a longer --train.warmup, or --train.precision no;{start_from} the last saved state is in "
-                f"{self.out / 'state'}"
-            )
+            raise self.diverged("the loss is nan") from error
 
-        # The gradient, exchanged between processes, and one step of the optimizer.
-        self.accelerator.backward(loss)
-        if chunked is not None:
-            chunked.backward(partial(self.accelerator.no_sync, self.wrapped))
-        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), config.max_grad_norm)
+        # One step of the optimizer. In fp16 it leaves out those whose gradient overflows.
+        norm = number_of(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), config.max_grad_norm))
+        if norm is not None and not math.isfinite(norm) and self.accelerator.scaler is None:
+            raise self.diverged(f"the norm of the gradient is {norm}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.model.hold_logit_scale()
 
         self.step += 1
         self.batch += 1
+        self.watch.loss_was(self.step, value)
         self.log(
             kind="train",
             step=self.step,
             epoch=self.epoch + 1,
             loss=value,
-            lr=share * config.lr,
+            lr=self.lr,
             logit_scale=features.logit_scale.item(),
+            grad_norm=norm if norm is not None and math.isfinite(norm) else None,
             seconds=round(time.perf_counter() - start, 4),
+            clips_per_second=round(self.batch_size / max(self.progress.pace.step_done(), 1e-6), 2),
+            memory_bytes=memory_bytes(self.accelerator.device),
         )
         return value
 
-    def start(self) -> str:
-        """The files that the numbers of the first step come from."""
-        config = self.config
-        towers = config.from_features or config.model.clip
-        return f"{towers}" if config.model.init_from is None else f"{towers} and {config.model.init_from}"
+    def diverged(self, what: str) -> Diverged:
+        """The error for numbers that are none any more, at the step that is being done."""
+        return self.watch.diverged(what, step=self.step + 1, epoch=self.epoch + 1, damaged=False)
+
+    def require_finite(self) -> None:
+        """Refuse to save weights, or moments of the optimizer, that have become useless.
+
+        Raises:
+            Diverged: in each process.
+        """
+        buffers = [*self.model.parameters(), *self.model.buffers()]
+        damaged = not all_finite([*buffers, *moments_of(self.optimizer.optimizer)])
+        if self.sharded:  # each process has a part; without shards all have the same
+            damaged = bool(max_over_processes(torch.tensor(float(damaged), device=self.accelerator.device)).item())
+        if damaged:
+            epoch = self.epoch + bool(self.batch)  # after the last step of an epoch it has been counted
+            raise self.watch.diverged("weights are not finite", step=self.step, epoch=epoch)
 
     def loss(self, features: BatchFeatures) -> Tensor:
         """The loss over the pairs of all processes, from this process's own: its texts meet the videos of all."""
@@ -397,8 +415,8 @@ class Run:
         )
         loss = symmetric_info_nce(similarity, features.logit_scale)
 
-        # DRL's regularisation, which only its own head has pairs of rows for.
-        if config.decorrelation_weight and isinstance(self.model.head, TokenWiseHead):
+        # DRL's regularisation, which is for its own head.
+        if config.decorrelation_weight and self.model.head.decorrelates:
             decorrelation = channel_decorrelation(
                 self.model.head.pairs(text, video),
                 len(text),
@@ -409,7 +427,7 @@ class Run:
         return loss
 
     def validate(self, loss: float) -> str:
-        """Score the weights on the split that selects, and keep them if their text→video R@1 is the best so far.
+        """Score the weights on the split that selects, and keep them if they are the best so far, or the last.
 
         Returns:
             What the first process is to print of it.
@@ -423,38 +441,39 @@ class Run:
             self.whole.to(self.accelerator.device)
 
         # Encode the split and rank.
-        split = self.annotations.test if self.config.train.select_on_test else self.annotations.val
-        embeddings = embed_split(self.whole, split, self.tokenizer, self.config, self.accelerator.device)
-        row = evaluate(self.whole, embeddings, self.config)[0]
+        split = self.validation
+        try:
+            embeddings = embed_split(self.whole, split, self.tokenizer, self.config, self.accelerator.device)
+            row = evaluate(self.whole, embeddings, self.config)[0]
+        except NotFinite as error:
+            what = f"numbers of the validation after it are not finite ({str(error).partition(';')[0]})"
+            raise self.watch.diverged(what, step=self.step, epoch=self.epoch + 1) from error
         self.log(
             kind="validation",
             step=self.step,
             epoch=self.epoch + 1,
             split=split.name,
+            clips=len(split.clips),
             text_to_video=row.text_to_video,
             video_to_text=row.video_to_text,
+            selects=self.selection.chooses,
         )
 
-        # The first of equals stays.
-        score = row.text_to_video["R@1"]
-        best = score > self.best_score
-        if best:
-            self.best_score = score
-            self.best_epoch = self.epoch + 1
-            self.selected = weights
-
-        return (
-            f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {SELECTED_BY[split.name]} R@1: "
-            f"text→video {score:.1f}, "
-            f"video→text {row.video_to_text['R@1']:.1f}{'  best so far' if best else ''}"
-        )
+        kept = self.selection.take(self.epoch + 1, row, weights)
+        return f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {kept}"
 
     def weights(self) -> dict[str, Tensor]:
         """The state_dict of the whole model; every process has to ask if weights are sharded."""
         return weights_of(self.wrapped, self.shapes) if self.sharded else self.model.state_dict()
 
     def save(self) -> None:
-        """The full state, so that a killed run goes on from here."""
+        """The full state, so that a killed run goes on from here.
+
+        Raises:
+            Diverged: it has no use; the state that there was stays.
+        """
+        self.require_finite()
+
         # All processes have to take part where weights are sharded; only the first one writes.
         weights = self.weights()
         if self.sharded:
@@ -469,27 +488,30 @@ class Run:
             epoch=self.epoch,
             batch=self.batch,
             step=self.step,
-            best_score=self.best_score,
-            best_epoch=self.best_epoch,
+            best_score=self.selection.best_score,
+            best_epoch=self.selection.best_epoch,
             metrics_lines=run_files.count_lines(self.out / contents.METRICS),
             model=weights,
             optimizer=optimizer,
             scaler=scaler.state_dict() if scaler else {},
             random=checkpoint.random_states(),
             steps=asdict(self.steps),
+            chooses=self.selection.chooses,
         )
         checkpoint.save_state(self.out, state)
+        self.watch.saved_step = self.step
         (self.out / BEGUN).unlink(missing_ok=True)
 
     def save_selected(self) -> None:
-        """The weights of the epoch that was just validated, if it is the best.
+        """The weights of the epoch that was just validated, if they are to be kept.
 
         After the state, which knows of them: a run that was killed between the two writes them when it goes on. The
         other way round they would be of an epoch that the run, going on from the state before it, has not done.
         """
-        if self.selected is not None:
-            checkpoint.save_tensors_atomic(self.out / contents.WEIGHTS, self.selected, epoch=self.best_epoch)
-            self.selected = None
+        selection = self.selection
+        if selection.weights is not None:
+            checkpoint.save_tensors_atomic(self.out / contents.WEIGHTS, selection.weights, epoch=selection.best_epoch)
+            selection.weights = None
 
     def resume(self, state: TrainingState | None) -> None:
         """Take up the last saved state, if there is one."""
@@ -529,14 +551,16 @@ class Run:
         self.epoch = state.epoch
         self.batch = state.batch
         self.step = state.step
-        self.best_score = state.best_score
-        self.best_epoch = state.best_epoch
+        self.selection.best_score = state.best_score
+        self.selection.best_epoch = state.best_epoch
+        self.selection.chooses = state.chooses
+        self.watch.saved_step = state.step
 
         # What a killed run had still to do after its last state.
         if self.accelerator.is_main_process:
             (self.out / BEGUN).unlink(missing_ok=True)
             if state.batch == 0 and state.best_epoch == state.epoch and not self.was_finished:
-                self.selected = state.model
+                self.selection.weights = state.model
                 self.save_selected()
         self.print(f"resuming {self.out} after step {self.step} of {self.total_steps}")
         if state.steps and state.steps["processes"] != self.processes:
@@ -545,17 +569,18 @@ class Run:
                 f"{self.batch_size} pairs"
             )
 
-    def progress(self) -> Progress:
-        """The bar of an epoch, shown by the first process on a terminal."""
-        return progress_bar(
-            TextColumn(f"epoch {self.epoch + 1}/{self.epochs}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.accelerator.is_main_process,
+    def header(self) -> list[str]:
+        """What stands at the top of a log file."""
+        return header(
+            self.config,
+            self.annotations,
+            self.whole,
+            device=self.accelerator.device,
+            pairs=self.batch_size,
+            processes=self.processes,
+            steps_per_epoch=self.steps_per_epoch,
+            total_steps=self.total_steps,
+            validation=self.validation,
         )
 
     def print(self, text: str) -> None:
@@ -577,18 +602,3 @@ class Run:
             options = {"tensorboard": {"purge_step": self.step}} if tracker == "tensorboard" else {}
             self.accelerator.init_trackers(TRACKER, init_kwargs=options)
         self.accelerator.log(scalars(values), step=self.step)
-
-
-def scalars(record: Mapping[str, object]) -> dict[str, float]:
-    """The numbers of a line of metrics.jsonl by the names that a tracker shows: train/loss, for example."""
-    kind = record["kind"]
-    numbers: dict[str, float] = {}
-
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            # "@" is no character of a name in some trackers.
-            numbers |= {f"{kind}/{name}/{metric.replace('@', '')}": float(number) for metric, number in value.items()}
-        elif isinstance(value, (int, float)) and name not in ("step", "epoch"):
-            numbers[f"{kind}/{name}"] = float(value)
-
-    return numbers

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from emcl_train.errors import UserError
+from emcl_train.kinds import HEADS, TEMPORALS
 
 SHOWN = 4
 """Weights of a model that an error names."""
@@ -60,8 +61,13 @@ def require_built_here(names: Iterable[str], path: Path) -> None:
         parts.append(f"{', '.join(weights[:SHOWN])}{more}: {what}")
     raise UserError(
         f"model.init_from is {path}, a checkpoint of a model that is not built here. It has {'; '.join(parts)}. "
-        f"Without these it would be another model. Heads that are built: text-conditioned, mean (CLIP4Clip's meanP, "
-        f"seqLSTM and seqTransf) and wti. Evaluate the file by the code that wrote it; or, if you know that its model "
-        f"was trained without them ({NEVER_TRAINED} are saved unused by some programs), save its other weights alone "
-        f"and pass those"
+        f"Without these it would be another model. Heads that are built: {_heads()}. Evaluate the file by the "
+        f"code that wrote it; or, if you know that its model was trained without them "
+        f"({NEVER_TRAINED} are saved unused by some programs), save its other weights alone and pass those"
     )
+
+
+def _heads() -> str:
+    """Those that there are, and what tables call them."""
+    temporals = ", ".join(temporal.label for temporal in TEMPORALS.values())
+    return ", ".join(f"{name} ({head.label.format(temporal=temporals)})" for name, head in HEADS.items())

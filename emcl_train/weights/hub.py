@@ -5,6 +5,7 @@ which without a network takes a minute before anything is said.
 """
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +13,7 @@ from typing import Any
 
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
+from emcl_train.runs.contents import WEIGHTS, seed_folders
 
 CLIP_WAY_OUT = (
     'pass --model.clip a CLIP hub name, a folder written by save_pretrained, an archive of OpenAI, or "random"'
@@ -19,6 +21,64 @@ CLIP_WAY_OUT = (
 TRANSFORMERS_CONFIG = "config.json"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 OF_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".zip", ".pkl", ".safetensors", ".json", ".onnx")
+
+
+OF_OPENAI = {
+    "ViT-B/32": "openai/clip-vit-base-patch32",
+    "ViT-B/16": "openai/clip-vit-base-patch16",
+    "ViT-L/14": "openai/clip-vit-large-patch14",
+    "ViT-L/14@336px": "openai/clip-vit-large-patch14-336",
+}
+"""OpenAI's names of their models, and those of the hub."""
+RESNETS = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64")
+"""OpenAI's other models, whose vision tower is none that is built here."""
+HUB = "hf://"
+
+
+def plain_names(config: ModelConfig) -> ModelConfig:
+    """The same settings with plain names: OpenAI's and `hf://` as the hub has them, a run's folder as its weights.
+
+    Raises:
+        UserError: a name can be none of a CLIP that is built here, or a folder is that of several runs.
+    """
+    clip = _plain_name(config.clip, "model.clip")
+    if clip in RESNETS and not Path(clip).exists():
+        raise UserError(
+            f"model.clip is {clip}, OpenAI's CLIP with a ResNet; only those with a vision transformer are built here: "
+            f"pass --model.clip {', '.join(OF_OPENAI)}, a hub name, a folder or a file"
+        )
+    if not Path(clip).exists():
+        clip = OF_OPENAI.get(clip, clip)
+    tokenizer = None if config.tokenizer is None else _plain_name(config.tokenizer, "model.tokenizer")
+    return replace(config, clip=clip, tokenizer=tokenizer, init_from=_weights_in(config.init_from))
+
+
+def _plain_name(name: str, setting: str) -> str:
+    """A name of the hub without the `hf://` before it."""
+    if not name.startswith(HUB):
+        return name
+    plain = name.removeprefix(HUB).rstrip("/")
+    if not HUB_NAME.fullmatch(plain):
+        raise UserError(
+            f"{setting} is {name}, expected hf://ORGANISATION/NAME, without a branch or a file; download what is meant "
+            f"into a folder (`hf download --help`), and pass that folder"
+        )
+    return plain
+
+
+def _weights_in(path: Path | None) -> Path | None:
+    """The file of weights that `model.init_from` means: of a run's folder, its best."""
+    folder = None if path is None else path.expanduser()
+    if folder is None or not folder.is_dir():
+        return path
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS
+    if runs := seed_folders(folder):
+        raise UserError(
+            f"model.init_from is {path}, a folder of {len(runs)} runs with different seeds; pass one of them: "
+            f"{', '.join(map(str, runs[:5]))}"
+        )
+    raise UserError(f"model.init_from is {path}, a folder without {WEIGHTS}; pass that of a run, or a file")
 
 
 def is_place(name: str) -> bool:

@@ -18,6 +18,8 @@ from scene import Scene, run_in
 from server import Outcome, Server, Servers
 from spoken import INSIDE
 
+import emcl_train.report
+
 COUNT = 1
 """Rounds over all texts in full."""
 LEAVES = 60
@@ -66,7 +68,6 @@ HOSTILE_VALUES = [
 
 # Of HTML: what an element must not be, and what may be loaded.
 FORBIDDEN = {
-    "script",
     "iframe",
     "object",
     "embed",
@@ -78,6 +79,9 @@ FORBIDDEN = {
     "audio",
     "foreignobject",
 }
+TEMPLATES = Path(emcl_train.report.__file__).parent / "templates"
+SCRIPTS = {path.read_text(encoding="utf-8").strip() for path in TEMPLATES.glob("*.js")}
+"""Those of the package, which a page has; no text of a run is among them."""
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 BIDI = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -90,12 +94,16 @@ class Structure(HTMLParser):
         self.elements: list[tuple[str, ...]] = []
         self.bad: list[str] = []
         self.open: list[str] = []
+        self.script: list[str] | None = None
+        """What has been read of a script."""
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, *sorted(name for name, _ in attributes)))
         self.open.append(tag)
         if tag in FORBIDDEN:
             self.bad.append(f"<{tag}>")
+        if tag == "script" and attributes[:1] != [("type", "application/json")]:
+            self.script = []
         for name, value in attributes:
             value = (value or "").strip().lower()
             loads = name in ("src", "href", "xlink:href", "action", "data") and not value.startswith(
@@ -105,11 +113,17 @@ class Structure(HTMLParser):
                 self.bad.append(f'<{tag} {name}="{value[:60]}">')
 
     def handle_endtag(self, tag: str) -> None:
+        if tag == "script" and self.script is not None:
+            if (source := "".join(self.script).strip()) not in SCRIPTS:
+                self.bad.append(f"a script: {source[:60]!r}")
+            self.script = None
         if tag in self.open:
             while self.open.pop() != tag:
                 pass
 
     def handle_data(self, data: str) -> None:
+        if self.script is not None:
+            self.script.append(data)
         inside = {"bdi", "pre", "code"} & set(self.open)
         if BIDI.search(data) and not inside and not _is_balanced(data):
             self.bad.append(f"marks of direction outside of <bdi>: {data[:60]!r}")

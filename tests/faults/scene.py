@@ -48,7 +48,7 @@ class Scene:
         self._run("embed", "run", "--out", "features")
         self._videos()
         self._embeddings()
-        self._run("refine", "text.npy", "video.npy", "--out", "refined", "--paired", "--weight", "-0.3")
+        self._run("refine", "text.npy", "video.npy", "--out", "refined", "--paired", "--map", "em", "--weight", "-0.3")
         self._unfinished()
         self._weights()
         self._data_sets()

@@ -11,6 +11,9 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from emcl_train.runs.code import OF_THE_START
+from emcl_train.runs.records import MEASURED
+
 PAGE = 4096
 """What a file takes on a disk is a multiple of it."""
 
@@ -18,7 +21,7 @@ Tree = dict[str, str]
 """Of each file below a folder, by its path there: what is compared. Of an empty folder, its path with a slash: ""."""
 
 
-def _without_seconds(data: bytes) -> bytes:
+def _without_measures(data: bytes) -> bytes:
     lines = []
     for line in data.split(b"\n"):
         try:
@@ -27,13 +30,32 @@ def _without_seconds(data: bytes) -> bytes:
             lines.append(line)
             continue
         if isinstance(record, dict):
-            record.pop("seconds", None)
+            for name in MEASURED:
+                record.pop(name, None)
         lines.append(json.dumps(record).encode())
     return b"\n".join(lines)
 
 
+def _without_start(data: bytes) -> bytes:
+    """environment.json of a run that went on: the command and the time of its start are others."""
+    try:
+        record = json.loads(data)
+    except ValueError:
+        return data
+    if not isinstance(record, dict):
+        return data
+    return json.dumps({name: value for name, value in record.items() if name not in OF_THE_START}).encode()
+
+
+def _without_origin(data: bytes) -> bytes:
+    return re.sub(rb'<dl class="origin">.*?</dl>', b"", data, flags=re.DOTALL)
+
+
 OF_THE_CLOCK: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    r"(.*/)?metrics\.jsonl": (_without_seconds, "each step has the seconds that it took"),
+    r"(.*/)?metrics\.jsonl": (_without_measures, "each step has what it took of time and memory"),
+    r"(.*/)?environment\.json": (_without_start, "it has the command and the time of the start"),
+    r"(.*/)?report\.html": (_without_origin, "so has its head"),
+    r"cache/(.*/)?data-set\.txt": (lambda data: b"", "it names the folder of the data set, which each trial has anew"),
 }
 """By the path of a file: what takes the time out of it, and why there is one."""
 

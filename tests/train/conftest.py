@@ -40,7 +40,7 @@ def tiny_whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     return folder / "set", folder / "run"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def signals_come_back():
     """The handlers of this process afterwards: a program that was told to end ignores what tells it once more."""
     before = {number: signal.getsignal(number) for number in endings.SIGNALS}

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.nn.functional import normalize
@@ -16,7 +17,12 @@ from emcl_train.runs.state import save_tensors_atomic
 
 
 def make_run(
-    path: Path, *, clips: int = 40, captions_per_clip: int = 1, root: Path = Path("absent"), mode: str = "train"
+    path: Path,
+    *,
+    clips: int = 40,
+    captions_per_clip: int = 1,
+    root: Path = Path("absent"),
+    mode: Literal["train", "inference", "off"] = "train",
 ) -> RunConfig:
     """Write a finished run into a folder. Captions and clips are noisy copies of the same directions."""
     generator = torch.Generator().manual_seed(0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emcl_train.config import EMCLConfig, RunConfig
+from emcl_train.processes import leave
 from emcl_train.training import trainer
 from emcl_train.training.losses import symmetric_info_nce
 
@@ -146,3 +147,4 @@ def main(root: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    leave()

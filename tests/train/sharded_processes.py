@@ -19,6 +19,7 @@ from several_processes import whole_run_config
 from torch.distributed.tensor import DTensor
 
 from emcl_train.config import RunConfig
+from emcl_train.processes import leave
 from emcl_train.training import trainer
 
 
@@ -79,3 +80,4 @@ if __name__ == "__main__":
     interrupted(config, after=7)
     fit, trainer.Run.fit = trainer.Run.fit, check_at_the_end
     trainer.train(replace(config, resume=True), Console(file=io.StringIO()))
+    leave()

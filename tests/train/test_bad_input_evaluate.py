@@ -153,12 +153,22 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
         lambda place: with_weight(place, "towers.clip.text_projection.weight", float("inf")),
         r"the text tower gave NaN, infinity, .* for \d of 7 captions.*'caption 0'",
     ),
+    (
+        "squares that overflow in the video tower",
+        lambda place: with_weight(place, "towers.clip.visual_projection.weight", 1e30),
+        r"the video tower gave .* numbers whose squares overflow, for 7 of 7 clips.*first for 'video0'",
+    ),
+    (
+        "squares that overflow in the text tower",
+        lambda place: with_weight(place, "towers.clip.text_projection.weight", 1e30),
+        r"the text tower gave .* numbers whose squares overflow, for \d of 7 captions.*'caption 0'",
+    ),
     ("block of zero", lambda place: with_block(place, 0), r"em.block.* 0.*1 or more"),
     ("evaluate no run", lambda place: evaluate_run(place.folder), r"is not a run folder.*config.json"),
     (
         "evaluate before the first epoch",
         lambda place: without_weights(place, None),
-        r"no model.safetensors yet.*--resume",
+        r"no model.safetensors yet.*emcl-train resume",
     ),
     ("damaged weights", lambda place: without_weights(place, b"cut"), r"cannot be read as safetensors.*copy it again"),
     (
@@ -216,7 +226,7 @@ BAD_INPUTS: list[tuple[str, Callable[[Place], object], str]] = [
     (
         "broken record",
         lambda place: with_content(place, "metrics.jsonl", b'{"kind": "train"}\n{"kind'),
-        r"metrics.jsonl, line 2, is not readable.*--resume",
+        r"metrics.jsonl, line 2, is not readable.*emcl-train resume",
     ),
     (
         "record without kind",

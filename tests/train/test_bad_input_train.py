@@ -62,7 +62,10 @@ BAD_INPUTS = {
     "no-bases": (setting("emcl", "num_bases", 0), r"emcl.num_bases is 0, expected 1 or more"),
     "cold": (setting("emcl", "temperature", 0.0), r"emcl.temperature is 0.0, expected a positive number"),
     "block-of-none": (setting("eval", "em_block", 0), r"eval.em_block is 0, expected 1 or more"),
-    "unknown-recipe": (lambda _: load_recipe("msrvtt"), r"no recipe 'msrvtt'; known recipes: activitynet, didemo, "),
+    "unknown-recipe": (
+        lambda _: load_recipe("msrvtt"),
+        r"no recipe 'msrvtt'; known recipes: activitynet, csv, didemo, ",
+    ),
     "no-run-folder": (load_config, r"is not a run folder: it has no config.json; pass the --out folder"),
     "out-is-a-file": (out_is_a_file, r"run is a file, expected a folder"),
     "out-holds-files": (out_holds_files, r"already holds files; go on with that run by --resume, or choose another"),

@@ -14,7 +14,7 @@ from emcl_train.recipes import RECIPES, load_recipe
 from emcl_train.runs.contents import save_config
 from emcl_train.runs.files import write_json_atomic
 
-KNOWN = "activitynet, didemo, jsonl, lsmdc, msrvtt-7k, msrvtt-9k, msrvtt-full, msvd, shapes, vatex"
+KNOWN = "activitynet, csv, didemo, jsonl, lsmdc, msrvtt-7k, msrvtt-9k, msrvtt-full, msvd, shapes, vatex"
 
 
 @pytest.fixture
@@ -69,14 +69,17 @@ def test_the_default_of_every_recipe_has_emcl_on_in_training():
     ("arguments", "message"),
     [
         (["train", "shape"], "there is no recipe 'shape'; known recipes: " + KNOWN),
-        (["train"], "train needs a recipe before its options; known recipes: " + KNOWN),
+        (["train"], "train needs a recipe before its options, or --config FILE with settings of one; known recipes: "),
         (["train", "--train.lr", "1", "shapes"], "train needs a recipe before its options"),
         (["trian", "shapes"], "there is no command 'trian shapes'; see emcl-train --help"),
         (["eval"], "eval needs the folder of a run before its options, such as runs/shapes"),
         (["eval", "--em-block", "32", "runs/x"], "eval needs the folder of a run before its options"),
         (["eval", "no/such/run"], "no/such/run is not a run folder: no such folder; pass the --out folder"),
         (["export", "no/such/run", "x.bin", "--layout", "emcl"], "no/such/run is not a run folder: no such folder"),
-        (["embed", "no/such/run", "--out", "x"], "there is no recipe 'no/such/run' and no such folder of a run; known"),
+        (
+            ["embed", "no/such/run", "--out", "x"],
+            "there is no recipe 'no/such/run', and no such folder of a run or of videos, nor",
+        ),
         (["report"], "report needs the folder of at least one run"),
         (["data", "docter", "msrvtt", "x"], "there is no command 'data docter'"),
     ],

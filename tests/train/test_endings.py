@@ -17,6 +17,7 @@ from emcl_train.runs.contents import STATE, save_config
 WAITS = """
 import signal, sys, time
 from emcl_train import cli
+from emcl_train.commands.entry import Entry
 def wait(arguments):
     cli.say_if_ended(lambda: "half is there; go on")
     print("ready", flush=True)
@@ -24,7 +25,7 @@ def wait(arguments):
 # Whoever started the tests may ignore signals, as nohup does, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_IGN if "ignored" in sys.argv else signal.SIG_DFL)
-cli.COMMANDS["wait"] = cli.Entry("", "", wait)
+cli.COMMANDS["wait"] = Entry("", "", wait)
 sys.exit(cli.main(["wait"]))
 """
 
@@ -161,7 +162,8 @@ def test_a_run_with_a_state_goes_on(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(emcl_train.training.trainer, "train", saved_and_ended)
     assert cli.main(["train", "shapes", "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err == (
-        f"interrupted; {tmp_path / 'run'} is saved as of its last state; a training run goes on with --resume\n"
+        f"interrupted; {tmp_path / 'run'} is saved as of its last state; a training run goes on with "
+        f"`emcl-train resume {tmp_path / 'run'}`\n"
     )
 
 
@@ -255,7 +257,6 @@ def test_closed_streams_give_their_numbers_to_nothing_that_is_written(tmp_path):
     assert (tmp_path / "file").read_text() == "content"
 
 
-@pytest.mark.usefixtures("signals_come_back")
 def test_a_signal_waits_for_the_end_of_a_block_that_holds_it_back():
     steps = []
     with pytest.raises(endings.Ended), endings.signals_as_exceptions():  # noqa: PT012
@@ -288,7 +289,6 @@ def test_a_signal_behind_the_end_changes_no_exit_code(name, code):
     assert (ended.returncode, ended.stderr) == (code, "")
 
 
-@pytest.mark.usefixtures("signals_come_back")
 def test_a_signal_when_the_work_is_done_changes_no_exit_code(monkeypatch, capsys):
     after = cli.code_after_printing
 

@@ -10,7 +10,9 @@ from fake_run import make_run
 from tiny_evaluation import tiny_config, tiny_model
 
 from emcl_train import cli, flags
-from emcl_train.config import RunConfig, check_config
+from emcl_train.commands import data, embedding, evaluating, exporting, refining, reporting, training, verifying
+from emcl_train.commands.entry import flags_of
+from emcl_train.config import check_config
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, again, flag, of_command, takes
 from emcl_train.recipes import load_recipe
@@ -83,8 +85,8 @@ COMMANDS = {
     ],
     "data doctor vatex": [["none"], ["empty"], ["lists"], ["lists", "--videos", "none"]],
     "data compress run out": [["--fps", "0"], ["--short-side", "3"]],
-    "refine text.npy video.npy --out new": [["--paired"], ["--pairs", "none"], ["--num-bases", "0"]],
-    "report run": [[]],
+    "refine text.npy video.npy --out new": [["--paired"], ["--pairs", "none"], ["--map", "em", "--num-bases", "0"]],
+    "report run": [["empty"], ["run", "--watch"], ["--out", "one.html"], ["--watch", "--json", "found.json"]],
 }
 
 
@@ -117,24 +119,24 @@ def test_a_command_is_told_its_own_flag(command, way_out, place, monkeypatch, ca
 
 
 KINDS = {
-    "eval run": cli.EvalArguments,
-    "embed run --out new": cli.EmbedRunArguments,
-    "embed shapes": cli.EmbedArguments,
-    "train shapes": RunConfig,
-    "export run x.bin": cli.export,
-    "data shapes": cli.shapes,
-    "data doctor": cli.doctor,
-    "data compress": cli.compress,
-    "refine": cli.refine,
-    "report": cli.report,
-    "verify": cli.verify,
+    "eval run": evaluating.EvalArguments,
+    "embed run --out new": embedding.EmbedRunArguments,
+    "embed shapes": embedding.EmbedArguments,
+    "train shapes": training.TrainArguments,
+    "export run x.bin": exporting.export,
+    "data shapes": data.shapes,
+    "data doctor": data.doctor,
+    "data compress": data.compress,
+    "refine": refining.refine,
+    "report": reporting.report,
+    "verify": verifying.verify,
 }
 
 
 @pytest.mark.parametrize("command", KINDS)
 def test_flags_are_those_of_the_help(command, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    assert cli.flags_of(KINDS[command]) == help_of(command.split(), capsys) - {"--help"}
+    assert flags_of(KINDS[command]) == help_of(command.split(), capsys) - {"--help"}
 
 
 def test_a_setting_is_spelled_as_the_command_at_hand_takes_it():

@@ -61,7 +61,7 @@ COMMANDS = {
     "a run of seeds": ("train shapes --out s/seed-0 --resume", INSIDE, "s"),
     "eval": ("eval run", INSIDE, "run"),
     "eval elsewhere": ("eval run --out new", BESIDE, "new"),
-    "refine": ("refine text.npy video.npy --num-bases 3 --out new", INSIDE, "new"),
+    "refine": ("refine text.npy video.npy --map em --num-bases 3 --out new", INSIDE, "new"),
     "export": ("export run new.bin --layout emcl", BESIDE, "new.bin"),
     "compress": ("data compress videos new", INSIDE, "new"),
     "embed": ("embed shapes --out new", BESIDE, "new"),

@@ -7,7 +7,7 @@ import pytest
 from tiny_layouts import SMALL, WRITERS
 
 from emcl_train import cli
-from emcl_train.recipes import RECIPES, load_recipe
+from emcl_train.recipes import RECIPES, SMOKE_TEST, is_smoke_test, load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,6 +22,7 @@ EXPECTED = {
     "didemo": (4, 4, "a person shows te0 in way 0 a person shows te0 in way 1 a person shows te0 in way 2"),
     "vatex": (4, 40, "a person shows te0 in way 0"),
     "jsonl": (4, 8, "a person shows te0 in way 0"),
+    "csv": (4, 8, "a person shows te0 in way 0"),
 }
 
 
@@ -51,6 +52,9 @@ def test_a_recipe_runs_from_the_files_to_the_table(recipe: str, tmp_path: Path, 
     assert cli.main(["eval", str(run)]) == 0
     clips, captions, first = EXPECTED[recipe]
     out = capsys.readouterr().out
+    assert out.startswith(SMOKE_TEST)
+    assert SMOKE_TEST in trained["notes"]
+    assert " ".join(out.split()).count(SMOKE_TEST) == 3  # at the start, and below the tables of both commands
     assert f"{captions} captions against {clips} clips" in " ".join(out.split())
     results = json.loads((run / "results.json").read_text())
     assert results == trained
@@ -59,6 +63,16 @@ def test_a_recipe_runs_from_the_files_to_the_table(recipe: str, tmp_path: Path, 
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     assert [line["kind"] for line in lines] == ["train", "train", "validation"]
     assert results["sampling"]["num_frames"] == load_recipe(recipe).data.num_frames
+
+
+def test_random_weights_are_a_smoke_test_where_the_recipe_has_trained_ones() -> None:
+    assert not is_smoke_test(load_recipe("shapes"))
+    config = load_recipe("msrvtt-9k")
+    assert not is_smoke_test(config)
+    config.model.clip = "random"
+    assert is_smoke_test(config)
+    config.model.init_from = Path("trained.bin")
+    assert not is_smoke_test(config)
 
 
 def test_the_recipes_are_emcl_nets() -> None:

@@ -16,6 +16,7 @@ from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
 from emcl_train.terminal import (
     HIDDEN,
+    Output,
     Rendered,
     console_of,
     escaped,
@@ -118,7 +119,7 @@ def test_a_run_saves_before_it_prints_and_ends_whole_whatever_its_output(tmp_pat
 
     class Log(io.TextIOWrapper):
         def write(self, text):
-            events.append("printed" if "  loss " in text else "")
+            events.append("printed" if " R@1: text" in text else "")
             return super().write(text)
 
     log = Log(io.BytesIO(), encoding="latin-1", write_through=True)
@@ -146,6 +147,21 @@ def test_a_table_that_could_not_be_printed_is_no_success(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", Closed(OSError(errno.ENOSPC, "No space left on device")))
     assert cli.main(["--help"]) == 1
     assert "error: not all could be printed: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", [[], ["--device", "cpu"], ["--device=cpu", "--quiet"], ["--dry-run"]])
+@pytest.mark.parametrize("word", ["train", "resume"])
+def test_a_training_whose_output_is_lost_is_whole(word, before, capsys):
+    output = Output()
+    output.lost = OSError(errno.ENOSPC, "No space left on device")
+    assert cli.code_after_printing(0, [*before, word, "x"], output) == 0
+    assert "the run is whole without it" in capsys.readouterr().err
+    assert cli.code_after_printing(0, [*before, "verify", word], output) == 1
+
+
+def test_what_is_asked_for_is_printed_quietly_too(capsys):
+    assert cli.main(["--quiet", "completion", "bash"]) == 0
+    assert "complete -o default" in capsys.readouterr().out
 
 
 # Bars.
@@ -206,7 +222,7 @@ def test_the_log_of_a_whole_run_has_lines_that_say_something_alone(tmp_path, mon
     config.eval.em_block = 4
     trainer.train(config)
     lines = (out.getvalue() + err.getvalue()).split("\n")[:-1]
-    assert lines[0].startswith("epoch   1/1")
+    assert lines[0].startswith("versions: emcl ")
     assert all(line.strip() for line in lines)
     assert "\r" not in out.getvalue() + err.getvalue()
     assert "\x1b" not in out.getvalue() + err.getvalue()

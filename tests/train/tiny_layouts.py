@@ -1,5 +1,6 @@
 """Small data sets in the very schema of each data set's own files, with clips of 32 × 32 pixels and a second or two."""
 
+import csv as csv_module
 import json
 import pickle
 from collections.abc import Callable, Iterable
@@ -172,6 +173,25 @@ def jsonl(root: Path) -> None:
     write_video(root / "films" / "long.mp4", range(20), size=(32, 32))
 
 
+def write_csv(path: Path, header: str, *rows: tuple[object, ...]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(f"{header}\n")
+        csv_module.writer(file).writerows(rows)
+
+
+def csv(root: Path) -> None:
+    """Everything in one file; whole videos, and spans of one."""
+    root.mkdir(parents=True)
+    rows: list[tuple[object, ...]] = []
+    for split, ids in SPLITS.items():
+        for n, i in enumerate(ids):
+            file = ("films/long.mp4", 0.5 * n, 0.5 * n + 0.5) if split == "test" else (f"films/{i}.mkv", "", "")
+            rows += [(file[0], say(i, k), *file[1:], split) for k in range(2)]
+    write_csv(root / "clips.csv", "video,caption,start,end,split", *rows)
+    write_clips(root / "films", [f"{i}.mkv" for i in (*TRAIN, *VAL)])
+    write_video(root / "films" / "long.mp4", range(20), size=(32, 32))
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "msrvtt-9k": msrvtt_9k,
     "msrvtt-7k": msrvtt_7k,
@@ -182,4 +202,5 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "didemo": didemo,
     "vatex": vatex,
     "jsonl": jsonl,
+    "csv": csv,
 }

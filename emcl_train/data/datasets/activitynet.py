@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import read_json, strings
+from emcl_train.data.annotation_files import identifier, read_json, strings
 from emcl_train.data.paragraphs import joined, json_or_lines, read_paragraph_lines
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder
 from emcl_train.errors import UserError
@@ -66,12 +66,13 @@ def _part(root: Path, captions_name: str, ids_name: str, notes: list[str]) -> Ca
         notes.append(f"There is no {ids_name}: all videos of {path.name} are taken.")
         return captions_of(list(captions), captions, path, path, notes)
     ids = read_json(ids_path, "a list of ids")
-    if not isinstance(ids, list) or not ids or not all(isinstance(video_id, str) for video_id in ids):
+    texts = [identifier(video_id) for video_id in ids] if isinstance(ids, list) else []
+    if not texts or None in texts:
         raise UserError(f'{ids_path}: expected a list of ids ["v_…", …], got {shortened(ids)}')
 
     # Under the name that the captions have it by; an id without captions stays as it is, and is refused next.
     known = []
-    for video_id in map(str.strip, ids):
+    for video_id in filter(None, texts):
         names = (video_id, *_other_names(video_id))
         known.append(next((name for name in names if name in captions), video_id))
     return captions_of(known, captions, ids_path, path, notes)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import read_json, read_list, without_video_suffix
+from emcl_train.data.annotation_files import identifier, read_json, read_list, without_video_suffix
 from emcl_train.data.paragraphs import joined, json_or_lines, read_paragraph_lines
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder
 from emcl_train.errors import UserError
@@ -44,10 +44,11 @@ def read_captions(path: Path) -> Captions:
         raise UserError(f"{path}: expected {expected}, got {shortened(content)}; copy or download the file again")
     sentences: Captions = {}
     for index, entry in enumerate(content):
-        video, text = (entry.get(name) if isinstance(entry, dict) else None for name in ("video", "description"))
-        if not isinstance(video, str) or not isinstance(text, str):
+        named, text = (entry.get(name) if isinstance(entry, dict) else None for name in ("video", "description"))
+        video = identifier(named)
+        if video is None or not isinstance(text, str):
             raise UserError(f"{path}: entry {index} is {shortened(entry)}; expected {expected}")
-        sentences.setdefault(without_video_suffix(video.strip()), []).append(text)
+        sentences.setdefault(without_video_suffix(video), []).append(text)
     return {video: [joined(texts)] for video, texts in sentences.items()}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import count, few, read_csv, read_json
+from emcl_train.data.annotation_files import count, few, identifier, read_csv, read_json
 from emcl_train.data.names import is_there
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder, queries
 from emcl_train.errors import UserError
@@ -173,6 +173,8 @@ def _entries(
     flaws = []
     for index, entry in enumerate(content[key]):
         values = {name: entry.get(name) if isinstance(entry, dict) else None for name in names}
+        if "video_id" in values:
+            values["video_id"] = identifier(values["video_id"])
         texts = {name: value.strip() for name, value in values.items() if isinstance(value, str)}
         bare = [name for name in names if not texts.get(name)]
         if bare:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emcl_train.config import DataConfig
-from emcl_train.data.annotation_files import read_bytes
+from emcl_train.data.annotation_files import identifier, read_bytes
 from emcl_train.data.plain_text import refuse_other_files
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, from_id_lists
 from emcl_train.errors import UserError
@@ -32,11 +32,15 @@ def read_captions(path: Path) -> Captions:
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: expected a dict {{id: [[word, …], …]}}, got {shortened(content)}")
     visits = Visits(path.stat().st_size)
+    found: Captions = {}
     try:
-        return {
-            _text(video_id): [_caption(path, video_id, words, visits) for words in visits.each(texts)]
-            for video_id, texts in _checked(path, content)
-        }
+        for key, texts in _checked(path, content):
+            video_id = _id(key)
+            assert video_id is not None
+            if video_id in found:
+                raise UserError(f"{path}: the id {video_id} stands there twice, once as {key!r}; join the entries")
+            found[video_id] = [_caption(path, video_id, words, visits) for words in visits.each(texts)]
+        return found
     except ValueError as error:
         raise UserError(f"{path}: {error}; download it again") from error
 
@@ -62,16 +66,21 @@ def load_plain(path: Path) -> Any:
 
 def _checked(path: Path, content: dict[Any, Any]) -> list[tuple[Any, list[Any]]]:
     for video_id, texts in content.items():
-        if not isinstance(video_id, (str, bytes)) or not isinstance(texts, (list, tuple)):
+        if _id(video_id) is None or not isinstance(texts, (list, tuple)):
             raise UserError(f"{path}: expected id: [[word, …], …], got {reprlib.repr(video_id)}: {shortened(texts)}")
     return list(content.items())
 
 
-def _caption(path: Path, video_id: Any, words: Any, visits: Visits) -> str:
+def _id(key: Any) -> str | None:
+    """An id as a text, see `identifier`; strings of Python 2 are bytes."""
+    return _text(key) if isinstance(key, (str, bytes)) else identifier(key)
+
+
+def _caption(path: Path, video_id: str, words: Any, visits: Visits) -> str:
     if isinstance(words, (str, bytes)):
         return _text(words).strip()
     if not isinstance(words, (list, tuple)) or not all(isinstance(word, (str, bytes)) for word in words):
-        raise UserError(f"{path}, {_text(video_id)}: expected a list of words, got {shortened(words)}")
+        raise UserError(f"{path}, {video_id}: expected a list of words, got {shortened(words)}")
     return " ".join(_text(word) for word in visits.each(words)).strip()
 
 

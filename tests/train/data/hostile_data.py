@@ -21,8 +21,9 @@ from numpy.lib import format as npy
 
 from emcl_train.config import DataConfig, RunConfig
 from emcl_train.data.annotations import read_annotations
-from emcl_train.data.features import ARRAYS, FEATURES, SPLITS, open_features, read_features
+from emcl_train.data.features import ARRAYS, SPLITS, open_features, read_features
 from emcl_train.errors import UserError
+from emcl_train.runs.contents import FEATURES
 from emcl_train.tools.arrays import read_embeddings
 
 IDS = ["a", "b", "c", "d"]
@@ -48,6 +49,9 @@ DIDEMO = [{"video": f"{i}.avi", "description": "a thing", "times": [[0, 0]]} for
 JSONL = "".join(
     json.dumps({"video": f"{i}.mp4", "captions": ["a thing"], "start": 0.0, "end": 1.5}) + "\n" for i in IDS
 )
+TABLE = "video,caption,start,end,split\n" + "".join(
+    f"{i}.mp4,a thing,0.0,1.5,{split}\n" for i, split in zip(IDS, ("train", "train", "val", "test"), strict=True)
+)
 WORDS = {i: [["a", "thing"]] for i in IDS}
 LISTS: dict[str, Any] = {f"{split}_list.txt": LINES for split in ("train", "val", "test")}
 
@@ -63,6 +67,7 @@ GOOD: dict[str, dict[str, Any]] = {
     },
     "msvd": LISTS | {"raw-captions.pkl": pickle.dumps(WORDS, 2)},
     "jsonl": {"train.jsonl": JSONL, "test.jsonl": JSONL},
+    "csv": {"clips.csv": TABLE},
 }
 """Files of each layout as they should be."""
 
@@ -184,6 +189,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "captions that are nested": '{"video":"a.mp4","captions":' + "[" * 90 + "]" * 90 + "}",
         "one key twice": '{"video":"a.mp4","video":"b.mp4","captions":["a"]}',
     },
+    "csv": {
+        "an end of many digits": "video,caption,end\na.mp4,a," + "9" * 4000,
+        "a name with a quote": 'video,caption\n"a"".mp4",a\n',
+        "a caption of many lines": 'video,caption\na.mp4,"' + "x\n" * 10**5 + '"\n',
+        "many columns": "video,caption" + ",x" * 10**5 + "\na.mp4,a\n",
+        "a column twice": "video,video,caption\na,b,c\n",
+    },
     "msvd": PICKLES,
 }
 
@@ -269,10 +281,10 @@ def read_stored(path: Path) -> None:
         if "are not those of this run" not in str(error):
             raise
 
-    from emcl_train.data.features import _open_split
+    from emcl_train.data.features import open_split
 
     for split in SPLITS:
-        _open_split(path, split, tokens=True)
+        open_split(path, split, tokens=True)
 
 
 # --- Arrays for refine --------------------------------------------------------------------------------------------

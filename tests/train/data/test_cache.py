@@ -129,6 +129,32 @@ def test_what_lies_beside_the_data_from_before_is_found(cache_frames, config, de
     assert not cache_folder(config.data).exists()
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("cache_frames", [True, False])
+def test_kept_frames_are_looked_at_only_where_they_are_used(
+    cache_frames, damaged, config, decoded, monkeypatch, capsys
+):
+    """A run without them neither reads them for their checksum nor says that they are damaged."""
+    config.data.cache_frames = True
+    prepare(config)
+    (frames,) = cache_folder(config.data).glob("frames-*.npy")
+    if damaged:
+        content = bytearray(frames.read_bytes())
+        content[-1] ^= 1
+        frames.write_bytes(content)
+
+    compared = []
+    real = cache.checksum_of
+    monkeypatch.setattr(cache, "checksum_of", lambda path: (compared.append(path), real(path))[1])
+    cache._checksum_of.cache_clear()
+    capsys.readouterr()
+    config.data.cache_frames = cache_frames
+    annotations = prepare(config)
+    next(iter(loader.clip_loader(annotations.test, config.data, 2)))
+    assert (frames in compared) == cache_frames
+    assert (frames.name in capsys.readouterr().err) == (cache_frames and damaged)
+
+
 def test_a_run_goes_on_with_other_workers_and_another_cache():
     """The way out of too little shared memory is open to a run that has begun."""
     saved = RunConfig()

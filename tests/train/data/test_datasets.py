@@ -12,8 +12,10 @@ from tiny_layouts import TEST, TRAIN, VAL, WRITERS, say, write_json
 
 from emcl_train.config import LAYOUTS, DataConfig
 from emcl_train.data import datasets
+from emcl_train.data.annotation_files import identifier
 from emcl_train.data.annotations import Annotations, Clip, Split, load_annotations
 from emcl_train.data.datasets import activitynet, didemo, lsmdc, msvd
+from emcl_train.data.layouts import video_folder
 from emcl_train.data.video import VideoError, probe
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
@@ -38,21 +40,24 @@ def test_a_module_beside_the_others_is_a_layout(tmp_path, monkeypatch):
     files = Path(datasets.__file__).parent.glob("[a-z]*.py")
     assert sorted(path.stem for path in files) == sorted(LAYOUTS)
 
-    (tmp_path / "mine.py").write_text("from emcl_train.data.datasets.jsonl import read\n")
+    (tmp_path / "mine.py").write_text("from emcl_train.data.datasets.jsonl import NAMES_PATHS, read\n")
     monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
-    monkeypatch.setattr("emcl_train.data.annotations.LAYOUTS", (*LAYOUTS, "mine"))
+    monkeypatch.setattr("emcl_train.data.layouts.LAYOUTS", (*LAYOUTS, "mine"))
     monkeypatch.delitem(sys.modules, "emcl_train.data.datasets.mine", raising=False)
     WRITERS["jsonl"](tmp_path / "set")
     own = load_annotations(DataConfig(layout="jsonl", root=tmp_path / "set"))
     config = DataConfig(layout="jsonl", root=tmp_path / "set")
-    config.layout, config.videos = "mine", Path()
+    config.layout = "mine"
     assert load_annotations(config) == own
+    assert video_folder(config) == tmp_path / "set"
 
 
 def test_a_layout_that_nobody_reads_is_refused_with_those_that_are(tmp_path):
     config = DataConfig(root=tmp_path)
     config.layout = "os"
-    with pytest.raises(UserError, match=r"there is no layout 'os'; known layouts: activitynet, didemo, jsonl, lsmdc"):
+    with pytest.raises(
+        UserError, match=r"there is no layout 'os'; known layouts: activitynet, csv, didemo, jsonl, lsmdc"
+    ):
         load_annotations(config)
 
 
@@ -252,7 +257,7 @@ def test_jsonl_finds_compressed_copies_by_their_new_suffix(load):
             path.rename(path.with_suffix(".mp4"))
 
     annotations = load("jsonl", compressed)
-    assert "8 videos found under another suffix than the annotations give." in annotations.notes
+    assert "8 videos found under another suffix or in another folder than named." in annotations.notes
 
 
 def test_jsonl_paths_begin_at_the_folder_of_videos_where_one_is_given(load, tmp_path):
@@ -322,7 +327,7 @@ def test_a_pickle_that_would_run_code_is_refused_by_name_and_has_run_nothing(tmp
         (pickle.dumps([1]), r"expected a dict \{id: \[\[word, …\], …\]\}, got \[1\]"),
         (pickle.dumps({"a": "text"}), r"expected id: \[\[word, …\], …\], got 'a'"),
         (pickle.dumps({"a": [[1, 2]]}), r"a: expected a list of words, got \[1, 2\]"),
-        (pickle.dumps({1: [["x"]]}), r"expected id: .*, got 1"),
+        (pickle.dumps({1.5: [["x"]]}), r"expected id: .*, got 1\.5"),
     ],
 )
 def test_what_else_a_pickle_may_not_be(tmp_path, data, message):
@@ -359,7 +364,7 @@ BAD_INPUTS = {
     "jsonl-cut": ("jsonl", replaced("test.jsonl", '{"video": '), r"test\.jsonl, line 1: it is not JSON"),
     "jsonl-list": ("jsonl", replaced("test.jsonl", "\n[1]"), r"test\.jsonl, line 2: it is a list; expected \{"),
     "jsonl-empty": ("jsonl", replaced("test.jsonl", " \n"), r"test\.jsonl has no line; expected in each \{"),
-    "jsonl-video": ("jsonl", replaced("test.jsonl", '{"captions": ["x"]}'), r'line 1 has no text under "video"'),
+    "jsonl-video": ("jsonl", replaced("test.jsonl", '{"captions": ["x"]}'), r'line 1 has no "video"; its keys are'),
     "jsonl-captions": (
         "jsonl",
         replaced("test.jsonl", '{"video": "a", "captions": "x"}'),
@@ -368,16 +373,41 @@ BAD_INPUTS = {
     "jsonl-no-caption": ("jsonl", replaced("test.jsonl", '{"video": "a", "captions": [" "]}'), r"1 clip without a cap"),
     "jsonl-start": (
         "jsonl",
-        replaced("test.jsonl", '{"video": "a", "start": "3"}'),
+        replaced("test.jsonl", '{"video": "a", "captions": ["x"], "start": "3"}'),
         r'"start" is "3", expected seconds',
     ),
-    "jsonl-nan": ("jsonl", replaced("test.jsonl", '{"video": "a", "start": NaN}'), r'"start" is NaN, expected seconds'),
+    "jsonl-nan": (
+        "jsonl",
+        replaced("test.jsonl", '{"video": "a", "captions": ["x"], "start": NaN}'),
+        r'"start" is NaN, expected seconds',
+    ),
     "jsonl-order": (
         "jsonl",
-        replaced("test.jsonl", '{"video": "a", "start": 3, "end": 3}'),
+        replaced("test.jsonl", '{"video": "a", "captions": ["x"], "start": 3, "end": 3}'),
         r"end is 3 and start 3; exp",
     ),
-    "jsonl-id": ("jsonl", replaced("test.jsonl", '{"video": "a", "id": 3}'), r'"id" is 3, expected a text'),
+    "jsonl-id": (
+        "jsonl",
+        replaced("test.jsonl", '{"video": "a", "captions": ["x"], "id": 3.5}'),
+        r'"id" is 3\.5, expected a text or a whole number',
+    ),
+    "jsonl-number-as-id": (
+        "jsonl",
+        replaced(
+            "test.jsonl", '{"video": "a", "captions": ["x"], "id": 7}\n{"video": "b", "captions": ["x"], "id": "7"}'
+        ),
+        r"line 2: the id 7 stands for another clip already, .*a; give each clip its own id",
+    ),
+    "jsonl-caption": (
+        "jsonl",
+        replaced("test.jsonl", '{"video": "a", "caption": "x"}'),
+        r'test\.jsonl, line 1 has no "captions"; write "captions" in place of "caption"; expected \{',
+    ),
+    "jsonl-no-captions": (
+        "jsonl",
+        replaced("test.jsonl", '{"video": "a", "start": 3}'),
+        r"""has no "captions"; its keys are 'video', 'start'; expected""",
+    ),
     "jsonl-two-clips": (
         "jsonl",
         replaced(
@@ -400,6 +430,38 @@ BAD_INPUTS = {
         r'marks no clip as "split": "test", which the full split needs',
     ),
 }
+
+# Ids.
+
+
+def test_numbers_are_ids_and_7_is_the_id_that_it_is_as_a_text(tmp_path):
+    assert [identifier(value) for value in (7, "7", 7.0, " 7 ", True, 7.5, None, "", 1e300)] == [
+        *("7", "7", "7", "7"),
+        *(None, None, None, None, None),
+    ]
+    (tmp_path / "lines.jsonl").write_text('{"clip_id": 7, "text": ["x"]}\n{"clip_id": "7", "text": ["y"]}\n')
+    with pytest.raises(UserError, match=r"line 2 describes 7 a second time"):
+        activitynet.read_captions(tmp_path / "lines.jsonl")
+    entries = [{"video": 7, "description": "One."}, {"video": "7", "description": "Two."}]
+    write_json(tmp_path / "didemo.json", entries)
+    assert didemo.read_captions(tmp_path / "didemo.json") == {"7": ["One. Two."]}
+
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({7: [["x"]]}))
+    assert msvd.read_captions(tmp_path / "a.pkl") == {"7": ["x"]}
+    (tmp_path / "b.pkl").write_bytes(pickle.dumps({"7": [["x"]], 7: [["y"]]}))
+    with pytest.raises(UserError, match=r"the id 7 stands there twice, once as 7; join the entries"):
+        msvd.read_captions(tmp_path / "b.pkl")
+
+
+def test_clips_of_the_literature_may_be_numbered(load):
+    def numbered(name, content):
+        return lambda root: (write_json(root / name, content), (root / "videos" / "7.mp4").write_bytes(b"clip"))
+
+    entry = {"duration": 9.5, "timestamps": [[0, 1]], "sentences": ["rain"]}
+    edits = numbered("val_1.json", {"7": entry}), numbered("val_ids.json", [7])
+    assert [clip.path.name for clip in load("activitynet", lambda root: [edit(root) for edit in edits]).test.clips] == [
+        "7.mp4"
+    ]
 
 
 @pytest.mark.parametrize("case", BAD_INPUTS)

@@ -9,6 +9,7 @@ from tiny_layouts import TEST, TRAIN, WRITERS, write_json
 
 from emcl_train.config import DataConfig
 from emcl_train.data.annotations import load_annotations
+from emcl_train.data.names import can_be_a_file
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
 
@@ -17,6 +18,19 @@ from emcl_train.recipes import load_recipe
 def no_frames(monkeypatch):
     """Names of video files are enough here."""
     monkeypatch.setattr("tiny_layouts.write_video", lambda path, *_, **__: path.write_bytes(b"clip"))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\0", "a.mp4\0", "\ud800"], ids=ascii)
+def test_a_name_that_no_file_can_have_is_told_apart(name, tmp_path):
+    assert not can_be_a_file(name)
+    with pytest.raises((ValueError, UnicodeEncodeError)):
+        (tmp_path / name).touch()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "caf\u00e9", "\udcff.mp4"], ids=ascii)
+def test_a_name_that_a_file_can_have_is_one(name, tmp_path):
+    (tmp_path / name).touch()
+    assert can_be_a_file(name)
 
 
 @pytest.mark.parametrize("listed", ["NFC", "NFD"])

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emcl_train.evaluation import metrics
 from emcl_train.evaluation.metrics import (
     ranks,
     retrieval_metrics,
@@ -156,3 +157,62 @@ def test_duplicate_sentences_of_the_1k_a_test_share_their_rank():
     assert metrics["R@5"] == 100.0
     assert metrics["MnR"] == pytest.approx(1.006)
     assert video_to_text_best_similarity(similarity, torch.arange(1000)) == metrics
+
+
+# Chance.
+
+
+def metrics_of_all_orders(sizes):
+    """Mean metrics of both definitions over random scores of captions, for clips with so many captions each."""
+    owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    generator = torch.Generator().manual_seed(0)
+    ranks_found = {"similarity": [], "rank": []}
+    for _ in range(4000):
+        similarity = torch.rand(len(owner), len(sizes), generator=generator)
+        ranks_found["similarity"].append(metrics.video_to_text_ranks_by_similarity(similarity, owner))
+        ranks_found["rank"].append(metrics.video_to_text_ranks_by_rank(similarity, owner))
+    return owner, {name: torch.cat(found) for name, found in ranks_found.items()}
+
+
+@pytest.mark.parametrize("gallery", [1, 2, 7, 256])
+def test_chance_is_that_of_equal_similarities_in_the_mean_rank(gallery):
+    """All tie: the mean rank is (G + 1) / 2, and each place is as likely as another."""
+    by_chance = metrics.chance(gallery)
+    found = metrics.text_to_video(torch.zeros(gallery, gallery), torch.arange(gallery))
+    assert by_chance["MdR"] == found["MdR"]
+    assert by_chance["MnR"] == found["MnR"]
+    each_place = metrics.retrieval_metrics(torch.arange(1, gallery + 1).double())
+    assert by_chance == pytest.approx(each_place)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5], [1, 1, 12], [3, 3]])
+def test_chance_is_what_random_similarities_have_on_average(sizes):
+    owner, found = metrics_of_all_orders(sizes)
+    for by_chance, places in (
+        (metrics.chance(len(sizes)), found["similarity"]),
+        (metrics.chance_of_best_rank(owner), found["rank"]),
+    ):
+        error = 100 * 0.5 / len(places) ** 0.5
+        for k in metrics.RECALL_AT:
+            assert by_chance[f"R@{k}"] == pytest.approx(
+                100 * (places <= k).double().mean().item(), abs=4 * error + 1e-9
+            )
+        assert by_chance["MnR"] == pytest.approx(places.mean().item(), rel=0.03)
+
+
+def test_chance_of_the_best_rank_by_hand():
+    """Two clips, one with one caption and one with two: three places, of which each order is as likely."""
+    by_chance = metrics.chance_of_best_rank(torch.tensor([0, 1, 1]))
+    # R@1: 1/3 and 2/3. R@5: all. Mean: 4/2 and 4/3. The first clip's rank is 1, 2, 3; the second's 1, 1, 2.
+    assert by_chance["R@1"] == pytest.approx(50)
+    assert by_chance["R@5"] == pytest.approx(100)
+    assert by_chance["MnR"] == pytest.approx(5 / 3)
+    assert by_chance["MdR"] == 1.5
+    assert metrics.chance_of_best_rank(torch.arange(256)) == pytest.approx(metrics.chance(256))
+
+
+def test_chance_needs_something_to_find():
+    with pytest.raises(ValueError, match="gallery is 0"):
+        metrics.chance(0)
+    with pytest.raises(ValueError, match="no queries"):
+        metrics.chance_of_best_rank(torch.tensor([], dtype=torch.int64))

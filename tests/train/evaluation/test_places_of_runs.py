@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from emcl_train import cli
+from emcl_train.commands.entry import named
 from emcl_train.config import MAX_PIXELS, DataConfig, PlaceConfig, RunConfig, ShapesConfig
 from emcl_train.data.annotations import load_annotations, require_made
 from emcl_train.errors import UserError
@@ -58,5 +59,5 @@ def test_frames_are_kept_where_the_user_says(tmp_path):
     "arguments", [["--data.root", "x"], ["--data.root=x"], ["--emcl.mode", "off", "--data.root", "x"]]
 )
 def test_a_folder_that_the_user_names_is_known(arguments):
-    assert "--data.root" in cli.named(arguments)
-    assert "--data.root" not in cli.named([str(Path("--data"))])
+    assert "--data.root" in named(arguments)
+    assert "--data.root" not in named([str(Path("--data"))])

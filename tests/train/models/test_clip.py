@@ -1,17 +1,27 @@
 """CLIP's towers: random, from a local folder, and what is refused."""
 
 import json
+import logging
 
 import pytest
 import torch
 from transformers import CLIPModel
+from transformers.utils import logging as transformers_logging
 
 from emcl_train.config import ModelConfig, RandomClipConfig
 from emcl_train.errors import UserError
-from emcl_train.models.clip import PIXEL_MEAN, Vocabulary, build_towers
+from emcl_train.models.clip import PIXEL_MEAN, Vocabulary, build_towers, random_clip
 
 VOCABULARY = Vocabulary(size=20, eos_token_id=1, pad_token_id=0)
 SMALL = ModelConfig(clip="random", random_clip=RandomClipConfig(width=16, layers=1, heads=2, patch_size=8))
+
+
+def test_patches_of_a_random_clip_follow_from_the_frames():
+    sizes = {224: 32, 336: 48, 48: 8, 16: 4, 7: 1, 1: 1, 17: 17, 226: 113}
+    assert {size: RandomClipConfig().patch_of(size) for size in sizes} == sizes
+    assert RandomClipConfig(patch_size=8).patch_of(224) == 8
+    clip = random_clip(ModelConfig(clip="random"), Vocabulary(9, 2, 0), image_size=224, max_words=8)
+    assert clip.vision_model.embeddings.num_patches == 49
 
 
 def towers(config=SMALL, **sizes):
@@ -68,6 +78,68 @@ def test_weights_that_a_checkpoint_lacks_are_not_made_up(checkpoint, tmp_path):
     model.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(UserError, match=r"lacks 1 of CLIP's weights.*visual_projection.*pass --model.clip"):
         build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
+
+
+class Kept(logging.Handler):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+@pytest.fixture
+def of_transformers():
+    """What transformers says, at the level of information; its settings are put back afterwards."""
+    level, handler = transformers_logging.get_verbosity(), Kept()
+    transformers_logging.set_verbosity_info()
+    transformers_logging.add_handler(handler)
+    yield handler.said
+    transformers_logging.remove_handler(handler)
+    transformers_logging.set_verbosity(level)
+
+
+@pytest.mark.parametrize("damage", ["lacks", "another shape", "has not"])
+def test_transformers_says_nothing_of_weights_that_are_named_here(checkpoint, tmp_path, damage, of_transformers):
+    """And may speak again afterwards, as loud as before, also after an error."""
+    model = CLIPModel.from_pretrained(checkpoint)
+    weights = dict(model.state_dict())
+    if damage == "lacks":
+        del weights["visual_projection.weight"]
+    elif damage == "another shape":
+        weights["visual_projection.weight"] = torch.ones(3, 3)
+    else:
+        weights["similarity_head.weight"] = torch.ones(2)
+    model.save_pretrained(tmp_path, state_dict=weights)
+
+    of_transformers.clear()
+    CLIPModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    assert of_weights(of_transformers)
+
+    of_transformers.clear()
+    with pytest.raises(UserError, match=r"visual_projection|similarity_head"):
+        build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
+    assert of_weights(of_transformers) == []
+
+    assert transformers_logging.get_verbosity() == transformers_logging.INFO
+    transformers_logging.get_logger("transformers.test").info("heard")
+    assert of_transformers[-1] == "heard"
+
+
+def of_weights(said):
+    return [text for text in said if "similarity_head" in text or "visual_projection" in text]
+
+
+def test_transformers_may_speak_again_after_weights_that_do_not_load(checkpoint, tmp_path, of_transformers):
+    CLIPModel.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="could not be loaded"):
+        build_towers(ModelConfig(clip=str(tmp_path)), VOCABULARY, image_size=16, max_words=7)
+    assert transformers_logging.get_verbosity() == transformers_logging.INFO
 
 
 def test_weights_that_clip_has_not_are_not_left_out(checkpoint, tmp_path):

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 STEPS = ("replace", "rename", "unlink", "link", "rmdir", "mkdir")
 """Calls of `os` by which names come and go; `renameat2` is counted too, and what is built on these."""
@@ -27,6 +28,7 @@ def killed_at_each_step(work: Callable[[], object], *, first: int = 1) -> Iterat
         if child == 0:
             code = 1
             try:
+                torch.set_num_threads(1)  # the threads of the pool that torch has made are not in a forked process
                 kill_at(step)
                 work()
                 code = 0

@@ -286,7 +286,6 @@ def test_a_folder_that_a_failing_disk_keeps_once_is_removed_all_the_same(tmp_pat
     assert not path.exists()
 
 
-@pytest.mark.usefixtures("signals_come_back")
 @pytest.mark.parametrize("moment", ["os.open", "os.close"])
 def test_a_signal_while_a_partial_file_is_made_leaves_none(tmp_path, monkeypatch, moment):
     call = getattr(os, moment.removeprefix("os."))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_run import make_run
+from rich.console import Console
 from safetensors.torch import load_file
 from tiny_evaluation import tiny_config, tiny_data, tiny_model
 
@@ -76,11 +77,11 @@ def test_an_older_run_that_goes_on_is_finished_until_it_has_its_mark(run):
     training = SimpleNamespace(
         config=config,
         out=run,
-        accelerator=SimpleNamespace(device=torch.device("cpu")),
+        accelerator=SimpleNamespace(device=torch.device("cpu"), is_main_process=True),
+        console=Console(stderr=True),
         processes=1,
         batch_size=8,
         was_finished=is_finished(run),
-        print=print,
     )
     write_json_atomic(run / "environment.json", Run.environment(training, None))
     assert is_finished(run)
@@ -111,7 +112,7 @@ def test_other_runs_without_a_mark_are_not_finished_and_not_reported(run, make):
     assert is_finished(run)
     make(run)
     assert not is_finished(run)
-    with pytest.raises(UserError, match=r"is not the folder of a finished run: .*(train RECIPE --resume|missing)"):
+    with pytest.raises(UserError, match=r"is not the folder of a finished run: .*(emcl-train resume|missing)"):
         load_group(run)
 
 

@@ -392,7 +392,6 @@ def test_since_when_is_a_time_with_its_zone():
     assert Writer.of(json.dumps(asdict(replace(Writer.here(), process=7))).encode()).process == 7
 
 
-@pytest.mark.usefixtures("signals_come_back")
 @pytest.mark.parametrize("mode", [writing, making])
 @pytest.mark.parametrize("moment", ["os.link", "os.close"])
 def test_a_signal_while_a_record_is_put_or_taken_away_leaves_none(tmp_path, monkeypatch, mode, moment):

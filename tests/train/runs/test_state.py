@@ -11,7 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from emcl_train.config import BEFORE, EMCLConfig, RunConfig, ShapesConfig, TrainConfig, flattened
+from emcl_train.config import (
+    BEFORE,
+    DEFAULTS_BEFORE,
+    EMCLConfig,
+    RandomClipConfig,
+    RunConfig,
+    ShapesConfig,
+    TrainConfig,
+    flattened,
+)
 from emcl_train.errors import UserError
 from emcl_train.recipes import load_recipe
 from emcl_train.runs import contents
@@ -173,8 +182,26 @@ def test_an_older_run_of_a_recipe_goes_on_with_what_the_recipe_gave_then(tmp_pat
     assert contents.load_config(tmp_path).data.didemo_span == "first-30s"
 
 
+def test_a_run_with_an_earlier_default_goes_on_with_it(tmp_path):
+    """Patches of 8 pixels were the default, and are in config.json of every run that had them."""
+    config = replace(load_recipe("msrvtt-9k"), out=tmp_path)
+    asked = replace(config, resume=True)
+    contents.save_config(tmp_path, config)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["model"]["random_clip"]["patch_size"] is None
+    saved["model"]["random_clip"]["patch_size"] = 8
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert contents.load_config(tmp_path).model.random_clip.patch_of(224) == 8
+    contents.check_run_folder(asked)
+    assert contents.as_started(asked).model.random_clip.patch_of(224) == 8
+
+    other = replace(asked, model=replace(asked.model, random_clip=RandomClipConfig(patch_size=16)))
+    with pytest.raises(UserError, match=r"model\.random_clip\.patch_size was 8, now 16"):
+        contents.check_run_folder(other)
+
+
 def test_every_value_from_before_is_of_a_setting():
-    assert BEFORE.keys() <= flattened(asdict(RunConfig())).keys()
+    assert BEFORE.keys() | DEFAULTS_BEFORE.keys() <= flattened(asdict(RunConfig())).keys()
 
 
 @pytest.mark.parametrize(

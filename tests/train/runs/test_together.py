@@ -162,6 +162,29 @@ def test_the_folder_that_one_stands_in_stays_the_same(tmp_path, monkeypatch):
     assert content(tmp_path) == {"a": "new"}
 
 
+def test_a_disk_that_fails_once_in_the_middle_of_a_change_is_asked_again(tmp_path, monkeypatch):
+    """Where two folders cannot change places: the journal is there, so the change has to come about."""
+    place = tmp_path / "set"
+    (place / "more").mkdir(parents=True)
+    for name in ("a", "b"):
+        (place / name).write_text("old")
+    replace, failed = os.replace, []
+
+    def fails_once(source, target, **options):
+        if Path(target).name == "b" and not failed:
+            failed.append(target)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target, **options)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with writing(place), together(place):
+        write_text_atomic(place / "a", "new")
+        write_text_atomic(place / "b", "new")
+    assert failed
+    assert content(place) == {"a": "new", "b": "new"}
+    assert not (place / JOURNAL).exists()
+
+
 def test_modes_of_folder_and_files_stay(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir(mode=0o750)
@@ -351,7 +374,7 @@ def test_refined_files_change_with_their_map(tmp_path, monkeypatch, where):
     np.save("v.npy", (rows + 1)[::-1])
 
     def refine(bases: int, *more: str) -> None:
-        settings = ["--num-bases", str(bases), "--num-starts", "1"]
+        settings = ["--map", "em", "--num-bases", str(bases), "--num-starts", "1"]
         assert cli.main(["refine", "t.npy", "v.npy", "--out", where, *settings, *more]) == 0
 
     def files() -> dict[str, bytes]:

@@ -2,9 +2,14 @@
 
 import io
 import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tiny_layouts import jsonl
 from tiny_videos import write_data_set, write_video
 
 from emcl_train.config import DataConfig
@@ -141,3 +146,46 @@ def test_one_file_that_the_library_stumbles_over_is_named_and_the_others_are_exa
     assert code == 1
     assert text.count("cannot be decoded: ") == 1
     assert "video3 (train) cannot be decoded: it stops the decoder's library: IndexError" in text
+
+
+LONG = "a_very_long_name_of_a_video_that_somebody_has_called_so_because_of_its_content_and_date"
+
+
+def test_a_pipe_gets_a_row_in_a_line_without_colours(root, monkeypatch):
+    shutil.copy(root / "videos" / "video0.mp4", root / "videos" / f"{LONG}.mp4")
+    (root / "videos" / "video1.mp4").write_bytes(b"")
+    monkeypatch.setenv("COLUMNS", "80")
+    command = [sys.executable, "-m", "emcl_train", "data", "doctor", "msrvtt", str(root)]
+    text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    rows = [line.split() for line in text.splitlines()]
+    assert [(row[:4], row[-1]) for row in rows if row[0] == LONG] == [([LONG, "none", "h264", "(mp4)"], "yes")]
+    assert not {"…", "\x1b"} & set(text.replace("`emcl-train train … ", ""))
+
+
+def test_a_terminal_of_80_columns_shows_all_words(root):
+    shutil.copy(root / "videos" / "video0.mp4", root / "videos" / f"{LONG}.mp4")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    console = Console(file=terminal, width=80, force_terminal=True, color_system=None)
+    run_doctor("msrvtt", root, console=console)
+    text = terminal.getvalue()
+    header, *rows = text[text.index(" clip ") :].splitlines()
+    assert header.split() == ["clip", "split", "codec", "size", "frames/s", "seconds", "whole"]
+    assert "…" not in text
+    assert all(len(row) <= 80 for row in rows[:20])
+    assert LONG in "".join(row.split(" ")[1] for row in rows)
+
+
+@pytest.mark.parametrize("given", ["absolute", "dotted"])
+def test_files_that_are_named_by_other_paths_are_counted_once(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    jsonl(Path("mine"))
+    for path in Path("mine").glob("*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            video = Path("mine", line["video"]).resolve()
+            line["video"] = str(video) if given == "absolute" else str(Path("..", "mine", line["video"]))
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    clips = sum(len(path.read_text().splitlines()) for path in Path("mine").glob("*.jsonl"))
+    code, text = examine(Path("mine"), "jsonl")
+    assert (code, f"All {clips} clips of mine (jsonl) are whole." in text) == (0, True), text

@@ -17,7 +17,7 @@ import emcl_train.tools.embed as embed_module
 from emcl_train import cli
 from emcl_train.config import BEFORE, RunConfig
 from emcl_train.data import loader
-from emcl_train.data.features import BINARY, FEATURES, TOWERS, open_features
+from emcl_train.data.features import BINARY, TOWERS, open_features
 from emcl_train.data.text import load_tokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluation.on_features import model_on_features
@@ -26,7 +26,8 @@ from emcl_train.models import build_model
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
 from emcl_train.runs.checksums import CHECKSUMS, read_checksums
-from emcl_train.runs.contents import load_config
+from emcl_train.runs.contents import FEATURES, load_config
+from emcl_train.runs.records import MEASURED
 from emcl_train.runs.state import read_weights
 from emcl_train.tools.embed import embed
 from emcl_train.training import trainer
@@ -82,7 +83,7 @@ def test_a_run_on_features_is_the_run_on_videos(both, head):
     (lines, results), (other_lines, other_results) = both[1][head]
     assert len(lines) == len(other_lines) == 5
     for line, other in zip(lines, other_lines, strict=True):
-        for name in line.keys() - {"seconds", "kind", "split"}:
+        for name in line.keys() - {*MEASURED, "kind", "split"}:
             assert other[name] == pytest.approx(line[name], abs=1e-4), name
     for row, other in zip(results["rows"], other_results["rows"], strict=True):
         assert other["name"] == row["name"]
@@ -385,7 +386,7 @@ def test_towers_of_features_do_not_learn(folder, root, tmp_path):
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(root, tmp_path, monkeypatch):
     config = configuration(root, tmp_path / "features", "wti")
     monkeypatch.setattr("emcl_train.runs.mapped.shutil.disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(UserError, match=r"train_frames.npy takes .* GB left; free some space, or choose another --out"):
+    with pytest.raises(UserError, match=r"too small: features of 52 clips and 84 captions take .* another --out"):
         embed(config, config.out, console=QUIET)
     assert list(tmp_path.iterdir()) == []
 

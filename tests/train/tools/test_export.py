@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import SafetensorError
-from transformers import CLIPModel, PreTrainedTokenizerFast
+from transformers import AutoProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
 from emcl_train import cli
 from emcl_train.data.text import load_tokenizer
@@ -185,3 +186,28 @@ def test_a_folder_is_there_whole_or_not_at_all(run_dir, tmp_path, monkeypatch, c
     assert cli.main(["export", str(run_dir), str(tmp_path / "clip"), "--layout", "transformers"]) == 1
     assert "the disk is full" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [CLIPProcessor, AutoProcessor])
+@torch.no_grad()
+def test_a_folder_of_transformers_has_the_processor(run_dir, trained, tmp_path, kind):
+    """Its captions and pictures give the features that the run's own do."""
+    assert cli.main(["export", str(run_dir), str(tmp_path / "clip"), "--layout", "transformers"]) == 0
+    processor = kind.from_pretrained(tmp_path / "clip")
+    assert isinstance(processor, CLIPProcessor)
+
+    captions = ["a red circle moves to the left", "two words"]
+    config, picture = load_config(run_dir), Image.new("RGB", (40, 30), (200, 30, 90))
+    inputs = processor(text=captions, images=picture, return_tensors="pt", padding=True, truncation=True)
+    size = config.data.image_size
+    assert inputs["pixel_values"].shape == (1, 3, size, size)
+    ids, mask = load_tokenizer(config, run_dir).encode(captions)
+    length = inputs["input_ids"].shape[1]
+    assert torch.equal(inputs["input_ids"], ids[:, :length])
+    assert not mask[:, length:].any()
+
+    found = CLIPModel.from_pretrained(tmp_path / "clip")(**inputs)
+    frames = torch.tensor((200, 30, 90), dtype=torch.uint8).view(1, 1, 3, 1, 1).expand(1, 1, 3, size, size)
+    expected = (trained.towers.encode_text(ids, mask)[0], trained.towers.encode_frames(frames)[0])
+    for unit, features in zip((found.text_embeds, found.image_embeds), expected, strict=True):
+        torch.testing.assert_close(unit, torch.nn.functional.normalize(features, dim=-1))

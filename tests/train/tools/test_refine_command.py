@@ -10,15 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fake_run import make_run
 from safetensors.torch import load_file, save_file
 
-from emcl_kernels import EMRefiner
+from emcl_kernels import EMRefiner, Refiner
+from emcl_kernels.refine import EM
+from emcl_kernels.refine.maps import KINDS
 from emcl_train import cli
-from emcl_train.config import RefineConfig
+from emcl_train.config import OF_BANK, RefineConfig
 from emcl_train.runs.checksums import read_checksums
 from emcl_train.tools.arrays import column_of, read_embeddings
 
-FAST = ["--num-bases", "5", "--num-starts", "1"]
+FAST = ["--map", "em", "--num-bases", "5", "--num-starts", "1"]
 GENERATOR = np.random.default_rng(0)
 VIDEO = (GENERATOR.normal(size=(63, 24)) + 0.5).astype(np.float32)
 TEXT = (VIDEO[:41] + 1.2 * GENERATOR.normal(size=(41, 24))).astype(np.float32)
@@ -146,9 +149,40 @@ def test_fitting_does_not_use_the_pairs(folder):
     assert np.array_equal(np.load("out/text.npy"), known)
 
 
-def test_settings_have_the_defaults_of_the_refiner():
-    refiner = {name: p.default for name, p in inspect.signature(EMRefiner).parameters.items() if name != "eps"}
-    assert dataclasses.asdict(RefineConfig()) == refiner
+def test_settings_are_those_of_the_maps():
+    """Each setting of a map is a flag, and its help names the map's default."""
+    of_maps = {field.name: field for kind in KINDS.values() for field in dataclasses.fields(kind)}
+    settings = {field.name: field.default for field in dataclasses.fields(RefineConfig)}
+    assert set(of_maps) - {"eps"} == set(settings) - {"map", "normalize", *OF_BANK}
+    assert set(settings.values()) == {"whitening", None, True}
+
+    text = inspect.getsource(RefineConfig)
+    for kind in KINDS.values():
+        for field in dataclasses.fields(kind):
+            if field.name != "eps":
+                assert f"{field.default}" in text.split(f"    {field.name}:")[1].split('    """')[1], field.name
+    for name in OF_BANK:
+        assert f"({getattr(Refiner(), name)})" in text.split(f"    {name}:")[1].split('    """')[1], name
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_map_has_its_default(folder, name):
+    arguments = ["--map", name] if name != "whitening" else []
+    if name == "em":
+        arguments += ["--num-bases", "5"]
+    assert cli.main(["refine", "text.npy", "video.npy", "--out", "out", *arguments]) == 0
+    expected = Refiner(EM(num_bases=5) if name == "em" else name).fit(TEXT, VIDEO)
+    assert np.array_equal(np.load("out/text.npy"), expected.transform_text(TEXT))
+    assert repr(Refiner.load(folder / "out" / "map.safetensors")) == repr(expected)
+
+
+def test_a_setting_of_another_map_is_named(folder, capsys):
+    assert cli.main(["refine", "text.npy", "video.npy", "--out", "out", "--num-bases", "5"]) == 1
+    assert (
+        "error: num_bases is no setting of the map 'whitening', but of 'em'; leave --num-bases out, or pass --map em"
+        in capsys.readouterr().err
+    )
+    assert not (folder / "out").exists()
 
 
 BAD = {
@@ -165,9 +199,9 @@ BAD = {
     "no such array": (("text.safetensors:absent", "video.npy"), "text.safetensors has no array absent; it holds"),
     "two parts": (("both.npy", "video.npy"), "both.npy holds 2 arrays of embeddings (0, 1); name one of them"),
     "one dimension": (("flat.npy", "video.npy"), "flat.npy has shape [24]; expected [N, D]"),
-    "integers": (("integers.npy", "video.npy"), "text is int64; expected float16, float32 or float64"),
+    "integers": (("integers.npy", "video.npy"), "integers.npy holds int64 numbers; expected floats, write"),
     "NaN": (("nan.npy", "video.npy"), "text holds NaN or infinite values in 1 of its rows 0 to 40, first in row 3"),
-    "widths": (("text.npy", "narrow.npy"), "video has shape [63, 20] but text is 24 wide"),
+    "widths": (("text.npy", "narrow.npy"), "narrow.npy has shape [63, 20] but text.npy is 24 wide"),
     "one row": (("one.npy", "video.npy"), "text has 1 row; a mean and its spread need at least two"),
     "constant": (("constant.npy", "video.npy"), "text has 41 rows that are all the same"),
     "ragged": (("ragged.parquet", "video.npy"), "column wanted has missing values or lists of different lengths"),
@@ -259,7 +293,7 @@ def test_a_rerun_replaces_what_refine_wrote_and_nothing_else(folder, capsys):
 def test_a_rerun_after_one_that_was_cut_short_goes_through(folder, monkeypatch):
     assert run("text.npy", "video.npy") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(EMRefiner, "transform_video", lambda *_, **__: 1 / 0)
+        patch.setattr(Refiner, "transform_video", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("video.npy", "text.npy")
     assert run("video.npy", "text.npy") == 0
@@ -376,3 +410,35 @@ def test_what_is_wrong_with_the_program_is_no_users_error(folder, monkeypatch):
 
 def test_a_large_array_is_mapped_and_not_read(folder):
     assert isinstance(read_embeddings("both.npy:1").rows, np.memmap)
+
+
+def test_a_run_is_refined_by_its_folder(folder, capsys):
+    make_run(folder / "run")
+    assert cli.main(["refine", "run", "--out", "out", *FAST]) == 0
+    out = capsys.readouterr().out
+    assert "T→V" in out
+    assert "difference in points" in out
+
+    tensors = load_file("run/embeddings.safetensors")
+    frames = torch.nn.functional.normalize(tensors["frames"], dim=-1)
+    mask = tensors["frame_mask"][..., None]
+    video = torch.nn.functional.normalize((frames * mask).sum(1) / mask.sum(1), dim=-1)
+    refiner = EMRefiner(num_bases=5, num_starts=1).fit(tensors["text"].numpy(), video.numpy())
+    assert np.abs(np.load("out/video.npy") - refiner.transform_video(video.numpy())).max() < 1e-5
+    assert np.abs(np.load("out/text.npy") - refiner.transform_text(tensors["text"].numpy())).max() < 1e-5
+    results = json.loads((folder / "out" / "results.json").read_text())
+    assert (results["texts"], results["videos"]) == (len(tensors["text"]), len(video))
+    assert cli.main(["verify", "out"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["text.npy"], "refine was given text.npy alone; name the file of the videos, too, or a folder that has both"),
+        (["none"], "none is no folder of a run or of features, and has not both text.npy and video.npy; pass two"),
+    ],
+)
+def test_one_side_alone_is_refused(folder, capsys, arguments, message):
+    assert cli.main(["refine", *arguments, "--out", "out"]) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (folder / "out").exists()

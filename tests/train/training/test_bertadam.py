@@ -17,6 +17,7 @@ from emcl_train.models import build_model
 from emcl_train.recipes import RECIPES, load_recipe
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
+from emcl_train.runs.records import MEASURED
 from emcl_train.training import trainer
 from emcl_train.training.bertadam import BertAdam
 from emcl_train.training.optim import (
@@ -212,7 +213,8 @@ def run(config):
     trainer.train(config, Console(file=io.StringIO()))
     lines = [json.loads(line) for line in (config.out / contents.METRICS).read_text().splitlines()]
     for line in lines:
-        line.pop("seconds", None)
+        for name in MEASURED:
+            line.pop(name, None)
     return lines, load_file(config.out / contents.WEIGHTS)
 
 

@@ -20,6 +20,8 @@ from emcl_train.data.loader import training_loader
 from emcl_train.errors import UserError
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
+from emcl_train.runs.code import OF_THE_START
+from emcl_train.runs.records import MEASURED
 from emcl_train.training import trainer
 from emcl_train.training.going_on import Steps, require_same_sharding, require_same_steps
 
@@ -188,6 +190,7 @@ def test_a_run_with_an_older_state_goes_on_as_before(stopped, tiny_whole_run):
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
 def test_two_processes_go_on_with_the_run_of_one(stopped, tiny_whole_run):
+    before = contents.load_environment(stopped.out)
     script = Path(__file__).parents[1] / "resumed_processes.py"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     path = os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])
@@ -203,9 +206,10 @@ def test_two_processes_go_on_with_the_run_of_one(stopped, tiny_whole_run):
     lines, expected = metrics(stopped.out), metrics(tiny_whole_run[1])
     assert len(lines) == len(expected)
     for line, other in zip(lines, expected, strict=True):
-        for name in line.keys() - {"seconds", "kind", "split"}:
+        for name in line.keys() - {*MEASURED, "kind", "split"}:
             assert line[name] == pytest.approx(other[name], rel=1e-5), name
 
     record = contents.load_environment(stopped.out)
     assert (record["processes"], record["pairs_per_step"]) == (2, 8)
     assert record["resumed"] == [{"step": 6, "processes": [1, 2]}]
+    assert [record[name] for name in OF_THE_START] == [before[name] for name in OF_THE_START]

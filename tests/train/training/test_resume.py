@@ -15,6 +15,7 @@ from tiny_run import tiny_run
 from emcl_train.runs import contents
 from emcl_train.runs import files as run_files
 from emcl_train.runs import state as checkpoint
+from emcl_train.runs.records import MEASURED
 from emcl_train.training import trainer
 
 
@@ -26,7 +27,8 @@ def record(out):
     """Everything that must not depend on whether the run was interrupted."""
     lines = [json.loads(line) for line in (out / contents.METRICS).read_text().splitlines()]
     for line in lines:
-        line.pop("seconds", None)
+        for name in MEASURED:
+            line.pop(name, None)
     weights = {name: value.numpy().tobytes() for name, value in load_file(out / contents.WEIGHTS).items()}
     return lines, weights, json.loads((out / "results.json").read_text())
 

@@ -25,14 +25,17 @@ def test_several_seeds_train_apart_are_summed_up_and_go_on(tmp_path, monkeypatch
     text = train(config)
     assert "2 seeds, mean ± deviation" in text
     folders = sorted(path.name for path in config.out.iterdir())
+    assert folders.pop() == "seeds.json"
     assert folders == ["seed-3", "seed-4"]
     assert [load_config(config.out / name).train.seed for name in folders] == [3, 4]
     recall = [json.loads((config.out / n / "results.json").read_text())["rows"][0]["text_to_video"] for n in folders]
     assert f"{(recall[0]['MnR'] + recall[1]['MnR']) / 2:.1f}±" in text
 
+    config.seeds = 3
     with pytest.raises(UserError, match="already holds files"):
         train(config)
-    config.resume, config.seeds = True, 3
+    assert json.loads((config.out / "seeds.json").read_text()) == {"first": 3, "seeds": 2}
+    config.resume = True
     trained = []
 
     def finish(run, console):

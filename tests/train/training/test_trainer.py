@@ -19,6 +19,7 @@ from emcl_train.errors import UserError
 from emcl_train.evaluation.run import evaluate_run
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
+from emcl_train.runs.records import MEASURED
 from emcl_train.training import trainer
 
 
@@ -31,7 +32,7 @@ def run(config):
 
 def metrics(run_dir: Path):
     lines = [json.loads(line) for line in (run_dir / contents.METRICS).read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,7 @@ def test_a_run_leaves_its_whole_folder(finished):
     }
     environment = json.loads((out / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__
+    assert {"command", "started", "commit", "processor"} <= environment.keys()
     assert not list(out.rglob("*.partial"))
 
 
@@ -79,15 +81,19 @@ def test_every_step_and_every_epoch_is_recorded(finished):
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [4, 8]
 
 
-def test_the_weights_are_those_of_the_best_validation(finished):
-    out, _ = finished
-    scores = [line["text_to_video"]["R@1"] for line in metrics(out) if line["kind"] == "validation"]
+def test_the_weights_are_those_of_the_last_epoch_since_eight_clips_are_too_few_to_choose_by(finished):
+    out, printed = finished
     state = checkpoint.load_state(out)
-    assert state.best_score == max(scores)
-    assert state.best_epoch == scores.index(max(scores)) + 1
-    if state.best_epoch == 2:
-        weights = load_file(out / contents.WEIGHTS)
-        assert all(torch.equal(weights[name], value) for name, value in state.model.items())
+    assert state.best_epoch == 2
+    weights = load_file(out / contents.WEIGHTS)
+    assert all(torch.equal(weights[name], value) for name, value in state.model.items())
+
+    few = "the last epoch, since 8 validation clips are too few to choose by"
+    assert json.loads((out / "results.json").read_text())["selection"] == f"{few}: epoch 2"
+    assert f"Weights of {few}: epoch 2." in printed
+    assert f"Weights of {few}: epoch 2." in (out / "report.html").read_text()
+    assert "best so far" not in printed
+    assert printed.count("warning: the validation split has 8 clips, fewer than 50") == 1
 
 
 @pytest.fixture
@@ -206,13 +212,13 @@ def test_features_that_the_kernels_refuse_stop_the_run_with_the_step(root, tmp_p
 
     encode = trainer.RetrievalModel.forward
     monkeypatch.setattr(trainer.RetrievalModel, "forward", huge)
-    with pytest.raises(UserError, match=r"the loss is nan at step 1 .* what it starts from, random, too; the last"):
+    with pytest.raises(UserError, match=r"the loss is nan at step 1 .* what it starts from, random, too; no state"):
         run(tiny_run(root, tmp_path / "run"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(root, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "symmetric_info_nce", lambda similarity, scale: scale * math.nan)
-    with pytest.raises(UserError, match=r"the loss is nan at step 1 \(epoch 1\); try a lower --train.lr"):
+    with pytest.raises(UserError, match=r"the loss is nan at step 1 \(epoch 1\); begin .* a lower --train.lr"):
         run(tiny_run(root, tmp_path / "run"))
 
 

@@ -1,0 +1,171 @@
+"""The command completion, and what the scripts that it prints ask for.
+
+A script asks the program itself, `emcl-train completion words -- WORD …`, so that it needs no new version when commands
+or flags change.
+"""
+
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from tyro.conf import Positional
+
+from emcl_train.commands import everywhere
+from emcl_train.commands.entry import Entry, flags_of, of_function
+from emcl_train.config import LAYOUTS
+from emcl_train.recipes import RECIPES
+
+SHELLS = {
+    "bash": """\
+# Completion of emcl-train for bash: eval "$(emcl-train completion bash)"
+_emcl_train() {
+    local IFS=$'\\n' current="${COMP_WORDS[COMP_CWORD]}" found
+    found=$(emcl-train completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+    COMPREPLY=($(compgen -W "$found" -- "$current"))
+}
+complete -o default -F _emcl_train emcl-train
+""",
+    "zsh": """\
+#compdef emcl-train
+# Completion of emcl-train for zsh: eval "$(emcl-train completion zsh)"
+_emcl_train() {
+    local -a found
+    found=("${(@f)$(emcl-train completion words -- "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+    if [[ -n "$found" ]]; then compadd -a found; else _files; fi
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+compdef _emcl_train emcl-train
+""",
+    "fish": """\
+# Completion of emcl-train for fish: emcl-train completion fish | source
+function __emcl_train_words
+    set -l typed (commandline -opc) (commandline -ct)
+    emcl-train completion words -- $typed[2..-1] 2>/dev/null
+end
+complete -c emcl-train -a "(__emcl_train_words)"
+""",
+}
+EVERYWHERE = (*everywhere.EVERYWHERE, "--help")
+WORDS = "words"
+
+
+def completion(shell: Positional[Literal["bash", "zsh", "fish"]]) -> None:
+    """Print a script that completes commands, recipes, flags and their values.
+
+    For bash and zsh: eval "$(emcl-train completion bash)", also in ~/.bashrc or ~/.zshrc. For fish:
+    emcl-train completion fish | source.
+
+    Args:
+        shell: Whose script.
+    """
+    print(SHELLS[shell], end="")
+
+
+def run_completion(arguments: list[str]) -> int:
+    """`completion SHELL`; and for the scripts, what may stand in place of the last of some words."""
+    if arguments[:2] == [WORDS, "--"]:
+        for word in completed(arguments[2:]):
+            print(word)
+        return 0
+    return of_function("completion", completion)(arguments)
+
+
+def completed(words: list[str]) -> list[str]:
+    """What may stand in place of the last word, sorted; none where a file is wanted.
+
+    Args:
+        words: those behind `emcl-train`, the last one not typed to its end.
+    """
+    from emcl_train.commands import COMMANDS
+
+    *before, current = words or [""]
+    typed = [word for word in before if word not in EVERYWHERE]
+    name = " ".join(typed[:2]) if " ".join(typed[:2]) in COMMANDS else "".join(typed[:1])
+    entry = COMMANDS.get(name)
+
+    # A command's words.
+    if entry is None:
+        depth = len(typed)
+        begun = [command.split() for command in COMMANDS if command.split()[:depth] == typed]
+        found = {command[depth] for command in begun if len(command) > depth}
+        found |= {*EVERYWHERE, "--version"} if current.startswith("-") else set()
+        return sorted(word for word in found if word.startswith(current))
+
+    # A flag's value, or a flag, or what a command takes without one.
+    options = _options(name, typed[len(name.split()) :])
+    if typed[-1] == everywhere.DEVICE:
+        found = {"cpu", "cuda", "cuda:0"}
+    elif options.get(typed[-1]):
+        found = set(options[typed[-1]])
+    elif current.startswith("-"):
+        found = {*options, *EVERYWHERE}
+        found |= {everywhere.DEVICE} if name in everywhere.COMPUTING else set()
+        found |= {everywhere.DRY_RUN} if name in everywhere.PLANNED else set()
+    else:
+        first = len(typed) == len(name.split())
+        found = set(_words(name)) if first else set()
+    return sorted(word for word in found if word.startswith(current))
+
+
+def _words(name: str) -> tuple[str, ...]:
+    """What the first word of a command may be."""
+    if name in ("train", "embed"):
+        return tuple(RECIPES)
+    if name == "data doctor":
+        return tuple({*RECIPES, *LAYOUTS})
+    return tuple(SHELLS) if name == "completion" else ()
+
+
+def _options(name: str, rest: list[str]) -> dict[str, tuple[str, ...]]:
+    """The flags of a command, each with the values that it may have; none where these are open."""
+    target = _targets(rest).get(name)
+    if target is None:
+        return {}
+    values = _values(target)
+    return {flag: values.get(flag, ()) for flag in flags_of(target)}
+
+
+def _targets(rest: list[str]) -> dict[str, Any]:
+    """What the options of each command are made of."""
+    from emcl_train.commands import data, embedding, evaluating, exporting, refining, reporting, training, verifying
+
+    return {
+        "train": training.TrainArguments,
+        "resume": training.TrainArguments,
+        "eval": evaluating.EvalArguments,
+        "embed": embedding.EmbedArguments if not rest else embedding.arguments_of(rest[0]),
+        "export": exporting.export,
+        "data shapes": data.shapes,
+        "data doctor": data.doctor,
+        "data compress": data.compress,
+        "data cache": data.cache,
+        "refine": refining.refine,
+        "report": reporting.report,
+        "verify": verifying.verify,
+    }
+
+
+def _values(target: Any) -> dict[str, tuple[str, ...]]:
+    """The values of flags that have a list of them."""
+    found: dict[str, tuple[str, ...]] = {}
+
+    def look(kind: Any, prefix: str) -> None:
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            of_kind, *marks = get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+            renamed = next((mark for mark in marks if hasattr(mark, "prefix_name")), None)
+            own = name if renamed is None or renamed.name is None else renamed.name
+            dotted = own if renamed is not None and renamed.prefix_name is False else f"{prefix}{own}"
+            if isinstance(of_kind, type) and hasattr(of_kind, "__dataclass_fields__"):
+                look(of_kind, f"{dotted}." if own else prefix)
+            elif get_origin(of_kind) is Literal:
+                found["--" + dotted.replace("_", "-")] = tuple(map(str, get_args(of_kind)))
+
+    look(target, "")
+    return found
+
+
+COMMANDS: dict[str, Entry] = {
+    "completion": Entry(
+        "bash|zsh|fish",
+        "print a script that completes commands, recipes and flags in a shell",
+        run_completion,
+    ),
+}

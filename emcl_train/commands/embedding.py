@@ -1,0 +1,197 @@
+"""The command embed."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from emcl_train.commands.entry import OF_THE_RUN, Entry, after_a_word, flags_of, named, show_help
+from emcl_train.commands.everywhere import is_dry_run
+from emcl_train.config import PlaceConfig, RunConfig, check_config
+from emcl_train.endings import say_if_ended
+from emcl_train.errors import UserError
+from emcl_train.flags import Command, of_command
+from emcl_train.recipes import KNOWN_RECIPES, RECIPES, load_recipe
+from emcl_train.runs.contents import CONFIG, load_config
+from emcl_train.runs.lock import require_new
+from emcl_train.weights.hub import plain_names, require_places
+
+
+@dataclass
+class EmbedArguments:
+    """Encode the frames and captions of a recipe's data set once, into the folder `--out`."""
+
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")]
+    """Of the recipe; those that no feature depends on are left as they are in training."""
+    tokens: bool = False
+    """Store the features of every token too, as the head "wti" needs them."""
+
+
+@dataclass
+class EmbedRunArguments:
+    """Encode the frames and captions of a run's data set with the run's towers, into the folder `--out`."""
+
+    out: Path
+    """Folder to write."""
+    data: PlaceConfig
+    """In place of the run's, where its data set lies elsewhere by now."""
+    tokens: bool = False
+    """Store the features of every token too, as the head "wti" needs them."""
+    videos: Path | None = None
+    """Encode the videos in this folder, one row each, in place of the run's data set."""
+    texts: Path | None = None
+    """Encode the texts in this file, one row each: .txt with a text a line, or a table (.csv, .jsonl) of videos with
+    captions."""
+
+
+@dataclass
+class EmbedListsArguments:
+    """Encode videos or texts that are no data set, one row each, into the folder `--out`.
+
+    It gets video.npy [N, D] with video_ids.json, and text.npy [M, D] with texts.json, which `refine` takes as they are.
+    A table of videos with captions gives both, and pairs.npy, the video's row for each text.
+    """
+
+    settings: Annotated[RunConfig, tyro.conf.arg(name="")]
+    """`model` and `data` decide which towers see which frames."""
+    videos: Path | None = None
+    """Encode the videos in this folder too."""
+    texts: Path | None = None
+    """Encode the texts in this file, one row each: .txt with a text a line, or a table (.csv, .jsonl) of videos with
+    captions."""
+
+
+def run_embed(what: str, arguments: list[str]) -> int:
+    """Encode the data set of a recipe, by its name, or of the run in a folder; or else videos or texts in a place."""
+    if what not in RECIPES and not Path(what).exists():
+        raise UserError(
+            f"there is no recipe {what!r}, and no such folder of a run or of videos, nor such a file of texts; known "
+            f"recipes: {KNOWN_RECIPES}"
+        )
+    if not named(arguments) & {"--out", "--help", "-h"}:
+        raise UserError("embed needs --out, the folder to write features to")
+
+    kind = arguments_of(what)
+    if kind is EmbedArguments:
+        return embed_recipe(what, arguments)
+    return (embed_run if kind is EmbedRunArguments else embed_lists)(Path(what), arguments)
+
+
+def arguments_of(what: str) -> type:
+    """What the options are made of: for a recipe, for a run, and for videos and texts that are no data set."""
+    if what in RECIPES:
+        return EmbedArguments
+    is_run = (Path(what) / CONFIG).is_file() or any(Path(what).glob(f"seed-*/{CONFIG}"))
+    return EmbedRunArguments if is_run else EmbedListsArguments
+
+
+def embed_recipe(recipe: str, arguments: list[str]) -> int:
+    """Encode with the towers that training by the recipe starts from."""
+    default = EmbedArguments(load_recipe(recipe))
+    asked = tyro.cli(EmbedArguments, args=arguments, default=default, prog=f"emcl-train embed {recipe}")
+    config = replace(asked.settings, model=plain_names(asked.settings.model))
+
+    with of_command(Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})):
+        check_config(replace(config, from_features=None))
+        require_new(config.out)
+        say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
+        require_places(config.model)
+        return encode(config, config.out, asked.tokens)
+
+
+def embed_run(run: Path, arguments: list[str]) -> int:
+    """Encode with the towers of a run."""
+    config = load_config(run)
+    default = EmbedRunArguments(Path("features"), PlaceConfig.of_run(config.data))
+    asked = tyro.cli(EmbedRunArguments, args=arguments, default=default, prog=f"emcl-train embed {run}")
+    of_run = config.data
+    config = replace(config, data=replace(of_run, **vars(asked.data)))
+    if (asked.videos is not None or asked.texts is not None) and "--data.videos" not in named(arguments):
+        config = replace(config, data=replace(config.data, videos=None))  # the run's own are not those of a list
+
+    with of_command(Command(flags_of(EmbedRunArguments), elsewhere=OF_THE_RUN)):
+        check_config(replace(config, from_features=None))
+        require_new(asked.out)
+        say_if_ended(lambda: f"{asked.out} appears when it is whole, and is not there; run the command again")
+
+        from emcl_train.data.cache import say_what_is_not_followed
+
+        say_what_is_not_followed(of_run, config.data)
+        if asked.videos is not None or asked.texts is not None:
+            return encode_lists(config, asked.out, asked.videos, asked.texts, run)
+
+        return encode(config, asked.out, asked.tokens, run, render="--data.root" in named(arguments))
+
+
+def embed_lists(what: Path, arguments: list[str]) -> int:
+    """Encode a folder of videos, or a file of texts, with the towers that are asked for."""
+    default = EmbedListsArguments(load_recipe("csv"), videos=what if what.is_dir() else None)
+    if not what.is_dir():
+        default.texts = what
+    asked = tyro.cli(EmbedListsArguments, args=arguments, default=default, prog=f"emcl-train embed {what}")
+    config = replace(asked.settings, model=plain_names(asked.settings.model))
+
+    with of_command(Command(flags_of(EmbedListsArguments) - {"--resume", "--no-resume"})):
+        check_config(replace(config, from_features=None))
+        require_new(config.out)
+        say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
+        require_places(config.model)
+
+        return encode_lists(config, config.out, asked.videos, asked.texts)
+
+
+def encode(config: RunConfig, out: Path, tokens: bool, run_dir: Path | None = None, *, render: bool = False) -> int:
+    """Encode a data set, or say what that would write."""
+    if is_dry_run():
+        from emcl_train.tools.plan import print_plan_of_features
+
+        print_plan_of_features(config, out, tokens=tokens, run_dir=run_dir)
+        return 0
+
+    from emcl_train.tools.embed import embed
+
+    embed(config, out, tokens=tokens, run_dir=run_dir, render=render)
+    return 0
+
+
+def encode_lists(
+    config: RunConfig, out: Path, videos: Path | None, texts: Path | None, run_dir: Path | None = None
+) -> int:
+    """Encode what is no data set, or say what that would write."""
+    if is_dry_run():
+        from emcl_train.tools.plan import print_plan_of_lists
+
+        print_plan_of_lists(config, out, videos=videos, texts=texts, run_dir=run_dir)
+        return 0
+
+    from emcl_train.tools.embed_lists import embed_lists as embed_these
+
+    return embed_these(config, out, videos=videos, texts=texts, run_dir=run_dir)
+
+
+def describe() -> None:
+    """The help of embed without a recipe or a run."""
+    shown = "jsonl"
+    show_help(
+        EmbedArguments,
+        EmbedArguments(load_recipe(shown)),
+        "embed RECIPE|RUN|VIDEOS|TEXTS",
+        "Encode the frames and captions of a data set once, into the folder `--out`; then train with --from-features."
+        f"\n\nA recipe ({KNOWN_RECIPES}) is encoded with the towers that it starts from, and takes the options below, "
+        f"whose defaults are those of {shown}. The folder of a run is encoded with the run's towers, and takes --out, "
+        "--tokens and what says where the data lies: `emcl-train embed RUN --help`.\n\nA folder of videos, a .txt with "
+        "a text a line, or a table (.csv, .jsonl) of videos with captions gives one row for each, as `refine` takes "
+        "them: `emcl-train embed VIDEOS --help`.",
+    )
+
+
+COMMANDS = {
+    "embed": Entry(
+        "RECIPE|RUN|VIDEOS|TEXTS --out DIR",
+        "encode frames and captions once: for train --from-features, or for refine",
+        after_a_word(
+            run_embed, "embed needs a recipe, the folder of a run or of videos, or a file of texts, first", describe
+        ),
+    ),
+}

@@ -1,0 +1,48 @@
+"""What is wrong with the settings of a run, as far as it can be told before a video is decoded."""
+
+from emcl_train.config import RunConfig
+from emcl_train.errors import UserError
+from emcl_train.flags import flag
+from emcl_train.models.clip import look_at_clip, require_inputs, require_random_sizes
+from emcl_train.models.retrieval import require_bases
+from emcl_train.runs.machine import process_count
+
+
+def look_ahead(config: RunConfig) -> int | None:
+    """Compare the towers that a run starts from with its frames, captions and bases, and its chunks with its batch.
+
+    A run that goes on was looked at when it began: only whether its weights can be read is asked again.
+
+    Returns:
+        How wide the features will be; None if a run goes on.
+
+    Raises:
+        UserError: a checkpoint is missing, damaged or no CLIP, or a setting does not fit it.
+    """
+    model, data = config.model, config.data
+    sizes = look_at_clip(model, goes_on=config.resume)
+    if config.resume:
+        return None
+
+    if sizes is None:
+        require_random_sizes(model, image_size=data.image_size)
+        width = model.random_clip.width
+    else:
+        require_inputs(
+            sizes["vision_config"]["image_size"],
+            sizes["text_config"]["max_position_embeddings"],
+            image_size=data.image_size,
+            max_words=data.max_words,
+            source=model.clip if model.init_from is None else f"model.init_from {model.init_from}",
+        )
+        width = int(sizes["projection_dim"])
+    require_bases(config.emcl, width=width)
+
+    processes = process_count()
+    own = config.train.batch_size // processes
+    if config.train.chunks > max(1, own):
+        raise UserError(
+            f"train.chunks is {config.train.chunks}, expected 1 to {own}, the pairs that each process has of a batch "
+            f"of {config.train.batch_size} (processes: {processes}); pass {flag('train.chunks')} {own} or less"
+        )
+    return width
