@@ -14,11 +14,14 @@ PIP_INSTALL := $(PIP) install $(PIP_OPTIONS) -c constraints.txt
 # The site's tools have an environment of their own; they read sources, and need no torch.
 DOCS_VENV := .venv-docs
 DOCS_BIN := $(DOCS_VENV)/bin
+# So have the libraries of others that emcl_kernels/integrations serves. Their torch is the same, for the CPU.
+INTEGRATIONS_VENV := .venv-integrations
+INTEGRATIONS_BIN := $(INTEGRATIONS_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup train test test-fast test-random test-processors test-oldest-triton test-cuda-load test-faults test-faults-short
-.PHONY: test-gpu lint style types format docs
+.PHONY: test-integrations test-gpu lint style types format docs
 .PHONY: bench bench-gpu refine embeddings training-table readme-picture clean
 
 help:  ## Show this list
@@ -69,6 +72,22 @@ $(TRITON_FOLDER)/.installed: $(VENV)/.deps
 	$(PIP_INSTALL) --no-deps --upgrade --target $(@D) triton==$(OLDEST_TRITON)
 	@touch $@
 
+# emcl_kernels is taken from here, with the libraries that .venv has built.
+test-integrations: $(VENV)/.built $(INTEGRATIONS_VENV)/.deps  ## Run the tests with sentence-transformers, mteb, FAISS and LanceDB, offline
+	HF_HUB_OFFLINE=1 PYTHONPATH=. $(INTEGRATIONS_BIN)/python -m pytest -q tests/integrations --durations=5 $(ARGS)
+
+# Playwright lies in a folder of its own, beside the packages of .venv, and drives the browser that the system has.
+PLAYWRIGHT := 1.65.2
+BROWSER_TOOLS := $(CURDIR)/build/browser-tools-$(PLAYWRIGHT)
+
+.PHONY: test-browser
+test-browser: $(VENV)/.built $(BROWSER_TOOLS)/.installed  ## Open the pages that the program writes in Chromium, and use them
+	PYTHONPATH=$(BROWSER_TOOLS) $(BIN)/python -m pytest -q tests/browser --durations=5 $(ARGS)
+
+$(BROWSER_TOOLS)/.installed: $(VENV)/.deps
+	$(PIP_INSTALL) --upgrade --target $(@D) playwright==$(PLAYWRIGHT)
+	@touch $@
+
 test-random: $(VENV)/.built  ## Run the CUDA kernels at 200 random shapes an op, in the emulator
 	EMCL_TEST_SHAPES=200 $(BIN)/python -m pytest -q tests/kernels/test_random_shapes.py --durations=5 $(ARGS)
 
@@ -104,11 +123,13 @@ TEST_TYPES := --allow-untyped-defs $(foreach code,arg-type assignment attr-defin
 # Modules in the flat folders of benchmarks and tests import each other by bare names, so each folder has a call.
 types: $(VENV)/.deps  ## Check types: mypy
 	$(BIN)/mypy
-	MYPYPATH=benchmarks:tests $(BIN)/mypy benchmarks/*.py
+	MYPYPATH=benchmarks:tests:tests/train $(BIN)/mypy benchmarks/*.py
 	MYPYPATH=benchmarks $(BIN)/mypy tests/*.py
 	MYPYPATH=tests/kernels $(BIN)/mypy $(TEST_TYPES) --exclude /toy/ tests/kernels
 	MYPYPATH=tests/faults:tests/kernels:tests/train:tests/train/weights $(BIN)/mypy $(TEST_TYPES) tests/faults
+	MYPYPATH=tests/integrations $(BIN)/mypy $(TEST_TYPES) tests/integrations
 	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train
+	MYPYPATH=tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser
 
 docs: $(DOCS_VENV)/.deps  ## Build the site into build/site; broken links and docstrings are errors
 	$(DOCS_BIN)/python docs/site.py
@@ -146,7 +167,7 @@ hub: $(VENV)/.built  ## Lay out a kernel of the hub from what was built, and che
 # A folder with two arrays [2, N, D] of embeddings, which are not part of this repository.
 EMBEDDINGS ?=
 
-refine: embeddings $(VENV)/.built  ## Compare EMRefiner with simpler refinements on real embeddings, and write the table
+refine: embeddings $(VENV)/.built  ## Compare the refiners with others on real embeddings, and write the table
 	$(BIN)/python -m benchmarks.refine.run $(EMBEDDINGS) $(ARGS)
 
 # Asked before anything is installed.
@@ -167,11 +188,11 @@ training-table: $(VENV)/.built  ## Train EMCL's settings and its comparators, 8 
 	$(BIN)/python -m benchmarks.training.table
 
 clean:  ## Remove what was built and installed; runs/ and data/ stay
-	rm -rf $(VENV) $(DOCS_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
+	rm -rf $(VENV) $(DOCS_VENV) $(INTEGRATIONS_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.created $(DOCS_VENV)/.created:
+$(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo 'Python 3.10 or later is needed, and $(PYTHON) is' `$(PYTHON) --version 2>&1`; \
 		echo 'Name another one:  make $(MAKECMDGOALS) PYTHON=/path/to/python3.12'; \
@@ -189,6 +210,13 @@ $(VENV)/.deps: $(VENV)/.created constraints.txt pyproject.toml
 $(DOCS_VENV)/.deps: $(DOCS_VENV)/.created constraints-docs.txt
 	@echo 'Installing the tools of the site into $(DOCS_VENV); this happens once'
 	$(DOCS_BIN)/python -m pip install $(PIP_OPTIONS) -r constraints-docs.txt
+	@touch $@
+
+# Where a page of wheels for the CPU can be reached, torch comes without the gigabytes of CUDA.
+
+$(INTEGRATIONS_VENV)/.deps: $(INTEGRATIONS_VENV)/.created constraints-integrations.txt
+	@echo 'Installing sentence-transformers, mteb, FAISS and LanceDB into $(INTEGRATIONS_VENV); this happens once'
+	$(INTEGRATIONS_BIN)/python -m pip install $(PIP_OPTIONS) -r constraints-integrations.txt
 	@touch $@
 
 # The version, which the libraries have inside.

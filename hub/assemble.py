@@ -26,7 +26,7 @@ VERSION = 0  # by the hub's convention: not for production yet
 LICENSE = "MIT"
 STABLE_ABI = "2.10"
 CAPABILITIES = ("8.0", "9.0")
-LEFT_OUT = ("refine", "info.py", "tune.py", "testing.py")
+LEFT_OUT = ("refine", "integrations", "info.py", "tune.py", "testing.py")
 """These need more than torch, or are programs."""
 SHAPES = '''"""Shapes in annotations mean nothing here: what jaxtyping makes of them is not installed with a kernel."""
 
@@ -133,7 +133,7 @@ def moved(source: str, depth: int) -> str:
     source = re.sub(rf"^(\s*)from {PACKAGE}\.(\S+) import", rf"\1from {up}\2 import", source, flags=re.MULTILINE)
     source = re.sub(rf"^(\s*)from {PACKAGE} import", rf"\1from {up} import", source, flags=re.MULTILINE)
     source = re.sub(r"^from jaxtyping import", f"from {up}_shapes import", source, flags=re.MULTILINE)
-    return re.sub(r"^from \.refine import .*\n|^    \"EMRefiner\",\n", "", source, flags=re.MULTILINE)
+    return re.sub(r"^from \.refine import .*\n|^    \"(EM)?Refiner\",\n", "", source, flags=re.MULTILINE)
 
 
 def metadata(folder: Path, backend: dict[str, Any]) -> dict[str, Any]:

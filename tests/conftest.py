@@ -40,6 +40,17 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"emcl: types are {'checked in every call' if TYPE_CHECKS else 'not checked'}"
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the tests that need a browser to those who name them, as `make test-browser` does."""
+    if collection_path != ROOT / "tests" / "browser":
+        return None
+    return (
+        None
+        if any(Path(name.partition("::")[0]).resolve().is_relative_to(collection_path) for name in config.args)
+        else True
+    )
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
     random.seed(0)

@@ -322,9 +322,17 @@ def test_a_wheel_has_what_was_built(checkout: Path, compiler: bool) -> None:
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--wheel-dir", "wheels")
     run(checkout, "-m", "pip", "wheel", *options, ".", compiler=compiler)
     (wheel,) = (checkout / "wheels").iterdir()
-    names = zipfile.ZipFile(wheel).namelist()
+    archive = zipfile.ZipFile(wheel)
+    names = archive.namelist()
     assert (LIBRARY in names) == any(name.startswith("emcl_kernels/_bindings") for name in names) == compiler
     assert {BUILD_INFO, "emcl_kernels/py.typed", "emcl_train/py.typed", "emcl_train/cli.py"} <= set(names)
+
+    # What parses and prints comes with a plain install; all else that commands need is the extra's.
+    (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    required = dict.fromkeys(re.findall(r"^Requires-Dist: ([\w-]+)(?:[^;\n]*)$", metadata, re.MULTILINE))
+    assert {"tyro", "rich"} <= required.keys()
+    assert not {"av", "transformers", "pyyaml"} & required.keys()
+    assert re.search(r"^Requires-Dist: av; extra == [\"']train[\"']$", metadata, re.MULTILINE)
     assert "emcl_kernels/include/emcl/op.h" in names  # for an op of one's own
     assert not [name for name in names if name.startswith(("tests", "csrc", "benchmarks"))]
 

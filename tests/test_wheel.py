@@ -17,6 +17,7 @@ from emcl_kernels import __version__, info
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("libemcl_cpu.so", "libemcl_cuda.so")
+TEMPLATES = ROOT / "emcl_train" / "report" / "templates"
 # C functions of torch's stable ABI, and what the operating system and the compiler bring.
 STABLE = re.compile(r"(aoti_torch_\w+|torch_\w+)")
 SYSTEM = re.compile(r"\S+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+")
@@ -86,7 +87,7 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert "emcl_kernels/tables/shipped.json" in names
     assert {name.partition("/")[0] for name in names} == {"emcl_kernels", "emcl_train", f"emcl-{__version__}.dist-info"}
     templates = {name for name in names if name.startswith("emcl_train/report/templates/")}
-    assert {Path(name).name for name in templates} == {"report.html", "style.css"}
+    assert {Path(name).name for name in templates} == {path.name for path in TEMPLATES.iterdir()}
     kinds = {Path(name).suffix for name in names if ".dist-info" not in name and name not in templates}
     assert kinds <= {".py", ".typed", ".json", ".so", ".h"}
 

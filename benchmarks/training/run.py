@@ -59,7 +59,10 @@ def train_variant(variant: Variant, config: RunConfig) -> list[dict[str, Any]]:
         return lines_of(similarities(model.eval(), embeddings, config), embeddings.caption_clip, config)[0]
 
     seconds, seed = round(time.perf_counter() - start, 1), config.train.seed
-    rows = [asdict(row(config)) | {"name": variant.name, "seed": seed, "seconds": seconds, "epoch": run.best_epoch}]
+    rows = [
+        asdict(row(config))
+        | {"name": variant.name, "seed": seed, "seconds": seconds, "epoch": run.selection.best_epoch}
+    ]
     if variant.name == BASELINE:
         for name, settings in AFTERWARDS.items():
             weight = settings["weight"]
@@ -72,7 +75,7 @@ def train_variant(variant: Variant, config: RunConfig) -> list[dict[str, Any]]:
                 scale="release" if weight == 4.0 else "relative",
             )
             inference = replace(config, emcl=replace(config.emcl, mode="inference"))
-            rows.append(asdict(row(inference)) | {"name": name, "seed": seed, "epoch": run.best_epoch})
+            rows.append(asdict(row(inference)) | {"name": name, "seed": seed, "epoch": run.selection.best_epoch})
     return rows
 
 
