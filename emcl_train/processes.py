@@ -8,6 +8,7 @@ number of processes, which gives exactly the gradient of the one loss.
 Both functions with a gradient are our own; docs/design/our-own-collectives-and-schedule.md says why.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,8 @@ def leave() -> None:
     the process aborts.
     """
     if dist.is_initialized():
+        # Models that DistributedDataParallel has wrapped keep the group, and are parts of circles.
+        gc.collect()
         dist.destroy_process_group()
 
 

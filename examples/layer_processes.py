@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# DistributedDataParallel imports this. It keeps the group that there is when it is imported, and that one's threads, of
+# which one may abort the process at its end. So it is imported before there is a group.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.nn.parallel import DistributedDataParallel
@@ -73,6 +77,12 @@ def step(towers: nn.Module, layer: EMCL, captions: Tensor, clips: Tensor, *, by_
 def main(gradient: Any = "identity", out: str | None = None) -> None:
     """gradient: of the layer. out: a file for what the first process finds by both ways."""
     dist.init_process_group("gloo")
+    compare(gradient, out)
+    dist.destroy_process_group()
+
+
+def compare(gradient: Any, out: str | None) -> None:
+    """A step by both ways."""
     rank, world = dist.get_rank(), dist.get_world_size()
 
     # Every process has the same towers and the same start: DistributedDataParallel sees to the first, a seed or
@@ -94,7 +104,6 @@ def main(gradient: Any = "identity", out: str | None = None) -> None:
 
     if rank == 0 and out is not None:
         torch.save(found, out)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The examples, and the Python of the pages, run as they stand."""
 
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -47,7 +48,8 @@ def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path: Path, monkey
         example["main"](gradient, str(tmp_path / "one.pt"))
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command = [*launcher, str(EXAMPLES / "layer_processes.py"), gradient, str(tmp_path / "two.pt")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+        environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests' / 'launched'}{os.pathsep}{ROOT}"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT, env=environment)
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
         one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")

@@ -19,7 +19,7 @@ from gpu_hour import Hour, Part, Step
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, str(ROOT / "benchmarks" / "gpu_hour.py")]
-PATIENCE = 300.0
+PATIENCE = 1200.0
 
 
 def python(code: str) -> list[str]:
@@ -65,7 +65,7 @@ def has_ended(pid: int) -> bool:
     began = time.monotonic()
     stat = Path(f"/proc/{pid}/stat")
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX":
-        if time.monotonic() - began > 30:
+        if time.monotonic() - began > PATIENCE:
             return False
         time.sleep(0.05)
     return True

@@ -270,12 +270,12 @@ def test_a_command_that_stays_silent_is_killed_with_its_children(tmp_path: Path)
     progress, child = tmp_path / "progress", tmp_path / "child"
     script = f"sleep 60 & echo $! > {child}; for i in 1 2 3; do echo $i >> {progress}; sleep 0.4; done; wait"
     began = time.monotonic()
-    assert run_watched(["sh", "-c", script], progress, silence=1.0) is None
-    assert time.monotonic() - began > 1.5
+    assert run_watched(["sh", "-c", script], progress, silence=5.0) is None
+    assert time.monotonic() - began > 5
     assert progress.read_text() == "1\n2\n3\n"
     state = Path(f"/proc/{child.read_text().strip()}/stat")
     while state.exists() and state.read_text().split()[2] not in "ZX":  # a kill takes a moment
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 300
         time.sleep(0.1)
 
 

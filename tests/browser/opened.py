@@ -1,6 +1,7 @@
 """A page in the browser, as somebody with this screen and theme sees it."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ HOSTILE = [
 """Captions of somebody who wants to run something in the page, or have it load something."""
 
 OWN = ("file:", "data:", "blob:")
+
+LONG = 120.0
+"""Seconds after which something has not happened. A slow machine may need most of a minute for a page."""
 
 LUMINANCE = """
 (colour) => {
@@ -51,6 +55,10 @@ class Opened:
             viewport={"width": width, "height": height}, color_scheme=theme, java_script_enabled=scripts, offline=True
         )
         self.page = self._context.new_page()
+        if scripts:
+            # The page's timers run when a test says so, and not also by themselves: `pass_by`.
+            self.page.clock.install(time=time.time())
+            self.page.clock.pause_at(time.time() + 1)
         self.errors: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda said: said.type in ("error", "warning") and self.errors.append(said.text))
@@ -64,6 +72,10 @@ class Opened:
         if not request.url.startswith(OWN) or (request.url.startswith("file:") and not request.is_navigation_request()):
             self.requests.append(request.url)
 
+    def text(self) -> str:
+        """All that can be read in it now."""
+        return self.page.inner_text("body")
+
     def items(self) -> list[str]:
         """What the list of queries shows, one text a query."""
         return self.page.locator("#list > .item").all_inner_texts()
@@ -75,16 +87,28 @@ class Opened:
             return 0, 0, int(words[2])
         return int(words[0]), int(words[3]), int(words[5])
 
-    def search(self, text: str) -> None:
-        """Type into the search box, and wait until the list has followed."""
-        self.page.locator("#search").fill(text)
-        self.page.wait_for_timeout(300)
+    def pass_by(self, milliseconds: int) -> None:
+        """Let so much of the page's time pass, with what its timers do in it."""
+        self.page.clock.run_for(milliseconds)
 
-    def until(self, expression: str, seconds: float = 10.0) -> None:
-        """Wait until an expression is true. Playwright's own way has the page evaluate a text, which it refuses."""
-        end = time.monotonic() + seconds
-        while not self.page.evaluate(expression):
-            assert time.monotonic() < end, f"after {seconds:g} s still not: {expression}"
+    def read_again(self, milliseconds: int) -> None:
+        """Let so much of the page's time pass, in which it reads itself again; that has ended then."""
+        with self.page.expect_navigation():
+            self.pass_by(milliseconds)
+
+    def search(self, text: str) -> None:
+        """Type into the search box; the list has then followed."""
+        self.page.locator("#search").fill(text)
+        self.pass_by(300)
+
+    def until(self, condition: str | Callable[[], bool]) -> None:
+        """Wait until an expression of the page, or a function, is true.
+
+        Playwright's own way has the page evaluate a text, which it refuses.
+        """
+        end = time.monotonic() + LONG
+        while not (self.page.evaluate(condition) if isinstance(condition, str) else condition()):
+            assert time.monotonic() < end, f"after {LONG:g} s still not: {condition}"
             self.page.wait_for_timeout(50)
 
     def luminance(self, colour: str) -> float:

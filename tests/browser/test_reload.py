@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-SOON = 8000
-"""Milliseconds in which a page that reads itself every second has done so."""
-
 
 @pytest.fixture
 def going_on(tmp_path: Path) -> Path:
@@ -43,31 +40,32 @@ def go_on(run: Path, lines: int) -> None:
     write_report(run, reload=1)
 
 
-def says(page, text: str) -> None:
-    page.wait_for_function("(text) => document.body.innerText.includes(text)", arg=text, timeout=SOON)
-
-
 def test_it_shows_what_was_written_and_stays_where_the_reader_was(opened, going_on):
     go_on(going_on, 37)
-    page = opened(going_on / "report.html", height=300).page
-    says(page, "step 34 of 60")
-    page.evaluate("scrollTo(0, 350)")
+    page = opened(going_on / "report.html", height=300)
+    assert "step 34 of 60" in page.text()
+    page.page.evaluate("scrollTo(0, 350)")
 
     go_on(going_on, 48)
-    says(page, "step 44 of 60")
-    page.wait_for_function("() => scrollY === 350", timeout=SOON)
-    assert "This page reads itself again every 1 s." in page.inner_text("#reload")
+    assert "step 34 of 60" in page.text()
+    page.read_again(1000)
+    assert "step 44 of 60" in page.text()
+    page.until("scrollY === 350")
+    assert "This page reads itself again every 1 s." in page.page.inner_text("#reload")
 
 
 def test_nobody_is_interrupted(opened, going_on):
     go_on(going_on, 37)
-    page = opened(going_on / "report.html").page
-    page.evaluate("getSelection().selectAllChildren(document.querySelector('h1')); window.same = true")
+    page = opened(going_on / "report.html")
+    page.page.evaluate("getSelection().selectAllChildren(document.querySelector('h1')); window.same = true")
     go_on(going_on, 48)
-    page.wait_for_timeout(2500)
-    assert page.evaluate("window.same")
-    page.evaluate("getSelection().removeAllRanges()")
-    says(page, "step 44 of 60")
+    page.pass_by(5000)
+    assert page.page.evaluate("window.same")
+    assert "step 34 of 60" in page.text()
+
+    page.page.evaluate("getSelection().removeAllRanges()")
+    page.read_again(1000)
+    assert "step 44 of 60" in page.text()
 
 
 def test_a_page_that_nobody_writes_any_more_says_so_and_rests(opened, going_on):
@@ -76,11 +74,12 @@ def test_a_page_that_nobody_writes_any_more_says_so_and_rests(opened, going_on):
     html = path.read_text()
     (written,) = {part.partition('"')[0] for part in html.split('data-written="')[1:]}
     path.write_text(html.replace(f'data-written="{written}"', f'data-written="{int(written) - 1000}"'))
-    page = opened(path).page
-    page.evaluate("window.same = true")
-    says(page, "no longer reads itself again")
-    page.wait_for_timeout(1500)
-    assert page.evaluate("window.same")
+    page = opened(path)
+    page.page.evaluate("window.same = true")
+    assert "no longer reads itself again" in page.text()
+    page.pass_by(5000)
+    page.page.wait_for_timeout(500)
+    assert page.page.evaluate("window.same")
 
 
 def test_the_page_of_a_finished_run_does_not_read_itself(opened, page_of_a_run):
@@ -95,14 +94,15 @@ def test_search_filter_and_direction_stay(opened, page_of_a_run, tmp_path):
 
     path = tmp_path / "report.html"
     path.write_text(page_of(load_run(page_of_a_run.parent), share=True, reload=1).html)
-    page = opened(path).page
-    page.click('[data-direction="video"]')
-    page.fill("#search", "number-17")
-    sort = page.eval_on_selector("#sort", "(field) => field.options[1].value")
-    page.select_option("#sort", sort)
-    page.evaluate("window.before = true; document.activeElement.blur()")
+    page = opened(path)
+    page.page.click('[data-direction="video"]')
+    page.page.fill("#search", "number-17")
+    sort = page.page.eval_on_selector("#sort", "(field) => field.options[1].value")
+    page.page.select_option("#sort", sort)
+    page.page.evaluate("window.before = true; document.activeElement.blur()")
 
-    page.wait_for_function("() => !window.before", timeout=SOON)
-    page.wait_for_function("() => document.getElementById('search')?.value === 'number-17'", timeout=SOON)
-    assert page.input_value("#sort") == sort
-    assert page.get_attribute('[data-direction="video"]', "aria-pressed") == "true"
+    page.read_again(1000)
+    assert not page.page.evaluate("window.before")
+    assert page.page.input_value("#search") == "number-17"
+    assert page.page.input_value("#sort") == sort
+    assert page.page.get_attribute('[data-direction="video"]', "aria-pressed") == "true"

@@ -25,9 +25,8 @@ def test_its_policy_lets_no_other_script_run(opened, page_of_a_run):
         "const script = document.createElement('script'); script.textContent = 'window.ran = 1';"
         "document.body.append(script)"
     )
-    page.page.wait_for_timeout(300)
+    page.until(lambda: len(page.errors) >= 2)
     assert page.page.evaluate("window.ran") is None
-    assert len(page.errors) >= 2
     assert all("Content Security Policy" in error or "ERR_FILE_NOT_FOUND" in error for error in page.errors)
     page.errors.clear()
     page.requests.clear()
@@ -113,7 +112,7 @@ def test_the_list_is_used_by_keyboard_alone(opened, page_of_a_run):
     page.page.keyboard.press("/")
     assert page.page.evaluate("document.activeElement.id") == "search"
     page.page.keyboard.type("number-41-of")
-    page.page.wait_for_timeout(300)
+    page.pass_by(300)
     assert page.found()[1] == 1
     page.page.keyboard.press("Escape")
     assert page.found()[1] == QUERIES

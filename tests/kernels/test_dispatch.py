@@ -495,11 +495,11 @@ def test_threads_that_leave_their_backends_in_another_order_leave_none_behind() 
     def first() -> None:
         with use_backend("reference"):
             entered.set()
-            left.wait(10)
+            left.wait(120)
 
     thread = threading.Thread(target=first)
     thread.start()
-    entered.wait(10)
+    entered.wait(120)
     before_second = dispatch.asked.backend
     with use_backend("native"):
         within = dispatch.asked.backend

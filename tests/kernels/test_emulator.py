@@ -106,7 +106,7 @@ def reconstruct_in_threads(given: dict[int, tuple[Tensor, Tensor, Tensor]]) -> d
     together = threading.Barrier(len(given))
 
     def call(width: int) -> None:
-        together.wait(10)
+        together.wait(120)
         results[width] = em_reconstruct(*given[width])
 
     threads = [threading.Thread(target=call, args=(width,)) for width in given]

@@ -133,7 +133,7 @@ def test_fit_forgets_what_was_seen_before():
 def in_processes(*calls: Callable[[Callable], object]) -> list:
     """What each call gives or raises, side by side, with an add_up that waits for all as a collective does."""
     sent: list = [None] * len(calls)
-    meet = threading.Barrier(len(calls), timeout=20)
+    meet = threading.Barrier(len(calls), timeout=120)
 
     def run(rank: int) -> object:
         def add_up(vector: torch.Tensor) -> torch.Tensor:

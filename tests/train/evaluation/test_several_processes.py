@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import ending_processes
 import pytest
 import torch.distributed as dist
+from launching import launched
 from safetensors.torch import load_file
 
 from emcl_train import cli
@@ -26,16 +25,8 @@ needs_gloo = pytest.mark.skipif(
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def launched(*arguments, processes=2, program=("-m", "emcl_train")):
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.run(
-        [*launch, *map(str, (*program, *arguments))],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )
+def commanded(*arguments, processes=2):
+    return launched("-m", "emcl_train", *arguments, processes=processes)
 
 
 def errors_of(done):
@@ -52,7 +43,7 @@ def test_processes_share_an_evaluation_and_the_figures_are_those_of_one(tiny_who
     assert cli.main(["eval", str(run), *asked, "--out", str(tmp_path / "alone")]) == 0
     table = capsys.readouterr().out
 
-    done = launched("eval", run, *asked, "--out", tmp_path / "together", processes=processes)
+    done = commanded("eval", run, *asked, "--out", tmp_path / "together", processes=processes)
     assert done.returncode == 0, done.stderr
     assert done.stdout.replace("together", "alone") == table  # once, and the same
     assert not errors_of(done)
@@ -75,7 +66,7 @@ def test_no_thread_of_the_exchange_is_left_when_a_process_ends(tiny_whole_run, t
     """One that lets go of a tensor while the interpreter ends aborts the process."""
     root, run = tiny_whole_run
     arguments = [root, tmp_path / "run"] if command == "train" else ["eval", run, "--out", tmp_path / "evaluation"]
-    done = launched(*arguments, program=(ending_processes.__file__, tmp_path))
+    done = launched(ending_processes.__file__, tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     for rank in range(2):
         names = (tmp_path / f"threads{rank}").read_text().split("\n")
@@ -88,12 +79,12 @@ def test_what_ends_an_evaluation_is_said_once(tiny_whole_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_whole_run[1], run)
     (tmp_path / "there").mkdir()
-    done = launched("eval", run, "--out", tmp_path / "there")
+    done = commanded("eval", run, "--out", tmp_path / "there")
     assert done.returncode != 0
     assert len(errors_of(done)) == 1, done.stderr
     assert "there" in errors_of(done)[0]
 
-    done = launched("eval", tmp_path / "no-run")
+    done = commanded("eval", tmp_path / "no-run")
     assert done.returncode != 0
     assert errors_of(done) == [
         f"error: {tmp_path / 'no-run'} is not a run folder: no such folder; pass the --out folder of `emcl-train train`"
@@ -145,7 +136,7 @@ def test_a_signal_ends_the_wait_for_the_first(monkeypatch, capsys, tmp_path):
 
 @needs_gloo
 def test_under_torchrun_it_is_one_line(tmp_path):
-    done = launched("data", "shapes", tmp_path / "out")
+    done = commanded("data", "shapes", tmp_path / "out")
     assert done.returncode != 0
     assert [line.partition(";")[0] for line in errors_of(done)] == [
         "error: `data shapes` runs in one process, and 2 were started"

@@ -79,7 +79,7 @@ def test_what_another_process_uses_stays(config, capsys):
         assert f"{cache_folder(config).name} is in use, and stays: {config.root}" in capsys.readouterr().out
         assert sorted(path.name for path in cache_folder(config).iterdir()) == before
     finally:
-        user.communicate("", timeout=30)
+        user.communicate("", timeout=300)
     assert run("--prune") == 0
     assert not cache_folder(config).exists()
 

@@ -1,9 +1,6 @@
 """Several processes: the same losses, gradients and results as one process, and no exchange of what can stay."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from launching import launched
 from safetensors.torch import load_file
 from several_processes import CASES, STORED_SCALE, at_scale, one_step, spread_loss, step_config
 
@@ -46,13 +44,7 @@ def alone(tiny_whole_run, tmp_path_factory):
 def together(tiny_whole_run, tmp_path_factory):
     """What each of two processes finds, and their folder."""
     folder = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
-    script = [several_processes.__file__, str(tiny_whole_run[0]), str(folder)]
-    root = Path(__file__).resolve().parents[3]
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        launch + script, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": path}
-    )
+    done = launched(several_processes.__file__, tiny_whole_run[0], folder, processes=WORLD)
     assert done.returncode == 0, done.stderr
     return folder, [torch.load(folder / f"process{rank}.pt") for rank in range(WORLD)]
 
@@ -200,17 +192,8 @@ def test_one_process_exchanges_nothing():
 @needs_gloo
 def test_a_run_with_sharded_weights_ends_as_with_one_process(tiny_whole_run, tmp_path):
     """Ended and gone on with in the middle of the second epoch; validation and the final weights are whole."""
-    root = Path(__file__).resolve().parents[3]
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
-    script = [str(Path(several_processes.__file__).with_name("sharded_processes.py")), str(tiny_whole_run[0])]
-    done = subprocess.run(
-        [*launch, *script, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": path},
-    )
+    script = Path(several_processes.__file__).with_name("sharded_processes.py")
+    done = launched(script, tiny_whole_run[0], tmp_path, processes=WORLD)
     assert done.returncode == 0, done.stderr
     (lines, results), (other_lines, other_results) = record(tiny_whole_run[1]), record(tmp_path / "run")
     assert len(lines) == len(other_lines)

@@ -2,15 +2,13 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from launching import launched
 from rich.console import Console
 from several_processes import whole_run_config
 
@@ -192,15 +190,7 @@ def test_a_run_with_an_older_state_goes_on_as_before(stopped, tiny_whole_run):
 def test_two_processes_go_on_with_the_run_of_one(stopped, tiny_whole_run):
     before = contents.load_environment(stopped.out)
     script = Path(__file__).parents[1] / "resumed_processes.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*launch, str(tiny_whole_run[0]), str(stopped.out)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": path},
-    )
+    done = launched(script, tiny_whole_run[0], stopped.out)
     assert done.returncode == 0, done.stderr
 
     lines, expected = metrics(stopped.out), metrics(tiny_whole_run[1])
