@@ -204,7 +204,7 @@ $(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created:
 $(VENV)/.deps: $(VENV)/.created constraints.txt pyproject.toml
 	@echo 'Installing into $(VENV); this happens once and takes a few minutes'
 	$(PIP_INSTALL) torch setuptools wheel ninja pybind11
-	$(PIP_INSTALL) --no-build-isolation -e ".[train,onnx,triton,test,lint]"
+	$(PIP_INSTALL) --no-build-isolation -e ".[train,experts,onnx,triton,test,lint]"
 	@touch $@
 
 $(DOCS_VENV)/.deps: $(DOCS_VENV)/.created constraints-docs.txt

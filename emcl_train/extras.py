@@ -23,6 +23,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "accelerate": "accelerate", "av": "av", "matplotlib": "matplotlib", "jinja2": "jinja2",
         "tensorboard": "tensorboard", "pyarrow": "pyarrow", "pyyaml": "yaml",
     },
+    "experts": {"h5py": "h5py"},
 }  # fmt: skip
 """Packages of each extra by the names that pip has for them, with those that Python imports. "": of a plain install."""
 ROOT = Path(__file__).resolve().parents[1]

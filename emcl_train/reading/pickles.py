@@ -9,7 +9,8 @@ import pickle
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
-from typing import Any
+from mmap import mmap
+from typing import Any, BinaryIO
 
 PLAIN = (
     pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.DUP,
@@ -47,10 +48,17 @@ class BoundedUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
     """Reads plain values; what else it builds is said by `find_class` and `persistent_load`, which refuse all."""
 
     allowed: tuple[bytes, ...] = (*PLAIN, *ASK, pickle.INST)
+    keys: tuple[type, ...] = KEYS
     stack: list[Any]
 
-    def __init__(self, data: bytes, *, encoding: str = "ASCII") -> None:
-        self._file = BytesIO(data)
+    def __init__(self, data: bytes | BinaryIO | mmap, *, encoding: str = "ASCII") -> None:
+        """Read a pickle.
+
+        Args:
+            data: the pickle; or a file that stands where one begins, and gives no more than it has.
+            encoding: of texts from Python 2.
+        """
+        self._file = BytesIO(data) if isinstance(data, bytes) else data
         super().__init__(self._file, encoding=encoding)
         # Of the instance, in place of what its class has for all instructions.
         known = super().dispatch
@@ -75,7 +83,7 @@ class BoundedUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
     def _with_plain_keys(known: Callable[[Any], None], first: int, step: int) -> Callable[[Any], None]:
         def put(unpickler: "BoundedUnpickler") -> None:
             # The hash of a tuple of a million tuples in each other would end the process.
-            if not all(isinstance(key, KEYS) for key in unpickler.stack[first::step]):
+            if not all(isinstance(key, unpickler.keys) for key in unpickler.stack[first::step]):
                 raise pickle.UnpicklingError("it has a key that is neither a text nor a number")
             known(unpickler)
 

@@ -1,0 +1,1 @@
+"""Sizes of the systems that compare features of several networks, by data set. Nothing here needs torch."""
