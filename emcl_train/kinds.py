@@ -1,4 +1,4 @@
-"""Which heads and temporal aggregations there are, each registered once: choices, models and tables follow from here.
+"""Which systems, heads and temporal aggregations there are, each registered once: choices, models and tables follow.
 
 Nothing here needs torch, so that `--help` and a mistake are answered at once; `built_by` names the class.
 """
@@ -21,6 +21,10 @@ class Temporal:
     """As papers call it behind "CLIP4Clip"."""
     built_by: str
     """MODULE:CLASS, whose `of_config` builds it."""
+    attends: bool = False
+    """Whether it has attention of as many heads as the text tower, which must divide the width."""
+    differences: bool = False
+    """Whether it makes tokens of what changes between frames."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,43 @@ class Head:
     """What it does, in a few words."""
     tokens: bool = False
     """Whether it compares the features of every token, and not of whole captions alone."""
+    differences: bool = False
+    """Whether it needs an aggregation that makes tokens of what changes between frames."""
     decorrelates: bool = False
     """Whether its loss has the decorrelation of channels."""
     lines: Mapping[str, str] = field(default_factory=lambda: OF_A_HEAD)
     """Names of the line that a run is judged by, for each `emcl.mode`; {} is the label."""
 
 
+@dataclass(frozen=True)
+class System:
+    """A way from files to similarities, a choice of `--model.system`."""
+
+    label: str
+    """As papers call it; that of "clip" is its head's."""
+    about: str
+    """What it compares, in a few words."""
+    emcl: bool = True
+    """Whether EMCL can act in it."""
+
+
+SYSTEMS: dict[str, System] = {
+    "clip": System("", "CLIP's towers"),
+    "ce": System("CE", "collaborative experts"),
+    "mmt": System("MMT", "multi-modal transformer"),
+    "jsfusion": System("JSFusion", "joint sequence fusion", emcl=False),
+}
 TEMPORALS: dict[str, Temporal] = {
     "mean": Temporal("meanP", "emcl_train.models.temporal:MeanAggregation"),
     "lstm": Temporal("seqLSTM", "emcl_train.models.temporal:LSTMAggregation"),
-    "transformer": Temporal("seqTransf", "emcl_train.models.temporal:TransformerAggregation"),
+    "transformer": Temporal("seqTransf", "emcl_train.models.temporal:TransformerAggregation", attends=True),
+    "difference": Temporal("TDB", "emcl_train.models.clip2video:DifferenceAggregation", attends=True, differences=True),
+    "difference-mlp": Temporal(
+        "TDB (projection)",
+        "emcl_train.models.clip2video:ProjectedDifferenceAggregation",
+        attends=True,
+        differences=True,
+    ),
 }
 HEADS: dict[str, Head] = {
     "text-conditioned": Head(
@@ -54,21 +85,33 @@ HEADS: dict[str, Head] = {
     "wti": Head(
         "WTI", "emcl_train.models.heads:TokenWiseHead", "token-wise interaction", tokens=True, decorrelates=True
     ),
+    "aligned": Head(
+        "CLIP2Video",
+        "emcl_train.models.clip2video:AlignedHead",
+        "the whole, and embeddings aligned to centres",
+        tokens=True,
+        differences=True,
+    ),
 }
 
 
-def line_of(head: str, temporal: str, mode: str) -> str:
+def line_of(head: str, temporal: str, mode: str, system: str = "clip") -> str:
     """The name of the line that a run is judged by.
 
     Args:
         head: `model.head`.
         temporal: `model.temporal`.
         mode: `emcl.mode`.
+        system: `model.system`; any but "clip" has no head.
 
     Examples:
         >>> line_of("mean", "lstm", "train")
         'CLIP4Clip seqLSTM + EMCL'
+        >>> line_of("text-conditioned", "transformer", "train", "mmt")
+        'MMT + EMCL'
     """
+    if system != "clip":
+        return OF_A_HEAD[mode].format(SYSTEMS[system].label)
     kind = HEADS[head]
     return kind.lines[mode].format(kind.label.format(temporal=TEMPORALS[temporal].label))
 

@@ -3,6 +3,7 @@
 from emcl_train.config import RunConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.kinds import SYSTEMS
 from emcl_train.models.clip import look_at_clip, require_inputs, require_random_sizes
 from emcl_train.models.retrieval import require_bases
 from emcl_train.runs.machine import process_count
@@ -11,15 +12,19 @@ from emcl_train.runs.machine import process_count
 def look_ahead(config: RunConfig) -> int | None:
     """Compare the towers that a run starts from with its frames, captions and bases, and its chunks with its batch.
 
-    A run that goes on was looked at when it began: only whether its weights can be read is asked again.
+    A run that goes on was looked at when it began: only whether its weights can be read is asked again. Of a system on
+    experts, what fits what is known once its files are open.
 
     Returns:
-        How wide the features will be; None if a run goes on.
+        How wide the features will be; None if a run goes on, or has no towers.
 
     Raises:
         UserError: a checkpoint is missing, damaged or no CLIP, or a setting does not fit it.
     """
     model, data = config.model, config.data
+    if model.system != "clip":
+        require_one_process(SYSTEMS[model.system].label)
+        return None
     sizes = look_at_clip(model, goes_on=config.resume)
     if config.resume:
         return None
@@ -46,3 +51,14 @@ def look_ahead(config: RunConfig) -> int | None:
             f"of {config.train.batch_size} (processes: {processes}); pass {flag('train.chunks')} {own} or less"
         )
     return width
+
+
+def require_one_process(system: str) -> None:
+    """Raise a UserError where several processes would train a system whose batch norms look at the whole batch."""
+    if (count := process_count()) > 1:
+        error = UserError(
+            f"{system} trains in one process, and {count} were started: its batch norms look at the whole batch, of "
+            f"which each process would have a part; start it without torchrun or another launcher"
+        )
+        error.of_all_processes = True
+        raise error

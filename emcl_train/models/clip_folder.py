@@ -90,7 +90,7 @@ def clip_config_in(name: str) -> CLIPConfig:
         raise UserError(
             f"model.clip is {name}, a checkpoint of type {str(model_type)[:60]!r} instead of 'clip'; {CLIP_WAY_OUT}"
         )
-    weights = numbers_in(*_weights_in(Path(name).expanduser()))
+    weights = numbers_in(*files_of_weights(Path(name).expanduser()))
     return clip_config_of_fields(content, str(file), weights=weights)
 
 
@@ -102,19 +102,19 @@ def pretrained_clip(name: str, *, goes_on: bool = False) -> CLIPModel:
         goes_on: whether a run goes on, which began when weights that CLIP has not were left out.
     """
     folder = require_clip(name, goes_on=goes_on)
-    _require_weights_alone(name)
+    require_weights_alone(name, "model.clip", CLIP_WAY_OUT)
 
     # A missing weight, or one of another shape, is reported and not raised, so that it can be named below.
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
     chosen: dict[str, Any] = {"config": clip_config_in(name), "attn_implementation": ATTENTION, "dtype": torch.float32}
     try:
-        with _without_warnings():  # what is missing, or too much, is said below
+        with without_warnings():  # what is missing, or too much, is said below
             loaded: Any = CLIPModel.from_pretrained(folder, trust_remote_code=False, **chosen, **options)
         clip, loading = loaded
     except MemoryError:
         raise
     except Exception as error:  # readers raise whatever damaged bytes lead to
-        reason = _broken_file(Path(name).expanduser()) or not_loaded(name, error)
+        reason = broken_file(Path(name).expanduser()) or not_loaded(name, error)
         raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {CLIP_WAY_OUT}") from error
 
     # transformers fills what a checkpoint lacks with random numbers, which would look like a bad result.
@@ -136,7 +136,7 @@ def pretrained_clip(name: str, *, goes_on: bool = False) -> CLIPModel:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Let transformers say nothing inside the block."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -146,32 +146,37 @@ def _without_warnings() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _weights_in(folder: Path) -> Iterator[Path]:
+def files_of_weights(folder: Path) -> Iterator[Path]:
+    """The files of weights in a folder, if it is one."""
     if folder.is_dir():
         for pattern in WEIGHTS:
             yield from sorted(folder.glob(pattern))
 
 
-def _require_weights_alone(name: str) -> None:
-    """Raise a UserError where a checkpoint would lead transformers to other files, or unpacks to more than it may."""
+def require_weights_alone(name: str, setting: str, way_out: str) -> None:
+    """Raise a UserError where a checkpoint would lead transformers to other files, or unpacks to more than it may.
+
+    Args:
+        name: of the hub, or the folder.
+        setting: that names it, for errors.
+        way_out: what else the setting may be.
+    """
     folder = Path(name).expanduser()
     try:
         adapters = (folder / ADAPTERS).exists() or optional_file(name, ADAPTERS) is not None
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
-        ) from error
+        raise UserError(f"{setting} is {name}, which cannot be had: {not_loaded(name, error)}; {way_out}") from error
     if adapters:
         raise UserError(
-            f"model.clip is {name}, which holds {ADAPTERS}: adapters, which name the model that they belong to. Merge "
-            f"them into it, and save it by save_pretrained; {CLIP_WAY_OUT}"
+            f"{setting} is {name}, which holds {ADAPTERS}: adapters, which name the model that they belong to. Merge "
+            f"them into it, and save it by save_pretrained; {way_out}"
         )
     if not folder.is_dir():
         return
 
     # An index names the files that the weights are spread over.
     for index in sorted(folder.glob("*.index.json")):
-        places = read_json(index, CLIP_WAY_OUT, what="an index of weights", keys=("weight_map",))["weight_map"]
+        places = read_json(index, way_out, what="an index of weights", keys=("weight_map",))["weight_map"]
         names = set(map(str, places.values())) if isinstance(places, dict) else {str(places)[:60]}
         if elsewhere := sorted(file for file in names if Path(file).name != file):
             raise UserError(
@@ -182,10 +187,10 @@ def _require_weights_alone(name: str) -> None:
         try:
             require_unpacked_size(path)
         except ValueError as error:
-            raise UserError(f"model.clip is {name}, which could not be loaded: {path.name}: {error}") from error
+            raise UserError(f"{setting} is {name}, which could not be loaded: {path.name}: {error}") from error
 
 
-def _broken_file(folder: Path) -> str | None:
+def broken_file(folder: Path) -> str | None:
     """The first file of `torch.save` in a folder that cannot be read, with what it is."""
     for path in sorted(folder.glob("*.bin")):
         try:

@@ -74,14 +74,18 @@ def fit(emcl: EMCL, found: Moments, *, update: bool = True) -> tuple[Tensor, Ten
     return emcl.fit(found.gram, found.colsum, num_rows, update=update)
 
 
-def refit(rows: UnitRows, emcl: EMCL, fitted: tuple[Tensor, Tensor]) -> UnitRows:
-    """What a fitted map makes of rows, of length one again. One set of rows may go through several maps [*G, D, K]."""
+def refit(rows: UnitRows, emcl: EMCL, fitted: tuple[Tensor, Tensor], *, unit: bool = True) -> UnitRows:
+    """What a fitted map makes of rows, with `unit` of length one again.
+
+    One set of rows may go through several maps [*G, D, K].
+    """
     responsibilities, scale = fitted
     leading = responsibilities.shape[:-2]
     x = rows.flat
 
     mapped = emcl.transform(x.expand(*leading, *x.shape[-2:]), responsibilities, scale)
-    mapped = normalize(mapped, dim=-1)
+    if unit:
+        mapped = normalize(mapped, dim=-1)
     return rows._replace(values=mapped.unflatten(-2, rows.values.shape[-3:-1]))
 
 
@@ -91,6 +95,8 @@ def rows_similarity(
     compare: Compare,
     emcl: EMCL | None,
     add_up: AddUp | None = None,
+    *,
+    unit: bool = True,
 ) -> Float[Tensor, "A B"]:
     """All captions with all clips; with `emcl`, after one EM over the rows of both.
 
@@ -100,6 +106,7 @@ def rows_similarity(
         compare: what the head does with rows.
         emcl: the layer, or None to compare the rows as they are.
         add_up: sums a vector of D² + D + 1 numbers over processes with other captions and the same clips.
+        unit: bring rows to length one again after EM.
 
     Returns:
         Similarities [A, B].
@@ -115,7 +122,7 @@ def rows_similarity(
     if add_up is not None:
         of_text = of_text.summed(add_up)
     fitted = fit(emcl, of_text + of_video)
-    return compare(refit(text, emcl, fitted), refit(video, emcl, fitted))
+    return compare(refit(text, emcl, fitted, unit=unit), refit(video, emcl, fitted, unit=unit))
 
 
 def rows_stream(
@@ -125,6 +132,7 @@ def rows_stream(
     *,
     emcl: EMCL | None,
     em_block: int | None,
+    unit: bool = True,
 ) -> SimilarityStream:
     """Rows of `rows_similarity` in bounded memory, without gradient; the maintained bases stay as they are.
 
@@ -134,6 +142,7 @@ def rows_stream(
         compare: what the head does with rows.
         emcl: the layer, or None to compare the rows as they are.
         em_block: one EM inside each tile of this many captions and clips, in their order. None: over everything.
+        unit: bring rows to length one again after EM.
 
     Returns:
         Steps that each give the similarities of some captions with all clips; with one EM over everything, the first
@@ -145,7 +154,7 @@ def rows_stream(
     text, text_rows = text_side
     video, video_rows = video_side
     if emcl is not None and em_block is not None:
-        return _block_stream(text, text_rows, video, video_rows, compare, emcl, em_block)
+        return _block_stream(text, text_rows, video, video_rows, compare, emcl, em_block, unit)
 
     texts = text.split(_per_tile(text))
     clips = video.split(_per_tile(video))
@@ -156,7 +165,7 @@ def rows_stream(
             of_texts = [moments(text_rows(part)) for part in texts]
             of_clips = [moments(video_rows(part)) for part in clips]
             fitted = fit(emcl, reduce(operator.add, of_texts + of_clips), update=False)
-            finish = partial(refit, emcl=emcl, fitted=fitted)
+            finish = partial(refit, emcl=emcl, fitted=fitted, unit=unit)
             yield text.caption.new_empty((0, len(video)))
 
         for part in texts:
@@ -165,7 +174,19 @@ def rows_stream(
             yield torch.cat(columns, dim=1)
 
     gathering = 0 if emcl is None else 1
-    return SimilarityStream(gathering + len(texts), _without_gradient(steps))
+    return SimilarityStream(gathering + len(texts), without_gradient(steps))
+
+
+def added_to_stream(stream: SimilarityStream, finish: Callable[[Tensor, int], Tensor]) -> SimilarityStream:
+    """A stream whose steps go through `finish`, which is told the index of their first row."""
+
+    def steps() -> Iterator[Tensor]:
+        first = 0
+        for rows in stream:
+            yield finish(rows, first)
+            first += len(rows)
+
+    return SimilarityStream(len(stream), without_gradient(steps))
 
 
 def _block_stream(
@@ -176,6 +197,7 @@ def _block_stream(
     compare: Compare,
     emcl: EMCL,
     em_block: int,
+    unit: bool,
 ) -> SimilarityStream:
     """A step is one block of captions with all clips, several blocks of clips at a time."""
     if em_block < 1:
@@ -196,11 +218,12 @@ def _block_stream(
             for group in video.split(em_block * blocks_together):
                 for blocks in _as_blocks(video_rows(group), em_block):
                     fitted = fit(emcl, of_text + moments(blocks), update=False)
-                    tiles = compare(refit(some_texts, emcl, fitted), refit(blocks, emcl, fitted))  # [blocks, A, block]
+                    finish = partial(refit, emcl=emcl, fitted=fitted, unit=unit)
+                    tiles = compare(finish(some_texts), finish(blocks))  # [blocks, A, block]
                     columns.append(tiles.transpose(0, 1).flatten(1))
             yield torch.cat(columns, dim=1)
 
-    return SimilarityStream(len(texts), _without_gradient(steps))
+    return SimilarityStream(len(texts), without_gradient(steps))
 
 
 def _as_blocks(rows: UnitRows, em_block: int) -> Iterator[UnitRows]:
@@ -237,7 +260,7 @@ def _per_tile(side: Side) -> int:
     return max(1, min(TILE // (each * width), int(TILE**0.5) // each))
 
 
-def _without_gradient(steps: Callable[[], Iterator[Tensor]]) -> Callable[[], Iterator[Tensor]]:
+def without_gradient(steps: Callable[[], Iterator[Tensor]]) -> Callable[[], Iterator[Tensor]]:
     """A generator suspended inside `torch.no_grad()` would leave it on for its caller; each step enters it anew."""
 
     def iterate() -> Iterator[Tensor]:

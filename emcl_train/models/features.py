@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Features = TypeVar("Features", bound="_Features")
+Features = TypeVar("Features", bound="ItemTensors")
 
 Batch = Mapping[str, Tensor]
 """What a loader gives, by name; rows of all its tensors belong together. The towers say which names they read."""
@@ -29,7 +29,7 @@ def widened(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-class _Features:
+class ItemTensors:
     """Tensors whose first dimension counts captions or clips; those that a head does without are None."""
 
     def tensors(self) -> dict[str, Tensor]:
@@ -44,6 +44,10 @@ class _Features:
     def to(self: Features, device: torch.device | str) -> Features:
         """A copy on a device."""
         return self.map(lambda value: value.to(device))
+
+    def compared(self) -> list[Tensor]:
+        """The numbers that similarities are made of, without those of padding."""
+        return [value for value in self.tensors().values() if value.is_floating_point()]
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors().values())))
@@ -64,7 +68,7 @@ class _Features:
 
 
 @dataclass(frozen=True)
-class TextFeatures(_Features):
+class TextFeatures(ItemTensors):
     """A captions. Tokens, their mask and their weights are there for heads that compare token by token."""
 
     caption: Float[Tensor, "A D"]
@@ -75,10 +79,15 @@ class TextFeatures(_Features):
     """Which tokens are no padding."""
     token_weights: Float[Tensor, "A L"] | None = None
     """Share of each token in the caption's similarity; zero for padding."""
+    aligned_tokens: Float[Tensor, "A D"] | None = None
+    """Embedding of length one of all tokens together, for the head that aligns them to centres."""
+
+    def compared(self) -> list[Tensor]:
+        return [self.caption]
 
 
 @dataclass(frozen=True)
-class VideoFeatures(_Features):
+class VideoFeatures(ItemTensors):
     """B clips."""
 
     frames: Float[Tensor, "B F D"]
@@ -87,6 +96,12 @@ class VideoFeatures(_Features):
     """Which frames are no padding."""
     frame_weights: Float[Tensor, "B F"] | None = None
     """Share of each frame in the clip's similarity, for heads that compare token by token; zero for padding."""
+    aligned_frames: Float[Tensor, "B D"] | None = None
+    """Embedding of length one of all frames together, for the head that aligns them to centres."""
+
+    def compared(self) -> list[Tensor]:
+        # Padding is no frame, and whatever a tower makes of it is never read.
+        return [self.frames.masked_fill(~self.frame_mask[..., None], 0.0)]
 
 
 torch.export.register_dataclass(TextFeatures, serialized_type_name="emcl_train.TextFeatures")
@@ -96,8 +111,8 @@ torch.export.register_dataclass(VideoFeatures, serialized_type_name="emcl_train.
 class BatchFeatures(NamedTuple):
     """What a forward pass makes of a batch of pairs: all that the loss is computed from."""
 
-    text: TextFeatures
-    video: VideoFeatures
+    text: ItemTensors
+    video: ItemTensors
     logit_scale: Float[Tensor, ""]
     """CLIP's factor from cosine to logits."""
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from transformers import CLIPModel
 
 from emcl_kernels import EMCL, SimilarityStream, pooled_cosine_similarity, pooled_cosine_similarity_stream
 from emcl_train.config import ModelConfig
@@ -35,11 +36,12 @@ class Head(nn.Module):
     """Whether `train.decorrelation_weight` is for it; it then has `pairs`."""
 
     @classmethod
-    def of_config(cls, config: ModelConfig, *, width: int) -> "Head":
+    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int) -> "Head":
         """The head that these settings ask for.
 
         Args:
             config: of the model.
+            clip: the towers, whose text layers a head may take over if they are trained.
             width: of the features.
         """
         raise NotImplementedError
@@ -52,9 +54,25 @@ class Head(nn.Module):
         """The share of each frame in its clip, if the head learns that."""
         return None
 
+    def align_text(self, tokens: Float[Tensor, "A L D"], mask: Bool[Tensor, "A L"]) -> Float[Tensor, "A D"] | None:
+        """One embedding of each caption's tokens, if the head compares those; tokens are then not kept."""
+        return None
+
+    def align_video(
+        self, frames: Float[Tensor, "B F D"], mask: Bool[Tensor, "B F"], temporal: nn.Module
+    ) -> Float[Tensor, "B D"] | None:
+        """One embedding of each clip's frames, which are those before the temporal aggregation."""
+        return None
+
     def pairs(self, text: TextFeatures, video: VideoFeatures) -> list[Pairs]:
         """Rows that should agree channel by channel."""
         raise NotImplementedError
+
+    def similarities(
+        self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, add_up: AddUp | None
+    ) -> list[Tensor]:
+        """Those that the loss is the mean over, [A, B] each."""
+        return [self.similarity(text, video, emcl, add_up)]
 
     def similarity(
         self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, add_up: AddUp | None
@@ -77,7 +95,7 @@ class TextConditionedHead(Head):
         self.pooling_temperature = pooling_temperature
 
     @classmethod
-    def of_config(cls, config: ModelConfig, *, width: int) -> "TextConditionedHead":
+    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int) -> "TextConditionedHead":
         return cls(config.pooling_temperature)
 
     def similarity(
@@ -107,6 +125,9 @@ class RowHead(Head):
     EM runs over exactly those rows, padding left out; what it makes of them is brought to length one again.
     """
 
+    unit_after_em = True
+    """Whether it is; else lengths are left as they come."""
+
     def text_rows(self, text: TextFeatures) -> UnitRows:
         """The rows of each caption."""
         raise NotImplementedError
@@ -122,21 +143,22 @@ class RowHead(Head):
     def similarity(
         self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, add_up: AddUp | None
     ) -> Float[Tensor, "A B"]:
-        return rows_similarity(self.text_rows(text), self.video_rows(video), self.compare, emcl, add_up)
+        rows = self.text_rows(text), self.video_rows(video)
+        return rows_similarity(*rows, self.compare, emcl, add_up, unit=self.unit_after_em)
 
     def stream(
         self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, em_block: int | None
     ) -> SimilarityStream:
         text_side = (text, self.text_rows)
         video_side = (video, self.video_rows)
-        return rows_stream(text_side, video_side, self.compare, emcl=emcl, em_block=em_block)
+        return rows_stream(text_side, video_side, self.compare, emcl=emcl, em_block=em_block, unit=self.unit_after_em)
 
 
 class MeanHead(RowHead):
     """CLIP4Clip: the cosine of the text with the mean of the clip's unit frames."""
 
     @classmethod
-    def of_config(cls, config: ModelConfig, *, width: int) -> "MeanHead":
+    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int) -> "MeanHead":
         return cls()
 
     def text_rows(self, text: TextFeatures) -> UnitRows:
@@ -179,7 +201,7 @@ class TokenWiseHead(RowHead):
         self.video_weight = weight_network(width)
 
     @classmethod
-    def of_config(cls, config: ModelConfig, *, width: int) -> "TokenWiseHead":
+    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int) -> "TokenWiseHead":
         return cls(width, padding_counts=config.wti_padding == "zero")
 
     def weigh_text(self, tokens: Float[Tensor, "A L D"], mask: Bool[Tensor, "A L"]) -> Float[Tensor, "A L"]:
@@ -272,10 +294,10 @@ def best(
     return greatest.masked_fill(greatest == -torch.inf, 0.0)
 
 
-def build_head(config: ModelConfig, *, width: int) -> Head:
-    """The head of `config.head`."""
+def build_head(config: ModelConfig, clip: CLIPModel, *, width: int) -> Head:
+    """The head of `config.head`; for the arguments see `Head.of_config`."""
     kind = HEADS[config.head]
-    head: Head = class_of(kind).of_config(config, width=width)
+    head: Head = class_of(kind).of_config(config, clip, width=width)
     if head.needs_tokens != kind.tokens:
         raise TypeError(f"kinds.py says tokens={kind.tokens} of {config.head!r}, and {kind.built_by} has another one")
     return head

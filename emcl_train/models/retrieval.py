@@ -15,8 +15,9 @@ from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.models.clip import CLIPTowers, StoredTowers, build_towers
 from emcl_train.models.clip_file import Vocabulary
-from emcl_train.models.features import Batch, BatchFeatures, TextFeatures, VideoFeatures
+from emcl_train.models.features import Batch, TextFeatures, VideoFeatures
 from emcl_train.models.heads import Head, build_head
+from emcl_train.models.interface import PairModel
 from emcl_train.models.temporal import build_temporal
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.weights.elsewhere import as_runs_began
@@ -38,7 +39,7 @@ class Tokenizer(Protocol):
     def __len__(self) -> int: ...
 
 
-class RetrievalModel(nn.Module):
+class RetrievalModel(PairModel):
     """Texts [A] and clips [B] to cosine similarities [A, B].
 
     `forward` (or `encode_text` and `encode_video`) makes features of a batch, `similarity` compares them. Only the
@@ -46,6 +47,7 @@ class RetrievalModel(nn.Module):
     """
 
     towers: CLIPTowers | StoredTowers
+    emcl: EMCL
 
     def __init__(self, towers: CLIPTowers, temporal: nn.Module, head: Head, emcl: EMCL) -> None:
         super().__init__()
@@ -88,6 +90,9 @@ class RetrievalModel(nn.Module):
         caption, tokens = self.towers.encode_text(**inputs, tokens=True)
         assert tokens is not None
         mask = batch["attention_mask"].bool()
+        aligned = self.head.align_text(tokens, mask)
+        if aligned is not None:
+            return TextFeatures(caption, aligned_tokens=aligned)
         return TextFeatures(caption, tokens, mask, self.head.weigh_text(tokens, mask))
 
     def encode_video(self, batch: Batch) -> VideoFeatures:
@@ -99,13 +104,11 @@ class RetrievalModel(nn.Module):
         """
         inputs = {name: batch[name] for name in self.towers.frame_inputs}
         mask = batch["frame_mask"]
-        frames = self.temporal(self.towers.encode_frames(**inputs), mask)
+        single = self.towers.encode_frames(**inputs)
+        frames = self.temporal(single, mask)
 
-        return VideoFeatures(frames, mask, self.head.weigh_video(frames, mask))
-
-    def forward(self, batch: Batch) -> BatchFeatures:
-        """What one process computes of a training step with the model's parameters: features and the logit scale."""
-        return BatchFeatures(self.encode_text(batch), self.encode_video(batch), self.logit_scale)
+        aligned = self.head.align_video(single, mask, self.temporal)
+        return VideoFeatures(frames, mask, self.head.weigh_video(frames, mask), aligned)
 
     def similarity(
         self,
@@ -128,6 +131,17 @@ class RetrievalModel(nn.Module):
             Similarities [A, B].
         """
         return self.head.similarity(text, video, self.emcl if emcl else None, add_up)
+
+    def similarities(
+        self,
+        text: TextFeatures,
+        video: VideoFeatures,
+        *,
+        emcl: bool,
+        add_up: Callable[[Tensor], Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Those that the loss is the mean over, [A, B] each; mostly `similarity` alone, which has these arguments."""
+        return self.head.similarities(text, video, self.emcl if emcl else None, add_up)
 
     def similarity_stream(
         self, text: TextFeatures, video: VideoFeatures, *, emcl: bool, em_block: int | None = None
@@ -197,7 +211,7 @@ def build_model(
     temporal = build_temporal(config.model, towers.clip, width=towers.width, num_frames=config.data.num_frames)
     emcl = build_emcl(config.emcl, width=towers.width)
     # Last: the numbers that the rest is drawn from do not depend on the head.
-    head = build_head(config.model, width=towers.width)
+    head = build_head(config.model, towers.clip, width=towers.width)
     model = RetrievalModel(towers, temporal, head, emcl)
 
     if start:

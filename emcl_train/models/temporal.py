@@ -70,39 +70,29 @@ class TransformerAggregation(Aggregation):
         of_layer = layer_config(width, heads, hidden_act, eps)
         self.position_embedding = nn.Parameter(0.01 * torch.randn(num_frames, width))
         self.layers = nn.ModuleList(CLIPEncoderLayer(of_layer) for _ in range(layers))
-        for name, parameter in self.layers.named_parameters():
-            if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+        draw_layers(self.layers)
 
     def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
+        return frames + self.related(frames, frame_mask)
+
+    def related(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
+        """What the layers make of the frames, without the residual around them."""
         hidden = frames + self.position_embedding[: frames.shape[1]]
         attendable = frame_mask[:, None, None, :].expand(-1, 1, frames.shape[1], -1)  # [B, 1, F, F]
 
         for layer in self.layers:
             hidden = layer(hidden, attendable)
-        return frames + hidden
+        return hidden
 
     @classmethod
     def of_config(
         cls, config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int
     ) -> "TransformerAggregation":
-        # As many heads and the same activation as the text tower, so that its layers fit.
-        text = clip.text_model.config
-        heads = text.num_attention_heads
-        if width % heads:
-            others = " or ".join(name for name, kind in TEMPORALS.items() if class_of(kind) is not cls)
-            raise UserError(
-                f"the temporal transformer is {width} wide, which the text tower's {heads} heads do not divide; "
-                f"pass --model.temporal {others}"
-            )
-
         made = cls(
             width,
             layers=config.temporal_layers,
-            heads=heads,
-            hidden_act=text.hidden_act,
+            heads=heads_of_text(clip, width),
+            hidden_act=clip.text_model.config.hidden_act,
             num_frames=num_frames,
             eps=config.temporal_eps,
         )
@@ -141,6 +131,30 @@ def layer_config(width: int, heads: int, hidden_act: str, eps: float) -> CLIPTex
     )
     config._attn_implementation = "sdpa"  # layers built outside a PreTrainedModel have no implementation chosen
     return config
+
+
+def draw_layers(layers: nn.Module) -> None:
+    """Random weights for transformer layers."""
+    for name, parameter in layers.named_parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+def heads_of_text(clip: CLIPModel, width: int) -> int:
+    """As many heads as the text tower has, so that its layers fit.
+
+    Raises:
+        UserError: they do not divide the width.
+    """
+    heads: int = clip.text_model.config.num_attention_heads
+    if width % heads:
+        raise UserError(
+            f"the temporal transformer is {width} wide, which the text tower's {heads} heads do not divide; "
+            f"pass --model.temporal {' or '.join(name for name, kind in TEMPORALS.items() if not kind.attends)}"
+        )
+    return heads
 
 
 def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> Aggregation:

@@ -75,7 +75,7 @@ def read_state(path: Path, *, goes_on: bool = False) -> dict[str, Tensor]:
             f"save its state_dict alone, by torch.save or as safetensors"
         ) from error
 
-    return {name: _as_read(value) for name, value in state.items()}
+    return {name: as_read(value) for name, value in state.items()}
 
 
 def require_bounded(state: Mapping[str, Tensor], path: Path) -> None:
@@ -88,7 +88,8 @@ def require_bounded(state: Mapping[str, Tensor], path: Path) -> None:
         raise ValueError(f"its tensors come to {taken} bytes, and the file has {path.stat().st_size}")
 
 
-def _as_read(value: Tensor) -> Tensor:
+def as_read(value: Tensor) -> Tensor:
+    """A tensor of its own memory, with half precision brought to float32."""
     return (value.float() if value.is_floating_point() else value).contiguous()
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from emcl_train.config import ModelConfig
+from emcl_train.config import ModelConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.runs.contents import WEIGHTS, seed_folders
 
 CLIP_WAY_OUT = (
     'pass --model.clip a CLIP hub name, a folder written by save_pretrained, an archive of OpenAI, or "random"'
 )
+BERT_WAY_OUT = 'pass --experts.text the hub name of a BERT, a folder written by save_pretrained, or "random"'
 TRANSFORMERS_CONFIG = "config.json"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 OF_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".zip", ".pkl", ".safetensors", ".json", ".onnx")
@@ -114,6 +115,16 @@ def require_places(config: ModelConfig) -> None:
         require_place(config.clip, "model.clip", CLIP_WAY_OUT)
     if config.init_from is not None and not config.init_from.is_file():
         raise UserError(f"model.init_from is {config.init_from}, where there is no file; pass a checkpoint")
+
+
+def require_places_of(config: RunConfig) -> None:
+    """`require_places` of a run, of whichever system."""
+    if config.model.system == "clip":
+        require_places(config.model)
+        return
+    require_places(replace(config.model, clip="random", tokenizer=None))
+    if config.model.system == "mmt" and config.experts.text != "random":
+        require_place(config.experts.text, "experts.text", BERT_WAY_OUT)
 
 
 def hub_options(name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Whole retrieval models in the key layouts of CLIP4Clip and of the EMCL release, beside our own.
+"""Whole retrieval models in the key layouts of CLIP4Clip, CLIP2Video and the EMCL release, beside our own.
 
-Both keep CLIP under `clip.` with OpenAI's names, the temporal transformer under `transformerClip.`, and the frame
+All keep CLIP under `clip.` with OpenAI's names, the temporal transformer under `transformerClip.`, and the frame
 positions as an embedding as long as CLIP's text positions, of which a model reads as many as it has frames. DRL, whose
 code the EMCL release grew from, adds the networks of its token weights. The EMCL release saves no start of the bases;
 the layout "emcl" has it as `emcl.mu`, which the release leaves alone.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from emcl_train.errors import UserError
+from emcl_train.weights import clip2video, question_answering
 from emcl_train.weights.elsewhere import require_built_here
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.openai import (
@@ -26,16 +27,20 @@ from emcl_train.weights.openai import (
 
 LAYOUTS = ("clip4clip", "emcl", "openai", "transformers")
 CLIP = "towers.clip."
-POSITIONS, FRAME_POSITIONS = "temporal.position_embedding", "frame_position_embeddings.weight"
+POSITIONS = ("temporal.position_embedding", clip2video.POSITIONS)
+FRAME_POSITIONS = "frame_position_embeddings.weight"
 BASES, MU = "emcl.bases", "emcl.mu"
 # Beginnings of names: ours, theirs.
 PREFIXES = {
     "temporal.lstm.": "lstm_visual.",
     "head.text_weight.": "text_weight_fc.",
     "head.video_weight.": "video_weight_fc.",
+    **question_answering.PREFIXES,
 }
 TEMPORAL_LAYERS, RESBLOCKS = "temporal.layers", "transformerClip.resblocks"
 HINTS = (
+    *clip2video.HINTS,
+    *question_answering.HINTS,
     ("transformerClip", "The temporal transformer is --model.temporal transformer, with --model.temporal-layers."),
     ("lstm_visual", "The LSTM is --model.temporal lstm."),
     (FRAME_POSITIONS, "Frame positions belong to --model.temporal transformer."),
@@ -87,11 +92,17 @@ def model_to_layout(state: Mapping[str, Tensor], layout: str) -> tuple[dict[str,
     left_out = []
     for name, value in rest.items():
         prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
-        if name == POSITIONS:
+        block = next((block for block in clip2video.BLOCKS if name.startswith(f"{block}.")), None)
+        if name in POSITIONS:
             result[FRAME_POSITIONS] = torch.cat([value, clip["positional_embedding"][len(value) :]])
         elif name.startswith(f"{TEMPORAL_LAYERS}."):
             index, _, inside = name.removeprefix(f"{TEMPORAL_LAYERS}.").partition(".")
             result |= layer_to_openai({inside: value}, state, f"{TEMPORAL_LAYERS}.{index}", f"{RESBLOCKS}.{index}")
+        elif block is not None:
+            inside = name.removeprefix(f"{block}.")
+            result |= layer_to_openai({inside: value}, state, block, clip2video.BLOCKS[block])
+        elif name in clip2video.NAMES:
+            result[clip2video.NAMES[name]] = value
         elif prefix is not None:
             result[PREFIXES[prefix] + name.removeprefix(prefix)] = value
         elif name == BASES and layout == "emcl":
@@ -140,9 +151,10 @@ def load_into(model: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Pa
         del expected[MU]
     if "temporal.lstm.weight_ih_l0" in model and FRAME_POSITIONS not in found:
         del expected[FRAME_POSITIONS]
-    if POSITIONS in model and FRAME_POSITIONS in found:
+    positions = next((name for name in POSITIONS if name in model), None)
+    if positions is not None and FRAME_POSITIONS in found:
         expected[FRAME_POSITIONS] = found[FRAME_POSITIONS].shape  # as many as were saved; how many are needed is next
-        _require_positions(found[FRAME_POSITIONS], model[POSITIONS], path)
+        _require_positions(found[FRAME_POSITIONS], model[positions], path)
 
     require_keys(found, expected, source=str(path), hints=HINTS)
     return _from_release(found, model)
@@ -151,14 +163,22 @@ def load_into(model: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Pa
 def _from_release(found: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     clip = clip_from_openai({name.removeprefix("clip."): v for name, v in found.items() if name.startswith("clip.")})
     result = {CLIP + name: value for name, value in clip.items()} | {BASES: model[BASES]}
+    positions = next((name for name in POSITIONS if name in model), None)
+    ours_of = {theirs: ours for ours, theirs in clip2video.NAMES.items()}
+    blocks = {theirs: ours for ours, theirs in clip2video.BLOCKS.items()}
 
     for name, value in found.items():
         prefix = next((ours for ours, theirs in PREFIXES.items() if name.startswith(theirs)), None)
-        if name == FRAME_POSITIONS and POSITIONS in model:
-            result[POSITIONS] = value[: len(model[POSITIONS])].clone()
+        block = next((block for block in blocks if name.startswith(f"{block}.")), None)
+        if name == FRAME_POSITIONS and positions is not None:
+            result[positions] = value[: len(model[positions])].clone()
         elif name.startswith(f"{RESBLOCKS}."):
             index, _, inside = name.removeprefix(f"{RESBLOCKS}.").partition(".")
             result |= layer_from_openai({inside: value}, f"{TEMPORAL_LAYERS}.{index}")
+        elif block is not None:
+            result |= layer_from_openai({name.removeprefix(f"{block}."): value}, blocks[block])
+        elif name in ours_of:
+            result[ours_of[name]] = value
         elif prefix is not None:
             result[prefix + name.removeprefix(PREFIXES[prefix])] = value
         elif name == MU:

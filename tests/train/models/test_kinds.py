@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from emcl_train import kinds
-from emcl_train.config import EMCLConfig, ModelConfig, RunConfig
+from emcl_train.config import EMCLConfig, ModelConfig, RandomClipConfig, RunConfig
 from emcl_train.evaluation.table import main_line
 from emcl_train.kinds import HEADS, TEMPORALS, class_of
+from emcl_train.models.clip import Vocabulary, build_towers
 from emcl_train.models.heads import Head, build_head
 from emcl_train.models.temporal import Aggregation
 
@@ -86,6 +87,7 @@ def test_a_new_head_and_aggregation_are_one_registration_each(tmp_path):
         ("text-conditioned", "lstm", ["EMCL-Net", "EMCL at inference only", "Trained without EMCL"]),
         ("mean", "mean", ["CLIP4Clip meanP + EMCL", "CLIP4Clip meanP, EMCL at inference only", "CLIP4Clip meanP"]),
         ("mean", "transformer", ["CLIP4Clip seqTransf + EMCL", None, "CLIP4Clip seqTransf"]),
+        ("aligned", "difference", ["CLIP2Video + EMCL", "CLIP2Video, EMCL at inference only", "CLIP2Video"]),
         ("wti", "lstm", ["WTI + EMCL", "WTI, EMCL at inference only", "WTI"]),
     ],
 )
@@ -95,18 +97,24 @@ def test_lines_are_named_for_what_was_built(head, temporal, labels):
         assert label is None or main_line(config) == label
 
 
+def small_towers():
+    config = ModelConfig(clip="random", random_clip=RandomClipConfig(16, 1, 2, 8))
+    return build_towers(config, Vocabulary(20, 1, 0), image_size=16, max_words=7)
+
+
 def test_every_kind_is_a_class_that_is_built_from_the_settings():
+    towers = small_towers()
     for name, kind in HEADS.items():
-        made = build_head(ModelConfig(head=name), width=16)
+        made = build_head(ModelConfig(head=name), towers.clip, width=16)
         assert isinstance(made, class_of(kind))
         assert isinstance(made, Head)
         assert made.needs_tokens == kind.tokens
     assert all(issubclass(class_of(kind), Aggregation) for kind in TEMPORALS.values())
     labels = [kinds.line_of(head, temporal, "off") for head in HEADS for temporal in TEMPORALS]
-    assert len(set(labels)) == 2 + len(TEMPORALS)
+    assert len(set(labels)) == 3 + len(TEMPORALS)
 
 
 def test_a_registration_that_disagrees_with_the_class_is_refused(monkeypatch):
     monkeypatch.setitem(HEADS, "wti", kinds.Head("WTI", HEADS["wti"].built_by, tokens=False))
     with pytest.raises(TypeError, match="tokens=False of 'wti'"):
-        build_head(ModelConfig(head="wti"), width=16)
+        build_head(ModelConfig(head="wti"), small_towers().clip, width=16)

@@ -189,7 +189,7 @@ def test_twenty_steps_from_pixels_and_ids_to_weights(peer):
         total = torch.cat([value.flatten() for value in gradients.values()]).norm()
         require_close(gradients_of(model), gradients, 1e-8, rounding=1e-12 * total)
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
-        set_learning_rate(optimizer, rate_share(train, step, total_steps=20))
+        set_learning_rate(optimizer, rate_share(train, step, total_steps=20, steps_per_epoch=1))
         optimizer.step()
         model.hold_logit_scale()
 

@@ -32,6 +32,7 @@ from emcl_train.models.clip_folder import pretrained_clip
 from emcl_train.runs.clip_config import build_clip, clip_config_of_fields, read_clip_config
 from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.openai import clip_to_openai
+from emcl_train.weights.training_files import read_training_file
 
 ENDLESS = 40
 """Values that each refer twice to the one before: 2⁴⁰ paths."""
@@ -197,13 +198,13 @@ def pickled_code(folder: Path) -> Path:
     return folder / "w.pt"
 
 
-def legacy(program: bytes) -> Make:
+def legacy(program: bytes, numbers: bytes = bytes(24)) -> Make:
     """A file of the form before archives: three pickles, keys of storages, storages."""
 
     def make(folder: Path) -> Path:
         magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
         versions = pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True, "type_sizes": {}}, 2)
-        (folder / "w.pt").write_bytes(magic + versions + EMPTY + program + b"." + pickle.dumps(["0"], 2) + b"\0" * 24)
+        (folder / "w.pt").write_bytes(magic + versions + EMPTY + program + b"." + pickle.dumps(["0"], 2) + numbers)
         return folder / "w.pt"
 
     return make
@@ -258,6 +259,38 @@ TORCH: dict[str, Make] = {
     "a named pipe": lambda folder: (os.mkfifo(folder / "w.pt"), folder / "w.pt")[1],
     "a folder": lambda folder: ((folder / "w.pt").mkdir(), folder / "w.pt")[1],
 }
+
+
+# --- Checkpoints of training programs -----------------------------------------------------------------------------
+
+OBJECT = b"cparse_config\nConfigParser\n"
+WEIGHT = text("a.b") + tensor((4,), (1,)).replace(b"tQ", b"NtQ")
+
+
+def checkpoint(program: bytes) -> Make:
+    """The form before archives, with four numbers in one storage."""
+    return legacy(program, struct.pack("<Q", 4) + bytes(16))
+
+
+def called_with(values: int, times: int) -> bytes:
+    """One tuple of many values, handed many times to a function that is not on the list."""
+    return b"(" + b"N" * values + b"tq\x00" + (b"0" + OBJECT + b"h\x00R") * times
+
+
+TRAINING = {name: make for name, make in TORCH.items() if name != "a folder"} | {
+    "an object": checkpoint(b"}(" + WEIGHT + text("c.d") + OBJECT + b")\x81}" + text("x") + b"K\x01sbu"),
+    "an object with code": checkpoint(b"}(" + WEIGHT + text("c.d") + b"cos\nsystem\n(" + text("exit") + b"tRu"),
+    "a call of many values": checkpoint(called_with(200_000, 5_000)),
+    "a key of tuples": checkpoint(b"}" + b")" + b"\x85" * 200_000 + b"Ns"),
+    "a storage of tuples": checkpoint(
+        b"}" + text("a.b") + REBUILD + b"(" + text("storage") + b"ctorch\nFloatStorage\n)" + b"\x85" * 200_000
+        + text("cpu") + b"K\x04NtQ" + number(0) + b"(K\x04t(K\x01t\x89)tRs"
+    ),
+    "an object as a tensor": checkpoint(b"}" + text("a.b") + REBUILD + OBJECT + b"K\x00(t(t\x89)tRs"),
+    "a size of texts": checkpoint(b"}" + text("a.b") + tensor((4,), (1,)).replace(number(4), text("4")) + b"s"),
+}  # fmt: skip
+EVERYTHING = b"}" + text("state_dict") + b"}" + WEIGHT + b"ss" + text("c") + OBJECT + b")R}(" + text("d") + b"Nubs"
+"""Weights, and an object that is called and filled."""
 
 
 # --- safetensors --------------------------------------------------------------------------------------------------
@@ -570,6 +603,7 @@ def read_weights_and_config(path: Path) -> None:
 CASES: dict[str, tuple[Read, dict[str, Make]]] = {
     "torchscript": (read_state, TORCHSCRIPT),
     "torch": (read_state, TORCH),
+    "training": (read_training_file, TRAINING),
     "safetensors": (read_weights_and_config, SAFETENSORS),
     "configuration": (read_config, CONFIGS),
     "folder": (read_folder, FOLDERS),
@@ -587,6 +621,7 @@ def good_torchscript(folder: Path) -> Path:
 GOOD: dict[str, Make] = {
     "torchscript": good_torchscript,
     "torch": saved(lambda: {"state_dict": good_state(), "epoch": 3}),
+    "training": checkpoint(EVERYTHING),
     "safetensors": with_metadata(good_config()),
     "configuration": changed_config(("projection_dim",), json.loads(good_config())["projection_dim"]),
     "folder": clip_folder(lambda _: None),
@@ -600,6 +635,9 @@ REFUSED: dict[str, tuple[str, ...]] = {
                     "a number repeated", "behind its storage", "a packed storage"),
     "torch": ("code", "code in a pickle", "a text that is not there", "dicts without end",
               "a number repeated", "a packed storage", "a tar"),
+    "training": ("code", "code in a pickle", "a text that is not there", "dicts without end", "a number repeated",
+                 "a packed storage", "a tar", "an object", "an object with code", "a call of many values",
+                 "a key of tuples", "a storage of tuples", "an object as a tensor"),
     "safetensors": ("a header that is nested", "a shape without values", "offsets behind the end",
                     "a configuration of many layers"),
     "configuration": ("nested", "a number of many digits", "a list", "a named pipe", "a large file"),
@@ -618,7 +656,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
 def random_case(seed: int) -> tuple[str, Make, Read]:
     """A hostile file of any kind, by a number: what it is, what makes it, and what reads it."""
     drawn = random.Random(seed)
-    kind = drawn.choice(("torchscript", "torch", "old torch", "safetensors", "configuration", "tokenizer"))
+    kind = drawn.choice(("torchscript", "torch", "old torch", "safetensors", "configuration", "tokenizer", "training"))
     if kind in ("configuration", "tokenizer"):
         content = json.loads(good_config() if kind == "configuration" else good_tokenizer())
         changed = copy.deepcopy(content)
@@ -632,7 +670,8 @@ def random_case(seed: int) -> tuple[str, Make, Read]:
 
     data = spoiled(_good_file(kind), drawn)
     suffix = ".safetensors" if kind == "safetensors" else ".pt"
-    return kind, lambda folder: _written(folder / f"w{suffix}", data), read_weights_and_config
+    read = read_training_file if kind == "training" else read_weights_and_config
+    return kind, lambda folder: _written(folder / f"w{suffix}", data), read
 
 
 @cache

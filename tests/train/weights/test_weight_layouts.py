@@ -16,6 +16,9 @@ MODELS = [
     ("mean", "mean"),
     ("lstm", "mean"),
     ("transformer", "wti"),
+    ("difference", "aligned"),
+    ("difference-mlp", "aligned"),
+    ("difference", "mean"),
 ]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -226,6 +229,9 @@ def test_a_renamed_key_is_named(tmp_path, name):
         (("transformer", "mean"), ("mean", "mean"), "--model.temporal transformer"),
         (("lstm", "mean"), ("transformer", "mean"), "--model.temporal lstm"),
         (("mean", "wti"), ("mean", "mean"), "--model.head wti"),
+        (("difference", "aligned"), ("transformer", "mean"), "--model.temporal difference with --model.head aligned"),
+        (("transformer", "mean"), ("difference", "aligned"), "--model.temporal difference with --model.head aligned"),
+        (("difference-mlp", "aligned"), ("difference", "aligned"), "--model.temporal difference-mlp"),
     ],
 )
 def test_another_model_is_told_how_to_build_it(tmp_path, saved, built, advice):

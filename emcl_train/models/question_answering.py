@@ -1,0 +1,259 @@
+"""Video question answering as EMCL's authors released it: an answer is a class, and EMCL regularises in training.
+
+The specification was written from their code (jpthu17/EMCL @3af1794, `video_question_answering`). Inferred are the
+initial weights of the head, that the video stands first where both are joined, and that the pooling's weights look at
+features before these are masked.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.functional import normalize
+
+from emcl_kernels import EMCL
+from emcl_train.config import AnswerConfig, RunConfig
+from emcl_train.models.clip import CLIPTowers, build_towers
+from emcl_train.models.clip_file import Vocabulary
+from emcl_train.models.em_features import AddUp, UnitRows, rows_similarity
+from emcl_train.models.features import Batch, widened
+from emcl_train.models.retrieval import MAX_LOGIT_SCALE, Tokenizer, build_emcl
+from emcl_train.models.temporal import TransformerAggregation
+from emcl_train.weights.files import clip_config_beside, read_state
+from emcl_train.weights.release import load_into, towers_in
+
+
+class ProjectedTransformer(TransformerAggregation):
+    """CLIP4Clip's temporal transformer, whose outputs go through a linear layer before the frames are added."""
+
+    def __init__(
+        self, width: int, *, layers: int, heads: int, hidden_act: str, num_frames: int, eps: float = 1e-12
+    ) -> None:
+        super().__init__(width, layers=layers, heads=heads, hidden_act=hidden_act, num_frames=num_frames, eps=eps)
+        self.projection = drawn_linear(width, width)
+
+    def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
+        return frames + self.projection(self.related(frames, frame_mask))
+
+
+class Answers(NamedTuple):
+    """What a forward pass makes of questions about videos."""
+
+    logits: Float[Tensor, "B C"]
+    question: Float[Tensor, "B E"]
+    """Projected, not normalised, as is the video."""
+    video: Float[Tensor, "B E"]
+    logit_scale: Float[Tensor, ""]
+    """CLIP's factor from cosine to logits."""
+
+
+class AnswerHead(nn.Module):
+    """Tokens and frames, each pooled and projected, to a number for each answer.
+
+    Initial weights, which are an assumption: matrices normal with deviation 0.02, biases zero, as DRL's begin.
+
+    Args:
+        width: of the features.
+        num_answers: classes.
+        sizes: of what is between; None: the released ones.
+        dropout: of the joined features, in training.
+    """
+
+    def __init__(
+        self, width: int, num_answers: int, sizes: AnswerConfig | None = None, *, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        sizes = AnswerConfig() if sizes is None else sizes
+        self.video_pool = pooling_network(width)
+        self.question_pool = pooling_network(width)
+        self.video_projection = drawn_linear(width, sizes.joint)
+        self.question_projection = drawn_linear(width, sizes.joint)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Sequential(
+            drawn_linear(2 * sizes.joint, sizes.hidden), nn.ReLU(), drawn_linear(sizes.hidden, num_answers)
+        )
+
+    def forward(
+        self,
+        frames: Float[Tensor, "B F D"],
+        frame_mask: Bool[Tensor, "B F"],
+        words: Float[Tensor, "B L D"],
+        word_mask: Bool[Tensor, "B L"],
+    ) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B E"], Float[Tensor, "B E"]]:
+        """A logit for each answer, and what the projections made of the question and the video."""
+        video = self.video_projection(pooled(self.video_pool, frames, frame_mask))
+        question = self.question_projection(pooled(self.question_pool, words, word_mask))
+        logits = self.classifier(self.dropout(torch.cat([video, question], dim=-1)))
+        return widened(logits), widened(question), widened(video)
+
+
+def pooled(network: nn.Module, rows: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
+    """Rows added up with their shares.
+
+    Padding takes part in the softmax and adds nothing, as released: shares of a short clip sum to less than one.
+    """
+    shares = torch.softmax(widened(network(rows).squeeze(-1)), dim=-1)
+    return (shares.to(rows.dtype) * mask).unsqueeze(1).matmul(rows).squeeze(1)
+
+
+def pooling_network(width: int) -> nn.Sequential:
+    """A row to one number."""
+    return nn.Sequential(drawn_linear(width, width), nn.ReLU(), drawn_linear(width, 1))
+
+
+def drawn_linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class AnswerModel(nn.Module):
+    """CLIP's towers, the temporal transformer, the head, and EMCL, which only the loss has use for."""
+
+    def __init__(self, towers: CLIPTowers, temporal: ProjectedTransformer, head: AnswerHead, emcl: EMCL) -> None:
+        super().__init__()
+        self.towers = towers
+        self.temporal = temporal
+        self.head = head
+        self.emcl = emcl
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """CLIP's factor from cosine to logits."""
+        scale: Tensor = self.towers.clip.logit_scale.exp()
+        return scale.reshape(())
+
+    @torch.no_grad()
+    def hold_logit_scale(self) -> None:
+        """Bring CLIP's factor back to 100 if a step of the optimizer has taken it higher, as the release does."""
+        self.towers.clip.logit_scale.clamp_(max=torch.tensor(MAX_LOGIT_SCALE).log().item())
+
+    def encode_video(self, batch: Batch) -> tuple[Float[Tensor, "B F D"], Bool[Tensor, "B F"]]:
+        """Frames after the temporal transformer, and which of them are no padding.
+
+        A video is the same for all of its questions: an evaluation encodes it once.
+        """
+        mask = batch["frame_mask"]
+        return self.temporal(self.towers.encode_frames(batch["frames"]), mask), mask
+
+    def encode_question(self, batch: Batch) -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
+        """Every token of the questions, and which of them are no padding.
+
+        Padding has token 0 and is attended to as CLIP's text tower does, by what stands behind: the softmax of the
+        pooling counts it.
+        """
+        mask = batch["attention_mask"].bool()
+        ids = batch["input_ids"].masked_fill(~mask, 0)
+        _, words = self.towers.encode_text(ids, torch.ones_like(ids), tokens=True)
+        assert words is not None
+        return words, mask
+
+    def answer(
+        self,
+        video: tuple[Float[Tensor, "B F D"], Bool[Tensor, "B F"]],
+        question: tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]],
+    ) -> Answers:
+        """Of encoded videos and as many questions."""
+        logits, questions, videos = self.head(*video, *question)
+        return Answers(logits, questions, videos, self.logit_scale)
+
+    def forward(self, batch: Batch) -> Answers:
+        """Of a batch of questions, each with its video."""
+        return self.answer(self.encode_video(batch), self.encode_question(batch))
+
+    def contrast(self, answers: Answers, *, emcl: bool, add_up: AddUp | None = None) -> Float[Tensor, "B V"]:
+        """Cosines of all questions with all videos, after an EM over the rows of both; the answer does not need it.
+
+        Args:
+            answers: of a batch. Of several processes, with the videos of all.
+            emcl: run EM first.
+            add_up: sums over processes with other questions and the same videos; see `EMCL`.
+        """
+        question = UnitRows(answers.question.unsqueeze(1))
+        video = UnitRows(answers.video.unsqueeze(1))
+        return rows_similarity(question, video, cosines, self.emcl if emcl else None, add_up)
+
+
+CONTRAST_WEIGHT = 0.5
+"""Of the contrastive part of the loss."""
+
+
+def answer_loss(
+    answers: Answers,
+    labels: Int64[Tensor, " B"],
+    similarity: Float[Tensor, "B V"],
+    contrastive: Callable[[Tensor, Tensor], Tensor],
+) -> Float[Tensor, ""]:
+    """Cross entropy of the answers, and half the contrastive loss of questions and videos.
+
+    Questions of one video are wrong for each other's copy of it, as released.
+
+    Args:
+        answers: of a batch.
+        labels: of the right ones.
+        similarity: what `AnswerModel.contrast` gave.
+        contrastive: `symmetric_info_nce`, which takes the similarity and CLIP's factor.
+
+    Raises:
+        ValueError: a label is none of the answers.
+    """
+    classes = answers.logits.shape[1]
+    if not bool(((labels >= 0) & (labels < classes)).all()):
+        raise ValueError(f"labels are {labels.tolist()}; expected 0 to {classes - 1}: train on known answers alone")
+    of_answers = functional.cross_entropy(answers.logits, labels)
+    return of_answers + CONTRAST_WEIGHT * contrastive(similarity, answers.logit_scale)
+
+
+def cosines(question: UnitRows, video: UnitRows) -> Float[Tensor, "A B"]:
+    """Of rows of any length."""
+    first = normalize(question.values.squeeze(-2), dim=-1)
+    second = normalize(video.values.squeeze(-2), dim=-1)
+    return first @ second.mT
+
+
+def build_answer_model(
+    config: RunConfig, tokenizer: Tokenizer, num_answers: int, clip_config: Mapping[str, Any] | None = None
+) -> AnswerModel:
+    """The model of a run, its random parts drawn from torch's global generator.
+
+    Args:
+        config: the run's; of `model`, what concerns the towers, the temporal transformer, the head and `init_from`.
+        tokenizer: the run's.
+        num_answers: classes.
+        clip_config: configuration of the towers, for a model that waits for the weights of a run: nothing is read.
+
+    Raises:
+        UserError: a checkpoint cannot be read, or does not fit.
+    """
+    vocabulary = Vocabulary(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    start = config.model.init_from.expanduser() if config.model.init_from and clip_config is None else None
+    state = read_state(start) if start else {}
+
+    # Loading a checkpoint uses an unknown number of random draws; the other layers start the same either way.
+    seed = None if config.model.clip == "random" and start is None else int(torch.randint(2**31, ()))
+    towers = build_towers(
+        config.model,
+        vocabulary,
+        image_size=config.data.image_size,
+        max_words=config.data.max_words,
+        clip_config=clip_config,
+        sizes=towers_in(state) or None,
+        recorded=clip_config_beside(start) if start else None,
+    )
+    if seed is not None:
+        torch.manual_seed(seed)
+
+    temporal = ProjectedTransformer.of_config(
+        config.model, towers.clip, width=towers.width, num_frames=config.data.num_frames
+    )
+    assert isinstance(temporal, ProjectedTransformer)
+    sizes = config.model.answers
+    head = AnswerHead(towers.width, num_answers, sizes)
+    model = AnswerModel(towers, temporal, head, build_emcl(config.emcl, width=sizes.joint))
+    if start:
+        model.load_state_dict(load_into(model.state_dict(), state, start))
+    return model
