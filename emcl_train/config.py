@@ -12,7 +12,7 @@ from tyro.extras import literal_type_from_choices
 
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.kinds import HEADS, TEMPORALS
+from emcl_train.kinds import HEADS, SYSTEMS, TEMPORALS
 
 
 @dataclass
@@ -41,14 +41,17 @@ LAYOUTS = tuple(sorted(module.name for module in iter_modules([str(Path(__file__
 """Names of the modules that read data sets, found without importing them."""
 
 if TYPE_CHECKING:
-    Layout = HeadName = TemporalName = str
+    Layout = HeadName = TemporalName = SystemName = str
 else:
     Layout = literal_type_from_choices(LAYOUTS)
     HeadName = literal_type_from_choices(tuple(HEADS))
     TemporalName = literal_type_from_choices(tuple(TEMPORALS))
+    SystemName = literal_type_from_choices(tuple(SYSTEMS))
 
 
 Cleaning = Literal["clip", "none"]
+Mode = Literal["train", "inference", "off"]
+"""Where EMCL is: in training and evaluation, in evaluation only, or nowhere."""
 
 MAX_PIXELS = 16384 * 8192
 """Of a frame, unless a run allows more: four times as many as a film all around in 8K has."""
@@ -73,8 +76,9 @@ class DataConfig:
     didemo_span: Literal["released", "first-30s"] = "released"
     """For layout "didemo": of each video the seconds 0 to 31, 32 of them, as the releases take it; or the 30 seconds
     that annotators saw."""
-    frame_sampling: Literal["1fps", "uniform"] = "uniform"
-    """"1fps": a frame a second, of which `num_frames` are chosen uniformly; "uniform": spread over the duration."""
+    frame_sampling: Literal["1fps", "uniform", "2.5fps"] = "uniform"
+    """"1fps": a frame a second, of which `num_frames` are chosen uniformly; "uniform": spread over the duration;
+    "2.5fps": as "1fps" of half the frames of five a second, and training moves inner ones, but for cached frames."""
     frame_choice: Literal["shown", "nearest"] = "shown"
     """At a time that is sampled, the frame that is on display then; or the one that begins nearest to it, as decoders
     take it that count frames."""
@@ -185,6 +189,16 @@ class RandomClipConfig:
 
 
 @dataclass
+class AnswerConfig:
+    """Sizes of the head of video question answering; the released ones."""
+
+    joint: int = 2048
+    """Width to which a video and a question are projected; EMCL runs on it."""
+    hidden: int = 8192
+    """Width of the classifier's first layer."""
+
+
+@dataclass
 class ModelConfig:
     """CLIP's towers and what stands between them and the similarity."""
 
@@ -194,12 +208,13 @@ class ModelConfig:
     random_clip: RandomClipConfig = field(default_factory=RandomClipConfig)
     """Size of the towers when `clip` is "random"."""
     temporal: TemporalName = "transformer"
-    """What relates the frames of a clip: nothing, an LSTM, or a transformer, the latter two with a residual."""
+    """What relates the frames of a clip: nothing, an LSTM, a transformer, or CLIP2Video's transformer over frames and
+    what changes between them, made by a block or by a projection; all but the first with a residual."""
     temporal_layers: int = 4
     """Layers of the temporal transformer."""
     head: HeadName = "text-conditioned"
-    """How features become a similarity: EMCL-Net's pooling for each text, CLIP4Clip's mean of unit frames, or DRL's
-    weighted token-wise interaction."""
+    """How features become a similarity: EMCL-Net's pooling for each text, CLIP4Clip's mean of unit frames, DRL's
+    weighted token-wise interaction, or CLIP2Video's mean of CLIP4Clip's and one of aligned embeddings."""
     pooling_temperature: float = 3.0
     """Temperature of the text-conditioned softmax over frames."""
     temporal_eps: float = 1e-12
@@ -207,6 +222,8 @@ class ModelConfig:
     lstm_padding: Literal["zero", "run-on"] = "zero"
     """What the LSTM adds to padding frames, which the text-conditioned softmax counts: nothing, as released, or what it
     makes of them."""
+    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    """Sizes of the head that answers questions, for layout "msrvttqa"."""
     wti_padding: Literal["left-out", "zero"] = "left-out"
     """Whether the head "wti" looks for the best partner among padding too: no, or as DRL was released, where padding is
     one of similarity 0."""
@@ -216,15 +233,52 @@ class ModelConfig:
     tokenizer: str | None = None
     """A hub name or a folder with CLIP's tokenizer. None: that of `clip`, openai/clip-vit-base-patch32 where that is a
     file, and words counted in the training captions where it is "random"."""
+    system: SystemName = "clip"
+    """"clip": CLIP's towers, as all settings above have them; "ce", "mmt", "jsfusion": those that compare features of
+    other networks, by the settings of `experts`."""
+
+
+@dataclass
+class ExpertsConfig:
+    """The systems on features of experts. What is None is as the authors have it for the data set of `sizes`."""
+
+    sizes: Literal["msrvtt", "activitynet", "lsmdc", "own"] = "msrvtt"
+    """Whose experts and sizes; "own": a folder of your own features, whose files say what experts there are and how
+    wide."""
+    names: tuple[str, ...] | None = None
+    """Which experts. None: all of the system; with "own", all that the folder has."""
+    widths: Literal["published", "files"] = "published"
+    """How wide features are to be: as in the authors' files, or as these files have them, of whatever networks."""
+    text: str = "bert-base-cased"
+    """For "mmt": a BERT by its hub name or folder, or "random" for a small one. CE and JSFusion read what they need of
+    texts from the files."""
+    width: int | None = None
+    """Of the embeddings that are compared."""
+    hidden: int | None = None
+    """For "mmt": between the two linear maps of a layer of the video transformer."""
+    layers: int | None = None
+    """For "mmt": layers of the video transformer."""
+    heads: int | None = None
+    """For "mmt": heads of the video transformer."""
+    max_steps: int | None = None
+    """Steps of an expert in a video at most."""
+    dropout: float | None = None
+    """For "mmt": in training, of the video transformer."""
+    missing: Literal["kept", "left-out"] = "kept"
+    """For "mmt": whether an expert that has nothing on a video keeps its weight in the similarity, as released."""
+    gated_video: bool = False
+    """For "mmt": videos are gated like texts, and neither is of length one before EM, as MMT + EMCL has it. It stays
+    so where such a run is evaluated without EM."""
 
 
 @dataclass
 class EMCLConfig:
     """Expectation-maximization contrastive learning."""
 
-    mode: Literal["train", "inference", "off"] = "train"
+    mode: Mode = "train"
     """"train": in training and evaluation; "inference": in evaluation only, for which the other settings then have the
-    paper's values, K = 7, T = 10, temperature 0.1, weight 4; "off": nowhere."""
+    paper's values, K = 7, T = 10, temperature 0.1, weight 4; "off": nowhere. A recipe of another system has values for
+    each, see `recipes.in_mode`."""
     num_bases: int = 32
     """Number of bases K."""
     num_iters: int = 9
@@ -254,6 +308,12 @@ def inference_emcl() -> EMCLConfig:
     return EMCLConfig(mode="inference", num_bases=7, num_iters=10, temperature=0.1, residual_weight=4.0)
 
 
+def expert_emcl(sizes: str, mode: Mode) -> EMCLConfig:
+    """EMCL inside MMT as released, by data set; its release has no other settings for inference."""
+    num_bases, num_iters = (16, 9) if sizes == "lsmdc" else (64, 5)
+    return EMCLConfig(mode, num_bases, num_iters, temperature=1.0, residual_weight=3.0, momentum=0.9, init="normal")
+
+
 Tracker = Literal[
     "tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio", "none"
 ]
@@ -267,7 +327,8 @@ class TrainConfig:
     epochs: int = 5
     """Passes over the training pairs."""
     max_steps: int | None = None
-    """Stop after this many steps, whatever `epochs` says."""
+    """Stop after this many steps, whatever `epochs` says. 0: evaluate what the run starts from, such as a checkpoint of
+    `model.init_from`."""
     batch_size: int = 128
     """Pairs per step over all processes."""
     batches: Literal["distinct", "any"] = "distinct"
@@ -275,9 +336,10 @@ class TrainConfig:
     released, where each of two captions of a clip then counts as wrong for the other's copy of the clip."""
     chunks: int = 1
     """Encode a batch in this many parts: the same gradients in less memory, for a second forward pass."""
-    optimizer: Literal["bertadam", "adamw"] = "adamw"
+    optimizer: Literal["bertadam", "adamw", "adam", "ranger"] = "adamw"
     """"bertadam": the peers', BERT's Adam without a correction of bias, its cosine counted from step 0 and its first
-    rate 0; "adamw": torch's AdamW, with a cosine that begins after the warm-up."""
+    rate 0; "adamw": torch's AdamW, with a cosine that begins after the warm-up; "adam" (MMT, JSFusion) and "ranger"
+    (CE): with a rate that falls in stairs."""
     frozen: Literal["none", "conv1", "clip4clip"] = "none"
     """Which weights of CLIP stay as they are: "conv1", that of the image patches (EMCL-Net); "clip4clip", those before
     the first layers of both towers (patches, class, tokens, both positions, first norm)."""
@@ -287,23 +349,38 @@ class TrainConfig:
     """CLIP's learning rate as a share of `lr`. None: 1e-3 for trained weights, as in the recipe, 1 for random ones. 0
     freezes the towers; the logit scale then learns with the rest."""
     weight_decay: float = 0.2
-    """Decoupled weight decay: with "bertadam" of everything without "bias" in its name, with "adamw" of matrices."""
+    """Decoupled weight decay: with "bertadam" of everything without "bias" in its name, with "adamw" of matrices, with
+    "ranger" of everything; with "adam" it is added to every gradient."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Adam's decay rates."""
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises linearly; then it falls as a cosine."""
+    """Share of the steps in which the learning rate rises linearly; then it falls, as a cosine or in stairs."""
+    lr_decay: float = 1.0
+    """With "adam" and "ranger": factor of the learning rate from one stair to the next."""
+    lr_decay_steps: int | None = None
+    """With "adam" and "ranger": steps of a stair. None: those of an epoch."""
+    loss: Literal["info-nce", "max-margin", "top-k-margin", "pair-margin"] = "info-nce"
+    """"info-nce": the symmetric contrastive loss; "max-margin": CE's and MMT's, over both directions; "top-k-margin":
+    that of the hardest others (MMT + EMCL); "pair-margin": JSFusion's, of each video with all captions."""
+    margin: float = 0.05
+    """Of the losses with one: by how much a right pair is to exceed others."""
+    top_k: int = 1
+    """Of the loss "top-k-margin": how many others count, the most similar ones."""
     decorrelation_weight: float = 1.4e-4
     """Weight in the loss of DRL's channel decorrelation on pairs, for the head "wti"; 0 leaves it out."""
     decorrelation_off_diagonal: float = 0.0
     """In it, weight of correlations between different channels beside that of equal ones; 0 as DRL was released."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this norm. None: they stay as they are."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision of the towers."""
     seed: int = 0
     """Fixes weights, order and captions."""
     save_every: int = 100
     """Steps between full states for resuming; one is also saved after every epoch."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights are kept and reported: of the epoch that is best on the validation split, or of the last one, as CE
+    and MMT are reported."""
     select_on_test: Annotated[bool, arg(prefix_name=False)] = False
     """Keep the epoch that is best on the test split instead of the validation split. Published figures often do, and
     are too high for it; the table says so."""
@@ -325,6 +402,9 @@ class EvalConfig:
     """Training clips, each with a caption, that QB-Norm takes for its bank; 0 leaves its row out."""
     qb_norm_temperature: float = 0.05
     """Temperature of QB-Norm, 1 / β; its paper uses β = 20."""
+    em_rows: int | None = None
+    """For systems on experts, without `em_block`: one map an expert, made as if there were so many captions and videos,
+    such as 64, those of a batch of 32 pairs. None: as many as there are, which does little to each."""
 
 
 OF_BANK = ("num_neighbors", "bank_weight")
@@ -392,7 +472,16 @@ class RunConfig:
     emcl: EMCLConfig = field(default_factory=EMCLConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
 
+    @property
+    def answers_questions(self) -> bool:
+        """Whether it is no retrieval: the captions of its data set are questions, each with an answer."""
+        return self.data.layout in QUESTION_LAYOUTS
+
+
+QUESTION_LAYOUTS = ("msrvttqa",)
+"""Layouts whose captions are questions with answers."""
 
 BEFORE: dict[str, Any] = {
     "data.resize": "rounded",
@@ -462,6 +551,8 @@ def check_config(config: RunConfig) -> None:
     for name, value, valid, expected in _ranges(config):
         if not valid:
             raise UserError(f"{name} is {value}, expected {expected}; pass {flag(name)} with such a value")
+    if config.model.system != "clip":
+        _check_experts(config)
 
 
 def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
@@ -473,13 +564,28 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     for section, names in _POSITIVE.items():
         for name in names:
             value = getattr(getattr(config, section), name)
-            yield f"{section}.{name}", value, value > 0 and math.isfinite(value), "a positive number"
+            valid = value is None or (value > 0 and math.isfinite(value))
+            yield f"{section}.{name}", value, valid, "a positive number"
+
+    model = config.model
+    fits = TEMPORALS[model.temporal].differences or not HEADS[model.head].differences
+    differing = " or ".join(name for name, kind in TEMPORALS.items() if kind.differences)
+    yield "model.temporal", model.temporal, fits, f"{differing}, which the head {model.head} needs"
+
+    if config.answers_questions:
+        yield from _ranges_of_answers(config)
 
     train = config.train
     yield "train.batch_size", train.batch_size, train.batch_size >= 2, "2 or more, since a pair learns from the others"
     valid_chunks = f"1 to {train.batch_size}, the pairs of a batch"
     yield "train.chunks", train.chunks, 1 <= train.chunks <= train.batch_size, valid_chunks
     yield "train.weight_decay", train.weight_decay, train.weight_decay >= 0, "0 or more"
+    yield "train.margin", train.margin, train.margin >= 0 and math.isfinite(train.margin), "0 or more"
+    yield "train.lr_decay", train.lr_decay, 0 < train.lr_decay <= 1, "a number above 0, at most 1"
+    steps = train.max_steps
+    yield "train.max_steps", steps, steps is None or steps >= 0, "0 or more (0: no training)"
+    fewer = train.loss != "top-k-margin" or train.top_k <= train.batch_size
+    yield "train.top_k", train.top_k, fewer, f"1 to {train.batch_size}, the pairs of a batch"
     for name in ("decorrelation_weight", "decorrelation_off_diagonal"):
         value = getattr(train, name)
         yield f"train.{name}", value, value >= 0 and math.isfinite(value), "0 or more"
@@ -490,6 +596,13 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield "train.clip_lr_factor", factor, frozen or factor == 0, "0 or none, since towers of features are frozen"
     yield "train.clip_lr_factor", factor, factor is None or (factor >= 0 and math.isfinite(factor)), "0 or more"
 
+    rows = config.eval.em_rows
+    yield "eval.em_rows", rows, rows is None or config.model.system != "clip", "None, since CLIP's systems have blocks"
+    apart = rows is None or config.eval.em_block is None
+    yield "eval.em_rows", rows, apart, "None where eval.em_block says in which blocks EM runs"
+    dropout = config.experts.dropout
+    yield "experts.dropout", dropout, dropout is None or 0 <= dropout < 1, "a share from 0 to below 1"
+
     yield "train.warmup", train.warmup, 0 <= train.warmup <= 1, "a share between 0 and 1"
     yield "eval.query_bank", config.eval.query_bank, config.eval.query_bank >= 0, "0 or more (0: no QB-Norm)"
     yield "seeds", config.seeds, config.seeds >= 1, "1 or more"
@@ -499,12 +612,77 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield "data.max_words", config.data.max_words, config.data.max_words >= 3, "3 or more: start, one word, end"
 
 
+def _ranges_of_answers(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
+    """What a run that answers questions cannot do."""
+    mode = config.emcl.mode
+    yield "emcl.mode", mode, mode != "inference", "train or off, since answers do not pass through EMCL"
+    yield "seeds", config.seeds, config.seeds == 1, "1 for question answering"
+    yield "train.chunks", config.train.chunks, config.train.chunks == 1, "1 for question answering"
+    temporal = config.model.temporal
+    yield "model.temporal", temporal, temporal == "transformer", "transformer, which question answering has"
+    for name in ("train", "test"):
+        value = getattr(config.data, f"{name}_captions")
+        yield f"data.{name}_captions", value, value == "all", "all, since each question is one of its own"
+    features = config.from_features
+    yield "from_features", features, features is None, "none, since question answering reads videos"
+    yield "train.max_steps", config.train.max_steps, config.train.max_steps != 0, "1 or more for question answering"
+    yield "train.loss", config.train.loss, config.train.loss == "info-nce", "info-nce for question answering"
+    yield "resume", config.resume, not config.resume, "False, since question answering starts anew"
+
+
+def _check_experts(config: RunConfig) -> None:
+    """Raise a UserError that says what a system on experts cannot do."""
+    system = SYSTEMS[config.model.system]
+    emcl = config.emcl
+    on = emcl.mode != "off"
+    if on and not system.emcl:
+        raise UserError(
+            f"emcl.mode is {emcl.mode}, and {system.label} has one score for a pair, and no rows that EMCL could act "
+            f"on; pass {flag('emcl.mode')} off"
+        )
+
+    # One value each: EM of experts, the batch norms, and what stands in for CLIP's towers leave no choice.
+    only: list[tuple[str, object, object, str]] = [
+        ("train.chunks", config.train.chunks, 1, "batch norms look at the whole batch"),
+        ("from_features", config.from_features, None, "it has no towers whose features could be stored"),
+    ]
+    if on:
+        only += [
+            ("emcl.init", emcl.init, "normal", "EM of each expert starts from normal numbers"),
+            ("emcl.scale", emcl.scale, "release", "EM of each expert is the release's"),
+            ("emcl.gradient", emcl.gradient, "identity", "EM of each expert is a constant to the gradient"),
+        ]
+    for name, value, one, why in only:
+        if value != one:
+            raise UserError(
+                f"{name} is {value}, and for {system.label} it can be {one} alone, since {why}; pass {flag(name)} {one}"
+            )
+
+    # Blocks are of matching pairs, which captions of a bank and videos of a split are not.
+    if on and config.eval.em_block is not None and config.eval.query_bank:
+        raise UserError(
+            f"eval.em_block is {config.eval.em_block}, and EM inside blocks of pairs cannot compare a bank of training "
+            f"captions with test videos; pass {flag('eval.query_bank')} 0, or {flag('eval.em_block')} None"
+        )
+
+
+def require_towers(config: RunConfig, command: str) -> None:
+    """Raise a UserError where a command is for CLIP's towers, and the settings are of another system."""
+    if config.model.system != "clip":
+        label = SYSTEMS[config.model.system].label
+        raise UserError(
+            f"`{command}` is for CLIP's towers, and {config.recipe} is {label}, which has none; train and evaluate it "
+            f"by `train` and `eval`, which keep what it makes of a split in embeddings.safetensors"
+        )
+
+
 _AT_LEAST_ONE = {
     "data": ("num_frames", "image_size", "validation_clips", "max_pixels"),
     "model": ("temporal_layers",),
     "emcl": ("num_bases", "num_iters"),
-    "train": ("epochs", "max_steps", "save_every"),
-    "eval": ("batch_size", "em_block"),
+    "train": ("epochs", "save_every", "lr_decay_steps", "top_k"),
+    "eval": ("batch_size", "em_block", "em_rows"),
+    "experts": ("width", "hidden", "layers", "heads", "max_steps"),
 }
 _POSITIVE = {
     "model": ("pooling_temperature", "temporal_eps"),

@@ -11,6 +11,7 @@ from emcl_train.commands.everywhere import is_dry_run
 from emcl_train.commands.output import json_file, json_result
 from emcl_train.config import LAYOUTS, MAX_PIXELS, ShapesConfig
 from emcl_train.endings import say_if_ended
+from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES
 from emcl_train.runs.files import read_json, require_folder
 
@@ -43,6 +44,8 @@ def doctor(
 ) -> int:
     """Examine a data set; exits with 1 if clips are damaged or missing, or the annotations cannot be used.
 
+    Of a recipe on experts, such as mmt-msrvtt, the features of every clip are read in place of videos.
+
     Args:
         layout: How the files lie: a layout, or a recipe ("msrvtt" is msrvtt-9k).
         root: Folder with the annotation files and a `videos/` folder.
@@ -55,6 +58,15 @@ def doctor(
     require_folder(root, "the annotation files and videos/")
     say_if_ended(lambda: f"nothing in {root} was changed; run the command again")
     from emcl_train.tools.doctor import run_doctor
+    from emcl_train.tools.doctor_experts import expert_files_of, run_expert_doctor
+
+    if (files := expert_files_of(layout, root)) is not None:
+        if deep or videos is not None:
+            raise UserError(
+                f"{layout} reads features and no videos, so --deep and --videos have no use; leave them out"
+            )
+        with json_file(json) as path:
+            return run_expert_doctor(files, layout, json_path=path)
 
     with json_file(json) as path:
         return run_doctor(layout, root, videos=videos, deep=deep, max_pixels=max_pixels, json_path=path)

@@ -8,14 +8,16 @@ import tyro
 
 from emcl_train.commands.entry import OF_THE_RUN, Entry, after_a_word, flags_of, named, show_help
 from emcl_train.commands.everywhere import is_dry_run
-from emcl_train.config import PlaceConfig, RunConfig, check_config
+from emcl_train.config import PlaceConfig, RunConfig, check_config, require_towers
 from emcl_train.endings import say_if_ended
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
-from emcl_train.recipes import KNOWN_RECIPES, RECIPES, load_recipe
+from emcl_train.recipes import OF_CLIP, RECIPES, load_recipe
 from emcl_train.runs.contents import CONFIG, load_config
 from emcl_train.runs.lock import require_new
 from emcl_train.weights.hub import plain_names, require_places
+
+WITH_TOWERS = ", ".join(sorted(OF_CLIP))
 
 
 @dataclass
@@ -67,7 +69,7 @@ def run_embed(what: str, arguments: list[str]) -> int:
     if what not in RECIPES and not Path(what).exists():
         raise UserError(
             f"there is no recipe {what!r}, and no such folder of a run or of videos, nor such a file of texts; known "
-            f"recipes: {KNOWN_RECIPES}"
+            f"recipes: {WITH_TOWERS}"
         )
     if not named(arguments) & {"--out", "--help", "-h"}:
         raise UserError("embed needs --out, the folder to write features to")
@@ -93,6 +95,7 @@ def embed_recipe(recipe: str, arguments: list[str]) -> int:
     config = replace(asked.settings, model=plain_names(asked.settings.model))
 
     with of_command(Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})):
+        require_towers(config, "embed")
         check_config(replace(config, from_features=None))
         require_new(config.out)
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
@@ -111,6 +114,7 @@ def embed_run(run: Path, arguments: list[str]) -> int:
         config = replace(config, data=replace(config.data, videos=None))  # the run's own are not those of a list
 
     with of_command(Command(flags_of(EmbedRunArguments), elsewhere=OF_THE_RUN)):
+        require_towers(config, "embed")
         check_config(replace(config, from_features=None))
         require_new(asked.out)
         say_if_ended(lambda: f"{asked.out} appears when it is whole, and is not there; run the command again")
@@ -178,7 +182,7 @@ def describe() -> None:
         EmbedArguments(load_recipe(shown)),
         "embed RECIPE|RUN|VIDEOS|TEXTS",
         "Encode the frames and captions of a data set once, into the folder `--out`; then train with --from-features."
-        f"\n\nA recipe ({KNOWN_RECIPES}) is encoded with the towers that it starts from, and takes the options below, "
+        f"\n\nA recipe ({WITH_TOWERS}) is encoded with the towers that it starts from, and takes the options below, "
         f"whose defaults are those of {shown}. The folder of a run is encoded with the run's towers, and takes --out, "
         "--tokens and what says where the data lies: `emcl-train embed RUN --help`.\n\nA folder of videos, a .txt with "
         "a text a line, or a table (.csv, .jsonl) of videos with captions gives one row for each, as `refine` takes "

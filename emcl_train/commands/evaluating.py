@@ -11,9 +11,10 @@ import tyro
 from emcl_train.commands.entry import OF_THE_RUN, Entry, after_a_word, flags_of, named, show_help
 from emcl_train.commands.output import json_result, with_bare_json
 from emcl_train.commands.reporting import report
-from emcl_train.config import DataConfig, EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config, inference_emcl
+from emcl_train.config import DataConfig, EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
 from emcl_train.endings import say_if_ended
 from emcl_train.flags import Command, of_command
+from emcl_train.recipes import emcl_in_mode
 from emcl_train.runs.contents import load_config
 from emcl_train.runs.lock import require_new, writing
 from emcl_train.runs.machine import is_first_process, process_count
@@ -68,7 +69,7 @@ def evaluate(folder: str, arguments: list[str]) -> int:
     # As in training: the mode decides the defaults of the other settings.
     asked = parse(config.emcl)
     if asked.emcl.mode == "inference" != config.emcl.mode:
-        asked = parse(inference_emcl())
+        asked = parse(emcl_in_mode(config, "inference"))
 
     with json_result(asked.json) as result:
         return evaluate_and_print(run, config, asked, arguments, result)
@@ -83,6 +84,9 @@ def evaluate_and_print(
         if asked.out is not None and is_first_process():  # which makes the folder
             require_new(asked.out)
         say_if_ended(lambda: f"the figures in {run} are as they were, or whole and new; run the command again")
+
+        if config.answers_questions:
+            return evaluate_questions(run, asked, result)
 
         from emcl_train.evaluation.run import evaluate_run
         from emcl_train.report import render_table, write_report
@@ -107,6 +111,20 @@ def evaluate_and_print(
         with writing(written):
             page = write_report(written)
         console.print(f"report: {escaped(page)}", soft_wrap=True)
+    result({"run": run, "folder": written, "report": page, **results})
+    return 0
+
+
+def evaluate_questions(run: Path, asked: EvalArguments, result: Callable[[Any], None]) -> int:
+    """The same for a run of question answering, of whose options those count that say where data and figures lie."""
+    from emcl_train.evaluation.answering import evaluate_answers
+    from emcl_train.report.answers import render_answers, write_answers_report
+
+    results, written = evaluate_answers(run, place=asked.data, split=asked.split, out=asked.out)
+    console = console_of()
+    console.print(render_answers(results))
+    page = write_answers_report(written)
+    console.print(f"report: {escaped(page)}", soft_wrap=True)
     result({"run": run, "folder": written, "report": page, **results})
     return 0
 

@@ -6,9 +6,12 @@ from tyro.conf import Positional
 
 from emcl_train.commands.entry import OF_THE_RUN, Entry, of_function
 from emcl_train.commands.output import json_file
+from emcl_train.config import QUESTION_LAYOUTS
 from emcl_train.endings import say_if_ended
 from emcl_train.errors import UserError
-from emcl_train.runs.contents import require_run
+from emcl_train.runs.contents import CONFIG, require_run
+from emcl_train.runs.files import json_if_whole
+from emcl_train.terminal import console_of, escaped
 
 
 def report(
@@ -17,6 +20,7 @@ def report(
     share: bool = False,
     out: Path | None = None,
     watch: bool = False,
+    paper_table: bool = False,
 ) -> int:
     """Write report.html of each run; of several also comparison.html, and a table query by query.
 
@@ -28,7 +32,11 @@ def report(
         share: Leave absolute paths of this machine out of the pages, which others get.
         out: File for the comparison of several runs, in place of comparison.html in the folder that holds them all.
         watch: Write the page of one run anew while it trains, and end with its training.
+        paper_table: Print the paper's tables: published rows with their sources, and beside them the runs, if any are
+            named, of the same system and protocol. --out is then a page of it, and --json the tables.
     """
+    if paper_table:
+        return _paper_table(runs, json, share, out, watch)
     if not runs:
         raise UserError("report needs the folder of at least one run, such as runs/shapes")
     for run in runs:
@@ -40,10 +48,57 @@ def report(
         return _watch(runs, json, share)
 
     say_if_ended(lambda: "each run has its earlier report, or a new one that is whole; run the command again")
+    answering = [run for run in runs if _answers_questions(run)]
+    if answering:
+        if len(answering) < len(runs) or json is not None:
+            raise UserError(
+                f"{answering[0]} answers questions, and is shown alone, without --json; leave out the others"
+            )
+        return _report_answers(answering)
+
     from emcl_train.report import report_runs
 
     with json_file(json) as path:
         report_runs(runs, json_path=path, share=share, out=out)
+    return 0
+
+
+def _answers_questions(run: Path) -> bool:
+    """Whether a run's configuration says so; what is wrong with a damaged one is said where it is read."""
+    config = json_if_whole(run / CONFIG)
+    data = config.get("data") if isinstance(config, dict) else None
+    return isinstance(data, dict) and data.get("layout") in QUESTION_LAYOUTS
+
+
+def _report_answers(runs: list[Path]) -> int:
+    """The tables and pages of runs that answer questions."""
+    from emcl_train.report.answers import render_answers, results_of_answers, write_answers_report
+    from emcl_train.runs.lock import writing
+
+    console = console_of()
+    for run in runs:
+        console.print(render_answers(results_of_answers(run)))
+        with writing(run):
+            page = write_answers_report(run)
+        console.print(f"report: {escaped(page)}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _paper_table(runs: list[Path], json: Path | None, share: bool, out: Path | None, watch: bool) -> int:
+    """Print the paper's tables, with runs or without any."""
+    if watch:
+        raise UserError(
+            "--watch follows one run that trains, and --paper-table prints the paper's; leave out one of them"
+        )
+    for run in runs:
+        if not run.is_dir():
+            require_run(run)
+
+    say_if_ended(lambda: "no run was changed; run the command again")
+    from emcl_train.report import report_paper
+
+    with json_file(json) as path:
+        report_paper(runs, json_path=path, share=share, out=out)
     return 0
 
 
@@ -65,7 +120,7 @@ def _watch(runs: list[Path], json: Path | None, share: bool) -> int:
 COMMANDS = {
     "report": Entry(
         "RUN [RUN ...]",
-        "write report.html of each run, and compare several in comparison.html",
+        "write report.html of each run, and compare several in comparison.html; --paper-table: the paper's tables",
         of_function("report", report, elsewhere=OF_THE_RUN),
     ),
 }

@@ -13,10 +13,10 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from emcl_train.config import RunConfig, but_for_its_cache, flattened, inference_emcl
+from emcl_train.config import RunConfig, but_for_its_cache
 from emcl_train.errors import UserError
 from emcl_train.reading.plain_files import parse_json, read_regular
-from emcl_train.recipes import load_recipe
+from emcl_train.recipes import in_mode, load_recipe
 from emcl_train.runs.contents import CONFIG, load_config, with_settings
 from emcl_train.runs.files import as_json
 from emcl_train.runs.likeness import like_of, unlike
@@ -100,17 +100,17 @@ def with_file(path: Path, base: RunConfig) -> RunConfig:
         return replace(but_for_its_cache(load_config(run)), out=run, resume=False)
 
     settings = read_settings(path)
-    if settings.get("emcl.mode") == "inference" != base.emcl.mode:
-        base = with_settings(base, {f"emcl.{name}": value for name, value in vars(inference_emcl()).items()})
-    return with_settings(base, settings)
+    return with_settings(in_mode(base, settings.get("emcl.mode", base.emcl.mode)), settings)
 
 
-def emcl_of(path: Path) -> dict[str, Any]:
-    """The settings of EMCL in a file by their names, but for the mode."""
+def but_for_the_mode(path: Path) -> dict[str, Any]:
+    """The settings in a file by their dotted names, but for `emcl.mode`; of a run, those of EMCL alone."""
     run = run_of_settings(path)
-    found = read_settings(path) if run is None else flattened(asdict(load_config(run)))
-    parts = {name.partition(".")[2]: value for name, value in found.items() if name.startswith("emcl.")}
-    return {name: value for name, value in parts.items() if name != "mode"}
+    if run is None:
+        found = read_settings(path)
+    else:
+        found = {f"emcl.{name}": value for name, value in asdict(load_config(run).emcl).items()}
+    return {name: value for name, value in found.items() if name != "emcl.mode"}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -185,6 +185,8 @@ def _of_kind(kind: Any, value: Any) -> Any:
     kinds = get_args(kind) or (kind,)
     if kind is Path or Path in kinds:
         return Path(value)
+    if isinstance(value, list) and str in get_args(next((one for one in kinds if get_args(one)), None)):
+        return tuple(value)
     if isinstance(value, list):
         if len(value) != len(kinds):
             raise UserError(f"expected {len(kinds)} numbers, got {len(value)}")

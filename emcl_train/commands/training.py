@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,13 +18,12 @@ from emcl_train.config import (
     check_config,
     differing_settings,
     flattened,
-    inference_emcl,
 )
 from emcl_train.endings import say_if_ended
 from emcl_train.errors import UserError
 from emcl_train.extras import require_packages
 from emcl_train.flags import Command, flag, of_command
-from emcl_train.recipes import KNOWN_RECIPES, RECIPES, load_recipe
+from emcl_train.recipes import KNOWN_RECIPES, RECIPES, in_mode, load_recipe
 from emcl_train.runs.contents import (
     CONFIG,
     STATE,
@@ -40,7 +39,7 @@ from emcl_train.runs.contents import (
 from emcl_train.runs.lock import require_quiet
 from emcl_train.runs.machine import is_first_process
 from emcl_train.terminal import console_of, escaped, warn
-from emcl_train.weights.hub import plain_names, require_places
+from emcl_train.weights.hub import plain_names, require_places_of
 
 MAY_CHANGE = tuple(name for name in NOT_OF_THE_MODEL if "." in name)
 """Settings with which a run may go on that it was not started with."""
@@ -73,13 +72,13 @@ def run_train(recipe: str | None, arguments: list[str]) -> int:
     def parse(default: RunConfig) -> TrainArguments:
         return parsed(arguments, default, words, description)
 
-    # What an option says of others is known once it is parsed: the file of settings, EMCL at inference, which has other
-    # defaults, and the run to go on with.
+    # What an option says of others is known once it is parsed: the file of settings, another mode of EMCL, which has
+    # other defaults, and the run to go on with.
     asked = parse(default)
-    inference = inference_emcl()
     whose = None
+    of_file: dict[str, Any] = {}
     if asked.config is not None:
-        from emcl_train.commands.settings_file import emcl_of, recipe_in, run_of_settings, with_file
+        from emcl_train.commands.settings_file import but_for_the_mode, recipe_in, run_of_settings, with_file
 
         default = with_file(asked.config, load_recipe(recipe or recipe_in(asked.config)))
         whose = run_of_settings(asked.config)
@@ -88,10 +87,10 @@ def run_train(recipe: str | None, arguments: list[str]) -> int:
                 f"{asked.config} has settings of the recipe {default.recipe}, and {recipe} is asked for; pass "
                 f"{default.recipe}, or take the line `recipe` out of a copy of the file"
             )
-        inference = replace(inference, **emcl_of(asked.config))
+        of_file = but_for_the_mode(asked.config)
         asked = parse(default)
-    if asked.settings.emcl.mode == "inference" != default.emcl.mode:
-        asked = parse(replace(default, emcl=inference))
+    if asked.settings.emcl.mode != default.emcl.mode:
+        asked = parse(with_settings(in_mode(default, asked.settings.emcl.mode), of_file))
 
     # A run goes on as it was started: what is not said again is its own.
     config = asked.settings
@@ -154,7 +153,7 @@ def train_with(config: RunConfig, asked: TrainArguments) -> int:
     require_packages()
     say_if_ended(lambda: what_training_leaves(config))
     if config.from_features is None:
-        require_places(config.model)
+        require_places_of(config)
     if config.seeds == 1 and is_first_process():  # which makes the folder
         check_run_folder(config)
         if config.resume and (config.out / CONFIG).is_file() and (kept := kept_from_before(config.out)):
@@ -256,7 +255,7 @@ def require_allowed(theirs: DataConfig, arguments: Sequence[str]) -> None:
 
 def describe() -> None:
     """The help of train without a recipe."""
-    recipes = "\n".join(f"    {name:<12} {RECIPES[name].__doc__}" for name in sorted(RECIPES))
+    recipes = "\n".join(f"    {name:<15} {RECIPES[name].__doc__}" for name in sorted(RECIPES))
     shown = "jsonl"
     show_help(
         TrainArguments,

@@ -23,6 +23,9 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 """Of several files of one clip in a folder, the one whose suffix comes first is taken."""
 
+FRAME_SUFFIXES = (".jpg", ".jpeg")
+"""Of the frames in a folder that stands for a video file."""
+
 
 LARGEST_ID = 2**53
 """Of ids that are numbers: above it, other programs round them."""
@@ -31,22 +34,38 @@ LARGEST_ID = 2**53
 def video_files(folder: Path) -> dict[str, list[Path]]:
     """The video files of each id in a folder and those inside it, which is their name without the suffix.
 
-    Of several files the one whose suffix VIDEO_SUFFIXES names first comes first.
+    Of several files the one whose suffix VIDEO_SUFFIXES names first comes first. A folder of frames stands for a file
+    of its name, and comes last.
 
     Raises:
         UserError: the folder is missing.
     """
     if not folder.is_dir():
         raise UserError(
-            f"there is no folder {folder}; put the clips there as <video_id>.mp4 (or {', '.join(VIDEO_SUFFIXES[1:])}), "
-            f"or pass {flag('data.videos')} with the folder that has them"
+            f"there is no folder {folder}; put the clips there as <video_id>.mp4 (or {', '.join(VIDEO_SUFFIXES[1:])}) "
+            f"or as folders of frames, <video_id>/00000001.jpg, or pass {flag('data.videos')} with the folder that has "
+            f"them"
         )
-    found = [path for path in visible_files(folder) if path.suffix.lower() in VIDEO_SUFFIXES]
-    found.sort(key=lambda path: (VIDEO_SUFFIXES.index(path.suffix.lower()), str(path)))
     files: dict[str, list[Path]] = {}
-    for path in found:
+    found, frames = clips_in(folder)
+    for path in sorted(found, key=lambda path: (VIDEO_SUFFIXES.index(path.suffix.lower()), str(path))):
         files.setdefault(path.stem, []).append(path)
+    for path in sorted(frames):
+        files.setdefault(path.name, []).append(path)
     return files
+
+
+def clips_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The video files in a folder and those inside it, and the folders of frames inside it."""
+    found = []
+    frames: dict[Path, None] = {}
+    for path in visible_files(folder):
+        suffix = path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            found.append(path)
+        elif suffix in FRAME_SUFFIXES and path.parent != folder:
+            frames.setdefault(path.parent)
+    return found, list(frames)
 
 
 def visible_files(folder: Path) -> Iterator[Path]:

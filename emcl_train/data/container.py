@@ -16,6 +16,14 @@ from emcl_train.config import MAX_PIXELS
 from emcl_train.data import riff
 from emcl_train.data.clock import JOINED, Clock
 from emcl_train.data.decoding import Reader, demuxed
+from emcl_train.data.frame_folders import (
+    RATE,
+    frame_picture,
+    frame_size,
+    is_frame_folder,
+    timeline_of,
+    watched_folder,
+)
 from emcl_train.data.opening import opened, prepared, refused_size, too_large, watched
 from emcl_train.data.passing import passing
 from emcl_train.data.streams import film_of
@@ -58,12 +66,17 @@ def decoder_version() -> str:
 
 
 def probe(path: Path, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-    """Read the headers of a video file; nothing is decoded.
+    """Read the headers of a video file, or of the first of a folder of frames; nothing is decoded.
 
     Raises:
         VideoError: the file is no film, or its frames are too large.
         PassingError: it cannot be read now.
     """
+    if is_frame_folder(path):
+        with watched_folder(path) as files:
+            width, height = frame_size(files[0], path, max_pixels)
+        return VideoInfo("folder", "jpeg", width, height, float(RATE), len(files) / RATE, len(files))
+
     with open_video(path, max_pixels=max_pixels) as (container, stream):
         codec = stream.codec_context
         return VideoInfo(
@@ -80,7 +93,8 @@ def probe(path: Path, max_pixels: int = MAX_PIXELS) -> VideoInfo:
 def check_packets(path: Path, max_pixels: int = MAX_PIXELS) -> Timeline:
     """Look for packets that are missing or overwritten, decoding the first frame, and more only up to a suspect.
 
-    Damage inside the pictures of a whole packet is seen by decoding alone.
+    Of a folder of frames, the headers of each are read, and the first one is decoded. Damage inside the pictures of a
+    whole packet, or of a frame, is seen by decoding alone.
 
     Returns:
         When the packets are shown.
@@ -88,6 +102,13 @@ def check_packets(path: Path, max_pixels: int = MAX_PIXELS) -> Timeline:
     Raises:
         VideoError: what is damaged, and where.
     """
+    if is_frame_folder(path):
+        with watched_folder(path) as files:
+            frame_picture(files[0], path, max_pixels)
+            for file in files[1:]:
+                frame_size(file, path, max_pixels)
+        return timeline_of(files)
+
     with open_video(path, max_pixels=max_pixels) as (container, stream):
         timeline = whole_timeline(container, stream, path)
         with rewound(container, stream, timeline, path, max_pixels) as film:

@@ -19,6 +19,8 @@ from emcl_train.data.annotations import Annotations, Clip, Split, load_annotatio
 from emcl_train.data.augment import rand_augment
 from emcl_train.data.cache import CheckedClips, FrameCache, FrameCacheWriter, only_remembered, place_of
 from emcl_train.data.cache_use import use_cache
+from emcl_train.data.experts.inputs import ExpertClips, ExpertInputs, expert_loader
+from emcl_train.data.experts.prepare import prepare_experts
 from emcl_train.data.features import FeatureSplit, feature_loader, open_features, require_data_of
 from emcl_train.data.opening import fingerprint, not_settled
 from emcl_train.data.passing import PassingError, passing, raise_together
@@ -47,6 +49,8 @@ def prepare(config: RunConfig) -> Annotations:
     """
     if config.from_features is not None:
         return _features_of_data(config)
+    if config.model.system != "clip":
+        return prepare_experts(config)
     annotations = load_annotations(config.data)
     splits = (annotations.train, annotations.val, annotations.test)
     clips = list({clip.video_id: clip for split in splits for clip in split.clips}.values())
@@ -192,7 +196,7 @@ def steps_per_epoch(split: Split, config: DataConfig, batch_size: int) -> int:
 
 def training_loader(
     split: Split,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | ExpertInputs,
     config: DataConfig,
     batch_size: int,
     seed: int,
@@ -232,14 +236,20 @@ def training_loader(
 
     if isinstance(split, FeatureSplit):
         return feature_loader(split, clips=clips, captions=chosen, batch_sampler=own_batches)
+    if isinstance(split, ExpertClips):
+        of_clips = [[int(clips[place]) for place in batch] for batch in own_batches]
+        of_captions = [[int(chosen[place]) for place in batch] for batch in own_batches]
+        return expert_loader(split, config, clips=of_clips, captions=of_captions, draw=(seed, epoch))
+    assert not isinstance(tokenizer, ExpertInputs)
     dataset = ClipDataset(
         split,
         config,
         captions=encoded_captions(tokenizer, split),
         pairs=(chosen, clips),
         augment=(seed, epoch) if config.augment == "randaugment" else None,
+        draw=(seed, epoch),
     )
-    return _loader(dataset, config, batch_sampler=own_batches)
+    return clip_batches(dataset, config, batch_sampler=own_batches)
 
 
 def draw_captions(split: Split, seed: int, epoch: int) -> list[int]:
@@ -300,11 +310,17 @@ def clip_loader(split: Split, config: DataConfig, batch_size: int, rows: range |
     rows = range(len(split.clips)) if rows is None else rows
     if isinstance(split, FeatureSplit):
         return feature_loader(split, clips=rows, batch_size=batch_size)
-    return _loader(ClipDataset(split, config, pairs=(rows, rows)), config, batch_size=batch_size)
+    if isinstance(split, ExpertClips):
+        return expert_loader(split, config, clips=_in_batches(rows, batch_size))
+    return clip_batches(ClipDataset(split, config, pairs=(rows, rows)), config, batch_size=batch_size)
 
 
 def caption_loader(
-    split: Split, tokenizer: Tokenizer, config: DataConfig, batch_size: int, rows: range | None = None
+    split: Split,
+    tokenizer: Tokenizer | ExpertInputs,
+    config: DataConfig,
+    batch_size: int,
+    rows: range | None = None,
 ) -> DataLoader:
     """Every caption of a split once, in order: input_ids, attention_mask, index; or as `FeatureDataset` says.
 
@@ -318,15 +334,23 @@ def caption_loader(
     rows = range(len(split.captions)) if rows is None else rows
     if isinstance(split, FeatureSplit):
         return feature_loader(split, captions=rows, batch_size=batch_size)
+    if isinstance(split, ExpertClips):
+        return expert_loader(split, config, captions=_in_batches(rows, batch_size))
+    assert not isinstance(tokenizer, ExpertInputs)
     dataset = CaptionDataset(encoded_captions(tokenizer, split), rows)
     return ClipDataLoader(dataset, batch_size=batch_size)
+
+
+def _in_batches(rows: range, batch_size: int) -> list[list[int]]:
+    return [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
 
 
 class ClipDataset(Dataset):
     """Clips of a split as uint8 frames, from the frame cache where it holds them all, with captions if given.
 
     An item is a clip, or with `pairs`, numbers of captions and of their clips, one of each. With `augment`, seed and
-    epoch, frames are augmented as these and the item's index decide.
+    epoch, frames are augmented as these and the item's index decide. With `draw`, the same, these decide which frames
+    are sampled, where `data.frame_sampling` draws them.
     """
 
     def __init__(
@@ -336,7 +360,9 @@ class ClipDataset(Dataset):
         captions: EncodedCaptions | None = None,
         pairs: tuple[Sequence[int], Sequence[int]] | None = None,
         augment: tuple[int, int] | None = None,
+        draw: tuple[int, int] | None = None,
     ) -> None:
+        self.draw = draw
         self.clips = split.clips
         self.config = config
         self.captions = captions
@@ -375,7 +401,7 @@ class ClipDataset(Dataset):
             return trouble
 
     def _item(self, clip: Clip, index: int) -> Item:
-        frames, mask = self._frames(clip)
+        frames, mask = self._frames(clip, index)
         if self.augment is not None:
             frames = rand_augment(frames, mask, np.random.default_rng((*self.augment, index)))
         item = {"frames": frames, "frame_mask": mask, "index": torch.tensor(self.caption_clip[index])}
@@ -383,10 +409,12 @@ class ClipDataset(Dataset):
             item["input_ids"], item["attention_mask"] = self.captions.row(self.chosen[index])
         return item
 
-    def _frames(self, clip: Clip) -> tuple[Tensor, Tensor]:
+    def _frames(self, clip: Clip, index: int) -> tuple[Tensor, Tensor]:
         if self.cache is not None:
             return self.cache.read(clip)
-        return decode_clip(clip, self.config)
+        if self.draw is None or self.config.frame_sampling != "2.5fps":
+            return decode_clip(clip, self.config)
+        return decode_clip(clip, self.config, draw=(*self.draw, index))
 
 
 class CaptionDataset(Dataset):
@@ -434,7 +462,7 @@ def _collate(items: list[Item | UserError]) -> Item | UserError:
     return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
 
 
-def _loader(dataset: ClipDataset, config: DataConfig, **batching: Any) -> DataLoader:
+def clip_batches(dataset: ClipDataset, config: DataConfig, **batching: Any) -> DataLoader:
     workers = 0 if dataset.cache is not None else config.workers
     # With a generator of its own the loader draws nothing from the state that weights and dropout depend on.
     generator = torch.Generator().manual_seed(0)

@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 
 from emcl_train.config import MAX_PIXELS
 from emcl_train.data.excess import excess_of
+from emcl_train.data.frame_folders import folder_fingerprint
 from emcl_train.data.passing import (
     NOT_THERE,
     OF_BOTH,
@@ -168,11 +169,16 @@ def _require_same(path: Path, before: Identity) -> None:
 
 
 def fingerprint(path: Path) -> list[int] | None:
-    """Size and modification time of a file, None where it cannot be asked: what a file is remembered by."""
+    """Size and modification time of a file, None where it cannot be asked: what a file is remembered by.
+
+    Of a folder of frames it is what `folder_fingerprint` says.
+    """
     try:
         status = os.stat(path)
     except (OSError, ValueError):
         return None
+    if stat.S_ISDIR(status.st_mode):
+        return folder_fingerprint(path)
     return [status.st_size, status.st_mtime_ns]
 
 

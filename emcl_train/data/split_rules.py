@@ -46,6 +46,8 @@ class SplitFiles:
     """What the protocol counts in each split, where it is not clips."""
     notes: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
+    are_queries: bool = True
+    """Whether each caption of a test clip is to find it, so that two alike are worth a word."""
     hold_out_from: str = "mark validation clips in the annotations"
     """What else to do where there are too few clips to hold one out."""
 
@@ -95,7 +97,8 @@ def assemble(files: SplitFiles, config: DataConfig) -> Annotations:
         )
 
     test = split_of("test", files.test, files.clip)
-    if repeated := len(test.captions) - len(set(test.captions)):
+    repeated = len(test.captions) - len(set(test.captions))
+    if repeated and files.are_queries:
         notes.append(
             f"Test captions that repeat another one: {repeated} of {len(test.captions)}. Their ranks cannot all be 1."
         )

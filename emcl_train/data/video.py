@@ -19,6 +19,7 @@ from emcl_train.data.clips import Clip
 from emcl_train.data.clock import has_no_stamps
 from emcl_train.data.container import VideoError, VideoInfo, open_video, probe, rewound, whole_timeline
 from emcl_train.data.decoding import Astray, frames_shown_at
+from emcl_train.data.frame_folders import RATE, frame_picture, is_frame_folder, timeline_of, watched_folder
 from emcl_train.data.picture import Display, Resize, picture_of, square
 from emcl_train.data.timeline import Timeline
 
@@ -45,7 +46,7 @@ SEEK_FROM = 60.0
 """Of clips of this many seconds and more only the groups of pictures that hold a wanted frame are decoded, for 12
 frames; below, decoding on is as fast."""
 
-Sampling = Literal["1fps", "uniform"]
+Sampling = Literal["1fps", "uniform", "2.5fps"]
 Choice = Literal["shown", "nearest"]
 
 
@@ -60,7 +61,8 @@ class FrameRequest:
     """Height and width of a frame in pixels."""
     sampling: Sampling = "uniform"
     """"uniform": frames on display at the centres of `num_frames` equal parts. "1fps": those at 0, 1, 2, … seconds; of
-    more than `num_frames`, that many whose numbers are spread evenly from the first to the last."""
+    more than `num_frames`, that many whose numbers are spread evenly from the first to the last. "2.5fps": half of the
+    frames of five a second, spread evenly from the first to the last; of more than `num_frames` as before."""
     start: float | None = None
     """Seconds from the file's first frame at which the clip begins; None: with the file."""
     end: float | None = None
@@ -76,9 +78,13 @@ class FrameRequest:
     first stream of pictures."""
     max_pixels: int = MAX_PIXELS
     """A file whose frames have more is refused before one is decoded."""
+    draw: tuple[int, ...] | None = None
+    """Seed by which "2.5fps" moves inner frames, for training; None: they stay where they are."""
 
     @classmethod
-    def of_clip(cls, clip: Clip, config: DataConfig, *, whole: bool = False) -> "FrameRequest":
+    def of_clip(
+        cls, clip: Clip, config: DataConfig, *, whole: bool = False, draw: tuple[int, ...] | None = None
+    ) -> "FrameRequest":
         """What a configuration asks of a clip."""
         return cls(
             path=clip.path,
@@ -92,6 +98,7 @@ class FrameRequest:
             resize=config.resize,
             display=config.display,
             max_pixels=config.max_pixels,
+            draw=draw,
         )
 
 
@@ -112,16 +119,16 @@ class _Span:
 
 
 def decode_clip(
-    clip: Clip, config: DataConfig, *, whole: bool = False
+    clip: Clip, config: DataConfig, *, whole: bool = False, draw: tuple[int, ...] | None = None
 ) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
     """The frames of a clip that a configuration asks for; see `decode_frames`."""
-    return decode_frames(FrameRequest.of_clip(clip, config, whole=whole))
+    return decode_frames(FrameRequest.of_clip(clip, config, whole=whole, draw=draw))
 
 
 def decode_frames(
     request: FrameRequest | Path, *wanted: Any, **settings: Any
 ) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
-    """Frames of a video file, or of the span of it that a request names.
+    """Frames of a video file or a folder of frames, or of the span of it that a request names.
 
     Time is that of the presentation time stamps, so a variable frame rate is sampled as it is watched. Frames are
     resized by their short side and cropped at the centre.
@@ -142,16 +149,80 @@ def decode_frames(
     """
     if not isinstance(request, FrameRequest):
         request = FrameRequest(request, *wanted, **settings)
+    choose = _choose_from_folder if is_frame_folder(request.path) else _choose_from_file
+    pixels = choose(request)
+
+    frames = torch.zeros(request.num_frames, 3, request.image_size, request.image_size, dtype=torch.uint8)
+    frames[: len(pixels)] = torch.stack(pixels)
+    return frames, torch.arange(request.num_frames) < len(pixels)
+
+
+def _choose_from_file(request: FrameRequest) -> list[UInt8[Tensor, "3 S S"]]:
+    """The wanted pictures of a video file."""
     rotated = request.display == "rotated"
     with open_video(request.path, first=rotated, max_pixels=request.max_pixels) as (container, stream):
         timeline = whole_timeline(container, stream, request.path)
         pixels = _choose_by_seeking(container, stream, request, timeline)
         if pixels is None:
             pixels = _choose_by_decoding(container, stream, request, timeline)
+    return pixels
 
-    frames = torch.zeros(request.num_frames, 3, request.image_size, request.image_size, dtype=torch.uint8)
-    frames[: len(pixels)] = torch.stack(pixels)
-    return frames, torch.arange(request.num_frames) < len(pixels)
+
+def _choose_from_folder(request: FrameRequest) -> list[UInt8[Tensor, "3 S S"]]:
+    """The wanted pictures of a folder of frames."""
+    folder = request.path
+    with watched_folder(folder) as files:
+        timeline = timeline_of(files)
+        times = timeline.times
+        span = _span(request, times[0], times[-1], timeline.end)
+        numbers = [max(0, bisect_right(times, target + 1e-6) - 1) for target in _targets(span, request, timeline)]
+
+        # If a clip has fewer frames than are wanted, each is taken once.
+        shown = bisect_left(times, span.end - 1e-6) - max(0, bisect_right(times, span.start + 1e-6) - 1)
+        if request.sampling == "uniform" and shown < request.num_frames:
+            numbers = list(dict.fromkeys(numbers))
+
+        pixels: dict[int, Tensor] = {}
+        for number in dict.fromkeys(numbers):
+            picture = frame_picture(files[number], folder, request.max_pixels)
+            pixels[number] = square(picture, request.image_size, request.resize)
+
+        # The whole clip is every frame that training may draw, or else the last one too.
+        if request.whole:
+            last = max(numbers[-1], bisect_left(times, span.end - 1e-6) - 1)
+            others = range(numbers[0], last) if request.sampling == "2.5fps" else ()
+            for number in (*others, last):
+                if number not in pixels:
+                    frame_picture(files[number], folder, request.max_pixels)
+    return [pixels[number] for number in numbers]
+
+
+def every_second_frame(frames: int, wanted: int, draw: tuple[int, ...] | None = None) -> list[int]:
+    """Numbers of the frames that CLIP2Video samples of a clip that has so many, five a second.
+
+    Half of them are spread evenly from the first to the last; of more than are wanted, that many of these. In training,
+    inner frames move by up to half a step, if that is more than two frames. That they move either way is inferred.
+
+    Args:
+        frames: at least 1.
+        wanted: at most.
+        draw: a seed for training.
+
+    Examples:
+        >>> every_second_frame(10, 12)
+        [0, 2, 4, 6, 9]
+    """
+    half = max(1, frames // 2)  # the release takes none of a single frame
+    numbers = np.linspace(0, frames - 1, num=half, dtype=int)
+    if half > wanted:
+        numbers = numbers[np.linspace(0, half - 1, num=wanted, dtype=int)]
+
+    if draw is not None and len(numbers) > 2:
+        reach = int(numbers[1] - numbers[0]) // 2
+        if reach > 2:
+            numbers[1:-1] += np.random.default_rng(draw).integers(-reach, reach + 1, size=len(numbers) - 2)
+            numbers = np.sort(numbers)  # steps differ by a frame, so that two may have passed each other
+    return [int(number) for number in numbers]
 
 
 def _span(request: FrameRequest, first: float, last_frame: float, over: float) -> _Span:
@@ -174,7 +245,12 @@ def _targets(span: _Span, request: FrameRequest, timeline: Timeline) -> list[flo
     """When the wanted frames are on display."""
     seconds = span.end - span.start
     wanted = request.num_frames
-    if request.sampling == "uniform":
+    if request.sampling == "2.5fps":
+        # At the times of a film of five frames a second, whose frames begin before the end.
+        last = math.floor((span.last_frame - span.start) * RATE + 1e-6) + 1
+        frames = max(1, min(math.ceil(seconds * RATE - 1e-6), max(1, last)))
+        targets = [span.start + number / RATE for number in every_second_frame(frames, wanted, request.draw)]
+    elif request.sampling == "uniform":
         targets = [span.start + seconds * (i + 0.5) / wanted for i in range(wanted)]
     else:
         # Whole seconds before the end at which a frame begins or goes on; the last frame is not shown once more. The

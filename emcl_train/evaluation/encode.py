@@ -12,30 +12,38 @@ from emcl_train.config import RunConfig
 from emcl_train.data.annotations import Split
 from emcl_train.data.loader import caption_loader, clip_loader
 from emcl_train.errors import NotFinite
-from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, on_device
-from emcl_train.models.features import squares_are_finite
+from emcl_train.models import PairModel, TextFeatures, on_device
+from emcl_train.models.features import ItemTensors, squares_are_finite
 from emcl_train.processes import agreed, gather_lists, own_rows, rank_and_world
 from emcl_train.terminal import with_progress
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the towers make of a split, on the CPU: Q captions and G clips."""
+    """What a model makes of a split, on the CPU: Q captions and G clips."""
 
-    text: TextFeatures
-    video: VideoFeatures
+    text: ItemTensors
+    video: ItemTensors
     caption_clip: Int64[Tensor, "Q"]
 
     def tensors(self) -> dict[str, Tensor]:
-        """As embeddings.safetensors names them: by their fields, and the feature of a whole caption "text"."""
+        """As embeddings.safetensors names them: by their fields, and the feature of a whole caption "text".
+
+        Of systems on experts, whose fields have the same names on both sides, as "text_…" and "video_…".
+        """
         text = self.text.tensors()
-        text["text"] = text.pop("caption")
-        return {**text, **self.video.tensors(), "caption_clip": self.caption_clip}
+        video = self.video.tensors()
+        if isinstance(self.text, TextFeatures):
+            text["text"] = text.pop("caption")
+        else:
+            text = {f"text_{name}": value for name, value in text.items()}
+            video = {f"video_{name}": value for name, value in video.items()}
+        return {**text, **video, "caption_clip": self.caption_clip}
 
 
 @torch.no_grad()
 def embed_split(
-    model: RetrievalModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str = "cpu"
+    model: PairModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str = "cpu"
 ) -> Embeddings:
     """Encode every clip and every caption of a split.
 
@@ -51,12 +59,12 @@ def embed_split(
     """
     encoding = _Encoding(model, split, tokenizer, config, device)
     clips, captions = encoding.parts(range(len(split.clips)), range(len(split.captions)))
-    return Embeddings(TextFeatures.cat(captions), VideoFeatures.cat(clips), torch.tensor(split.caption_clip))
+    return Embeddings(_joined(captions), _joined(clips), torch.tensor(split.caption_clip))
 
 
 @torch.no_grad()
 def embed_split_together(
-    model: RetrievalModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str = "cpu"
+    model: PairModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str = "cpu"
 ) -> Embeddings | None:
     """`embed_split` by several processes, each of which encodes a part of the batches that one would encode.
 
@@ -74,20 +82,20 @@ def embed_split_together(
     captions = gather_lists(own_captions)
     if clips is None or captions is None:
         return None
-    return Embeddings(TextFeatures.cat(captions), VideoFeatures.cat(clips), torch.tensor(split.caption_clip))
+    return Embeddings(_joined(captions), _joined(clips), torch.tensor(split.caption_clip))
 
 
 @dataclass(frozen=True)
 class _Encoding:
     """What a split is encoded with."""
 
-    model: RetrievalModel
+    model: PairModel
     split: Split
     tokenizer: Any
     config: RunConfig
     device: torch.device | str
 
-    def parts(self, clips: range, captions: range) -> tuple[list[VideoFeatures], list[TextFeatures]]:
+    def parts(self, clips: range, captions: range) -> tuple[list[ItemTensors], list[ItemTensors]]:
         """Features of these clips and of these captions, batch by batch."""
         was_training = self.model.training
         self.model.eval()
@@ -96,7 +104,7 @@ class _Encoding:
         finally:
             self.model.train(was_training)
 
-    def _clips(self, rows: range) -> list[VideoFeatures]:
+    def _clips(self, rows: range) -> list[ItemTensors]:
         if not rows:
             return []
         parts = []
@@ -104,14 +112,12 @@ class _Encoding:
         loader = clip_loader(self.split, config.data, batch_size=config.eval.batch_size, rows=rows)
         for batch in _with_progress(loader, f"Encode {self.split.name}: clips"):
             part = self.model.encode_video(on_device(batch, self.device)).to("cpu")
-
-            # Padding is no frame, and whatever a tower makes of it is never read.
             names = [self.split.clips[i].video_id for i in batch["index"].tolist()]
-            _require_finite(part.frames.masked_fill(~part.frame_mask[..., None], 0.0), "video", "clip", names)
+            _require_finite(part, "video", "clip", names)
             parts.append(part)
         return parts
 
-    def _captions(self, rows: range) -> list[TextFeatures]:
+    def _captions(self, rows: range) -> list[ItemTensors]:
         if not rows:
             return []
         parts = []
@@ -120,7 +126,7 @@ class _Encoding:
         for batch in _with_progress(loader, f"Encode {self.split.name}: captions"):
             part = self.model.encode_text(on_device(batch, self.device)).to("cpu")
             names = [self.split.captions[i] for i in batch["index"].tolist()]
-            _require_finite(part.caption, "text", "caption", names)
+            _require_finite(part, "text", "caption", names)
             parts.append(part)
         return parts
 
@@ -130,8 +136,13 @@ def _with_progress(loader: Any, description: str) -> Iterable[Any]:
     return with_progress(loader, description) if rank_and_world()[0] == 0 else loader
 
 
-def _require_finite(features: Tensor, tower: str, unit: str, names: list[str]) -> None:
-    broken = [name for name, item in zip(names, features, strict=True) if not squares_are_finite(item)]
+def _joined(parts: list[ItemTensors]) -> ItemTensors:
+    return type(parts[0]).cat(parts)
+
+
+def _require_finite(features: ItemTensors, tower: str, unit: str, names: list[str]) -> None:
+    columns = features.compared()
+    broken = [name for i, name in enumerate(names) if not all(squares_are_finite(column[i]) for column in columns)]
     if broken:
         raise NotFinite(
             f"the {tower} tower gave NaN, infinity, or numbers whose squares overflow, for {len(broken)} of "

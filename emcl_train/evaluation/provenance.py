@@ -41,7 +41,13 @@ def clip_config_of_features(folder: Path) -> dict[str, Any]:
 
 
 def frames_of(config: RunConfig) -> dict[str, Any]:
-    """How frames were taken from files: here and now, or when the features of a run were made."""
+    """How frames were taken from files: here and now, or when the features of a run were made.
+
+    Of a system on experts, which one, and how long its texts and videos are at most.
+    """
+    if config.model.system != "clip":
+        system = {"sampler": None, "system": config.model.system}
+        return {**system, "sampling": {"max_words": config.data.max_words, "max_steps": config.experts.max_steps}}
     if config.from_features is not None:
         record = read_features(config.from_features)
         return {**record["frames"], "features": record["weights"]}

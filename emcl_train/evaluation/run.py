@@ -13,8 +13,9 @@ from torch import Tensor
 from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
 from emcl_train.data.annotations import Split, require_made
 from emcl_train.data.cache import say_what_is_not_followed
+from emcl_train.data.experts.inputs import ExpertClips
+from emcl_train.data.experts.prepare import texts_of
 from emcl_train.data.loader import prepare
-from emcl_train.data.text import load_tokenizer
 from emcl_train.device import device as device_of_command
 from emcl_train.errors import UserError, of_input
 from emcl_train.evaluation.encode import Embeddings, embed_split, embed_split_together
@@ -22,11 +23,10 @@ from emcl_train.evaluation.on_features import without_towers
 from emcl_train.evaluation.provenance import frames_of, warn_of_frames
 from emcl_train.evaluation.similarities import bank_of, compare_bank, similarities
 from emcl_train.evaluation.table import Line, chance_line, lines_of
-from emcl_train.models import RetrievalModel, build_model
+from emcl_train.models import PairModel, RetrievalModel, build_pair_model
 from emcl_train.processes import first_then_others, rank_and_world
 from emcl_train.recipes import SMOKE_TEST, is_smoke_test
 from emcl_train.runs.checksums import TRIES, identity_of
-from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import RESULTS, WEIGHTS, load_config
 from emcl_train.runs.evaluations import Evaluation, place_for, set_aside, what_differs
 from emcl_train.runs.files import require_free, require_no_link
@@ -43,7 +43,7 @@ OF_THE_PROTOCOL = ("layout", "msrvtt_split", "test_captions")
 """Settings of the data that decide which table the figures belong in."""
 
 
-def evaluate(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> list[Line]:
+def evaluate(model: PairModel, embeddings: Embeddings, config: RunConfig) -> list[Line]:
     """The lines of the table; the first is the one that the run is judged by.
 
     Raises:
@@ -55,7 +55,7 @@ def evaluate(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -
 
 
 def evaluate_split(
-    model: RetrievalModel,
+    model: PairModel,
     split: Split,
     tokenizer: Any,
     config: RunConfig,
@@ -107,6 +107,7 @@ def evaluate_split(
         "queries": len(split.captions),
         "gallery": len(split.clips),
         "em_block": config.eval.em_block,
+        **({} if config.model.system == "clip" else {"em_rows": config.eval.em_rows, "experts": _experts_of(split)}),
         "emcl": asdict(config.emcl),
         "selection": selection,
         **frames_of(config),
@@ -116,7 +117,9 @@ def evaluate_split(
 
     tensors = embeddings.tensors() | {"similarity_off": scores.emcl_off}
     if scores.emcl_on is not None:
-        tensors |= {"similarity_on": scores.emcl_on, "bases": model.emcl.bases}
+        assert model.emcl is not None
+        bases = "bases" if isinstance(model, RetrievalModel) else "bases_of_experts"
+        tensors |= {"similarity_on": scores.emcl_on, bases: model.emcl.bases}
     queries = {"video_ids": [clip.video_id for clip in split.clips], "captions": list(split.captions)}
     return Evaluation(results, queries, tensors)
 
@@ -224,14 +227,15 @@ def _evaluated(asked: _Asked, render: bool, together: bool) -> Evaluation | None
     if config.from_features is None and not render:
         require_made(config.data)
     annotations = first_then_others(lambda: prepare(config)) if together else prepare(config)
-    tokenizer = load_tokenizer(config, run_dir)
+    tokenizer = texts_of(config, annotations, run_dir)
 
-    model = build_model(config, tokenizer, clip_config=read_clip_config(run_dir))
+    model = build_pair_model(config, tokenizer, of_run=run_dir)
     smoke = [SMOKE_TEST] if is_smoke_test(asked.own) else []
     notes = [*smoke, *annotations.notes, *_start_bases(model, state, asked)]
     if asked.selected.unfinished:
         notes.append(f"The run was not finished: its weights were those of {asked.selected.unfinished}.")
     if config.from_features is not None:
+        assert isinstance(model, RetrievalModel)
         model.store_towers()
         state = without_towers(state, config, run_dir)
     put_weights(model, state, run_dir)
@@ -294,11 +298,11 @@ def _asked_config(
     return config
 
 
-def _start_bases(model: RetrievalModel, state: dict[str, Tensor], asked: _Asked) -> list[str]:
+def _start_bases(model: PairModel, state: dict[str, Tensor], asked: _Asked) -> list[str]:
     """Put a fresh start of the bases into weights whose own are of another number or kind. Returns notes on that."""
     emcl = asked.config.emcl
     seed = asked.config.train.seed
-    if (emcl.num_bases, emcl.init) == (asked.own.emcl.num_bases, asked.own.emcl.init):
+    if model.emcl is None or (emcl.num_bases, emcl.init) == (asked.own.emcl.num_bases, asked.own.emcl.init):
         return []
 
     with torch.random.fork_rng(devices=[]):
@@ -306,6 +310,12 @@ def _start_bases(model: RetrievalModel, state: dict[str, Tensor], asked: _Asked)
         model.emcl.reset_parameters()
     state["emcl.bases"] = model.emcl.bases.clone()
     return [f"EM starts from {emcl.num_bases} fresh bases ({emcl.init}, seed {seed}), not from those of the run."]
+
+
+def _experts_of(split: Split) -> list[str]:
+    """The experts whose features a split has."""
+    inputs = split.inputs if isinstance(split, ExpertClips) else None
+    return [] if inputs is None else list(inputs.data.reader.experts)
 
 
 def _clear(run_dir: Path, evaluation: Evaluation) -> Path:

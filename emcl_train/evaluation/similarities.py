@@ -8,12 +8,13 @@ from emcl_train.config import RunConfig
 from emcl_train.data.annotations import Split
 from emcl_train.evaluation.encode import Embeddings
 from emcl_train.evaluation.table import Bank, Similarities
-from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures
+from emcl_train.models import PairModel
+from emcl_train.models.features import ItemTensors
 from emcl_train.terminal import with_progress
 
 
 @torch.no_grad()
-def similarities(model: RetrievalModel, embeddings: Embeddings, config: RunConfig) -> Similarities:
+def similarities(model: PairModel, embeddings: Embeddings, config: RunConfig) -> Similarities:
     """All captions against all clips, with EMCL (unless the run has it nowhere) and without."""
     text, video = embeddings.text, embeddings.video
     on = None if config.emcl.mode == "off" else _similarity(model, text, video, config, emcl=True)
@@ -21,7 +22,7 @@ def similarities(model: RetrievalModel, embeddings: Embeddings, config: RunConfi
 
 
 @torch.no_grad()
-def compare_bank(model: RetrievalModel, embeddings: Embeddings, bank: Embeddings, config: RunConfig) -> Bank:
+def compare_bank(model: PairModel, embeddings: Embeddings, bank: Embeddings, config: RunConfig) -> Bank:
     """Training captions against the clips of a split, and its captions against training clips, as the run compares."""
     emcl = config.emcl.mode != "off"
     return Bank(
@@ -42,7 +43,7 @@ def bank_of(train: Split, size: int) -> Split:
 
 
 def _similarity(
-    model: RetrievalModel, text: TextFeatures, video: VideoFeatures, config: RunConfig, *, emcl: bool
+    model: PairModel, text: ItemTensors, video: ItemTensors, config: RunConfig, *, emcl: bool
 ) -> Float[Tensor, "Q G"]:
     device = next(model.parameters()).device
     em_block = config.eval.em_block if emcl else None

@@ -118,7 +118,7 @@ def chance_line(caption_clip: Int64[Tensor, "Q"], clips: int) -> Line:
 
 def main_line(config: RunConfig) -> str:
     """The name of the line that a run is judged by."""
-    return line_of(config.model.head, config.model.temporal, config.emcl.mode)
+    return line_of(config.model.head, config.model.temporal, config.emcl.mode, config.model.system)
 
 
 def _line(name: str, for_texts: Tensor, for_videos: Tensor, caption_clip: Tensor, note: str = "") -> Line:

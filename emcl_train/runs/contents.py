@@ -21,6 +21,8 @@ from emcl_train.runs.places import SEED_FOLDER, STATE_FOLDER
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.jsonl"
 CLIP_CONFIG = "clip_config.json"
 """Of the towers, in transformers' format: a run is evaluated without the checkpoint that it started from."""
+BERT_CONFIG = "bert_config.json"
+"""Of MMT's text side, likewise."""
 TOKENIZER = "tokenizer.json"
 WEIGHTS, STATE = "model.safetensors", f"{STATE_FOLDER}/latest.pt"
 FEATURES = "features.json"
@@ -33,7 +35,7 @@ SEEDS = "seeds.json"
 EVALUATION = "evaluation.json"
 """In each folder of an evaluation with other settings, the file that names the run."""
 
-WRITTEN_BEFORE_TRAINING = {CONFIG, ENVIRONMENT, CLIP_CONFIG, TOKENIZER}
+WRITTEN_BEFORE_TRAINING = {CONFIG, ENVIRONMENT, CLIP_CONFIG, BERT_CONFIG, TOKENIZER}
 """A folder with these alone is of a run that ended before its first step, for want of a clip or a checkpoint. It is
 nothing to protect."""
 OF_TRAINING = (CONFIG, ENVIRONMENT, METRICS)

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from emcl_train.config import RunConfig, inference_emcl
+from emcl_train.config import RunConfig
+from emcl_train.recipes import emcl_in_mode
 from emcl_train.runs.checksums import forget, note_copy
 from emcl_train.runs.contents import (
     EMBEDDINGS,
@@ -148,7 +149,7 @@ def what_differs(run: RunConfig, asked: RunConfig, split: str) -> str:
 
     Settings that "emcl.mode inference" brings along are not named.
     """
-    by_itself = inference_emcl() if asked.emcl.mode == "inference" != run.emcl.mode else run.emcl
+    by_itself = emcl_in_mode(run, "inference") if asked.emcl.mode == "inference" != run.emcl.mode else run.emcl
     usual = {**_settings("eval", run.eval), **_settings("emcl", by_itself), "emcl.mode": run.emcl.mode, "split": "test"}
     found = {**_settings("eval", asked.eval), **_settings("emcl", asked.emcl), "split": split}
 

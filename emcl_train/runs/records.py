@@ -71,6 +71,8 @@ def selection_of(run_dir: Path, *, up_to: int | None = None) -> str:
         counted = counted or validations
         if counted[-1].get("selects", True) is False:
             last = counted[-1]
+            if last.get("keeps") == "last":
+                return f"{LAST}, as was asked: epoch {int(last['epoch'])}"
             clips = int(last["clips"])
             few = f"{clips} validation clip{' is' if clips == 1 else 's are'} too few to choose by"
             return f"{LAST}, since {few}: epoch {int(last['epoch'])}"

@@ -17,7 +17,7 @@ REFUSED = re.compile(r"GLOBAL (\S+) was not an allowed global")
 BEGINNING = 16
 
 
-class _Bounded(io.BufferedReader):
+class Bounded(io.BufferedReader):
     """A file that is not asked for more bytes than it has: memory for them would be taken first."""
 
     def read(self, size: int | None = -1) -> bytes:
@@ -39,7 +39,7 @@ def load_torch_file(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            with _Bounded(io.FileIO(path)) as file:
+            with Bounded(io.FileIO(path)) as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise

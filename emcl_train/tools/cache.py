@@ -13,6 +13,7 @@ from rich.console import Console
 from emcl_train.data.annotation_files import count
 from emcl_train.data.cache import OF_FRAMES, is_index, user_cache
 from emcl_train.data.cache_use import NAME, nobody_uses, root_of
+from emcl_train.data.experts.tables import OF_TABLE, is_table_index
 from emcl_train.errors import UserError
 from emcl_train.runs.files import clear_partial, json_if_whole
 from emcl_train.terminal import console_of, escaped, warn
@@ -21,7 +22,7 @@ DAY = 86400.0
 ID = re.compile(r"[0-9a-f]{16}")
 """Names of the folders: fingerprints of the data sets' roots."""
 CHECKED = re.compile(r"checked-v.+\.json")
-PICTURES = re.compile(r"frames-v\d+-(?P<sampling>1fps|uniform)-(?P<frames>\d+)\b.*x(?P<size>\d+)\.json")
+PICTURES = re.compile(r"frames-v\d+-(?P<sampling>1fps|uniform|2\.5fps)-(?P<frames>\d+)\b.*x(?P<size>\d+)\.json")
 OTHERS = (NAME, "doctor.json", "bad-clips.txt")
 """Besides frames, their indices, and which clips are whole."""
 
@@ -61,6 +62,13 @@ class Kept:
             elif CHECKED.fullmatch(path.name):
                 checked = json_if_whole(path)
                 lines.append(f"which of {count(len(checked) if isinstance(checked, dict) else 0, 'clip')} are whole")
+            elif is_table_index(path.name):
+                index = json_if_whole(path)
+                clips = index.get("clips") if isinstance(index, dict) else None
+                source = Path(str(index.get("of"))).name if isinstance(index, dict) else "a pickle"
+                lines.append(
+                    f"features of {count(len(clips) if isinstance(clips, dict) else 0, 'clip')}, from {source}"
+                )
         return lines
 
 
@@ -172,6 +180,7 @@ def _ours(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         name = path.name
         known = name in OTHERS or is_index(name) or CHECKED.fullmatch(name) or OF_FRAMES.fullmatch(name)
+        known = known or OF_TABLE.fullmatch(name)
         if known and _is(path, stat.S_ISREG):
             yield path
 

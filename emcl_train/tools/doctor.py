@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from emcl_train.config import MAX_PIXELS, DataConfig
-from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, visible_files
+from emcl_train.data.annotation_files import VIDEO_SUFFIXES, clips_in, count
 from emcl_train.data.annotations import Annotations, Clip, Split, read_annotations
 from emcl_train.data.cache import only_remembered, place_of
 from emcl_train.data.cache_use import use_cache
@@ -28,7 +28,7 @@ from emcl_train.data.passing import OF_THE_MACHINE, passing
 from emcl_train.data.timeline import MissingFile, Timeline
 from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
-from emcl_train.recipes import RECIPES, load_recipe
+from emcl_train.recipes import OF_CLIP, RECIPES, load_recipe
 from emcl_train.runs.files import require_folder, write_json_atomic
 from emcl_train.runs.lock import making
 from emcl_train.terminal import console_of, is_watched, warn
@@ -183,7 +183,7 @@ def config_of(name: str, root: Path) -> DataConfig:
     """What a recipe, or the recipe of a layout, reads."""
     if name not in RECIPES:
         # A layout has the settings of its first recipe.
-        name = next((recipe for recipe, make in RECIPES.items() if make().data.layout == name), name)
+        name = next((recipe for recipe in OF_CLIP if load_recipe(recipe).data.layout == name), name)
     data = load_recipe(name).data if name in RECIPES else DataConfig(layout=name)
     return replace(data, root=root)
 
@@ -211,7 +211,9 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
     folder = video_folder(config)
     clips = [*places, *(clip for clip in _clips_in_folder(folder) if os.path.realpath(clip.path) not in named)]
     if not clips:
-        report.problems.append(f"There are no clips: {folder} holds no {', '.join(VIDEO_SUFFIXES)} file.")
+        report.problems.append(
+            f"There are no clips: {folder} holds no {', '.join(VIDEO_SUFFIXES)} file and no folder of .jpg files."
+        )
 
     if annotations and (elsewhere := outside(places, config)):
         report.notes.append(
@@ -285,10 +287,10 @@ def print_report(report: Report, name: str, console: Console) -> None:
 
     # Tables; of a large set, only the clips that are damaged.
     if report.splits:
-        _print_table(_split_table(report.splits), console)
+        print_table(_split_table(report.splits), console)
     shown = report.clips if len(report.clips) <= LONGEST_TABLE else [*damaged, *report.unread]
     if shown:
-        _print_table(_clip_table(shown), console)
+        print_table(_clip_table(shown), console)
     if len(shown) < len(report.clips):
         kinds = Counter(f"{d.info.codec} in {d.info.container}" for d in report.clips if d.info)
         listed = ", ".join(f"{count} × {kind}" for kind, count in kinds.most_common())
@@ -375,7 +377,7 @@ def _split_table(splits: dict[str, Summary]) -> Table:
     return table
 
 
-def _print_table(table: Table, console: Console) -> None:
+def print_table(table: Table, console: Console) -> None:
     """Print a table: on a terminal in its width, elsewhere each row in one line, whatever its length."""
     if is_watched(console):
         console.print(table)
@@ -400,10 +402,15 @@ def _clip_table(clips: list[Diagnosis]) -> Table:
         cells = ["", "", "", ""]
         if info := clip.info:
             rate, seconds = (f"{x:.2f}" if x is not None else "?" for x in (info.fps, info.duration))
-            cells = [f"{info.codec} ({clip.path.suffix[1:]})", f"{info.width}×{info.height}", rate, seconds]
+            cells = [f"{info.codec} ({_kind(clip.path, info)})", f"{info.width}×{info.height}", rate, seconds]
         verdict = "[red]no[/red]" if clip.reason is not None else "yes" if clip.trouble is None else "?"
         table.add_row(escape(clip.video_id), ", ".join(clip.splits) or "none", *cells, verdict)
     return table
+
+
+def _kind(path: Path, info: VideoInfo) -> str:
+    """What a clip's file is called by."""
+    return "frames" if info.container == "folder" else path.suffix[1:]
 
 
 def _groups(annotations: Annotations) -> Iterable[tuple[str, Sequence[Clip]]]:
@@ -416,7 +423,8 @@ def _groups(annotations: Annotations) -> Iterable[tuple[str, Sequence[Clip]]]:
 def _clips_in_folder(folder: Path) -> list[Clip]:
     if not folder.is_dir():
         return []
-    return [Clip(path.stem, path) for path in visible_files(folder) if path.suffix.lower() in VIDEO_SUFFIXES]
+    files, folders = clips_in(folder)
+    return [*(Clip(path.stem, path) for path in files), *(Clip(path.name, path) for path in folders)]
 
 
 def _summary(split: Split, clips: list[Diagnosis]) -> Summary:

@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import CLIPConfig, PreTrainedTokenizerFast
 
-from emcl_train.config import RunConfig
+from emcl_train.config import RunConfig, require_towers
 from emcl_train.data.features import TOWERS, WAY_OUT
 from emcl_train.data.text import CaptionTokenizer
 from emcl_train.errors import UserError
@@ -47,6 +47,7 @@ def export_run(run_dir: Path, out: Path, program: str, say: Callable[[str], obje
 
 def _export(run_dir: Path, out: Path, program: str, say: Callable[[str], object]) -> None:
     config = load_config(run_dir)
+    require_towers(config, "export")
     state = whole_weights(config, run_dir)
     say_if_unfinished(run_dir)
 

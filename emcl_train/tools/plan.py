@@ -12,7 +12,7 @@ from emcl_train.data.annotations import read_annotations, require_made
 from emcl_train.data.clips import Annotations
 from emcl_train.data.datasets.shapes import is_made
 from emcl_train.data.features import open_features
-from emcl_train.data.loader import steps_per_epoch
+from emcl_train.data.loader import prepare, steps_per_epoch
 from emcl_train.errors import UserError
 from emcl_train.kinds import HEADS
 from emcl_train.models import look_ahead
@@ -41,7 +41,7 @@ def print_plan(config: RunConfig, console: Console | None = None) -> None:
             for line in (f"clips: {_rendered(config)}", f"folder: {config.out}", "nothing was written"):
                 console.print(escaped(line), soft_wrap=True, highlight=False)
             return
-        annotations = read_annotations(config.data)
+        annotations = read_annotations(config.data) if config.model.system == "clip" else prepare(config)
     else:
         annotations = open_features(config)
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from emcl_train.models import BatchFeatures, TextFeatures, VideoFeatures
+from emcl_train.models import BatchFeatures
 from emcl_train.models.features import Batch
 
 
@@ -45,8 +45,8 @@ class ChunkedFeatures:
                 encoded.append(model(chunk))
 
         self.features = BatchFeatures(
-            TextFeatures.cat([chunk.text for chunk in encoded]).map(_leaf),
-            VideoFeatures.cat([chunk.video for chunk in encoded]).map(_leaf),
+            encoded[0].text.cat([chunk.text for chunk in encoded]).map(_leaf),
+            encoded[0].video.cat([chunk.video for chunk in encoded]).map(_leaf),
             _leaf(encoded[0].logit_scale.detach()),
         )
 

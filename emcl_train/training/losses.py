@@ -1,13 +1,29 @@
-"""Losses of a batch of pairs: the contrastive one, and one that makes channels agree."""
+"""Losses of a batch of pairs: which one a run has, the contrastive one, and one that makes channels agree."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from emcl_train.config import TrainConfig
 from emcl_train.processes import max_over_processes, rank_and_world, sum_over_processes
+from emcl_train.training.margins import max_margin, pair_margin, top_k_margin
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Takes similarities [A, B] and the logit scale."""
+
+
+def loss_of(config: TrainConfig) -> Loss:
+    """The loss that `train.loss` names, with its settings. Those with a margin have no use for the logit scale."""
+    losses: dict[str, Loss] = {
+        "info-nce": lambda similarity, logit_scale: symmetric_info_nce(similarity, logit_scale),
+        "max-margin": lambda similarity, _: max_margin(similarity, margin=config.margin),
+        "top-k-margin": lambda similarity, _: top_k_margin(similarity, margin=config.margin, top_k=config.top_k),
+        "pair-margin": lambda similarity, _: pair_margin(similarity, margin=config.margin),
+    }
+    return losses[config.loss]
 
 
 def symmetric_info_nce(similarity: Float[Tensor, "A B"], logit_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:

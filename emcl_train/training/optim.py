@@ -1,8 +1,9 @@
 """Which parameters learn how fast: decoupled decay, CLIP apart from the rest, warm-up and cosine.
 
-There are two whole ways, `train.optimizer`. "bertadam" is the one of the peers' code: BERT's Adam, with decay on
+Each value of `train.optimizer` is a whole way. "bertadam" is the one of the peers' code: BERT's Adam, with decay on
 everything that has no "bias" in its name, and their schedule. "adamw" is torch's AdamW, with decay on matrices alone,
-and a schedule whose first step learns and whose cosine begins after the warm-up.
+and a schedule whose first step learns and whose cosine begins after the warm-up. "adam" and "ranger" are those of the
+systems that came before: decay of everything, and a rate that falls in stairs.
 """
 
 import math
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from emcl_train.config import RunConfig, TrainConfig
 from emcl_train.training.bertadam import BertAdam
+from emcl_train.training.ranger import Ranger
 
 EPS = 1e-6
 """Of the peers' Adam; with torch's 1e-8, weights whose gradients are all but zero move at the full rate."""
@@ -36,8 +38,10 @@ def clip_lr_factor(config: RunConfig) -> float:
     """CLIP's rate as a share of `train.lr`.
 
     It is what `train.clip_lr_factor` says, or else 1e-3 for trained weights (the recipe) and 1 for random ones; 0 in a
-    run on features, whose towers are frozen.
+    run on features, whose towers are frozen. Systems without CLIP have no such weights.
     """
+    if config.model.system != "clip":
+        return 1.0
     if config.from_features is not None:
         return 0.0
     if config.train.clip_lr_factor is not None:
@@ -109,9 +113,9 @@ def parameter_groups(model: nn.Module, config: TrainConfig, *, clip_lr: float) -
     return made
 
 
-def rate_share(config: TrainConfig, step: int, *, total_steps: int) -> float:
+def rate_share(config: TrainConfig, step: int, *, total_steps: int, steps_per_epoch: int) -> float:
     """Share of the peak rate at a step, counted from 0, as `config.optimizer` has it."""
-    return WAYS[config.optimizer].share(step, total_steps=total_steps, warmup=config.warmup)
+    return WAYS[config.optimizer].share(config, step, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
 
 
 def released_schedule(step: int, *, total_steps: int, warmup: float) -> float:
@@ -154,6 +158,31 @@ def schedule(step: int, *, total_steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def staircase(config: TrainConfig, step: int, *, total_steps: int, steps_per_epoch: int) -> float:
+    """Share of the peak rate: ×`lr_decay` every `lr_decay_steps` or every epoch, after a linear rise if there is one.
+
+    Args:
+        config: has these three, and the share of the steps that rise.
+        step: counted from 0.
+        total_steps: of the whole run.
+        steps_per_epoch: for `lr_decay_steps` None.
+
+    Examples:
+        >>> settings = TrainConfig(lr_decay=0.5, warmup=0.0)
+        >>> [staircase(settings, step, total_steps=6, steps_per_epoch=2) for step in range(6)]
+        [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    """
+    stairs = step // (config.lr_decay_steps or steps_per_epoch)
+    warmup_steps = round(config.warmup * total_steps)
+    risen = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    return risen * config.lr_decay**stairs
+
+
+def gradient_limit(config: TrainConfig) -> float:
+    """The norm that gradients are scaled down to; infinite if they stay as they are."""
+    return math.inf if config.max_grad_norm is None else config.max_grad_norm
+
+
 def set_learning_rate(optimizer: Optimizer, share: float) -> None:
     """Every group at this share of its own peak."""
     for group in optimizer.param_groups:
@@ -169,19 +198,34 @@ class Way:
     decays: Callable[[str, Tensor], bool]
     """Whether a weight of this name is decayed."""
     share: Callable[..., float]
-    """Share of the peak rate at a step."""
+    """Share of the peak rate at a step; takes what `rate_share` takes."""
 
 
 WAYS = {
     "bertadam": Way(
-        lambda groups, train: BertAdam(groups, betas=train.betas, eps=EPS, max_grad_norm=train.max_grad_norm),
+        lambda groups, train: BertAdam(groups, betas=train.betas, eps=EPS, max_grad_norm=gradient_limit(train)),
         decays=lambda name, weight: "bias" not in name,
-        share=released_schedule,
+        share=lambda config, step, *, total_steps, steps_per_epoch: released_schedule(
+            step, total_steps=total_steps, warmup=config.warmup
+        ),
     ),
     "adamw": Way(
         lambda groups, train: AdamW(groups, betas=train.betas, eps=EPS),
         # Vectors and scalars are biases, norms, the class embedding and the logit scale.
         decays=lambda name, weight: weight.dim() >= 2,
-        share=schedule,
+        share=lambda config, step, *, total_steps, steps_per_epoch: schedule(
+            step, total_steps=total_steps, warmup=config.warmup
+        ),
+    ),
+    # The decay of torch's Adam is added to the gradient. MMT and JSFusion have none.
+    "adam": Way(
+        lambda groups, train: Adam(groups, betas=train.betas),
+        decays=lambda name, weight: True,
+        share=staircase,
+    ),
+    "ranger": Way(
+        lambda groups, train: Ranger(groups, betas=train.betas),
+        decays=lambda name, weight: True,
+        share=staircase,
     ),
 }

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from emcl_train.config import RunConfig
 from emcl_train.data.annotations import Annotations, Split
+from emcl_train.kinds import SYSTEMS
 from emcl_train.runs.code import commit
 from emcl_train.terminal import in_a_line, is_watched, progress_bar
 from emcl_train.training.start import installed_version
@@ -246,13 +247,20 @@ def header(
         f"{torch.__version__}, python {python}",
         f"device: {name}; {counted(processes, 'process', 'processes')}; {precision}",
         f"data: {config.recipe} ({config.data.layout}), {data}; {', '.join(splits)}",
-        f"model: {config.model.clip}, temporal {config.model.temporal}, head {config.model.head}, EMCL {emcl}; "
-        f"{trained:,} parameters trained, {frozen:,} frozen",
+        f"model: {_named(config)}, EMCL {emcl}; {trained:,} parameters trained, {frozen:,} frozen",
         f"steps: {total_steps:,} of {counted(pairs, 'pair')}, {steps_per_epoch:,} an epoch; validation on the "
         f"{counted(len(validation.clips), 'clip')} of the {SPLIT_NAMES[validation.name]} split",
         f"folder: {config.out}",
     ]
     return [in_a_line(line) for line in lines]
+
+
+def _named(config: RunConfig) -> str:
+    """The model in a few words."""
+    if config.model.system != "clip":
+        system = SYSTEMS[config.model.system]
+        return f"{system.label} ({system.about})"
+    return f"{config.model.clip}, temporal {config.model.temporal}, head {config.model.head}"
 
 
 def counted(number: int, one: str, several: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -30,20 +31,24 @@ class Selection:
     """The one whose weights are kept; counted from 1."""
     weights: dict[str, Tensor] | None = None
     """Its weights, until they are written."""
+    too_few: bool = False
+    """Whether the last epoch is kept for want of clips alone."""
 
     @classmethod
-    def of(cls, split: Split, *, on_test: bool) -> "Selection":
+    def of(cls, split: Split, *, on_test: bool, keep: Literal["best", "last"] = "best") -> "Selection":
         """That of a run which begins.
 
         Args:
             split: that every epoch is evaluated on.
             on_test: whether it is the test split, which somebody asked to choose by.
+            keep: "last": nothing is chosen.
         """
-        return cls(split, on_test or len(split.clips) >= FEWEST_CLIPS)
+        chooses = keep == "best" and (on_test or len(split.clips) >= FEWEST_CLIPS)
+        return cls(split, chooses, too_few=keep == "best" and not chooses)
 
     def warning(self) -> str | None:
         """What is said at the start where the last epoch is kept."""
-        if self.chooses:
+        if not self.too_few:
             return None
         clips = len(self.split.clips)
         return (

@@ -17,16 +17,26 @@ from torch.utils.data import DataLoader
 
 from emcl_train.config import PlaceConfig, RunConfig, check_config, differing_settings
 from emcl_train.data.annotations import Annotations, Split
+from emcl_train.data.experts.prepare import texts_of
 from emcl_train.data.loader import prepare, steps_per_epoch, training_loader
 from emcl_train.data.provenance import changes
-from emcl_train.data.text import load_tokenizer
 from emcl_train.data.tokens import encoded_captions
 from emcl_train.errors import NotFinite, UserError, is_about_numbers
 from emcl_train.evaluation.encode import embed_split
 from emcl_train.evaluation.on_features import model_on_features
 from emcl_train.evaluation.provenance import clip_config_of, frames_of, require_features_of
 from emcl_train.evaluation.run import evaluate, evaluate_run
-from emcl_train.models import BatchFeatures, RetrievalModel, build_model, look_ahead, on_device
+from emcl_train.models import (
+    BatchFeatures,
+    PairModel,
+    RetrievalModel,
+    TextFeatures,
+    VideoFeatures,
+    build_pair_model,
+    look_ahead,
+    on_device,
+)
+from emcl_train.models.experts.build import keep_bert_config
 from emcl_train.processes import agreed, gather_objects, gather_rows, max_over_processes, sum_over_processes
 from emcl_train.recipes import SMOKE_TEST, is_smoke_test
 from emcl_train.report import render_table, write_report
@@ -44,12 +54,13 @@ from emcl_train.terminal import console_of, escaped, warn
 from emcl_train.training.chunks import ChunkedFeatures
 from emcl_train.training.divergence import Diverged, Watch, all_finite, moments_of
 from emcl_train.training.going_on import Steps, pairs_per_step, require_same_sharding, require_same_steps
-from emcl_train.training.losses import channel_decorrelation, symmetric_info_nce
+from emcl_train.training.losses import channel_decorrelation, loss_of
 from emcl_train.training.optim import (
     build_optimizer,
     clip_lr_factor,
     freeze_inputs,
     freeze_towers,
+    gradient_limit,
     rate_share,
     set_learning_rate,
 )
@@ -80,6 +91,10 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
         UserError: for everything that the user can put right.
     """
     console = console_of(console)
+    if config.answers_questions:
+        from emcl_train.training.answering import train_answers
+
+        return train_answers(config, console)
     check_config(config)  # the command has asked before torch was imported; other callers come in here
     asked = config
     config = contents.as_started(asked)
@@ -155,10 +170,13 @@ class Run:
         # The model, and the record of what the figures depend on besides the configuration.
         record = self.environment(saved)
         record["steps_per_epoch"] = steps_per_epoch(self.annotations.train, config.data, self.batch_size)
-        self.tokenizer = load_tokenizer(config, self.out)
-        self.model: RetrievalModel = self.build_model()
+        self.tokenizer = texts_of(config, self.annotations, self.out)
+        self.model: PairModel = self.build_model()
         if accelerator.is_main_process:
-            keep_clip_config(self.out, clip_config_of(self.model, config))
+            if isinstance(self.model, RetrievalModel):
+                keep_clip_config(self.out, clip_config_of(self.model, config))
+            else:
+                keep_bert_config(self.out, self.model)
             run_files.write_json_atomic(self.out / contents.ENVIRONMENT, record)
 
         # Sharded weights cannot be evaluated by one process alone: the first one keeps a whole copy for that.
@@ -194,7 +212,7 @@ class Run:
         self.step = 0
         self.lr = 0.0
         """Of the last step, at its peak among the groups that are not CLIP's."""
-        self.selection = Selection.of(self.validation, on_test=config.train.select_on_test)
+        self.selection = Selection.of(self.validation, on_test=config.train.select_on_test, keep=config.train.keep)
         self.watch = Watch(config)
         self.resume(saved)
 
@@ -235,12 +253,12 @@ class Run:
                 del now[name]
         return now | {name: then[name] for name in (*frames_of(self.config), *OF_THE_START) if name in then}
 
-    def build_model(self) -> RetrievalModel:
+    def build_model(self) -> PairModel:
         """The model of the configuration; an experiment may put another layer into it."""
         if self.config.from_features is not None:
             return model_on_features(self.config, self.tokenizer)
 
-        model = build_model(self.config, self.tokenizer)
+        model = build_pair_model(self.config, self.tokenizer)
         freeze_inputs(model, self.config.train.frozen)
         if clip_lr_factor(self.config) == 0:
             freeze_towers(model)
@@ -291,10 +309,13 @@ class Run:
             self.progress.header(self.header())
             if (warning := self.selection.warning()) is not None:
                 warn(escaped(warning), self.console)
+        if self.total_steps == 0 and self.selection.best_epoch < 0:
+            self.keep_start()
         while self.step < self.total_steps:
             loss = self.fit_epoch()
             self.progress.pace.begin()
-            validated = agreed(partial(self.validate, loss))
+            kept = agreed(partial(self.validate, self.epoch + 1))
+            validated = f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {kept}"
             self.progress.pace.validation_done()
 
             # Saved before anything is printed.
@@ -304,10 +325,17 @@ class Run:
             self.save_selected()
             self.print(validated)
 
+    def keep_start(self) -> None:
+        """Without any step, the weights of the run are those that it starts from: such as a checkpoint's."""
+        kept = agreed(partial(self.validate, 0))
+        self.save()
+        self.save_selected()
+        self.print(f"no training  {kept}")
+
     def fit_epoch(self) -> float:
         """The batches of this epoch that are still to be done. Returns their mean loss."""
         self.wrapped.train()
-        if clip_lr_factor(self.config) == 0:
+        if clip_lr_factor(self.config) == 0 and isinstance(self.model, RetrievalModel):
             self.model.towers.eval()  # frozen in all respects
 
         losses: list[float] = []
@@ -332,7 +360,7 @@ class Run:
         config = self.config.train
 
         # The rate of this step.
-        share = rate_share(config, self.step, total_steps=self.total_steps)
+        share = rate_share(config, self.step, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
         set_learning_rate(self.optimizer, share)
         self.lr = share * config.lr
 
@@ -359,7 +387,7 @@ class Run:
             raise self.diverged("the loss is nan") from error
 
         # One step of the optimizer. In fp16 it leaves out those whose gradient overflows.
-        norm = number_of(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), config.max_grad_norm))
+        norm = number_of(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), gradient_limit(config)))
         if norm is not None and not math.isfinite(norm) and self.accelerator.scaler is None:
             raise self.diverged(f"the norm of the gradient is {norm}")
         self.optimizer.step()
@@ -407,18 +435,22 @@ class Run:
         text = features.text
         video = features.video
 
-        similarity = self.model.similarity(
+        similarities = self.model.similarities(
             text,
             video.map(gather_rows),
             emcl=self.config.emcl.mode == "train",
             add_up=sum_over_processes if self.processes > 1 else None,
         )
-        loss = symmetric_info_nce(similarity, features.logit_scale)
+        of_similarity = loss_of(config)
+        loss = torch.stack([of_similarity(similarity, features.logit_scale) for similarity in similarities]).mean()
 
         # DRL's regularisation, which is for its own head.
-        if config.decorrelation_weight and self.model.head.decorrelates:
+        head = self.model.head if isinstance(self.model, RetrievalModel) else None
+        if config.decorrelation_weight and head is not None and head.decorrelates:
+            assert isinstance(text, TextFeatures)
+            assert isinstance(video, VideoFeatures)
             decorrelation = channel_decorrelation(
-                self.model.head.pairs(text, video),
+                head.pairs(text, video),
                 len(text),
                 off_diagonal=config.decorrelation_off_diagonal,
             )
@@ -426,8 +458,11 @@ class Run:
 
         return loss
 
-    def validate(self, loss: float) -> str:
+    def validate(self, epoch: int) -> str:
         """Score the weights on the split that selects, and keep them if they are the best so far, or the last.
+
+        Args:
+            epoch: that has ended, counted from 1; 0: none has.
 
         Returns:
             What the first process is to print of it.
@@ -447,20 +482,20 @@ class Run:
             row = evaluate(self.whole, embeddings, self.config)[0]
         except NotFinite as error:
             what = f"numbers of the validation after it are not finite ({str(error).partition(';')[0]})"
-            raise self.watch.diverged(what, step=self.step, epoch=self.epoch + 1) from error
+            raise self.watch.diverged(what, step=self.step, epoch=epoch) from error
         self.log(
             kind="validation",
             step=self.step,
-            epoch=self.epoch + 1,
+            epoch=epoch,
             split=split.name,
             clips=len(split.clips),
             text_to_video=row.text_to_video,
             video_to_text=row.video_to_text,
             selects=self.selection.chooses,
+            **({"keeps": "last"} if self.config.train.keep == "last" else {}),
         )
 
-        kept = self.selection.take(self.epoch + 1, row, weights)
-        return f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {kept}"
+        return self.selection.take(epoch, row, weights)
 
     def weights(self) -> dict[str, Tensor]:
         """The state_dict of the whole model; every process has to ask if weights are sharded."""

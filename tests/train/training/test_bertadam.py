@@ -14,7 +14,7 @@ from tiny_run import tiny_run
 
 from emcl_train.config import DataConfig, EMCLConfig, ModelConfig, RandomClipConfig, RunConfig, TrainConfig
 from emcl_train.models import build_model
-from emcl_train.recipes import RECIPES, load_recipe
+from emcl_train.recipes import OF_CLIP, load_recipe
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
 from emcl_train.runs.records import MEASURED
@@ -100,7 +100,7 @@ def test_same_gradients_give_the_same_updates_over_200_steps(temporal, head, cli
             value.grad = gradients[name].clone()
         if clip_together:
             torch.nn.utils.clip_grad_norm_(weights.values(), config.train.max_grad_norm)
-        set_learning_rate(optimizer, rate_share(config.train, step, total_steps=total))
+        set_learning_rate(optimizer, rate_share(config.train, step, total_steps=total, steps_per_epoch=1))
         optimizer.step()
 
     for name, value in weights.items():
@@ -189,9 +189,11 @@ def test_frozen_weights_have_no_gradient_and_stay(frozen):
 
 
 def test_recipes_of_emcl_net_take_it_and_the_one_of_random_weights_does_not():
-    for name in RECIPES:
+    for name in OF_CLIP:
         train = load_recipe(name).train
-        expected = ("adamw", "none", "distinct") if name == "shapes" else ("bertadam", "conv1", "distinct")
+        frozen = "clip4clip" if name.startswith("clip2video-") else "conv1"
+        others = {"shapes": ("adamw", "none", "distinct"), "msrvtt-qa": ("bertadam", "none", "any")}
+        expected = others.get(name, ("bertadam", frozen, "distinct"))
         assert (train.optimizer, train.frozen, train.batches) == expected
         if name != "shapes":
             assert (train.lr, train.weight_decay, train.betas, train.warmup) == (1e-4, 0.2, (0.9, 0.98), 0.1)

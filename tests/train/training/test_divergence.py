@@ -1,16 +1,13 @@
 """A run that diverges ends with one line that says since when, what to change and what there is."""
 
 import io
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import diverging_processes
 import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
+from launching import launched
 from rich.console import Console
 from tiny_run import tiny_run
 from torch import nn
@@ -164,15 +161,7 @@ def test_what_is_finite():
     [("captions", "the loss is nan at step 2"), ("validation", "numbers of the validation after it are not finite")],
 )
 def test_several_processes_end_together_and_the_first_one_says_it(tiny_whole_run, tmp_path, where, said):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*launch, diverging_processes.__file__, str(tiny_whole_run[0]), str(tmp_path / "run"), where],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": path},
-    )
+    done = launched(diverging_processes.__file__, tiny_whole_run[0], tmp_path / "run", where)
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr

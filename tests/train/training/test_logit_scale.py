@@ -12,7 +12,7 @@ from tiny_run import tiny_run
 
 from emcl_train.config import DataConfig, EMCLConfig, ModelConfig, RandomClipConfig, RunConfig
 from emcl_train.models import build_model
-from emcl_train.training import trainer
+from emcl_train.training import losses, trainer
 from emcl_train.training.losses import symmetric_info_nce
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -124,7 +124,7 @@ def test_the_trainer_holds_it_after_each_step_and_it_comes_down_again(root, tmp_
         seen.append(scale.item())
         return sign * scale + 0.0 * similarity.sum()
 
-    monkeypatch.setattr(trainer, "symmetric_info_nce", pull)
+    monkeypatch.setattr(losses, "symmetric_info_nce", pull)
     config = tiny_run(root, tmp_path / "run", **({"lr": 0.5, "warmup": 0.0, "epochs": 3} | WAYS[way]))
     accelerator = trainer.start_processes(config)
     trainer.open_run_folder(config)

@@ -17,10 +17,11 @@ from emcl_train.data.annotations import load_annotations
 from emcl_train.data.text import CaptionTokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluation.run import evaluate_run
+from emcl_train.models import VideoFeatures
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
 from emcl_train.runs.records import MEASURED
-from emcl_train.training import trainer
+from emcl_train.training import losses, trainer
 
 
 def run(config):
@@ -184,10 +185,10 @@ def test_modes_of_emcl(root, tmp_path, mode, trains_with_em, monkeypatch):
 
         monkeypatch.setattr(trainer.RetrievalModel, name, method)
 
-    watch("similarity")
+    watch("similarities")
     watch("similarity_stream")
     run(config)
-    assert {emcl for name, emcl in seen if name == "similarity"} == {trains_with_em}
+    assert {emcl for name, emcl in seen if name == "similarities"} == {trains_with_em}
     assert any(emcl for name, emcl in seen if name == "similarity_stream") == (mode == "inference")
 
 
@@ -208,7 +209,9 @@ def test_a_run_that_ended_before_its_first_step_can_be_started_again(root, tmp_p
 def test_features_that_the_kernels_refuse_stop_the_run_with_the_step(root, tmp_path, monkeypatch, value):
     def huge(model, batch):
         features = encode(model, batch)
-        return features._replace(video=replace(features.video, frames=features.video.frames * value))
+        video = features.video
+        assert isinstance(video, VideoFeatures)
+        return features._replace(video=replace(video, frames=video.frames * value))
 
     encode = trainer.RetrievalModel.forward
     monkeypatch.setattr(trainer.RetrievalModel, "forward", huge)
@@ -217,7 +220,7 @@ def test_features_that_the_kernels_refuse_stop_the_run_with_the_step(root, tmp_p
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "symmetric_info_nce", lambda similarity, scale: scale * math.nan)
+    monkeypatch.setattr(losses, "symmetric_info_nce", lambda similarity, scale: scale * math.nan)
     with pytest.raises(UserError, match=r"the loss is nan at step 1 \(epoch 1\); begin .* a lower --train.lr"):
         run(tiny_run(root, tmp_path / "run"))
 
