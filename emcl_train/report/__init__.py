@@ -12,6 +12,10 @@ from emcl_train.report.compare import Comparison, compare, render_comparison_of
 from emcl_train.report.comparison_page import place_of, write_comparison
 from emcl_train.report.differences import differing_machines, differing_settings_of, names_of
 from emcl_train.report.groups import Group, load_group, render_group
+from emcl_train.report.paper_page import write_paper
+from emcl_train.report.paper_table import as_json, paper_tables
+from emcl_train.report.paper_terminal import render_paper
+from emcl_train.report.place import require_free
 from emcl_train.report.terminal import render_comparison, render_table
 from emcl_train.report.watching import watch
 from emcl_train.report.write import write_locked, write_report
@@ -20,7 +24,7 @@ from emcl_train.runs.lock import BusyError, making
 from emcl_train.runs.origin import ORIGIN
 from emcl_train.terminal import console_of, escaped, warn
 
-__all__ = ["render_group", "render_table", "report_runs", "watch", "write_report"]
+__all__ = ["render_group", "render_table", "report_paper", "report_runs", "watch", "write_report"]
 
 
 def report_runs(
@@ -105,6 +109,50 @@ def report_runs(
     if busy is not None:
         raise busy
     return pages
+
+
+def report_paper(
+    run_dirs: list[Path],
+    console: Console | None = None,
+    json_path: Path | None = None,
+    *,
+    share: bool = False,
+    out: Path | None = None,
+) -> Path | None:
+    """Print the paper's tables, with runs beside the published rows of their system and protocol.
+
+    Args:
+        run_dirs: folders of runs, or of runs with different seeds; none: what was published alone.
+        console: where to print.
+        json_path: write the tables to this file as well.
+        share: leave absolute paths out of the page.
+        out: the file of the page; None: no page is written.
+
+    Returns:
+        The page, if there is one.
+
+    Raises:
+        UserError: a run is damaged, or the page would take the place of another file.
+    """
+    console = console_of(console)
+    if out is not None:
+        require_free(out, "paper table")
+    groups = [load_group(path, so_far=True) for path in run_dirs]
+    paper = paper_tables(groups)
+
+    console.print(render_paper(paper))
+    if json_path is not None:
+        with making(json_path):
+            write_json_atomic(json_path, as_json(paper))
+    if out is None:
+        return None
+
+    carried: list[str] = []
+    write_paper(paper, groups, out, share=share, say=carried.append)
+    console.print(f"paper table: {escaped(out)}", soft_wrap=True, highlight=False)
+    for sentence in carried:
+        warn(escaped(sentence), console)
+    return out
 
 
 def render_differing(groups: Sequence[Group]) -> Lines:

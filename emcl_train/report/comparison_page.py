@@ -12,7 +12,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from emcl_train.errors import UserError
 from emcl_train.report.compare import Comparison, cells_of, notes_of
 from emcl_train.report.differences import Differing, differing_machines, differing_settings_of, names_of
 from emcl_train.report.groups import Group
@@ -20,6 +19,7 @@ from emcl_train.report.notes import COLUMNS, chance_of, columns_of, differences,
 from emcl_train.report.overlaid import intervals, letter, training_of_all
 from emcl_train.report.pages import Drawing, Page, Quoted, render
 from emcl_train.report.paths import Paths
+from emcl_train.report.place import OURS, require_free
 from emcl_train.report.retrievals import Strip, strips
 from emcl_train.report.wins import Query, Tally, wins
 from emcl_train.runs.files import write_text_atomic
@@ -28,9 +28,6 @@ from emcl_train.runs.lock import making
 from emcl_train.runs.origin import sentence_of, what_is_stale
 
 COMPARISON = "comparison.html"
-OURS = '<meta name="generator" content="emcl-train report">'
-"""In every such page: another file in its place is nobody's to replace."""
-BEGINNING = 1 << 14
 
 Paired = Sequence[tuple[Group, Comparison]]
 
@@ -107,12 +104,7 @@ def place_of(groups: Sequence[Group], out: Path | None) -> Path:
     folders = {group.path.absolute().parent for group in groups}
     beside = groups[0].path.parent if len(folders) == 1 else Path()
     path = out if out is not None else beside / COMPARISON
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, expected a file for the comparison; pass --out {path / COMPARISON}")
-    if path.exists() and not _is_ours(path):
-        raise UserError(
-            f"{path} exists and is no comparison that this program wrote, so it is not replaced; pass another --out"
-        )
+    require_free(path, "comparison")
     return path
 
 
@@ -290,11 +282,3 @@ def _card(query: Query, pictures: dict[tuple[int, str], Strip], letters: Sequenc
 def _shown(role: str, name: str, strip: Strip | None) -> Shown:
     jpeg = None if strip is None or strip.jpeg is None else Markup(strip.jpeg)  # base64, whose slashes begin no paths
     return Shown(role, name, jpeg, "" if strip is None else strip.reason)
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return OURS.encode() in file.read(BEGINNING)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}), and is not replaced; pass another --out") from error

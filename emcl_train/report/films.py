@@ -19,6 +19,7 @@ from emcl_train.data.clips import Clip
 from emcl_train.data.clock import has_no_stamps
 from emcl_train.data.container import VideoError, open_video, rewound, whole_timeline
 from emcl_train.data.decoding import Astray, frames_shown_at
+from emcl_train.data.frame_folders import frame_picture, is_frame_folder, timeline_of, watched_folder
 from emcl_train.data.h264 import repeatable
 from emcl_train.data.loader import in_parallel
 from emcl_train.data.passing import PassingError
@@ -138,6 +139,13 @@ def _made(clip: Clip, changed: int, display: Display, pixels: int, film: bool) -
 
 def _pictures(clip: Clip, display: Display, pixels: int, *, film: bool) -> list[UInt8[np.ndarray, "H W 3"]]:
     """Frames from the middle of a clip at the height of a film, or the one in the middle."""
+    if is_frame_folder(clip.path):
+        with watched_folder(clip.path) as files:
+            timeline = timeline_of(files)
+            times = [_middle(clip, timeline)] if not film else _targets(clip, timeline, film=True)
+            numbers = [max(0, bisect_right(timeline.times, time + 1e-6) - 1) for time in times]
+            return [_scaled(frame_picture(files[number], clip.path, pixels)) for number in numbers]
+
     first = display == "rotated"
     with open_video(clip.path, first=first, max_pixels=pixels) as (container, stream):
         timeline = whole_timeline(container, stream, clip.path)
@@ -157,11 +165,22 @@ def _pictures(clip: Clip, display: Display, pixels: int, *, film: bool) -> list[
         return decoded(enter=False)
 
 
-def _targets(clip: Clip, timeline: Timeline, *, film: bool) -> list[float]:
-    """When the frames are shown."""
+def _bounds(clip: Clip, timeline: Timeline) -> tuple[float, float]:
+    """When a clip begins and ends."""
     first = timeline.times[0]
     start = min(first + (clip.start or 0.0), timeline.times[-1])
     end = timeline.end if clip.end is None else max(start, min(timeline.end, first + clip.end))
+    return start, end
+
+
+def _middle(clip: Clip, timeline: Timeline) -> float:
+    start, end = _bounds(clip, timeline)
+    return (start + end) / 2
+
+
+def _targets(clip: Clip, timeline: Timeline, *, film: bool) -> list[float]:
+    """When the frames are shown."""
+    start, end = _bounds(clip, timeline)
     if not film:
         # The keyframe before the middle: what follows it would have to be decoded from there on.
         times = timeline.times

@@ -142,7 +142,7 @@ def render_group(path: Path, results: Sequence[Results], folders: Sequence[Path]
     of_one = ("Weights ", "Ties take", sentence_of(results[0]))
     lines += [line for line in sentences(results[0]) if not line.startswith(of_one)]
     lines += sorted({weights_sentence(str(result["selection"]).split(":")[0]) for result in results})
-    lines.append(_origins(results))
+    lines.append(origins_of(results))
     stale = [(folder, what_is_stale(folder, one)) for folder, one in zip(folders, results, strict=False)]
     marks = [f"{folder}: {what}." for folder, what in stale if what is not None]
     return Lines(
@@ -152,7 +152,7 @@ def render_group(path: Path, results: Sequence[Results], folders: Sequence[Path]
     )
 
 
-def _origins(results: Sequence[Results]) -> str:
+def origins_of(results: Sequence[Results]) -> str:
     """The weights of each run, and the code, which is one in most cases."""
     known = [Origin.of_results(one) for one in results]
     codes = list(dict.fromkeys("code not recorded" if one is None else one.code for one in known))

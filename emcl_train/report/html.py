@@ -12,7 +12,7 @@ from markupsafe import Markup
 from emcl_train.config import flattened
 from emcl_train.evaluation.bootstrap import signed
 from emcl_train.evaluation.table import CHANCE
-from emcl_train.kinds import HEADS
+from emcl_train.kinds import HEADS, SYSTEMS
 from emcl_train.report import plots
 from emcl_train.report.films import Media
 from emcl_train.report.notes import BY_RANK, chance_of, columns_of, sentences, standard_error
@@ -51,6 +51,8 @@ class ResultRow:
     video_to_text: Metrics
     kind: str = ""
     """"second": set back under the row above it, in a softer colour."""
+    from_memory: tuple[str, ...] = ()
+    """The directions whose figures are marked `m`."""
 
 
 @dataclass(frozen=True)
@@ -152,15 +154,23 @@ def page(run: Run, *, share: bool = False, notices: Sequence[str] = (), reload: 
 def _facts(run: Run) -> list[str]:
     """The run in a few words each."""
     config = run.config
-    model = "CLIP with random weights" if config.model.clip == "random" else config.model.clip
+    if config.model.system == "clip":
+        model = [
+            "CLIP with random weights" if config.model.clip == "random" else config.model.clip,
+            f"head: {HEADS[config.model.head].about or config.model.head}",
+            f"temporal: {config.model.temporal}",
+        ]
+        seen = [f"{config.data.num_frames} frames of {config.data.image_size}²"]
+    else:
+        system = SYSTEMS[config.model.system]
+        model = [f"{system.label}: {system.about}"]
+        seen = [f"experts: {', '.join(experts)}"] if (experts := run.results.get("experts")) else []
     emcl = {"train": "EMCL in training and evaluation", "inference": "EMCL in evaluation only", "off": "no EMCL"}
     return [
         f"{config.data.layout} ({config.data.root})",
-        model,
-        f"head: {HEADS[config.model.head].about or config.model.head}",
-        f"temporal: {config.model.temporal}",
+        *model,
         emcl[run.emcl.mode],
-        f"{config.data.num_frames} frames of {config.data.image_size}²",
+        *seen,
         f"batch {config.train.batch_size}",
         f"seed {config.train.seed}",
     ]
@@ -222,7 +232,11 @@ def _rows(run: Run) -> list[ResultRow]:
             rows.append(ResultRow(BY_RANK, {}, by_rank, "second"))
 
     for other in published_rows(run.results):
-        rows.append(ResultRow(f"published: {other.name}", other.text_to_video, other.video_to_text, "second"))
+        remembered = other.from_memory
+        name = f"published: {other.name}"
+        rows.append(ResultRow(name, other.text_to_video, other.video_to_text, "second", remembered))
+        if other.video_to_text_by_rank:
+            rows.append(ResultRow(BY_RANK, {}, other.video_to_text_by_rank, "second", remembered))
 
     return rows
 

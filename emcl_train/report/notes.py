@@ -135,6 +135,18 @@ def _where_em_runs(results: Results) -> list[str]:
     if results.get("emcl", {}).get("mode") == "off":
         return []
     block = results["em_block"]
+    if results.get("system") is not None:
+        return [_where_em_of_experts_runs(block, results.get("em_rows"))]
     if block is None:
         return ["EM runs over all pairs at once."]
     return [f"EM runs in blocks of {block} texts × {block} clips, in dataset order."]
+
+
+def _where_em_of_experts_runs(block: int | None, rows: int | None) -> str:
+    if block is not None:
+        return (
+            f"EM of each expert runs inside blocks of {block} matching pairs, in dataset order, as released: a caption "
+            f"is embedded together with its own video, which a search could not do."
+        )
+    as_if = "" if rows is None else f", as if they were {rows}"
+    return f"EM of each expert is one map, fitted to all captions and videos{as_if}, whichever belong together."

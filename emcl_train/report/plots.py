@@ -55,12 +55,21 @@ SMOOTH = ("lr", "logit_scale", "memory_bytes")
 """Of these, those that do not jump from step to step, so that they need no mean."""
 
 
+OF_A_LOSS = {
+    "info-nce": "Symmetric InfoNCE",
+    "max-margin": "The loss with a margin, of all pairs in both directions,",
+    "top-k-margin": "The loss with a margin, of the most similar wrong pairs in both directions,",
+    "pair-margin": "The loss with a margin, of each video with all captions,",
+}
+
+
 def training(run: Run) -> list[Drawing]:
     """Curves of what metrics.jsonl recorded: the loss, and recall on the split that chose the weights."""
     drawings = []
     if run.of_kind("train"):
         more = " and the decorrelation of channels" if _decorrelates(run) else ""
-        caption = f"Symmetric InfoNCE{more} over each batch of training, against the optimiser's steps."
+        what = OF_A_LOSS[run.config.train.loss]
+        caption = f"{what}{more} over each batch of training, against the optimiser's steps."
         drawings.append(_drawing(loss_curve(run), caption))
 
     validations = run.of_kind("validation")
@@ -108,7 +117,8 @@ def loss_curve(run: Run) -> Plot:
     records = run.of_kind("train")
     lines = _with_mean([record["step"] for record in records], [record["loss"] for record in records])
     pairs = run.environment.get("pairs_per_step")
-    levels = [Level("chance", math.log(pairs))] if _is_number(pairs) and pairs > 1 and not _decorrelates(run) else []
+    of_chance = run.config.train.loss == "info-nce" and not _decorrelates(run)
+    levels = [Level("chance", math.log(pairs))] if _is_number(pairs) and pairs > 1 and of_chance else []
     return curves("loss", lines, xlabel="step", ylabel="training loss", ylim=(0, None), levels=levels)
 
 

@@ -88,6 +88,8 @@ def best_and_worst(run: Run) -> tuple[list[Retrieval], list[Retrieval]]:
 
 def strips(run: Run, clips: set[int]) -> tuple[dict[int, Strip], str]:
     """Frames of clips, from the data set of the run's configuration, and why there are none at all, if so."""
+    if run.config.model.system != "clip":
+        return {}, "the run compares features of experts, and knows no videos"
     try:
         found = _clips(run.config.data, run.results["split"])
     except (UserError, OSError) as error:

@@ -5,17 +5,34 @@ from dataclasses import asdict
 from typing import Any
 
 from emcl_train.config import RunConfig, flattened
-from emcl_train.kinds import HEADS
+from emcl_train.kinds import HEADS, TEMPORALS
 
 Matters = Callable[[RunConfig], bool]
 
 
 def _has_random_towers(config: RunConfig) -> bool:
-    return config.model.clip == "random" and config.from_features is None and config.model.init_from is None
+    return (
+        _has_towers(config)
+        and config.model.clip == "random"
+        and config.from_features is None
+        and config.model.init_from is None
+    )
 
 
 def _reads_videos(config: RunConfig) -> bool:
-    return config.from_features is None
+    return config.from_features is None and _has_towers(config)
+
+
+def _has_towers(config: RunConfig) -> bool:
+    return config.model.system == "clip"
+
+
+def _is_mmt(config: RunConfig) -> bool:
+    return config.model.system == "mmt"
+
+
+def _falls_in_stairs(config: RunConfig) -> bool:
+    return config.train.optimizer in ("adam", "ranger")
 
 
 def _has_emcl(config: RunConfig) -> bool:
@@ -23,15 +40,19 @@ def _has_emcl(config: RunConfig) -> bool:
 
 
 def _compares_tokens(config: RunConfig) -> bool:
-    return HEADS[config.model.head].tokens
+    return _has_towers(config) and HEADS[config.model.head].tokens
 
 
 def _decorrelates(config: RunConfig) -> bool:
-    return HEADS[config.model.head].decorrelates
+    return _has_towers(config) and HEADS[config.model.head].decorrelates
 
 
 def _has_decorrelation(config: RunConfig) -> bool:
     return _decorrelates(config) and config.train.decorrelation_weight > 0
+
+
+def _has_layers(config: RunConfig) -> bool:
+    return _has_towers(config) and TEMPORALS[config.model.temporal].attends
 
 
 DEPENDS: dict[str, Matters] = {
@@ -52,6 +73,9 @@ DEPENDS: dict[str, Matters] = {
     "data.display": _reads_videos,
     "data.augment": _reads_videos,
     "data.image_size": _reads_videos,
+    "data.num_frames": _has_towers,
+    "data.on_bad_video": _has_towers,
+    "data.clean_captions": _has_towers,
     "data.max_pixels": lambda config: False,
     "data.outside_root": lambda config: False,
     "data.cache_frames": lambda config: False,
@@ -59,12 +83,16 @@ DEPENDS: dict[str, Matters] = {
     "data.workers": lambda config: False,
     # The model: each setting of a part, if the model has that part.
     "model.random_clip.": _has_random_towers,
+    "model.clip": _has_towers,
+    "model.temporal": _has_towers,
+    "model.head": _has_towers,
     "model.tokenizer": lambda config: config.model.tokenizer is not None,
     "model.init_from": lambda config: config.model.init_from is not None,
-    "model.temporal_layers": lambda config: config.model.temporal == "transformer",
-    "model.temporal_eps": lambda config: config.model.temporal == "transformer",
-    "model.lstm_padding": lambda config: config.model.temporal == "lstm",
-    "model.pooling_temperature": lambda config: config.model.head == "text-conditioned",
+    "model.temporal_layers": _has_layers,
+    "model.temporal_eps": _has_layers,
+    "model.answers.": lambda config: config.answers_questions,
+    "model.lstm_padding": lambda config: _has_towers(config) and config.model.temporal == "lstm",
+    "model.pooling_temperature": lambda config: _has_towers(config) and config.model.head == "text-conditioned",
     "model.wti_padding": _compares_tokens,
     "emcl.num_bases": _has_emcl,
     "emcl.num_iters": _has_emcl,
@@ -82,12 +110,26 @@ DEPENDS: dict[str, Matters] = {
     "train.clip_lr_factor": _reads_videos,
     "train.decorrelation_weight": _decorrelates,
     "train.decorrelation_off_diagonal": _has_decorrelation,
+    "train.lr_decay": _falls_in_stairs,
+    "train.lr_decay_steps": _falls_in_stairs,
+    "train.margin": lambda config: config.train.loss != "info-nce",
+    "train.top_k": lambda config: config.train.loss == "top-k-margin",
     "train.save_every": lambda config: False,
     "train.tracker": lambda config: False,
     # Evaluation.
     "eval.batch_size": lambda config: False,
     "eval.em_block": _has_emcl,
+    "eval.em_rows": lambda config: _has_emcl(config) and config.eval.em_rows is not None,
     "eval.qb_norm_temperature": lambda config: config.eval.query_bank > 0,
+    # Systems on experts.
+    "experts.": lambda config: not _has_towers(config),
+    "experts.text": _is_mmt,
+    "experts.hidden": _is_mmt,
+    "experts.layers": _is_mmt,
+    "experts.heads": _is_mmt,
+    "experts.dropout": _is_mmt,
+    "experts.missing": _is_mmt,
+    "experts.gated_video": _is_mmt,
 }
 """By the name of a setting, or by the beginning of the names of several, when it matters. Others always do."""
 

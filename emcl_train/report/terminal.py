@@ -18,7 +18,7 @@ from emcl_train.report.notes import (
     other_code,
     sentences,
 )
-from emcl_train.report.published import published_rows
+from emcl_train.report.published import WAYS, published_rows
 from emcl_train.runs.origin import sentence_of, what_is_stale
 
 
@@ -34,9 +34,11 @@ def render_table(results: Results, path: Path | None = None) -> Group:
     _add_rows(table, results, columns)
 
     for row in published_rows(results):
-        cells = [_published_cell(row.text_to_video, key) for key in columns]
-        cells += [_published_cell(row.video_to_text, key) for key in columns]
+        cells = [row.cell(way, key) for way in WAYS for key in columns]
         table.add_row(Text(f"published: {row.name}"), *cells, style="dim italic")
+        if row.video_to_text_by_rank:
+            cells = [row.cell("video_to_text_by_rank", key) for key in columns]
+            table.add_row(BY_RANK, *[""] * len(columns), *cells, style="dim italic")
 
     stale = None if path is None else what_is_stale(path, results)
     marks = [] if stale is None else [Text(f"· These figures are {stale}.", style="bold yellow")]
@@ -96,7 +98,3 @@ def _add_rows(table: Table, results: Results, columns: Sequence[str], indent: st
 
 def _cell(metrics: dict[str, float], key: str) -> str:
     return f"{metrics[key]:.1f}"
-
-
-def _published_cell(metrics: dict[str, float], key: str) -> str:
-    return f"{metrics[key]:.1f}" if key in metrics else "–"
