@@ -11,6 +11,7 @@ from tiny_run import tiny_run
 from emcl_train import cli
 from emcl_train.endings import end_with
 from emcl_train.evaluation import run as evaluation_run
+from emcl_train.models import TextFeatures
 from emcl_train.training import trainer
 
 
@@ -23,7 +24,9 @@ def main(root: Path, out: Path, where: str) -> int:
         features = encode(model, batch)
         calls.append(1)
         if where == "captions" and len(calls) == 2 and dist.get_rank() == dist.get_world_size() - 1:
-            return features._replace(text=replace(features.text, caption=features.text.caption * 1e30))
+            text = features.text
+            assert isinstance(text, TextFeatures)
+            return features._replace(text=replace(text, caption=text.caption * 1e30))
         return features
 
     trainer.RetrievalModel.forward = forward

@@ -43,7 +43,7 @@ def resume_with_other_settings(folder):
 
 BAD_INPUTS = {
     "no-epochs": (setting("train", "epochs", 0), r"train.epochs is 0, expected 1 or more; pass --train.epochs"),
-    "no-steps": (setting("train", "max_steps", 0), r"train.max_steps is 0, .*--train.max-steps"),
+    "no-steps": (setting("train", "max_steps", -1), r"train.max_steps is -1, .*--train.max-steps"),
     "one-pair-a-batch": (setting("train", "batch_size", 1), r"train.batch_size is 1, expected 2 or more"),
     "no-chunks": (
         setting("train", "chunks", 0),
@@ -64,7 +64,7 @@ BAD_INPUTS = {
     "block-of-none": (setting("eval", "em_block", 0), r"eval.em_block is 0, expected 1 or more"),
     "unknown-recipe": (
         lambda _: load_recipe("msrvtt"),
-        r"no recipe 'msrvtt'; known recipes: activitynet, csv, didemo, ",
+        r"no recipe 'msrvtt'; known recipes: activitynet, ce-activitynet, ",
     ),
     "no-run-folder": (load_config, r"is not a run folder: it has no config.json; pass the --out folder"),
     "out-is-a-file": (out_is_a_file, r"run is a file, expected a folder"),

@@ -7,7 +7,7 @@ import pytest
 from tiny_layouts import SMALL, WRITERS
 
 from emcl_train import cli
-from emcl_train.recipes import RECIPES, SMOKE_TEST, is_smoke_test, load_recipe
+from emcl_train.recipes import OF_CLIP, SMOKE_TEST, is_smoke_test, load_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,6 +23,10 @@ EXPECTED = {
     "vatex": (4, 40, "a person shows te0 in way 0"),
     "jsonl": (4, 8, "a person shows te0 in way 0"),
     "csv": (4, 8, "a person shows te0 in way 0"),
+    "clip2video-msrvtt": (4, 4, "a person shows video10 in way 0"),
+    "clip2video-msrvtt-full": (4, 80, "a person shows video10 in way 0"),
+    "clip2video-msvd": (4, 20, "a person shows te0 in way 0"),
+    "clip2video-vatex": (4, 40, "a person shows te0 in way 0"),
 }
 
 
@@ -37,7 +41,8 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_recipe_has_a_data_set_here() -> None:
-    assert set(WRITERS) | {"shapes"} == set(RECIPES)
+    # The latter is no retrieval: test_answering.py.
+    assert set(WRITERS) | {"shapes", "msrvtt-qa"} == set(OF_CLIP)
     assert set(EXPECTED) == set(WRITERS)
 
 
@@ -75,8 +80,24 @@ def test_random_weights_are_a_smoke_test_where_the_recipe_has_trained_ones() -> 
     assert not is_smoke_test(config)
 
 
+def test_clip2videos_recipes_have_what_was_released_and_clip4clips_training() -> None:
+    for name in ("msrvtt", "msrvtt-full", "msvd", "vatex"):
+        config = load_recipe(f"clip2video-{name}")
+        data, model, emcl, train = config.data, config.model, config.emcl, config.train
+        assert (data.num_frames, data.max_words, data.frame_sampling, data.augment) == (12, 32, "2.5fps", "none")
+        assert (model.temporal, model.temporal_layers, model.temporal_eps) == ("difference", 4, 1e-5)
+        assert (model.head, model.clip) == ("aligned", "openai/clip-vit-base-patch32")
+        assert (emcl.mode, emcl.num_bases, emcl.num_iters, emcl.temperature) == ("inference", 7, 10, 0.1)
+        assert (emcl.residual_weight, emcl.init, config.eval.em_block) == (4.0, "sign", 64)
+        assert (train.optimizer, train.lr, train.clip_lr_factor, train.weight_decay) == ("bertadam", 1e-4, None, 0.2)
+        assert (train.epochs, train.batch_size, train.warmup, train.frozen) == (5, 128, 0.1, "clip4clip")
+        assert data.test_captions == ("one" if name == "msrvtt" else "all")
+    assert load_recipe("clip2video-msrvtt-full").data.msrvtt_split == "full"
+
+
 def test_the_recipes_are_emcl_nets() -> None:
-    settings = {name: load_recipe(name) for name in RECIPES if name != "shapes"}
+    others = ("shapes", "clip2video-", "msrvtt-qa")
+    settings = {name: load_recipe(name) for name in OF_CLIP if not name.startswith(others)}
     long = {"activitynet", "didemo"}
     for name, config in settings.items():
         data = config.data

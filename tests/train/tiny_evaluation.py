@@ -66,6 +66,6 @@ def tiny_data(monkeypatch: pytest.MonkeyPatch) -> Split:
     split = tiny_split()
     monkeypatch.setattr(encode, "clip_loader", clip_loader)
     monkeypatch.setattr(encode, "caption_loader", caption_loader)
-    monkeypatch.setattr(run, "load_tokenizer", lambda *_: TinyTokenizer())
+    monkeypatch.setattr(run, "texts_of", lambda *_: TinyTokenizer())
     monkeypatch.setattr(run, "prepare", lambda *_: Annotations(split, split, split, ("a note",)))
     return split

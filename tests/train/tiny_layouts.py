@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from PIL import Image
 from tiny_videos import write_video
 
 # Flags that make a recipe a matter of a second.
@@ -80,6 +81,18 @@ def msrvtt_full(root: Path) -> None:
     _msrvtt(root, "9k")
     (root / "MSRVTT_train.9k.csv").unlink()
     (root / "MSRVTT_JSFUSION_test.csv").unlink()
+
+
+def msrvtt_of_frames(root: Path) -> None:
+    """Every clip as a folder of frames, five a second."""
+    _msrvtt(root, "9k")
+    for path in sorted((root / "videos").iterdir()):
+        brightness = 10 * (int(path.stem[5:]) + 1)
+        path.unlink()
+        folder = root / "videos" / path.stem
+        folder.mkdir()
+        for n in range(8):
+            Image.new("RGB", (32, 32), (brightness,) * 3).save(folder / f"{n + 1:08d}.jpg")
 
 
 def write_activitynet(root: Path, train: dict[str, list[str]], test: dict[str, list[str]]) -> None:
@@ -192,6 +205,26 @@ def csv(root: Path) -> None:
     write_video(root / "films" / "long.mp4", range(20), size=(32, 32))
 
 
+ANSWERS = ["cat", "dog", "man", "woman"]
+
+
+def msrvtt_qa(root: Path) -> None:
+    """Two questions a video, one what and one who, of four listed answers; some of val and test are not listed."""
+    root.mkdir(parents=True)
+    write_json(root / "train_ans2label.json", {answer: label for label, answer in enumerate(ANSWERS)})
+    for split, ids in SPLITS.items():
+        lines = []
+        for n, i in enumerate(ids):
+            known = split == "train" or n % 2
+            for k, kind in enumerate(("what", "who")):
+                answer = ANSWERS[2 * k + n % 2] if known or k == 0 else "zebra"
+                text = f"{kind} is shown in {i}?"
+                lines.append({"answer": answer, "question": text, "video_id": i, "answer_type": kind})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (root / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    write_clips(root / "videos", [f"{i}.mp4" for i in (*TRAIN, *VAL, *TEST)])
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "msrvtt-9k": msrvtt_9k,
     "msrvtt-7k": msrvtt_7k,
@@ -203,4 +236,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "vatex": vatex,
     "jsonl": jsonl,
     "csv": csv,
+    "clip2video-msrvtt": msrvtt_of_frames,
+    "clip2video-msrvtt-full": msrvtt_full,
+    "clip2video-msvd": msvd,
+    "clip2video-vatex": vatex,
 }

@@ -1,0 +1,112 @@
+"""Video question answering from the command line: examined, trained, evaluated and reported, with both accuracies."""
+
+import json
+
+import pytest
+from tiny_layouts import SMALL, msrvtt_qa
+
+from emcl_train import cli
+from emcl_train.recipes import SMOKE_TEST, load_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+# Narrower, the numbers that its layers begin with make answers so small that 20 steps move nothing.
+TINY = [*SMALL, "--model.answers.joint", "256", "--model.answers.hidden", "1024"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A data set, and a run of 20 steps on it."""
+    root = tmp_path_factory.mktemp("answering")
+    msrvtt_qa(root / "set")
+    flags = ["--data.root", str(root / "set"), "--out", str(root / "run"), *TINY, "--train.max-steps", "20"]
+    flags += ["--train.lr", "5e-3", "--train.epochs", "5", "--train.tracker", "none"]
+    assert cli.main(["train", "msrvtt-qa", *flags]) == 0
+    return root / "set", root / "run"
+
+
+def test_the_data_set_is_examined(trained, capsys):
+    assert cli.main(["data", "doctor", "msrvtt-qa", str(trained[0])]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "test: 8 questions, of which 6 (75.0 %) have one of the listed answers; 2 are left out." in said
+    assert "are whole" in said
+
+
+def test_every_step_is_recorded_and_both_accuracies_are_there(trained):
+    _, run = trained
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert len(losses) == 20
+    assert sum(losses[-4:]) < sum(losses[:4]) - 0.2, losses
+    assert sum(line["kind"] == "validation" for line in lines) == 5
+
+    results = json.loads((run / "results.json").read_text())
+    assert list(results["accuracies"]) == [
+        "accuracy over the 6 kept questions",
+        "top-5 accuracy over the 6 kept questions",
+        "accuracy over all 8 questions",
+        "top-5 accuracy over all 8 questions",
+    ]
+    kept, _, asked, _ = results["accuracies"].values()
+    assert kept * 6 == pytest.approx(asked * 8)
+    assert SMOKE_TEST in results["notes"]
+
+    # By hand, from what each question was answered.
+    answers = json.loads((run / "answers.json").read_text())
+    assert len(answers) == 6
+    right = sum(row["answer"] == row["given"][0] for row in answers)
+    assert kept == pytest.approx(100 * right / 6)
+    assert (run / "finished.json").is_file()
+
+
+def test_it_is_evaluated_again_and_reported(trained, capsys):
+    _, run = trained
+    before = (run / "results.json").read_text()
+    assert cli.main(["eval", str(run)]) == 0
+    assert json.loads((run / "results.json").read_text()) == json.loads(before)
+    assert cli.main(["eval", str(run), "--split", "val"]) == 0
+    results = json.loads((run / "evaluations" / "val" / "results.json").read_text())
+    assert (results["split"], results["figures"]["kept"], results["figures"]["asked"]) == ("val", 3, 4)
+    capsys.readouterr()
+    assert cli.main(["report", str(run)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "accuracy over the 6 kept questions" in said
+    assert "accuracy over all 8 questions" in said
+    assert "published: EMCL-QA" in said
+    page = (run / "report.html").read_text()
+    assert "accuracy over all 8 questions" in page
+    assert "what is shown in te0?" in page
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--emcl.mode", "inference"], "since answers do not pass through EMCL"),
+        (["--model.temporal", "mean"], "transformer, which question answering has"),
+        (["--seeds", "2"], "seeds is 2, expected 1"),
+        (["--data.test-captions", "one"], "since each question is one of its own"),
+    ],
+)
+def test_what_it_cannot_do_is_said(trained, tmp_path, capsys, flags, said):
+    assert cli.main(["train", "msrvtt-qa", "--data.root", str(trained[0]), "--out", str(tmp_path / "run"), *flags]) == 1
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_unknown_answer_of_training_is_said(trained, tmp_path, capsys):
+    root = tmp_path / "set"
+    msrvtt_qa(root)
+    path = root / "train.jsonl"
+    path.write_text(path.read_text().replace('"cat"', '"a cat"', 1))
+    assert cli.main(["train", "msrvtt-qa", "--data.root", str(root), "--out", str(tmp_path / "run"), *TINY]) == 1
+    assert "train.jsonl, line 1: the answer 'a cat' is not in train_ans2label.json" in capsys.readouterr().err
+
+
+def test_the_recipe_has_the_released_settings():
+    config = load_recipe("msrvtt-qa")
+    emcl, train, data = config.emcl, config.train, config.data
+    assert config.model.clip == "openai/clip-vit-base-patch16"
+    assert (emcl.mode, emcl.num_bases, emcl.num_iters, emcl.temperature, emcl.residual_weight) == ("train", 16, 5, 1, 1)
+    assert (emcl.momentum, emcl.init) == (0.9, "sign")
+    assert (train.optimizer, train.lr, train.weight_decay, train.betas) == ("bertadam", 1e-4, 0.2, (0.9, 0.98))
+    assert (train.epochs, train.batch_size, train.max_grad_norm, train.warmup) == (5, 32, 1.0, 0.1)
+    assert (data.num_frames, data.max_words, data.frame_sampling) == (12, 32, "1fps")
+    assert (config.model.answers.joint, config.model.answers.hidden) == (2048, 8192)

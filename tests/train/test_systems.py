@@ -1,0 +1,306 @@
+"""CE, MMT and JSFusion from their files to the table, from the CLI: examined, trained, resumed, evaluated, reported."""
+
+import json
+from pathlib import Path
+
+import expert_files
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from emcl_train import cli
+from emcl_train.recipes import OF_CLIP, RECIPES, in_mode, load_recipe
+from emcl_train.report import write_report
+from emcl_train.runs.records import MEASURED
+from emcl_train.training import trainer
+
+pytest.importorskip("h5py")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = [
+    "--experts.widths", "files", "--experts.width", "8", "--data.workers", "0", "--train.tracker", "none",
+    "--train.batch-size", "8", "--eval.batch-size", "4", "--train.max-steps", "20", "--train.save-every", "7",
+]  # fmt: skip
+OF_SYSTEM = {
+    "ce": ["--experts.max-steps", "4"],
+    "mmt": ["--experts.text", "random", "--experts.hidden", "16", "--experts.layers", "1", "--experts.heads", "2",
+            "--experts.max-steps", "4", "--train.lr", "1e-2", "--train.margin", "0.5", "--experts.dropout", "0"],
+    "jsfusion": ["--experts.max-steps", "8", "--data.max-words", "8", "--train.lr", "3e-3"],
+}  # fmt: skip
+"""As small as they get; at a rate at which twenty steps show."""
+
+VIDEOS = 32
+"""Of each data set, 8 of them to test on: some steps an epoch, since each epoch costs a validation."""
+WRITERS = {
+    "ce-msrvtt": lambda root: expert_files.write_ce(root, "msrvtt", videos=VIDEOS),
+    "ce-msrvtt-full": lambda root: expert_files.write_ce(root, "msrvtt", videos=VIDEOS),
+    "ce-activitynet": lambda root: expert_files.write_ce(root, "activitynet", videos=VIDEOS),
+    "ce-lsmdc": lambda root: expert_files.write_ce(root, "lsmdc", videos=VIDEOS),
+    "mmt-msrvtt": lambda root: expert_files.write_mmt(root, "msrvtt", videos=VIDEOS),
+    "mmt-activitynet": lambda root: expert_files.write_mmt(root, "activitynet", videos=VIDEOS),
+    "mmt-lsmdc": lambda root: expert_files.write_mmt(root, "lsmdc", videos=VIDEOS),
+    "mmt-own": lambda root: expert_files.write_own(root, videos=VIDEOS),
+    "jsfusion-msrvtt": lambda root: expert_files.write_jsfusion(root, "msrvtt", videos=VIDEOS),
+    "jsfusion-lsmdc": lambda root: expert_files.write_jsfusion(root, "lsmdc", videos=VIDEOS),
+}
+"""A tiny data set in the real files, for each recipe."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of data sets, each written when it is asked for first."""
+    return tmp_path_factory.mktemp("experts")
+
+
+@pytest.fixture
+def data(folder):
+    def of(recipe: str) -> Path:
+        root = folder / recipe
+        if not root.exists():
+            WRITERS[recipe](root)
+        return root
+
+    return of
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Its plots take longer than everything else; one test writes it."""
+    import emcl_train.report
+
+    monkeypatch.setattr(trainer, "write_report", lambda run: run / "report.html")
+    monkeypatch.setattr(emcl_train.report, "write_report", lambda run: run / "report.html")
+
+
+def options(recipe: str, *more: str) -> list[str]:
+    return [*SMALL, *OF_SYSTEM[recipe.partition("-")[0]], *more]
+
+
+def train(recipe: str, root: Path, out: Path, *more: str) -> int:
+    return cli.main(["train", recipe, "--data.root", str(root), "--out", str(out), *options(recipe, *more)])
+
+
+def losses(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def fell(values: list[float]) -> bool:
+    return len(values) == 20 and sum(values[-5:]) < sum(values[:5])
+
+
+def test_every_recipe_of_experts_has_a_data_set_here():
+    assert set(WRITERS) == set(RECIPES) - set(OF_CLIP)
+    assert {load_recipe(name).emcl.mode for name in WRITERS} == {"off"}
+
+
+@pytest.mark.parametrize("recipe", WRITERS)
+def test_a_recipe_runs_from_the_files_to_the_table(recipe, data, tmp_path, capsys):
+    root = data(recipe)
+    assert cli.main(["data", "doctor", recipe, str(root)]) == 0
+    assert "can be used" in capsys.readouterr().out
+
+    assert train(recipe, root, tmp_path / "run") == 0
+    assert fell(losses(tmp_path / "run"))
+    trained = json.loads((tmp_path / "run/results.json").read_text())
+    capsys.readouterr()
+    assert cli.main(["eval", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run/results.json").read_text()) == trained
+    label = {"ce": "CE", "mmt": "MMT", "jsfusion": "JSFusion"}[recipe.partition("-")[0]]
+    assert trained["rows"][0]["name"] == label
+    captions = 159 if recipe == "ce-msrvtt-full" else 8  # one of the clips has 19
+    assert (trained["gallery"], trained["queries"]) == (8, captions)
+    assert all(0 <= row[side]["R@1"] <= 100 for row in trained["rows"] for side in ("text_to_video", "video_to_text"))
+
+
+@pytest.mark.parametrize("recipe", ["ce-msrvtt", "mmt-msrvtt", "mmt-own"])
+@pytest.mark.parametrize("mode", ["train", "inference"])
+def test_emcl_acts_where_it_is_asked_for(recipe, mode, data, tmp_path):
+    more = ["--emcl.mode", mode, "--emcl.num-bases", "4", "--train.max-steps", "3"]
+    assert (
+        train(recipe, data(recipe), tmp_path / "run", *more, *(["--train.top-k", "2"] if mode == "train" else [])) == 0
+    )
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    names = [row["name"] for row in results["rows"]]
+    label = "CE" if recipe.startswith("ce") else "MMT"
+    assert names[:2] == [f"{label} + EMCL" if mode == "train" else f"{label}, EMCL at inference only", OFF]
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    as_released = label == "MMT" and mode == "train"
+    assert config["train"]["loss"] == ("top-k-margin" if as_released else "max-margin")
+    assert config["experts"]["gated_video"] == as_released
+    rows = {"CE": 128, "MMT": 64}[label]
+    assert (config["eval"]["em_block"], config["eval"]["em_rows"]) == ((32, None) if as_released else (None, rows))
+
+    # In training the start moves; in an evaluation it stays.
+    tensors = load_file(tmp_path / "run/embeddings.safetensors")
+    weights = load_file(tmp_path / "run/model.safetensors")
+    assert torch.equal(tensors["bases_of_experts"], weights["emcl.bases"])
+    assert not torch.equal(tensors["similarity_on"], tensors["similarity_off"])
+    assert torch.isfinite(tensors["similarity_on"]).all()
+
+
+OFF = "EMCL off (same weights)"
+
+
+class Stopped(Exception):
+    """In place of a kill."""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        ("ce-msrvtt", []),
+        ("mmt-msrvtt", ["--emcl.mode", "train", "--emcl.num-bases", "4", "--experts.max-steps", "3"]),
+        ("jsfusion-lsmdc", []),
+    ],
+)
+def test_a_run_that_ended_in_between_goes_on_to_the_bit(recipe, more, data, tmp_path, monkeypatch):
+    def record(out):
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            for name in MEASURED:
+                line.pop(name, None)
+        return lines
+
+    more = [*more, "--train.max-steps", "8", "--train.save-every", "4"]
+    assert train(recipe, data(recipe), tmp_path / "whole", *more) == 0
+
+    step = trainer.Run.training_step
+
+    def until_the_sixth(self, batch):
+        if self.step == 5:
+            raise Stopped
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Run, "training_step", until_the_sixth)
+        with pytest.raises(Stopped):
+            train(recipe, data(recipe), tmp_path / "again", *more)
+    assert cli.main(["resume", str(tmp_path / "again")]) == 0
+
+    assert record(tmp_path / "again") == record(tmp_path / "whole")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again"))
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+
+
+def test_a_report_is_written_and_shows_what_the_run_is(data, tmp_path):
+    assert train("ce-msrvtt", data("ce-msrvtt"), tmp_path / "run", "--train.max-steps", "2") == 0
+    write_report(tmp_path / "run")
+    page = (tmp_path / "run/report.html").read_text()
+    assert "CE: collaborative experts" in page
+    assert "knows no videos" in page
+    assert "openai/clip-vit-base-patch32" not in page
+
+
+def authors_checkpoint(recipe: str, run: Path, path: Path) -> None:
+    """A run's weights under the authors' names, as their programs save them."""
+    from emcl_train.weights.ce import ce_to_authors
+    from emcl_train.weights.mmt import mmt_to_authors
+
+    state = {
+        name.removeprefix("system."): value
+        for name, value in load_file(run / "model.safetensors").items()
+        if name.startswith("system.")
+    }
+    named = ce_to_authors(state, sorted(expert_files.CE_WIDTHS)) if recipe.startswith("ce") else mmt_to_authors(state)
+    torch.save({"arch": "CENet", "epoch": 3, "state_dict": dict(named)}, path)
+
+
+@pytest.mark.parametrize("recipe", ["ce-msrvtt", "mmt-msrvtt"])
+def test_a_checkpoint_with_the_authors_names_is_what_a_run_starts_from(recipe, data, tmp_path):
+    assert train(recipe, data(recipe), tmp_path / "first", "--train.max-steps", "2") == 0
+    authors_checkpoint(recipe, tmp_path / "first", tmp_path / "trained_model.pth")
+    expected = load_file(tmp_path / "first/model.safetensors")
+    figures = json.loads((tmp_path / "first/results.json").read_text())["rows"]
+
+    # Without a step of training, the figures are those of the checkpoint.
+    for name, start in (("theirs", "trained_model.pth"), ("ours", "first")):
+        more = ["--model.init-from", str(tmp_path / start), "--train.max-steps", "0"]
+        assert train(recipe, data(recipe), tmp_path / name, *more) == 0
+        begun = load_file(tmp_path / name / "model.safetensors")
+        assert all(torch.equal(begun[key], value) for key, value in expected.items() if key.startswith("system."))
+        assert json.loads((tmp_path / name / "results.json").read_text())["rows"] == figures
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "said"),
+    [
+        (
+            "jsfusion-lsmdc",
+            ["--emcl.mode", "train"],
+            "JSFusion has one score for a pair, and no rows",
+        ),
+        ("ce-msrvtt", ["--train.chunks", "2"], "train.chunks is 2, and for CE it can be 1 alone"),
+        ("ce-msrvtt", ["--train.batch-size", "1"], "train.batch_size is 1"),
+        ("mmt-msrvtt", ["--from-features", "x"], "from_features is x, and for MMT it can be None alone"),
+        ("mmt-msrvtt", ["--emcl.mode", "train", "--emcl.init", "sign"], "for MMT it can be normal alone"),
+        (
+            "mmt-msrvtt",
+            ["--emcl.mode", "train", "--eval.query-bank", "9"],
+            "cannot compare a bank of training captions",
+        ),
+        ("mmt-msrvtt", ["--experts.heads", "3"], "8 wide, which 3 heads do not divide"),
+        ("mmt-msrvtt", ["--experts.names", "rgb", "smell"], "experts.names has smell"),
+        ("mmt-msrvtt", ["--data.msrvtt-split", "7k"], "have lists of 9k and full alone"),
+        ("mmt-msrvtt", ["--experts.text", "./bert"], "experts.text is ./bert, which is neither a file nor a folder"),
+        ("ce-msrvtt", ["--experts.widths", "published"], "features are of other widths than the authors'"),
+        ("ce-msrvtt", ["--experts.sizes", "own"], "experts.sizes is own"),
+        ("jsfusion-lsmdc", ["--experts.max-steps", "6"], "experts.max_steps is 6"),
+    ],
+)
+def test_what_a_system_cannot_do_is_one_clear_error(recipe, arguments, said, data, tmp_path, capsys):
+    assert train(recipe, data(recipe), tmp_path / "run", *arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+
+
+@pytest.mark.parametrize("recipe", ["ce-msrvtt", "mmt-msrvtt", "jsfusion-lsmdc"])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("wrong-width", "wide, expected"),
+        ("nan-inside", "NaN or infinite"),
+        ("no-features", "has no features"),
+        ("missing-list", "train"),
+    ],
+)
+def test_a_fault_of_the_files_is_one_clear_error(recipe, fault, said, tmp_path, capsys):
+    system, _, dataset = recipe.partition("-")
+    write = {"ce": expert_files.write_ce, "mmt": expert_files.write_mmt, "jsfusion": expert_files.write_jsfusion}[
+        system
+    ]
+    write(tmp_path / "set", dataset, faults={fault})
+    assert train(recipe, tmp_path / "set", tmp_path / "run", "--train.max-steps", "3") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+
+
+def test_clips_without_features_can_be_left_out_and_are_counted(tmp_path, capsys):
+    made = expert_files.write_mmt(tmp_path / "set", "msrvtt", faults={"no-features", "no-caption"})
+    more = ["--data.on-bad-video", "skip", "--train.max-steps", "2"]
+    assert train("mmt-msrvtt", tmp_path / "set", tmp_path / "run", *more) == 0
+    left_out = json.loads((tmp_path / "run/results.json").read_text())["left_out"]
+    assert left_out == {made.faulty["no-features"]: "no features", made.faulty["no-caption"]: "no caption"}
+
+
+@pytest.mark.parametrize("command", [["embed", "RUN", "--out", "OUT"], ["export", "RUN", "OUT", "--layout", "emcl"]])
+def test_commands_for_towers_say_that_there_are_none(command, tmp_path, capsys):
+    from emcl_train.runs.contents import save_config
+
+    (tmp_path / "run").mkdir()
+    save_config(tmp_path / "run", load_recipe("mmt-msrvtt"))
+    named = {"RUN": str(tmp_path / "run"), "OUT": str(tmp_path / "out")}
+    assert cli.main([named.get(word, word) for word in command]) == 1
+    assert f"`{command[0]}` is for CLIP's towers, and mmt-msrvtt is MMT" in capsys.readouterr().err
+
+
+def test_a_mode_brings_its_settings_along():
+    released = in_mode(load_recipe("mmt-lsmdc"), "train")
+    assert (released.train.loss, released.train.top_k, released.train.max_steps) == ("top-k-margin", 32, 100_000)
+    assert (released.emcl.num_bases, released.emcl.num_iters, released.emcl.residual_weight) == (16, 9, 3.0)
+    assert (released.experts.gated_video, released.eval.em_block) == (True, 32)
+    assert in_mode(load_recipe("mmt-msrvtt"), "train").train.top_k == 1
+    assert in_mode(load_recipe("mmt-msrvtt"), "off") == load_recipe("mmt-msrvtt")
+    assert in_mode(load_recipe("msrvtt-9k"), "inference").emcl.num_bases == 7
