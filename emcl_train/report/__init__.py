@@ -9,10 +9,10 @@ from rich.console import Group as Lines
 from rich.text import Text
 
 from emcl_train.report.compare import Comparison, compare, render_comparison_of
-from emcl_train.report.comparison_page import place_of, write_comparison
+from emcl_train.report.comparison_page import comparison_page, place_of
 from emcl_train.report.differences import differing_machines, differing_settings_of, names_of
 from emcl_train.report.groups import Group, load_group, render_group
-from emcl_train.report.paper_page import write_paper
+from emcl_train.report.paper_page import paper_page
 from emcl_train.report.paper_table import as_json, paper_tables
 from emcl_train.report.paper_terminal import render_paper
 from emcl_train.report.place import require_free
@@ -102,7 +102,7 @@ def report_runs(
     for path in pages:
         console.print(f"report: {escaped(path)}", soft_wrap=True, highlight=False)
     if place is not None:
-        write_comparison(groups, comparisons, place, share=share, say=carried.append)
+        comparison_page(groups, comparisons, share=share).write(place, carried.append)
         console.print(f"comparison: {escaped(place)}", soft_wrap=True, highlight=False)
     for sentence in carried:
         warn(escaped(sentence), console)
@@ -148,7 +148,7 @@ def report_paper(
         return None
 
     carried: list[str] = []
-    write_paper(paper, groups, out, share=share, say=carried.append)
+    paper_page(paper, groups, share=share).write(out, carried.append)
     console.print(f"paper table: {escaped(out)}", soft_wrap=True, highlight=False)
     for sentence in carried:
         warn(escaped(sentence), console)

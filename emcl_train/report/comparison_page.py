@@ -4,7 +4,7 @@ What differs in their settings comes first, then their figures and curves, and f
 paired differences, the verdict, and the queries that it won and lost.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -22,9 +22,7 @@ from emcl_train.report.paths import Paths
 from emcl_train.report.place import OURS, require_free
 from emcl_train.report.retrievals import Strip, strips
 from emcl_train.report.wins import Query, Tally, wins
-from emcl_train.runs.files import write_text_atomic
 from emcl_train.runs.folder import Run
-from emcl_train.runs.lock import making
 from emcl_train.runs.origin import sentence_of, what_is_stale
 
 COMPARISON = "comparison.html"
@@ -105,33 +103,6 @@ def place_of(groups: Sequence[Group], out: Path | None) -> Path:
     beside = groups[0].path.parent if len(folders) == 1 else Path()
     path = out if out is not None else beside / COMPARISON
     require_free(path, "comparison")
-    return path
-
-
-def write_comparison(
-    groups: Sequence[Group],
-    comparisons: Paired,
-    path: Path,
-    *,
-    share: bool = False,
-    say: Callable[[str], object] | None = None,
-) -> Path:
-    """Write the page.
-
-    Args:
-        groups: all runs, in the order in which they were named.
-        comparisons: every other one that has figures, against the first that has.
-        path: as `place_of` gave it.
-        share: leave absolute paths out.
-        say: takes a sentence on the absolute paths that the page carries.
-
-    Raises:
-        UserError: another process writes it, or it cannot be written.
-    """
-    written = comparison_page(groups, comparisons, share=share)
-    with making(path):
-        write_text_atomic(path, written.html)
-    written.say_paths(path, say)
     return path
 
 

@@ -19,6 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined
 from markupsafe import Markup
 
 from emcl_train.report.paths import Paths
+from emcl_train.runs.files import write_text_atomic
+from emcl_train.runs.lock import making
 from emcl_train.terminal import visible
 
 PACKAGE = "emcl_train.report"
@@ -36,6 +38,21 @@ class Page:
     html: str
     paths: tuple[str, ...]
     """Absolute paths in it."""
+
+    def write(self, path: Path, say: Callable[[str], object] | None = None) -> Path:
+        """Write the page into a file of its own, and return its path.
+
+        Args:
+            path: where to.
+            say: takes a sentence on the absolute paths that the page carries.
+
+        Raises:
+            UserError: another process writes it, or it cannot be written.
+        """
+        with making(path):
+            write_text_atomic(path, self.html)
+        self.say_paths(path, say)
+        return path
 
     def say_paths(self, path: Path, say: Callable[[str], object] | None) -> None:
         """Say which absolute paths the page carries, if it does.

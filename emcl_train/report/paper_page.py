@@ -1,8 +1,7 @@
 """paper-table.html: the paper's tables on one page that needs no other file."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -14,8 +13,6 @@ from emcl_train.report.paper_notes import INTRODUCTION, called, sentences_below,
 from emcl_train.report.paper_table import BY_RANK_OF, Paper, Row, Table
 from emcl_train.report.paths import Paths
 from emcl_train.report.place import OURS
-from emcl_train.runs.files import write_text_atomic
-from emcl_train.runs.lock import making
 
 
 @dataclass(frozen=True)
@@ -42,33 +39,6 @@ class ShownTable:
     rows: list[ShownRow]
     marks: list[str]
     notes: list[str]
-
-
-def write_paper(
-    paper: Paper,
-    groups: Sequence[Group],
-    path: Path,
-    *,
-    share: bool = False,
-    say: Callable[[str], object] | None = None,
-) -> Path:
-    """Write the page.
-
-    Args:
-        paper: the tables.
-        groups: the runs in them.
-        path: where to, as `require_free` has seen it.
-        share: leave absolute paths out.
-        say: takes a sentence on the absolute paths that the page carries.
-
-    Raises:
-        UserError: another process writes it, or it cannot be written.
-    """
-    written = paper_page(paper, groups, share=share)
-    with making(path):
-        write_text_atomic(path, written.html)
-    written.say_paths(path, say)
-    return path
 
 
 def paper_page(paper: Paper, groups: Sequence[Group] = (), *, share: bool = False) -> Page:

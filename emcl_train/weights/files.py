@@ -56,22 +56,38 @@ def read_state(path: Path, *, goes_on: bool = False) -> dict[str, Tensor]:
             f"{path} is no file; pass a checkpoint: .safetensors, a file of torch.save, or OpenAI's archive"
         )
 
-    try:
+    def read() -> Any:
         if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        elif _is_torchscript(path):
+            return load_file(path)
+        if _is_torchscript(path):
             require_unpacked_size(path)
-            state = _read_torchscript(path)
-        else:
-            state = load_torch_file(path)
-        state = unwrapped(state, path, goes_on=goes_on)
+            return _read_torchscript(path)
+        return load_torch_file(path)
+
+    return tensors_by(read, path, "weights", goes_on=goes_on)
+
+
+def tensors_by(read: Callable[[], Any], path: Path, what: str, *, goes_on: bool = False) -> dict[str, Tensor]:
+    """What a reader makes of a file: weights without their wrappers, half precision brought to float32.
+
+    Args:
+        read: reads the file.
+        path: of the file.
+        what: it should be, such as "weights".
+        goes_on: as `read_state` takes it.
+
+    Raises:
+        UserError: whatever the reader raises; the tensors are more than the file can hold.
+    """
+    try:
+        state = unwrapped(read(), path, goes_on=goes_on)
         require_bounded(state, path)
     except (UserError, MemoryError):
         raise
     except Exception as error:  # readers raise whatever the damaged bytes lead to
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"{path} cannot be read as weights: {reason}. Only tensors are read, never code: if the file is whole, "
+            f"{path} cannot be read as {what}: {reason}. Only tensors are read, never code: if the file is whole, "
             f"save its state_dict alone, by torch.save or as safetensors"
         ) from error
 

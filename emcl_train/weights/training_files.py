@@ -25,8 +25,7 @@ from emcl_train.reading.archives import require_unpacked_size
 from emcl_train.reading.pickles import ASK, CALL, KEYS, PLAIN, BoundedUnpickler
 from emcl_train.reading.plain_files import require_regular
 from emcl_train.runs.torch_file import Bounded, what_it_is
-from emcl_train.weights.files import STORAGES, as_read, read_state, require_bounded
-from emcl_train.weights.wrapped import unwrapped
+from emcl_train.weights.files import STORAGES, read_state, tensors_by
 
 WEIGHTS = "state_dict"
 """Key of the weights in a checkpoint; without it, all of the file has to be weights."""
@@ -49,24 +48,14 @@ def read_training_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_state(path)
 
-    try:
+    def read() -> dict[str, Tensor]:
         require_regular(path)
         require_unpacked_size(path)
         with ExitStack() as opened:
             content, numbers = _opened(path, opened)
-            state = {name: tensor.built(numbers) for name, tensor in _weights(content).items()}
-        state = unwrapped(state, path)
-        require_bounded(state, path)
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # readers raise whatever the damaged bytes lead to
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(
-            f"{path} cannot be read as a checkpoint: {reason}. Only tensors are read, never code: if the file is "
-            f"whole, save its state_dict alone, by torch.save or as safetensors"
-        ) from error
+            return {name: tensor.built(numbers) for name, tensor in _weights(content).items()}
 
-    return {name: as_read(value) for name, value in state.items()}
+    return tensors_by(read, path, "a checkpoint")
 
 
 class NotBuilt:

@@ -112,8 +112,10 @@ def test_a_number_that_is_not_finite_spoils_its_own_channel_alone(backend: str, 
 
 def test_gram_is_symmetric_to_the_bit(backend: str, dtype: torch.dtype, device: str) -> None:
     gram, _ = em_moments(clustered_rows(2, 130, 63).to(device, dtype))
-    # A library's product of two matrices does not know that they are one: cuBLAS, and on some processors the CPU's.
-    assert torch.equal(gram, gram.mT) or backend in ("torch", "reference")
+    # A library's product of two matrices does not know that they are one: cuBLAS, and on some processors the CPU's,
+    # which is numpy's own for a tile in Triton's interpreter.
+    library = backend in ("torch", "reference") or (backend == "triton" and device == "cpu")
+    assert torch.equal(gram, gram.mT) or library
 
 
 def test_memory_that_starts_anywhere_and_views_are_taken(backend: str, dtype: torch.dtype, device: str) -> None:
