@@ -20,16 +20,16 @@ from emcl_train.models.features import on_device
 from emcl_train.models.question_answering import AnswerModel, build_answer_model
 from emcl_train.recipes import SMOKE_TEST, is_smoke_test
 from emcl_train.runs.clip_config import read_clip_config
-from emcl_train.runs.contents import CONFIG, RESULTS, load_config
+from emcl_train.runs.contents import ANSWERS, CONFIG, RESULTS, load_config
 from emcl_train.runs.files import write_json_atomic
 from emcl_train.runs.finished import epoch_of_weights
 from emcl_train.runs.lock import making, writing
+from emcl_train.runs.origin import ORIGIN, origin_of_run
 from emcl_train.runs.places import EVALUATIONS
+from emcl_train.runs.records import selection_of
 from emcl_train.runs.state import read_weights
 from emcl_train.weights.keys import put_weights
 
-ANSWERS_FILE = "answers.json"
-"""Each question with its right answer, and those that the model gave."""
 TASK = "video question answering"
 """What results.json is of."""
 
@@ -115,7 +115,8 @@ def evaluate_answers(
         _, names = labels_and_names(config)
         tokenizer = load_tokenizer(config, run_dir)
         model = build_answer_model(config, tokenizer, len(names), clip_config=read_clip_config(run_dir))
-        put_weights(model, read_weights(run_dir), run_dir)
+        weights = read_weights(run_dir)
+        put_weights(model, weights, run_dir)
 
         device = device_of_command()
         figures, logits = measured(model.to(device), asked, tokenizer, config, device)
@@ -124,19 +125,21 @@ def evaluate_answers(
         results = {
             "task": TASK,
             "recipe": config.recipe,
+            "protocol": {"layout": config.data.layout},
             "split": split,
             "answers": len(names),
             "figures": asdict(figures),
             "accuracies": dict(figures.lines()),
             "emcl": asdict(config.emcl),
-            "epoch": epoch_of_weights(run_dir),
+            "selection": selection_of(run_dir, up_to=epoch_of_weights(run_dir)),
             **frames_of(config),
             "left_out": dict(annotations.left_out),
             "notes": [*([SMOKE_TEST] if is_smoke_test(own) else []), *annotations.notes],
+            ORIGIN: origin_of_run(run_dir, weights),
         }
         if folder != run_dir:
             write_json_atomic(folder / CONFIG, asdict(config))
-        write_json_atomic(folder / ANSWERS_FILE, given_answers(asked, logits, names))
+        write_json_atomic(folder / ANSWERS, given_answers(asked, logits, names))
         write_json_atomic(folder / RESULTS, results)
     return results, folder
 

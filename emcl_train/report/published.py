@@ -315,6 +315,35 @@ VATEX = Protocol(
 PROTOCOLS = (MSRVTT_1KA, MSRVTT_1KB, MSRVTT_FULL, ACTIVITYNET, LSMDC, MSVD, DIDEMO, VATEX)
 
 
+@dataclass(frozen=True)
+class PublishedAccuracy:
+    """A published figure of answers to questions, and what it is of."""
+
+    system: System
+    kept: float
+    """In percent, over the questions whose answer is one of those that the model knows."""
+    layout: str
+    """Of the data set, as results.json has it under "protocol"."""
+    split: str
+    """What a table calls its test split."""
+    asked: int
+    """Questions of the test split; those that were not kept are among them."""
+    towers: str
+    source: str
+
+
+MSRVTT_QA = PublishedAccuracy(
+    System(EMCL_QA, "train"), 45.8, "msrvttqa", "MSRVTT-QA", 72821, "ViT-B/16", "leaderboard entries of the EMCL paper"
+)
+
+
+def published_accuracy_of(results: Mapping[str, Any]) -> PublishedAccuracy | None:
+    """What was published of the questions that a run answered; None if these are others, or not all of them."""
+    found = (results.get("protocol") or {}).get("layout")
+    whole = results["split"] == "test" and results["figures"]["asked"] == MSRVTT_QA.asked
+    return MSRVTT_QA if found == MSRVTT_QA.layout and whole else None
+
+
 def protocol_of(results: Mapping[str, Any]) -> Protocol | None:
     """The protocol that was evaluated, whatever the recipe is called; None where papers have no rows for it."""
     found = results.get("protocol") or {}

@@ -119,7 +119,7 @@ def fit(config: RunConfig, accelerator: Accelerator, console: Console) -> tuple[
 
         figures, _ = measured(model, selects, tokenizer, config, accelerator.device)
         line = {"kind": "validation", "step": step, "epoch": epoch, "split": selects.split.name}
-        run_files.append_line(out / contents.METRICS, line | {"accuracies": dict(figures.lines())})
+        run_files.append_line(out / contents.METRICS, line | {"questions": figures.kept, "accuracies": figures.shares})
         better = figures.top1_of_kept > best  # the first of equals stays
         if better:
             best = figures.top1_of_kept

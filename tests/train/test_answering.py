@@ -1,12 +1,16 @@
 """Video question answering from the command line: examined, trained, evaluated and reported, with both accuracies."""
 
 import json
+import shutil
 
 import pytest
 from tiny_layouts import SMALL, msrvtt_qa
 
 from emcl_train import cli
 from emcl_train.recipes import SMOKE_TEST, load_recipe
+from emcl_train.report.groups import load_group
+from emcl_train.report.paper_table import paper_tables
+from emcl_train.runs.contents import load_config, save_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # Narrower, the numbers that its layers begin with make answers so small that 20 steps move nothing.
@@ -75,6 +79,60 @@ def test_it_is_evaluated_again_and_reported(trained, capsys):
     page = (run / "report.html").read_text()
     assert "accuracy over all 8 questions" in page
     assert "what is shown in te0?" in page
+
+
+def as_whole(run, out, *, mode="train", seed=0, plus=0.0):
+    """A copy of a run that says that its test split was the published one, with towers that nothing names."""
+    shutil.copytree(run, out)
+    (out / "clip_config.json").unlink()
+    config = load_config(run)
+    config.model.clip = "/models/vit"
+    config.emcl.mode = mode
+    config.train.seed = seed
+    save_config(out, config)
+    results = json.loads((run / "results.json").read_text())
+    results["figures"] |= {"asked": 72821, "top1_of_kept": 44.0 + plus, "top1_of_all": 40.9}
+    results["emcl"]["mode"] = mode
+    (out / "results.json").write_text(json.dumps(results))
+    return out
+
+
+def answers_table(*paths):
+    paper = paper_tables([load_group(path, so_far=True) for path in paths])
+    return next(table for table in paper.tables if table.title == "Video question answering, MSRVTT-QA"), paper
+
+
+def test_it_stands_beside_the_published_row_with_both_accuracies(trained, tmp_path):
+    _, run = trained
+    table, paper = answers_table(as_whole(run, tmp_path / "qa"), as_whole(run, tmp_path / "off", mode="off"))
+    published, own = table.entries[0].rows
+    assert published.figures == {"accuracy": {"kept": 45.8}}
+    assert (own.name, own.figures) == ("qa", {"accuracy": {"kept": 44.0, "all": 40.9}})
+    assert [entry.system.label for entry in table.entries] == ["EMCL-QA", "EMCL-QA, trained without EMCL"]
+    absent, without = table.entries[1].rows
+    assert (absent.kind, without.name) == ("absent", "off")
+    assert paper.apart == []
+    assert "nothing says which towers /models/vit has; the published rows have ViT-B/16." in own.remarks
+    assert any(remark.startswith("Measured on weights ") for remark in own.remarks)
+
+
+def test_seeds_stand_there_as_mean_and_deviation(trained, tmp_path):
+    for seed in range(3):
+        as_whole(trained[1], tmp_path / f"seeds/seed-{seed}", seed=seed, plus=seed)
+    own = answers_table(tmp_path / "seeds")[0].entries[0].rows[1]
+    assert (own.seeds, own.figures["accuracy"]["kept"], own.deviations["accuracy"]["kept"]) == ((0, 1, 2), 45.0, 1.0)
+
+
+def test_other_questions_or_towers_than_the_published_ones_stand_apart(trained, tmp_path):
+    apart = answers_table(trained[1])[1].apart[0]
+    assert apart.reason == (
+        "it answered 8 questions of the test split, the published row is of the 72821 of MSRVTT-QA's test split"
+    )
+    out = as_whole(trained[1], tmp_path / "run")
+    shutil.copy(trained[1] / "clip_config.json", out)
+    table, paper = answers_table(out)
+    assert "those of the published rows CLIP ViT-B/16" in paper.apart[0].reason
+    assert not table.entries[0].has_own
 
 
 @pytest.mark.parametrize(
