@@ -1,7 +1,7 @@
 """Figures from papers and from the READMEs of releases, to stand beside a run's own of the same protocol.
 
-Each says where it was read. CLIP is ViT-B/32 in all of them. What no source gives is absent here, and stays so in every
-table.
+Each says where it was read. CLIP is ViT-B/32 in all of them but the answers to questions. What no source gives is
+absent here, and stays so in every table.
 """
 
 from collections.abc import Mapping, Sequence

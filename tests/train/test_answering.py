@@ -60,6 +60,13 @@ def test_the_data_set_is_examined(trained, capsys):
     assert "are whole" in said
 
 
+def test_a_dry_run_counts_questions(trained, tmp_path, capsys):
+    flags = ["--data.root", str(trained[0]), "--out", str(tmp_path / "run"), *TINY, "--dry-run"]
+    assert cli.main(["train", "msrvtt-qa", *flags]) == 0
+    assert "steps: 20, 4 in each of 5 epochs of 4 pairs, stopped after 2" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_step_is_recorded_and_both_accuracies_are_there(trained):
     _, run = trained
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -152,6 +159,7 @@ def test_a_run_that_was_stopped_in_an_epoch_goes_on_to_the_bit(trained, seeds, t
     assert cli.main(["resume", str(out)]) == 0
     assert "after step 5 of 6" in capsys.readouterr().out
     assert record(out) == record(seeds[1] / "seed-3")
+    assert cli.main(["verify", str(out)]) == 0
 
 
 @pytest.fixture
