@@ -616,7 +616,6 @@ def _ranges_of_answers(config: RunConfig) -> Iterator[tuple[str, object, bool, s
     """What a run that answers questions cannot do."""
     mode = config.emcl.mode
     yield "emcl.mode", mode, mode != "inference", "train or off, since answers do not pass through EMCL"
-    yield "seeds", config.seeds, config.seeds == 1, "1 for question answering"
     yield "train.chunks", config.train.chunks, config.train.chunks == 1, "1 for question answering"
     temporal = config.model.temporal
     yield "model.temporal", temporal, temporal == "transformer", "transformer, which question answering has"
@@ -625,9 +624,7 @@ def _ranges_of_answers(config: RunConfig) -> Iterator[tuple[str, object, bool, s
         yield f"data.{name}_captions", value, value == "all", "all, since each question is one of its own"
     features = config.from_features
     yield "from_features", features, features is None, "none, since question answering reads videos"
-    yield "train.max_steps", config.train.max_steps, config.train.max_steps != 0, "1 or more for question answering"
     yield "train.loss", config.train.loss, config.train.loss == "info-nce", "info-nce for question answering"
-    yield "resume", config.resume, not config.resume, "False, since question answering starts anew"
 
 
 def _check_experts(config: RunConfig) -> None:

@@ -13,6 +13,7 @@ from emcl_train.commands.output import json_result, with_bare_json
 from emcl_train.commands.reporting import report
 from emcl_train.config import DataConfig, EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
 from emcl_train.endings import say_if_ended
+from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.recipes import emcl_in_mode
 from emcl_train.runs.contents import load_config
@@ -85,22 +86,10 @@ def evaluate_and_print(
             require_new(asked.out)
         say_if_ended(lambda: f"the figures in {run} are as they were, or whole and new; run the command again")
 
-        if config.answers_questions:
-            return evaluate_questions(run, asked, result)
-
-        from emcl_train.evaluation.run import evaluate_run
         from emcl_train.report import render_table, write_report
 
-        results, written = evaluate_run(
-            run,
-            asked.settings,
-            place=asked.data,
-            emcl=asked.emcl,
-            render="--data.root" in named(arguments),
-            split=asked.split,
-            from_features=asked.from_features,
-            out=asked.out,
-        )
+        evaluation = evaluated_questions if config.answers_questions else evaluated
+        results, written = evaluation(run, config, asked, arguments)
 
     if not is_first_process():
         return 0
@@ -115,18 +104,51 @@ def evaluate_and_print(
     return 0
 
 
-def evaluate_questions(run: Path, asked: EvalArguments, result: Callable[[Any], None]) -> int:
-    """The same for a run of question answering, of whose options those count that say where data and figures lie."""
-    from emcl_train.evaluation.answering import evaluate_answers
-    from emcl_train.report.answers import render_answers, write_answers_report
+def evaluated(run: Path, config: RunConfig, asked: EvalArguments, arguments: list[str]) -> tuple[dict[str, Any], Path]:
+    """What a run of retrieval gives, and the folder of its figures."""
+    from emcl_train.evaluation.run import evaluate_run
 
-    results, written = evaluate_answers(run, place=asked.data, split=asked.split, out=asked.out)
-    console = console_of()
-    console.print(render_answers(results))
-    page = write_answers_report(written)
-    console.print(f"report: {escaped(page)}", soft_wrap=True)
-    result({"run": run, "folder": written, "report": page, **results})
-    return 0
+    return evaluate_run(
+        run,
+        asked.settings,
+        place=asked.data,
+        emcl=asked.emcl,
+        render="--data.root" in named(arguments),
+        split=asked.split,
+        from_features=asked.from_features,
+        out=asked.out,
+    )
+
+
+def evaluated_questions(
+    run: Path, config: RunConfig, asked: EvalArguments, arguments: list[str]
+) -> tuple[dict[str, Any], Path]:
+    """The same of a run that answers questions.
+
+    Raises:
+        UserError: a setting was given that changes nothing in its answers, or there are several processes.
+    """
+    size = asked.settings.batch_size
+    given = [
+        name
+        for name, is_other in (
+            ("from_features", asked.from_features is not None),
+            ("emcl", asked.emcl != config.emcl),
+            ("eval", replace(asked.settings, batch_size=config.eval.batch_size) != config.eval),
+        )
+        if is_other
+    ]
+    if given:
+        raise UserError(
+            f"{run} answers questions, which neither stored features nor settings of {', '.join(given)} change; leave "
+            f"these out: --split, --data.*, --batch-size, --out and --json are for such a run"
+        )
+    if process_count() > 1:
+        raise UserError(f"{run} answers questions in one process, and {process_count()} were started; start one alone")
+
+    from emcl_train.evaluation.answering import evaluate_answers
+
+    return evaluate_answers(run, place=asked.data, split=asked.split, batch_size=size, out=asked.out)
 
 
 def describe() -> None:

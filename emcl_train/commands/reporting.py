@@ -6,12 +6,9 @@ from tyro.conf import Positional
 
 from emcl_train.commands.entry import OF_THE_RUN, Entry, of_function
 from emcl_train.commands.output import json_file
-from emcl_train.config import QUESTION_LAYOUTS
 from emcl_train.endings import say_if_ended
 from emcl_train.errors import UserError
-from emcl_train.runs.contents import CONFIG, require_run
-from emcl_train.runs.files import json_if_whole
-from emcl_train.terminal import console_of, escaped
+from emcl_train.runs.contents import require_run
 
 
 def report(
@@ -48,39 +45,10 @@ def report(
         return _watch(runs, json, share)
 
     say_if_ended(lambda: "each run has its earlier report, or a new one that is whole; run the command again")
-    answering = [run for run in runs if _answers_questions(run)]
-    if answering:
-        if len(answering) < len(runs) or json is not None:
-            raise UserError(
-                f"{answering[0]} answers questions, and is shown alone, without --json; leave out the others"
-            )
-        return _report_answers(answering)
-
     from emcl_train.report import report_runs
 
     with json_file(json) as path:
         report_runs(runs, json_path=path, share=share, out=out)
-    return 0
-
-
-def _answers_questions(run: Path) -> bool:
-    """Whether a run's configuration says so; what is wrong with a damaged one is said where it is read."""
-    config = json_if_whole(run / CONFIG)
-    data = config.get("data") if isinstance(config, dict) else None
-    return isinstance(data, dict) and data.get("layout") in QUESTION_LAYOUTS
-
-
-def _report_answers(runs: list[Path]) -> int:
-    """The tables and pages of runs that answer questions."""
-    from emcl_train.report.answers import render_answers, results_of_answers, write_answers_report
-    from emcl_train.runs.lock import writing
-
-    console = console_of()
-    for run in runs:
-        console.print(render_answers(results_of_answers(run)))
-        with writing(run):
-            page = write_answers_report(run)
-        console.print(f"report: {escaped(page)}", soft_wrap=True, highlight=False)
     return 0
 
 

@@ -1,6 +1,5 @@
 """Video question answering from a run folder to accuracies: each video is encoded once, for all of its questions."""
 
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,26 +9,28 @@ from torch import Tensor
 
 from emcl_train.config import PlaceConfig, RunConfig, check_config
 from emcl_train.data.annotations import Annotations, Split
+from emcl_train.data.cache import say_what_is_not_followed
 from emcl_train.data.datasets.msrvttqa import questions_of
 from emcl_train.data.loader import caption_loader, clip_loader, prepare
+from emcl_train.data.question_answering import LABELS_FILE, read_labels
 from emcl_train.data.text import load_tokenizer
 from emcl_train.device import device as device_of_command
+from emcl_train.errors import NotFinite
 from emcl_train.evaluation.answers import Accuracies, accuracies, top_answers
-from emcl_train.evaluation.provenance import frames_of
+from emcl_train.evaluation.provenance import frames_of, warn_of_frames
 from emcl_train.models.features import on_device
 from emcl_train.models.question_answering import AnswerModel, build_answer_model
 from emcl_train.recipes import SMOKE_TEST, is_smoke_test
+from emcl_train.runs.asked import Asked, keep, locked, say_if_of_no_end, selected_weights
 from emcl_train.runs.clip_config import read_clip_config
-from emcl_train.runs.contents import CONFIG, RESULTS, load_config
-from emcl_train.runs.files import write_json_atomic
-from emcl_train.runs.finished import epoch_of_weights
-from emcl_train.runs.lock import making, writing
+from emcl_train.runs.contents import load_config
+from emcl_train.runs.evaluations import AnsweredQuestions
+from emcl_train.runs.files import require_no_link
+from emcl_train.runs.lock import require_new
+from emcl_train.runs.origin import ORIGIN
 from emcl_train.runs.places import EVALUATIONS
-from emcl_train.runs.state import read_weights
 from emcl_train.weights.keys import put_weights
 
-ANSWERS_FILE = "answers.json"
-"""Each question with its right answer, and those that the model gave."""
 TASK = "video question answering"
 """What results.json is of."""
 
@@ -77,8 +78,14 @@ def answer_logits(
 def measured(
     model: AnswerModel, asked: AnsweredSplit, tokenizer: Any, config: RunConfig, device: torch.device | str
 ) -> tuple[Accuracies, Tensor]:
-    """Accuracies of a split, and the logits that they are of."""
+    """Accuracies of a split, and the logits that they are of.
+
+    Raises:
+        NotFinite: logits are NaN or infinite.
+    """
     logits = answer_logits(model, asked.split, tokenizer, config, device)
+    if not bool(logits.isfinite().all()):
+        raise NotFinite(f"the split {asked.split.name}: logits of answers are not finite; the weights are damaged")
     return accuracies(logits, asked.labels, left_out=asked.left_out), logits
 
 
@@ -87,6 +94,7 @@ def evaluate_answers(
     *,
     place: PlaceConfig | None = None,
     split: Literal["val", "test"] = "test",
+    batch_size: int | None = None,
     out: Path | None = None,
     ends_training: bool = False,
 ) -> tuple[dict[str, Any], Path]:
@@ -96,8 +104,9 @@ def evaluate_answers(
         run_dir: the folder.
         place: where the data set lies by now, in place of what the run says.
         split: which split. Figures of "val" go into a folder of their own inside the run's.
+        batch_size: questions at a time, in place of what the run says.
         out: the folder to write, which must not exist.
-        ends_training: whether a training that ends asks, which has the run's folder already.
+        ends_training: the run's folder is for these figures; what lies there moves aside.
 
     Returns:
         What results.json holds; the folder that it lies in.
@@ -105,48 +114,64 @@ def evaluate_answers(
     Raises:
         UserError: the folder lacks a file, or the weights are not those of the configuration.
     """
+    if out is not None:
+        require_new(out)
     own = load_config(run_dir)
     config = replace(own, data=replace(own.data, **vars(place or PlaceConfig.of_run(own.data))))
+    config = replace(config, eval=replace(own.eval, batch_size=batch_size or own.eval.batch_size))
     check_config(config)
-    lock = making(out) if out is not None else nullcontext() if ends_training else writing(run_dir, deep=True)
-    with lock:
-        annotations = prepare(config)
-        asked = answered_split(annotations, split, config)
-        _, names = labels_and_names(config)
-        tokenizer = load_tokenizer(config, run_dir)
-        model = build_answer_model(config, tokenizer, len(names), clip_config=read_clip_config(run_dir))
-        put_weights(model, read_weights(run_dir), run_dir)
+    require_no_link(run_dir, EVALUATIONS)
 
-        device = device_of_command()
-        figures, logits = measured(model.to(device), asked, tokenizer, config, device)
-        folder = out or (run_dir if split == "test" else run_dir / EVALUATIONS / split)
-        folder.mkdir(parents=True, exist_ok=True)
-        results = {
-            "task": TASK,
-            "recipe": config.recipe,
-            "split": split,
-            "answers": len(names),
-            "figures": asdict(figures),
-            "accuracies": dict(figures.lines()),
-            "emcl": asdict(config.emcl),
-            "epoch": epoch_of_weights(run_dir),
-            **frames_of(config),
-            "left_out": dict(annotations.left_out),
-            "notes": [*([SMOKE_TEST] if is_smoke_test(own) else []), *annotations.notes],
-        }
-        if folder != run_dir:
-            write_json_atomic(folder / CONFIG, asdict(config))
-        write_json_atomic(folder / ANSWERS_FILE, given_answers(asked, logits, names))
-        write_json_atomic(folder / RESULTS, results)
-    return results, folder
+    with locked(run_dir, out, ends_training=ends_training):
+        selected = selected_weights(run_dir, ends_training=ends_training)
+        asked = Asked(run_dir, own, config, selected, split)
+        answered = _answered(asked)
+        folder = keep(asked, answered, out=out, ends_training=ends_training)
+
+    say_if_of_no_end(asked, folder)
+    return answered.results, folder
 
 
-def labels_and_names(config: RunConfig) -> tuple[dict[str, int], list[str]]:
-    """The class of each answer, and the answers in the order of their classes."""
-    from emcl_train.data.question_answering import LABELS_FILE, read_labels
+def _answered(asked: Asked) -> AnsweredQuestions:
+    """What the selected weights of a run answer."""
+    run_dir = asked.run_dir
+    config = asked.config
+    warn_of_frames(run_dir, config)
+    say_what_is_not_followed(asked.own.data, config.data)
 
+    # The questions and the model.
+    annotations = prepare(config)
+    questions = answered_split(annotations, asked.split, config)
+    names = answer_names(config)
+    tokenizer = load_tokenizer(config, run_dir)
+    model = build_answer_model(config, tokenizer, len(names), clip_config=read_clip_config(run_dir))
+    put_weights(model, asked.selected.weights, run_dir)
+
+    device = device_of_command()
+    figures, logits = measured(model.to(device), questions, tokenizer, config, device)
+    smoke = [SMOKE_TEST] if is_smoke_test(asked.own) else []
+    results = {
+        "task": TASK,
+        "recipe": config.recipe,
+        "protocol": {"layout": config.data.layout},
+        "split": asked.split,
+        "answers": len(names),
+        "figures": asdict(figures),
+        "accuracies": dict(figures.lines()),
+        "emcl": asdict(config.emcl),
+        "selection": asked.selected.selection,
+        **frames_of(config),
+        "left_out": dict(annotations.left_out),
+        "notes": [*smoke, *annotations.notes, *asked.selected.notes],
+        ORIGIN: asked.selected.origin,
+    }
+    return AnsweredQuestions(results, given_answers(questions, logits, names))
+
+
+def answer_names(config: RunConfig) -> list[str]:
+    """The answers in the order of their classes."""
     labels = read_labels(config.data.root / LABELS_FILE)
-    return labels, sorted(labels, key=labels.__getitem__)
+    return sorted(labels, key=labels.__getitem__)
 
 
 def given_answers(asked: AnsweredSplit, logits: Tensor, names: list[str]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """How many questions are answered right: of those whose answer is a class, and of all that were asked."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float, Int64
@@ -23,6 +23,11 @@ class Accuracies:
     @property
     def left_out(self) -> int:
         return self.asked - self.kept
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The accuracies by name."""
+        return {name: value for name, value in asdict(self).items() if name not in ("kept", "asked")}
 
     def lines(self) -> list[tuple[str, float]]:
         """Each figure under a name that says of which questions it is."""

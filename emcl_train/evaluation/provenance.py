@@ -11,7 +11,7 @@ from emcl_train.config import RunConfig
 from emcl_train.data.features import TOWERS, read_features
 from emcl_train.data.provenance import changes, provenance
 from emcl_train.errors import UserError
-from emcl_train.models import CLIPTowers, RetrievalModel
+from emcl_train.models import CLIPTowers, TowersModel
 from emcl_train.runs.clip_config import clip_config_of_fields, numbers_in
 from emcl_train.runs.contents import FEATURES, load_environment
 from emcl_train.runs.state import hash_of_tensors
@@ -21,7 +21,7 @@ from emcl_train.weights.release import CLIP
 LOGIT_SCALE = f"{CLIP}logit_scale"
 
 
-def clip_config_of(model: RetrievalModel, config: RunConfig) -> dict[str, Any]:
+def clip_config_of(model: TowersModel, config: RunConfig) -> dict[str, Any]:
     """Configuration of a model's towers, or of those that made its features."""
     if config.from_features is not None:
         return clip_config_of_features(config.from_features)

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.markup import escape
 from torch import Tensor
 
 from emcl_train.config import EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
@@ -17,7 +16,7 @@ from emcl_train.data.experts.inputs import ExpertClips
 from emcl_train.data.experts.prepare import texts_of
 from emcl_train.data.loader import prepare
 from emcl_train.device import device as device_of_command
-from emcl_train.errors import UserError, of_input
+from emcl_train.errors import of_input
 from emcl_train.evaluation.encode import Embeddings, embed_split, embed_split_together
 from emcl_train.evaluation.on_features import without_towers
 from emcl_train.evaluation.provenance import frames_of, warn_of_frames
@@ -26,17 +25,13 @@ from emcl_train.evaluation.table import Line, chance_line, lines_of
 from emcl_train.models import PairModel, RetrievalModel, build_pair_model
 from emcl_train.processes import first_then_others, rank_and_world
 from emcl_train.recipes import SMOKE_TEST, is_smoke_test
-from emcl_train.runs.checksums import TRIES, identity_of
-from emcl_train.runs.contents import RESULTS, WEIGHTS, load_config
-from emcl_train.runs.evaluations import Evaluation, place_for, set_aside, what_differs
-from emcl_train.runs.files import require_free, require_no_link
-from emcl_train.runs.finished import epoch_of_weights, is_finished, weights_so_far
-from emcl_train.runs.lock import making, require_new, writing
-from emcl_train.runs.origin import ORIGIN, origin_of_run
+from emcl_train.runs.asked import Asked, keep, locked, say_if_of_no_end, selected_weights
+from emcl_train.runs.contents import load_config
+from emcl_train.runs.evaluations import Evaluation
+from emcl_train.runs.files import require_no_link
+from emcl_train.runs.lock import require_new
+from emcl_train.runs.origin import ORIGIN
 from emcl_train.runs.places import EVALUATIONS
-from emcl_train.runs.records import selection_of
-from emcl_train.runs.state import read_weights
-from emcl_train.terminal import say
 from emcl_train.weights.keys import put_weights
 
 OF_THE_PROTOCOL = ("layout", "msrvtt_split", "test_captions")
@@ -124,30 +119,6 @@ def evaluate_split(
     return Evaluation(results, queries, tensors)
 
 
-@dataclass(frozen=True)
-class _Selected:
-    """The weights of a run, and what its records say of them."""
-
-    weights: dict[str, Tensor]
-    selection: str
-    unfinished: str
-    """Which weights they are if the training has not ended, else ""."""
-    origin: dict[str, Any]
-    """Fingerprint and step of the weights, and the code that measures them."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """An evaluation of a run folder: the run's own settings, and those that are asked for."""
-
-    run_dir: Path
-    own: RunConfig
-    config: RunConfig
-    selected: "_Selected"
-    split: Literal["val", "test"]
-    from_features: Path | None
-
-
 def evaluate_run(
     run_dir: Path,
     eval_config: EvalConfig | None = None,
@@ -192,31 +163,19 @@ def evaluate_run(
     config = _asked_config(own, eval_config, place, emcl, from_features)
     require_no_link(run_dir, EVALUATIONS)
 
-    # Training has the run's folder already.
-    lock = making(out) if out is not None else nullcontext() if ends_training else writing(run_dir, deep=True)
-    with lock if first else nullcontext():
-        asked = _Asked(run_dir, own, config, _selected(run_dir, ends_training), split, from_features)
+    with locked(run_dir, out, ends_training=ends_training) if first else nullcontext():
+        selected = selected_weights(run_dir, ends_training=ends_training)
+        asked = Asked(run_dir, own, config, selected, split, from_features)
         evaluation = _evaluated(asked, render, together)
         if evaluation is None:
             return {}, run_dir
-        if out is not None:
-            require_free(out)  # again: another program may have been quicker
-            folder = out
-        elif ends_training:
-            folder = _clear(run_dir, evaluation)
-        else:
-            folder = _place(asked, evaluation)
-        evaluation.write(run_dir, folder, asked.config, new=out is not None)
+        folder = keep(asked, evaluation, out=out, ends_training=ends_training)
 
-    if asked.selected.unfinished:
-        say(
-            f"{escape(str(run_dir))} is not finished: these are figures of {asked.selected.unfinished}, and lie in "
-            f"{escape(str(folder))}; its own will be in its folder when its training has ended"
-        )
+    say_if_of_no_end(asked, folder)
     return evaluation.results, folder
 
 
-def _evaluated(asked: _Asked, render: bool, together: bool) -> Evaluation | None:
+def _evaluated(asked: Asked, render: bool, together: bool) -> Evaluation | None:
     """What the selected weights of a run give; None in all of several processes but the first one."""
     run_dir = asked.run_dir
     config = asked.config
@@ -231,9 +190,7 @@ def _evaluated(asked: _Asked, render: bool, together: bool) -> Evaluation | None
 
     model = build_pair_model(config, tokenizer, of_run=run_dir)
     smoke = [SMOKE_TEST] if is_smoke_test(asked.own) else []
-    notes = [*smoke, *annotations.notes, *_start_bases(model, state, asked)]
-    if asked.selected.unfinished:
-        notes.append(f"The run was not finished: its weights were those of {asked.selected.unfinished}.")
+    notes = [*smoke, *annotations.notes, *_start_bases(model, state, asked), *asked.selected.notes]
     if config.from_features is not None:
         assert isinstance(model, RetrievalModel)
         model.store_towers()
@@ -262,24 +219,6 @@ def _evaluated(asked: _Asked, render: bool, together: bool) -> Evaluation | None
     return replace(evaluation, results=evaluation.results | {ORIGIN: asked.selected.origin})
 
 
-def _selected(run_dir: Path, ends_training: bool) -> _Selected:
-    """The weights and what belongs to them: a training that goes on meanwhile may replace them in between.
-
-    Raises:
-        UserError: the weights are not there, damaged, or replaced again and again.
-    """
-    path = run_dir / WEIGHTS
-    for _ in range(TRIES):
-        before = identity_of(path) if path.is_file() else None
-        weights = read_weights(run_dir)
-        selection = selection_of(run_dir, up_to=epoch_of_weights(run_dir))
-        unfinished = "" if ends_training or is_finished(run_dir) else weights_so_far(run_dir)
-        origin = origin_of_run(run_dir, weights)
-        if identity_of(path) == before:
-            return _Selected(weights, selection, unfinished, origin)
-    raise UserError(f"the weights of {run_dir} are replaced again and again; wait until its training has ended")
-
-
 def _asked_config(
     own: RunConfig,
     eval_config: EvalConfig | None,
@@ -298,7 +237,7 @@ def _asked_config(
     return config
 
 
-def _start_bases(model: PairModel, state: dict[str, Tensor], asked: _Asked) -> list[str]:
+def _start_bases(model: PairModel, state: dict[str, Tensor], asked: Asked) -> list[str]:
     """Put a fresh start of the bases into weights whose own are of another number or kind. Returns notes on that."""
     emcl = asked.config.emcl
     seed = asked.config.train.seed
@@ -316,26 +255,3 @@ def _experts_of(split: Split) -> list[str]:
     """The experts whose features a split has."""
     inputs = split.inputs if isinstance(split, ExpertClips) else None
     return [] if inputs is None else list(inputs.data.reader.experts)
-
-
-def _clear(run_dir: Path, evaluation: Evaluation) -> Path:
-    """The run's folder, from which other figures have moved aside."""
-    if (moved := set_aside(run_dir, evaluation.results)) is not None:
-        say(f"figures of an earlier evaluation are now in {escape(str(moved))}")
-    return run_dir
-
-
-def _place(asked: _Asked, evaluation: Evaluation) -> Path:
-    """The folder for figures that replace no others."""
-    again = "again" if asked.from_features is None else f"from-features-{asked.from_features.resolve().name}"
-    different = what_differs(asked.own, asked.config, asked.split)
-    if asked.selected.unfinished:
-        weights = f"unfinished-{asked.selected.unfinished.partition(' of ')[0].replace(' ', '-')}"
-        different = "_".join(filter(None, [weights, different]))
-    folder, other = place_for(evaluation.results, asked.run_dir, different, again)
-    if other is not None:
-        say(
-            f"[yellow]warning:[/yellow] the figures are not those in {escape(str(other / RESULTS))}, which stays "
-            f"as it is; these are in {escape(str(folder))}"
-        )
-    return folder

@@ -2,10 +2,10 @@
 
 from emcl_train.models.ahead import look_ahead
 from emcl_train.models.building import build_pair_model
-from emcl_train.models.clip import CLIPTowers, look_at_clip
+from emcl_train.models.clip import CLIPTowers, TowersModel, look_at_clip
 from emcl_train.models.features import BatchFeatures, TextFeatures, VideoFeatures, on_device
 from emcl_train.models.heads import TokenWiseHead
-from emcl_train.models.interface import PairModel
+from emcl_train.models.interface import PairModel, TrainedModel
 from emcl_train.models.retrieval import RetrievalModel, build_model
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "RetrievalModel",
     "TextFeatures",
     "TokenWiseHead",
+    "TowersModel",
+    "TrainedModel",
     "VideoFeatures",
     "build_model",
     "build_pair_model",

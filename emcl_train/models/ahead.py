@@ -23,8 +23,11 @@ def look_ahead(config: RunConfig) -> int | None:
     """
     model, data = config.model, config.data
     if model.system != "clip":
-        require_one_process(SYSTEMS[model.system].label)
+        of_norms = "its batch norms look at the whole batch, of which each process would have a part"
+        require_one_process(SYSTEMS[model.system].label, of_norms)
         return None
+    if config.answers_questions:
+        require_one_process("question answering", "its batches are not shared among processes")
     sizes = look_at_clip(model, goes_on=config.resume)
     if config.resume:
         return None
@@ -41,7 +44,7 @@ def look_ahead(config: RunConfig) -> int | None:
             source=model.clip if model.init_from is None else f"model.init_from {model.init_from}",
         )
         width = int(sizes["projection_dim"])
-    require_bases(config.emcl, width=width)
+    require_bases(config.emcl, width=model.answers.joint if config.answers_questions else width)
 
     processes = process_count()
     own = config.train.batch_size // processes
@@ -53,12 +56,17 @@ def look_ahead(config: RunConfig) -> int | None:
     return width
 
 
-def require_one_process(system: str) -> None:
-    """Raise a UserError where several processes would train a system whose batch norms look at the whole batch."""
+def require_one_process(what: str, why: str) -> None:
+    """Raise a UserError where several processes would train what can be trained in one alone.
+
+    Args:
+        what: a system or a task.
+        why: the end of a sentence.
+    """
     if (count := process_count()) > 1:
         error = UserError(
-            f"{system} trains in one process, and {count} were started: its batch norms look at the whole batch, of "
-            f"which each process would have a part; start it without torchrun or another launcher"
+            f"{what} trains in one process, and {count} were started: {why}; start it without torchrun or another "
+            f"launcher"
         )
         error.of_all_processes = True
         raise error

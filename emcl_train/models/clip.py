@@ -1,5 +1,6 @@
 """CLIP's two towers: from a hub name, a local folder, OpenAI's archive, or a small one with random weights."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ from emcl_train.models.clip_file import (
 )
 from emcl_train.models.clip_folder import clip_config_in, pretrained_clip, require_clip
 from emcl_train.models.features import widened
+from emcl_train.models.interface import TrainedModel
 from emcl_train.runs.clip_config import build_clip, clip_config_of_fields
 from emcl_train.weights.elsewhere import require_built_here
 from emcl_train.weights.files import read_state
 from emcl_train.weights.hub import require_places
 from emcl_train.weights.openai import PIXEL_MEAN, PIXEL_STD
 from emcl_train.weights.release import towers_in
+
+MAX_LOGIT_SCALE = 100.0
+"""CLIP's factor never rises above this in training; see `TowersModel.hold_logit_scale`."""
 
 
 class CLIPTowers(nn.Module):
@@ -103,6 +108,25 @@ class StoredTowers(nn.Module):
     def encode_frames(self, frame_features: Float[Tensor, "B F D"]) -> Float[Tensor, "B F D"]:
         """What `CLIPTowers.encode_frames` gave of the clips."""
         return frame_features
+
+
+class TowersModel(TrainedModel):
+    """A model on CLIP's towers, or on what lies in files in place of them: it learns CLIP's logit scale."""
+
+    towers: CLIPTowers | StoredTowers
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        """CLIP's factor from cosine to logits."""
+        # Not clamped: OpenAI's weights store a value whose exp is 100.0000076, from which a clamp at 100 would keep
+        # every gradient.
+        scale: Tensor = self.towers.clip.logit_scale.exp()
+        return scale.reshape(())  # [1] if it is sharded
+
+    @torch.no_grad()
+    def hold_logit_scale(self) -> None:
+        """Bring CLIP's factor back to 100 if a step of the optimizer has taken it higher, as all peers do."""
+        self.towers.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
 
 def build_towers(

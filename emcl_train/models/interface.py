@@ -23,14 +23,8 @@ class EMLayer(Protocol):
         """Draw the start anew."""
 
 
-class PairModel(nn.Module):
-    """Captions [A] and videos [B] to similarities [A, B].
-
-    `forward` (or `encode_text` and `encode_video`) makes features of a batch, `similarity` compares them.
-    """
-
-    emcl: EMLayer | None
-    """None where EM cannot act."""
+class TrainedModel(nn.Module):
+    """What a step of the trainer needs of every model, beside its forward pass."""
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
@@ -39,6 +33,16 @@ class PairModel(nn.Module):
 
     def hold_logit_scale(self) -> None:
         """Keep the factor below its limit after a step of the optimizer, if it has one."""
+
+
+class PairModel(TrainedModel):
+    """Captions [A] and videos [B] to similarities [A, B].
+
+    `forward` (or `encode_text` and `encode_video`) makes features of a batch, `similarity` compares them.
+    """
+
+    emcl: EMLayer | None
+    """None where EM cannot act."""
 
     @abstractmethod
     def encode_text(self, batch: Batch) -> ItemTensors:

@@ -16,11 +16,11 @@ from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL
 from emcl_train.config import AnswerConfig, RunConfig
-from emcl_train.models.clip import CLIPTowers, build_towers
+from emcl_train.models.clip import CLIPTowers, TowersModel, build_towers
 from emcl_train.models.clip_file import Vocabulary
 from emcl_train.models.em_features import AddUp, UnitRows, rows_similarity
 from emcl_train.models.features import Batch, widened
-from emcl_train.models.retrieval import MAX_LOGIT_SCALE, Tokenizer, build_emcl
+from emcl_train.models.retrieval import Tokenizer, build_emcl
 from emcl_train.models.temporal import TransformerAggregation
 from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.release import load_into, towers_in
@@ -111,8 +111,10 @@ def drawn_linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-class AnswerModel(nn.Module):
+class AnswerModel(TowersModel):
     """CLIP's towers, the temporal transformer, the head, and EMCL, which only the loss has use for."""
+
+    towers: CLIPTowers
 
     def __init__(self, towers: CLIPTowers, temporal: ProjectedTransformer, head: AnswerHead, emcl: EMCL) -> None:
         super().__init__()
@@ -120,17 +122,6 @@ class AnswerModel(nn.Module):
         self.temporal = temporal
         self.head = head
         self.emcl = emcl
-
-    @property
-    def logit_scale(self) -> Float[Tensor, ""]:
-        """CLIP's factor from cosine to logits."""
-        scale: Tensor = self.towers.clip.logit_scale.exp()
-        return scale.reshape(())
-
-    @torch.no_grad()
-    def hold_logit_scale(self) -> None:
-        """Bring CLIP's factor back to 100 if a step of the optimizer has taken it higher, as the release does."""
-        self.towers.clip.logit_scale.clamp_(max=torch.tensor(MAX_LOGIT_SCALE).log().item())
 
     def encode_video(self, batch: Batch) -> tuple[Float[Tensor, "B F D"], Bool[Tensor, "B F"]]:
         """Frames after the temporal transformer, and which of them are no padding.

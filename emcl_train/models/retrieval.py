@@ -1,6 +1,5 @@
 """CLIP's towers, temporal aggregation, a similarity head and EMCL in one model."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
@@ -13,7 +12,7 @@ from emcl_kernels import EMCL, SimilarityStream
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.models.clip import CLIPTowers, StoredTowers, build_towers
+from emcl_train.models.clip import CLIPTowers, StoredTowers, TowersModel, build_towers
 from emcl_train.models.clip_file import Vocabulary
 from emcl_train.models.features import Batch, TextFeatures, VideoFeatures
 from emcl_train.models.heads import Head, build_head
@@ -24,9 +23,6 @@ from emcl_train.weights.elsewhere import as_runs_began
 from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.release import load_into, towers_in
-
-MAX_LOGIT_SCALE = 100.0
-"""CLIP's factor never rises above this in training; see `RetrievalModel.hold_logit_scale`."""
 
 
 @runtime_checkable
@@ -39,7 +35,7 @@ class Tokenizer(Protocol):
     def __len__(self) -> int: ...
 
 
-class RetrievalModel(PairModel):
+class RetrievalModel(TowersModel, PairModel):
     """Texts [A] and clips [B] to cosine similarities [A, B].
 
     `forward` (or `encode_text` and `encode_video`) makes features of a batch, `similarity` compares them. Only the
@@ -55,19 +51,6 @@ class RetrievalModel(PairModel):
         self.temporal = temporal
         self.head = head
         self.emcl = emcl
-
-    @property
-    def logit_scale(self) -> Float[Tensor, ""]:
-        """CLIP's factor from cosine to logits."""
-        # Not clamped: OpenAI's weights store a value whose exp is 100.0000076, from which a clamp at 100 would keep
-        # every gradient.
-        scale: Tensor = self.towers.clip.logit_scale.exp()
-        return scale.reshape(())  # [1] if it is sharded
-
-    @torch.no_grad()
-    def hold_logit_scale(self) -> None:
-        """Bring CLIP's factor back to 100 if a step of the optimizer has taken it higher, as all peers do."""
-        self.towers.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
     def store_towers(self) -> None:
         """Do without the towers from now on: a batch then has their features in place of token ids and frames."""

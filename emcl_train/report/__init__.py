@@ -8,15 +8,16 @@ from rich.console import Console
 from rich.console import Group as Lines
 from rich.text import Text
 
+from emcl_train.errors import UserError
 from emcl_train.report.compare import Comparison, compare, render_comparison_of
 from emcl_train.report.comparison_page import comparison_page, place_of
 from emcl_train.report.differences import differing_machines, differing_settings_of, names_of
-from emcl_train.report.groups import Group, load_group, render_group
+from emcl_train.report.groups import Group, load_group
 from emcl_train.report.paper_page import paper_page
 from emcl_train.report.paper_table import as_json, paper_tables
 from emcl_train.report.paper_terminal import render_paper
 from emcl_train.report.place import require_free
-from emcl_train.report.terminal import render_comparison, render_table
+from emcl_train.report.tables import render_comparison, render_group, render_table
 from emcl_train.report.watching import watch
 from emcl_train.report.write import write_locked, write_report
 from emcl_train.runs.files import write_json_atomic
@@ -56,7 +57,8 @@ def report_runs(
     """
     console = console_of(console)
     groups = [load_group(path, so_far=True) for path in run_dirs]
-    place = place_of(groups, out) if len(groups) > 1 else None
+    answering = _answer_questions(groups, json_path, out)
+    place = place_of(groups, out) if len(groups) > 1 and not answering else None
 
     # First of all what is not finished.
     for group in groups:
@@ -78,7 +80,7 @@ def report_runs(
     if len(groups) > 1:
         console.print(render_differing(groups))
     measured = [group for group in groups if group.runs]
-    comparisons = [(other, compare(measured[0], other)) for other in measured[1:]]
+    comparisons = [(other, compare(measured[0], other)) for other in measured[1:] if not answering]
     for other, comparison in comparisons:
         console.print(render_comparison_of(measured[0], other, comparison))
     if json_path is not None:
@@ -165,6 +167,28 @@ def render_differing(groups: Sequence[Group]) -> Lines:
         values = ", ".join(f"{value} ({name})" for value, name in zip(one.values, names, strict=True))
         lines.append(Text(f"· {one.name}: {values}", style="dim" if one in machines else ""))
     return Lines(*lines)
+
+
+def _answer_questions(groups: Sequence[Group], json_path: Path | None, out: Path | None) -> bool:
+    """Whether the runs answer questions. They stand in one table, and are not compared query by query.
+
+    Raises:
+        UserError: some do and others do not, or what is asked for is a comparison.
+    """
+    kinds = {run.config.answers_questions: group.path for group in groups for run in group.curves}
+    if True not in kinds:
+        return False
+    if False in kinds:
+        raise UserError(
+            f"{kinds[True]} answers questions and {kinds[False]} is of retrieval, which have no figure in common; "
+            f"report them one after the other"
+        )
+    if json_path is not None or out is not None:
+        raise UserError(
+            f"{kinds[True]} answers questions, and such runs are not compared query by query: leave out "
+            f"{'--json' if json_path is not None else '--out'}; results.json of each run has its figures"
+        )
+    return True
 
 
 def _as_json(measured: Sequence[Group], comparisons: Sequence[tuple[Group, Comparison]]) -> list[dict[str, object]]:

@@ -72,6 +72,8 @@ def load_group(path: Path, *, so_far: bool = False) -> Group:
             first.config, replace(run.config, train=replace(run.config.train, seed=first.config.train.seed))
         )
         different += differences([(first.path, first.results), (run.path, run.results)])
+        if _questions(first) != _questions(run):
+            different.append("evaluated on other questions, or with other answers to choose from")
         if first.results.get("emcl") != run.results.get("emcl"):
             different.append("evaluated with other settings of EMCL")
         if different:
@@ -81,6 +83,12 @@ def load_group(path: Path, *, so_far: bool = False) -> Group:
             )
 
     return Group(path, tuple(runs), tuple(begun), tuple(standings))
+
+
+def _questions(run: Run) -> tuple[object, ...]:
+    """What tells the questions of runs that answer them; nothing of others."""
+    figures = run.results.get("figures", {})
+    return run.results.get("answers"), figures.get("kept"), figures.get("asked")
 
 
 def render_group(path: Path, results: Sequence[Results], folders: Sequence[Path] = ()) -> Lines:

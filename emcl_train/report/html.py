@@ -9,7 +9,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from emcl_train.config import flattened
 from emcl_train.evaluation.bootstrap import signed
 from emcl_train.evaluation.table import CHANCE
 from emcl_train.kinds import HEADS, SYSTEMS
@@ -21,8 +20,7 @@ from emcl_train.report.paths import Paths
 from emcl_train.report.published import Metrics, published_rows
 from emcl_train.report.queries import clips_that_matter, data_of
 from emcl_train.report.retrievals import Retrieval, Strip, best_and_worst, media_of, strips
-from emcl_train.report.settings import settings_of
-from emcl_train.runs.code import OF_THE_START
+from emcl_train.report.settings import settings_and_environment
 from emcl_train.runs.folder import Run
 
 PAGE = 14_500_000
@@ -108,7 +106,7 @@ def page(run: Run, *, share: bool = False, notices: Sequence[str] = (), reload: 
         the text around it.
     """
     retrievals, shown_clips, no_frames = _retrievals(run)
-    settings, left_out = _settings(run)
+    settings, left_out = settings_and_environment(run.config, run.environment)
     listed = data_of(run)
     media = Media()
     about_media = ""
@@ -121,7 +119,7 @@ def page(run: Run, *, share: bool = False, notices: Sequence[str] = (), reload: 
         "config": run.config,
         "results": run.results,
         "facts": _facts(run),
-        "origin": _origin(run),
+        "origin": origin_of(run),
         "tiles": _tiles(run),
         "columns": columns_of(run.results),
         "rows": _rows(run),
@@ -176,7 +174,7 @@ def _facts(run: Run) -> list[str]:
     ]
 
 
-def _origin(run: Run) -> dict[str, str]:
+def origin_of(run: Run) -> dict[str, str]:
     """How the run came about, as far as its record says."""
     record = run.environment
     packages = record.get("packages")
@@ -291,10 +289,3 @@ def _shown(run: Run, clip: int, role: str, similarity: float, pictures: dict[int
     strip = pictures.get(clip, Strip(None))
     jpeg = None if strip.jpeg is None else Markup(strip.jpeg)  # base64, whose slashes begin no paths
     return ShownClip(clip, run.video_ids[clip], role, similarity, jpeg, strip.reason)
-
-
-def _settings(run: Run) -> tuple[dict[str, dict[str, Any]], int]:
-    """The settings that matter under the heading of their section, the environment, and how many were left out."""
-    sections, left_out = settings_of(run.config)
-    environment = {name: value for name, value in run.environment.items() if name not in OF_THE_START}
-    return {**sections, "environment": flattened(environment)}, left_out

@@ -39,7 +39,7 @@ def sentences(results: Results) -> list[str]:
         weights_sentence(str(results["selection"])),
         sentence_of(results),
         *(f"{row['name']}: {row['note']}." for row in results["rows"] if row.get("note")),
-        *_left_out(results),
+        *left_out_of(results),
         *results.get("notes", []),
         *published_sentences(results),
     ]
@@ -104,6 +104,17 @@ def error_of_share(share: float, queries: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / queries)
 
 
+def left_out_of(results: Results) -> list[str]:
+    """Which clips could not be decoded, the first of them by name."""
+    left_out = results.get("left_out", {})
+    if not left_out:
+        return []
+    named = "; ".join(f"{name} ({reason})" for name, reason in list(left_out.items())[:NAMED])
+    more = f"; and {len(left_out) - NAMED} more, see results.json" if len(left_out) > NAMED else ""
+    plural = "clip was" if len(left_out) == 1 else "clips were"
+    return [f"{len(left_out)} {plural} left out: {named}{more}."]
+
+
 def _what_is_ranked(results: Results) -> str:
     """How many queries of each direction there are, and what each is compared with."""
     queries = results["queries"]
@@ -117,17 +128,6 @@ def _what_is_ranked(results: Results) -> str:
         of_clips = f"{queries} captions, one per clip."
     of_captions = f"{queries} captions against {gallery} clips"
     return f"T→V text→video: {of_captions}. V→T video→text: {gallery} clips against {of_clips}"
-
-
-def _left_out(results: Results) -> list[str]:
-    """Which clips could not be decoded, the first of them by name."""
-    left_out = results.get("left_out", {})
-    if not left_out:
-        return []
-    named = "; ".join(f"{name} ({reason})" for name, reason in list(left_out.items())[:NAMED])
-    more = f"; and {len(left_out) - NAMED} more, see results.json" if len(left_out) > NAMED else ""
-    plural = "clip was" if len(left_out) == 1 else "clips were"
-    return [f"{len(left_out)} {plural} left out: {named}{more}."]
 
 
 def _where_em_runs(results: Results) -> list[str]:

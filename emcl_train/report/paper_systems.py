@@ -3,19 +3,24 @@
 from dataclasses import asdict, dataclass, replace
 
 from emcl_train.config import RunConfig, flattened
-from emcl_train.kinds import HEADS, TEMPORALS
-from emcl_train.recipes import RECIPES
-from emcl_train.report.published import EMCL_QA, INVERTED_SOFTMAX, System, has_the_gallery, protocol_of
+from emcl_train.kinds import HEADS, SYSTEMS, TEMPORALS
+from emcl_train.recipes import RECIPES, in_mode
+from emcl_train.report.published import (
+    EMCL_QA,
+    INVERTED_SOFTMAX,
+    MSRVTT_QA,
+    System,
+    has_the_gallery,
+    protocol_of,
+    published_accuracy_of,
+)
 from emcl_train.report.settings import matters
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.folder import Run
 from emcl_train.runs.origin import run_beside
 
-OF_CLIP = ("", "clip")
-"""What `model.system` is for runs of CLIP's towers under a head."""
-QUESTION_ANSWERING = "question-answering"
-SYSTEMS = {"ce": "CE", "mmt": "MMT", "jsfusion": "JSFusion", QUESTION_ANSWERING: EMCL_QA}
-"""The other values of `model.system` that published rows know by a name."""
+CLIP = "clip"
+"""What `model.system` is for runs of CLIP's towers."""
 AGGREGATIONS = {"text-conditioned": "transformer", "wti": "transformer", "aligned": "difference"}
 """The temporal aggregation that the paper of a head has, where the head's label does not name it."""
 
@@ -46,18 +51,15 @@ class Measured:
     """Whether the run is judged by it."""
 
 
-def kind_of(config: RunConfig) -> str:
-    """`model.system` of a run; "" in versions that had CLIP alone."""
-    return str(getattr(config.model, "system", ""))
-
-
 def system_of(run: Run) -> System:
     """What the run's main line is of."""
-    kind = kind_of(run.config)
-    if kind in OF_CLIP:
+    kind = run.config.model.system
+    if run.config.answers_questions:
+        name = EMCL_QA
+    elif kind == CLIP:
         name = _name_of_clip(run.config)
     elif kind in SYSTEMS:
-        name = SYSTEMS[kind] + _experts_of(run.config)
+        name = SYSTEMS[kind].label + _experts_of(run.config)
     else:
         name = f"system “{kind}”"
 
@@ -86,6 +88,8 @@ def lines_of_run(run: Run) -> list[Measured]:
 
 def why_apart(run: Run) -> str | None:
     """Why no published row can stand beside a run's figures, in a few words; None if one may."""
+    if run.config.answers_questions:
+        return _why_answers_are_apart(run)
     protocol = protocol_of(run.results)
     if protocol is None:
         asked = run.results.get("protocol") or {}
@@ -98,15 +102,34 @@ def why_apart(run: Run) -> str | None:
     if not protocol.several and queries != gallery:
         return f"it has {queries} queries for {gallery} clips, the published rows one for each"
 
+    return _why_towers_are_apart(run)
+
+
+def _why_answers_are_apart(run: Run) -> str | None:
+    results = run.results
+    if published_accuracy_of(results) is None:
+        return (
+            f"it answered {results['figures']['asked']} questions of the {results['split']} split, the published row "
+            f"is of the {MSRVTT_QA.asked} of {MSRVTT_QA.split}'s test split"
+        )
+    return _why_towers_are_apart(run)
+
+
+def _why_towers_are_apart(run: Run) -> str | None:
     towers = towers_of(run)
-    if towers not in (None, PUBLISHED_TOWERS):
-        return f"its towers are {towers}, those of the published rows CLIP {PUBLISHED_TOWERS}"
+    published = _published_towers(run.config)
+    if towers not in (None, published):
+        return f"its towers are {towers}, those of the published rows CLIP {published}"
     return None
+
+
+def _published_towers(config: RunConfig) -> str:
+    return MSRVTT_QA.towers if config.answers_questions else PUBLISHED_TOWERS
 
 
 def towers_of(run: Run) -> str | None:
     """Which CLIP a run has; None if it has none, or nothing says."""
-    if kind_of(run.config) not in OF_CLIP:
+    if run.config.model.system != CLIP:
         return None
     described = read_clip_config(run_beside(run.path))
     if run.config.model.clip == RANDOM and run.config.model.init_from is None:
@@ -122,8 +145,9 @@ def remarks_on_run(run: Run) -> list[str]:
     """What a reader must know of a run that stands beside published rows, but for where its figures come from."""
     said = []
     config = run.config
-    if kind_of(config) in OF_CLIP and towers_of(run) is None:
-        said.append(f"nothing says which towers {config.model.clip} has; the published rows have {PUBLISHED_TOWERS}")
+    if config.model.system == CLIP and towers_of(run) is None:
+        published = _published_towers(config)
+        said.append(f"nothing says which towers {config.model.clip} has; the published rows have {published}")
     if config.from_features is not None:
         said.append("trained on stored features, with frozen towers")
     if config.model.init_from is not None:
@@ -136,7 +160,7 @@ def _other_than_the_recipe(config: RunConfig) -> list[str]:
     recipe = RECIPES.get(config.recipe)
     if recipe is None:
         return ["of no recipe of this version"]
-    usual = flattened(asdict(recipe()))
+    usual = flattened(asdict(in_mode(recipe(), config.emcl.mode)))
     own = flattened(asdict(config))
     other = [
         f"{name} {value}"

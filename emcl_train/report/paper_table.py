@@ -11,9 +11,7 @@ from typing import Any, Literal
 from emcl_train.report.differences import names_of
 from emcl_train.report.groups import Group, mean_and_deviation, origins_of
 from emcl_train.report.paper_systems import (
-    QUESTION_ANSWERING,
     Measured,
-    kind_of,
     lines_of_run,
     remarks_on_run,
     system_of,
@@ -27,13 +25,13 @@ from emcl_train.report.published import (
     DIDEMO,
     DRL,
     EMCL_NET,
-    EMCL_QA,
     LSMDC,
     MMT,
     MMT_EMCL,
     MSRVTT_1KA,
     MSRVTT_1KB,
     MSRVTT_FULL,
+    MSRVTT_QA,
     MSVD,
     PARAGRAPHS,
     PLAIN,
@@ -72,17 +70,16 @@ NOT_SEEN = (
 )
 NO_ROW = "no figure of it was found"
 
-LEADERBOARD = "leaderboard entries of the EMCL paper"
 ANSWERS = {"accuracy": "accuracy"}
 KEPT, ALL = "kept", "all"
 ACCURACIES = {KEPT: "top1_of_kept", ALL: "top1_of_all"}
-"""What results.json calls them, under "accuracies"."""
+"""What results.json calls them, under "figures"."""
 QUESTIONS = (
     "kept: over the questions whose answer is one of the 1 500 that the model knows, as the release counts it; all: "
     "over all questions, where those that it cannot answer are wrong.",
     "Of the validation split 93.0 % can be answered; if it is so in the test split, 45.8 over the kept would be about "
     "42.6 over all.",
-    "EMCL-QA has CLIP ViT-B/16; its release keeps the epoch that is best on the test split.",
+    f"EMCL-QA has CLIP {MSRVTT_QA.towers}; its release keeps the epoch that is best on the test split.",
 )
 CAPTIONS = {"captions": ""}
 NO_CAPTIONING = (
@@ -195,10 +192,10 @@ def paper_tables(groups: Sequence[Group]) -> Paper:
         folders = tuple(str(run.path) for run in group.curves) or (str(group.path),)
         if not group.runs:
             paper.apart.append(Apart(name, folders, "not measured", "it has no figures yet"))
-        elif kind_of(group.runs[0].config) == QUESTION_ANSWERING:
-            _put_answers(group, name, answers, paper)
         elif (reason := why_apart(group.runs[0])) is not None:
             paper.apart.append(Apart(name, folders, system_of(group.runs[0]).label, reason))
+        elif group.runs[0].config.answers_questions:
+            _put_answers(group, name, answers)
         else:
             _put(group, name, [table for table in paper.tables if table.protocol is protocol_of(group.runs[0].results)])
     return paper
@@ -278,15 +275,15 @@ def _inside_others() -> Table:
 
 
 def _question_answering() -> Table:
-    system = System(EMCL_QA, "train")
-    row = Row("published", system.label, {"accuracy": {KEPT: 45.8}}, source=LEADERBOARD)
-    title = "Video question answering, MSRVTT-QA"
+    system = MSRVTT_QA.system
+    row = Row("published", system.label, {"accuracy": {KEPT: MSRVTT_QA.kept}}, source=MSRVTT_QA.source)
+    title = f"Video question answering, {MSRVTT_QA.split}"
     return Table(title, None, ANSWERS, (KEPT, ALL), [Entry(system, [row])], list(QUESTIONS))
 
 
 def _captioning() -> Table:
     figures = {"BLEU-4": 45.3, "METEOR": 30.2, "ROUGE-L": 63.2, "CIDEr": 54.6}
-    row = Row("published", "EMCL captioning", {"captions": figures}, source=LEADERBOARD)
+    row = Row("published", "EMCL captioning", {"captions": figures}, source=MSRVTT_QA.source)
     entry = Entry(System("EMCL captioning"), [row])
     return Table("Captioning, MSR-VTT", None, CAPTIONS, tuple(figures), [entry], [NO_CAPTIONING])
 
@@ -362,17 +359,10 @@ def _of_group(group: Group, name: str, figures: dict[str, Metrics], deviations: 
     )
 
 
-def _put_answers(group: Group, name: str, table: Table, paper: Paper) -> None:
+def _put_answers(group: Group, name: str, table: Table) -> None:
     """Add the accuracies of runs that answer questions, over the kept and over all."""
-    first = group.runs[0]
-    system = system_of(first)
-    found = [run.results.get("accuracies") or {} for run in group.runs]
-    if first.results["split"] != "test" or not all(name in one for one in found for name in ACCURACIES.values()):
-        folders = tuple(str(run.path) for run in group.runs)
-        reason = f"it has no accuracy on the test split, but figures of the {first.results['split']} split"
-        paper.apart.append(Apart(name, folders, system.label, reason))
-        return
-
+    system = system_of(group.runs[0])
+    found = [run.results["figures"] for run in group.runs]
     spread = {key: mean_and_deviation([one[name] for one in found]) for key, name in ACCURACIES.items()}
     figures = {"accuracy": {key: mean for key, (mean, _) in spread.items()}}
     deviations = {"accuracy": {key: deviation for key, (_, deviation) in spread.items()}} if len(found) > 1 else {}

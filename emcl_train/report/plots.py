@@ -63,20 +63,25 @@ OF_A_LOSS = {
 }
 
 
+OF_ANSWERS = "Cross entropy of the answers, and half the contrastive loss of questions and videos,"
+
+
 def training(run: Run) -> list[Drawing]:
     """Curves of what metrics.jsonl recorded: the loss, and recall on the split that chose the weights."""
     drawings = []
+    answers = run.config.answers_questions
     if run.of_kind("train"):
         more = " and the decorrelation of channels" if _decorrelates(run) else ""
-        what = OF_A_LOSS[run.config.train.loss]
+        what = OF_ANSWERS if answers else OF_A_LOSS[run.config.train.loss]
         caption = f"{what}{more} over each batch of training, against the optimiser's steps."
         drawings.append(_drawing(loss_curve(run), caption))
 
     validations = run.of_kind("validation")
     if validations:
         split = "test" if validations[0].get("split") == "test" else "validation"
-        caption = f"Recall on the {split} split after each epoch. {weights_sentence(run.results['selection'])}"
-        drawings.append(_drawing(recall_curve(run), caption))
+        what = "Accuracy" if answers else "Recall"
+        caption = f"{what} on the {split} split after each epoch. {weights_sentence(run.results['selection'])}"
+        drawings.append(_drawing(accuracy_curve(run) if answers else recall_curve(run), caption))
 
     return drawings
 
@@ -117,7 +122,7 @@ def loss_curve(run: Run) -> Plot:
     records = run.of_kind("train")
     lines = _with_mean([record["step"] for record in records], [record["loss"] for record in records])
     pairs = run.environment.get("pairs_per_step")
-    of_chance = run.config.train.loss == "info-nce" and not _decorrelates(run)
+    of_chance = run.config.train.loss == "info-nce" and not _decorrelates(run) and not run.config.answers_questions
     levels = [Level("chance", math.log(pairs))] if _is_number(pairs) and pairs > 1 and of_chance else []
     return curves("loss", lines, xlabel="step", ylabel="training loss", ylim=(0, None), levels=levels)
 
@@ -135,6 +140,19 @@ def recall_curve(run: Run) -> Plot:
     levels = [Level("chance R@1", 100 / clips)] if _is_number(clips) and clips >= 1 else []
     split = "test" if records[0].get("split") == "test" else "validation"
     return curves("recall", lines, xlabel="epoch", ylabel=f"{split} recall in %", ylim=(0, 100), levels=levels)
+
+
+def accuracy_curve(run: Run) -> Plot:
+    """Right answers on the validation split after every epoch, among the first one and the first five."""
+    records = run.of_kind("validation")
+    epochs = [record["epoch"] for record in records]
+    lines = [
+        Curve(f"{name}, {of}", epochs, [record["accuracies"][key] for record in records], style=number, dash=dash)
+        for number, (name, top) in enumerate((("top 1", "top1"), ("top 5", "top5")))
+        for dash, (of, key) in enumerate((("kept", f"{top}_of_kept"), ("all", f"{top}_of_all")))
+    ]
+    split = "test" if records[0].get("split") == "test" else "validation"
+    return curves("accuracy", lines, xlabel="epoch", ylabel=f"{split} accuracy in %", ylim=(0, 100))
 
 
 def heat_map(run: Run) -> tuple[Plot, str]:

@@ -1,7 +1,7 @@
 """Figures from papers and from the READMEs of releases, to stand beside a run's own of the same protocol.
 
-Each says where it was read. CLIP is ViT-B/32 in all of them. What no source gives is absent here, and stays so in every
-table.
+Each says where it was read. CLIP is ViT-B/32 in all of them but the answers to questions. What no source gives is
+absent here, and stays so in every table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -313,6 +313,35 @@ VATEX = Protocol(
 )
 
 PROTOCOLS = (MSRVTT_1KA, MSRVTT_1KB, MSRVTT_FULL, ACTIVITYNET, LSMDC, MSVD, DIDEMO, VATEX)
+
+
+@dataclass(frozen=True)
+class PublishedAccuracy:
+    """A published figure of answers to questions, and what it is of."""
+
+    system: System
+    kept: float
+    """In percent, over the questions whose answer is one of those that the model knows."""
+    layout: str
+    """Of the data set, as results.json has it under "protocol"."""
+    split: str
+    """What a table calls its test split."""
+    asked: int
+    """Questions of the test split; those that were not kept are among them."""
+    towers: str
+    source: str
+
+
+MSRVTT_QA = PublishedAccuracy(
+    System(EMCL_QA, "train"), 45.8, "msrvttqa", "MSRVTT-QA", 72821, "ViT-B/16", "leaderboard entries of the EMCL paper"
+)
+
+
+def published_accuracy_of(results: Mapping[str, Any]) -> PublishedAccuracy | None:
+    """What was published of the questions that a run answered; None if these are others, or not all of them."""
+    found = (results.get("protocol") or {}).get("layout")
+    whole = results["split"] == "test" and results["figures"]["asked"] == MSRVTT_QA.asked
+    return MSRVTT_QA if found == MSRVTT_QA.layout and whole else None
 
 
 def protocol_of(results: Mapping[str, Any]) -> Protocol | None:

@@ -1,11 +1,12 @@
 """Which settings of a run matter for it: the one place that says which setting depends on which."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from emcl_train.config import RunConfig, flattened
 from emcl_train.kinds import HEADS, TEMPORALS
+from emcl_train.runs.code import OF_THE_START
 
 Matters = Callable[[RunConfig], bool]
 
@@ -27,6 +28,10 @@ def _has_towers(config: RunConfig) -> bool:
     return config.model.system == "clip"
 
 
+def _has_head(config: RunConfig) -> bool:
+    return _has_towers(config) and not config.answers_questions
+
+
 def _is_mmt(config: RunConfig) -> bool:
     return config.model.system == "mmt"
 
@@ -40,11 +45,11 @@ def _has_emcl(config: RunConfig) -> bool:
 
 
 def _compares_tokens(config: RunConfig) -> bool:
-    return _has_towers(config) and HEADS[config.model.head].tokens
+    return _has_head(config) and HEADS[config.model.head].tokens
 
 
 def _decorrelates(config: RunConfig) -> bool:
-    return _has_towers(config) and HEADS[config.model.head].decorrelates
+    return _has_head(config) and HEADS[config.model.head].decorrelates
 
 
 def _has_decorrelation(config: RunConfig) -> bool:
@@ -85,14 +90,14 @@ DEPENDS: dict[str, Matters] = {
     "model.random_clip.": _has_random_towers,
     "model.clip": _has_towers,
     "model.temporal": _has_towers,
-    "model.head": _has_towers,
+    "model.head": _has_head,
     "model.tokenizer": lambda config: config.model.tokenizer is not None,
     "model.init_from": lambda config: config.model.init_from is not None,
     "model.temporal_layers": _has_layers,
     "model.temporal_eps": _has_layers,
     "model.answers.": lambda config: config.answers_questions,
     "model.lstm_padding": lambda config: _has_towers(config) and config.model.temporal == "lstm",
-    "model.pooling_temperature": lambda config: _has_towers(config) and config.model.head == "text-conditioned",
+    "model.pooling_temperature": lambda config: _has_head(config) and config.model.head == "text-conditioned",
     "model.wti_padding": _compares_tokens,
     "emcl.num_bases": _has_emcl,
     "emcl.num_iters": _has_emcl,
@@ -117,6 +122,7 @@ DEPENDS: dict[str, Matters] = {
     "train.save_every": lambda config: False,
     "train.tracker": lambda config: False,
     # Evaluation.
+    "eval.": lambda config: not config.answers_questions,
     "eval.batch_size": lambda config: False,
     "eval.em_block": _has_emcl,
     "eval.em_rows": lambda config: _has_emcl(config) and config.eval.em_rows is not None,
@@ -143,6 +149,20 @@ def matters(name: str, config: RunConfig) -> bool:
     """
     rules = [rule for key, rule in DEPENDS.items() if name == key or (key.endswith(".") and name.startswith(key))]
     return all(rule(config) for rule in rules)
+
+
+def settings_and_environment(
+    config: RunConfig, environment: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """The settings that matter under the heading of their section, the environment, and how many were left out.
+
+    Args:
+        config: of a run.
+        environment: what environment.json has.
+    """
+    sections, left_out = settings_of(config)
+    known = {name: value for name, value in environment.items() if name not in OF_THE_START}
+    return {**sections, "environment": flattened(known)}, left_out
 
 
 def settings_of(config: RunConfig) -> tuple[dict[str, dict[str, Any]], int]:

@@ -25,6 +25,7 @@ def page_so_far(run: Run, *, share: bool = False, notices: Sequence[str] = (), r
     values: dict[str, Any] = {
         "name": run.path.resolve().name,
         "recipe": run.config.recipe,
+        "task": "Video question answering" if run.config.answers_questions else "Text–video retrieval",
         "training": plots.training(run),
         "steps": plots.steps(run),
         "settings": {**settings, "environment": flattened(run.environment)},

@@ -8,6 +8,7 @@ from rich.console import Console
 from emcl_train.report.write import write_locked
 from emcl_train.runs.contents import METRICS, require_run
 from emcl_train.runs.lock import BusyError
+from emcl_train.runs.records import score_of
 from emcl_train.runs.standing import Standing, standing_of
 from emcl_train.terminal import console_of, escaped
 
@@ -73,7 +74,8 @@ def _line(standing: Standing, page: Path | None) -> str:
     if standing.last is not None:
         clips = standing.last.get("clips")
         by_chance = f" (chance {100 / clips:.1f})" if isinstance(clips, int) and clips > 0 else ""
-        recall = f"  R@1 {standing.last['text_to_video']['R@1']:.1f}{by_chance} after epoch {standing.last['epoch']}"
+        name = "accuracy" if "accuracies" in standing.last else "R@1"
+        recall = f"  {name} {score_of(standing.last):.1f}{by_chance} after epoch {standing.last['epoch']}"
     return f"{clock}  {standing.how_far}{recall}  {at}"
 
 

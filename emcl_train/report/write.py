@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from emcl_train.report.answers_page import answers_page
 from emcl_train.report.html import page
 from emcl_train.report.so_far import page_so_far
 from emcl_train.runs.checksums import TRIES, identity_of
@@ -43,7 +44,8 @@ def write_report(
             written = page_so_far(load_so_far(run_dir), share=share, notices=standing.sentences(), reload=seconds)
         else:
             run = load_run(run_dir)
-            written = page(run, share=share, notices=_notices(run, standing), reload=seconds)
+            shown = answers_page if run.config.answers_questions else page
+            written = shown(run, share=share, notices=_notices(run, standing), reload=seconds)
         # A training that ended meanwhile writes its own page, before or after this one would take its place.
         if _figures(run_dir) != before:
             continue

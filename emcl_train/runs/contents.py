@@ -28,6 +28,8 @@ WEIGHTS, STATE = "model.safetensors", f"{STATE_FOLDER}/latest.pt"
 FEATURES = "features.json"
 """What a folder of features is known by, and what made them."""
 RESULTS, QUERIES, EMBEDDINGS, REPORT = "results.json", "queries.json", "embeddings.safetensors", "report.html"
+ANSWERS = "answers.json"
+"""Of a run that answers questions: each with its right answer, and those that the model gave."""
 FINISHED = "finished.json"
 """Written when a run's training has ended and its figures are there."""
 SEEDS = "seeds.json"
@@ -42,6 +44,8 @@ OF_TRAINING = (CONFIG, ENVIRONMENT, METRICS)
 """Records of a training that a report reads; an evaluation in a folder of its own has copies of them."""
 OF_EVALUATION = (RESULTS, QUERIES, EMBEDDINGS)
 """What an evaluation writes and a report reads."""
+OF_ANSWERING = (RESULTS, ANSWERS)
+"""The same of a run that answers questions."""
 
 
 OF_A_RUN = (CONFIG, ENVIRONMENT, METRICS, CLIP_CONFIG, TOKENIZER, WEIGHTS, STATE, *OF_EVALUATION, REPORT)

@@ -20,8 +20,10 @@ from emcl_train.config import RunConfig
 from emcl_train.recipes import emcl_in_mode
 from emcl_train.runs.checksums import forget, note_copy
 from emcl_train.runs.contents import (
+    ANSWERS,
     EMBEDDINGS,
     EVALUATION,
+    OF_ANSWERING,
     OF_EVALUATION,
     OF_TRAINING,
     QUERIES,
@@ -49,19 +51,24 @@ NOT_MEASURED = ("eval.batch_size",)
 """Settings of an evaluation that change none of its figures."""
 FIGURES = ("split", "queries", "gallery", "rows")
 """What two results.json must have in common to be of one and the same evaluation."""
+FIGURES_OF_ANSWERS = ("split", "answers", "figures")
+"""The same of a run that answers questions."""
 LONGEST_NAME = 120
+KEPT = (REPORT, *dict.fromkeys((*OF_EVALUATION, *OF_ANSWERING)))
+"""What moves aside with figures."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What was measured on a split, as results.json, queries.json and embeddings.safetensors hold it."""
+class Figures:
+    """What was measured on a split: results.json, and what lies beside it."""
 
     results: dict[str, Any]
-    queries: dict[str, list[str]]
-    tensors: dict[str, Tensor]
+
+    def write_beside(self, folder: Path) -> None:
+        """Write what belongs to results.json."""
 
     def write(self, run_dir: Path, folder: Path, config: RunConfig, *, new: bool = False) -> None:
-        """Write the three files into `folder`, and if that is not the run's own, copies of the run's records too.
+        """Write the files into `folder`, and if that is not the run's own, copies of the run's records too.
 
         They come about together, whatever kills the process.
 
@@ -87,9 +94,31 @@ class Evaluation:
         if folder != run_dir:
             _copy_records(run_dir, folder)
             save_config(folder, config)
+        self.write_beside(folder)
+        write_json_atomic(folder / RESULTS, self.results)
+
+
+@dataclass(frozen=True)
+class Evaluation(Figures):
+    """Retrieval, with queries.json and embeddings.safetensors."""
+
+    queries: dict[str, list[str]]
+    tensors: dict[str, Tensor]
+
+    def write_beside(self, folder: Path) -> None:
         save_tensors_atomic(folder / EMBEDDINGS, self.tensors)
         write_json_atomic(folder / QUERIES, self.queries)
-        write_json_atomic(folder / RESULTS, self.results)
+
+
+@dataclass(frozen=True)
+class AnsweredQuestions(Figures):
+    """Answers to questions, with answers.json."""
+
+    answers: list[dict[str, Any]]
+    """A row for each kept question."""
+
+    def write_beside(self, folder: Path) -> None:
+        write_json_atomic(folder / ANSWERS, self.answers)
 
 
 def set_aside(run_dir: Path, results: dict[str, Any] | None = None) -> Path | None:
@@ -118,7 +147,7 @@ def set_aside(run_dir: Path, results: dict[str, Any] | None = None) -> Path | No
         if not os.path.lexists(folder):
             with whole_folder(folder) as partial:
                 _copy_records(run_dir, partial)
-                for name in (REPORT, *OF_EVALUATION):
+                for name in KEPT:
                     if (run_dir / name).is_file():
                         shutil.copyfile(run_dir / name, partial / name)
                 if (partial / EMBEDDINGS).is_file():
@@ -131,7 +160,7 @@ def set_aside(run_dir: Path, results: dict[str, Any] | None = None) -> Path | No
     if results is not None:
         return folder
     with together(run_dir):
-        for name in (REPORT, *OF_EVALUATION):
+        for name in KEPT:
             remove(run_dir / name)
         forget(run_dir / EMBEDDINGS)
     return folder
@@ -191,12 +220,13 @@ def place_for(results: dict[str, Any], run_dir: Path, name: str, again: str) -> 
 
 def same_figures(folder: Path, results: dict[str, Any]) -> bool:
     """Whether a folder's results.json has these figures, or is damaged, so that nothing is lost with it."""
+    names = FIGURES if "rows" in results else FIGURES_OF_ANSWERS
     there = json_if_whole(folder / RESULTS)
-    if not isinstance(there, dict) or not there.keys() >= set(FIGURES):
+    if not isinstance(there, dict) or not there.keys() >= set(names):
         return True
 
     ours = as_json(results)
-    return all(there[key] == ours[key] for key in FIGURES)
+    return all(there[key] == ours[key] for key in names)
 
 
 def _places(run_dir: Path, name: str, again: str) -> Iterator[Path]:

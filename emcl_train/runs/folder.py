@@ -1,7 +1,7 @@
 """The files of a finished run, read and checked in one place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ from torch import Tensor
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.runs.contents import (
+    ANSWERS,
     CONFIG,
     EMBEDDINGS,
     ENVIRONMENT,
     FINISHED,
     METRICS,
+    OF_ANSWERING,
     OF_EVALUATION,
     OF_TRAINING,
     QUERIES,
@@ -57,6 +59,16 @@ IN_RESULTS = {
     ORIGIN: Optional(IN_ORIGIN),
 }
 """What a report needs of results.json."""
+ACCURACIES = dict.fromkeys(("top1_of_kept", "top5_of_kept", "top1_of_all", "top5_of_all"), SHARE)
+IN_RESULTS_OF_ANSWERS = {
+    "task": str,
+    "figures": {"kept": Number(1, 1e12), "asked": Number(1, 1e12), **ACCURACIES},
+    "answers": Number(1, 1e12),
+    **{name: IN_RESULTS[name] for name in ("split", "selection", "recipe", "protocol", "emcl", "left_out", "notes")},
+    ORIGIN: Optional(IN_ORIGIN),
+}
+"""The same of a run that answers questions."""
+IN_ANSWERS = [{"video_id": str, "question": str, "answer": str, "given": [str]}]
 IN_EMCL = like_of(EMCLConfig)
 IN_QUERIES = {"video_ids": [str], "captions": [str]}
 IN_RECORDS = {
@@ -69,6 +81,11 @@ IN_RECORDS = {
     },
 }
 """What a report needs of a record, by its kind."""
+IN_RECORDS_OF_ANSWERS = {
+    "train": IN_RECORDS["train"],
+    "validation": {"epoch": Number(0, 1e12), "split": Optional(str), "accuracies": ACCURACIES},
+}
+"""The same of a run that answers questions."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,8 @@ class Run:
     tensors: dict[str, Tensor]
     """text [Q, D], frames [G, F, D], frame_mask [G, F], caption_clip [Q], similarity_off [Q, G]; where the run has
     EMCL also similarity_on [Q, G] and bases [K]."""
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """Of a run that answers questions, which has no captions, clips and tensors: a row for each kept question."""
 
     @property
     def emcl(self) -> EMCLConfig:
@@ -112,7 +131,10 @@ def load_run(run_dir: Path) -> Run:
         require_run(run_dir)
     settle(run_dir)
 
-    missing = [name for name in (*OF_TRAINING, *OF_EVALUATION) if not (run_dir / name).is_file()]
+    config = load_config(run_dir) if (run_dir / CONFIG).is_file() else None
+    answers = config is not None and config.answers_questions
+    of_evaluation = OF_ANSWERING if answers else OF_EVALUATION
+    missing = [name for name in (*OF_TRAINING, *of_evaluation) if not (run_dir / name).is_file()]
     if missing:
         what = f"{run_dir} is not the folder of a finished run: {', '.join(missing)} missing"
         if RESULTS in missing and (run_dir / CONFIG).is_file() and not (run_dir / FINISHED).exists():
@@ -122,11 +144,14 @@ def load_run(run_dir: Path) -> Run:
             f"`emcl-train resume {run_dir}`)"
         )
 
-    config = load_config(run_dir)
+    assert config is not None
     environment = _read_json(run_dir / ENVIRONMENT, {})
+    records = _checked(read_records(run_dir / METRICS), run_dir / METRICS, config)
+    if answers:
+        return _load_answers(run_dir, config, environment, records)
+
     queries = _read_json(run_dir / QUERIES, IN_QUERIES)
     results = _read_json(run_dir / RESULTS, IN_RESULTS)
-    records = _checked(read_records(run_dir / METRICS), run_dir / METRICS)
     embeddings = run_dir / EMBEDDINGS
     tensors = read_tensors(embeddings, f"{_writer(embeddings)} writes it again")
 
@@ -144,6 +169,24 @@ def load_run(run_dir: Path) -> Run:
     return run
 
 
+def _load_answers(run_dir: Path, config: RunConfig, environment: dict[str, Any], records: list[dict[str, Any]]) -> Run:
+    """The figures of a run that answers questions."""
+    results = _read_json(run_dir / RESULTS, IN_RESULTS_OF_ANSWERS)
+    path = run_dir / ANSWERS
+    way_out = f"{_writer(path)} writes it again"
+    given = read_json(path, way_out)
+    if wrong := unlike(given, IN_ANSWERS):
+        raise UserError(f"{path} cannot be used: {wrong}; {way_out}")
+    if len(given) != results["figures"]["kept"]:
+        raise UserError(
+            f"{path} does not belong to {RESULTS} next to it: it has {len(given)} questions, and the figures there are "
+            f"of {results['figures']['kept']} kept ones; {_writer(path)} writes both again"
+        )
+    run = Run(run_dir, config, environment, records, results, [], [], {}, given)
+    _require_settings_of_emcl(run)
+    return run
+
+
 def load_so_far(run_dir: Path) -> Run:
     """Read the folder of a run that has no figures yet: its settings and its curves, as far as there are any.
 
@@ -155,7 +198,7 @@ def load_so_far(run_dir: Path) -> Run:
     """
     config = load_config(run_dir)
     path = run_dir / METRICS
-    records = _checked(read_records(path), path) if path.is_file() else []
+    records = _checked(read_records(path), path, config) if path.is_file() else []
     results = {"selection": selection_of(run_dir), "rows": []}
     return Run(run_dir, config, load_environment(run_dir), records, results, [], [], {})
 
@@ -165,12 +208,7 @@ def _require_one_evaluation(run: Run) -> None:
     results = run.path / RESULTS
     if not run.results["rows"]:
         raise UserError(f"{results} has no rows; {_writer(results)} writes it again")
-    settings = run.results.get("emcl") or {}
-    wrong = unlike(settings, IN_EMCL) or next(
-        (f"{name} is no setting" for name in settings if name not in IN_EMCL), None
-    )
-    if wrong:
-        raise UserError(f"{results} has no settings of EMCL: {wrong}; {_writer(results)} writes it again")
+    _require_settings_of_emcl(run)
 
     embeddings = run.path / EMBEDDINGS
     again = f"{_writer(embeddings)} writes both again"
@@ -202,10 +240,21 @@ def _require_one_evaluation(run: Run) -> None:
         raise UserError(f"{beside}: caption_clip has other values than numbers of {clips} clips; {again}")
 
 
-def _checked(records: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+def _require_settings_of_emcl(run: Run) -> None:
+    results = run.path / RESULTS
+    settings = run.results.get("emcl") or {}
+    wrong = unlike(settings, IN_EMCL) or next(
+        (f"{name} is no setting" for name in settings if name not in IN_EMCL), None
+    )
+    if wrong:
+        raise UserError(f"{results} has no settings of EMCL: {wrong}; {_writer(results)} writes it again")
+
+
+def _checked(records: list[dict[str, Any]], path: Path, config: RunConfig) -> list[dict[str, Any]]:
     """The records, all of which are what their readers expect."""
+    expected = IN_RECORDS_OF_ANSWERS if config.answers_questions else IN_RECORDS
     for line, record in enumerate(records, start=1):
-        if wrong := unlike(record, IN_RECORDS.get(record["kind"], {})):
+        if wrong := unlike(record, expected.get(record["kind"], {})):
             raise record_error(path, line, wrong)
     return records
 

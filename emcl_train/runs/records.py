@@ -1,6 +1,7 @@
 """The lines of metrics.jsonl, and how they say that the weights of a run were chosen."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ LAST = "the last epoch"
 """How `selection_of` begins where no figure chose."""
 MEASURED = ("seconds", "clips_per_second", "memory_bytes")
 """What a step's record has of the machine: two runs of the same configuration differ in these alone."""
+ACCURACY = "top1_of_kept"
+"""Of the accuracies of a validation, where it has them, the one that chooses."""
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -56,6 +59,8 @@ def weights_sentence(selection: str) -> str:
 def selection_of(run_dir: Path, *, up_to: int | None = None) -> str:
     """How the weights of a run were chosen: the first epoch with the best text→video R@1, or the last one.
 
+    Of a run that answers questions, it is the accuracy over the kept questions.
+
     Args:
         run_dir: the run.
         up_to: the last epoch that counts; None: all of them.
@@ -73,16 +78,25 @@ def selection_of(run_dir: Path, *, up_to: int | None = None) -> str:
             last = counted[-1]
             if last.get("keeps") == "last":
                 return f"{LAST}, as was asked: epoch {int(last['epoch'])}"
-            clips = int(last["clips"])
-            few = f"{clips} validation clip{' is' if clips == 1 else 's are'} too few to choose by"
+            what = "question" if "accuracies" in last else "clip"
+            number = int(last[f"{what}s"])
+            few = f"{number} validation {what}{' is' if number == 1 else 's are'} too few to choose by"
             return f"{LAST}, since {few}: epoch {int(last['epoch'])}"
-        best = max(counted, key=lambda record: float(record["text_to_video"]["R@1"]))
-        return f"{SELECTED_BY[best.get('split', 'val')]} text→video R@1: epoch {int(best['epoch'])}"
+        best = max(counted, key=score_of)
+        by = "accuracy over the kept questions" if "accuracies" in best else "text→video R@1"
+        return f"{SELECTED_BY[best.get('split', 'val')]} {by}: epoch {int(best['epoch'])}"
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} has a validation that is damaged ({type(error).__name__}: {error}); copy it again, or go on with "
             f"`emcl-train resume {path.parent}`, which cuts the file back to the last full state"
         ) from error
+
+
+def score_of(validation: Mapping[str, Any]) -> float:
+    """What an epoch is chosen by: of the record of its validation."""
+    if "accuracies" in validation:
+        return float(validation["accuracies"][ACCURACY])
+    return float(validation["text_to_video"]["R@1"])
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -15,7 +15,7 @@ from emcl_train.runs.contents import METRICS, RESULTS, load_config, load_environ
 from emcl_train.runs.files import json_if_whole
 from emcl_train.runs.finished import BEGUN, is_finished
 from emcl_train.runs.lock import Writer, writer_of
-from emcl_train.runs.records import read_records
+from emcl_train.runs.records import ACCURACY, read_records, score_of
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,7 @@ class Standing:
             said = [f"{self.run_dir} was stopped: {self.how_far}{missing}. `{self.resume}` goes on with it."]
         if self.last is not None:
             split = "test" if self.last.get("split") == "test" else "validation"
-            clips = self.last.get("clips")
-            by_chance = f" (chance {100 / clips:.1f}, of {clips} clips)" if _is_count(clips) and clips else ""
-            said.append(
-                f"Last {split}, after epoch {self.last['epoch']}: R@1 text→video "
-                f"{self.last['text_to_video']['R@1']:.1f}, video→text {self.last['video_to_text']['R@1']:.1f}"
-                f"{by_chance}."
-            )
+            said.append(f"Last {split}, after epoch {self.last['epoch']}: {_figures(self.last)}.")
         return said
 
 
@@ -141,8 +135,22 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
+def _figures(validation: dict[str, Any]) -> str:
+    """What a sentence says of a validation."""
+    if "accuracies" in validation:
+        questions = validation.get("questions")
+        of_questions = f", of {questions} questions" if _is_count(questions) else ""
+        return f"accuracy {score_of(validation):.1f}{of_questions}"
+    clips = validation.get("clips")
+    by_chance = f" (chance {100 / clips:.1f}, of {clips} clips)" if _is_count(clips) and clips else ""
+    return f"R@1 text→video {score_of(validation):.1f}, video→text {validation['video_to_text']['R@1']:.1f}{by_chance}"
+
+
 def _is_validation(record: dict[str, Any]) -> bool:
     """Whether a record has what a sentence says of it; others are named when the run is read."""
+    accuracies = record.get("accuracies")
+    if isinstance(accuracies, dict):
+        return _is_count(record.get("epoch")) and type(accuracies.get(ACCURACY)) in (int, float)
     recalls = [record.get(way) for way in ("text_to_video", "video_to_text")]
     numbers = [one.get("R@1") if isinstance(one, dict) else None for one in recalls]
     return _is_count(record.get("epoch")) and all(type(one) in (int, float) for one in numbers)

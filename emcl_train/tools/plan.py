@@ -146,7 +146,8 @@ def _counted(annotations: Annotations) -> str:
 def _steps(config: RunConfig, annotations: Annotations) -> str:
     """How many steps there would be, if all clips can be decoded."""
     train = config.train
-    size = min(train.batch_size, len(annotations.train.clips))
+    items = annotations.train.captions if config.answers_questions else annotations.train.clips
+    size = min(train.batch_size, len(items))
     if size < 2:
         raise UserError(f"the training split has {len(annotations.train.clips)} clips, expected 2 or more; add clips")
     each = steps_per_epoch(annotations.train, config.data, size)

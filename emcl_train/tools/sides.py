@@ -108,6 +108,8 @@ def pooled(frames: Tensor, frame_mask: Tensor) -> Tensor:
 def _of_run(folder: Path) -> Sides:
     """The split that a run, or an evaluation, was evaluated on last."""
     run = load_run(folder)
+    if run.config.answers_questions:
+        raise UserError(f"{folder} answers questions, and keeps no embeddings; pass the folder of a run of retrieval")
     tensors = run.tensors
     if lacking := [name for name in ("text", "frames", "frame_mask", "caption_clip") if name not in tensors]:
         raise UserError(

@@ -43,28 +43,31 @@ class Steps:
         return cls(pairs, processes, len(split.clips), hashlib.sha256(order.encode()).hexdigest()[:16])
 
 
-def pairs_per_step(asked: int, chunks: int, clips: int, processes: int, say: Callable[[str], None]) -> int:
+def pairs_per_step(
+    asked: int, chunks: int, items: int, processes: int, say: Callable[[str], None], *, what: str = "clips"
+) -> int:
     """`train.batch_size`, or all training clips if there are fewer, which is said; less what processes cannot share.
 
     Args:
         asked: `train.batch_size`.
         chunks: `train.chunks`.
-        clips: to train on.
+        items: to train on.
         processes: how many there are.
         say: takes a line for the terminal.
+        what: the items are.
 
     Raises:
         UserError: a batch would leave a process without a pair, or a pair without another one.
     """
     # All processes together.
-    size = min(asked, clips)
+    size = min(asked, items)
     if size < max(2, processes):
         raise UserError(
-            f"a batch has {size} pairs (train.batch_size is {asked}, the training split has {clips} clips), "
-            f"expected at least {max(2, processes)}, for {processes} processes; add clips, or start fewer processes"
+            f"a batch has {size} pairs (train.batch_size is {asked}, the training split has {items} {what}), "
+            f"expected at least {max(2, processes)}, for {processes} processes; add {what}, or start fewer processes"
         )
     if size < asked:
-        say(f"the training split has {clips} clips, fewer than train.batch_size {asked}: each step takes all")
+        say(f"the training split has {items} {what}, fewer than train.batch_size {asked}: each step takes all")
 
     # Each process, which encodes its own pairs in chunks.
     own = size // processes

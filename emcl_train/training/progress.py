@@ -233,8 +233,9 @@ def header(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {counted(threads, 'thread')}"
     precision = "float32" if config.train.precision == "no" else f"mixed precision {config.train.precision}"
     data = f"features in {config.from_features}" if config.from_features is not None else f"{config.data.root}"
+    text = "question" if config.answers_questions else "caption"
     splits = [
-        f"{what} {counted(len(split.clips), 'clip')} with {counted(len(split.captions), 'caption')}"
+        f"{what} {counted(len(split.clips), 'clip')} with {counted(len(split.captions), text)}"
         for what, split in (
             ("training", annotations.train),
             ("validation", annotations.val),
@@ -260,7 +261,8 @@ def _named(config: RunConfig) -> str:
     if config.model.system != "clip":
         system = SYSTEMS[config.model.system]
         return f"{system.label} ({system.about})"
-    return f"{config.model.clip}, temporal {config.model.temporal}, head {config.model.head}"
+    head = "classifier of answers" if config.answers_questions else f"head {config.model.head}"
+    return f"{config.model.clip}, temporal {config.model.temporal}, {head}"
 
 
 def counted(number: int, one: str, several: str | None = None) -> str:

@@ -7,11 +7,12 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -23,14 +24,16 @@ from emcl_train.data.provenance import changes
 from emcl_train.data.tokens import encoded_captions
 from emcl_train.errors import NotFinite, UserError, is_about_numbers
 from emcl_train.evaluation.encode import embed_split
+from emcl_train.evaluation.metrics import chance
 from emcl_train.evaluation.on_features import model_on_features
 from emcl_train.evaluation.provenance import clip_config_of, frames_of, require_features_of
 from emcl_train.evaluation.run import evaluate, evaluate_run
 from emcl_train.models import (
-    BatchFeatures,
     PairModel,
     RetrievalModel,
     TextFeatures,
+    TowersModel,
+    TrainedModel,
     VideoFeatures,
     build_pair_model,
     look_ahead,
@@ -65,7 +68,7 @@ from emcl_train.training.optim import (
     set_learning_rate,
 )
 from emcl_train.training.progress import Progress, Step, header, memory_bytes, number_of, scalars
-from emcl_train.training.selection import Selection
+from emcl_train.training.selection import Score, Selection
 from emcl_train.training.sharding import (
     is_sharded,
     optimizer_state_of,
@@ -91,10 +94,6 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
         UserError: for everything that the user can put right.
     """
     console = console_of(console)
-    if config.answers_questions:
-        from emcl_train.training.answering import train_answers
-
-        return train_answers(config, console)
     check_config(config)  # the command has asked before torch was imported; other callers come in here
     asked = config
     config = contents.as_started(asked)
@@ -123,17 +122,17 @@ def _train(config: RunConfig, asked: RunConfig, accelerator: Accelerator, consol
 
     try:
         # All epochs, each followed by a validation.
-        run = Run(config, accelerator, console)
+        run = run_of(config)(config, accelerator, console)
         run.fit()
         for tracker in accelerator.trackers:
             tracker.finish()
 
         # The selected weights on the test split, and the report.
         if accelerator.is_main_process:
-            results, folder = evaluate_run(config.out, place=PlaceConfig.of(config.data), ends_training=True)
+            table, folder = run.evaluate()
             report = write_report(folder)
             mark_finished(config.out, epochs=run.epochs, steps=run.total_steps)
-            console.print(render_table(results))
+            console.print(table)
             console.print(f"report: {escaped(report)}", soft_wrap=True, highlight=False)
     except OSError as error:
         run_files.raise_if_disk_full(error, config.out)
@@ -142,8 +141,25 @@ def _train(config: RunConfig, asked: RunConfig, accelerator: Accelerator, consol
     accelerator.wait_for_everyone()
 
 
+def run_of(config: RunConfig) -> "type[Run]":
+    """What trains a configuration."""
+    if not config.answers_questions:
+        return Run
+    from emcl_train.training.answering import AnswerRun  # which is a `Run`
+
+    return AnswerRun
+
+
 class Run:
-    """A training run: its data, its model, and how far it has come."""
+    """A training run: its data, its model, and how far it has come.
+
+    It trains retrieval. What other tasks do otherwise are the methods `prepare`, `pairs_per_step`, `new_model`,
+    `loader`, `loss`, `measure` and `evaluate`.
+    """
+
+    model: TrainedModel
+    unit: Literal["clip", "question"] = "clip"
+    """What a validation counts."""
 
     def __init__(self, config: RunConfig, accelerator: Accelerator, console: Console) -> None:
         self.config = config
@@ -154,7 +170,7 @@ class Run:
 
         # The data. The first process writes what the others read.
         with accelerator.main_process_first():
-            self.annotations: Annotations = prepare(config)
+            self.annotations: Annotations = self.prepare()
 
         # The pairs of a step, over all processes. A run goes on with those that it would have had.
         self.batch_size = self.pairs_per_step()
@@ -171,11 +187,11 @@ class Run:
         record = self.environment(saved)
         record["steps_per_epoch"] = steps_per_epoch(self.annotations.train, config.data, self.batch_size)
         self.tokenizer = texts_of(config, self.annotations, self.out)
-        self.model: PairModel = self.build_model()
+        self.model = self.build_model()
         if accelerator.is_main_process:
-            if isinstance(self.model, RetrievalModel):
+            if isinstance(self.model, TowersModel):
                 keep_clip_config(self.out, clip_config_of(self.model, config))
-            else:
+            elif isinstance(self.model, PairModel):
                 keep_bert_config(self.out, self.model)
             run_files.write_json_atomic(self.out / contents.ENVIRONMENT, record)
 
@@ -212,7 +228,9 @@ class Run:
         self.step = 0
         self.lr = 0.0
         """Of the last step, at its peak among the groups that are not CLIP's."""
-        self.selection = Selection.of(self.validation, on_test=config.train.select_on_test, keep=config.train.keep)
+        self.selection = Selection.of(
+            self.validation, on_test=config.train.select_on_test, keep=config.train.keep, unit=self.unit
+        )
         self.watch = Watch(config)
         self.resume(saved)
 
@@ -253,16 +271,24 @@ class Run:
                 del now[name]
         return now | {name: then[name] for name in (*frames_of(self.config), *OF_THE_START) if name in then}
 
-    def build_model(self) -> PairModel:
+    def prepare(self) -> Annotations:
+        """The data."""
+        return prepare(self.config)
+
+    def build_model(self) -> TrainedModel:
         """The model of the configuration; an experiment may put another layer into it."""
         if self.config.from_features is not None:
             return model_on_features(self.config, self.tokenizer)
 
-        model = build_pair_model(self.config, self.tokenizer)
+        model = self.new_model()
         freeze_inputs(model, self.config.train.frozen)
         if clip_lr_factor(self.config) == 0:
             freeze_towers(model)
         return model
+
+    def new_model(self) -> TrainedModel:
+        """The model with all that it learns, from videos."""
+        return build_pair_model(self.config, self.tokenizer)
 
     def pairs_per_step(self) -> int:
         """`train.batch_size`, or all training clips if there are fewer, which is said.
@@ -335,7 +361,7 @@ class Run:
     def fit_epoch(self) -> float:
         """The batches of this epoch that are still to be done. Returns their mean loss."""
         self.wrapped.train()
-        if clip_lr_factor(self.config) == 0 and isinstance(self.model, RetrievalModel):
+        if clip_lr_factor(self.config) == 0 and isinstance(self.model, TowersModel):
             self.model.towers.eval()  # frozen in all respects
 
         losses: list[float] = []
@@ -369,12 +395,12 @@ class Run:
         chunked = None
         if config.chunks > 1:
             chunked = ChunkedFeatures(self.wrapped, batch, config.chunks)
-        features: BatchFeatures = self.wrapped(batch) if chunked is None else chunked.features
+        features: Any = self.wrapped(batch) if chunked is None else chunked.features
 
         # Each process compares its own texts with the videos of all, so the loss is that of the whole batch. The
         # gradient is exchanged between processes.
         try:
-            loss = self.loss(features)
+            loss = self.loss(features, batch)
             value = loss.item()
             if not math.isfinite(value):
                 raise self.diverged(f"the loss is {value}")
@@ -429,8 +455,14 @@ class Run:
             epoch = self.epoch + bool(self.batch)  # after the last step of an epoch it has been counted
             raise self.watch.diverged("weights are not finite", step=self.step, epoch=epoch)
 
-    def loss(self, features: BatchFeatures) -> Tensor:
-        """The loss over the pairs of all processes, from this process's own: its texts meet the videos of all."""
+    def loss(self, features: Any, batch: dict[str, Tensor]) -> Tensor:
+        """The loss over the pairs of all processes, from this process's own: its texts meet the videos of all.
+
+        Args:
+            features: of the forward pass; here `BatchFeatures`.
+            batch: that they are of.
+        """
+        assert isinstance(self.model, PairModel)
         config = self.config.train
         text = features.text
         video = features.video
@@ -475,11 +507,8 @@ class Run:
             self.whole.load_state_dict(weights)
             self.whole.to(self.accelerator.device)
 
-        # Encode the split and rank.
-        split = self.validation
         try:
-            embeddings = embed_split(self.whole, split, self.tokenizer, self.config, self.accelerator.device)
-            row = evaluate(self.whole, embeddings, self.config)[0]
+            score = self.measure()
         except NotFinite as error:
             what = f"numbers of the validation after it are not finite ({str(error).partition(';')[0]})"
             raise self.watch.diverged(what, step=self.step, epoch=epoch) from error
@@ -487,15 +516,35 @@ class Run:
             kind="validation",
             step=self.step,
             epoch=epoch,
-            split=split.name,
-            clips=len(split.clips),
-            text_to_video=row.text_to_video,
-            video_to_text=row.video_to_text,
+            split=self.validation.name,
+            **score.record,
             selects=self.selection.chooses,
             **({"keeps": "last"} if self.config.train.keep == "last" else {}),
         )
 
-        return self.selection.take(epoch, row, weights)
+        return self.selection.take(epoch, score, weights)
+
+    def measure(self) -> Score:
+        """What the whole model does on the split that selects.
+
+        Raises:
+            NotFinite: numbers of it are NaN or infinite.
+        """
+        assert isinstance(self.whole, PairModel)
+        split = self.validation
+        embeddings = embed_split(self.whole, split, self.tokenizer, self.config, self.accelerator.device)
+        row = evaluate(self.whole, embeddings, self.config)[0]
+
+        clips = len(split.clips)
+        recall = {"text_to_video": row.text_to_video, "video_to_text": row.video_to_text}
+        to_video, to_text = row.text_to_video["R@1"], row.video_to_text["R@1"]
+        figures = f"R@1: text→video {to_video:.1f}, video→text {to_text:.1f}"
+        return Score(to_video, figures, chance(clips)["R@1"], {"clips": clips, **recall})
+
+    def evaluate(self) -> tuple[RenderableType, Path]:
+        """The selected weights on the test split, in the first process: a table, and the folder of the figures."""
+        results, folder = evaluate_run(self.out, place=PlaceConfig.of(self.config.data), ends_training=True)
+        return render_table(results), folder
 
     def weights(self) -> dict[str, Tensor]:
         """The state_dict of the whole model; every process has to ask if weights are sharded."""

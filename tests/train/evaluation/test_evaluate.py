@@ -24,6 +24,7 @@ from emcl_train.evaluation.similarities import bank_of, compare_bank, similariti
 from emcl_train.evaluation.table import Similarities, lines_of
 from emcl_train.report.compare import compare
 from emcl_train.report.groups import Group
+from emcl_train.runs import asked
 from emcl_train.runs.checksums import is_unchanged
 from emcl_train.runs.contents import save_config
 from emcl_train.runs.evaluations import set_aside, what_differs
@@ -280,16 +281,16 @@ def test_weights_that_are_replaced_while_a_run_is_read_are_read_again(tiny_data,
     save_run(run, config)
     (run / "finished.json").unlink()
     write_json_atomic(run / "environment.json", {ENDS_WITH: "finished.json"})
-    read, other = evaluation.read_weights, {name: value + 1 for name, value in tiny_model(config).state_dict().items()}
+    read, other = asked.read_weights, {name: value + 1 for name, value in tiny_model(config).state_dict().items()}
 
     def then_replace(run_dir):
         weights = read(run_dir)
-        monkeypatch.setattr(evaluation, "read_weights", read)
+        monkeypatch.setattr(asked, "read_weights", read)
         save_tensors_atomic(run / "model.safetensors", other, epoch=2)
         return weights
 
-    monkeypatch.setattr(evaluation, "read_weights", then_replace)
-    found = evaluation._selected(run, ends_training=False)
+    monkeypatch.setattr(asked, "read_weights", then_replace)
+    found = asked.selected_weights(run, ends_training=False)
     assert torch.equal(found.weights["emcl.bases"], other["emcl.bases"])
     assert found.selection.endswith("epoch 2")
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import StringIO
 from types import SimpleNamespace
 
@@ -12,9 +12,10 @@ from rich.console import Console
 from test_report import Elements
 
 from emcl_train import cli
+from emcl_train.recipes import in_mode, load_recipe
 from emcl_train.report import report_paper
 from emcl_train.report.groups import load_group
-from emcl_train.report.paper_systems import lines_of_run, system_of, why_apart
+from emcl_train.report.paper_systems import lines_of_run, remarks_on_run, system_of, why_apart
 from emcl_train.report.paper_table import as_json, paper_tables
 from emcl_train.runs.contents import save_config
 from emcl_train.runs.folder import load_run
@@ -143,7 +144,6 @@ def test_drl_without_its_decorrelation_is_not_called_so(tmp_path):
         ("ce", "CE"),
         ("mmt", "MMT"),
         ("jsfusion", "JSFusion"),
-        ("question-answering", "EMCL-QA, trained without EMCL"),
         ("moee", "system “moee”"),
         ("clip", "EMCL-Net, trained without EMCL"),
     ],
@@ -367,20 +367,12 @@ def test_the_command_needs_no_run_and_writes_no_page_by_itself(tmp_path, monkeyp
     assert "leave out one of them" in capsys.readouterr().err
 
 
-def test_answers_stand_with_both_accuracies(tmp_path, monkeypatch):
-    path = own_run(tmp_path / "qa", mode="train")
-    results = json.loads((path / "results.json").read_text())
-    (path / "results.json").write_text(
-        json.dumps(results | {"accuracies": {"top1_of_kept": 44.0, "top1_of_all": 40.9}})
-    )
-    monkeypatch.setattr("emcl_train.report.paper_systems.kind_of", lambda config: "question-answering")
-    monkeypatch.setattr("emcl_train.report.paper_table.kind_of", lambda config: "question-answering")
-    paper = tables_of(path)
-    [row] = beside(paper, "Video question answering, MSRVTT-QA", "EMCL-QA")
-    assert row.figures == {"accuracy": {"kept": 44.0, "all": 40.9}}
-
-    (path / "results.json").write_text(json.dumps(results))
-    assert "no accuracy on the test split" in tables_of(path).apart[0].reason
+def test_the_settings_of_a_mode_are_those_of_the_recipe_in_it(tmp_path):
+    run = load_run(own_run(tmp_path / "run", mode="inference"))
+    run = replace(run, config=in_mode(load_recipe("msrvtt-9k"), "inference"))
+    assert remarks_on_run(run) == []
+    run.config.emcl.num_bases += 1
+    assert remarks_on_run(run) == ["not as the recipe msrvtt-9k: emcl.num_bases 8"]
 
 
 def test_several_captions_have_both_ways_of_video_to_text(tmp_path):

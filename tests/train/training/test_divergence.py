@@ -131,7 +131,7 @@ def test_damaged_weights_are_not_saved_over_good_ones(root, tmp_path, monkeypatc
 
 
 def test_other_errors_of_mathematics_stay_what_they_are(root, tmp_path, monkeypatch):
-    def wrong(run, features):
+    def wrong(run, features, batch):
         raise ValueError("expected two dimensions")
 
     monkeypatch.setattr(trainer.Run, "loss", wrong)

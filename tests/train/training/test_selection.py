@@ -12,14 +12,13 @@ from safetensors.torch import load_file
 from tiny_run import tiny_run
 
 from emcl_train.data.clips import Clip, Split
-from emcl_train.evaluation.table import Line
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
 from emcl_train.runs.finished import epoch_of_weights
 from emcl_train.runs.records import selection_of, weights_sentence
 from emcl_train.training import selection as selecting
 from emcl_train.training import trainer
-from emcl_train.training.selection import Selection
+from emcl_train.training.selection import Score, Selection
 
 OLD_RUN = Path(__file__).parents[1] / "runs" / "old_run" / "run"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,16 +29,15 @@ def split(clips, name="val"):
     return Split(name, clips_of_it, captions=("a",) * clips, caption_clip=tuple(range(clips)))
 
 
-def line(score):
-    found = {"R@1": score}
-    return Line("a line", found, found, None)
+def score(value, clips):
+    return Score(value, f"R@1: text→video {value:.1f}", 100 / clips, {})
 
 
-def taken(selection, scores):
+def taken(selection, values):
     """What is printed of each epoch; its weights are its number."""
     return [
-        selection.take(epoch, line(score), {"weight": torch.tensor(epoch)})
-        for epoch, score in enumerate(scores, start=1)
+        selection.take(epoch, score(value, selection.number), {"weight": torch.tensor(epoch)})
+        for epoch, value in enumerate(values, start=1)
     ]
 
 
@@ -47,7 +45,7 @@ def test_with_enough_clips_the_first_of_the_best_epochs_is_kept():
     chosen = Selection.of(split(50), on_test=False)
     printed = taken(chosen, [10.0, 30.0, 30.0, 20.0])
     assert (chosen.best_epoch, chosen.best_score, chosen.weights["weight"]) == (2, 30.0, 2)
-    assert printed[1] == "validation R@1: text→video 30.0, video→text 30.0 (chance 2.0)  best so far"
+    assert printed[1] == "validation R@1: text→video 30.0 (chance 2.0)  best so far"
     assert ["best so far" in text for text in printed] == [True, True, False, False]
     assert chosen.warning() is None
 
@@ -71,6 +69,13 @@ def test_whoever_asks_for_the_test_split_gets_it_whatever_its_size():
     assert chosen.best_epoch == 1
     assert chosen.warning() is None
     assert printed[0].startswith("TEST SET (which makes the figures too high) R@1: text→video 50.0")
+
+
+def test_of_questions_each_one_counts_and_not_each_clip():
+    asked = Split("val", (Clip("0", Path("clip.mp4")),), captions=("a",) * 50, caption_clip=(0,) * 50)
+    assert Selection.of(asked, on_test=False, unit="question").chooses
+    few = Selection.of(replace(asked, captions=("a",) * 4, caption_clip=(0,) * 4), on_test=False, unit="question")
+    assert "has 4 questions, fewer than 50, and one of them is 25 points of accuracy" in few.warning()
 
 
 @pytest.fixture
@@ -157,6 +162,20 @@ def test_a_run_goes_on_by_the_rule_that_it_began_with(tmp_path, monkeypatch, beg
 
 def test_a_state_of_an_earlier_version_chose():
     assert checkpoint.load_state(OLD_RUN).chooses
+
+
+def test_records_of_accuracies_say_it_too(tmp_path):
+    def write(lines):
+        (tmp_path / contents.METRICS).write_text("".join(json.dumps(record) + "\n" for record in lines))
+        return selection_of(tmp_path)
+
+    lines = [
+        {"kind": "validation", "epoch": epoch, "split": "test", "accuracies": {"top1_of_kept": value}}
+        for epoch, value in ((1, 20.0), (2, 30.0), (3, 30.0))
+    ]
+    assert write(lines) == "TEST SET (which makes the figures too high) accuracy over the kept questions: epoch 2"
+    lines[-1] |= {"selects": False, "questions": 4}
+    assert write(lines) == "the last epoch, since 4 validation questions are too few to choose by: epoch 3"
 
 
 @pytest.mark.parametrize(
