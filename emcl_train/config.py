@@ -403,8 +403,8 @@ class EvalConfig:
     qb_norm_temperature: float = 0.05
     """Temperature of QB-Norm, 1 / β; its paper uses β = 20."""
     em_rows: int | None = None
-    """For systems on experts, without `em_block`: one map an expert, made as if there were so many captions and videos,
-    such as 64, those of a batch of 32 pairs. None: as many as there are, which does little to each."""
+    """For systems on experts, without `em_block`: one map an expert, made as if there were so many captions and videos.
+    None: those of a training batch, twice `train.batch_size`; 0: as many as there are, which does little to each."""
 
 
 OF_BANK = ("num_neighbors", "bank_weight")
@@ -478,6 +478,17 @@ class RunConfig:
     def answers_questions(self) -> bool:
         """Whether it is no retrieval: the captions of its data set are questions, each with an answer."""
         return self.data.layout in QUESTION_LAYOUTS
+
+    @property
+    def rows_of_em(self) -> int | None:
+        """Of a system on experts, as if of how many captions and videos EM's maps are made in an evaluation.
+
+        None: of as many as there are; or it has no such maps, since EM is off or runs in blocks.
+        """
+        if self.model.system == "clip" or self.emcl.mode == "off" or self.eval.em_block is not None:
+            return None
+        asked = self.eval.em_rows
+        return 2 * self.train.batch_size if asked is None else asked or None
 
 
 QUESTION_LAYOUTS = ("msrvttqa",)
@@ -599,6 +610,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     rows = config.eval.em_rows
     yield "eval.em_rows", rows, rows is None or config.model.system != "clip", "None, since CLIP's systems have blocks"
     apart = rows is None or config.eval.em_block is None
+    yield "eval.em_rows", rows, rows is None or rows >= 0, "0 or more (0: as many as there are)"
     yield "eval.em_rows", rows, apart, "None where eval.em_block says in which blocks EM runs"
     dropout = config.experts.dropout
     yield "experts.dropout", dropout, dropout is None or 0 <= dropout < 1, "a share from 0 to below 1"
@@ -681,7 +693,7 @@ _AT_LEAST_ONE = {
     "model": ("temporal_layers",),
     "emcl": ("num_bases", "num_iters"),
     "train": ("epochs", "save_every", "lr_decay_steps", "top_k"),
-    "eval": ("batch_size", "em_block", "em_rows"),
+    "eval": ("batch_size", "em_block"),
     "experts": ("width", "hidden", "layers", "heads", "max_steps"),
 }
 _POSITIVE = {

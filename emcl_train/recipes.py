@@ -5,9 +5,9 @@ description in the help.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from emcl_train.config import (
     DataConfig,
@@ -404,38 +404,60 @@ def _jsfusion(name: str, sizes: DataSetOfExperts) -> RunConfig:
 def in_mode(config: RunConfig, mode: Mode) -> RunConfig:
     """A configuration with the settings that belong to another `emcl.mode` than its own.
 
-    EMCL-Net has others for EMCL at inference only. MMT + EMCL is MMT with gated videos, EM of each expert, the loss of
-    the hardest others, twice as many steps, and an evaluation in blocks of 32 matching pairs, all as released. EMCL in
-    CE, or at inference only in either, is nobody's but ours: EM's map is fitted to all captions and videos, as if they
-    were those of a batch.
+    EMCL-Net has others for EMCL at inference only, and CLIP2Video, which has EMCL at inference alone, EMCL-Net's for
+    training. MMT + EMCL is MMT with gated videos, EM of each expert, the loss of the hardest others, twice as many
+    steps, and an evaluation in blocks of 32 matching pairs, all as released. EMCL in CE, or at inference only in
+    either, is nobody's but ours: EM's map is fitted to all captions and videos, as if they were those of a batch.
+
+    A setting that has another value than the recipe gives it in the old mode was somebody's choice, and stays; but for
+    EMCL's own at inference, which are the paper's.
 
     Args:
-        config: of a recipe.
+        config: of a recipe, or of a run of it.
         mode: the other one; with the configuration's own, it is returned as it is.
     """
     if mode == config.emcl.mode:
         return config
+    old = _released(config, config.emcl.mode)
+    new = _released(config, mode)
+    emcl = new.emcl if mode == "inference" else replace(_following(config.emcl, old.emcl, new.emcl), mode=mode)
+    return replace(
+        config,
+        emcl=emcl,
+        train=_following(config.train, old.train, new.train),
+        experts=_following(config.experts, old.experts, new.experts),
+        eval=_following(config.eval, old.eval, new.eval),
+    )
+
+
+def _released(config: RunConfig, mode: Mode) -> RunConfig:
+    """What the recipe of a configuration has in a mode."""
+    make = RECIPES.get(config.recipe)
+    own = config if make is None else make()
+    if mode == own.emcl.mode:
+        return own
     system = config.model.system
-    emcl = emcl_in_mode(config, mode)
-    if system in ("clip", "jsfusion"):
-        return replace(config, emcl=emcl)
+    if system == "clip":
+        emcl = EMCLConfig() if own.emcl.mode == "inference" else own.emcl
+        return replace(own, emcl=inference_emcl() if mode == "inference" else replace(emcl, mode=mode))
 
-    train = config.train
-    experts = config.experts
-    evaluation = replace(config.eval, em_block=None, em_rows=None if mode == "off" else 2 * train.batch_size)
+    sizes = config.experts.sizes
+    moded = replace(own, emcl=expert_emcl(sizes, mode))
     if system == "mmt" and mode == "train":
-        hardest = 1 if experts.sizes in ("msrvtt", "own") else 32
-        train = replace(train, loss="top-k-margin", top_k=hardest, max_steps=100 * OF_MMT)
-        experts = replace(experts, gated_video=True)
-        evaluation = replace(evaluation, em_block=32, em_rows=None)
-    return replace(config, emcl=emcl, train=train, experts=experts, eval=evaluation)
+        hardest = 1 if sizes in ("msrvtt", "own") else 32
+        moded.train = replace(own.train, loss="top-k-margin", top_k=hardest, max_steps=100 * OF_MMT)
+        moded.experts = replace(own.experts, gated_video=True)
+        moded.eval = replace(own.eval, em_block=32)
+    return moded
 
 
-def emcl_in_mode(config: RunConfig, mode: Mode) -> EMCLConfig:
-    """EMCL's settings in another mode than a configuration's own."""
-    if config.model.system != "clip":
-        return expert_emcl(config.experts.sizes, mode)
-    return inference_emcl() if mode == "inference" else replace(config.emcl, mode=mode)
+Section = TypeVar("Section", EMCLConfig, TrainConfig, ExpertsConfig, EvalConfig)
+
+
+def _following(now: Section, old: Section, new: Section) -> Section:
+    """Settings of which those that are as in the old mode become as in the new one."""
+    names = [name.name for name in fields(now) if getattr(old, name.name) != getattr(new, name.name)]
+    return replace(now, **{name: getattr(new, name) for name in names if getattr(now, name) == getattr(old, name)})
 
 
 SMOKE_TEST = "Random weights: a smoke test, its figures say nothing."

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from emcl_train import cli
-from emcl_train.recipes import OF_CLIP, RECIPES, in_mode, load_recipe
+from emcl_train.recipes import OF_CLIP, RECIPES, load_recipe
 from emcl_train.report import write_report
 from emcl_train.runs.records import MEASURED
 from emcl_train.training import trainer
@@ -128,8 +128,8 @@ def test_emcl_acts_where_it_is_asked_for(recipe, mode, data, tmp_path):
     as_released = label == "MMT" and mode == "train"
     assert config["train"]["loss"] == ("top-k-margin" if as_released else "max-margin")
     assert config["experts"]["gated_video"] == as_released
-    rows = {"CE": 128, "MMT": 64}[label]
-    assert (config["eval"]["em_block"], config["eval"]["em_rows"]) == ((32, None) if as_released else (None, rows))
+    of_batch = 16  # of captions and videos
+    assert (results["em_block"], results["em_rows"]) == ((32, None) if as_released else (None, of_batch))
 
     # In training the start moves; in an evaluation it stays.
     tensors = load_file(tmp_path / "run/embeddings.safetensors")
@@ -294,13 +294,3 @@ def test_commands_for_towers_say_that_there_are_none(command, tmp_path, capsys):
     named = {"RUN": str(tmp_path / "run"), "OUT": str(tmp_path / "out")}
     assert cli.main([named.get(word, word) for word in command]) == 1
     assert f"`{command[0]}` is for CLIP's towers, and mmt-msrvtt is MMT" in capsys.readouterr().err
-
-
-def test_a_mode_brings_its_settings_along():
-    released = in_mode(load_recipe("mmt-lsmdc"), "train")
-    assert (released.train.loss, released.train.top_k, released.train.max_steps) == ("top-k-margin", 32, 100_000)
-    assert (released.emcl.num_bases, released.emcl.num_iters, released.emcl.residual_weight) == (16, 9, 3.0)
-    assert (released.experts.gated_video, released.eval.em_block) == (True, 32)
-    assert in_mode(load_recipe("mmt-msrvtt"), "train").train.top_k == 1
-    assert in_mode(load_recipe("mmt-msrvtt"), "off") == load_recipe("mmt-msrvtt")
-    assert in_mode(load_recipe("msrvtt-9k"), "inference").emcl.num_bases == 7

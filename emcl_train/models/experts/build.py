@@ -91,7 +91,7 @@ def _mixture(
             f"{flag('emcl.num_bases')} {min(32, width)}"
         )
     model = MixtureModel(system, ExpertEM(experts, em_sizes_of(config)))
-    model.rows_of_batch = config.eval.em_rows
+    model.rows_of_batch = config.rows_of_em
     return model
 
 
