@@ -1,6 +1,7 @@
 """The lines of metrics.jsonl, and how they say that the weights of a run were chosen."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,25 @@ def epoch_in(selection: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def selecting_score(recalls: Mapping[str, float], by: str) -> float:
+    """What an epoch is compared with others by: `train.select_by` of its text→video figures.
+
+    Examples:
+        >>> selecting_score({"R@1": 1.0, "R@5": 8.0, "R@10": 27.0}, "geometric-mean")
+        6.0
+    """
+    if by == "geometric-mean":
+        return round((recalls["R@1"] * recalls["R@5"] * recalls["R@10"]) ** (1 / 3), 9)
+    return float(recalls["R@1"])
+
+
 def weights_sentence(selection: str) -> str:
     """What stands under a table of how the weights were chosen, as `selection_of` says it."""
     return f"Weights of {selection}." if selection.startswith(LAST) else f"Weights chosen by {selection}."
 
 
 def selection_of(run_dir: Path, *, up_to: int | None = None) -> str:
-    """How the weights of a run were chosen: the first epoch with the best text→video R@1, or the last one.
+    """How the weights of a run were chosen: the first of the best by text→video recall, or the last one.
 
     Args:
         run_dir: the run.
@@ -76,8 +89,10 @@ def selection_of(run_dir: Path, *, up_to: int | None = None) -> str:
             clips = int(last["clips"])
             few = f"{clips} validation clip{' is' if clips == 1 else 's are'} too few to choose by"
             return f"{LAST}, since {few}: epoch {int(last['epoch'])}"
-        best = max(counted, key=lambda record: float(record["text_to_video"]["R@1"]))
-        return f"{SELECTED_BY[best.get('split', 'val')]} text→video R@1: epoch {int(best['epoch'])}"
+        by = str(counted[-1].get("selects_by", "R@1"))
+        best = max(counted, key=lambda record: selecting_score(record["text_to_video"], by))
+        figure = "geometric mean of text→video R@1, R@5 and R@10" if by == "geometric-mean" else "text→video R@1"
+        return f"{SELECTED_BY[best.get('split', 'val')]} {figure}: epoch {int(best['epoch'])}"
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} has a validation that is damaged ({type(error).__name__}: {error}); copy it again, or go on with "

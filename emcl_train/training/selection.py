@@ -9,7 +9,7 @@ from torch import Tensor
 from emcl_train.data.annotations import Split
 from emcl_train.evaluation.metrics import chance
 from emcl_train.evaluation.table import Line
-from emcl_train.runs.records import SELECTED_BY
+from emcl_train.runs.records import SELECTED_BY, selecting_score
 
 FEWEST_CLIPS = 50
 """Validation clips below which no epoch is chosen by them: one clip more is two points of R@1 and over."""
@@ -33,18 +33,28 @@ class Selection:
     """Its weights, until they are written."""
     too_few: bool = False
     """Whether the last epoch is kept for want of clips alone."""
+    by: Literal["R@1", "geometric-mean"] = "R@1"
+    """The figure that chooses: `train.select_by`."""
 
     @classmethod
-    def of(cls, split: Split, *, on_test: bool, keep: Literal["best", "last"] = "best") -> "Selection":
+    def of(
+        cls,
+        split: Split,
+        *,
+        on_test: bool,
+        keep: Literal["best", "last"] = "best",
+        by: Literal["R@1", "geometric-mean"] = "R@1",
+    ) -> "Selection":
         """That of a run which begins.
 
         Args:
             split: that every epoch is evaluated on.
             on_test: whether it is the test split, which somebody asked to choose by.
             keep: "last": nothing is chosen.
+            by: the figure that chooses.
         """
         chooses = keep == "best" and (on_test or len(split.clips) >= FEWEST_CLIPS)
-        return cls(split, chooses, too_few=keep == "best" and not chooses)
+        return cls(split, chooses, too_few=keep == "best" and not chooses, by=by)
 
     def warning(self) -> str | None:
         """What is said at the start where the last epoch is kept."""
@@ -69,7 +79,7 @@ class Selection:
         Returns:
             The figures for the terminal, beside those of chance.
         """
-        score = line.text_to_video["R@1"]
+        score = selecting_score(line.text_to_video, self.by)
         best = score > self.best_score  # the first of equals stays
         if best or not self.chooses:
             self.best_score = score
@@ -78,7 +88,8 @@ class Selection:
 
         clips = len(self.split.clips)
         of_few = "" if self.chooses else f" of {clips} clip{'' if clips == 1 else 's'}"
+        recall, back = (found["R@1"] for found in (line.text_to_video, line.video_to_text))
         return (
-            f"{SELECTED_BY[self.split.name]} R@1: text→video {score:.1f}, video→text {line.video_to_text['R@1']:.1f} "
+            f"{SELECTED_BY[self.split.name]} R@1: text→video {recall:.1f}, video→text {back:.1f} "
             f"(chance {chance(clips)['R@1']:.1f}{of_few}){'  best so far' if best and self.chooses else ''}"
         )

@@ -212,7 +212,12 @@ class Run:
         self.step = 0
         self.lr = 0.0
         """Of the last step, at its peak among the groups that are not CLIP's."""
-        self.selection = Selection.of(self.validation, on_test=config.train.select_on_test, keep=config.train.keep)
+        self.selection = Selection.of(
+            self.validation,
+            on_test=config.train.select_on_test,
+            keep=config.train.keep,
+            by=config.train.select_by,
+        )
         self.watch = Watch(config)
         self.resume(saved)
 
@@ -295,7 +300,7 @@ class Run:
         )
 
     def fit(self) -> None:
-        """The rest of the steps, with a validation after every epoch and at the end."""
+        """The rest of the steps, with a validation after epochs, see `validates`, and at the end."""
         # Of several processes each tokenizes a part of the captions, and gives it to the others.
         if self.processes > 1 and self.config.from_features is None and self.step < self.total_steps:
             captions = encoded_captions(self.tokenizer, self.annotations.train)
@@ -313,6 +318,10 @@ class Run:
             self.keep_start()
         while self.step < self.total_steps:
             loss = self.fit_epoch()
+            if not self.validates():
+                self.epoch += 1
+                self.batch = 0
+                continue
             self.progress.pace.begin()
             kept = agreed(partial(self.validate, self.epoch + 1))
             validated = f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {kept}"
@@ -324,6 +333,13 @@ class Run:
             self.save()
             self.save_selected()
             self.print(validated)
+
+    def validates(self) -> bool:
+        """Whether the epoch whose last step was just done is followed by a validation."""
+        every = self.config.train.validate_every
+        if every is None or self.step >= self.total_steps:
+            return True
+        return self.step // every > (self.step - self.steps_per_epoch) // every
 
     def keep_start(self) -> None:
         """Without any step, the weights of the run are those that it starts from: such as a checkpoint's."""
@@ -493,6 +509,7 @@ class Run:
             video_to_text=row.video_to_text,
             selects=self.selection.chooses,
             **({"keeps": "last"} if self.config.train.keep == "last" else {}),
+            **({} if self.selection.by == "R@1" else {"selects_by": self.selection.by}),
         )
 
         return self.selection.take(epoch, row, weights)

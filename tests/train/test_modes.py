@@ -108,3 +108,30 @@ def test_an_evaluation_in_another_mode_measures_as_a_training_in_it_does(tmp_pat
 def test_emcl_of_clip_at_inference_is_the_papers_for_a_run_as_well():
     run = RunConfig(emcl=EMCLConfig(num_bases=5))
     assert in_mode(run, "inference").emcl == inference_emcl()
+
+
+def test_recipes_of_experts_choose_the_epoch_as_it_was_published():
+    chosen = {name: (train.keep, train.select_by) for name in RECIPES if (train := load_recipe(name).train)}
+    by_mean = [name for name, choice in chosen.items() if choice == ("best", "geometric-mean")]
+    assert by_mean == ["ce-msrvtt-full", "ce-activitynet", "ce-lsmdc"]
+    last = [name for name, (keep, _) in chosen.items() if keep == "last"]
+    assert last == ["ce-msrvtt", *(name for name in RECIPES if name.startswith(("mmt-", "jsfusion-")))]
+
+
+@pytest.mark.parametrize("recipe", ["mmt-own", "mmt-msrvtt", "jsfusion-lsmdc"])
+@pytest.mark.parametrize("mode", ["off", "train"])
+def test_max_steps_end_the_training_however_few_steps_an_epoch_has(recipe, mode):
+    train = in_mode(load_recipe(recipe), mode).train
+    assert train.max_steps <= train.epochs
+    assert train.save_every >= 1000  # states of gigabytes
+    assert train.validate_every >= 1000
+
+
+def test_a_choice_on_the_test_split_needs_one_that_is_kept():
+    config = load_recipe("ce-msrvtt")
+    check_config(config)
+    config.train.select_on_test = True
+    with pytest.raises(UserError, match=r"^train.keep is last, expected best, since --select-on-test .* --train.keep"):
+        check_config(config)
+    config.train.keep = "best"
+    check_config(config)
