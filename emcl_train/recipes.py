@@ -453,8 +453,10 @@ def _released(config: RunConfig, mode: Mode) -> RunConfig:
         return own
     system = config.model.system
     if system == "clip":
-        emcl = EMCLConfig() if own.emcl.mode == "inference" else own.emcl
-        return replace(own, emcl=inference_emcl() if mode == "inference" else replace(emcl, mode=mode))
+        if mode == "inference":
+            return replace(own, emcl=inference_emcl())
+        untrained = own.emcl.mode == "inference" and mode == "train"
+        return replace(own, emcl=EMCLConfig() if untrained else replace(own.emcl, mode=mode))
 
     sizes = config.experts.sizes
     moded = replace(own, emcl=expert_emcl(sizes, mode))
