@@ -271,6 +271,10 @@ class ExpertsConfig:
     so where such a run is evaluated without EM."""
 
 
+OF_MMT = ("text", "hidden", "layers", "heads", "dropout", "missing", "gated_video")
+"""Settings of `ExpertsConfig` that MMT alone has."""
+
+
 @dataclass
 class EMCLConfig:
     """Expectation-maximization contrastive learning."""
@@ -380,10 +384,15 @@ class TrainConfig:
     """Steps between full states for resuming; one is also saved after every epoch."""
     keep: Literal["best", "last"] = "best"
     """Which weights are kept and reported: of the epoch that is best on the validation split, or of the last one, as CE
-    and MMT are reported."""
+    on 1k-A and MMT are reported."""
     select_on_test: Annotated[bool, arg(prefix_name=False)] = False
     """Keep the epoch that is best on the test split instead of the validation split. Published figures often do, and
     are too high for it; the table says so."""
+    select_by: Literal["R@1", "geometric-mean"] = "R@1"
+    """By which text→video figure an epoch is the best: R@1, or as CE has it the geometric mean of R@1, R@5 and R@10."""
+    validate_every: int | None = None
+    """Validate, and keep the weights, at the end of the epoch in which another so many steps were done, and after the
+    last one. None: after every epoch, which takes long where an epoch is a few steps."""
     tracker: Tracker = "tensorboard"
     """Where losses and validations are logged besides metrics.jsonl; "tensorboard" writes to `tracker` in `out`."""
 
@@ -403,8 +412,8 @@ class EvalConfig:
     qb_norm_temperature: float = 0.05
     """Temperature of QB-Norm, 1 / β; its paper uses β = 20."""
     em_rows: int | None = None
-    """For systems on experts, without `em_block`: one map an expert, made as if there were so many captions and videos,
-    such as 64, those of a batch of 32 pairs. None: as many as there are, which does little to each."""
+    """For systems on experts, without `em_block`: one map an expert, made as if there were so many captions and videos.
+    None: those of a training batch, twice `train.batch_size`; 0: as many as there are, which does little to each."""
 
 
 OF_BANK = ("num_neighbors", "bank_weight")
@@ -478,6 +487,17 @@ class RunConfig:
     def answers_questions(self) -> bool:
         """Whether it is no retrieval: the captions of its data set are questions, each with an answer."""
         return self.data.layout in QUESTION_LAYOUTS
+
+    @property
+    def rows_of_em(self) -> int | None:
+        """Of a system on experts, as if of how many captions and videos EM's maps are made in an evaluation.
+
+        None: of as many as there are; or it has no such maps, since EM is off or runs in blocks.
+        """
+        if self.model.system == "clip" or self.emcl.mode == "off" or self.eval.em_block is not None:
+            return None
+        asked = self.eval.em_rows
+        return 2 * self.train.batch_size if asked is None else asked or None
 
 
 QUESTION_LAYOUTS = ("msrvttqa",)
@@ -584,6 +604,8 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield "train.lr_decay", train.lr_decay, 0 < train.lr_decay <= 1, "a number above 0, at most 1"
     steps = train.max_steps
     yield "train.max_steps", steps, steps is None or steps >= 0, "0 or more (0: no training)"
+    kept = train.keep == "best" or not train.select_on_test
+    yield "train.keep", train.keep, kept, "best, from which --select-on-test is to choose"
     fewer = train.loss != "top-k-margin" or train.top_k <= train.batch_size
     yield "train.top_k", train.top_k, fewer, f"1 to {train.batch_size}, the pairs of a batch"
     for name in ("decorrelation_weight", "decorrelation_off_diagonal"):
@@ -599,6 +621,7 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     rows = config.eval.em_rows
     yield "eval.em_rows", rows, rows is None or config.model.system != "clip", "None, since CLIP's systems have blocks"
     apart = rows is None or config.eval.em_block is None
+    yield "eval.em_rows", rows, rows is None or rows >= 0, "0 or more (0: as many as there are)"
     yield "eval.em_rows", rows, apart, "None where eval.em_block says in which blocks EM runs"
     dropout = config.experts.dropout
     yield "experts.dropout", dropout, dropout is None or 0 <= dropout < 1, "a share from 0 to below 1"
@@ -655,6 +678,15 @@ def _check_experts(config: RunConfig) -> None:
                 f"{name} is {value}, and for {system.label} it can be {one} alone, since {why}; pass {flag(name)} {one}"
             )
 
+    if config.model.system != "mmt":
+        default = ExpertsConfig()
+        for name in OF_MMT:
+            if (value := getattr(config.experts, name)) != getattr(default, name):
+                raise UserError(
+                    f"experts.{name} is {value}, and {system.label} has no such thing: it is MMT's alone; leave out "
+                    f"{flag(f'experts.{name}')}"
+                )
+
     # Blocks are of matching pairs, which captions of a bank and videos of a split are not.
     if on and config.eval.em_block is not None and config.eval.query_bank:
         raise UserError(
@@ -664,12 +696,17 @@ def _check_experts(config: RunConfig) -> None:
 
 
 def require_towers(config: RunConfig, command: str) -> None:
-    """Raise a UserError where a command is for CLIP's towers, and the settings are of another system."""
+    """Raise a UserError where a command is for CLIP's towers, and the settings are of another system or task."""
     if config.model.system != "clip":
         label = SYSTEMS[config.model.system].label
         raise UserError(
             f"`{command}` is for CLIP's towers, and {config.recipe} is {label}, which has none; train and evaluate it "
             f"by `train` and `eval`, which keep what it makes of a split in embeddings.safetensors"
+        )
+    if config.answers_questions:
+        raise UserError(
+            f"`{command}` is for retrieval, and {config.recipe} answers questions; take a recipe or a run of "
+            f"retrieval, or train and evaluate this one by `train` and `eval`"
         )
 
 
@@ -677,8 +714,8 @@ _AT_LEAST_ONE = {
     "data": ("num_frames", "image_size", "validation_clips", "max_pixels"),
     "model": ("temporal_layers",),
     "emcl": ("num_bases", "num_iters"),
-    "train": ("epochs", "save_every", "lr_decay_steps", "top_k"),
-    "eval": ("batch_size", "em_block", "em_rows"),
+    "train": ("epochs", "save_every", "validate_every", "lr_decay_steps", "top_k"),
+    "eval": ("batch_size", "em_block"),
     "experts": ("width", "hidden", "layers", "heads", "max_steps"),
 }
 _POSITIVE = {

@@ -15,7 +15,7 @@ from emcl_train.config import DataConfig, EMCLConfig, EvalConfig, PlaceConfig, R
 from emcl_train.endings import say_if_ended
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
-from emcl_train.recipes import emcl_in_mode
+from emcl_train.recipes import in_mode
 from emcl_train.runs.contents import load_config
 from emcl_train.runs.lock import require_new, writing
 from emcl_train.runs.machine import is_first_process, process_count
@@ -63,14 +63,14 @@ def evaluate(folder: str, arguments: list[str]) -> int:
     arguments = with_bare_json(arguments)
     config = load_config(run)
 
-    def parse(emcl: EMCLConfig) -> EvalArguments:
-        default = EvalArguments(config.eval, emcl, PlaceConfig.of_run(config.data))
+    def parse(config: RunConfig) -> EvalArguments:
+        default = EvalArguments(config.eval, config.emcl, PlaceConfig.of_run(config.data))
         return tyro.cli(EvalArguments, args=arguments, default=default, prog=f"emcl-train eval {run}")
 
     # As in training: the mode decides the defaults of the other settings.
-    asked = parse(config.emcl)
-    if asked.emcl.mode == "inference" != config.emcl.mode:
-        asked = parse(emcl_in_mode(config, "inference"))
+    asked = parse(config)
+    if asked.emcl.mode != config.emcl.mode:
+        asked = parse(in_mode(config, asked.emcl.mode))
 
     with json_result(asked.json) as result:
         return evaluate_and_print(run, config, asked, arguments, result)

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from emcl_train.config import RunConfig, but_for_its_cache
+from emcl_train.config import RunConfig, but_for_its_cache, flattened
 from emcl_train.errors import UserError
 from emcl_train.reading.plain_files import parse_json, read_regular
 from emcl_train.recipes import in_mode, load_recipe
@@ -24,6 +24,8 @@ from emcl_train.runs.likeness import like_of, unlike
 LARGEST = 256 * 1024
 """Bytes of a file of settings; all settings with their values have about 4 000."""
 WAY_OUT = "`emcl-train train RECIPE --print-config` prints a whole file"
+OF_A_MODE = ("emcl.", "train.loss", "train.top_k", "train.max_steps", "experts.gated_video", "eval.em_block")
+"""Beginnings of the names of settings that `emcl.mode` brings along."""
 NULL = ("", "~", "null", "Null", "NULL", "None")
 NUMBER = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
@@ -103,14 +105,26 @@ def with_file(path: Path, base: RunConfig) -> RunConfig:
     return with_settings(in_mode(base, settings.get("emcl.mode", base.emcl.mode)), settings)
 
 
-def but_for_the_mode(path: Path) -> dict[str, Any]:
-    """The settings in a file by their dotted names, but for `emcl.mode`; of a run, those of EMCL alone."""
-    run = run_of_settings(path)
-    if run is None:
-        found = read_settings(path)
-    else:
-        found = {f"emcl.{name}": value for name, value in asdict(load_config(run).emcl).items()}
-    return {name: value for name, value in found.items() if name != "emcl.mode"}
+def but_for_the_mode(path: Path, recipe: str) -> dict[str, Any]:
+    """The settings in a file by their dotted names, but for `emcl.mode` and what it brings along.
+
+    Of a run these are none: `in_mode` knows what of its settings was chosen.
+
+    Args:
+        path: as of `with_file`.
+        recipe: whose settings they are.
+    """
+    if run_of_settings(path) is not None:
+        return {}
+
+    # Where the file names a mode, values that the recipe gives in it are not said for another one.
+    found = read_settings(path)
+    mode = found.pop("emcl.mode", None)
+    brought: dict[str, Any] = {}
+    if mode is not None:
+        of_mode = flattened(asdict(in_mode(load_recipe(recipe), mode)))
+        brought = {name: of_mode[name] for name in of_mode if name.startswith(OF_A_MODE)}
+    return {name: value for name, value in found.items() if name not in brought or brought[name] != value}
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def run_train(recipe: str | None, arguments: list[str]) -> int:
                 f"{asked.config} has settings of the recipe {default.recipe}, and {recipe} is asked for; pass "
                 f"{default.recipe}, or take the line `recipe` out of a copy of the file"
             )
-        of_file = but_for_the_mode(asked.config)
+        of_file = but_for_the_mode(asked.config, default.recipe)
         asked = parse(default)
     if asked.settings.emcl.mode != default.emcl.mode:
         asked = parse(with_settings(in_mode(default, asked.settings.emcl.mode), of_file))

@@ -102,7 +102,7 @@ def evaluate_split(
         "queries": len(split.captions),
         "gallery": len(split.clips),
         "em_block": config.eval.em_block,
-        **({} if config.model.system == "clip" else {"em_rows": config.eval.em_rows, "experts": _experts_of(split)}),
+        **({} if config.model.system == "clip" else {"em_rows": config.rows_of_em, "experts": _experts_of(split)}),
         "emcl": asdict(config.emcl),
         "selection": selection,
         **frames_of(config),

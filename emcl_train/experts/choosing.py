@@ -127,6 +127,27 @@ def jsfusion_sizes_of(config: RunConfig, width: int, vocabulary: int, word_width
     )
 
 
+def published_sizes(config: RunConfig) -> CESizes | MMTSizes | JSFusionSizes:
+    """The sizes of a run whose files are as the authors have them: what can be said before these are opened.
+
+    Of experts of one's own, widths are not known, and nor are the words of JSFusion.
+
+    Raises:
+        UserError: as of the functions for each system, of what does not depend on files.
+    """
+    asked = config.experts
+    if config.model.system == "ce":
+        ce = _of_data_set("ce", asked.sizes, CE)
+        return ce_sizes_of(config, {name: expert.width for name, expert in ce.experts.items()}, ce.text.width)
+    if config.model.system == "jsfusion":
+        width = _of_data_set("jsfusion", asked.sizes, FEATURES)
+        return jsfusion_sizes_of(config, width, vocabulary=1, word_width=JSFusionSizes.word_width)
+    if asked.sizes == "own":
+        return mmt_sizes_of(config, dict.fromkeys(asked.names or ("unknown",), 1))
+    mmt = _of_data_set("mmt", asked.sizes, SIZES)
+    return mmt_sizes_of(config, {name: expert.width for name, expert in mmt.experts.items()})
+
+
 def em_sizes_of(config: RunConfig) -> EMSizes:
     """How EM runs on each expert."""
     emcl = config.emcl

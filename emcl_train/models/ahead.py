@@ -5,6 +5,7 @@ from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.kinds import SYSTEMS
 from emcl_train.models.clip import look_at_clip, require_inputs, require_random_sizes
+from emcl_train.models.experts.ahead import look_at_experts
 from emcl_train.models.retrieval import require_bases
 from emcl_train.runs.machine import process_count
 
@@ -13,7 +14,7 @@ def look_ahead(config: RunConfig) -> int | None:
     """Compare the towers that a run starts from with its frames, captions and bases, and its chunks with its batch.
 
     A run that goes on was looked at when it began: only whether its weights can be read is asked again. Of a system on
-    experts, what fits what is known once its files are open.
+    experts, widths are compared once its files are open.
 
     Returns:
         How wide the features will be; None if a run goes on, or has no towers.
@@ -25,6 +26,8 @@ def look_ahead(config: RunConfig) -> int | None:
     if model.system != "clip":
         of_norms = "its batch norms look at the whole batch, of which each process would have a part"
         require_one_process(SYSTEMS[model.system].label, of_norms)
+        if not config.resume:
+            look_at_experts(config)
         return None
     if config.answers_questions:
         require_one_process("question answering", "its batches are not shared among processes")

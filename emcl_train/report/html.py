@@ -162,6 +162,9 @@ def _facts(run: Run) -> list[str]:
     else:
         system = SYSTEMS[config.model.system]
         model = [f"{system.label}: {system.about}"]
+        if config.model.system == "mmt":
+            text = "a small BERT with random weights" if config.experts.text == "random" else config.experts.text
+            model.append(f"text: {text}")
         seen = [f"experts: {', '.join(experts)}"] if (experts := run.results.get("experts")) else []
     emcl = {"train": "EMCL in training and evaluation", "inference": "EMCL in evaluation only", "off": "no EMCL"}
     return [

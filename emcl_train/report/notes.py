@@ -61,6 +61,8 @@ def differences(runs: Sequence[tuple[Path, Results]]) -> list[str]:
         "queries": "captions",
         "gallery": "clips",
         "em_block": "EM block",
+        "em_rows": "rows of EM",
+        "experts": "experts",
         "sampler": "video sampler",
         "sampling": "sampled frames",
         "pictures": "pictures",
@@ -69,13 +71,25 @@ def differences(runs: Sequence[tuple[Path, Results]]) -> list[str]:
     }
     lines = []
     for key, name in facts.items():
-        values = [results.get(key) for _, results in runs]
+        compared = [(path, results) for path, results in runs if _is_compared(key, results)]
+        values = [results.get(key) for _, results in compared]
         if key == "pictures" and None in values:
             continue  # of an older run, the version of the sampler says how its pictures came about
         if len(set(map(str, values))) > 1:
-            each = ", ".join(f"{path.name}: {value}" for (path, _), value in zip(runs, values, strict=True))
+            each = ", ".join(f"{path.name}: {_shown(value)}" for (path, _), value in zip(compared, values, strict=True))
             lines.append(f"Not measured alike: {name} ({each}).")
     return lines
+
+
+def _is_compared(fact: str, results: Results) -> bool:
+    """Whether a run could differ from another in a fact: not in where EM runs if it has none."""
+    if fact == "em_rows":
+        return results.get("emcl", {}).get("mode") != "off" and results.get("em_block") is None
+    return fact != "experts" or bool(results.get(fact))
+
+
+def _shown(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
 
 
 def other_code(runs: Sequence[tuple[Path, Results]]) -> list[str]:

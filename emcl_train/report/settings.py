@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from emcl_train.config import RunConfig, flattened
+from emcl_train.config import OF_MMT, RunConfig, flattened
 from emcl_train.kinds import HEADS, TEMPORALS
 from emcl_train.runs.code import OF_THE_START
 
@@ -79,7 +79,6 @@ DEPENDS: dict[str, Matters] = {
     "data.augment": _reads_videos,
     "data.image_size": _reads_videos,
     "data.num_frames": _has_towers,
-    "data.on_bad_video": _has_towers,
     "data.clean_captions": _has_towers,
     "data.max_pixels": lambda config: False,
     "data.outside_root": lambda config: False,
@@ -120,6 +119,8 @@ DEPENDS: dict[str, Matters] = {
     "train.margin": lambda config: config.train.loss != "info-nce",
     "train.top_k": lambda config: config.train.loss == "top-k-margin",
     "train.save_every": lambda config: False,
+    "train.select_by": lambda config: config.train.keep == "best",
+    "train.validate_every": lambda config: config.train.validate_every is not None,
     "train.tracker": lambda config: False,
     # Evaluation.
     "eval.": lambda config: not config.answers_questions,
@@ -129,13 +130,7 @@ DEPENDS: dict[str, Matters] = {
     "eval.qb_norm_temperature": lambda config: config.eval.query_bank > 0,
     # Systems on experts.
     "experts.": lambda config: not _has_towers(config),
-    "experts.text": _is_mmt,
-    "experts.hidden": _is_mmt,
-    "experts.layers": _is_mmt,
-    "experts.heads": _is_mmt,
-    "experts.dropout": _is_mmt,
-    "experts.missing": _is_mmt,
-    "experts.gated_video": _is_mmt,
+    **{f"experts.{name}": _is_mmt for name in OF_MMT},
 }
 """By the name of a setting, or by the beginning of the names of several, when it matters. Others always do."""
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from emcl_train.config import RunConfig
-from emcl_train.recipes import emcl_in_mode
+from emcl_train.recipes import in_mode
 from emcl_train.runs.checksums import forget, note_copy
 from emcl_train.runs.contents import (
     ANSWERS,
@@ -176,10 +176,11 @@ def _copy_records(run_dir: Path, folder: Path) -> None:
 def what_differs(run: RunConfig, asked: RunConfig, split: str) -> str:
     """The settings of an evaluation that are not the run's, as the name of a folder; "" if there are none.
 
-    Settings that "emcl.mode inference" brings along are not named.
+    Settings that another `emcl.mode` brings along are not named.
     """
-    by_itself = emcl_in_mode(run, "inference") if asked.emcl.mode == "inference" != run.emcl.mode else run.emcl
-    usual = {**_settings("eval", run.eval), **_settings("emcl", by_itself), "emcl.mode": run.emcl.mode, "split": "test"}
+    by_itself = in_mode(run, asked.emcl.mode)
+    usual = {**_settings("eval", by_itself.eval), **_settings("emcl", by_itself.emcl)}
+    usual |= {"emcl.mode": run.emcl.mode, "split": "test"}
     found = {**_settings("eval", asked.eval), **_settings("emcl", asked.emcl), "split": split}
 
     parts = [

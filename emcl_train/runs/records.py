@@ -11,6 +11,8 @@ from emcl_train.runs.contents import METRICS
 
 SELECTED_BY = {"val": "validation", "test": "TEST SET (which makes the figures too high)"}
 """What a table says of the split that an epoch was selected on."""
+FIGURES = {"R@1": "text→video R@1", "geometric-mean": "geometric mean of text→video R@1, R@5 and R@10"}
+"""What a table says of `train.select_by`."""
 LAST = "the last epoch"
 """How `selection_of` begins where no figure chose."""
 MEASURED = ("seconds", "clips_per_second", "memory_bytes")
@@ -51,13 +53,25 @@ def epoch_in(selection: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def selecting_score(recalls: Mapping[str, float], by: str) -> float:
+    """What an epoch is compared with others by: `train.select_by` of its text→video figures.
+
+    Examples:
+        >>> selecting_score({"R@1": 1.0, "R@5": 8.0, "R@10": 27.0}, "geometric-mean")
+        6.0
+    """
+    if by == "geometric-mean":
+        return round((recalls["R@1"] * recalls["R@5"] * recalls["R@10"]) ** (1 / 3), 9)
+    return float(recalls["R@1"])
+
+
 def weights_sentence(selection: str) -> str:
     """What stands under a table of how the weights were chosen, as `selection_of` says it."""
     return f"Weights of {selection}." if selection.startswith(LAST) else f"Weights chosen by {selection}."
 
 
 def selection_of(run_dir: Path, *, up_to: int | None = None) -> str:
-    """How the weights of a run were chosen: the first epoch with the best text→video R@1, or the last one.
+    """How the weights of a run were chosen: the first of the best by text→video recall, or the last one.
 
     Of a run that answers questions, it is the accuracy over the kept questions.
 
@@ -82,9 +96,10 @@ def selection_of(run_dir: Path, *, up_to: int | None = None) -> str:
             number = int(last[f"{what}s"])
             few = f"{number} validation {what}{' is' if number == 1 else 's are'} too few to choose by"
             return f"{LAST}, since {few}: epoch {int(last['epoch'])}"
-        best = max(counted, key=score_of)
-        by = "accuracy over the kept questions" if "accuracies" in best else "text→video R@1"
-        return f"{SELECTED_BY[best.get('split', 'val')]} {by}: epoch {int(best['epoch'])}"
+        by = str(counted[-1].get("selects_by", "R@1"))
+        best = max(counted, key=lambda record: score_of(record, by))
+        figure = "accuracy over the kept questions" if "accuracies" in best else FIGURES[by]
+        return f"{SELECTED_BY[best.get('split', 'val')]} {figure}: epoch {int(best['epoch'])}"
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} has a validation that is damaged ({type(error).__name__}: {error}); copy it again, or go on with "
@@ -92,11 +107,16 @@ def selection_of(run_dir: Path, *, up_to: int | None = None) -> str:
         ) from error
 
 
-def score_of(validation: Mapping[str, Any]) -> float:
-    """What an epoch is chosen by: of the record of its validation."""
+def score_of(validation: Mapping[str, Any], by: str = "R@1") -> float:
+    """What an epoch is chosen by, of the record of its validation.
+
+    Args:
+        validation: the record.
+        by: which figure of retrieval; questions have one alone.
+    """
     if "accuracies" in validation:
         return float(validation["accuracies"][ACCURACY])
-    return float(validation["text_to_video"]["R@1"])
+    return selecting_score(validation["text_to_video"], by)
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from emcl_train.errors import UserError
+from emcl_train.kinds import SYSTEMS
 from emcl_train.reading.arrays import open_npy
 from emcl_train.reading.plain_files import require_regular
 from emcl_train.recipes import SMOKE_TEST, is_smoke_test
@@ -110,6 +111,12 @@ def _of_run(folder: Path) -> Sides:
     run = load_run(folder)
     if run.config.answers_questions:
         raise UserError(f"{folder} answers questions, and keeps no embeddings; pass the folder of a run of retrieval")
+    if run.config.model.system != "clip":
+        label = SYSTEMS[run.config.model.system].label
+        raise UserError(
+            f"{folder} is a run of {label}, which has no row for each text and video that a map could refine; pass the "
+            f"folder of a run on CLIP's towers, or two files of embeddings"
+        )
     tensors = run.tensors
     if lacking := [name for name in ("text", "frames", "frame_mask", "caption_clip") if name not in tensors]:
         raise UserError(

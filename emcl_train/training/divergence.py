@@ -70,9 +70,15 @@ class Watch:
 
 
 def _start(config: RunConfig) -> str:
-    """The files that the numbers of the first step come from."""
-    towers = config.from_features or config.model.clip
-    return f"{towers}" if config.model.init_from is None else f"{towers} and {config.model.init_from}"
+    """What the numbers of the first step come from."""
+    system = config.model.system
+    if system == "clip":
+        made = [config.from_features or config.model.clip]
+    else:
+        text = [] if system != "mmt" or config.experts.text == "random" else [config.experts.text]
+        made = [f"the features in {config.data.root}", *text]
+    start = [] if config.model.init_from is None else [config.model.init_from]
+    return " and ".join(map(str, [*made, *start]))
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

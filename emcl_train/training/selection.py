@@ -22,7 +22,7 @@ class Score:
     figures: str
     """For the terminal."""
     chance: float
-    """What `value` is of a model that knows nothing."""
+    """What the figures are of a model that knows nothing."""
     record: dict[str, Any]
     """For the line of metrics.jsonl."""
 

@@ -52,6 +52,7 @@ from emcl_train.runs.code import OF_THE_START
 from emcl_train.runs.evaluations import set_aside
 from emcl_train.runs.finished import BEGUN, ENDS_WITH, is_finished, mark_finished
 from emcl_train.runs.lock import writing
+from emcl_train.runs.records import selecting_score
 from emcl_train.runs.state import TrainingState
 from emcl_train.terminal import console_of, escaped, warn
 from emcl_train.training.chunks import ChunkedFeatures
@@ -321,7 +322,7 @@ class Run:
         )
 
     def fit(self) -> None:
-        """The rest of the steps, with a validation after every epoch and at the end."""
+        """The rest of the steps, with a validation after epochs, see `validates`, and at the end."""
         # Of several processes each tokenizes a part of the captions, and gives it to the others.
         if self.processes > 1 and self.config.from_features is None and self.step < self.total_steps:
             captions = encoded_captions(self.tokenizer, self.annotations.train)
@@ -339,6 +340,10 @@ class Run:
             self.keep_start()
         while self.step < self.total_steps:
             loss = self.fit_epoch()
+            if not self.validates():
+                self.epoch += 1
+                self.batch = 0
+                continue
             self.progress.pace.begin()
             kept = agreed(partial(self.validate, self.epoch + 1))
             validated = f"epoch {self.epoch + 1:>3}/{self.epochs}  loss {loss:.3f}  {kept}"
@@ -350,6 +355,13 @@ class Run:
             self.save()
             self.save_selected()
             self.print(validated)
+
+    def validates(self) -> bool:
+        """Whether the epoch whose last step was just done is followed by a validation."""
+        every = self.config.train.validate_every
+        if every is None or self.step >= self.total_steps:
+            return True
+        return self.step // every > (self.step - self.steps_per_epoch) // every
 
     def keep_start(self) -> None:
         """Without any step, the weights of the run are those that it starts from: such as a checkpoint's."""
@@ -536,10 +548,12 @@ class Run:
         row = evaluate(self.whole, embeddings, self.config)[0]
 
         clips = len(split.clips)
-        recall = {"text_to_video": row.text_to_video, "video_to_text": row.video_to_text}
-        to_video, to_text = row.text_to_video["R@1"], row.video_to_text["R@1"]
-        figures = f"R@1: text→video {to_video:.1f}, video→text {to_text:.1f}"
-        return Score(to_video, figures, chance(clips)["R@1"], {"clips": clips, **recall})
+        by = self.config.train.select_by
+        record = {"clips": clips, "text_to_video": row.text_to_video, "video_to_text": row.video_to_text}
+        if by != "R@1":
+            record["selects_by"] = by
+        figures = f"R@1: text→video {row.text_to_video['R@1']:.1f}, video→text {row.video_to_text['R@1']:.1f}"
+        return Score(selecting_score(row.text_to_video, by), figures, chance(clips)["R@1"], record)
 
     def evaluate(self) -> tuple[RenderableType, Path]:
         """The selected weights on the test split, in the first process: a table, and the folder of the figures."""

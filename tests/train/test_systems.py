@@ -1,18 +1,28 @@
 """CE, MMT and JSFusion from their files to the table, from the CLI: examined, trained, resumed, evaluated, reported."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import expert_files
 import pytest
 import torch
+from fake_run import make_run
 from safetensors.torch import load_file
 
 from emcl_train import cli
-from emcl_train.recipes import OF_CLIP, RECIPES, in_mode, load_recipe
-from emcl_train.report import write_report
+from emcl_train.config import check_config
+from emcl_train.errors import UserError
+from emcl_train.recipes import OF_CLIP, RECIPES, load_recipe
+from emcl_train.report import html, write_report
+from emcl_train.report.notes import differences
+from emcl_train.report.settings import matters
+from emcl_train.runs.contents import save_config
+from emcl_train.runs.folder import load_run
 from emcl_train.runs.records import MEASURED
+from emcl_train.tools.sides import read_sides
 from emcl_train.training import trainer
+from emcl_train.training.divergence import Watch
 
 pytest.importorskip("h5py")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -128,8 +138,8 @@ def test_emcl_acts_where_it_is_asked_for(recipe, mode, data, tmp_path):
     as_released = label == "MMT" and mode == "train"
     assert config["train"]["loss"] == ("top-k-margin" if as_released else "max-margin")
     assert config["experts"]["gated_video"] == as_released
-    rows = {"CE": 128, "MMT": 64}[label]
-    assert (config["eval"]["em_block"], config["eval"]["em_rows"]) == ((32, None) if as_released else (None, rows))
+    of_batch = 16  # of captions and videos
+    assert (results["em_block"], results["em_rows"]) == ((32, None) if as_released else (None, of_batch))
 
     # In training the start moves; in an evaluation it stays.
     tensors = load_file(tmp_path / "run/embeddings.safetensors")
@@ -287,8 +297,6 @@ def test_clips_without_features_can_be_left_out_and_are_counted(tmp_path, capsys
 
 @pytest.mark.parametrize("command", [["embed", "RUN", "--out", "OUT"], ["export", "RUN", "OUT", "--layout", "emcl"]])
 def test_commands_for_towers_say_that_there_are_none(command, tmp_path, capsys):
-    from emcl_train.runs.contents import save_config
-
     (tmp_path / "run").mkdir()
     save_config(tmp_path / "run", load_recipe("mmt-msrvtt"))
     named = {"RUN": str(tmp_path / "run"), "OUT": str(tmp_path / "out")}
@@ -296,11 +304,77 @@ def test_commands_for_towers_say_that_there_are_none(command, tmp_path, capsys):
     assert f"`{command[0]}` is for CLIP's towers, and mmt-msrvtt is MMT" in capsys.readouterr().err
 
 
-def test_a_mode_brings_its_settings_along():
-    released = in_mode(load_recipe("mmt-lsmdc"), "train")
-    assert (released.train.loss, released.train.top_k, released.train.max_steps) == ("top-k-margin", 32, 100_000)
-    assert (released.emcl.num_bases, released.emcl.num_iters, released.emcl.residual_weight) == (16, 9, 3.0)
-    assert (released.experts.gated_video, released.eval.em_block) == (True, 32)
-    assert in_mode(load_recipe("mmt-msrvtt"), "train").train.top_k == 1
-    assert in_mode(load_recipe("mmt-msrvtt"), "off") == load_recipe("mmt-msrvtt")
-    assert in_mode(load_recipe("msrvtt-9k"), "inference").emcl.num_bases == 7
+@pytest.mark.parametrize("of", ["recipe", "run"])
+def test_embeddings_are_not_what_answers_are_made_of(of, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    save_config(tmp_path / "run", load_recipe("msrvtt-qa"))
+    assert (
+        cli.main(["embed", "msrvtt-qa" if of == "recipe" else str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+        == 1
+    )
+    assert "`embed` is for retrieval, and msrvtt-qa answers questions" in capsys.readouterr().err
+
+
+def test_a_run_on_experts_has_no_rows_to_refine(tmp_path):
+    of_system(tmp_path / "run", "mmt")
+    with pytest.raises(UserError, match=r"is a run of MMT, which has no row for each text and video"):
+        read_sides(str(tmp_path / "run"), None)
+
+
+def of_system(path: Path, system: str) -> None:
+    """A run of another system, as far as its settings say it."""
+    config = make_run(path, clips=4)
+    config.model.system = system
+    save_config(path, config)
+
+
+@pytest.mark.parametrize(("system", "text"), [("mmt", "bert-base-cased"), ("mmt", "random"), ("ce", None)])
+def test_the_head_of_a_page_names_the_system_and_its_text_model(system, text, tmp_path):
+    config = make_run(tmp_path / "run", clips=4)
+    config.model.system = system
+    config.experts.text = text or config.experts.text
+    save_config(tmp_path / "run", config)
+    facts = " ".join(html._facts(load_run(tmp_path / "run")))
+    assert f"{'MMT: multi-modal transformer' if system == 'mmt' else 'CE: collaborative experts'}" in facts
+    said = {"bert-base-cased": "text: bert-base-cased", "random": "text: a small BERT with random weights"}
+    assert ("text: " in facts) == (text is not None)
+    assert said.get(text, "") in facts
+
+
+@pytest.mark.parametrize("recipe", ["ce-msrvtt", "jsfusion-lsmdc"])
+@pytest.mark.parametrize("setting", [{"dropout": 0.0}, {"missing": "left-out"}, {"gated_video": True}, {"text": "x"}])
+def test_a_setting_of_mmt_is_refused_elsewhere(recipe, setting):
+    config = load_recipe(recipe)
+    config.experts = replace(config.experts, **setting)
+    [name] = setting
+    with pytest.raises(
+        UserError, match=rf"^experts.{name} is .* MMT's alone; leave out --experts.{name.replace('_', '-')}$"
+    ):
+        check_config(config)
+
+
+def test_a_first_step_that_diverges_names_what_an_expert_system_starts_from():
+    config = load_recipe("mmt-msrvtt")
+    said = str(Watch(config).diverged("the loss is nan", step=1, epoch=1))
+    assert "look at what it starts from, the features in data/MSRVTT and bert-base-cased, too" in said
+    config = load_recipe("ce-msrvtt")
+    config.model.init_from = Path("a.pth")
+    said = str(Watch(config).diverged("the loss is nan", step=1, epoch=1))
+    assert "the features in data/MSRVTT and a.pth, too" in said
+
+
+def test_other_experts_and_rows_of_em_are_not_measured_alike():
+    def run(name, **facts):
+        return Path(name), {"emcl": {"mode": "inference"}, "em_block": None, "em_rows": 64, "experts": ["a"]} | facts
+
+    assert differences([run("x"), run("y")]) == []
+    assert differences([run("x"), run("y", em_rows=16)]) == ["Not measured alike: rows of EM (x: 64, y: 16)."]
+    [said] = differences([run("x"), run("y", experts=["a", "b"])])
+    assert said == "Not measured alike: experts (x: a, y: a b)."
+    off = run("y", emcl={"mode": "off"}, em_rows=None)
+    clip = run("z", experts=None, em_rows=None, emcl={"mode": "off"})
+    assert differences([run("x"), off]) == differences([run("x"), clip]) == []
+
+
+def test_clips_that_are_left_out_matter_for_experts_too():
+    assert matters("data.on_bad_video", load_recipe("mmt-msrvtt"))

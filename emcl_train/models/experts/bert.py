@@ -29,7 +29,7 @@ from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
 from emcl_train.reading.values import between, one_of, positive, token_id, whole
 from emcl_train.runs.clip_config import ATTENTION, numbers_in
 from emcl_train.runs.files import read_json
-from emcl_train.weights.hub import TRANSFORMERS_CONFIG, file_of, hub_options, not_loaded, require_place
+from emcl_train.weights.hub import TRANSFORMERS_CONFIG, file_of, hub_options, not_loaded, optional_file, require_place
 
 SETTING = "experts.text"
 BERT_WAY_OUT = 'pass the hub name of a BERT, such as bert-base-cased, a folder written by save_pretrained, or "random"'
@@ -49,6 +49,8 @@ KNOWN: dict[str, Kind] = {
     "pad_token_id": token_id,
 }
 """Settings of a BERT that are taken from a configuration, each of its kind and within its bound."""
+VOCABULARIES = ("vocab.txt", "tokenizer.json")
+"""Files of which a BERT's tokenizer is made."""
 OF_PRETRAINING = ("cls.", "bert.pooler.")
 """Beginnings of weights beside the encoder: heads that BERT was trained with, of which nothing is asked here."""
 
@@ -87,16 +89,35 @@ def bert_of_config(content: Mapping[str, Any], said_by: str) -> BertModel:
     return _built(_config(content, said_by, weights=None))
 
 
-def load_bert(name: str) -> BertModel:
-    """BERT with trained weights; every weight must be there.
-
-    Without a network, or without an answer of the hub, earlier downloads serve.
+def look_at_bert(name: str) -> int:
+    """Look at the configuration and the vocabulary of a BERT, which are fetched if need be; its weights are not.
 
     Args:
-        name: of the hub, or a folder in the layout of `save_pretrained`.
+        name: of the hub, or a folder.
+
+    Returns:
+        How many tokens of a caption it reads at most.
 
     Raises:
-        UserError: there is no such thing, it is of another model, or its weights do not fit its configuration.
+        UserError: there is no such thing, it is of another model, or has no vocabulary.
+    """
+    config = bert_config_in(name)
+    try:
+        known = [file for file in VOCABULARIES if optional_file(name, file) is not None]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{SETTING} is {name}, whose vocabulary cannot be had: {not_loaded(name, error)}; {BERT_WAY_OUT}"
+        ) from error
+    if not known:
+        raise UserError(f"{SETTING} is {name}, which has no vocabulary ({' or '.join(VOCABULARIES)}); {BERT_WAY_OUT}")
+    return int(config.max_position_embeddings)
+
+
+def bert_config_in(name: str) -> BertConfig:
+    """The configuration of a BERT by its hub name, or in a folder.
+
+    Raises:
+        UserError: there is no such thing, or it is of another model.
     """
     require_place(name, SETTING, BERT_WAY_OUT)
     path = Path(name).expanduser()
@@ -112,7 +133,22 @@ def load_bert(name: str) -> BertModel:
         raise UserError(
             f"{SETTING} is {name}, a checkpoint of type {str(model_type)[:60]!r} instead of 'bert'; {BERT_WAY_OUT}"
         )
-    config = _config(content, str(file), weights=numbers_in(*files_of_weights(path)))
+    return _config(content, str(file), weights=numbers_in(*files_of_weights(path)))
+
+
+def load_bert(name: str) -> BertModel:
+    """BERT with trained weights; every weight must be there.
+
+    Without a network, or without an answer of the hub, earlier downloads serve.
+
+    Args:
+        name: of the hub, or a folder in the layout of `save_pretrained`.
+
+    Raises:
+        UserError: there is no such thing, it is of another model, or its weights do not fit its configuration.
+    """
+    config = bert_config_in(name)
+    path = Path(name).expanduser()
     require_weights_alone(name, SETTING, BERT_WAY_OUT)
 
     # What is missing, or too much, is named below. Transformers would draw it, or leave it out, with a warning.

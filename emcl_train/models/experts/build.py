@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from emcl_train.config import RunConfig
-from emcl_train.errors import UserError
 from emcl_train.experts.ce import CESizes
 from emcl_train.experts.choosing import em_sizes_of
 from emcl_train.experts.jsfusion import JSFusionSizes
 from emcl_train.experts.mmt import SMALL_BERT, MMTSizes
-from emcl_train.flags import flag
 from emcl_train.models.experts.bert import bert_of_config, build_bert, load_bert
 from emcl_train.models.experts.ce import CollaborativeExperts
 from emcl_train.models.experts.em import ExpertEM
@@ -21,6 +19,7 @@ from emcl_train.models.experts.jsfusion import JSFusion
 from emcl_train.models.experts.mmt import MultiModalTransformer
 from emcl_train.models.experts.retrieval import JSFusionModel, MixtureModel
 from emcl_train.models.interface import PairModel
+from emcl_train.models.retrieval import require_bases
 from emcl_train.runs.contents import BERT_CONFIG
 from emcl_train.runs.files import read_json, write_json_atomic
 from emcl_train.weights.ce import read_ce
@@ -85,13 +84,9 @@ def _model(config: RunConfig, texts: Texts, recorded: Path | None) -> MixtureMod
 def _mixture(
     system: CollaborativeExperts | MultiModalTransformer, config: RunConfig, *, experts: int, width: int
 ) -> MixtureModel:
-    if config.emcl.mode != "off" and config.emcl.num_bases > width:
-        raise UserError(
-            f"emcl.num_bases is {config.emcl.num_bases}, expected 1 to {width}, the width of the embeddings; pass "
-            f"{flag('emcl.num_bases')} {min(32, width)}"
-        )
+    require_bases(config.emcl, width=width)
     model = MixtureModel(system, ExpertEM(experts, em_sizes_of(config)))
-    model.rows_of_batch = config.eval.em_rows
+    model.rows_of_batch = config.rows_of_em
     return model
 
 

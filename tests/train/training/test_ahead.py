@@ -1,15 +1,19 @@
 """Settings that do not fit are named before a clip is decoded."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from transformers import CLIPConfig, CLIPModel
 
 from emcl_train import cli
 from emcl_train.data import loader
 from emcl_train.errors import UserError
+from emcl_train.experts.mmt import SMALL_BERT
 from emcl_train.models import look_ahead
-from emcl_train.recipes import load_recipe
+from emcl_train.models.experts.bert import build_bert
+from emcl_train.recipes import in_mode, load_recipe
 from emcl_train.runs.state import save_tensors_atomic
 from emcl_train.weights.openai import clip_to_openai
 
@@ -99,3 +103,74 @@ def test_features_that_the_disk_has_no_room_for_are_refused_before_a_clip_is_dec
     assert "the disk is too small: features of 52 clips and " in said
     assert "GB, and" in said
     assert "has 1e-06 GB left; free some space, or choose another --out" in said
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A small BERT that reads 40 tokens, with a vocabulary."""
+    folder = tmp_path_factory.mktemp("bert")
+    build_bert(SMALL_BERT).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("[PAD]\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "said"),
+    [
+        ("mmt-msrvtt", {"experts.text": "./absent"}, "experts.text is ./absent, which is neither a file nor a folder"),
+        ("mmt-msrvtt", {"experts.heads": 3}, "512 wide, which 3 heads do not divide; pass --experts.width"),
+        ("mmt-own", {"experts.heads": 3, "experts.text": "random"}, "512 wide, which 3 heads do not divide"),
+        ("mmt-msrvtt", {"experts.names": ("rgb", "smell")}, "experts.names has smell, which the system does not know"),
+        ("mmt-msrvtt", {"emcl.num_bases": 513}, "emcl.num_bases is 513, expected 1 to 512, the width of the features"),
+        ("ce-msrvtt", {"emcl.num_bases": 769}, "emcl.num_bases is 769, expected 1 to 768"),
+        ("ce-msrvtt", {"experts.width": 8}, "emcl.num_bases is 64, expected 1 to 8"),
+        ("ce-msrvtt", {"experts.sizes": "own"}, "experts.sizes is own, and ce has sizes for"),
+        ("jsfusion-lsmdc", {"data.max_words": 6}, "data.max_words is 6, and JSFusion's convolutions need 7 or more"),
+    ],
+)
+def test_what_does_not_fit_a_system_on_experts_is_said_before_its_files_are_opened(recipe, settings, said):
+    config = load_recipe(recipe)
+    if not recipe.startswith("jsfusion"):
+        config = in_mode(config, "train")
+    for name, value in settings.items():
+        section, _, last = name.partition(".")
+        setattr(getattr(config, section), last, value)
+    with pytest.raises(UserError) as error:
+        look_ahead(config)
+    assert said in str(error.value)
+    assert look_ahead(replace(config, resume=True)) is None  # it was looked at when it began
+
+
+def test_the_bert_of_a_run_is_looked_at_first(bert, tmp_path):
+    config = load_recipe("mmt-msrvtt")
+    config.experts.text = str(bert)
+    assert look_ahead(config) is None
+    config.data.max_words = 41
+    with pytest.raises(UserError, match=r"data.max_words is 41, and .* reads at most 40 tokens; pass --data.max-words"):
+        look_ahead(config)
+
+    (tmp_path / "config.json").write_text((bert / "config.json").read_text())
+    config.experts.text = str(tmp_path)
+    with pytest.raises(UserError, match=r"has no vocabulary \(vocab.txt or tokenizer.json\)"):
+        look_ahead(config)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [("ce-msrvtt", "ce.moe_fc.weight"), ("ce-msrvtt", "system.reduction.0.weight"), ("mmt-lsmdc", "vid_bert.pooler.x")],
+)
+def test_a_checkpoint_of_another_system_is_named_first(recipe, name, tmp_path):
+    config = load_recipe(recipe)
+    if recipe.startswith("mmt"):
+        config.experts.text = "random"
+    for names, fits in (([name], True), (["visual.proj", "ln_final.weight"], False)):
+        path = tmp_path / ("ours.safetensors" if name.startswith("system.") else "theirs.pth")
+        path.unlink(missing_ok=True)
+        state = {one: torch.zeros(2) for one in names}
+        save_tensors_atomic(path, state) if path.suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+        config.model.init_from = Path(path)
+        if fits:
+            assert look_ahead(config) is None
+            continue
+        with pytest.raises(UserError, match=r"init_from is .*, which is no checkpoint of (CE|MMT): it begins with "):
+            look_ahead(config)

@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_run import tiny_run
 
+from emcl_train.config import RunConfig, TrainConfig
 from emcl_train.data.clips import Clip, Split
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
 from emcl_train.runs.finished import epoch_of_weights
-from emcl_train.runs.records import selection_of, weights_sentence
+from emcl_train.runs.records import selecting_score, selection_of, weights_sentence
 from emcl_train.training import selection as selecting
 from emcl_train.training import trainer
 from emcl_train.training.selection import Score, Selection
@@ -48,6 +50,38 @@ def test_with_enough_clips_the_first_of_the_best_epochs_is_kept():
     assert printed[1] == "validation R@1: text→video 30.0 (chance 2.0)  best so far"
     assert ["best so far" in text for text in printed] == [True, True, False, False]
     assert chosen.warning() is None
+
+
+def test_the_geometric_mean_of_three_recalls_can_choose(tmp_path):
+    """R@1 would choose the second epoch."""
+    chosen = Selection.of(split(50), on_test=False)
+    recalls = [{"R@1": 10.0, "R@5": 40.0, "R@10": 60.0}, {"R@1": 11.0, "R@5": 30.0, "R@10": 40.0}]
+    for epoch, found in enumerate(recalls, start=1):
+        chosen.take(epoch, score(selecting_score(found, "geometric-mean"), 50), {"weight": torch.tensor(epoch)})
+    assert chosen.best_epoch == 1
+
+    records = [
+        {"kind": "validation", "epoch": epoch, "split": "val", "text_to_video": found, "selects_by": "geometric-mean"}
+        for epoch, found in enumerate(recalls, start=1)
+    ]
+    (tmp_path / contents.METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    said = "validation geometric mean of text→video R@1, R@5 and R@10: epoch 1"
+    assert selection_of(tmp_path) == said
+    assert weights_sentence(said) == f"Weights chosen by {said}."
+
+
+@pytest.mark.parametrize(
+    ("every", "steps_per_epoch", "validated"),
+    [(None, 3, [3, 6, 9, 12, 13]), (5, 3, [6, 12, 13]), (5, 5, [5, 10, 13]), (100, 3, [13]), (1, 4, [4, 8, 12, 13])],
+)
+def test_a_validation_may_follow_every_so_many_steps(every, steps_per_epoch, validated):
+    def validates(step):
+        run = SimpleNamespace(config=config, step=step, steps_per_epoch=steps_per_epoch, total_steps=13)
+        return trainer.Run.validates(run)
+
+    config = RunConfig(train=TrainConfig(validate_every=every))
+    ends = [*range(steps_per_epoch, 13, steps_per_epoch), 13]
+    assert [step for step in ends if validates(step)] == validated
 
 
 @pytest.mark.parametrize("clips", [1, 49])
