@@ -575,7 +575,12 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
 
     split = config.data.msrvtt_split
     of_experts = split != "1k-B" or model.system in ("ce", "mmt")
-    yield "data.msrvtt_split", split, of_experts, "9k, 7k or full, since the files of CE and MMT alone have lists of 1k-B"
+    yield (
+        "data.msrvtt_split",
+        split,
+        of_experts,
+        "9k, 7k or full, since the files of CE and MMT alone have lists of 1k-B",
+    )
 
     if config.answers_questions:
         yield from _ranges_of_answers(config)

@@ -203,7 +203,7 @@ def test_files_behind_links_can_be_refused(recipe, write, tmp_path):
 
 
 def test_frames_of_experts_are_not_kept(tmp_path):
-    with pytest.raises(UserError, match="CE reads features and no frames; pass --data.no-cache-frames"):
+    with pytest.raises(UserError, match=r"CE reads features and no frames; pass --data.no-cache-frames"):
         check_config(config_of("ce-msrvtt", tmp_path, cache_frames=True))
 
 
@@ -211,7 +211,7 @@ def test_jsfusion_is_tested_on_the_clips_of_its_task(tmp_path):
     write_jsfusion(tmp_path / "set")
     for split in ("train", "val", "test"):
         (tmp_path / "set/DataFrame" / f"LSMDC16_RET_{split}.csv").unlink()
-    with pytest.raises(UserError, match="has no LSMDC16_RET_test.csv, which names the clips that are tested"):
+    with pytest.raises(UserError, match=r"has no LSMDC16_RET_test\.csv, which names the clips that are tested"):
         prepare_experts(config_of("jsfusion-lsmdc", tmp_path / "set"))
     folder = tmp_path / "set/DataFrame"
     (folder / "LSMDC16_CAP_test.csv").rename(folder / "LSMDC16_RET_test.csv")
@@ -229,6 +229,8 @@ def test_1k_b_is_a_split_of_experts_alone(recipe, write, tmp_path):
         "train_list_miech.txt", "test_list_miech.txt",
     ]  # fmt: skip
     assert len(found.train.clips) == len(made.train)
-    assert protocol_of({"split": "test", "protocol": {"layout": "msrvtt", "msrvtt_split": "1k-B"}}).split == "MSR-VTT 1k-B"
-    with pytest.raises(UserError, match="data.msrvtt_split is 1k-B, expected 9k, 7k or full"):
+    assert (
+        protocol_of({"split": "test", "protocol": {"layout": "msrvtt", "msrvtt_split": "1k-B"}}).split == "MSR-VTT 1k-B"
+    )
+    with pytest.raises(UserError, match=r"data\.msrvtt_split is 1k-B, expected 9k, 7k or full"):
         check_config(replace(load_recipe("msrvtt-9k"), data=config.data))
