@@ -69,8 +69,9 @@ class DataConfig:
     videos: Path | None = None
     """Folder of the clips, and of folders of clips, inside `root` or anywhere. None: `videos` in `root`; for layouts
     "csv" and "jsonl", whose rows have paths, `root`, from which these begin."""
-    msrvtt_split: Literal["9k", "7k", "full"] = "9k"
-    """For layout "msrvtt": 1k-A with the training list of 9 000 or of 7 010 clips, or the full split of the JSON."""
+    msrvtt_split: Literal["9k", "7k", "1k-B", "full"] = "9k"
+    """For layout "msrvtt": 1k-A with the training list of 9 000 or of 7 010 clips, the full split of the JSON, or for
+    CE and MMT, whose files alone have its lists, 1k-B."""
     num_frames: int = 12
     """Frames per clip at most."""
     didemo_span: Literal["released", "first-30s"] = "released"
@@ -592,6 +593,15 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     differing = " or ".join(name for name, kind in TEMPORALS.items() if kind.differences)
     yield "model.temporal", model.temporal, fits, f"{differing}, which the head {model.head} needs"
 
+    split = config.data.msrvtt_split
+    of_experts = split != "1k-B" or model.system in ("ce", "mmt")
+    yield (
+        "data.msrvtt_split",
+        split,
+        of_experts,
+        "9k, 7k or full, since the files of CE and MMT alone have lists of 1k-B",
+    )
+
     if config.answers_questions:
         yield from _ranges_of_answers(config)
 
@@ -659,6 +669,12 @@ def _check_experts(config: RunConfig) -> None:
         raise UserError(
             f"emcl.mode is {emcl.mode}, and {system.label} has one score for a pair, and no rows that EMCL could act "
             f"on; pass {flag('emcl.mode')} off"
+        )
+
+    if config.data.cache_frames:
+        raise UserError(
+            f"data.cache_frames is True, and {system.label} reads features and no frames; pass "
+            f"{flag('data.no_cache_frames')}"
         )
 
     # One value each: EM of experts, the batch norms, and what stands in for CLIP's towers leave no choice.

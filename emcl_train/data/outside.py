@@ -28,9 +28,14 @@ def outside(clips: Iterable[Clip], config: DataConfig) -> list[Path]:
         clips: the clips; whether their files are there does not matter.
         config: names the folders. They may be links themselves: the user named them.
     """
+    return outside_paths((clip.path for clip in clips), config)
+
+
+def outside_paths(paths: Iterable[Path], config: DataConfig) -> list[Path]:
+    """The same of files of any kind that a data set has."""
     homes = {os.path.realpath(folder) for folder in (config.root, video_folder(config))}
-    paths = dict.fromkeys(clip.path for clip in clips)
-    return [path for path in paths if not any(_is_in(os.path.realpath(path), home) for home in homes)]
+    every = dict.fromkeys(paths)
+    return [path for path in every if not any(_is_in(os.path.realpath(path), home) for home in homes)]
 
 
 def _is_in(path: str, folder: str) -> bool:
@@ -39,7 +44,12 @@ def _is_in(path: str, folder: str) -> bool:
 
 def require_inside(clips: Iterable[Clip], config: DataConfig) -> None:
     """Raise a UserError that names the first files of clips which lie elsewhere."""
-    found = outside(clips, config)
+    require_paths_inside((clip.path for clip in clips), config)
+
+
+def require_paths_inside(paths: Iterable[Path], config: DataConfig) -> None:
+    """The same of files of any kind that a data set has."""
+    found = outside_paths(paths, config)
     if found:
         named = ", ".join(map(str, found[:SHOWN])) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
         raise UserError(

@@ -181,10 +181,15 @@ def _chosen(asked: tuple[str, ...] | None, known: Iterable[str], there: Mapping[
     return names
 
 
-def _require_widths(expected: Mapping[str, int], found: Mapping[str, int]) -> None:
+def other_widths(expected: Mapping[str, int], found: Mapping[str, int]) -> str:
+    """Features that are wider or narrower than they should be, in words; "" if there are none."""
     wrong = [f"{name} {found[name]}, expected {width}" for name, width in expected.items() if found[name] != width]
-    if wrong:
+    return "; ".join(wrong)
+
+
+def _require_widths(expected: Mapping[str, int], found: Mapping[str, int]) -> None:
+    if wrong := other_widths(expected, found):
         raise UserError(
-            f"features are of other widths than the authors': {'; '.join(wrong)}. Bring the authors' files, or pass "
+            f"features are of other widths than the authors': {wrong}. Bring the authors' files, or pass "
             f"{flag('experts.widths')} files if these are meant"
         )

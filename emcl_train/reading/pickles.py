@@ -8,6 +8,7 @@ in C makes room for as many as a number in the file says.
 import pickle
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from io import BytesIO
 from mmap import mmap
 from typing import Any, BinaryIO
@@ -64,7 +65,7 @@ class BoundedUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
         known = super().dispatch
         steps: dict[int, Callable[[Any], None]] = {code[0]: known[code[0]] for code in self.allowed}
         steps |= {code[0]: self._with_plain_keys(steps[code[0]], first, step) for code, first, step in KEYED}
-        steps |= {code: self._refused(code) for code in range(256) if code not in steps}
+        steps |= {code: partial(_refuse, code) for code in range(256) if code not in steps}
         self.__dict__["dispatch"] = steps
 
     def find_class(self, module: str, name: str) -> Any:
@@ -89,13 +90,10 @@ class BoundedUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
 
         return put
 
-    @staticmethod
-    def _refused(code: int) -> Callable[[Any], None]:
-        def refuse(unpickler: "BoundedUnpickler") -> None:
-            what = "asks for" if bytes([code]) in RUNS else "has"
-            raise pickle.UnpicklingError(f"it {what} {_name_of(code)} at byte {unpickler._position()}")
 
-        return refuse
+def _refuse(code: int, unpickler: BoundedUnpickler) -> None:
+    what = "asks for" if bytes([code]) in RUNS else "has"
+    raise pickle.UnpicklingError(f"it {what} {_name_of(code)} at byte {unpickler._position()}")
 
 
 def _name_of(code: int) -> str:

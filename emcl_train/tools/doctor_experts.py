@@ -14,11 +14,14 @@ from rich.table import Table
 from emcl_train.data.annotation_files import count, few
 from emcl_train.data.cache import only_remembered, place_of
 from emcl_train.data.cache_use import use_cache
+from emcl_train.data.experts.checking import Found, Rules, words_fault
 from emcl_train.data.experts.features import Examined
 from emcl_train.data.experts.lists import FULL, ONE_K_A
-from emcl_train.data.experts.split import ExpertFiles, ExpertSplit, opened, problems_of, require_as_many
+from emcl_train.data.experts.mmt_h5 import MMTFeatures
+from emcl_train.data.experts.split import ExpertFiles, ExpertSplit, opened, problems_of
 from emcl_train.errors import UserError
 from emcl_train.experts.ce import CE
+from emcl_train.experts.choosing import other_widths
 from emcl_train.experts.jsfusion import FEATURES
 from emcl_train.experts.mmt import SIZES
 from emcl_train.recipes import RECIPES, load_recipe
@@ -82,7 +85,7 @@ class ExpertReport:
     unlisted: list[str] = field(default_factory=list)
     """Clips that have features and stand in no list."""
     problems: list[str] = field(default_factory=list)
-    """What keeps the files from being opened."""
+    """What a run would end at before it looks at a clip: files that cannot be opened, or widths."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -154,18 +157,21 @@ def examine_experts(files: ExpertFiles) -> ExpertReport:
         report.problems.append(f"The files cannot be used: {error}.")
         return report
 
+    rules = Rules.of(data)
     published = _published(files)
     report.notes = list(data.notes)
     report.experts = {
         expert: ExpertCount(widths[expert], published.get(expert), missing={split.name: 0 for split in data.splits})
         for expert in data.reader.experts
     }
-    others = [(name, expert) for name, expert in report.experts.items() if expert.published not in (None, expert.width)]
-    if others:
-        widths_there = ", ".join(f"{name} {expert.width} ({expert.published})" for name, expert in others)
-        report.notes.append(
-            f"Widths that the authors' files do not have, which stand in brackets: {widths_there}. Their "
-            f"checkpoints do not fit these features."
+    there = dict(widths)
+    if data.words is not None:
+        published["the text"] = CE[files.dataset].text.width
+        there["the text"] = data.words.width
+    if others := other_widths({name: width for name, width in published.items() if name in there}, there):
+        report.problems.append(
+            f"Features are of other widths than the authors': {others}. A run takes them with --experts.widths files "
+            f"alone, and the authors' checkpoints do not fit them."
         )
 
     # What is wrong with a clip is said once, with all the splits that name it.
@@ -189,17 +195,23 @@ def examine_experts(files: ExpertFiles) -> ExpertReport:
             continue
         of = tuple(split.name for split in splits)
         try:
-            found = data.reader.examine(video_id)
-            if data.words is not None and video_id not in absent:
-                require_as_many(data, video_id, splits[0])
+            examined = data.reader.examine(video_id)
         except UserError as error:
             report.faults.append(Fault(of, video_id, "not readable", str(error)))
             continue
-        _add(report, found, video_id, of, steps)
+        _add(report, examined, of, steps)
+
+        found = Found.of(examined)
+        if data.words is not None and video_id not in absent:
+            found.words = words_fault(data, video_id, splits[0])
+        for kind, sentence in found.against(rules, video_id, in_training="train" in of):
+            report.faults.append(Fault(of, video_id, kind, sentence))
     for expert, of_expert in steps.items():
         if of_expert:
             report.experts[expert].steps = (min(of_expert), statistics.median(of_expert), max(of_expert))
 
+    if isinstance(data.reader, MMTFeatures) and data.reader.kept is not None:
+        data.reader.kept.save()  # the captions that were read on the way
     report.unlisted = sorted(set(data.reader.ids()) - set(named))
     return report
 
@@ -215,9 +227,7 @@ def _counted(split: ExpertSplit, problems: Counter[str], absent: dict[str, str])
     )
 
 
-def _add(
-    report: ExpertReport, found: Examined, video_id: str, splits: tuple[str, ...], steps: dict[str, list[int]]
-) -> None:
+def _add(report: ExpertReport, found: Examined, splits: tuple[str, ...], steps: dict[str, list[int]]) -> None:
     """Count the experts of one clip."""
     for expert, of_clip in found.steps.items():
         if of_clip is None:
@@ -229,7 +239,6 @@ def _add(
     for expert, fault in found.faults.items():
         counted = report.experts[expert].faults
         counted[fault.kind] = counted.get(fault.kind, 0) + 1
-        report.faults.append(Fault(splits, video_id, f"{fault.kind}: {expert}", str(fault)))
 
 
 def _published(files: ExpertFiles) -> dict[str, int]:

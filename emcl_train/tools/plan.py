@@ -11,8 +11,9 @@ from emcl_train.config import RunConfig
 from emcl_train.data.annotations import read_annotations, require_made
 from emcl_train.data.clips import Annotations
 from emcl_train.data.datasets.shapes import is_made
+from emcl_train.data.experts.prepare import prepare_experts
 from emcl_train.data.features import open_features
-from emcl_train.data.loader import prepare, steps_per_epoch
+from emcl_train.data.loader import steps_per_epoch
 from emcl_train.errors import UserError
 from emcl_train.kinds import HEADS
 from emcl_train.models import look_ahead
@@ -41,7 +42,10 @@ def print_plan(config: RunConfig, console: Console | None = None) -> None:
             for line in (f"clips: {_rendered(config)}", f"folder: {config.out}", "nothing was written"):
                 console.print(escaped(line), soft_wrap=True, highlight=False)
             return
-        annotations = read_annotations(config.data) if config.model.system == "clip" else prepare(config)
+        if config.model.system == "clip":
+            annotations = read_annotations(config.data)
+        else:
+            annotations = prepare_experts(config, only_read=True)
     else:
         annotations = open_features(config)
 
@@ -51,7 +55,10 @@ def print_plan(config: RunConfig, console: Console | None = None) -> None:
         lines.append(f"runs: {config.seeds}, with seeds from {config.train.seed} on")
     lines.append(f"folder: {config.out}, {'which goes on' if config.resume else 'which would be made'}")
     lines += _space(config, annotations)
-    lines.append("nothing was written, and no clip was decoded: whether all can be is not known")
+    looked_at = "no clip was decoded: whether all can be is not known"
+    if config.model.system != "clip":
+        looked_at = "no features were examined: whether all can be used is not known"
+    lines.append(f"nothing was written, and {looked_at}")
     for line in lines:
         console.print(escaped(line), soft_wrap=True, highlight=False)
 

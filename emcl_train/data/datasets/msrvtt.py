@@ -9,6 +9,7 @@ from emcl_train.data.annotation_files import count, few, identifier, read_csv, r
 from emcl_train.data.names import is_there
 from emcl_train.data.split_rules import Captions, Protocol, SplitFiles, captions_of, check_root, clip_finder, queries
 from emcl_train.errors import UserError
+from emcl_train.flags import flag
 from emcl_train.reading.shown import shortened
 
 DATA_JSON = "MSRVTT_data.json"
@@ -42,7 +43,13 @@ def read(config: DataConfig) -> SplitFiles:
     1k-A: the validation clips are what the JSON file calls "validate" and neither list names. `test_captions` holds
     for them as well, so that the number an epoch is selected by is of the kind that is reported.
     """
-    files = read_msrvtt(config.root, config.msrvtt_split)
+    split = config.msrvtt_split
+    if split == "1k-B":
+        raise UserError(
+            f"data.msrvtt_split is 1k-B, whose lists the files of CE and MMT alone have; pass "
+            f"{flag('data.msrvtt_split')} 9k, 7k or full"
+        )
+    files = read_msrvtt(config.root, split)
     return _full(files, config) if config.msrvtt_split == "full" else _one_k_a(files, config)
 
 

@@ -90,7 +90,15 @@ def feature_folder(root: Path) -> Path:
 class CEFeatures(ExpertReader):
     """The experts of a data set; see `ExpertReader`."""
 
-    def __init__(self, root: Path, dataset: str, config: DataConfig, widths: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        dataset: str,
+        config: DataConfig,
+        widths: Mapping[str, int] | None = None,
+        *,
+        convert: bool = True,
+    ) -> None:
         """Open every expert's file.
 
         Args:
@@ -98,6 +106,7 @@ class CEFeatures(ExpertReader):
             dataset: "msrvtt", "activitynet" or "lsmdc".
             config: whose cache folder keeps what was converted.
             widths: which experts there are, and how wide; None: all nine, as wide as most of their clips.
+            convert: as of `open_table`.
 
         Raises:
             UserError: a file is missing, or is something else.
@@ -107,7 +116,7 @@ class CEFeatures(ExpertReader):
         names = sorted(known if widths is None else widths)
         if unknown := [name for name in names if name not in known]:
             raise UserError(f"CE has no expert {few(unknown)} on {dataset}; its experts are {', '.join(sorted(known))}")
-        self.tables = {name: open_table(self._file(name, known[name]), config) for name in names}
+        self.tables = {name: open_table(self._file(name, known[name]), config, convert=convert) for name in names}
         self.experts: tuple[str, ...] = tuple(names)
         self._asked = None if widths is None else dict(widths)
 
@@ -137,6 +146,10 @@ class CEFeatures(ExpertReader):
     def __contains__(self, video_id: str) -> bool:
         return any(video_id in table for table in self.tables.values())
 
+    @property
+    def shared_files(self) -> tuple[Path, ...]:
+        return tuple(table.path for table in self.tables.values())
+
     def ids(self) -> Iterable[str]:
         return dict.fromkeys(video_id for table in self.tables.values() for video_id in table.ids())
 
@@ -161,7 +174,9 @@ class CEFeatures(ExpertReader):
 class CEWords:
     """Features of every word of every caption, from a frozen network: `[words, width]` for each caption of a clip."""
 
-    def __init__(self, root: Path, dataset: str, config: DataConfig, source: str | None = None) -> None:
+    def __init__(
+        self, root: Path, dataset: str, config: DataConfig, source: str | None = None, *, convert: bool = True
+    ) -> None:
         """Open the files; several gigabytes of them are converted the first time.
 
         Args:
@@ -169,6 +184,7 @@ class CEWords:
             dataset: "msrvtt", "activitynet" or "lsmdc".
             config: whose cache folder keeps what was converted.
             source: "openai-gpt" or "word2vec"; None: what the authors took for the data set.
+            convert: as of `open_table`.
 
         Raises:
             UserError: there are none of this network, or a file is missing or is something else.
@@ -182,7 +198,8 @@ class CEWords:
         paths = [self.folder / name for name in known[source]]
         # ActivityNet's second validation list is not used, and may have been left out.
         paths = [path for path in paths if path.name != "openai-val2.pkl" or path.is_file()]
-        self._tables = merged([open_table(path, config) for path in paths], "words")
+        self.paths = tuple(paths)
+        self._tables = merged([open_table(path, config, convert=convert) for path in paths], "words")
 
     @cached_property
     def width(self) -> int:

@@ -36,6 +36,15 @@ class ExpertReader(ABC):
     def __contains__(self, video_id: str) -> bool:
         """Whether there is anything of a clip."""
 
+    @property
+    def shared_files(self) -> tuple[Path, ...]:
+        """Files with features of all clips."""
+        return ()
+
+    def files_of(self, video_id: str) -> tuple[Path, ...]:
+        """Files with features of this clip alone, if there is something of it."""
+        return ()
+
     @abstractmethod
     def ids(self) -> Iterable[str]:
         """Of every clip of which there is something."""

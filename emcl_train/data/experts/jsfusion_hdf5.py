@@ -110,6 +110,10 @@ class JSFusionFeatures(ExpertReader):
     def __contains__(self, video_id: str) -> bool:
         return video_id in self._file
 
+    @property
+    def shared_files(self) -> tuple[Path, ...]:
+        return (self.file_path,)
+
     def ids(self) -> Iterable[str]:
         return iter(self._file)
 

@@ -137,7 +137,8 @@ def mmt_lists(root: Path, dataset: str, split: str = ONE_K_A) -> SystemLists:
 def jsfusion_lists(root: Path, dataset: str) -> SystemLists:
     """The tables of JSFusion for retrieval, in `DataFrame`; of MSR-VTT the test list is the field's, split 1k-A.
 
-    Tables of the task RET are taken, or where there are none those of CAP, which have the same columns.
+    Tables of the task RET are taken. Where there are none, those of CAP, which have the same columns, are trained on,
+    and with a note validated on; a test on them would be another protocol.
 
     Args:
         root: the folder that holds `DataFrame`.
@@ -150,8 +151,11 @@ def jsfusion_lists(root: Path, dataset: str) -> SystemLists:
     if dataset not in ("msrvtt", "lsmdc"):
         raise UserError(f"JSFusion has no lists of {dataset}; it has those of msrvtt and lsmdc")
     if dataset == "lsmdc":
-        tables = {split: _sentences(_table(folder, "LSMDC16", split)) for split in ("train", "val", "test")}
+        paths = {split: _table(folder, "LSMDC16", split) for split in ("train", "val", "test")}
+        tables = {split: _sentences(path) for split, path in paths.items()}
         notes = []
+        if "_RET_" not in paths["val"].name:
+            notes.append(f"There is no table of RET to validate on, and {paths['val'].name} stands in for it.")
     else:
         path = next((p for p in (root / TEST_CSV, folder / TEST_CSV) if p.is_file()), root / TEST_CSV)
         rows = read_table(path, ("vid_key", "sentence")).rows
@@ -312,6 +316,11 @@ def read_tabs(path: Path) -> Listed:
 def _table(folder: Path, prefix: str, split: str) -> Path:
     paths = [folder / f"{prefix}_{task}_{split}.csv" for task in ("RET", "CAP")]
     found = next((path for path in paths if path.is_file()), None)
+    if split == "test" and found == paths[1]:
+        raise UserError(
+            f"{folder} has no {paths[0].name}, which names the clips that are tested; those of {found.name} are of "
+            f"another task. Download the authors' table, or copy {found.name} to that name if its clips are meant"
+        )
     if found is None:
         raise UserError(
             f"{folder} has neither {paths[0].name} nor {paths[1].name}; pass {flag('data.root')} with the folder that "

@@ -6,7 +6,6 @@ The file has `features.<expert>` `[steps, D]`, `features_t.<expert>` `[steps, 2]
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +23,9 @@ from emcl_train.data.experts.features import (
     most_common_width,
     no_features,
 )
+from emcl_train.data.experts.mmt_captions import KeptCaptions, TimedCaption
 from emcl_train.data.names import can_be_a_file
+from emcl_train.data.opening import fingerprint
 from emcl_train.data.passing import NOT_THERE, trouble_with
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
@@ -45,29 +46,23 @@ LOOKED_AT = 50
 MOST_CAPTIONS = 1000
 
 
-@dataclass(frozen=True)
-class TimedCaption:
-    """A caption word by word."""
-
-    words: tuple[str, ...]
-    times: Float32[np.ndarray, "words 2"]
-    """Seconds at which each word starts and ends; zeros where the file does not say."""
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.words)
-
-
 class MMTFeatures(ExpertReader):
     """The experts and captions of a data set; see `ExpertReader`. Files are opened one at a time and closed again."""
 
-    def __init__(self, root: Path, dataset: str, widths: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        dataset: str,
+        widths: Mapping[str, int] | None = None,
+        kept: KeptCaptions | None = None,
+    ) -> None:
         """Look for the folder of features.
 
         Args:
             root: the folder of the data set, with `vid_feat_files`.
             dataset: "msrvtt", "activitynet" or "lsmdc".
             widths: which experts there are, and how wide; None: those of the data set, as wide as most clips have them.
+            kept: captions that an earlier run has read.
 
         Raises:
             UserError: there is no such folder.
@@ -80,6 +75,10 @@ class MMTFeatures(ExpertReader):
             )
         self.experts: tuple[str, ...] = tuple(sorted(EXPERTS[dataset] if widths is None else widths))
         self._asked = None if widths is None else dict(widths)
+        self.kept = kept
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"kept": None}
 
     @cached_property
     def widths(self) -> Mapping[str, int]:
@@ -111,6 +110,9 @@ class MMTFeatures(ExpertReader):
 
     def __contains__(self, video_id: str) -> bool:
         return _is_name(video_id) and self.path(video_id).is_file()
+
+    def files_of(self, video_id: str) -> tuple[Path, ...]:
+        return (self.path(video_id),)
 
     def ids(self) -> Iterator[str]:
         for path in sorted(self.folder.glob("?/?/?/*.h5")):
@@ -153,6 +155,11 @@ class MMTFeatures(ExpertReader):
         Raises:
             UserError: there is nothing of this clip, or its file cannot be read.
         """
+        path = self.path(video_id)
+        if self.kept is not None and (known := self.kept.read(video_id, path)) is not None:
+            return known
+
+        before = fingerprint(path)
         found = []
         with self._opened(video_id) as file:
             for number in range(MOST_CAPTIONS):
@@ -167,6 +174,8 @@ class MMTFeatures(ExpertReader):
                         raise Hdf5Error(f"{timed} has the shape {list(read.shape)}, expected [{len(words)}, 2]")
                     times = np.asarray(read[: len(words)], dtype=np.float32)
                 found.append(TimedCaption(tuple(words), times))
+        if self.kept is not None:
+            self.kept.add(video_id, before, found)
         return found
 
     def caption_count(self, video_id: str) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emcl_train.data.bert_tokens import sentence
 from emcl_train.data.experts.features import ExpertReader, ExpertSteps
-from emcl_train.data.experts.mmt_h5 import TimedCaption
+from emcl_train.data.experts.mmt_captions import TimedCaption
 from emcl_train.data.text import CaptionTokenizer
 
 UNKNOWN = 1.0

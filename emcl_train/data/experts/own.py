@@ -78,7 +78,7 @@ class OwnFeatures(ExpertReader):
                 values, _ = _read(path, expert, video_id)
             except ExpertError:  # which is said where this clip is read
                 continue
-            if values.size:
+            if values.ndim and values.size:  # others are said where this clip is read
                 widths.append(values.shape[-1])
         width = most_common_width(widths)
         if width is None:
@@ -87,6 +87,11 @@ class OwnFeatures(ExpertReader):
 
     def __contains__(self, video_id: str) -> bool:
         return any(video_id in files for files in self.files.values())
+
+    def files_of(self, video_id: str) -> tuple[Path, ...]:
+        paths = [files[video_id] for files in self.files.values() if video_id in files]
+        times = [_times_of(path) for path in paths if path.suffix == ".npy"]
+        return (*paths, *(path for path in times if path.is_file()))
 
     def ids(self) -> Iterable[str]:
         return dict.fromkeys(video_id for files in self.files.values() for video_id in files)
@@ -126,11 +131,16 @@ def _files_of(folder: Path) -> dict[str, Path]:
     return files
 
 
+def _times_of(path: Path) -> Path:
+    """Where the times of an array lie, if it has any."""
+    return path.with_name(path.name.removesuffix(".npy") + TIMES)
+
+
 def _read(path: Path, expert: str, video_id: str) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        beside = path.with_name(path.name.removesuffix(".npy") + TIMES)
+        beside = _times_of(path)
         return open_npy(path), open_npy(beside) if beside.is_file() else None
     except ValueError as error:
         raise ShapeFault(f"{path}: {expert} of {video_id} cannot be read: {error}; write it again") from error

@@ -3,16 +3,18 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from emcl_train.config import RunConfig
-from emcl_train.data.annotation_files import count, few
+from emcl_train.data.annotation_files import count, few, visible_files
 from emcl_train.data.bert_tokens import END, PAD, START, UNKNOWN, bert_tokenizer, word_pieces
 from emcl_train.data.clips import Annotations, Clip
+from emcl_train.data.experts.checking import check_experts
 from emcl_train.data.experts.inputs import ExpertClips, ExpertInputs
-from emcl_train.data.experts.jsfusion_hdf5 import EXPERT
-from emcl_train.data.experts.lists import FULL, ONE_K_A
+from emcl_train.data.experts.jsfusion_hdf5 import EXPERT, VOCABULARY
+from emcl_train.data.experts.lists import FULL, ONE_K_A, ONE_K_B
 from emcl_train.data.experts.mmt_h5 import MMTFeatures
 from emcl_train.data.experts.mmt_inputs import captions_by, sentence_of
 from emcl_train.data.experts.split import (
@@ -24,7 +26,9 @@ from emcl_train.data.experts.split import (
     System,
     opened,
     problems_of,
+    raw_captions,
 )
+from emcl_train.data.outside import require_paths_inside
 from emcl_train.data.text import CaptionTokenizer, load_tokenizer
 from emcl_train.errors import UserError
 from emcl_train.experts.ce import CE, CESizes
@@ -35,7 +39,7 @@ from emcl_train.flags import flag
 from emcl_train.runs.contents import STATE, TOKENIZER, WEIGHTS
 from emcl_train.terminal import with_progress
 
-SPLITS = {"9k": ONE_K_A, "full": FULL}
+SPLITS = {"9k": ONE_K_A, "1k-B": ONE_K_B, "full": FULL}
 """Of MSR-VTT, by `data.msrvtt_split`."""
 SHOWN = 10
 """Clips that an error names."""
@@ -44,8 +48,12 @@ MOST_WORDS = 20_000
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def prepare_experts(config: RunConfig) -> Annotations:
-    """Open a run's files, and see that every clip of its lists has features and a caption.
+def prepare_experts(config: RunConfig, *, only_read: bool = False) -> Annotations:
+    """Open a run's files, and see that every clip of its lists has features that can be used, and a caption.
+
+    Args:
+        config: of the run.
+        only_read: write nothing, and do not look into the features.
 
     Returns:
         Splits of clips that do, each an `ExpertClips`. If `data.on_bad_video` is "skip", a note says which do not.
@@ -53,15 +61,20 @@ def prepare_experts(config: RunConfig) -> Annotations:
     Raises:
         UserError: files are missing or are something else, or clips lack something and `on_bad_video` is "stop".
     """
-    data = open_files(config)
+    data = open_files(config, only_read=only_read)
+    require_home(data, config)
     inputs = ExpertInputs(data, sizes_of(config, data))
 
-    problems = list(
-        {p.sentence: p for split in data.splits for p in problems_of(data, split, look_inside=False)}.values()
-    )
+    if only_read:
+        problems = [problem for split in data.splits for problem in problems_of(data, split, look_inside=False)]
+        problems = list({problem.sentence: problem for problem in problems}.values())
+    else:
+        problems = check_experts(data, config.data.workers)
     if problems and config.data.on_bad_video == "stop":
         raise UserError(_said_of(problems))
-    left_out = {problem.video_id: problem.kind for problem in problems}
+    left_out: dict[str, str] = {}
+    for problem in problems:
+        left_out.setdefault(problem.video_id, problem.kind)
 
     texts = {}
     for split in data.splits:
@@ -71,20 +84,31 @@ def prepare_experts(config: RunConfig) -> Annotations:
         left_out |= {problem.video_id: problem.kind for problem in bare}
         texts[split.name] = found
 
+    if isinstance(data.reader, MMTFeatures) and data.reader.kept is not None:
+        if not only_read:
+            data.reader.kept.save()
+        data.reader.kept = None  # all captions are texts now
+
     train, val, test = (_clips(split, texts[split.name], left_out, inputs) for split in data.splits)
+    _require_pairs(config, val, test)
     notes = list(data.notes)
     if left_out:
-        notes.append(f"{count(len(left_out), 'clip')} of the lists lack features or captions, and are left out.")
+        kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(left_out.values()).most_common())
+        notes.append(f"{count(len(left_out), 'clip')} of the lists cannot be used, and are left out: {kinds}.")
     return Annotations(train, val, test, notes=tuple(notes), left_out=dict(left_out))
 
 
-def open_files(config: RunConfig) -> ExpertData:
+def open_files(config: RunConfig, *, only_read: bool = False) -> ExpertData:
     """The data set of a run's settings; of each expert only what the system reads.
+
+    Args:
+        config: of the run.
+        only_read: write nothing.
 
     Raises:
         UserError: a file is missing or is something else.
     """
-    files = files_of(config)
+    files = replace(files_of(config), only_read=only_read)
     asked = config.experts
     if asked.names is None:
         return opened(files)
@@ -101,6 +125,21 @@ def open_files(config: RunConfig) -> ExpertData:
     return opened(files, {name: widths[name] for name in asked.names})
 
 
+def require_home(data: ExpertData, config: RunConfig) -> None:
+    """Raise a UserError where files lie outside of `data.root` and `data.outside_root` refuses that."""
+    if config.data.outside_root != "refuse":
+        return
+    paths = [split.listed.path for split in data.splits] + list(data.reader.shared_files)
+    if data.words is not None:
+        paths += [*data.words.paths, raw_captions(data.files)]
+    if data.vocabulary is not None:
+        paths += visible_files(data.files.root / VOCABULARY)
+    for split in data.splits:
+        for video_id in split.ids:
+            paths += data.reader.files_of(video_id)
+    require_paths_inside(paths, config.data)
+
+
 def files_of(config: RunConfig) -> ExpertFiles:
     """Whose files a run reads, and where they lie."""
     dataset = config.experts.sizes
@@ -112,7 +151,7 @@ def files_of(config: RunConfig) -> ExpertFiles:
         )
     if dataset == "msrvtt" and split not in SPLITS:
         raise UserError(
-            f"data.msrvtt_split is {split}, and features of experts have lists of {' and '.join(SPLITS)} alone; pass "
+            f"data.msrvtt_split is {split}, and features of experts have lists of {', '.join(SPLITS)} alone; pass "
             f"{flag('data.msrvtt_split')} 9k"
         )
     system = "own" if dataset == "own" else config.model.system
@@ -210,8 +249,7 @@ def _texts(
             found[video_id] = texts
         else:
             place = f"{split.listed.place(video_id)}: {video_id}"
-            kind: Literal["no caption"] = "no caption"
-            bare.append(Problem(split.name, video_id, kind, f"{place} has no caption"))
+            bare.append(Problem(split.name, video_id, "no caption", f"{place} has no caption"))
     return found, bare
 
 
@@ -249,11 +287,32 @@ def _clips(split: ExpertSplit, texts: Texts, left_out: Mapping[str, str], inputs
     )
 
 
+def _require_pairs(config: RunConfig, *splits: ExpertClips) -> None:
+    """Raise a UserError where EM runs inside blocks of matching pairs, and a clip has several queries."""
+    block = config.eval.em_block
+    if config.emcl.mode == "off" or block is None:
+        return
+    for split in splits:
+        if len(split.captions) != len(split.clips):
+            raise UserError(
+                f"eval.em_block is {block}, and EM inside blocks takes one caption a clip; the {split.name} split has "
+                f"{count(len(split.captions), 'caption')} of {count(len(split.clips), 'clip')}. Pass "
+                f"{flag('eval.em_block')} None {flag('eval.em_rows')} 64 for one map of EM over all captions, or "
+                f"{flag('data.test_captions')} one for the first caption of each clip"
+            )
+
+
 def _said_of(problems: list[Problem]) -> str:
-    """The first clips that lack something, and the way out."""
-    shown = "; ".join(problem.sentence for problem in problems[:SHOWN])
-    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    """The first problem, which others there are, and the way out."""
+    kinds = {problem.video_id: problem.kind for problem in reversed(problems)}
+    clips = list(dict.fromkeys(problem.video_id for problem in problems))
+    others = [f"{video_id} ({kinds[video_id]})" for video_id in clips[1:]]
+    more = ""
+    if others:
+        more = f". The others are {'; '.join(others[: SHOWN - 1])}"
+        more += f"; and {len(others) - SHOWN + 1} more" if len(others) >= SHOWN else ""
     return (
-        f"{count(len(problems), 'clip')} of the lists cannot be used: {shown}{more}. Unpack the archive again, take "
-        f"them off the lists, or pass {flag('data.on_bad_video')} skip to leave them out and have them counted"
+        f"{count(len(clips), 'clip')} of the lists cannot be used: {problems[0].sentence}{more}. Unpack the archive "
+        f"again, take them off the lists, or pass {flag('data.on_bad_video')} skip to leave them out and have them "
+        f"counted; `emcl-train data doctor` shows every clip"
     )

@@ -24,6 +24,7 @@ from emcl_train.data.experts.lists import (
     overlap,
     own_lists,
 )
+from emcl_train.data.experts.mmt_captions import KeptCaptions
 from emcl_train.data.experts.mmt_h5 import MMTFeatures
 from emcl_train.data.experts.own import OwnFeatures
 from emcl_train.errors import UserError
@@ -46,7 +47,9 @@ class ExpertFiles:
     split: str = ONE_K_A
     """Of MSR-VTT: "1k-A", "1k-B" or "full". JSFusion knows 1k-A alone."""
     cache_dir: Path | None = None
-    """As `data.cache_dir`: where converted tables are kept."""
+    """As `data.cache_dir`: where converted tables, and what was found of clips, are kept."""
+    only_read: bool = False
+    """Whether nothing is to be written there."""
 
     @property
     def config(self) -> DataConfig:
@@ -129,7 +132,8 @@ class Problem:
 
     split: str
     video_id: str
-    kind: Literal["no features", "no caption"]
+    kind: str
+    """"no features", "no caption", or what is wrong with the features."""
     sentence: str
     """With the file and the line."""
 
@@ -184,7 +188,9 @@ def open_expert_data(files: ExpertFiles, widths: Mapping[str, int] | None = None
 def opened(files: ExpertFiles, widths: Mapping[str, int] | None = None) -> ExpertData:
     """The same without a look at the clips, for somebody who counts what is wrong with them."""
     lists, reader, captions = _parts(files, widths)
-    words = CEWords(files.root, files.dataset, files.config) if files.system == "ce" else None
+    words = None
+    if files.system == "ce":
+        words = CEWords(files.root, files.dataset, files.config, convert=not files.only_read)
     vocabulary = read_vocabulary(files.root) if files.system == "jsfusion" else None
     chosen: dict[str, int] = {}
     if lists.chosen_from:
@@ -216,10 +222,10 @@ def problems_of(data: ExpertData, split: ExpertSplit, *, look_inside: bool = Tru
     Args:
         data: the data set.
         split: one of its splits.
-        look_inside: whether captions are counted that have to be read from a file for each clip; those of the training
-            clips of MMT are else left to whoever reads them.
+        look_inside: whether captions are counted that have to be read from a file for each clip; those of MMT are else
+            left to whoever reads them.
     """
-    lazy = isinstance(split.captions, _CaptionsOfFiles) and split.name == "train" and not look_inside
+    lazy = isinstance(split.captions, _CaptionsOfFiles) and not look_inside
     for video_id in split.ids:
         place = split.listed.place(video_id)
         if video_id not in data.reader:
@@ -230,6 +236,11 @@ def problems_of(data: ExpertData, split: ExpertSplit, *, look_inside: bool = Tru
             yield Problem(split.name, video_id, "no caption", f"{place}: {video_id} has no features of words")
 
 
+def raw_captions(files: ExpertFiles) -> Path:
+    """CE's file of captions."""
+    return feature_folder(files.root) / RAW_CAPTIONS.get(files.dataset, "raw-captions.pkl")
+
+
 def _parts(
     files: ExpertFiles, widths: Mapping[str, int] | None
 ) -> tuple[SystemLists, ExpertReader, dict[str, Captions]]:
@@ -237,10 +248,11 @@ def _parts(
     root = files.root
     if files.system == "ce":
         lists = ce_lists(root, files.dataset, files.split)
-        raw = read_captions(feature_folder(root) / RAW_CAPTIONS.get(files.dataset, "raw-captions.pkl"))
-        return lists, CEFeatures(root, files.dataset, files.config, widths), dict.fromkeys(SPLITS, raw)
+        raw = read_captions(raw_captions(files))
+        features = CEFeatures(root, files.dataset, files.config, widths, convert=not files.only_read)
+        return lists, features, dict.fromkeys(SPLITS, raw)
     if files.system == "mmt":
-        reader = MMTFeatures(root, files.dataset, widths)
+        reader = MMTFeatures(root, files.dataset, widths, KeptCaptions(files.config))
         lists = mmt_lists(root, files.dataset, files.split)
         of_splits = {name: getattr(lists, name).lines for name in SPLITS}
         return lists, reader, {name: _CaptionsOfFiles(reader, ids) for name, ids in of_splits.items()}
@@ -262,11 +274,11 @@ def _has_captions(captions: Captions, video_id: str) -> bool:
 
 
 def require_as_many(data: ExpertData, video_id: str, split: ExpertSplit) -> None:
-    """Raise a UserError where CE's captions and features of words are not of the same captions."""
+    """Raise a UserError where CE's captions and features of words are not of the same captions, or cannot be used."""
     assert data.words is not None
     texts, features = len(split.captions[video_id]), len(data.words.read(video_id))
     if texts != features:
         raise UserError(
-            f"{split.listed.place(video_id)}: {video_id} has {count(texts, 'caption')} in words and {features} as "
-            f"features; they are of different archives: unpack one of them again"
+            f"{video_id} has {count(texts, 'caption')} in words and {features} as features; they are of different "
+            f"archives: unpack one of them again"
         )

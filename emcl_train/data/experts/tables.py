@@ -123,12 +123,13 @@ class _Mapped(Mapping[str, ArrayValue]):
         return array
 
 
-def open_table(path: Path, config: DataConfig) -> ArrayTable:
+def open_table(path: Path, config: DataConfig, *, convert: bool = True) -> ArrayTable:
     """The values of a pickle of features; a large one is converted the first time, which is said.
 
     Args:
         path: the pickle.
         config: whose cache folder keeps what was converted.
+        convert: False: nothing is written, and what would be converted is said.
 
     Raises:
         UserError: the pickle is not there, or is something else; nothing in it has run.
@@ -146,6 +147,15 @@ def open_table(path: Path, config: DataConfig) -> ArrayTable:
         return ArrayTable(path, kept)
 
     values: Mapping[str, ArrayValue] = _read(path)
+    if not convert:
+        size = sum(_size(_shapes(value)) for value in values.values())
+        say(
+            escaped(
+                f"{path} would be converted once into a table of {4 * size / 1e9:.2f} GB in "
+                f"{folder or 'the cache folder'}"
+            )
+        )
+        return ArrayTable(path, values)
     with only_remembered(f"features of {path.name}"):
         index = place_of(f"{name}.json", config)
         _convert(path, values, index, file)

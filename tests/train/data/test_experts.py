@@ -17,7 +17,8 @@ from emcl_train.data.experts.ce_inputs import ce_texts, ce_videos
 from emcl_train.data.experts.ce_pickles import CEFeatures, CEWords
 from emcl_train.data.experts.features import ExpertReader, ExpertSteps, ShapeFault, ValueFault, WidthError
 from emcl_train.data.experts.jsfusion_hdf5 import read_vocabulary
-from emcl_train.data.experts.mmt_h5 import TimedCaption, counted_times
+from emcl_train.data.experts.mmt_captions import TimedCaption
+from emcl_train.data.experts.mmt_h5 import counted_times
 from emcl_train.data.experts.mmt_inputs import (
     captions_by,
     drawn_steps,
