@@ -15,8 +15,6 @@ from emcl_train.errors import UserError
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.training_files import read_training_file
 
-BASES = "em.bases"
-"""The start of EM: outside of the module in the release, so in none of its checkpoints."""
 POSITIONS = "vid_bert.embeddings.position_embeddings.weight"
 THEIR_LAYER, OUR_LAYER = "vid_bert.encoder.layer.", "video.layers."
 
@@ -87,7 +85,7 @@ def mmt_from_authors(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Weights by the authors' names as a state_dict of our model; see `read_mmt`.
 
-    Positions that the checkpoint lacks are zeros, as the authors fill them. The start of EM is the model's own.
+    Positions that the checkpoint lacks are zeros, as the authors fill them.
     """
     if any(name.startswith(("reduce.", OUR_LAYER)) for name in found):
         require_keys(found, {name: value.shape for name, value in model.items()}, source=source)
@@ -98,7 +96,7 @@ def mmt_from_authors(
             f"begin with vid_bert. and video_dim_reduce. (its authors) or video. and reduce. (our own)"
         )
 
-    ours = {mmt_name(name): name for name in model if name != BASES}
+    ours = {mmt_name(name): name for name in model}
     dropped = sorted(name for name in found if NO_WEIGHTS.fullmatch(name))
     kept = _present_names({name: value for name, value in found.items() if name not in dropped}, source)
     for name, our in ours.items():
@@ -109,17 +107,16 @@ def mmt_from_authors(
 
     expected = {name: model[our].shape for name, our in ours.items()}
     require_keys(kept, expected, source=source, hints=HINTS)
-    start = {BASES: model[BASES]} if BASES in model else {}
-    return {our: kept[name] for name, our in ours.items()} | start, dropped
+    return {our: kept[name] for name, our in ours.items()}, dropped
 
 
 def mmt_to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our model's state_dict by the authors' names. The start of EM has none, and is left out.
+    """Our model's state_dict by the authors' names.
 
     Args:
         state: the state_dict.
     """
-    return {mmt_name(name): value for name, value in state.items() if name != BASES}
+    return {mmt_name(name): value for name, value in state.items()}
 
 
 def mmt_name(name: str) -> str:
