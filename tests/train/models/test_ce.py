@@ -286,8 +286,9 @@ def test_batches_that_do_not_fit_are_named():
             {name: value for name, value in experts.items() if name != "speech"})  # fmt: skip
     refused(r"expert face is \[3, 4\], expected \[B, 3\]", experts | {"face": np.zeros((3, 4))})
     refused(r"expert audio is \[3, 4\], expected \[B, steps, 4\]", experts | {"audio": np.zeros((3, 4))})
-    refused("rgb: NaN in videos where the expert is said to be available",
+    refused("rgb: NaN or infinite in videos where the expert is said to be available",
             experts | {"rgb": np.full((3, 9), np.nan)})  # fmt: skip
+    refused("^rgb: NaN or infinite", experts | {"rgb": np.full((3, 9), np.inf)})
 
 
 def test_sizes_are_sorted_and_say_what_does_not_fit():
