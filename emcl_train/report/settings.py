@@ -127,6 +127,7 @@ DEPENDS: dict[str, Matters] = {
     "experts.hidden": _is_mmt,
     "experts.layers": _is_mmt,
     "experts.heads": _is_mmt,
+    "experts.token_types": _is_mmt,
     "experts.dropout": _is_mmt,
     "experts.missing": _is_mmt,
     "experts.gated_video": _is_mmt,

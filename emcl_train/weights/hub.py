@@ -18,7 +18,10 @@ from emcl_train.runs.contents import WEIGHTS, seed_folders
 CLIP_WAY_OUT = (
     'pass --model.clip a CLIP hub name, a folder written by save_pretrained, an archive of OpenAI, or "random"'
 )
-BERT_WAY_OUT = 'pass --experts.text the hub name of a BERT, a folder written by save_pretrained, or "random"'
+BERT_WAY_OUT = (
+    "pass --experts.text the hub name of a BERT, such as bert-base-cased, a folder written by save_pretrained, or "
+    '"random"'
+)
 TRANSFORMERS_CONFIG = "config.json"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 OF_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".zip", ".pkl", ".safetensors", ".json", ".onnx")

@@ -13,7 +13,14 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from transformers import BertModel
 
 from emcl_train.experts.mmt import MMTSizes
-from emcl_train.models.experts.mixture import ExpertText, ExpertVideo, GatedEmbedding, mixture_similarity, unit
+from emcl_train.models.experts.mixture import (
+    ExpertText,
+    ExpertVideo,
+    GatedEmbedding,
+    OfExperts,
+    mixture_similarity,
+    unit,
+)
 from emcl_train.models.features import widened
 
 EPS = 1e-12
@@ -50,18 +57,18 @@ class MultiModalTransformer(nn.Module):
         text_width: int = bert.config.hidden_size
 
         # The video: each expert to one width, then a transformer over the steps of all.
-        self.reduce = nn.ModuleDict({name: nn.Linear(sizes.experts[name].width, width) for name in names})
+        self.reduce = OfExperts({name: nn.Linear(sizes.experts[name].width, width) for name in names})
         self.video = VideoTransformer(sizes)
-        self.video_gates = nn.ModuleDict(
+        self.video_gates = OfExperts(
             {name: GatedEmbedding(width, width, unit=False) for name in names} if self.gated_video else {}
         )
 
         # The text: what BERT says of the caption, embedded once for each expert, and the experts' weights.
         self.bert = bert
-        self.text_gates = nn.ModuleDict(
+        self.text_gates = OfExperts(
             {name: GatedEmbedding(text_width, width, unit=not self.gated_video) for name in names}
         )
-        self.expert_weights = nn.ModuleDict({name: nn.Linear(text_width, 1) for name in names})
+        self.expert_weights = OfExperts({name: nn.Linear(text_width, 1) for name in names})
         self.dropout = nn.Dropout(sizes.dropout)
 
         # BERT's pooler is in every checkpoint, and nothing reads what it gives.

@@ -11,18 +11,19 @@ from emcl_train.experts.ce import CEExpert, CESizes, CEText
 from emcl_train.experts.jsfusion import JSFusionSizes
 from emcl_train.experts.mmt import BertSizes, EMSizes, Expert, MMTSizes
 from emcl_train.models.experts.bert import build_bert
-from emcl_train.models.experts.build import build_expert_model
+from emcl_train.models.experts.build import build_expert_model, start_from
 from emcl_train.models.experts.ce import CollaborativeExperts
 from emcl_train.models.experts.em import ExpertEM
 from emcl_train.models.experts.jsfusion import JSFusion
 from emcl_train.models.experts.mixture import ExpertText, ExpertVideo, mixture_similarity
 from emcl_train.models.experts.mmt import MultiModalTransformer
 from emcl_train.models.experts.retrieval import JSFusionModel, MixtureModel, by_expert
+from emcl_train.weights.mmt import mmt_to_authors
 
 EXPERTS, WIDTH = 3, 8
 SIZES = CESizes(
     {"a": CEExpert(4), "b": CEExpert(5, 3, 2, flaky=True), "c": CEExpert(6, flaky=True)},
-    CEText(7, max_words=6, clusters=2, ghost_clusters=1, source="openai-gpt"),
+    CEText(7, max_words=6, clusters=2, ghost_clusters=1),
     WIDTH,
 )
 
@@ -160,6 +161,17 @@ def test_a_step_in_mixed_precision(made):
     assert similarity.dtype == torch.float32
     similarity.square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_a_user_is_told_what_a_checkpoint_lacks_and_what_is_left_out(tmp_path, capsys):
+    model, _ = of_mmt()
+    theirs = mmt_to_authors(model.system.state_dict())
+    path = tmp_path / "HowTo100M.pth"
+    torch.save({name.replace(".b.", ".c."): value for name, value in theirs.items()}, path)
+    start_from(model, path)
+    said = capsys.readouterr().err
+    assert f"{path}: the model has no place for moe_fc_txt.c.bias, moe_fc_txt.c.weight, " in said
+    assert f"{path} has nothing of the experts b, which start from random weights" in said
 
 
 def test_names_of_a_batch_are_kinds_and_experts():

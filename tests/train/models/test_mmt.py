@@ -20,7 +20,9 @@ from tiny_mmt import (
     video_batch,
 )
 
+from emcl_train.config import ExpertsConfig, RunConfig
 from emcl_train.errors import UserError
+from emcl_train.experts.choosing import mmt_sizes_of
 from emcl_train.experts.mmt import BertSizes, mmt_sizes, reduced
 from emcl_train.models.experts.bert import build_bert
 from emcl_train.models.experts.mmt import MultiModalTransformer
@@ -219,9 +221,27 @@ def test_emcl_adds_a_gate_an_expert(data_set):
 def test_sizes_of_the_data_sets():
     assert mmt_sizes("lsmdc").experts["face"].width == 128
     assert mmt_sizes("activitynet").names == ("s3d", "vggish")
-    assert (mmt_sizes("activitynet").token_types, mmt_sizes("activitynet", from_howto100m=True).token_types) == (10, 19)
+    assert [mmt_sizes(name).token_types for name in ("msrvtt", "activitynet", "lsmdc")] == [19, 10, 10]
     small = reduced(mmt_sizes("activitynet"))
     assert MultiModalTransformer(small, build_bert(small.bert)).bert.config.max_position_embeddings == 100
+
+
+def test_the_table_of_token_types_may_be_longer():
+    config = RunConfig(experts=ExpertsConfig(sizes="activitynet", token_types=19))
+    widths = {"s3d": 1024, "vggish": 128}
+    assert mmt_sizes_of(config, widths).token_types == 19
+    config.experts.token_types = 2
+    with pytest.raises(UserError, match=r"experts\.token_types is 2, expected at least 3 .*--experts\.token-types 3"):
+        mmt_sizes_of(config, widths)
+
+
+@pytest.mark.parametrize("name", ["clip.vit-b32", "type", "items", "train", "training", "%2E", "a b"])
+def test_an_expert_has_any_name(name):
+    model = tiny_model(sizes=replace(SIZES, experts={name: SIZES.experts["s3d"]}))
+    batch = {kind: {name: by["s3d"]} for kind, by in video_batch(2).items()}
+    of_usual_name = tiny_model(sizes=replace(SIZES, experts={"s3d": SIZES.experts["s3d"]}))
+    expected = of_usual_name.encode_video(**{kind: {"s3d": by[name]} for kind, by in batch.items()})
+    assert torch.equal(model.encode_video(**batch).embeddings, expected.embeddings)
 
 
 def test_an_unknown_data_set():
