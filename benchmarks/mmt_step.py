@@ -15,8 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,14 @@ from torch import Tensor
 from turns import interval
 
 import emcl_kernels
-from emcl_train.experts.mmt import MMTSizes, em_sizes, mmt_sizes, reduced
+from emcl_train.experts.choosing import em_sizes_of
+from emcl_train.experts.mmt import MMTSizes, mmt_sizes, reduced
 from emcl_train.models.experts.bert import build_bert
+from emcl_train.models.experts.em import ExpertEM
 from emcl_train.models.experts.mixture import GatedEmbedding
 from emcl_train.models.experts.mmt import MultiModalTransformer
+from emcl_train.models.experts.retrieval import MixtureModel
+from emcl_train.recipes import in_mode, load_recipe
 from emcl_train.training.margins import top_k_margin
 
 PAIRS = 32
@@ -64,46 +67,45 @@ class Step:
 
     def __init__(self, sizes: MMTSizes, pairs: int) -> None:
         torch.manual_seed(0)
-        self.model = MultiModalTransformer(sizes, build_bert(sizes.bert), em_sizes(DATA_SET)).train()
-        self.em = self.model.em
+        config = in_mode(load_recipe(f"mmt-{DATA_SET}"), "train")
+        self.system = MultiModalTransformer(sizes, build_bert(sizes.bert), gated_video=True)
+        self.model = MixtureModel(self.system, ExpertEM(len(sizes.names), em_sizes_of(config))).train()
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(learning, lr=RATE)
-        self.videos = noise(sizes, pairs)
-        self.ids = torch.randint(1, sizes.bert.vocab_size, (pairs, sizes.words))
+        ids = torch.randint(1, sizes.bert.vocab_size, (pairs, sizes.words))
+        self.batch = noise(sizes, pairs) | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def __call__(self, way: str) -> float:
         """A step. Returns: its loss."""
-        with self.as_way(way):
-            text = self.model.encode_text(self.ids, torch.ones_like(self.ids))
-            video = self.model.encode_video(**self.videos)
-            loss = top_k_margin(self.model.similarity(text, video), margin=MARGIN, top_k=TOP_K)
-            loss.backward()
+        self.become(way)
+        features = self.model(self.batch)
+        similarity = self.model.similarity(features.text, features.video, emcl=way == ON)
+        loss = top_k_margin(similarity, margin=MARGIN, top_k=TOP_K)
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    @contextmanager
-    def as_way(self, way: str) -> Iterator[None]:
-        """The model with or without EM and gates of the videos; texts without gates beside them are of length one."""
-        self.model.em = self.em if way == ON else None
-        self.model.gated_video = way != PLAIN
-        for gate in self.model.text_gates.values():
+    def become(self, way: str) -> None:
+        """The model with or without gates of the videos; texts without gates beside them are of length one."""
+        self.system.gated_video = way != PLAIN
+        for gate in self.system.text_gates.values():
             assert isinstance(gate, GatedEmbedding)
             gate.of_unit_length = way == PLAIN
-        yield
 
 
-def noise(sizes: MMTSizes, pairs: int) -> dict[str, dict[str, Tensor]]:
-    """A batch of videos on which every expert has as many steps as fit."""
+def noise(sizes: MMTSizes, pairs: int) -> dict[str, Tensor]:
+    """A batch of videos on which every expert has as many steps as fit, as a loader gives it."""
     widths = {name: expert.width for name, expert in sizes.experts.items()}
     features = {name: torch.randn(pairs, sizes.steps, width) for name, width in widths.items()}
     times = torch.arange(sizes.steps).expand(pairs, -1) + 2.5
-    return {
-        "features": features,
-        "present": {name: torch.ones(pairs, sizes.steps, dtype=torch.bool) for name in widths},
-        "positions": dict.fromkeys(widths, times),
-        "maxpool": {name: values.amax(1) for name, values in features.items()},
-    }
+    batch: dict[str, Tensor] = {}
+    for name, values in features.items():
+        batch[f"features/{name}"] = values
+        batch[f"present/{name}"] = torch.ones(pairs, sizes.steps, dtype=torch.bool)
+        batch[f"positions/{name}"] = times
+        batch[f"maxpool/{name}"] = values.amax(1)
+    return batch
 
 
 def timed(step: Step, turns: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:

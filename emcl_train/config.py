@@ -261,10 +261,14 @@ class ExpertsConfig:
     """For "mmt": layers of the video transformer."""
     heads: int | None = None
     """For "mmt": heads of the video transformer."""
+    token_types: int | None = None
+    """For "mmt": rows of its table of token types. On ActivityNet and LSMDC it has 10; with 19 it takes the weights of
+    HowTo100M for a start."""
     max_steps: int | None = None
     """Steps of an expert in a video at most."""
     dropout: float | None = None
-    """For "mmt": in training, of the video transformer."""
+    """For "mmt": in training, of the video transformer, and of what the experts' weights are made of on the text's
+    side. BERT has its own."""
     missing: Literal["kept", "left-out"] = "kept"
     """For "mmt": whether an expert that has nothing on a video keeps its weight in the similarity, as released."""
     gated_video: bool = False
@@ -272,7 +276,7 @@ class ExpertsConfig:
     so where such a run is evaluated without EM."""
 
 
-OF_MMT = ("text", "hidden", "layers", "heads", "dropout", "missing", "gated_video")
+OF_MMT = ("text", "hidden", "layers", "heads", "token_types", "dropout", "missing", "gated_video")
 """Settings of `ExpertsConfig` that MMT alone has."""
 
 

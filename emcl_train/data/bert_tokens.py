@@ -8,12 +8,11 @@ from emcl_train.data.text import CaptionTokenizer
 from emcl_train.data.tokenizer_folder import load_from
 from emcl_train.errors import UserError
 from emcl_train.reading.tokenizer_files import require_survived
-from emcl_train.weights.hub import not_loaded, require_place
+from emcl_train.weights.hub import BERT_WAY_OUT, not_loaded, require_place
 
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 SENTENCE_ENDS = (".", "?", "!")
 SETTING = "experts.text"
-WAY_OUT = "pass the hub name of a BERT, such as bert-base-cased, or a folder that has its vocabulary"
 
 
 def sentence(words: Sequence[str], most: int) -> str:
@@ -43,18 +42,20 @@ def bert_tokenizer(name: str, max_words: int) -> CaptionTokenizer:
     Raises:
         UserError: there is no such thing, it has no vocabulary, or lacks one of BERT's special tokens.
     """
-    require_place(name, SETTING, WAY_OUT)
+    require_place(name, SETTING, BERT_WAY_OUT)
     try:
         vocabulary = load_from(name).get_vocab()
     except MemoryError:
         raise
     except Exception as error:  # transformers and tokenizers raise whatever the files lead to
         reason = not_loaded(name, error)
-        raise UserError(f"{SETTING} is {name!r}, of which no vocabulary can be loaded ({reason}); {WAY_OUT}") from error
+        raise UserError(
+            f"{SETTING} is {name!r}, of which no vocabulary can be loaded ({reason}); {BERT_WAY_OUT}"
+        ) from error
     try:
         return word_pieces(vocabulary, max_words)
     except ValueError as error:
-        raise UserError(f"{SETTING} is {name!r}, whose vocabulary is not BERT's: {error}; {WAY_OUT}") from error
+        raise UserError(f"{SETTING} is {name!r}, whose vocabulary is not BERT's: {error}; {BERT_WAY_OUT}") from error
 
 
 def word_pieces(vocabulary: Mapping[str, int], max_words: int) -> CaptionTokenizer:

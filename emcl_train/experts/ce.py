@@ -7,7 +7,6 @@ lists the files that differ, and no configuration of theirs was counted.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 MOST_CLUSTERS_REDUCED = 3
 
@@ -47,26 +46,6 @@ class CEText:
     """Of NetVLAD."""
     ghost_clusters: int
     """Further clusters, whose share of each word is dropped."""
-    source: Literal["openai-gpt", "word2vec"]
-    """The network: GPT-1's last hidden layer, or word2vec."""
-    joined: bool = False
-    """Whether all captions of a video are one text (`fuse_captions`)."""
-
-
-@dataclass(frozen=True)
-class CETraining:
-    """How the authors trained it."""
-
-    margin: float
-    """Of the max-margin loss."""
-    batch_size: int
-    """Videos, each with one random caption."""
-    epochs: int
-    lr: float
-    """Of Ranger, at first."""
-    lr_decay: float = 0.95
-    """Factor of the learning rate after each epoch."""
-    weight_decay: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -125,7 +104,7 @@ CE: dict[str, CESizes] = {
             "audio": of_steps(128, max_steps=29, clusters=8),
             "speech": of_steps(300, max_steps=32, clusters=19),
         },
-        text=CEText(768, max_words=37, clusters=28, ghost_clusters=1, source="openai-gpt"),
+        text=CEText(768, max_words=37, clusters=28, ghost_clusters=1),
     ),
     "activitynet": CESizes(
         experts={
@@ -135,7 +114,7 @@ CE: dict[str, CESizes] = {
             "audio": of_steps(128, max_steps=4, clusters=6),
             "speech": of_steps(300, max_steps=29, clusters=100),
         },
-        text=CEText(768, max_words=49, clusters=39, ghost_clusters=0, source="openai-gpt", joined=True),
+        text=CEText(768, max_words=49, clusters=39, ghost_clusters=0),
     ),
     "lsmdc": CESizes(
         experts={
@@ -145,14 +124,7 @@ CE: dict[str, CESizes] = {
             "audio": of_steps(128, max_steps=11, clusters=3),
             "speech": of_steps(300, max_steps=35, clusters=5),
         },
-        text=CEText(300, max_words=36, clusters=43, ghost_clusters=0, source="word2vec"),
+        text=CEText(300, max_words=36, clusters=43, ghost_clusters=0),
     ),
 }
 """The model by data set."""
-
-CE_TRAINING: dict[str, CETraining] = {
-    "msrvtt": CETraining(margin=0.09381161988446174, batch_size=64, epochs=100, lr=0.1),
-    "activitynet": CETraining(margin=0.060496613740311816, batch_size=32, epochs=150, lr=0.1),
-    "lsmdc": CETraining(margin=0.12132983763957966, batch_size=256, epochs=15, lr=0.01),
-}
-"""How it was trained, by data set."""

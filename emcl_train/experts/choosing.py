@@ -83,11 +83,18 @@ def mmt_sizes_of(config: RunConfig, widths: Mapping[str, int]) -> MMTSizes:
         "inner_width": asked.hidden,
         "layers": asked.layers,
         "heads": asked.heads,
+        "token_types": asked.token_types,
         "steps": asked.max_steps,
         "dropout": asked.dropout,
     }
     given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     sizes = replace(sizes, experts=experts, words=config.data.max_words, keep_missing=asked.missing == "kept", **given)
+    least = 1 + max(expert.token_type for expert in experts.values())
+    if sizes.token_types < least:
+        raise UserError(
+            f"experts.token_types is {sizes.token_types}, expected at least {least} for the experts "
+            f"{', '.join(sizes.names)}; pass {flag('experts.token_types')} {least} or more, or leave it out"
+        )
     if sizes.width % sizes.heads:
         raise UserError(
             f"the video transformer is {sizes.width} wide, which {sizes.heads} heads do not divide; pass "

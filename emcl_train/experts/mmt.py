@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from emcl_train.errors import UserError
-
-Sizes = TypeVar("Sizes")
 
 TIMES_OF_EXPERTS = ("s3d", "vggish")
 """Whose times are read from the file; the others' are counted, or not known."""
@@ -46,7 +43,7 @@ class BertSizes:
 
 @dataclass(frozen=True)
 class EMSizes:
-    """EM of each expert, over the texts and videos of a batch. The defaults are the release's for MSR-VTT."""
+    """EM of each expert, over the texts and videos of a batch. What runs have is `config.expert_emcl`."""
 
     num_bases: int = 64
     """Number of bases K."""
@@ -114,24 +111,15 @@ SIZES: Mapping[str, MMTSizes] = {
     "lsmdc": MMTSizes({**EXPERTS, "face": replace(EXPERTS["face"], width=128)}, token_types=10),
 }
 
-EM: Mapping[str, EMSizes] = {
-    "msrvtt": EMSizes(),
-    "activitynet": EMSizes(),
-    "lsmdc": EMSizes(num_bases=16, num_iters=9),
-}
-"""EMCL inside MMT, as released."""
-
 SMALL_BERT = BertSizes(vocab_size=200, width=32, layers=2, heads=2, inner_width=64, max_positions=40)
 """With random weights, for tests and trials."""
 
 
-def mmt_sizes(data_set: str, *, from_howto100m: bool = False) -> MMTSizes:
+def mmt_sizes(data_set: str) -> MMTSizes:
     """The sizes of MMT on a data set.
 
     Args:
         data_set: "msrvtt", "activitynet" or "lsmdc".
-        from_howto100m: whether the model begins with the weights that were trained on HowTo100M, whose table of token
-            types has 19 rows.
 
     Raises:
         UserError: MMT has not been released for it.
@@ -140,20 +128,9 @@ def mmt_sizes(data_set: str, *, from_howto100m: bool = False) -> MMTSizes:
         >>> mmt_sizes("msrvtt").names
         ('face', 'ocr', 'rgb', 's3d', 'scene', 'speech', 'vggish')
     """
-    sizes = _of(data_set, SIZES)
-    return replace(sizes, token_types=SIZES["msrvtt"].token_types) if from_howto100m else sizes
-
-
-def em_sizes(data_set: str) -> EMSizes:
-    """The settings of EMCL inside MMT on a data set.
-
-    Args:
-        data_set: "msrvtt", "activitynet" or "lsmdc".
-
-    Raises:
-        UserError: MMT has not been released for it.
-    """
-    return _of(data_set, EM)
+    if data_set not in SIZES:
+        raise UserError(f"MMT has no sizes for {data_set!r}; expected one of {', '.join(SIZES)}")
+    return SIZES[data_set]
 
 
 def reduced(sizes: MMTSizes, *, width: int = 32, layers: int = 2, heads: int = 2) -> MMTSizes:
@@ -167,9 +144,3 @@ def reduced(sizes: MMTSizes, *, width: int = 32, layers: int = 2, heads: int = 2
     """
     bert = replace(SMALL_BERT, max_positions=max(SMALL_BERT.max_positions, sizes.words))
     return replace(sizes, width=width, layers=layers, heads=heads, inner_width=2 * width, bert=bert)
-
-
-def _of(data_set: str, known: Mapping[str, Sizes]) -> Sizes:
-    if data_set not in known:
-        raise UserError(f"MMT has no sizes for {data_set!r}; expected one of {', '.join(known)}")
-    return known[data_set]

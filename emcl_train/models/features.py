@@ -83,7 +83,7 @@ class TextFeatures(ItemTensors):
     """Embedding of length one of all tokens together, for the head that aligns them to centres."""
 
     def compared(self) -> list[Tensor]:
-        return [self.caption]
+        return [self.caption, *([] if self.aligned_tokens is None else [self.aligned_tokens])]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class VideoFeatures(ItemTensors):
 
     def compared(self) -> list[Tensor]:
         # Padding is no frame, and whatever a tower makes of it is never read.
-        return [self.frames.masked_fill(~self.frame_mask[..., None], 0.0)]
+        frames = self.frames.masked_fill(~self.frame_mask[..., None], 0.0)
+        return [frames, *([] if self.aligned_frames is None else [self.aligned_frames])]
 
 
 torch.export.register_dataclass(TextFeatures, serialized_type_name="emcl_train.TextFeatures")

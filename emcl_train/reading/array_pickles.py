@@ -4,6 +4,8 @@ A pickle of features is a dict with an array for each clip, or NaN where there i
 written by Python 2 or 3 with a NumPy of any year. The names that such a pickle asks for are on a list here, and each
 stands for a few lines of ours: nothing of NumPy is called by its name. The bytes of an array are not copied: an array
 is a view of the file, which is mapped into memory. So a file of several gigabytes takes what its ids and shapes take.
+In protocols 0 to 2, Python 3 writes bytes as a text, of which one letter stands for each: these arrays are in memory,
+and take while the file is read up to three times what they have in it. Files of Python 2 have no such texts.
 """
 
 import codecs
@@ -63,9 +65,12 @@ class _Type:
         return self.code[:1] == "O"
 
     def dtype(self) -> np.dtype:
-        if self.code[:1] not in NUMBERS or not self.code[1:].isdigit():
-            raise ValueError(f"it has values of type {self.code!r}, expected numbers")
-        return np.dtype(self.order + self.code)
+        try:
+            if self.code[:1] in NUMBERS and self.code[1:].isdecimal():
+                return np.dtype(self.order + self.code)
+        except (TypeError, ValueError, OverflowError):  # a width that NumPy does not have
+            pass
+        raise ValueError(f"it has values of type {self.code[:20]!r}, expected numbers")
 
 
 class _Array:

@@ -132,6 +132,12 @@ class Hdf5Group:
                 raise Hdf5Error(f"{name} has its values in other files, which are not opened")
             filters = member.id.get_create_plist()
             codes = [filters.get_filter(index)[0] for index in range(filters.get_nfilters())]
+            chunk = math.prod(member.chunks or ()) * member.dtype.itemsize
+
+        # Whoever reads one number of a chunk has all of it in memory, once for each filter that it passes.
+        self._require_size(f"a chunk of {name}", chunk)
+        if len(set(codes)) < len(codes):
+            raise Hdf5Error(f"{name} is packed by one filter several times, which no program does")
         if unknown := [code for code in codes if code not in FILTERS]:
             raise Hdf5Error(f"{name} is packed by filter {unknown[0]}, expected one of {', '.join(FILTERS.values())}")
         return member

@@ -43,7 +43,10 @@ def table_entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     letters = 0
     for _, handle in _entries(_block(table, index)):
         place, _ = _block_at(handle, 0)
-        for key, value in _entries(_block(table, place)):
+        content = list(_entries(_block(table, place)))
+        if not content:  # which nobody writes, and an index could name as often as it likes
+            raise ValueError("its index names a block without entries")
+        for key, value in content:
             # Otherwise an index could name one block a million times.
             if before is not None and key <= before:
                 raise ValueError("its keys do not ascend")

@@ -18,7 +18,10 @@ from emcl_train.runs.contents import WEIGHTS, seed_folders
 CLIP_WAY_OUT = (
     'pass --model.clip a CLIP hub name, a folder written by save_pretrained, an archive of OpenAI, or "random"'
 )
-BERT_WAY_OUT = 'pass --experts.text the hub name of a BERT, a folder written by save_pretrained, or "random"'
+BERT_WAY_OUT = (
+    "pass --experts.text the hub name of a BERT, such as bert-base-cased, a folder written by save_pretrained, or "
+    '"random"'
+)
 TRANSFORMERS_CONFIG = "config.json"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 OF_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".zip", ".pkl", ".safetensors", ".json", ".onnx")
@@ -113,7 +116,7 @@ def require_places(config: ModelConfig) -> None:
         require_place(config.tokenizer, "model.tokenizer", tokenizer)
     if config.clip != "random":
         require_place(config.clip, "model.clip", CLIP_WAY_OUT)
-    if config.init_from is not None and not config.init_from.is_file():
+    if config.init_from is not None and not config.init_from.expanduser().is_file():
         raise UserError(f"model.init_from is {config.init_from}, where there is no file; pass a checkpoint")
 
 
@@ -122,9 +125,17 @@ def require_places_of(config: RunConfig) -> None:
     if config.model.system == "clip":
         require_places(config.model)
         return
-    require_places(replace(config.model, clip="random", tokenizer=None))
+    found = replace(config.model, clip="random", tokenizer=None)
+    if config.model.system == "jsfusion" and _is_of_tensorflow(found.init_from):
+        found = replace(found, init_from=None)
+    require_places(found)
     if config.model.system == "mmt" and config.experts.text != "random":
         require_place(config.experts.text, "experts.text", BERT_WAY_OUT)
+
+
+def _is_of_tensorflow(path: Path | None) -> bool:
+    """Whether a path is what all files of a checkpoint of TensorFlow begin with, and is no file itself."""
+    return path is not None and (start := path.expanduser()).with_name(f"{start.name}.index").is_file()
 
 
 def hub_options(name: str) -> dict[str, Any]:

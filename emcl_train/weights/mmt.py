@@ -1,12 +1,15 @@
 """Checkpoints of MMT and of MMT + EMCL with the names that their authors gave the weights, to ours and back.
 
 Every key has its place: it is a weight of the model under another name, or one of the few that hold nothing, which are
-listed here. Of what is too much, too little or of another shape, one error says the names.
+listed here. Of what is too much, too little or of another shape, one error says the names. Whole experts may differ:
+HowTo100M's weights know two of MSR-VTT's seven.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
 
 import torch
 from torch import Tensor
@@ -15,8 +18,6 @@ from emcl_train.errors import UserError
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.training_files import read_training_file
 
-BASES = "em.bases"
-"""The start of EM: outside of the module in the release, so in none of its checkpoints."""
 POSITIONS = "vid_bert.embeddings.position_embeddings.weight"
 THEIR_LAYER, OUR_LAYER = "vid_bert.encoder.layer.", "video.layers."
 
@@ -58,7 +59,8 @@ HINTS = (
     ("vid_bert.embeddings.position_embeddings", "A model may have more positions than its checkpoint, not fewer."),
     (
         "vid_bert.embeddings.token_type_embeddings",
-        "Token types are 19 on MSR-VTT and after HowTo100M, and 10 otherwise on LSMDC and ActivityNet.",
+        "Token types are 19 on MSR-VTT and HowTo100M, and 10 on LSMDC and ActivityNet: pass --experts.token-types with "
+        "those of the file.",
     ),
     ("video_dim_reduce", "The experts, and their widths, are those of another data set."),
     ("text_GU", "The experts are those of another data set."),
@@ -66,15 +68,23 @@ HINTS = (
 )
 
 
-def read_mmt(path: Path, model: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+class MMTCheckpoint(NamedTuple):
+    """What a checkpoint gives to a model."""
+
+    weights: dict[str, Tensor]
+    """Under our names, all that the model has."""
+    dropped: list[str]
+    """Their names of what is left out: numbers that hold nothing, and experts that the model has not."""
+    not_there: list[str]
+    """Experts that the checkpoint has not: their weights are the model's own."""
+
+
+def read_mmt(path: Path, model: Mapping[str, Tensor]) -> MMTCheckpoint:
     """A checkpoint as a state_dict of our model. Objects of the authors' classes in it are not built.
 
     Args:
         path: `{arch, epoch, state_dict, monitor_best, config, …}`, or a state_dict alone, with their names or ours.
         model: state_dict of our model, which says what to expect.
-
-    Returns:
-        The weights under our names; the names of what was dropped, since it holds nothing.
 
     Raises:
         UserError: the file cannot be read; or weights are missing, unknown or of another shape, and they are named.
@@ -82,44 +92,49 @@ def read_mmt(path: Path, model: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]
     return mmt_from_authors(read_training_file(path), model, source=str(path))
 
 
-def mmt_from_authors(
-    found: Mapping[str, Tensor], model: Mapping[str, Tensor], *, source: str
-) -> tuple[dict[str, Tensor], list[str]]:
+def mmt_from_authors(found: Mapping[str, Tensor], model: Mapping[str, Tensor], *, source: str) -> MMTCheckpoint:
     """Weights by the authors' names as a state_dict of our model; see `read_mmt`.
 
-    Positions that the checkpoint lacks are zeros, as the authors fill them. The start of EM is the model's own.
+    Positions that the checkpoint lacks are zeros, as the authors fill them.
     """
     if any(name.startswith(("reduce.", OUR_LAYER)) for name in found):
         require_keys(found, {name: value.shape for name, value in model.items()}, source=source)
-        return dict(found), []
+        return MMTCheckpoint(dict(found), [], [])
     if not any(name.startswith(("video_dim_reduce.", "vid_bert.")) for name in found):
         raise UserError(
             f"{source} is no checkpoint of MMT: it begins with {next(iter(found), 'nothing')}; expected names that "
             f"begin with vid_bert. and video_dim_reduce. (its authors) or video. and reduce. (our own)"
         )
 
-    ours = {mmt_name(name): name for name in model if name != BASES}
-    dropped = sorted(name for name in found if NO_WEIGHTS.fullmatch(name))
-    kept = _present_names({name: value for name, value in found.items() if name not in dropped}, source)
+    ours = {mmt_name(name): name for name in model}
+    kept = _present_names(found, source)
+
+    # With an expert in common, others may be on one side alone, as where the authors go on from HowTo100M.
+    there, asked = ({expert_of(name) for name in names} - {None} for names in (kept, ours))
+    not_there = asked - there if there & asked else set()
+    too_many = there - asked if there & asked else set()
+    dropped = sorted(name for name in kept if NO_WEIGHTS.fullmatch(name) or expert_of(name) in too_many)
+    for name in dropped:
+        del kept[name]
     for name, our in ours.items():
-        if MAY_BE_MISSING.fullmatch(name):
+        if MAY_BE_MISSING.fullmatch(name) or expert_of(name) in not_there:
             kept.setdefault(name, model[our])
     if POSITIONS in kept:
         kept[POSITIONS] = _with_zero_rows(kept[POSITIONS], model[ours[POSITIONS]])
 
     expected = {name: model[our].shape for name, our in ours.items()}
     require_keys(kept, expected, source=source, hints=HINTS)
-    start = {BASES: model[BASES]} if BASES in model else {}
-    return {our: kept[name] for name, our in ours.items()} | start, dropped
+    weights = {our: kept[name] for name, our in ours.items()}
+    return MMTCheckpoint(weights, dropped, sorted(unquote(name) for name in not_there if name is not None))
 
 
 def mmt_to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our model's state_dict by the authors' names. The start of EM has none, and is left out.
+    """Our model's state_dict by the authors' names.
 
     Args:
         state: the state_dict.
     """
-    return {mmt_name(name): value for name, value in state.items() if name != BASES}
+    return {mmt_name(name): value for name, value in state.items()}
 
 
 def mmt_name(name: str) -> str:
@@ -140,6 +155,12 @@ def mmt_name(name: str) -> str:
             expert, _, inside = name.removeprefix(prefix).partition(".")
             return f"{theirs}{expert}.{_renamed(inside, parts.items())}"
     return _renamed(name, NAMES.items())
+
+
+def expert_of(name: str) -> str | None:
+    """The expert that a weight of the authors' names belongs to, or None if it is of no single one."""
+    prefix = next((theirs for theirs, _ in OF_EXPERTS.values() if name.startswith(theirs)), None)
+    return None if prefix is None else name.removeprefix(prefix).partition(".")[0]
 
 
 def _renamed(name: str, prefixes: Iterable[tuple[str, str]]) -> str:

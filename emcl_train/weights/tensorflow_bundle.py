@@ -21,6 +21,7 @@ from emcl_train.reading.crc32c import crc32c, unmasked
 from emcl_train.reading.leveldb_table import Compressed, table_entries
 from emcl_train.reading.plain_files import read_regular, require_regular
 from emcl_train.reading.protobuf import messages_in, number_in
+from emcl_train.weights.hub import OF_FILES
 
 DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 9: "<i8", 19: "<f2"}
 """TensorFlow's numbers of types."""
@@ -29,6 +30,8 @@ LARGEST_INDEX = 1 << 22
 MOST_AXES = 8
 VERSION = 1
 """Of the format; a file may say that it needs a reader of a later one."""
+OF_OTHERS = tuple(ending for ending in OF_FILES if ending != ".ckpt")
+"""Endings of files that others than TensorFlow write."""
 ENDINGS = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 
 
@@ -141,6 +144,8 @@ def _blamed(path: Path) -> Iterator[None]:
 
 
 def _no_index(path: Path, index: Path) -> str:
+    if path.is_file() and path.suffix.lower() in OF_OTHERS:
+        return f"{path} is no checkpoint of TensorFlow; expected {index.name} beside {path.name}.data-00000-of-00001"
     if path.is_file():
         return (
             f"{path} is one file, as TensorFlow wrote checkpoints before 1.0; expected {index.name} beside files of "

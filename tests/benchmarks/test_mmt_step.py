@@ -20,12 +20,13 @@ def step():
 
 
 def test_each_way_learns_what_it_has(step):
-    gate = step.model.video_gates["s3d"].embed.weight
-    shared = step.model.reduce["s3d"].weight
+    gate = step.system.video_gates["s3d"].embed.weight
+    shared = step.system.reduce["s3d"].weight
+    start_of = step.model.emcl
     for way, (moves_start, moves_gate) in {"ours": (1, 1), "EMCL off": (0, 1), "MMT": (0, 0)}.items():
-        start, before, reduce = step.em.bases.clone(), gate.detach().clone(), shared.detach().clone()
+        start, before, reduce = start_of.bases.clone(), gate.detach().clone(), shared.detach().clone()
         step(way)
-        assert (not step.em.bases.equal(start), not gate.equal(before)) == (moves_start, moves_gate)
+        assert (not start_of.bases.equal(start), not gate.equal(before)) == (moves_start, moves_gate)
         assert not shared.equal(reduce)
 
 

@@ -28,19 +28,11 @@ from emcl_train.data.names import can_be_a_file
 from emcl_train.data.opening import fingerprint
 from emcl_train.data.passing import NOT_THERE, trouble_with
 from emcl_train.errors import UserError
+from emcl_train.experts.mmt import EXPERTS, TIMES_OF_EXPERTS, mmt_sizes
 from emcl_train.flags import flag
 from emcl_train.reading.hdf5 import Hdf5Error, Hdf5Group, open_hdf5
 
 FEATURES = "vid_feat_files/mult_h5"
-TIMED = ("s3d", "vggish")
-"""Experts whose times are read from the file."""
-SECONDS: dict[str, float] = {"rgb": 0.2, "s3d": 1.0, "scene": 1.0, "vggish": 1.0}
-"""From one step to the next, where times are not in the file; the other experts have none."""
-EXPERTS: dict[str, tuple[str, ...]] = {
-    "msrvtt": ("face", "ocr", "rgb", "s3d", "scene", "speech", "vggish"),
-    "activitynet": ("s3d", "vggish"),
-    "lsmdc": ("face", "ocr", "rgb", "s3d", "scene", "speech", "vggish"),
-}
 LOOKED_AT = 50
 """Clips whose features tell how wide an expert is."""
 MOST_CAPTIONS = 1000
@@ -73,7 +65,7 @@ class MMTFeatures(ExpertReader):
                 f"there is no folder {self.folder}; unpack the archive of MMT's features, and pass "
                 f"{flag('data.root')} with the folder that holds {FEATURES.partition('/')[0]}"
             )
-        self.experts: tuple[str, ...] = tuple(sorted(EXPERTS[dataset] if widths is None else widths))
+        self.experts: tuple[str, ...] = tuple(sorted(mmt_sizes(dataset).names if widths is None else widths))
         self._asked = None if widths is None else dict(widths)
         self.kept = kept
 
@@ -141,12 +133,13 @@ class MMTFeatures(ExpertReader):
             if not values.size or (values.dtype.kind == "f" and np.isnan(values.flat[0])):
                 return None
             times = None
-            if expert in TIMED and f"features_t.{expert}" in file:
+            if expert in TIMES_OF_EXPERTS and f"features_t.{expert}" in file:
                 times = file.array(f"features_t.{expert}")
         except Hdf5Error as error:
             raise ShapeFault(f"{self.path(video_id)}: {error}; unpack the archive again") from error
-        if times is None and expert in SECONDS:
-            times = counted_times(len(values), SECONDS[expert])
+        known = EXPERTS.get(expert)
+        if times is None and known is not None and known.seconds is not None:
+            times = counted_times(len(values), known.seconds)
         return checked_steps(values, times, expert=expert, video_id=video_id, place=self.path(video_id), width=width)
 
     def captions(self, video_id: str) -> list[TimedCaption]:

@@ -5,17 +5,15 @@ How the release draws steps is known, and that numpy draws them; that it is one 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from emcl_train.data.bert_tokens import sentence
 from emcl_train.data.experts.features import ExpertReader, ExpertSteps
 from emcl_train.data.experts.mmt_captions import TimedCaption
-from emcl_train.data.text import CaptionTokenizer
 
 UNKNOWN = 1.0
 """The time of a step whose time is not known, and of padding."""
@@ -24,9 +22,6 @@ FIRST = 2.0
 LATEST = 500.0
 """Seconds after which words that begin are dropped."""
 TEST_SEED = 0
-
-CaptionRule = Literal["shufk1", "indiv", "cat"]
-"""MMT's names: one caption at random, each on its own, all joined in order."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +36,6 @@ class MMTVideos:
     """Middle of each step in seconds, plus 2; 1 where it is not known. The model cuts them to whole positions."""
     maxpool: dict[str, Float[Tensor, "n D"]]
     """Greatest value of each channel over all steps, drawn or not; zeros if there are none."""
-    avgpool: dict[str, Float[Tensor, "n D"]]
-    """Mean over all steps, likewise."""
-
-    def to(self, device: torch.device | str) -> "MMTVideos":
-        parts = (self.features, self.present, self.times, self.maxpool, self.avgpool)
-        return MMTVideos(*({name: tensor.to(device) for name, tensor in part.items()} for part in parts))
-
-
-@dataclass(frozen=True)
-class MMTTexts:
-    """Tokens of texts."""
-
-    input_ids: Int[Tensor, "n W"]
-    attention_mask: Int[Tensor, "n W"]
-
-    def to(self, device: torch.device | str) -> "MMTTexts":
-        return MMTTexts(self.input_ids.to(device), self.attention_mask.to(device))
-
-
-def of_numpy() -> np.random.RandomState:
-    """Numpy's global state, from which the release draws the steps of training videos."""
-    state: np.random.RandomState = np.random.mtrand._rand  # type: ignore[attr-defined]
-    return state
 
 
 def mmt_videos(
@@ -88,7 +60,7 @@ def mmt_videos(
     """
     found = [reader.read(video_id) for video_id in ids]
     names = sorted(reader.experts)
-    features, present, times, maxpool, avgpool = ({name: [] for name in names} for _ in range(5))  # type: ignore[var-annotated]
+    features, present, times, maxpool = ({name: [] for name in names} for _ in range(4))  # type: ignore[var-annotated]
     for of_video in found:
         for name in names:
             width = reader.widths[name]
@@ -99,8 +71,7 @@ def mmt_videos(
             present[name].append(np.arange(max_steps) < there)
             times[name].append(drawn_times)
             maxpool[name].append(np.zeros(width, np.float32) if steps is None else steps.values.max(0))
-            avgpool[name].append(np.zeros(width, np.float32) if steps is None else steps.values.mean(0))
-    parts = (features, present, times, maxpool, avgpool)
+    parts = (features, present, times, maxpool)
     return MMTVideos(*({n: torch.from_numpy(np.stack(rows)) for n, rows in part.items()} for part in parts))
 
 
@@ -124,29 +95,10 @@ def drawn_steps(
     return values, times
 
 
-def captions_by(
-    rule: CaptionRule, captions: Sequence[TimedCaption], random: np.random.RandomState | None = None
-) -> list[TimedCaption]:
-    """The texts that a video's captions make.
-
-    Args:
-        rule: "shufk1", "indiv" or "cat".
-        captions: of the video, in order.
-        random: chooses for "shufk1".
-
-    Raises:
-        ValueError: there is no caption, or nothing to choose one with.
-    """
-    if not captions:
-        raise ValueError("there is no caption; leave the video out")
-    if rule == "cat":
-        words = tuple(word for caption in captions for word in caption.words)
-        return [TimedCaption(words, np.concatenate([caption.times for caption in captions]))]
-    if rule == "indiv":
-        return list(captions)
-    if random is None:
-        raise ValueError('"shufk1" chooses a caption at random; pass what draws it')
-    return [captions[int(random.randint(len(captions)))]]
+def joined(captions: Sequence[TimedCaption]) -> TimedCaption:
+    """A video's captions as one text, in their order."""
+    words = tuple(word for caption in captions for word in caption.words)
+    return TimedCaption(words, np.concatenate([caption.times for caption in captions]))
 
 
 def sentence_of(caption: TimedCaption, max_words: int) -> str:
@@ -158,13 +110,3 @@ def sentence_of(caption: TimedCaption, max_words: int) -> str:
     """
     timed = zip(caption.words, caption.times[:, 0], strict=True)
     return sentence([word for word, start in timed if start <= LATEST], max_words)
-
-
-def mmt_texts(captions: Sequence[TimedCaption], tokenizer: CaptionTokenizer) -> MMTTexts:
-    """Tokens of captions: [CLS], word pieces of lower-case text, [SEP], padding.
-
-    Args:
-        captions: one for each row.
-        tokenizer: of `bert_tokens`. Its length W bounds the words that are read as well as the tokens of a row.
-    """
-    return MMTTexts(*tokenizer.encode([sentence_of(caption, tokenizer.max_words) for caption in captions]))

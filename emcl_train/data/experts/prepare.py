@@ -16,7 +16,7 @@ from emcl_train.data.experts.inputs import ExpertClips, ExpertInputs
 from emcl_train.data.experts.jsfusion_hdf5 import EXPERT, VOCABULARY
 from emcl_train.data.experts.lists import FULL, ONE_K_A, ONE_K_B
 from emcl_train.data.experts.mmt_h5 import MMTFeatures
-from emcl_train.data.experts.mmt_inputs import captions_by, sentence_of
+from emcl_train.data.experts.mmt_inputs import joined, sentence_of
 from emcl_train.data.experts.split import (
     ExpertData,
     ExpertFiles,
@@ -267,8 +267,7 @@ def _of_clip(
 
     captions = data.reader.captions(video_id)
     for numbers in chosen:
-        [joined] = captions_by("cat", [captions[number] for number in numbers])
-        yield numbers, sentence_of(joined, config.data.max_words)
+        yield numbers, sentence_of(joined([captions[number] for number in numbers]), config.data.max_words)
 
 
 def _clips(split: ExpertSplit, texts: Texts, left_out: Mapping[str, str], inputs: ExpertInputs) -> ExpertClips:

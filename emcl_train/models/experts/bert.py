@@ -29,10 +29,17 @@ from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
 from emcl_train.reading.values import between, one_of, positive, token_id, whole
 from emcl_train.runs.clip_config import ATTENTION, numbers_in
 from emcl_train.runs.files import read_json
-from emcl_train.weights.hub import TRANSFORMERS_CONFIG, file_of, hub_options, not_loaded, optional_file, require_place
+from emcl_train.weights.hub import (
+    BERT_WAY_OUT,
+    TRANSFORMERS_CONFIG,
+    file_of,
+    hub_options,
+    not_loaded,
+    optional_file,
+    require_place,
+)
 
 SETTING = "experts.text"
-BERT_WAY_OUT = 'pass the hub name of a BERT, such as bert-base-cased, a folder written by save_pretrained, or "random"'
 KNOWN: dict[str, Kind] = {
     "vocab_size": partial(whole, largest=MOST_TOKENS),
     "hidden_size": partial(whole, largest=WIDEST),
@@ -76,17 +83,18 @@ def build_bert(sizes: BertSizes) -> BertModel:
     return _built(config)
 
 
-def bert_of_config(content: Mapping[str, Any], said_by: str) -> BertModel:
+def bert_of_config(content: Mapping[str, Any], said_by: str, *, weights: int | None = None) -> BertModel:
     """A BERT of known settings in a configuration, with freshly drawn weights; what a run recorded of its own.
 
     Args:
         content: of a configuration in transformers' format.
         said_by: names it in errors.
+        weights: numbers in the file of weights that it belongs to, at most; None where there is no file to ask.
 
     Raises:
-        UserError: a setting is of a wrong kind or out of bounds.
+        UserError: a setting is of a wrong kind, out of bounds, or larger than the weights.
     """
-    return _built(_config(content, said_by, weights=None))
+    return _built(_config(content, said_by, weights=weights))
 
 
 def look_at_bert(name: str) -> int:
@@ -199,6 +207,10 @@ def _config(content: Mapping[str, Any], said_by: str, *, weights: int | None) ->
             raise ValueError(
                 f"hidden_size is {config.hidden_size}, which num_attention_heads = {config.num_attention_heads} does "
                 f"not divide"
+            )
+        if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
+            raise ValueError(
+                f"pad_token_id is {config.pad_token_id}, expected less than vocab_size, {config.vocab_size}"
             )
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -20,12 +20,14 @@ from emcl_train.models.experts.mmt import MultiModalTransformer
 from emcl_train.models.experts.retrieval import JSFusionModel, MixtureModel
 from emcl_train.models.interface import PairModel
 from emcl_train.models.retrieval import require_bases
-from emcl_train.runs.contents import BERT_CONFIG
+from emcl_train.runs.clip_config import numbers_in
+from emcl_train.runs.contents import BERT_CONFIG, WEIGHTS
 from emcl_train.runs.files import read_json, write_json_atomic
+from emcl_train.terminal import tell
 from emcl_train.weights.ce import read_ce
 from emcl_train.weights.files import read_state
 from emcl_train.weights.jsfusion import read_jsfusion
-from emcl_train.weights.keys import require_keys
+from emcl_train.weights.keys import SHOWN, require_keys
 from emcl_train.weights.mmt import read_mmt
 
 OURS = "system."
@@ -76,6 +78,7 @@ def _model(config: RunConfig, texts: Texts, recorded: Path | None) -> MixtureMod
     # A seed drawn before the BERT is loaded makes all else start the same, however many numbers loading draws.
     seed = int(torch.randint(2**31, ()))
     bert = _bert(config, texts, recorded)
+    _require_texts(bert, config, texts)
     torch.manual_seed(seed)
     mmt = MultiModalTransformer(sizes, bert, gated_video=config.experts.gated_video)
     return _mixture(mmt, config, experts=len(sizes.names), width=sizes.width)
@@ -94,13 +97,30 @@ def _bert(config: RunConfig, texts: Texts, recorded: Path | None) -> Any:
     """The text side of MMT: as a run recorded it, whose weights follow, or as the settings have it."""
     if recorded is not None and (recorded / BERT_CONFIG).is_file():
         path = recorded / BERT_CONFIG
-        return bert_of_config(read_json(path, "copy it again from the run, or train anew", keys=()), str(path))
+        content = read_json(path, "copy it again from the run, or train anew", keys=())
+        return bert_of_config(content, str(path), weights=numbers_in(recorded / WEIGHTS))
     if config.experts.text == "random":
         words = config.data.max_words
         return build_bert(
             replace(SMALL_BERT, vocab_size=texts.vocabulary, max_positions=max(SMALL_BERT.max_positions, words))
         )
     return load_bert(config.experts.text)
+
+
+def _require_texts(bert: Any, config: RunConfig, texts: Texts) -> None:
+    """Raise a UserError where BERT knows fewer tokens, or fewer places, than captions have."""
+    sizes = bert.config
+    if config.data.max_words > sizes.max_position_embeddings:
+        raise UserError(
+            f"data.max_words is {config.data.max_words}, and the BERT of experts.text, {config.experts.text}, reads "
+            f"{sizes.max_position_embeddings} tokens at most; pass {flag('data.max_words')} "
+            f"{sizes.max_position_embeddings} or less, or another {flag('experts.text')}"
+        )
+    if texts.vocabulary > sizes.vocab_size:
+        raise UserError(
+            f"the tokenizer has {texts.vocabulary} tokens, and the BERT of experts.text, {config.experts.text}, knows "
+            f"{sizes.vocab_size}; pass {flag('experts.text')} a BERT with its own vocabulary beside it"
+        )
 
 
 def keep_bert_config(run_dir: Path, model: PairModel) -> None:
@@ -136,10 +156,17 @@ def start_from(model: MixtureModel | JSFusionModel, path: Path) -> None:
 
     system = model.system
     expected = system.state_dict()
+    not_there: list[str] = []
     if isinstance(system, CollaborativeExperts):
-        found, _ = read_ce(path, expected, system.sizes.names)
+        found, left_out = read_ce(path, expected, system.sizes.names)
     elif isinstance(system, JSFusion):
-        found, _ = read_jsfusion(path, expected)
+        found, left_out = read_jsfusion(path, expected)
     else:
-        found, _ = read_mmt(path, expected)
+        found, left_out, not_there = read_mmt(path, expected)
     system.load_state_dict(found)
+
+    if left_out:
+        more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
+        tell(f"{path}: the model has no place for {', '.join(left_out[:SHOWN])}{more}, which is left out")
+    if not_there:
+        tell(f"{path} has nothing of the experts {', '.join(not_there)}, which start from random weights")

@@ -19,6 +19,7 @@ from torch.nn.functional import mish
 from emcl_train.experts.ce import CESizes
 from emcl_train.models.experts.mixture import ExpertText, ExpertVideo, GatedEmbedding, mixture_similarity, unit
 from emcl_train.models.experts.netvlad import NetVLAD
+from emcl_train.models.features import widened
 
 EPS = 1e-11
 """Of the mean over pairs of experts, which may be over none."""
@@ -130,7 +131,7 @@ class CollaborativeExperts(nn.Module):
 
         pooled = [pool(value) for pool, value in zip(self.pooling, values, strict=True)]
         reduced = [unit(reduce(row)) for reduce, row in zip(self.reduction, pooled, strict=True)]
-        return ExpertVideo(self.gating(torch.stack(reduced, dim=1), there), there)
+        return ExpertVideo(widened(self.gating(torch.stack(reduced, dim=1), there)), there)
 
     def encode_text(self, text: Float[Tensor, "A W In"]) -> ExpertText:
         """Embeddings of captions, one for each expert, and the experts' weights.
@@ -140,7 +141,7 @@ class CollaborativeExperts(nn.Module):
         """
         pooled = self.text_pooling(text)
         embeddings = torch.stack([embed(pooled) for embed in self.text_embeddings], dim=1)
-        return ExpertText(embeddings, torch.softmax(self.weights(pooled), dim=1))
+        return ExpertText(widened(embeddings), torch.softmax(widened(self.weights(pooled)), dim=1))
 
     def similarity(self, text: ExpertText, video: ExpertVideo) -> Float[Tensor, "A V"]:
         """Each caption with each video, over the experts that the video has."""
@@ -160,14 +161,16 @@ class CollaborativeExperts(nn.Module):
                 raise ValueError(f"expert {name} is {shape}, expected {expected}; pass sizes that fit the features")
 
     def _require_numbers(self, values: list[Tensor]) -> None:
-        # A sum is NaN if any number is; all are looked at in one go, as each look waits for the device.
-        found = torch.stack([value.detach().sum().isnan() for value in values])
+        # A sum is not finite if any number is not; all are looked at in one go, as each look waits for the device.
+        found = torch.stack([~value.detach().sum().isfinite() for value in values])
         if found.is_meta or not found.any():
             return
-        names = [name for name, value in zip(self.sizes.names, values, strict=True) if value.isnan().any()]
+        names = [name for name, value in zip(self.sizes.names, values, strict=True) if not value.isfinite().all()]
+        if not names:
+            return  # large numbers, whose sum alone is beyond what float32 holds
         raise ValueError(
-            f"{', '.join(names)}: NaN in videos where the expert is said to be available; mark it as flaky in the "
-            f"sizes, so that training knows where it is missing, or leave these videos out"
+            f"{', '.join(names)}: NaN or infinite in videos where the expert is said to be available; mark it as flaky "
+            f"in the sizes, so that training knows where it is missing, or leave these videos out"
         )
 
 

@@ -5,7 +5,6 @@ with them, and the ways around its leak in evaluation: there a text's embedding 
 the same batch. One map a expert, fitted once, treats each row as if it were alone.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +18,6 @@ from emcl_train.models.features import widened
 
 EPS = 1e-6
 """Added to the sums and lengths that are divided by, as released."""
-
-AddUp = Callable[[Tensor], Tensor]
-"""Sums a vector over processes."""
 
 
 class ExpertMaps(NamedTuple):
@@ -77,24 +73,17 @@ class ExpertEM(nn.Module):
             self.bases.div_(EPS + self.bases.norm(dim=0, keepdim=True))
 
     def forward(
-        self, text: Float[Tensor, "A M D"], video: Float[Tensor, "V M D"], add_up: AddUp | None = None
+        self, text: Float[Tensor, "A M D"], video: Float[Tensor, "V M D"]
     ) -> tuple[Float[Tensor, "A M D"], Float[Tensor, "V M D"]]:
         """One EM an expert over all rows; in training mode the start moves towards what it found.
 
         Args:
-            text: rows of the captions, of any length; of this process if there are several.
-            video: rows of the videos, of all processes.
-            add_up: sums a vector of M·(D² + D) + 1 numbers over processes with other captions and the same videos; EM
-                then runs over the rows of all. The release, which synchronises nothing, has a start in each process.
+            text: rows of the captions, of any length.
+            video: rows of the videos.
 
         Returns:
             The rows, of length one.
         """
-        if add_up is not None:
-            maps, mean_bases = self._fit(_moments(video) + _summed(_moments(text), add_up))
-            self._move(mean_bases)
-            return maps(text), maps(video)
-
         # The release's order: videos before texts.
         x = by_expert(torch.cat([widened(video), widened(text)]))  # [M, V + A, D]
         y, mean_bases = em_project(x, self.bases.clone(), **self._iteration(), residual_weight=self._weight)
@@ -142,7 +131,7 @@ class ExpertEM(nn.Module):
         Args:
             rows: of texts or videos, as they come before EM.
         """
-        return _moments(rows.detach())
+        return Moments.of(by_expert(widened(rows.detach())))
 
     def fit(self, moments: Moments, *, rows_of_batch: int | None = None) -> ExpertMaps:
         """One map an expert, from the start as it is now; which pairs belong together plays no part.
@@ -170,7 +159,11 @@ class ExpertEM(nn.Module):
         if rows_of_batch is not None:
             share = rows_of_batch / num_rows
             moments = Moments(moments.gram * share, moments.colsum * share, rows_of_batch)
-        return self._fit(moments)[0]
+
+        # By the Gram form (docs/math.md, G0 and GE to GM).
+        gram, colsum = moments.gram.detach(), moments.colsum.detach()
+        logits = colsum.unsqueeze(-1) * self.bases.to(colsum.dtype).unsqueeze(1)  # (G0) [M, D, K]
+        return ExpertMaps(*em_fit(gram, logits, **self._iteration()), self._weight)
 
     def refined(
         self,
@@ -178,11 +171,10 @@ class ExpertEM(nn.Module):
         video: ExpertVideo,
         *,
         em_block: int | None = None,
-        add_up: AddUp | None = None,
     ) -> tuple[ExpertText, ExpertVideo]:
         """Texts and videos after EM: over all rows, or inside blocks of matching pairs; see `forward`, `in_blocks`."""
         if em_block is None:
-            rows, videos = self(text.embeddings, video.embeddings, add_up)
+            rows, videos = self(text.embeddings, video.embeddings)
         else:
             rows, videos = self.in_blocks(text.embeddings, video.embeddings, em_block)
         return ExpertText(rows, text.weights), ExpertVideo(videos, video.available)
@@ -201,15 +193,6 @@ class ExpertEM(nn.Module):
         after = unit(y.permute(1, 2, 0, 3))  # [blocks, rows of a block, M, D]
         return after[:, block:].flatten(0, 1), after[:, :block].flatten(0, 1)
 
-    def _fit(self, moments: Moments) -> tuple[ExpertMaps, Tensor]:
-        """By the Gram form (docs/math.md, G0 to GI), and the mean over rows of the bases."""
-        gram, colsum, num_rows = Moments(moments.gram.detach(), moments.colsum.detach(), moments.num_rows)
-        logits = colsum.unsqueeze(-1) * self.bases.to(colsum.dtype).unsqueeze(1)  # (G0) [M, D, K]
-        responsibilities, scale = em_fit(gram, logits, **self._iteration())
-
-        mean_bases = (colsum.unsqueeze(1) @ responsibilities).squeeze(1) * scale / num_rows  # (GI)
-        return ExpertMaps(responsibilities, scale, self._weight), mean_bases
-
     def _move(self, mean_bases: Tensor) -> None:
         """Move the start towards what EM found; as released, it is not brought to any length again."""
         if self.training:
@@ -227,15 +210,3 @@ class ExpertEM(nn.Module):
 def by_expert(rows: Float[Tensor, "N M D"]) -> Float[Tensor, "M N D"]:
     """A problem for each expert."""
     return rows.transpose(0, 1).contiguous()
-
-
-def _moments(rows: Tensor) -> Moments:
-    return Moments.of(by_expert(widened(rows.detach())))
-
-
-def _summed(moments: Moments, add_up: AddUp) -> Moments:
-    """Moments of all experts in one vector, so that processes talk once."""
-    gram, colsum, num_rows = moments
-    packed = torch.cat([gram.flatten(), colsum.flatten(), colsum.new_full((1,), float(num_rows))])
-    total_gram, total_colsum, total_rows = add_up(packed).split([gram.numel(), colsum.numel(), 1])
-    return Moments(total_gram.view_as(gram), total_colsum.view_as(colsum), total_rows[0])

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, leaky_relu
 
 from emcl_train.experts.jsfusion import JSFusionSizes
-from emcl_train.models.features import ItemTensors
+from emcl_train.models.features import ItemTensors, widened
 
 STRIDES = (1, 1, 2)
 """Of the convolutions over steps and words."""
@@ -89,7 +89,7 @@ class JSFusion(nn.Module):
             mask: which are steps.
         """
         self._require_shape(features.shape[1:], (self.sizes.steps, self.sizes.features), "features")
-        return JSFusionVideo(self.video_encoder(features, mask), mask)
+        return JSFusionVideo(widened(self.video_encoder(features, mask)), mask)
 
     def encode_text(self, word_ids: Int64[Tensor, "B W"], mask: Bool[Tensor, "B W"]) -> JSFusionText:
         """The words of each caption.
@@ -99,7 +99,7 @@ class JSFusion(nn.Module):
             mask: which are words.
         """
         self._require_shape(word_ids.shape[1:], (self.sizes.words,), "word_ids")
-        return JSFusionText(self.text_encoder(word_ids, mask), mask)
+        return JSFusionText(widened(self.text_encoder(word_ids, mask)), mask)
 
     def scores(
         self, video: JSFusionVideo, text: JSFusionText, *, pairs_at_once: int = PAIRS_AT_ONCE

@@ -3,6 +3,7 @@
 M experts stand in the same order everywhere, that of their sorted names.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,27 @@ class GatedEmbedding(nn.Module):
         y = self.embed(x)
         gated = y * torch.sigmoid(self.gate_norm(self.gate(y)))
         return unit(gated) if self.of_unit_length else gated
+
+
+class OfExperts(nn.ModuleDict):
+    """A module for each expert, under any name that a folder may have."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__({module_name(expert): module for expert, module in modules.items()})
+
+    def __getitem__(self, expert: str) -> nn.Module:
+        return super().__getitem__(module_name(expert))
+
+
+def module_name(expert: str) -> str:
+    """An expert's name as part of a weight's: where torch has no module of this name, a letter is %XX, as in addresses.
+
+    Examples:
+        >>> module_name("s3d"), module_name("clip.vit-b32"), module_name("type")
+        ('s3d', 'clip%2Evit-b32', '%74ype')
+    """
+    name = expert.replace("%", "%25").replace(".", "%2E")
+    return f"%{ord(name[0]):02X}{name[1:]}" if hasattr(nn.ModuleDict(), name) else name
 
 
 def only_available(video: ExpertVideo) -> ExpertVideo:

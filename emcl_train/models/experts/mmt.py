@@ -1,7 +1,7 @@
 """MMT: a transformer over the steps of all experts of a video, compared with one gated text embedding an expert.
 
 MMT + EMCL is the same with gated embeddings on the video's side as well, and EM between the embeddings and their
-comparison (`em.py`).
+comparison, which `retrieval.MixtureModel` runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 from transformers import BertModel
 
-from emcl_train.experts.mmt import EMSizes, MMTSizes
-from emcl_train.models.experts.em import AddUp, ExpertEM
-from emcl_train.models.experts.mixture import ExpertText, ExpertVideo, GatedEmbedding, mixture_similarity, unit
+from emcl_train.experts.mmt import MMTSizes
+from emcl_train.models.experts.mixture import (
+    ExpertText,
+    ExpertVideo,
+    GatedEmbedding,
+    OfExperts,
+    mixture_similarity,
+    unit,
+)
 from emcl_train.models.features import widened
 
 EPS = 1e-12
@@ -26,15 +32,14 @@ ByExpert = Mapping[str, Tensor]
 
 
 class MultiModalTransformer(nn.Module):
-    """MMT, and with `em` MMT + EMCL.
+    """MMT, and what MMT + EMCL encodes with.
 
     Args:
         sizes: of the model.
         bert: the text side.
-        em: how EM runs on each expert; None: MMT without EMCL.
         gated_video: whether the videos' rows pass a gated embedding and keep their lengths, as do the texts', since EM
-            brings both to length one. None: where there is EM, as released. With False, EM runs over MMT's own unit
-            rows, such as those of weights that were trained without EM; nobody has published figures of that.
+            brings both to length one: MMT + EMCL as released. With False, EM runs over MMT's own unit rows, such as
+            those of weights that were trained without EM; nobody has published figures of that.
 
     Raises:
         ValueError: two experts share a token type, heads do not divide the width, or a size is too small.
@@ -43,32 +48,28 @@ class MultiModalTransformer(nn.Module):
         >>> model = MultiModalTransformer(mmt_sizes("msrvtt"), build_bert(BertSizes()))
     """
 
-    def __init__(
-        self, sizes: MMTSizes, bert: BertModel, em: EMSizes | None = None, *, gated_video: bool | None = None
-    ) -> None:
+    def __init__(self, sizes: MMTSizes, bert: BertModel, *, gated_video: bool = False) -> None:
         super().__init__()
         self.sizes = sizes
-        self.gated_video = em is not None if gated_video is None else gated_video
+        self.gated_video = gated_video
         names = sizes.names
         width = sizes.width
         text_width: int = bert.config.hidden_size
 
         # The video: each expert to one width, then a transformer over the steps of all.
-        self.reduce = nn.ModuleDict({name: nn.Linear(sizes.experts[name].width, width) for name in names})
+        self.reduce = OfExperts({name: nn.Linear(sizes.experts[name].width, width) for name in names})
         self.video = VideoTransformer(sizes)
-        self.video_gates = nn.ModuleDict(
+        self.video_gates = OfExperts(
             {name: GatedEmbedding(width, width, unit=False) for name in names} if self.gated_video else {}
         )
 
         # The text: what BERT says of the caption, embedded once for each expert, and the experts' weights.
         self.bert = bert
-        self.text_gates = nn.ModuleDict(
+        self.text_gates = OfExperts(
             {name: GatedEmbedding(text_width, width, unit=not self.gated_video) for name in names}
         )
-        self.expert_weights = nn.ModuleDict({name: nn.Linear(text_width, 1) for name in names})
+        self.expert_weights = OfExperts({name: nn.Linear(text_width, 1) for name in names})
         self.dropout = nn.Dropout(sizes.dropout)
-
-        self.em = None if em is None else ExpertEM(len(names), em)
 
         # BERT's pooler is in every checkpoint, and nothing reads what it gives.
         if (pooler := getattr(bert, "pooler", None)) is not None:
@@ -139,39 +140,12 @@ class MultiModalTransformer(nn.Module):
         logits = torch.cat([self.expert_weights[name](dropped) for name in names], dim=1)
         return ExpertText(widened(embeddings), torch.softmax(widened(logits), dim=1))
 
-    def refined(
-        self, text: ExpertText, video: ExpertVideo, *, em_block: int | None = None, add_up: AddUp | None = None
-    ) -> tuple[ExpertText, ExpertVideo]:
-        """Texts and videos as they are compared: after EM if the model has it, and as they are if not.
-
-        A third way, without a leak of pairing, is a map that `em.fit` finds once: `ExpertMaps`, for each side alone.
-
-        Args:
-            text: captions.
-            video: videos.
-            em_block: EM inside blocks of so many matching pairs; the release's figures are of blocks of 32. None: one
-                EM over all that is given, as in training.
-            add_up: see `ExpertEM.forward`.
-        """
-        if self.em is not None:
-            return self.em.refined(text, video, em_block=em_block, add_up=add_up)
+    def similarity(self, text: ExpertText, video: ExpertVideo) -> Float[Tensor, "A V"]:
+        """All captions with all videos: cosines of each expert, added up with the text's weights."""
+        rows = (text.embeddings, video.embeddings)
         if self.gated_video:
-            return (
-                ExpertText(unit(text.embeddings), text.weights),
-                ExpertVideo(unit(video.embeddings), video.available),
-            )
-        return text, video
-
-    def compare(self, text: ExpertText, video: ExpertVideo) -> Float[Tensor, "A V"]:
-        """Similarities of refined texts and videos: cosines of each expert, added up with the text's weights."""
-        available = None if self.sizes.keep_missing else video.available
-        return mixture_similarity(text.embeddings, video.embeddings, text.weights, available)
-
-    def similarity(
-        self, text: ExpertText, video: ExpertVideo, *, em_block: int | None = None, add_up: AddUp | None = None
-    ) -> Float[Tensor, "A V"]:
-        """All captions with all videos: `compare` of what `refined` gives. In training mode EM's start moves."""
-        return self.compare(*self.refined(text, video, em_block=em_block, add_up=add_up))
+            rows = (unit(text.embeddings), unit(video.embeddings))
+        return mixture_similarity(*rows, text.weights, None if self.sizes.keep_missing else video.available)
 
 
 class VideoTransformer(nn.Module):

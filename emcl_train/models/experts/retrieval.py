@@ -13,16 +13,15 @@ from torch import Tensor
 
 from emcl_kernels import SimilarityStream
 from emcl_train.errors import UserError
-from emcl_train.models.em_features import TILE, without_gradient
+from emcl_train.models.em_features import TILE, AddUp, without_gradient
 from emcl_train.models.experts.ce import CollaborativeExperts
-from emcl_train.models.experts.em import AddUp, ExpertEM, ExpertMaps
+from emcl_train.models.experts.em import ExpertEM, ExpertMaps
 from emcl_train.models.experts.jsfusion import NO_EMCL, PAIRS_AT_ONCE, JSFusion, JSFusionText, JSFusionVideo
 from emcl_train.models.experts.mixture import ExpertText, ExpertVideo, only_available
 from emcl_train.models.experts.mmt import MultiModalTransformer
 from emcl_train.models.features import Batch
 from emcl_train.models.interface import PairModel
 
-Sides = tuple[ExpertText, ExpertVideo]
 IN_A_FIT = 4096
 """Captions or videos whose moments are gathered at a time."""
 
@@ -62,9 +61,9 @@ class MixtureModel(PairModel):
         self, text: ExpertText, video: ExpertVideo, *, emcl: bool, add_up: AddUp | None = None
     ) -> Float[Tensor, "A B"]:
         """Each caption with each video; with `emcl`, after one EM an expert, whose start moves in training mode."""
-        if emcl:
-            return self._compare(*self.emcl.refined(text, video, add_up=add_up))
-        return self._compare(*self._unrefined(text, video))
+        if add_up is not None:
+            raise ValueError("add_up is given, and CE and MMT train in one process alone; leave it out")
+        return self.system.similarity(*(self.emcl.refined(text, video) if emcl else (text, video)))
 
     def similarity_stream(
         self, text: ExpertText, video: ExpertVideo, *, emcl: bool, em_block: int | None = None
@@ -94,7 +93,7 @@ class MixtureModel(PairModel):
             for part in texts.split(size):
                 if maps is not None:
                     part = ExpertText(maps(part.embeddings), part.weights)
-                yield self._compare(part, videos) if emcl else self._compare(*self._unrefined(part, videos))
+                yield self.system.similarity(part, videos)
 
         return SimilarityStream(1 + len(text.split(size)), without_gradient(steps))
 
@@ -103,14 +102,6 @@ class MixtureModel(PairModel):
         sides: list[ExpertText | ExpertVideo] = [*text.split(IN_A_FIT), *video.split(IN_A_FIT)]
         moments = reduce(operator.add, [self.emcl.moments(part.embeddings) for part in sides])
         return self.emcl.fit(moments, rows_of_batch=self.rows_of_batch)
-
-    def _unrefined(self, text: ExpertText, video: ExpertVideo) -> Sides:
-        return (text, video) if isinstance(self.system, CollaborativeExperts) else self.system.refined(text, video)
-
-    def _compare(self, text: ExpertText, video: ExpertVideo) -> Float[Tensor, "A B"]:
-        if isinstance(self.system, CollaborativeExperts):
-            return self.system.similarity(text, video)
-        return self.system.compare(text, video)
 
 
 OF_MMT = ("features", "present", "positions", "maxpool")

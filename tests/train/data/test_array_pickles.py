@@ -100,6 +100,8 @@ class Runs:
         (pickle.dumps({"a": np.float32(1)}), "a: it has 1.0"),
         (pickle.dumps({"a": [NAN]}), "its list has NaN"),
         (pickle.dumps({"a": np.array(["x"])}), "type 'U1'"),
+        (pickle.dumps({"a": np.ones(2, "f4")}).replace(b"f4", b"f3"), "f3.*expected numbers"),
+        (pickle.dumps({"a": np.ones(2, "f4")}).replace(b"\x02f4", b"\x03f\xc2\xb2"), "f\u00b2.*expected numbers"),
         (pickle.dumps({3: np.ones(2)}), "the id 3, expected a text"),
         (pickle.dumps({(3,): np.ones(2)}), "neither a text nor a number"),
         (pickle.dumps({"a": np.ones(900)}, 4)[:-300], "bytes"),

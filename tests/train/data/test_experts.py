@@ -20,11 +20,9 @@ from emcl_train.data.experts.jsfusion_hdf5 import read_vocabulary
 from emcl_train.data.experts.mmt_captions import TimedCaption
 from emcl_train.data.experts.mmt_h5 import counted_times
 from emcl_train.data.experts.mmt_inputs import (
-    captions_by,
     drawn_steps,
-    mmt_texts,
+    joined,
     mmt_videos,
-    of_numpy,
     sentence_of,
 )
 from emcl_train.data.experts.split import ExpertFiles, open_expert_data
@@ -301,11 +299,10 @@ def test_mmt_batches_with_missing_experts(tmp_path):
     for row, video_id in enumerate(ids):
         for expert, steps in data.reader.read(video_id).items():
             if steps is None:
-                for part in (videos.features, videos.maxpool, videos.avgpool, videos.present):
+                for part in (videos.features, videos.maxpool, videos.present):
                     assert not part[expert][row].any()
             else:
                 assert np.array_equal(videos.maxpool[expert][row], steps.values.max(0))
-                assert np.allclose(videos.avgpool[expert][row], steps.values.mean(0))
     assert all(tensor.isfinite().all() for tensor in videos.features.values())
 
 
@@ -320,9 +317,9 @@ def test_steps_are_drawn_as_numpy_draws_them():
     np.random.seed(3)
     first = np.sort(np.random.choice(50, size=30, replace=False))
     second = np.sort(np.random.choice(50, size=30, replace=False))
-    np.random.seed(3)
-    assert drawn_steps(steps, 30, 1, of_numpy())[0][:, 0].tolist() == first.tolist()
-    assert drawn_steps(steps, 30, 1, of_numpy())[0][:, 0].tolist() == second.tolist()
+    random = np.random.RandomState(3)
+    assert drawn_steps(steps, 30, 1, random)[0][:, 0].tolist() == first.tolist()
+    assert drawn_steps(steps, 30, 1, random)[0][:, 0].tolist() == second.tolist()
 
 
 def caption(text: str, start: float = 0.0) -> TimedCaption:
@@ -338,22 +335,19 @@ def test_mmt_sentences():
     assert sentence_of(late, 30) == "A dog."
 
 
-def test_mmt_caption_rules():
-    captions = [caption("a"), caption("b c"), caption("d")]
-    assert [c.words for c in captions_by("cat", captions)] == [("a", "b", "c", "d")]
-    assert captions_by("indiv", captions) == captions
-    drawn = {captions_by("shufk1", captions, np.random.RandomState(n))[0].text for n in range(20)}
-    assert drawn == {"a", "b c", "d"}
-    with pytest.raises(ValueError, match="no caption"):
-        captions_by("cat", [])
+def test_captions_of_mmt_are_joined_in_their_order():
+    whole = joined([caption("a"), caption("b c", 3.0)])
+    assert whole.words == ("a", "b", "c")
+    assert whole.times[:, 0].tolist() == [0, 3, 3]
 
 
 def test_mmt_tokens():
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cafe", "##s", "."]
     tokenizer = word_pieces({word: number for number, word in enumerate(words)}, 6)
-    texts = mmt_texts([caption("A dog"), caption("Caf\u00e9s a dog a dog a dog")], tokenizer)
-    assert texts.input_ids.tolist() == [[2, 4, 5, 8, 3, 0], [2, 6, 7, 4, 5, 3]]
-    assert texts.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [1] * 6]
+    captions = [caption("A dog"), caption("Caf\u00e9s a dog a dog a dog")]
+    input_ids, attention_mask = tokenizer.encode([sentence_of(one, 6) for one in captions])
+    assert input_ids.tolist() == [[2, 4, 5, 8, 3, 0], [2, 6, 7, 4, 5, 3]]
+    assert attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [1] * 6]
 
 
 # --- JSFusion and own ---------------------------------------------------------------------------------------------

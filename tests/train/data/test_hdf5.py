@@ -86,6 +86,29 @@ def test_a_filter_of_a_plugin_is_refused(tmp_path):
         file.array("x")
 
 
+def test_a_chunk_larger_than_a_file_can_hold_is_refused(tmp_path):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", (1,), "f8", maxshape=(None,), chunks=(1 << 28,))
+        file.create_dataset("small", (1,), "f8", maxshape=(None,), chunks=(1 << 10,))
+    with open_hdf5(path) as file:
+        assert file.array("small").tolist() == [0]
+        with pytest.raises(Hdf5Error, match="a chunk of x declares 2147483648 bytes"):
+            file.array("x")
+
+
+def test_a_filter_twice_is_refused(tmp_path):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((4,))
+        plist.set_deflate(4)
+        plist.set_deflate(4)
+        h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_FLOAT, h5py.h5s.create_simple((4,)), plist)
+    with open_hdf5(path) as file, pytest.raises(Hdf5Error, match="one filter several times"):
+        file.array("x")
+
+
 def test_one_long_word_many_times(tmp_path):
     """Each of them refers to its own text, which is as long as they say in all: no more than the file can hold."""
     path = tmp_path / "words.h5"

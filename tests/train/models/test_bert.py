@@ -1,15 +1,18 @@
 """BERT for MMT: from sizes, a folder or the hub; known settings alone, and every weight there."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertForPreTraining, BertModel
 
+from emcl_train.config import DataConfig, ModelConfig, RunConfig
 from emcl_train.errors import UserError
-from emcl_train.experts.mmt import SMALL_BERT
+from emcl_train.experts.mmt import SMALL_BERT, mmt_sizes
 from emcl_train.models.experts.bert import bert_of_config, build_bert, load_bert
+from emcl_train.models.experts.build import build_expert_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WEIGHTS = "model.safetensors"
@@ -88,6 +91,7 @@ def test_a_recorded_configuration_builds_the_same(folder):
     [
         ({"model_type": "roberta"}, "a checkpoint of type 'roberta' instead of 'bert'"),
         ({"hidden_size": "wide"}, "does not describe a BERT: hidden_size is 'wide', expected a whole number"),
+        ({"pad_token_id": 200}, "pad_token_id is 200, expected less than vocab_size, 200"),
         ({"hidden_act": "a/kernel"}, "hidden_act is 'a/kernel', expected one of"),
         ({"num_attention_heads": 3}, "hidden_size is 32, which num_attention_heads = 3 does not divide"),
         ({"num_hidden_layers": 1000, "hidden_size": 4096}, "describes a BERT of .* weights, and its files"),
@@ -100,6 +104,24 @@ def test_a_folder_that_does_not_fit(folder, change, message):
     with_config(folder, **change)
     with pytest.raises(UserError, match=message):
         load_bert(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "vocabulary", "message"),
+    [
+        ({}, 41, 200, r"data\.max_words is 41, .* reads 40 tokens at most; pass --data\.max-words 40 or less"),
+        ({}, 40, 201, r"the tokenizer has 201 tokens, .* knows 200; pass --experts\.text"),
+        ({"num_hidden_layers": 200}, 40, 200, r"bert_config\.json describes a BERT of .* hold at most"),
+    ],
+)
+def test_the_bert_of_a_run_fits_its_captions_and_its_weights(tmp_path, change, words, vocabulary, message):
+    config = build_bert(SMALL_BERT).config.to_dict() | {"intermediate_size": 1024} | change
+    (tmp_path / "bert_config.json").write_text(json.dumps(config))
+    (tmp_path / WEIGHTS).write_bytes(bytes(10))
+    texts = SimpleNamespace(sizes=mmt_sizes("activitynet"), vocabulary=vocabulary, word_vectors=None)
+    settings = RunConfig(model=ModelConfig(system="mmt"), data=DataConfig(max_words=words))
+    with pytest.raises(UserError, match=message):
+        build_expert_model(settings, texts, of_run=tmp_path)
 
 
 def test_no_folder():

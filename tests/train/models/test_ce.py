@@ -9,12 +9,13 @@ import pytest
 import torch
 from ce_oracle import Oracle, max_margin
 
-from emcl_train.experts.ce import CE, CE_TRAINING, CEExpert, CESizes, CEText
+from emcl_train.experts.ce import CE, CEExpert, CESizes, CEText
 from emcl_train.experts.mmt import EMSizes
 from emcl_train.models.experts.ce import CollaborativeExperts
 from emcl_train.models.experts.em import ExpertEM
 from emcl_train.models.experts.netvlad import NetVLAD
 from emcl_train.models.experts.retrieval import MixtureModel
+from emcl_train.recipes import load_recipe
 from emcl_train.weights.ce import ce_from_authors, ce_to_authors
 
 FIXTURE = Path(__file__).parent / "fixtures" / "ce.npz"
@@ -29,7 +30,7 @@ def small_sizes(width=6, ghosts=1):
         "audio": CEExpert(4, max_steps=3, clusters=3, flaky=True),
         "rgb": CEExpert(9),
     }
-    return CESizes(experts, CEText(5, max_words=6, clusters=3, ghost_clusters=ghosts, source="word2vec"), width)
+    return CESizes(experts, CEText(5, max_words=6, clusters=3, ghost_clusters=ghosts), width)
 
 
 def small_model(sizes, seed=0):
@@ -137,7 +138,7 @@ def fixture():
             "ocr": CEExpert(300, max_steps=4, clusters=2, flaky=True),
             "rgb": CEExpert(12),
         },
-        CEText(10, max_words=7, clusters=3, ghost_clusters=1, source="openai-gpt"),
+        CEText(10, max_words=7, clusters=3, ghost_clusters=1),
         width=16,
     )
     model = CollaborativeExperts(sizes).double().eval()
@@ -154,7 +155,7 @@ def test_it_gives_the_numbers_of_the_original_module():
     video = model.encode_video(tensors(experts), tensors(available))
     captions = model.encode_text(text.flatten(0, 1))
     similarities = model.similarity(captions, video)
-    loss = loss_of(similarities, CE_TRAINING["msrvtt"].margin)
+    loss = loss_of(similarities, load_recipe("ce-msrvtt").train.margin)
     loss.backward()
 
     np.testing.assert_allclose(similarities.detach(), stored["eval/sims"], **EXACT)
@@ -186,9 +187,10 @@ def test_each_data_set_has_a_reduced_model_that_learns(dataset):
     experts, available, text = batch(sizes, 4, 1, missing=True)
     model = CollaborativeExperts(sizes).double()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    margin = load_recipe(f"ce-{dataset}").train.margin
     losses = []
     for _ in range(5):
-        losses.append(loss_of(compared(model, experts, available, text)[2], CE_TRAINING[dataset].margin))
+        losses.append(loss_of(compared(model, experts, available, text)[2], margin))
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
@@ -286,8 +288,9 @@ def test_batches_that_do_not_fit_are_named():
             {name: value for name, value in experts.items() if name != "speech"})  # fmt: skip
     refused(r"expert face is \[3, 4\], expected \[B, 3\]", experts | {"face": np.zeros((3, 4))})
     refused(r"expert audio is \[3, 4\], expected \[B, steps, 4\]", experts | {"audio": np.zeros((3, 4))})
-    refused("rgb: NaN in videos where the expert is said to be available",
+    refused("rgb: NaN or infinite in videos where the expert is said to be available",
             experts | {"rgb": np.full((3, 9), np.nan)})  # fmt: skip
+    refused("^rgb: NaN or infinite", experts | {"rgb": np.full((3, 9), np.inf)})
 
 
 def test_sizes_are_sorted_and_say_what_does_not_fit():

@@ -22,6 +22,15 @@ WIDTH, HEADS, LAYERS, FRAMES, WORDS = 16, 2, 2, 5, 6
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def test_numbers_of_the_aligned_embeddings_are_looked_at():
+    rows, mask = torch.ones(2, 3), torch.ones(2, 1, dtype=torch.bool)
+    broken = torch.full((2, 3), torch.inf)
+    text = TextFeatures(rows, aligned_tokens=broken)
+    video = VideoFeatures(rows[:, None], mask, aligned_frames=broken)
+    for features in (text, video):
+        assert any(column is broken for column in features.compared())
+
+
 class Parts(torch.nn.Module):
     """An aggregation and its head under the names that they have in a model."""
 

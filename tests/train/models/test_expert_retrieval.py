@@ -9,18 +9,21 @@ from emcl_train.config import EMCLConfig, ModelConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.experts.ce import CEExpert, CESizes, CEText
 from emcl_train.experts.jsfusion import JSFusionSizes
-from emcl_train.experts.mmt import EMSizes
-from emcl_train.models.experts.build import build_expert_model
+from emcl_train.experts.mmt import BertSizes, EMSizes, Expert, MMTSizes
+from emcl_train.models.experts.bert import build_bert
+from emcl_train.models.experts.build import build_expert_model, start_from
 from emcl_train.models.experts.ce import CollaborativeExperts
 from emcl_train.models.experts.em import ExpertEM
 from emcl_train.models.experts.jsfusion import JSFusion
 from emcl_train.models.experts.mixture import ExpertText, ExpertVideo, mixture_similarity
+from emcl_train.models.experts.mmt import MultiModalTransformer
 from emcl_train.models.experts.retrieval import JSFusionModel, MixtureModel, by_expert
+from emcl_train.weights.mmt import mmt_to_authors
 
 EXPERTS, WIDTH = 3, 8
 SIZES = CESizes(
     {"a": CEExpert(4), "b": CEExpert(5, 3, 2, flaky=True), "c": CEExpert(6, flaky=True)},
-    CEText(7, max_words=6, clusters=2, ghost_clusters=1, source="openai-gpt"),
+    CEText(7, max_words=6, clusters=2, ghost_clusters=1),
     WIDTH,
 )
 
@@ -119,6 +122,56 @@ def test_a_score_of_jsfusion_is_of_a_caption_with_a_video():
     for ask in (lambda: model.similarity(text, video, emcl=True), lambda: streamed(model, text, video, emcl=True)):
         with pytest.raises(UserError, match="EMCL cannot act on JSFusion"):
             ask()
+
+
+def of_ce():
+    batch = {f"features/{name}": torch.randn(5, e.width) for name, e in SIZES.experts.items() if e.clusters is None}
+    batch["features/b"] = torch.randn(5, 3, 5)
+    return mixture(), batch | {f"available/{name}": torch.ones(5) for name in "abc"} | {"text": torch.randn(5, 6, 7)}
+
+
+def of_mmt():
+    torch.manual_seed(0)
+    bert = build_bert(BertSizes(vocab_size=9, width=8, layers=1, heads=2, inner_width=8, max_positions=4))
+    sizes = MMTSizes({"a": Expert(4, 1), "b": Expert(5, 2)}, width=WIDTH, layers=1, heads=2, inner_width=8)
+    model = MixtureModel(MultiModalTransformer(sizes, bert, gated_video=True), ExpertEM(2, EMSizes(4, 3)))
+    batch = {"input_ids": torch.ones(5, 4, dtype=torch.int64), "attention_mask": torch.ones(5, 4, dtype=torch.int64)}
+    for name, expert in sizes.experts.items():
+        batch |= {f"features/{name}": torch.randn(5, 3, expert.width), f"present/{name}": torch.ones(5, 3).bool()}
+        batch |= {f"positions/{name}": torch.ones(5, 3), f"maxpool/{name}": torch.randn(5, expert.width)}
+    return model, batch
+
+
+def of_jsfusion():
+    torch.manual_seed(0)
+    sizes = JSFusionSizes(4, 9, 7, 7, 3, video_channels=4, width=4, recurrent=4, fused=3, last=2)
+    batch = {"features": torch.randn(5, 7, 4), "mask": torch.ones(5, 7)}
+    words = torch.randint(1, 9, (5, 7))
+    return JSFusionModel(JSFusion(sizes)), batch | {"word_ids": words, "word_mask": torch.ones_like(words)}
+
+
+@pytest.mark.parametrize("made", [of_ce, of_mmt, of_jsfusion])
+def test_a_step_in_mixed_precision(made):
+    """The towers alone run in 16 bits; what they give is compared outside of autocast."""
+    model, batch = made()
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model(batch)
+    similarity = model.similarity(features.text, features.video, emcl=model.emcl is not None)
+    assert similarity.dtype == torch.float32
+    similarity.square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+def test_a_user_is_told_what_a_checkpoint_lacks_and_what_is_left_out(tmp_path, capsys):
+    model, _ = of_mmt()
+    theirs = mmt_to_authors(model.system.state_dict())
+    path = tmp_path / "HowTo100M.pth"
+    torch.save({name.replace(".b.", ".c."): value for name, value in theirs.items()}, path)
+    start_from(model, path)
+    said = capsys.readouterr().err
+    assert f"{path}: the model has no place for moe_fc_txt.c.bias, moe_fc_txt.c.weight, " in said
+    assert f"{path} has nothing of the experts b, which start from random weights" in said
 
 
 def test_names_of_a_batch_are_kinds_and_experts():

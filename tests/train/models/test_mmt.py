@@ -20,8 +20,10 @@ from tiny_mmt import (
     video_batch,
 )
 
+from emcl_train.config import ExpertsConfig, RunConfig
 from emcl_train.errors import UserError
-from emcl_train.experts.mmt import EM, BertSizes, em_sizes, mmt_sizes, reduced
+from emcl_train.experts.choosing import mmt_sizes_of
+from emcl_train.experts.mmt import BertSizes, mmt_sizes, reduced
 from emcl_train.models.experts.bert import build_bert
 from emcl_train.models.experts.mmt import MultiModalTransformer
 from emcl_train.weights.mmt import mmt_from_authors
@@ -196,9 +198,9 @@ def test_mixed_precision_gives_float32():
 # ---- sizes -----------------------------------------------------------------------------------------------------------
 
 
-def on_meta(data_set, em=None):
+def on_meta(data_set, *, gated_video=False):
     with torch.device("meta"):
-        return MultiModalTransformer(mmt_sizes(data_set), build_bert(BertSizes()), em)
+        return MultiModalTransformer(mmt_sizes(data_set), build_bert(BertSizes()), gated_video=gated_video)
 
 
 def test_as_many_weights_as_published():
@@ -209,20 +211,37 @@ def test_as_many_weights_as_published():
 
 
 @pytest.mark.parametrize("data_set", ["msrvtt", "activitynet", "lsmdc"])
-def test_emcl_adds_a_gate_an_expert_and_a_start(data_set):
-    without, within = on_meta(data_set), on_meta(data_set, EM[data_set])
+def test_emcl_adds_a_gate_an_expert(data_set):
+    without, within = on_meta(data_set), on_meta(data_set, gated_video=True)
     experts = len(mmt_sizes(data_set).names)
     added = sum(p.numel() for p in within.parameters()) - sum(p.numel() for p in without.parameters())
     assert added == experts * (2 * (512 * 512 + 512) + 2 * 512)
-    assert within.em.bases.shape == (experts, em_sizes(data_set).num_bases)
 
 
 def test_sizes_of_the_data_sets():
     assert mmt_sizes("lsmdc").experts["face"].width == 128
     assert mmt_sizes("activitynet").names == ("s3d", "vggish")
-    assert (mmt_sizes("activitynet").token_types, mmt_sizes("activitynet", from_howto100m=True).token_types) == (10, 19)
+    assert [mmt_sizes(name).token_types for name in ("msrvtt", "activitynet", "lsmdc")] == [19, 10, 10]
     small = reduced(mmt_sizes("activitynet"))
     assert MultiModalTransformer(small, build_bert(small.bert)).bert.config.max_position_embeddings == 100
+
+
+def test_the_table_of_token_types_may_be_longer():
+    config = RunConfig(experts=ExpertsConfig(sizes="activitynet", token_types=19))
+    widths = {"s3d": 1024, "vggish": 128}
+    assert mmt_sizes_of(config, widths).token_types == 19
+    config.experts.token_types = 2
+    with pytest.raises(UserError, match=r"experts\.token_types is 2, expected at least 3 .*--experts\.token-types 3"):
+        mmt_sizes_of(config, widths)
+
+
+@pytest.mark.parametrize("name", ["clip.vit-b32", "type", "items", "train", "training", "%2E", "a b"])
+def test_an_expert_has_any_name(name):
+    model = tiny_model(sizes=replace(SIZES, experts={name: SIZES.experts["s3d"]}))
+    batch = {kind: {name: by["s3d"]} for kind, by in video_batch(2).items()}
+    of_usual_name = tiny_model(sizes=replace(SIZES, experts={"s3d": SIZES.experts["s3d"]}))
+    expected = of_usual_name.encode_video(**{kind: {"s3d": by[name]} for kind, by in batch.items()})
+    assert torch.equal(model.encode_video(**batch).embeddings, expected.embeddings)
 
 
 def test_an_unknown_data_set():

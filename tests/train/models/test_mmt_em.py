@@ -4,12 +4,23 @@ import mmt_oracle as oracle
 import numpy as np
 import pytest
 import torch
-from tiny_mmt import EM, TOKEN_TYPES, agrees, as_oracle, max_margin, release_state, text_batch, tiny_model, video_batch
+from tiny_mmt import (
+    EM,
+    TOKEN_TYPES,
+    agrees,
+    as_oracle,
+    batch_of,
+    max_margin,
+    release_state,
+    text_batch,
+    tiny_mixture,
+    tiny_model,
+    video_batch,
+)
 
 from emcl_train.experts.mmt import EMSizes
 from emcl_train.models.experts import em as em_module
 from emcl_train.models.experts.em import ExpertEM
-from emcl_train.models.experts.mixture import ExpertText, ExpertVideo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ORACLE_EM = {"num_iters": EM.num_iters, "factor": 1 / EM.temperature, "weight": EM.residual_weight}
@@ -45,20 +56,26 @@ def release_similarity(model, batch, tokens, state, start, *, training):
     return oracle.similarity(text, video, weights), moved
 
 
+def compared(model, videos, tokens, *, emcl=True):
+    """Similarities as a training step makes them."""
+    features = model(batch_of(videos, tokens))
+    return model.similarity(features.text, features.video, emcl=emcl)
+
+
 # ---- as released -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_it_is_the_oracle(training):
-    model = tiny_model(EM, training=training)
-    state, start = release_state(model), model.em.bases.numpy().copy()
+    model = tiny_mixture(training=training)
+    state, start = release_state(model.system), model.emcl.bases.numpy().copy()
     batch, tokens = video_batch(7), text_batch(7)
 
-    found = model.similarity(model.encode_text(**tokens), model.encode_video(**batch))
+    found = compared(model, batch, tokens)
     expected, moved = release_similarity(model, batch, tokens, state, start, training=training)
 
     agrees(found, expected)
-    agrees(model.em.bases, moved if training else start)
+    agrees(model.emcl.bases, moved if training else start)
     assert np.abs(moved - start).max() > 1e-3
 
 
@@ -77,13 +94,13 @@ def test_it_is_the_oracle(training):
 )
 def test_the_gradient_goes_past_em(name):
     """Against derivatives of the oracle, in which what EM adds is a constant; in training mode, with batch norms."""
-    model = tiny_model(EM, training=True)
-    state, start = release_state(model), model.em.bases.numpy().copy()
+    model = tiny_mixture(training=True)
+    state, start = release_state(model.system), model.emcl.bases.numpy().copy()
     batch, tokens = video_batch(5), text_batch(5)
-    parameters = dict(zip(state, (k for k in model.state_dict() if k != "em.bases"), strict=True))
+    parameters = dict(zip(state, model.system.state_dict(), strict=True))
 
-    max_margin(model.similarity(model.encode_text(**tokens), model.encode_video(**batch)), 0.5).backward()
-    gradient = dict(model.named_parameters())[parameters[name]].grad.numpy()
+    max_margin(compared(model, batch, tokens), 0.5).backward()
+    gradient = dict(model.system.named_parameters())[parameters[name]].grad.numpy()
 
     def loss(weights):
         return oracle.max_margin(release_similarity(model, batch, tokens, weights, start, training=True)[0], 0.5)
@@ -124,43 +141,19 @@ def test_two_batches_before_either_s_backward():
     assert torch.equal(first.grad, alone.grad)
 
 
-def test_several_processes_run_one_em_and_keep_one_start():
-    """Each has captions of its own and all videos."""
-    text, video = rows(9, 3, 16, seed=6), rows(8, 3, 16, seed=7)
-    whole = layer(training=True)
-    expected_text, expected_video = whole(text, video)
-
-    parts = [text[:4], text[4:]]
-    packed = []
-    for part in parts:
-        layer(training=True)(part, video, lambda vector: packed.append(vector.clone()) or vector)
-    total = sum(packed)
-    assert total.shape == (3 * (16 * 16 + 16) + 1,)
-    for part, expected in zip(parts, expected_text.split([4, 5]), strict=True):
-        em = layer(training=True)
-        found_text, found_video = em(part, video, lambda vector: total)
-        agrees(found_text, expected.numpy())
-        agrees(found_video, expected_video.numpy())
-        agrees(em.bases, whole.bases.numpy())
-
-
-def test_the_sum_over_processes_has_the_released_gradient():
-    text, video = rows(4, 3, 16).requires_grad_(), rows(4, 3, 16, seed=8).requires_grad_()
-    gradients = []
-    for add_up in (None, lambda vector: vector):
-        found = layer()(text, video, add_up)
-        gradients.append(torch.autograd.grad(found[0].pow(3).sum() + found[1].pow(3).sum(), (text, video)))
-    for one, other in zip(*gradients, strict=True):
-        agrees(one, other.numpy())
+def test_a_sum_over_processes_is_refused():
+    features = tiny_mixture()(batch_of(video_batch(), text_batch()))
+    with pytest.raises(ValueError, match="CE and MMT train in one process alone"):
+        tiny_mixture().similarity(features.text, features.video, emcl=True, add_up=lambda vector: vector)
 
 
 def test_the_start_is_saved_and_moves_with_the_model():
-    model = tiny_model(EM, training=True)
-    other = tiny_model(EM, seed=9)
-    model.similarity(model.encode_text(**text_batch()), model.encode_video(**video_batch()))
+    model = tiny_mixture(training=True)
+    other = tiny_mixture(seed=9)
+    compared(model, video_batch(), text_batch())
     other.load_state_dict(model.state_dict())
-    assert torch.equal(other.em.bases, model.em.bases)
-    assert not tiny_model(EM).em.bases.equal(model.em.bases)
+    assert torch.equal(other.emcl.bases, model.emcl.bases)
+    assert not tiny_mixture().emcl.bases.equal(model.emcl.bases)
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
@@ -187,15 +180,23 @@ def test_blocks_leave_the_start_alone_in_training_mode_too():
     assert torch.equal(em.bases, start)
 
 
+@torch.no_grad()
 def test_the_model_evaluates_in_blocks_or_over_everything():
-    model = tiny_model(EM)
-    text, video = model.encode_text(**text_batch(5)), model.encode_video(**video_batch(5))
-    everything, blocks = model.similarity(text, video), model.similarity(text, video, em_block=2)
-    agrees(model.similarity(text, video, em_block=5), everything.detach().numpy())
-    rows_text, rows_video = model.em.in_blocks(text.embeddings, video.embeddings, 2)
-    by_hand = model.compare(ExpertText(rows_text, text.weights), ExpertVideo(rows_video, video.available))
-    assert torch.equal(blocks, by_hand)
-    assert (blocks - everything).abs().max() > 1e-4
+    model = tiny_mixture()
+    features = model(batch_of(video_batch(5), text_batch(5)))
+    text, video = features.text, features.video
+    everything = model.similarity(text, video, emcl=True).numpy()
+    blocks = streamed(model, text, video, em_block=2)
+    agrees(streamed(model, text, video, em_block=5), everything)
+    agrees(streamed(model, text, video), everything)
+
+    rows_text, rows_video = (side.numpy() for side in model.emcl.in_blocks(text.embeddings, video.embeddings, 2))
+    agrees(blocks, oracle.similarity(rows_text, rows_video, text.weights.numpy()))
+    assert (blocks.numpy() - everything).max() > 1e-4
+
+
+def streamed(model, text, video, em_block=None):
+    return torch.cat(list(model.similarity_stream(text, video, emcl=True, em_block=em_block)))
 
 
 def test_in_blocks_a_text_depends_on_its_own_video_and_by_a_map_it_does_not():
@@ -228,23 +229,27 @@ def test_a_map_as_of_a_batch_does_not_depend_on_how_many_rows_there_are():
     assert np.abs(em.fit(em.moments(often))(some).numpy() - expected).max() > 1e-3
 
 
+@torch.no_grad()
 def test_em_over_the_unit_rows_of_weights_that_were_trained_without_it():
-    model = tiny_model(EM, gated_video=False)
-    plain = tiny_model()
-    plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "em.bases"})
-    text, video = model.encode_text(**text_batch(5)), model.encode_video(**video_batch(5))
-    assert torch.equal(video.embeddings, plain.encode_video(**video_batch(5)).embeddings)
-    expected_video, expected_text, _ = by_oracle(model.em, text.embeddings, video.embeddings)
-    expected = oracle.similarity(expected_text, expected_video, text.weights.detach().numpy())
-    agrees(model.similarity(text, video), expected)
+    model = tiny_mixture(gated_video=False)
+    features = model(batch_of(video_batch(5), text_batch(5)))
+    text, video = features.text, features.video
+    plain = tiny_model().encode_video(**video_batch(5))
+    assert torch.equal(video.embeddings, plain.embeddings)
+    expected_video, expected_text, _ = by_oracle(model.emcl, text.embeddings, video.embeddings)
+    expected = oracle.similarity(expected_text, expected_video, text.weights.numpy())
+    agrees(model.similarity(text, video, emcl=True), expected)
 
 
+@torch.no_grad()
 def test_gates_without_em_compare_unit_rows():
-    model = tiny_model(gated_video=True)
-    text, video = model.encode_text(**text_batch(5)), model.encode_video(**video_batch(5))
+    model = tiny_mixture()
+    features = model(batch_of(video_batch(5), text_batch(5)))
+    text, video = features.text, features.video
     assert (video.embeddings.norm(dim=-1) - 1).abs().max() > 1e-2
-    unit_text, unit_video = (oracle.unit(side.embeddings.detach().numpy()) for side in (text, video))
-    agrees(model.similarity(text, video), oracle.similarity(unit_text, unit_video, text.weights.detach().numpy()))
+    unit_text, unit_video = (oracle.unit(side.embeddings.numpy()) for side in (text, video))
+    expected = oracle.similarity(unit_text, unit_video, text.weights.numpy())
+    agrees(model.similarity(text, video, emcl=False), expected)
 
 
 @pytest.mark.parametrize(

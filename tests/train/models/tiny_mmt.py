@@ -7,7 +7,9 @@ import torch
 
 from emcl_train.experts.mmt import BertSizes, EMSizes, Expert, MMTSizes
 from emcl_train.models.experts.bert import build_bert
+from emcl_train.models.experts.em import ExpertEM
 from emcl_train.models.experts.mmt import MultiModalTransformer
+from emcl_train.models.experts.retrieval import MixtureModel
 from emcl_train.weights.mmt import mmt_to_authors
 
 SIZES = MMTSizes(
@@ -28,10 +30,10 @@ EM = EMSizes(num_bases=5, num_iters=4, temperature=0.5, residual_weight=3.0, mom
 STEPS, WORDS = SIZES.steps, SIZES.words
 
 
-def tiny_model(em=None, *, seed=0, training=False, sizes=SIZES, **options):
+def tiny_model(*, seed=0, training=False, sizes=SIZES, **options):
     """In float64, with no weight that is zero or one by convention."""
     torch.manual_seed(seed)
-    model = MultiModalTransformer(sizes, build_bert(sizes.bert), em, **options)
+    model = MultiModalTransformer(sizes, build_bert(sizes.bert), **options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -41,6 +43,18 @@ def tiny_model(em=None, *, seed=0, training=False, sizes=SIZES, **options):
             elif name.endswith("running_var"):
                 buffer.uniform_(0.5, 2.0)
     return model.double().train(training)
+
+
+def tiny_mixture(*, seed=0, training=False, gated_video=True):
+    """MMT + EMCL as training and evaluation run it."""
+    system = tiny_model(seed=seed, gated_video=gated_video)
+    return MixtureModel(system, ExpertEM(len(SIZES.names), EM)).double().train(training)
+
+
+def batch_of(videos, tokens):
+    """One batch of both sides, as a loader gives it."""
+    by_name = {f"{kind}/{name}": value for kind, by in videos.items() for name, value in by.items()}
+    return by_name | tokens
 
 
 def keep_missing_not(sizes=SIZES):

@@ -18,7 +18,7 @@ from emcl_train.weights.training_files import read_training_file
 
 SIZES = CESizes(
     {"rgb": CEExpert(3), "ocr": CEExpert(4, max_steps=3, clusters=2, flaky=True), "i3d.i3d.0": CEExpert(5)},
-    CEText(4, max_words=5, clusters=2, ghost_clusters=1, source="word2vec"),
+    CEText(4, max_words=5, clusters=2, ghost_clusters=1),
     width=4,
 )
 ran = []

@@ -1,5 +1,7 @@
 """What is given for a checkpoint is looked at before anything else, and a hub that is silent is asked once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hostile_weights import clip_folder, edited
@@ -66,6 +68,18 @@ def test_files_are_looked_at_before_the_hub(tmp_path, asked):
     with pytest.raises(UserError, match=r"model.init_from is .*none.bin, where there is no file"):
         look_at_clip(ModelConfig(clip="random", init_from=tmp_path / "none.bin"))
     assert asked == []
+
+
+def test_a_checkpoint_of_tensorflow_is_named_by_what_its_files_begin_with(tmp_path):
+    (tmp_path / "model.ckpt-9.index").touch()
+    asked = RunConfig(model=ModelConfig(system="jsfusion", init_from=tmp_path / "model.ckpt-9"))
+    hub.require_places_of(asked)
+    for other in (
+        replace(asked, model=replace(asked.model, system="ce")),
+        replace(asked, model=replace(asked.model, init_from=tmp_path / "model.ckpt-8")),
+    ):
+        with pytest.raises(UserError, match=r"model.init_from is .*ckpt-\d, where there is no file"):
+            hub.require_places_of(other)
 
 
 def test_adapters_of_the_hub_are_not_followed(tmp_path, monkeypatch):

@@ -146,6 +146,10 @@ def test_what_is_missing_is_named(tmp_path):
     (tmp_path / "model.ckpt-1").write_bytes(b"one file")
     with pytest.raises(UserError, match=r"before 1\.0"):
         TensorFlowBundle(tmp_path / "model.ckpt-1")
+    for name in ("x.safetensors", "x.PTH", "x.zip"):
+        (tmp_path / name).write_bytes(b"one file")
+        with pytest.raises(UserError, match=rf"is no checkpoint of TensorFlow; expected {name}.index beside"):
+            TensorFlowBundle(tmp_path / name)
 
     prefix = write_bundle(tmp_path / "model.ckpt-2", arrays(), shards=2)
     (tmp_path / "model.ckpt-2.data-00001-of-00002").unlink()
@@ -173,6 +177,20 @@ def same_block_again(folder):
     place = len(found)
     found += content + b"\0" + checksum(content + b"\0").to_bytes(4, "little")
     about = handle + number(1, place)[1:] + number(1, len(content))[1:]
+    (folder / "model.ckpt-1.index").write_bytes(found + about.ljust(40, b"\0") + whole[-8:])
+    return folder / "model.ckpt-1"
+
+
+def empty_block_again(folder):
+    """An index that names a block without entries ten thousand times."""
+    whole = table([(b"", header(1))])
+    length = len(block([(b"", header(1))]))
+    empty = number(1, length + 5)[1:] + number(1, len(block([])))[1:]
+    content = block([(b"", b"\0" + bytes([length])), *((f"{index:05}".encode(), empty) for index in range(10_000))])
+    found = bytearray(whole[: -48 - 1])
+    place = len(found)
+    found += content + b"\0" + checksum(content + b"\0").to_bytes(4, "little")
+    about = empty + number(1, place)[1:] + number(1, len(content))[1:]
     (folder / "model.ckpt-1.index").write_bytes(found + about.ljust(40, b"\0") + whole[-8:])
     return folder / "model.ckpt-1"
 
@@ -210,6 +228,7 @@ HOSTILE = {
         "come to more than 16777216 letters",
     ),
     "one block a thousand times": (same_block_again, "do not ascend"),
+    "a block of nothing ten thousand times": (empty_block_again, "a block without entries"),
     "a pipe": (a_pipe, "is missing"),
     "a pipe of data": (a_pipe_of_data, "is missing"),
     "a large index": (a_large_index, "at most 4194304 are read"),
