@@ -13,10 +13,11 @@ from emcl_train.data.experts import checking, tables
 from emcl_train.data.experts.mmt_captions import KeptCaptions, TimedCaption
 from emcl_train.data.experts.mmt_h5 import MMTFeatures
 from emcl_train.data.experts.prepare import prepare_experts
+from emcl_train.data.experts.split import ExpertFiles
 from emcl_train.errors import UserError
 from emcl_train.recipes import in_mode, load_recipe
 from emcl_train.report.published import protocol_of
-from emcl_train.tools.doctor_experts import examine_experts, expert_files_of
+from emcl_train.tools.doctor_experts import examine_experts
 
 pytest.importorskip("h5py")
 
@@ -79,7 +80,7 @@ def test_jsfusion_needs_its_only_expert(tmp_path):
 
 def test_doctor_finds_the_same(tmp_path):
     made = spoiled_ce(tmp_path / "ce")
-    report = examine_experts(replace(expert_files_of("ce-msrvtt", tmp_path / "ce"), cache_dir=tmp_path / "cache"))
+    report = examine_experts(ExpertFiles("ce", "msrvtt", tmp_path / "ce", cache_dir=tmp_path / "cache"))
     assert {(fault.video_id, fault.kind.partition(":")[0]) for fault in report.faults} == {
         (made.train[0], "missing"), (made.train[1], "several steps"), (made.test[0], "NaN or infinite"),
     }  # fmt: skip
@@ -88,7 +89,7 @@ def test_doctor_finds_the_same(tmp_path):
     assert "--experts.widths files" in report.problems[0]
 
     made = spoiled_jsfusion(tmp_path / "jsfusion")
-    report = examine_experts(expert_files_of("jsfusion-lsmdc", tmp_path / "jsfusion"))
+    report = examine_experts(ExpertFiles("jsfusion", "lsmdc", tmp_path / "jsfusion"))
     assert [(fault.video_id, fault.kind) for fault in report.faults] == [(made.test[0], "missing: resnet")]
 
 
