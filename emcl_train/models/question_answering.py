@@ -16,14 +16,12 @@ from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL
 from emcl_train.config import AnswerConfig, RunConfig
-from emcl_train.models.clip import CLIPTowers, TowersModel, build_towers
-from emcl_train.models.clip_file import Vocabulary
+from emcl_train.models.clip import CLIPTowers, TowersModel
 from emcl_train.models.em_features import AddUp, UnitRows, rows_similarity
 from emcl_train.models.features import Batch, widened
-from emcl_train.models.retrieval import Tokenizer, build_emcl
+from emcl_train.models.retrieval import Tokenizer, build_emcl, vocabulary_of
+from emcl_train.models.start import starting_towers
 from emcl_train.models.temporal import TransformerAggregation
-from emcl_train.weights.files import clip_config_beside, read_state
-from emcl_train.weights.release import load_into, towers_in
 
 
 class ProjectedTransformer(TransformerAggregation):
@@ -220,23 +218,9 @@ def build_answer_model(
     Raises:
         UserError: a checkpoint cannot be read, or does not fit.
     """
-    vocabulary = Vocabulary(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-    start = config.model.init_from.expanduser() if config.model.init_from and clip_config is None else None
-    state = read_state(start) if start else {}
-
-    # Loading a checkpoint uses an unknown number of random draws; the other layers start the same either way.
-    seed = None if config.model.clip == "random" and start is None else int(torch.randint(2**31, ()))
-    towers = build_towers(
-        config.model,
-        vocabulary,
-        image_size=config.data.image_size,
-        max_words=config.data.max_words,
-        clip_config=clip_config,
-        sizes=towers_in(state) or None,
-        recorded=clip_config_beside(start) if start else None,
-    )
-    if seed is not None:
-        torch.manual_seed(seed)
+    start = starting_towers(config, vocabulary_of(tokenizer), clip_config, waits=clip_config is not None)
+    towers = start.towers
+    start.settle()
 
     temporal = ProjectedTransformer.of_config(
         config.model, towers.clip, width=towers.width, num_frames=config.data.num_frames
@@ -245,6 +229,5 @@ def build_answer_model(
     sizes = config.model.answers
     head = AnswerHead(towers.width, num_answers, sizes)
     model = AnswerModel(towers, temporal, head, build_emcl(config.emcl, width=sizes.joint))
-    if start:
-        model.load_state_dict(load_into(model.state_dict(), state, start))
+    start.put_into(model)
     return model

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -12,17 +11,14 @@ from emcl_kernels import EMCL, SimilarityStream
 from emcl_train.config import EMCLConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.models.clip import CLIPTowers, StoredTowers, TowersModel, build_towers
+from emcl_train.models.clip import CLIPTowers, StoredTowers, TowersModel
 from emcl_train.models.clip_file import Vocabulary
 from emcl_train.models.features import Batch, TextFeatures, VideoFeatures
 from emcl_train.models.heads import Head, build_head
 from emcl_train.models.interface import PairModel
+from emcl_train.models.start import starting_towers
 from emcl_train.models.temporal import build_temporal
-from emcl_train.runs.clip_config import read_clip_config
-from emcl_train.weights.elsewhere import as_runs_began
-from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.keys import require_keys
-from emcl_train.weights.release import load_into, towers_in
 
 
 @runtime_checkable
@@ -162,44 +158,27 @@ def build_model(
     Raises:
         UserError: a checkpoint cannot be read, or does not fit.
     """
-    vocabulary = Vocabulary(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
-
-    # The weights of a whole model to start from.
     waits = clip_config is not None and clip_weights is None
-    start = config.model.init_from.expanduser() if config.model.init_from and not waits else None
-    state = read_state(start, goes_on=config.resume) if start else {}
-    if config.resume:
-        state = as_runs_began(state)
-
-    # Loading a checkpoint uses an unknown number of random draws. A seed drawn before it makes the other layers start
-    # the same either way.
-    seed = None if config.model.clip == "random" and start is None else int(torch.randint(2**31, ()))
-    towers = build_towers(
-        config.model,
-        vocabulary,
-        image_size=config.data.image_size,
-        max_words=config.data.max_words,
-        clip_config=clip_config,
-        sizes=towers_in(state) or None,
-        recorded=(read_clip_config(config.out) if config.resume else None)
-        or (clip_config_beside(start) if start else None),
-    )
+    start = starting_towers(config, vocabulary_of(tokenizer), clip_config, waits=waits)
+    towers = start.towers
     if clip_weights is not None:
         expected = {name: value.shape for name, value in towers.clip.state_dict().items()}
         require_keys(clip_weights, expected, source="towers.safetensors beside the features")
         towers.clip.load_state_dict(clip_weights)
-    if seed is not None:
-        torch.manual_seed(seed)
+    start.settle()
 
     temporal = build_temporal(config.model, towers.clip, width=towers.width, num_frames=config.data.num_frames)
     emcl = build_emcl(config.emcl, width=towers.width)
     # Last: the numbers that the rest is drawn from do not depend on the head.
     head = build_head(config.model, towers.clip, width=towers.width)
     model = RetrievalModel(towers, temporal, head, emcl)
-
-    if start:
-        model.load_state_dict(load_into(model.state_dict(), state, start))
+    start.put_into(model)
     return model
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """What the text tower has to know of a tokenizer."""
+    return Vocabulary(len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
 def build_emcl(config: EMCLConfig, *, width: int) -> EMCL:
