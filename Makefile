@@ -8,7 +8,10 @@ PIP := $(BIN)/python -m pip
 ARGS ?=
 # More arguments for pip: make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
-# --no-compile: most of the 10 000 files are never imported, and the others are compiled when they are.
+# --no-compile: most of the 10 000 files are never imported, and the others are compiled when they are. Where the environment
+# forbids to keep that, as images of containers like to, every process would compile them anew, and take four times as long
+# to start: no recipe is told so.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_OPTIONS := --quiet --no-compile --disable-pip-version-check $(PIP_ARGS)
 PIP_INSTALL := $(PIP) install $(PIP_OPTIONS) -c constraints.txt
 # The site's tools have an environment of their own; they read sources, and need no torch.
