@@ -53,6 +53,7 @@ def train_variant(variant: Variant, config: RunConfig) -> list[dict[str, Any]]:
     run = VariantRun(config, accelerator, Console(quiet=True))
     run.fit()
     model = run.model
+    assert isinstance(model, RetrievalModel)
     put_weights(model, read_weights(config.out), config.out)
     embeddings = embed_split(model, run.annotations.test, run.tokenizer, config, accelerator.device)
 
