@@ -20,7 +20,7 @@ from emcl_train.config import RunConfig
 from emcl_train.evaluation.encode import embed_split
 from emcl_train.evaluation.similarities import similarities
 from emcl_train.evaluation.table import Line, lines_of
-from emcl_train.models import PairModel
+from emcl_train.models import PairModel, RetrievalModel
 from emcl_train.runs import files as run_files
 from emcl_train.runs.state import read_weights
 from emcl_train.training.start import environment, open_run_folder, seed_everything, start_processes

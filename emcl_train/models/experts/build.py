@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from emcl_train.config import RunConfig
+from emcl_train.errors import UserError
 from emcl_train.experts.ce import CESizes
 from emcl_train.experts.choosing import em_sizes_of
 from emcl_train.experts.jsfusion import JSFusionSizes
 from emcl_train.experts.mmt import SMALL_BERT, MMTSizes
+from emcl_train.flags import flag
 from emcl_train.models.experts.bert import bert_of_config, build_bert, load_bert
 from emcl_train.models.experts.ce import CollaborativeExperts
 from emcl_train.models.experts.em import ExpertEM
