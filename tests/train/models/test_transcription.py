@@ -122,7 +122,7 @@ def test_a_training_step(head, temporal, emcl):
     expected.backward()
 
     features = model.train()(named(ids, mask, frames, frame_mask))
-    loss = Run.loss(SimpleNamespace(model=model, config=config, processes=1), features)
+    loss = Run.loss(SimpleNamespace(model=model, config=config, processes=1), features, {})
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     if on:
@@ -181,7 +181,7 @@ def test_twenty_steps_from_pixels_and_ids_to_weights(peer):
         with torch.no_grad():
             weights["clip.logit_scale"].clamp_(max=math.log(100))
 
-        found = Run.loss(run, model(named(ids, mask, frames, frame_mask)))
+        found = Run.loss(run, model(named(ids, mask, frames, frame_mask)), {})
         assert found.item() == pytest.approx(loss.item(), rel=1e-9)
         optimizer.zero_grad()
         found.backward()
