@@ -1,0 +1,8 @@
+"""How films can be cut, for commands that have not imported anything yet."""
+
+from typing import Literal
+
+Way = Literal["auto", "shots", "pieces"]
+"""At the cuts that PySceneDetect finds, or every so many seconds; "auto": the former where it is installed."""
+PIECE = 4.0
+"""Seconds of a piece."""
