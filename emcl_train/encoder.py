@@ -25,6 +25,7 @@ from emcl_train.models.clip import look_at_clip
 from emcl_train.recipes import is_smoke_test, load_recipe
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import CONFIG, load_config
+from emcl_train.runs.files import json_if_whole
 from emcl_train.runs.finished import say_if_unfinished
 from emcl_train.runs.state import hash_of_tensors
 from emcl_train.tools.embed import finite
@@ -252,9 +253,14 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     """
     path = Path(name_or_path).expanduser()
     where = torch.device(device) if device is not None else device_of_command()
-    if (path / CONFIG).is_file() or any(path.glob(f"seed-*/{CONFIG}")):
-        return _of_run(path, where)
-    return _of_clip(str(name_or_path), where)
+    return _of_run(path, where) if is_run(path) else _of_clip(str(name_or_path), where)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is the folder of a run; that of a CLIP has a `config.json` too, which names the kind of model."""
+    content = json_if_whole(path / CONFIG)
+    of_a_model = isinstance(content, dict) and "model_type" in content
+    return ((path / CONFIG).is_file() and not of_a_model) or any(path.glob(f"seed-*/{CONFIG}"))
 
 
 def _of_run(run: Path, device: torch.device) -> Encoder:

@@ -24,11 +24,15 @@ EXTRAS: dict[str, dict[str, str]] = {
         "tensorboard": "tensorboard", "pyarrow": "pyarrow", "pyyaml": "yaml",
     },
     "experts": {"h5py": "h5py"},
+    "search": {
+        "lancedb": "lancedb", "pyarrow": "pyarrow", "starlette": "starlette", "uvicorn": "uvicorn",
+        "scenedetect-headless": "scenedetect", "faiss-cpu": "faiss",
+    },
 }  # fmt: skip
 """Packages of each extra by the names that pip has for them, with those that Python imports. "": of a plain install."""
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout, if the program runs from one."""
-CHOSEN = ("tensorboard", "pyarrow", "pyyaml")
+CHOSEN = ("tensorboard", "pyarrow", "pyyaml", "scenedetect-headless", "faiss-cpu", "starlette", "uvicorn")
 """Those that are needed only where a setting or a file asks for them."""
 
 

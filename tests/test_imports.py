@@ -30,7 +30,6 @@ LAYERS = {
     ],
     "emcl_train": [
         {
-            "__init__",
             "errors",
             "flags",
             "terminal",
@@ -52,7 +51,9 @@ LAYERS = {
         {"evaluation.run", "evaluation.answering"},
         {"training"},
         {"tools"},
-        {"commands"},
+        {"encoder"},
+        {"search"},
+        {"__init__", "commands"},
         {"cli"},
         {"__main__"},
     ],

@@ -22,7 +22,7 @@ def search(
     at: float | None = None,
     k: int = 10,
     min: Literal["auto"] | float | None = None,
-    refine: bool | None = None,
+    rows: Literal["auto", "refined", "plain"] = "auto",
     model: str | None = None,
     eval: Path | None = None,
     damaged: bool = False,
@@ -39,7 +39,7 @@ def search(
         k: Results at most.
         min: Leave out what scores less. "auto": less than 95 of 100 unrelated queries reach, so that a query that nothing
             fits finds nothing.
-        refine: Compare refined rows; None: where the library has a bank.
+        rows: Compare refined rows, or the model's own; "auto": refined ones where the library has a bank.
         model: Where the model lies now, if it has moved.
         eval: Measure retrieval on the pairs in this file, a JSON object a line with "query" and "video", and perhaps
             "start" and "end".
@@ -57,6 +57,7 @@ def search(
 
     from emcl_train.search.library import Library
 
+    refine = {"auto": None, "refined": True, "plain": False}[rows]
     there = Library(library, model)
     if open:
         from emcl_train.commands.serving import open_page

@@ -82,7 +82,7 @@ class Library:
 
     Args:
         place: the library's folder, or its address in an object store.
-        model: where the model lies now, if it has moved.
+        model: where the model lies now, if it has moved; or the model, loaded.
         device: where to encode queries; None: as `emcl_train.load` chooses.
 
     Raises:
@@ -94,7 +94,7 @@ class Library:
     """
 
     def __init__(
-        self, place: str | Path, model: str | Path | None = None, device: str | torch.device | None = None
+        self, place: str | Path, model: str | Path | Encoder | None = None, device: str | torch.device | None = None
     ) -> None:
         self.place = str(place)
         self.tables = Tables(place)
@@ -121,7 +121,7 @@ class Library:
             UserError: it is not there, or another one than that which made the library.
         """
         place = self._model if self._model is not None else self.about["model"]["path"]
-        encoder = load(place, device=self._device)
+        encoder = place if isinstance(place, Encoder) else load(place, device=self._device)
         made_by = self.about["model"]
         if encoder.fingerprint != made_by["fingerprint"]:
             raise UserError(
@@ -268,7 +268,7 @@ class Library:
         row = torch.nn.functional.normalize(features.caption.float(), dim=-1).cpu().numpy()
         if refine:
             return self._kept(self._nearest(self._as_query(row, "text"), k, refine=True), refine, minimum)
-        if self.encoder.has_head and self._has_frames:
+        if self.ranks_by_head:
             return self._kept(self._ranked(features, row, k), refine, minimum)
         return self._kept(self._nearest(row, k, refine=False), refine, minimum)
 
@@ -320,12 +320,13 @@ class Library:
         """What unrelated queries score at most, 95 of 100 of them; None if it was not calibrated."""
         refine = self._chosen(refine)
         found = self.about.get("cutoffs", {}).get("refined" if refine else "plain")
-        return None if found is None else Cutoff.from_json(found)
+        return None if found is None else Cutoff.of_json(found)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _has_frames(self) -> bool:
+    def ranks_by_head(self) -> bool:
+        """Whether the model's own head, which compares frames, has the last word where rows are not refined."""
         return "frames" in self._moments.schema.names
 
     def _require_refined(self) -> None:

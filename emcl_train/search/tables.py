@@ -129,7 +129,8 @@ class Tables:
     def replace(self, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Any:
         """A table of these rows in place of the one that is there, whole or not at all."""
         reader = pa.RecordBatchReader.from_batches(schema, batches)
-        return self._database.create_table(name, data=reader, schema=schema, mode="overwrite")
+        mode = "overwrite" if self.has(name) else "create"
+        return self._database.create_table(name, data=reader, schema=schema, mode=mode)
 
     def drop(self, name: str) -> None:
         """Remove a table, if it is there."""
@@ -224,7 +225,7 @@ class Tables:
 def matrix(column: Any) -> Float32[np.ndarray, "N D"]:
     """Vectors of a column `[N, D]`."""
     width = column.type.list_size
-    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32).reshape(-1, width)
+    return np.array(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32).reshape(-1, width)
 
 
 def quoted(text: str) -> str:
