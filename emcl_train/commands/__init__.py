@@ -57,7 +57,7 @@ EVERYWHERE_HELP = """\
   --debug    show the traceback of an error
   --no-lock  lock no folder, for file systems that cannot; let no other process write there
   --quiet    print warnings, errors and the paths of results, nothing else
-  --device   train, resume, eval, embed, index, search: on cpu, cuda, or cuda:1, the second GPU
+  --device   train, resume, eval, embed, index, search, serve: on cpu, cuda, or cuda:1, the second GPU
   --dry-run  train, resume, embed, refine, data compress: check, print what would be done, write nothing
   --help     after any command: all its options
 """
