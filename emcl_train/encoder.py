@@ -236,8 +236,8 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     """The towers of a training run or of a CLIP, to encode texts and videos with.
 
     Args:
-        name_or_path: the folder of a run, whose selected weights are taken; a CLIP's folder in transformers' layout, its
-            file with OpenAI's names, or its name on the hub.
+        name_or_path: the folder of a run, whose selected weights are taken; a CLIP's folder in transformers' layout,
+            its file with OpenAI's names, or its name on the hub.
         device: where to compute; None: the first GPU, or the CPU.
 
     Returns:
@@ -308,7 +308,9 @@ def _of_clip(name: str, device: torch.device) -> Encoder:
 def _fingerprint(model: RetrievalModel, tokenizer: CaptionTokenizer, config: RunConfig) -> str:
     """Of all that rows depend on: weights, but for what EMCL and the loss have, tokenizer, and how frames are taken."""
     state = {
-        name: value for name, value in model.state_dict().items() if name != LOGIT_SCALE and not name.startswith("emcl.")
+        name: value
+        for name, value in model.state_dict().items()
+        if name != LOGIT_SCALE and not name.startswith("emcl.")
     }
     data = config.data
     settings = [str(getattr(data, name)) for name in OF_ROWS]

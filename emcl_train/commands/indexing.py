@@ -62,7 +62,7 @@ def index(
 
 def _run(asked, json: Path | None) -> int:  # type: ignore[no-untyped-def]
     from emcl_train.search.indexing import index as bring_up_to_date
-    from emcl_train.search.indexing import print_report
+    from emcl_train.search.outcome import print_report
     from emcl_train.search.tables import MOMENTS, Tables
 
     with json_result(json if is_first_process() else None) as result:

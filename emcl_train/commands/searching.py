@@ -1,9 +1,8 @@
 """The command search."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
 from rich.table import Table
 from tyro.conf import Positional
 
@@ -37,8 +36,8 @@ def search(
         like: A video to search by, in place of a sentence.
         at: The second in it; None: its middle.
         k: Results at most.
-        min: Leave out what scores less. "auto": less than 95 of 100 unrelated queries reach, so that a query that nothing
-            fits finds nothing.
+        min: Leave out what scores less. "auto": less than 95 of 100 unrelated queries reach, so that a query which
+            nothing fits finds nothing.
         rows: Compare refined rows, or the model's own; "auto": refined ones where the library has a bank.
         model: Where the model lies now, if it has moved.
         eval: Measure retrieval on the pairs in this file, a JSON object a line with "query" and "video", and perhaps
@@ -48,7 +47,9 @@ def search(
         json: Write the results to this file; alone, or with -, print them in place of all else.
     """
     require_packages("search")
-    given = [name for name, value in (("QUERY", query), ("--like", like), ("--eval", eval), ("--damaged", damaged)) if value]
+    given = [
+        name for name, value in (("QUERY", query), ("--like", like), ("--eval", eval), ("--damaged", damaged)) if value
+    ]
     if len(given) != 1:
         said = f"{' and '.join(given)} were given" if given else "none was given"
         raise UserError(f"search takes one of QUERY, --like, --eval and --damaged, and {said}")

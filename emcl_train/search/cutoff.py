@@ -173,7 +173,9 @@ def unrelated_scores(
         best = torch.maximum(best, scores.amax(0))
 
     if len(queries) and not torch.isfinite(best).all():
-        raise ValueError("gallery has no item, or rows that are not finite; a cut-off is that of a library with moments")
+        raise ValueError(
+            "gallery has no item, or rows that are not finite; a cut-off is that of a library with moments"
+        )
     return best.numpy()
 
 

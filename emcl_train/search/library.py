@@ -58,7 +58,7 @@ class Found:
     """Seconds from the file's first frame."""
     end: float
     score: float
-    """The inner product, which without a bank is the cosine; or what the model's own head gives. NaN without a query."""
+    """The inner product, which without a bank is the cosine; or what the model's own head gives. NaN: no query."""
     content: str
     number: int
     """Of the moment in its film, from 0."""
@@ -125,9 +125,9 @@ class Library:
         made_by = self.about["model"]
         if encoder.fingerprint != made_by["fingerprint"]:
             raise UserError(
-                f"{self.place} was made by {made_by['label']} with the fingerprint {made_by['fingerprint']}, and {place} is "
-                f"{encoder.label} with {encoder.fingerprint}, whose rows cannot be compared with it; pass --model with the "
-                f"one that made it, or index again into another folder"
+                f"{self.place} was made by {made_by['label']} with the fingerprint {made_by['fingerprint']}, and {place} "
+                f"is {encoder.label} with {encoder.fingerprint}, whose rows cannot be compared with it; pass --model with "
+                f"the one that made it, or index again into another folder"
             )
         return encoder
 
@@ -227,7 +227,10 @@ class Library:
                 status = real.stat()
             except OSError:
                 continue
-            if real.is_relative_to(row.root.resolve()) and (status.st_size, status.st_mtime_ns) == (row.size, row.mtime_ns):
+            if real.is_relative_to(row.root.resolve()) and (status.st_size, status.st_mtime_ns) == (
+                row.size,
+                row.mtime_ns,
+            ):
                 return real
         return None
 
@@ -236,17 +239,14 @@ class Library:
         found = self.moment(moment_id)
         if found is None:
             return []
-        where = (
-            f"content = {quoted(found.content)} AND number >= {found.number - around} AND number <= {found.number + around}"
-        )
+        first, last = found.number - around, found.number + around
+        where = f"content = {quoted(found.content)} AND number >= {first} AND number <= {last}"
         rows = self._moments.search().where(where).select(PLACE).limit(2 * around + 1).to_arrow().sort_by("number")
         return self._found(rows, [float("nan")] * len(rows))
 
     # ---- search ------------------------------------------------------------------------------------------------------
 
-    def search(
-        self, query: str, k: int = 10, *, refine: bool | None = None, minimum: Minimum = None
-    ) -> list[Found]:
+    def search(self, query: str, k: int = 10, *, refine: bool | None = None, minimum: Minimum = None) -> list[Found]:
         """The moments that fit a text best.
 
         Args:
@@ -332,7 +332,8 @@ class Library:
     def _require_refined(self) -> None:
         if not self.refines:
             raise UserError(
-                f"{self.place} has no refined rows; `emcl-train index --out {self.place} --refine queries.txt` makes them"
+                f"{self.place} has no refined rows; `emcl-train index --out {self.place} --refine queries.txt` makes "
+                f"them"
             )
 
     def _chosen(self, refine: bool | None) -> bool:
@@ -345,10 +346,7 @@ class Library:
     def _as_query(self, row: Float32[np.ndarray, "1 D"], side: Literal["text", "video"]) -> Float32[np.ndarray, "1 P"]:
         """A row as it is compared with refined ones: refined, a query, as wide as they are."""
         refiner = self.refiner
-        if side == "text":
-            refined = refiner.transform_text(row)
-        else:
-            refined = refiner.transform_video(row, role="query")
+        refined = refiner.transform_text(row) if side == "text" else refiner.transform_video(row, role="query")
         padded = np.zeros((1, self._refined.schema.field("vector").type.list_size), dtype=np.float32)
         padded[:, : refined.shape[1]] = refined
         return padded
@@ -401,8 +399,8 @@ class Library:
             cutoff = self.cutoff(refine=refine)
             if cutoff is None:
                 raise UserError(
-                    f"{self.place} has no automatic cut-off yet; `emcl-train index --out {self.place}` finds it, or pass "
-                    f"--min a number"
+                    f"{self.place} has no automatic cut-off yet; `emcl-train index --out {self.place}` finds it, or "
+                    f"pass --min a number"
                 )
             minimum = cutoff.score
         return [one for one in found if one.score >= minimum]

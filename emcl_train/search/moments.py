@@ -1,5 +1,6 @@
 """How a film is cut into moments, each of which is found by itself."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +13,6 @@ from emcl_train.config import MAX_PIXELS
 from emcl_train.data.video import Span
 from emcl_train.errors import UserError
 from emcl_train.search.ways import PIECE, Way
-
-
-
 
 LONGEST = 12.0
 """Seconds of a moment at most: what is longer, as a take without a cut may be, is cut into equal parts."""
@@ -74,7 +72,8 @@ def choose(way: Way, seconds: float = PIECE) -> Cutting:
     there = find_spec(DETECTOR) is not None
     if way == "shots" and not there:
         raise UserError(
-            f"{PACKAGE}, which finds shots, is not installed; install it with `pip install {PACKAGE}`, or pass --cut pieces"
+            f"{PACKAGE}, which finds shots, is not installed; install it with `pip install {PACKAGE}`, or pass --cut "
+            f"pieces"
         )
     if way == "pieces" or not there:
         return Cutting("pieces", seconds)
@@ -119,7 +118,7 @@ def shots(cuts: Sequence[float], seconds: float, longest: float = LONGEST) -> li
 
 
 def _between(edges: Sequence[float]) -> list[Span]:
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _version() -> str:

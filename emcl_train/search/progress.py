@@ -21,11 +21,16 @@ class Progress:
         self._done_files = 0
         self._done_size = 0
         self._moments = 0
-        self._film = 0.0
         self._began = time.monotonic()
         self._said = self._began
         self._console = console_of(stderr=True)
-        columns = TextColumn("Index"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+        columns = (
+            TextColumn("Index"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
         self._bar = progress_bar(*columns, console=self._console, disable=self._quiet)
 
     def __enter__(self) -> "Progress":
@@ -38,10 +43,9 @@ class Progress:
     ) -> None:
         self._bar.__exit__(kind, error, trace)
 
-    def moments(self, number: int, seconds: float) -> None:
-        """So many are embedded, of so many seconds of film."""
+    def moments(self, number: int) -> None:
+        """So many are embedded."""
         self._moments += number
-        self._film += seconds
         self._bar.update(self._task, description=self._rate())
         self._say()
 
@@ -69,4 +73,10 @@ class Progress:
 
 
 def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,8 +34,8 @@ def read_queries(path: Path, fewest: int) -> list[str]:
     texts = list(dict.fromkeys(line for line in lines if line))
     if len(texts) < fewest:
         raise UserError(
-            f"{path} has {len(texts)} different queries, expected at least {fewest}; write down what people ask for, a query "
-            f"a line, such as queries of earlier days or captions of other videos"
+            f"{path} has {len(texts)} different queries, expected at least {fewest}; write down what people ask for, a "
+            f"query a line, such as queries of earlier days or captions of other videos"
         )
     return texts
 

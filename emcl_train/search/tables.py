@@ -150,11 +150,13 @@ class Tables:
             found = json.loads(rows[0]["json"])
             version = found["version"]
         except (IndexError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.place} is damaged: nothing says what library it is; index again into another") from error
+            raise UserError(
+                f"{self.place} is damaged: nothing says what library it is; index again into another"
+            ) from error
         if version != VERSION:
             raise UserError(
-                f"{self.place} has version {version} of a library's layout, expected {VERSION}; index again into another "
-                f"folder, or use the emcl that made it"
+                f"{self.place} has version {version} of a library's layout, expected {VERSION}; index again into "
+                f"another folder, or use the emcl that made it"
             )
         return dict(found)
 
@@ -216,7 +218,7 @@ class Tables:
                 yield rows, matrix(rows["vector"])
 
     def tidy(self) -> None:
-        """Join small parts of tables, and bring indexes up to date; older versions stay for a day, for those who read."""
+        """Join small parts of tables, and bring indexes up to date; old versions stay for a day, for those who read."""
         for name in (FILES, MOMENTS, REFINED):
             if self.has(name):
                 self.open(name).optimize(cleanup_older_than=timedelta(days=1))

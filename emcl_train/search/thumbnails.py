@@ -14,7 +14,7 @@ HEIGHT = 144
 QUALITY = 60
 """As WebP counts it."""
 FLAT = 12.0
-"""Standard deviation of brightness, of 255, below which a picture shows next to nothing: black, white, a plain title."""
+"""Standard deviation of brightness, of 255, below which a picture shows next to nothing: black, white, one colour."""
 
 
 def thumbnail_of(pictures: Sequence[Picture]) -> bytes:

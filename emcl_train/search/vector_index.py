@@ -1,4 +1,5 @@
 """stub"""
+
 import numpy as np
 import pyarrow as pa
 

@@ -65,7 +65,9 @@ def test_without_a_bank_the_cut_off_is_of_captions_of_many_subjects(scene: Path)
     library = Library(path)
     assert not library.refines
     assert library.cutoff().queries > 100
-    with pytest.raises(UserError, match=r"has no refined rows; `emcl-train index --out .* --refine queries\.txt` makes them"):
+    with pytest.raises(
+        UserError, match=r"has no refined rows; `emcl-train index --out .* --refine queries\.txt` makes them"
+    ):
         library.search("a thing", refine=True)
 
 
@@ -77,7 +79,9 @@ def test_every_moment_of_a_film_finds_itself(library: Library, indexed: Path, re
         assert found.start == start
 
 
-def test_a_film_that_is_not_in_the_library_is_cut_as_its_films_are(library: Library, indexed: Path, tmp_path: Path) -> None:
+def test_a_film_that_is_not_in_the_library_is_cut_as_its_films_are(
+    library: Library, indexed: Path, tmp_path: Path
+) -> None:
     write_films(tmp_path, {"stranger.mp4": 60}, first=1)  # the pictures of b.mkv, in another container
     found = library.like(tmp_path / "stranger.mp4", 3.0, k=1, refine=False)[0]
     assert (found.path.name, found.start) == ("b.mkv", 2.0)

@@ -1,6 +1,7 @@
 """Films into moments, and the small picture of each."""
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_shots_cover_a_film_without_gaps_and_none_is_too_long(seconds: float, cu
     found = shots(cuts, seconds, longest=12.0)
     assert found[0][0] == 0.0
     assert found[-1][1] == seconds
-    assert all(before[1] == after[0] for before, after in zip(found, found[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(found))
     assert all(0 < end - start <= 12.0 + 1e-9 for start, end in found)
     edges = {start for start, _ in found}
     assert all(cut in edges for cut in cuts if 0 < cut < seconds)

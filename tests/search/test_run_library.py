@@ -52,7 +52,7 @@ def test_it_ranks_by_the_runs_own_head(run: Path, library: Library) -> None:
 
         # Features are kept in 16 bits, which may change places of scores that are nearly the same.
         assert [one.score for one in found] == pytest.approx(sorted(scores, reverse=True), abs=2e-3)
-        close = {name: score for name, score in zip(queries["video_ids"], scores, strict=True)}
+        close = dict(zip(queries["video_ids"], scores, strict=True))
         for one, name in zip(found, expected, strict=True):
             assert close[one.path.stem] == pytest.approx(close[name], abs=4e-3)
 

@@ -47,7 +47,9 @@ def together(request: FrameRequest, spans: list[tuple[float, float]]) -> list[to
         [(6.5, 8.0)],
     ],
 )
-def test_each_span_has_the_frames_that_it_has_alone(film: Path, sampling: str, spans: list[tuple[float, float]]) -> None:
+def test_each_span_has_the_frames_that_it_has_alone(
+    film: Path, sampling: str, spans: list[tuple[float, float]]
+) -> None:
     request = FrameRequest(film, 3, 16, sampling)
     for own, alone in zip(together(request, spans), each_by_itself(request, spans), strict=True):
         assert torch.equal(own, alone)
