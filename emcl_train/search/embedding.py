@@ -113,8 +113,8 @@ def _embedded(part: Part, encoder: Encoder) -> _Embedded:
         frames = padded.numpy().astype(np.float16)
         if not np.isfinite(frames).all():
             raise UserError(
-                f"the video tower gives numbers of up to {float(padded.abs().max()):.3g}, which do not fit 16 bits; use "
-                f"a model whose features are smaller, or one with the head mean"
+                f"the video tower gives numbers of up to {float(padded.abs().max()):.3g}, which do not fit 16 bits; "
+                f"use a model whose features are smaller, or one with the head mean"
             )
     return _Embedded(part.spans, encoded.rows.numpy(), part.thumbnails, frames, part.frame_mask.sum(1).tolist())
 

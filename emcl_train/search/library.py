@@ -27,6 +27,7 @@ from emcl_train.search.tables import (
     DAMAGED,
     INDEXED,
     MOMENTS,
+    NAMED_AT_ONCE,
     PLACE,
     REFINED,
     REFINER,
@@ -125,9 +126,9 @@ class Library:
         made_by = self.about["model"]
         if encoder.fingerprint != made_by["fingerprint"]:
             raise UserError(
-                f"{self.place} was made by {made_by['label']} with the fingerprint {made_by['fingerprint']}, and {place} "
-                f"is {encoder.label} with {encoder.fingerprint}, whose rows cannot be compared with it; pass --model with "
-                f"the one that made it, or index again into another folder"
+                f"{self.place} was made by {made_by['label']} with the fingerprint {made_by['fingerprint']}, and "
+                f"{place} is {encoder.label} with {encoder.fingerprint}, whose rows cannot be compared with it; pass "
+                f"--model with the one that made it, or index again into another folder"
             )
         return encoder
 
@@ -203,11 +204,17 @@ class Library:
 
     def moment(self, moment_id: str) -> Found | None:
         """A moment by its id; None if there is no such one."""
-        if not isinstance(moment_id, str) or MOMENT.fullmatch(moment_id) is None:
-            return None
-        rows = self._moments.search().where(f"id = {quoted(moment_id)}").select(PLACE).limit(1).to_arrow()
-        found = self._found(rows, [float("nan")] * len(rows))
-        return found[0] if found else None
+        return self.places([moment_id])[0]
+
+    def places(self, ids: Sequence[str]) -> list[Found | None]:
+        """Moments by their ids, in this order; None for each that is not there."""
+        known = [one for one in ids if isinstance(one, str) and MOMENT.fullmatch(one)]
+        found: dict[str, Found] = {}
+        for begin in range(0, len(known), NAMED_AT_ONCE):
+            named = ", ".join(map(quoted, known[begin : begin + NAMED_AT_ONCE]))
+            rows = self._moments.search().where(f"id IN ({named})").select(PLACE).to_arrow()
+            found |= {one.id: one for one in self._found(rows, [float("nan")] * len(rows))}
+        return [found.get(one) if isinstance(one, str) else None for one in ids]
 
     def thumbnail(self, moment_id: str) -> bytes | None:
         """A WebP of the moment; None if there is no such one."""

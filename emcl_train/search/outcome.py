@@ -56,7 +56,7 @@ def print_report(report: Report, out: str, moments: int) -> None:
         warn(f"[red]{escaped(path)} cannot be decoded and is left out: {escaped(why)}[/red]", console)
     if len(report.damaged) > SHOWN:
         warn(
-            f"[red]and {len(report.damaged) - SHOWN} more; `emcl-train search {escaped(out)} --damaged` lists all[/red]",
+            f"[red]and {len(report.damaged) - SHOWN} more: `emcl-train search {escaped(out)} --damaged`[/red]",
             console,
         )
     for path, why in list(report.trouble.items())[:SHOWN]:
