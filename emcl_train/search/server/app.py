@@ -21,6 +21,7 @@ from emcl_kernels import __version__
 from emcl_train.data.opening import identity_of
 from emcl_train.data.passing import PassingError
 from emcl_train.data.timeline import VideoError
+from emcl_train.errors import UserError
 from emcl_train.search.server import showing
 from emcl_train.search.server.contract import Moment, Searchable
 from emcl_train.search.server.converting import PastTheEnd, Written, write_part
@@ -143,7 +144,7 @@ class Desk:
 
     def _search(self, given: dict[str, Any]) -> dict[str, Any]:
         refine = self._refine(given["refine"])
-        cutoff = self.library.cutoff(refine=refine)
+        cutoff = showing.score_of(self.library.cutoff(refine=refine))
         minimum = cutoff if given["min"] == "auto" else given["min"]
         if given["min"] == "auto" and cutoff is None:
             raise Refused(400, "min is auto, and this library knows no cut-off; give a number, or leave it out")
@@ -255,6 +256,9 @@ def _asking(address: str, handler: Callable[[Request, dict[str, Any]], Awaitable
             raise Refused(404, f"{_named(error)}: {error.reason}") from error
         except PassingError as error:
             raise Refused(503, f"{_named(error)} cannot be read now: {error.reason}") from error
+        except UserError as error:  # of the library: it names folders
+            tell(f"error: {error}")
+            raise Refused(500, "the library could not answer; the terminal of the server says why") from error
         except TooMuch as error:
             raise Refused(503, f"the film cannot be shown: {error}") from error
         except Unwritable as error:
@@ -285,10 +289,8 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _no_such_address(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    sentence = (
-        "there is nothing at this address; /api lists what there is" if error.status_code == 404 else error.detail
-    )
-    return said(Refused(error.status_code, sentence))
+    nothing = "there is nothing at this address; /api lists what there is"
+    return said(Refused(error.status_code, nothing if error.status_code == 404 else error.detail))
 
 
 async def _failed(_: Request, error: Exception) -> Response:

@@ -21,6 +21,13 @@ class Moment(Protocol):
 
 
 @runtime_checkable
+class Cutoff(Protocol):
+    """What unrelated queries score at most, 95 of 100 of them."""
+
+    score: float
+
+
+@runtime_checkable
 class Searchable(Protocol):
     """A library. Calls come from several threads; those of `search` and `like_moment` one at a time."""
 
@@ -46,4 +53,4 @@ class Searchable(Protocol):
 
     def file_of(self, moment_id: str) -> Path | None: ...
 
-    def cutoff(self, *, refine: bool | None = None) -> float | None: ...
+    def cutoff(self, *, refine: bool | None = None) -> Cutoff | None: ...

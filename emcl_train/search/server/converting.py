@@ -151,16 +151,16 @@ def _encoded(path: Path, plan: Plan, span: Span, target: Path, limits: Limits, *
         )
         shown = _on_display(frames, span.begin, known=plan.seconds is not None)
 
-        at, frame = next(shown, (None, None))
-        if at is None or frame is None:
+        begins = next(shown, None)
+        if begins is None:
             raise PastTheEnd
         with _film(target, plan, limits) as film:
-            pictures = Pictures(film, frame, stream)
+            pictures = Pictures(film, begins[1], stream)
             # Where clocks begin anew within a file, nothing says which sound belongs to which picture.
             heard = plan.sound != "none" and (timeline is None or timeline.parts == 1)
             sound = Sound(film, path, plan, first + span.begin, span.end - span.begin) if heard else None
             more = False
-            for at, frame in chain([(at, frame)], shown):
+            for at, frame in chain([begins], shown):
                 if at >= span.end:
                     more = True
                     break

@@ -1,9 +1,9 @@
 """Stands before the whole application: who may ask it, and which headers every answer has.
 
-A page of another site can have its visitor's browser ask any address, this one too. It may not read the answers (no
-CORS header is ever sent), but three things would still reach us: a name of its own that it lets point to 127.0.0.1 (the
-`Host` header tells), pictures and films of ours inside its page (`Cross-Origin-Resource-Policy`), and requests that cost
-us work (`Sec-Fetch-Site` tells).
+A page of another site can have its visitor's browser ask any address, this one too. It may not read the answers, since
+no CORS header is ever sent. Three things would still reach us: a name of its own that it lets point to 127.0.0.1 (the
+`Host` header tells), pictures and films of ours inside its page (`Cross-Origin-Resource-Policy`), and requests that
+cost us work (`Sec-Fetch-Site` tells).
 """
 
 from ipaddress import ip_address

@@ -17,7 +17,7 @@ from emcl_train.search.server.refusing import Refused, said
 PIECE = 256 << 10
 """Bytes that are read and sent at once: what a slow reader costs in memory."""
 RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*", re.IGNORECASE)
-"""One range. More than one in a request is refused: players do not ask for them, and the answer would be of its own form."""
+"""One range. Several in a request are refused: no player asks for them."""
 CANNOT = "the file of this moment cannot be read any more; run `emcl-train index` again"
 
 
@@ -141,8 +141,8 @@ class FileAnswer:
             await send({"type": "http.response.body", "body": b""})
             return
 
-        # A range of a file that is another one by now would be glued to bytes of the old one: If-Range asks for all then.
-        # The header is one of GET alone, and of one value.
+        # A range of a file that is another one by now would be glued to bytes of the old one: If-Range then asks for
+        # all of it. Range is a header of GET alone, and is there once.
         wanted = asked.getlist("range")
         try:
             if len(wanted) > 1:

@@ -1,8 +1,8 @@
 """The cache of parts that were made for a browser: bounded, each made once, and whole or not there.
 
-A folder with one file a part, whose name says all that is known of it. A part is written under a name that says that it
-is partial, and renamed when it is whole; what a killed server left goes with the next one. Several servers may share the
-folder: the files in it are the truth, and nothing is remembered beside them.
+A folder with one file a part, whose name says all that is known of it. A part is written under a name that says that
+it is partial, and renamed when it is whole; what a killed server left goes with the next one. Several servers may share
+the folder: the files in it are the truth, and nothing is remembered beside them.
 """
 
 import asyncio

@@ -1,11 +1,11 @@
-"""How a browser can play a file: as it is, in another container, or converted. Decided by what is in it, never by its name.
+"""How a browser can play a file: as it is, in another container, or converted. What is in it decides, never its name.
 
 A file that browsers play is sent as it is: the player asks for the ranges that it needs, and goes to any second. Of all
 others a part is made, with the moment and some seconds around it: a film of two hours would take minutes to convert and
 gigabytes to keep, and a moment is looked at for some seconds. Whoever watches on is given the part that follows.
 
-Streams that browsers play are copied, which costs next to nothing, and begin with a keyframe. The others are decoded and
-encoded as H.264 and AAC, which every browser plays.
+Streams that browsers play are copied, which costs next to nothing, and begin with a keyframe. The others are decoded
+and encoded as H.264 and AAC, which every browser plays.
 """
 
 import re
@@ -24,6 +24,8 @@ from emcl_train.data.opening import identity_of
 
 Way = Literal["as it is", "remuxed", "transcoded"]
 Kind = Literal["mp4", "webm"]
+Fate = Literal["none", "copied", "encoded"]
+"""What becomes of the sound."""
 
 PICTURES: dict[Kind, tuple[str, ...]] = {"mp4": ("h264", "av1", "vp9"), "webm": ("vp8", "vp9", "av1")}
 SOUNDS: dict[Kind, tuple[str, ...]] = {"mp4": ("aac", "mp3", "opus", "flac"), "webm": ("opus", "vorbis")}
@@ -57,7 +59,7 @@ class Plan(NamedTuple):
     """In words."""
     copies: bool
     """Whether pictures are copied, or encoded."""
-    sound: Literal["none", "copied", "encoded"]
+    sound: Fate
     sound_number: int
     """Which of the streams of sound, if one is heard."""
     entered: bool
@@ -71,9 +73,8 @@ class Plan(NamedTuple):
 
     def encoded(self) -> "Plan":
         """The same film where its packets cannot be copied after all."""
-        return self._replace(
-            way="transcoded", kind="mp4", copies=False, sound="none" if self.sound == "none" else "encoded"
-        )
+        sound: Fate = "none" if self.sound == "none" else "encoded"
+        return self._replace(way="transcoded", kind="mp4", copies=False, sound=sound)
 
 
 class Span(NamedTuple):
@@ -126,7 +127,7 @@ def _plan(path: Path, size: int, modified: int) -> Plan:
 
 def _decided(
     name: str, kind: Kind | None, stream: VideoStream, sound: AudioStream | None
-) -> tuple[Way, Kind, str, bool, Literal["none", "copied", "encoded"]]:
+) -> tuple[Way, Kind, str, bool, Fate]:
     """Way, container, reason, whether pictures are copied, and what becomes of the sound."""
     codec = stream.codec_context.codec.canonical_name
     heard = None if sound is None else sound.codec_context.codec.canonical_name

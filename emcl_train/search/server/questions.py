@@ -131,17 +131,18 @@ QUERY = Parameter("q", "words that say what is to be seen",
 COUNT = Parameter("k", "how many moments at most",
                   {"type": "integer", "minimum": 1, "maximum": MOST_RESULTS, "default": 24},
                   _whole(1, MOST_RESULTS), 24)  # fmt: skip
-REFINE = Parameter("refine", "1: rank by the refined vectors; 0: by the model's own; without it: refined where there are any",
+REFINE = Parameter("refine", "1: rank by the refined vectors; 0: by the model's own; without it: refined where there are",
                    {"type": "string", "enum": ["0", "1"]}, _switch)  # fmt: skip
-MINIMUM = Parameter("min", "leave out moments with a lower score; auto: the score below which 95 % of unrelated queries stay",
+MINIMUM = Parameter("min", "leave out lower scores; auto: the score that 95 % of unrelated queries stay below",
                     {"oneOf": [{"type": "number"}, {"const": "auto"}]}, _minimum)  # fmt: skip
 OF = Parameter("id", "the id of a moment", {"type": "string", "pattern": f"^{ID.pattern}$"}, moment_id, required=True)
 IN_PATH = Parameter("id", OF.says, OF.schema, moment_id, required=True, in_path=True)
 AROUND = Parameter("around", "how many moments before it and behind it",
                    {"type": "integer", "minimum": 1, "maximum": MOST_AROUND, "default": 2},
                    _whole(1, MOST_AROUND), 2)  # fmt: skip
-PART = Parameter("part", "0: the part of the film with the moment; 1, 2, …: those that follow, of a film that is converted",
-                 {"type": "integer", "minimum": 0, "maximum": MOST_PARTS, "default": 0}, _whole(0, MOST_PARTS), 0)  # fmt: skip
+PART = Parameter("part", "of a film that is converted: 0: the part with the moment; 1, 2, …: those that follow",
+                 {"type": "integer", "minimum": 0, "maximum": MOST_PARTS, "default": 0},
+                 _whole(0, MOST_PARTS), 0)  # fmt: skip
 
 PARAMETERS: dict[str, tuple[Parameter, ...]] = {
     "/api/library": (),

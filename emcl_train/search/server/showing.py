@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from emcl_train.search.server.contract import Moment, Searchable
+from emcl_train.search.server.contract import Cutoff, Moment, Searchable
 
 DAMAGED = 100
 """Damaged files that are named."""
@@ -17,6 +17,7 @@ def about(library: Searchable) -> dict[str, Any]:
     model = library.about.get("model") or {}
     roots = roots_of(library)
     damaged = library.damaged
+    named = [{"file": name_of(Path(path), roots), "reason": text_of(reason)} for path, reason in damaged[:DAMAGED]]
     return {
         "name": text_of(library.name),
         "moments": len(library),
@@ -26,15 +27,10 @@ def about(library: Searchable) -> dict[str, Any]:
         "roots": [text_of(root.name) for root in roots],
         "refines": library.refines,
         "cutoff": {
-            "plain": number(library.cutoff(refine=False)),
-            "refined": number(library.cutoff(refine=True)) if library.refines else None,
+            "plain": score_of(library.cutoff(refine=False)),
+            "refined": score_of(library.cutoff(refine=True)) if library.refines else None,
         },
-        "damaged": {
-            "count": len(damaged),
-            "files": [
-                {"file": name_of(Path(path), roots), "reason": text_of(reason)} for path, reason in damaged[:DAMAGED]
-            ],
-        },
+        "damaged": {"count": len(damaged), "files": named},
     }
 
 
@@ -121,6 +117,11 @@ def plain(value: object) -> Any:
     if isinstance(value, bool | int) or value is None:
         return value
     return number(value) if isinstance(value, float) else text_of(value)
+
+
+def score_of(cutoff: Cutoff | None) -> float | None:
+    """The score of a cut-off, if there is one."""
+    return None if cutoff is None else number(cutoff.score)
 
 
 def number(value: float | None) -> float | None:
