@@ -48,9 +48,8 @@ SCHEMAS = {
     "Library": _object(
         name=TEXT,
         moments={"type": "integer"},
-        model=_object(label=TEXT, fingerprint=TEXT),
-        cutting=_said({}, "how files were cut into moments"),
-        created={},
+        model=_object(label=TEXT, fingerprint=TEXT, random=_said(FLAG, "whether its weights are random")),
+        cutting=_said(TEXT, "how files were cut into moments"),
         roots=_said(_list(TEXT), "names of the folders that were indexed"),
         refines=_said(FLAG, "whether there are refined vectors"),
         cutoff=_object(plain=_or_null(NUMBER), refined=_or_null(NUMBER)),

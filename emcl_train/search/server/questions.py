@@ -131,7 +131,7 @@ QUERY = Parameter("q", "words that say what is to be seen",
 COUNT = Parameter("k", "how many moments at most",
                   {"type": "integer", "minimum": 1, "maximum": MOST_RESULTS, "default": 24},
                   _whole(1, MOST_RESULTS), 24)  # fmt: skip
-REFINE = Parameter("refine", "1: rank by the refined vectors; 0: by the model's own; without it: refined where there are",
+REFINE = Parameter("refine", "1: rank by the refined vectors; 0: by the model's own; else refined where there are any",
                    {"type": "string", "enum": ["0", "1"]}, _switch)  # fmt: skip
 MINIMUM = Parameter("min", "leave out lower scores; auto: the score that 95 % of unrelated queries stay below",
                     {"oneOf": [{"type": "number"}, {"const": "auto"}]}, _minimum)  # fmt: skip

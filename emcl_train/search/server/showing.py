@@ -21,9 +21,12 @@ def about(library: Searchable) -> dict[str, Any]:
     return {
         "name": text_of(library.name),
         "moments": len(library),
-        "model": {"label": text_of(model.get("label", "")), "fingerprint": str(model.get("fingerprint", ""))},
-        "cutting": plain(library.about.get("cutting")),
-        "created": plain(library.about.get("created")),
+        "model": {
+            "label": text_of(model.get("label", "")),
+            "fingerprint": text_of(model.get("fingerprint", "")),
+            "random": bool(model.get("smoke_test")),
+        },
+        "cutting": cut_in_words(library.about.get("cutting") or {}),
         "roots": [text_of(root.name) for root in roots],
         "refines": library.refines,
         "cutoff": {
@@ -108,15 +111,12 @@ def _is_strange(text: str) -> bool:
     return False
 
 
-def plain(value: object) -> Any:
-    """A value of the library's own record, without anything that JSON has not."""
-    if isinstance(value, dict):
-        return {text_of(key): plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if isinstance(value, bool | int) or value is None:
-        return value
-    return number(value) if isinstance(value, float) else text_of(value)
+def cut_in_words(cutting: dict[str, Any]) -> str:
+    """How files were cut into moments; "" where the library does not say."""
+    if cutting.get("way") == "shots":
+        return "shots"
+    seconds = cutting.get("seconds")
+    return f"pieces of {seconds:g} s" if isinstance(seconds, int | float) else ""
 
 
 def score_of(cutoff: Cutoff | None) -> float | None:
