@@ -31,6 +31,8 @@ BEHIND = 3.0
 """Seconds that sound may lie behind the pictures in a file that is copied."""
 LATE = 0.1
 """Seconds after the place that was asked for, at which a film may be entered."""
+PROBED = 16
+"""Packets of an AVI that are decoded to see what its decoder leaves out: more than a group of dependent frames has."""
 STILL = 1.0
 """Seconds for which the last frame may be shown, in a film that does not say how long it is."""
 
@@ -129,7 +131,8 @@ def _copied(path: Path, plan: Plan, span: Span, target: Path, limits: Limits) ->
                 film.add([packet])
             if sound is not None:
                 sound.close()
-    return Written(begin, span.end, stream.index in past, sound is not None and sound.muted)
+        more = stream.index in past
+    return Written(begin, span.end, more, sound is not None and sound.muted)
 
 
 def _second(stamp: int | None, packet: Packet) -> float:
@@ -182,17 +185,23 @@ Shown = tuple[float, VideoFrame]
 
 def _entered(container: InputContainer, stream: VideoStream, first: float, begin: float) -> Iterator[Shown]:
     """The frames from a keyframe at or before `begin` on."""
-    _seek(container, stream, first + begin)
-
     # AVI stores no times. Its chunks count, and frames leave the decoder in the order of display, one for each.
     counted: deque[int] | None = deque() if has_no_stamps(container) else None
     entered = False
     try:
+        left_out = 0
+        if counted is not None:
+            _seek(container, stream, first + begin)
+            left_out = _left_out(container, stream)
+        _seek(container, stream, first + begin)
         for packet in demuxed(container, [stream]):
             if counted is not None and packet.size and packet.dts is not None:
                 packet.pts = packet.dts
                 counted.append(packet.dts)
             for frame in decode_packet(packet):
+                while left_out and counted:
+                    counted.popleft()
+                    left_out -= 1
                 stamp = frame.pts if counted is None else counted.popleft() if counted else None
                 if stamp is None:
                     raise Astray
@@ -203,6 +212,21 @@ def _entered(container: InputContainer, stream: VideoStream, first: float, begin
                 yield at, frame
     except av.error.FFmpegError as error:
         raise Astray from error
+
+
+def _left_out(container: InputContainer, stream: VideoStream) -> int:
+    """How many frames the decoder leaves out behind this place, since they depend on some before it."""
+    packets = 0
+    frames = 0
+    for packet in demuxed(container, [stream]):
+        if packet.size:
+            packets += 1
+            frames += len(decode_packet(packet))
+        if packets == PROBED:
+            break
+    frames += len(stream.codec_context.decode(None))
+    stream.codec_context.flush_buffers()
+    return max(0, packets - frames)
 
 
 def _passed_over(

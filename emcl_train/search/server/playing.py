@@ -19,7 +19,9 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from emcl_train.data.clock import Clock
 from emcl_train.data.container import declared_duration, open_video
+from emcl_train.data.decoding import demuxed
 from emcl_train.data.opening import identity_of
 
 Way = Literal["as it is", "remuxed", "transcoded"]
@@ -37,6 +39,8 @@ STAMPED = ("mov", "matroska")
 """Containers in which every packet says when it is shown, so that packets can be copied."""
 ENTERED = (*STAMPED, "avi", "asf")
 """Those with an index that leads to any second. All others are read from their start."""
+REORDERED = 32
+"""Packets among which the one lies that is shown first: more than a codec moves one forward."""
 ENCODED: dict[Kind, str] = {"mp4": "aac", "webm": "libopus"}
 """What sound is encoded as, where it cannot be copied."""
 
@@ -114,11 +118,11 @@ def _plan(path: Path, size: int, modified: int) -> Plan:
     with open_video(path) as (container, stream):
         name = container.format.name.partition(",")[0]
         kind = _kind_of(container, path)
-        first = _start(stream) or 0.0
         # Players count from where the first of all streams begins.
         starts = [start for one in container.streams if (start := _start(one)) is not None]
-        zero = min([first, *starts]) - first
         seconds = declared_duration(container, stream)
+        first = _first_of(container, stream)
+        zero = min([first, *starts]) - first
         sound = _sound_of(container)
         decided = _decided(name, kind, stream, sound)
         number = container.streams.audio.index(sound) if sound is not None else 0
@@ -169,6 +173,21 @@ def _sound_of(container: InputContainer) -> AudioStream | None:
     known = [stream for stream in container.streams.audio if stream.codec_context is not None]
     marked = [stream for stream in known if stream.disposition & Disposition.default]
     return next(iter([*marked, *known]), None)
+
+
+def _first_of(container: InputContainer, stream: VideoStream) -> float:
+    """When the first frame is shown: of the first packets, the earliest one. Its headers may say something else."""
+    clock = Clock(container, stream)
+    times: list[float] = []
+    for packet in demuxed(container, [stream]):
+        if packet.size:
+            clock.put_right(packet)
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if stamp is not None and not packet.is_discard:
+                times.append(float(stamp * packet.time_base))
+        if len(times) == REORDERED:
+            break
+    return min(times, default=0.0)
 
 
 def _start(stream: av.stream.Stream) -> float | None:

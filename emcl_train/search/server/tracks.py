@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +28,7 @@ from emcl_train.search.server.playing import ENCODED, Plan
 HEIGHT, WIDTH = 720, 1280
 """Of a film that is encoded, in pixels at most: more of them take longer, and the player on the page is not larger."""
 ENCODING = {"crf": "23", "preset": "veryfast", "g": "50", "maxrate": "6M", "bufsize": "12M"}
+OF_SOUND: dict[str, dict[str, str]] = {"mp4": {"aac_coder": "fast"}, "webm": {}}
 THREADS = min(4, os.cpu_count() or 1)
 FASTEST = 120
 """Frames a second that an encoder is told of; it writes all that there are."""
@@ -80,7 +81,10 @@ class Limits:
             raise TooMuch("the server ends")
         if time.monotonic() > self.until:
             raise TooMuch(f"it takes longer than {SLOWEST:.0f} s to convert")
-        if target.stat().st_size > self.most:
+        size = 0
+        with suppress(FileNotFoundError):  # before its first byte
+            size = target.stat().st_size
+        if size > self.most:
             raise TooMuch(f"a few seconds of it take more than {self.most >> 20} MiB")
 
 
@@ -211,7 +215,7 @@ class Sound:
         if self._upcoming is None:
             return
         self._layout = "mono" if self._upcoming[1].layout.nb_channels == 1 else "stereo"
-        self._stream: AudioStream = film.container.add_stream(ENCODED[plan.kind], rate=SAMPLES, layout=self._layout)
+        self._stream: AudioStream = film.container.add_stream(ENCODED[plan.kind], rate=SAMPLES, layout=self._layout, options=OF_SOUND[plan.kind])
 
     def up_to(self, at: float) -> None:
         """Write what is heard up to a second of the part."""
