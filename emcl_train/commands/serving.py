@@ -53,10 +53,10 @@ def serve(
         cache: Folder for parts of videos that browsers cannot play as they are; None: in the user's cache folder.
         cache_gb: Gigabytes that they may take there; what was not watched for longest goes first.
     """
-    require_packages("search")
     _require_place(host, port)
     if not 0.064 <= cache_gb <= 1e6:
         raise UserError(f"--cache-gb is {cache_gb:g}, expected 0.064 or more gigabytes")
+    require_packages("search")
 
     from emcl_train.search.library import Library
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -66,7 +67,7 @@ class StandIn:
                 self.add(path, seconds_of(path))
 
     def add(self, path: Path, seconds: float) -> list[str]:
-        content = hashlib.sha256(path.name.encode() + b"\0" + str(seconds).encode()).hexdigest()[:32]
+        content = hashlib.sha256(os.fsencode(path.name) + b"\0" + str(seconds).encode()).hexdigest()[:32]
         made = []
         for number in range(max(1, math.ceil(seconds / SECONDS - 1e-6))):
             start = number * SECONDS
