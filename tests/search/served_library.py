@@ -97,7 +97,7 @@ class StandIn:
             fits = sum(word in one.path.name.lower() for word in words) / len(words)
             score = 0.2 + 0.2 * fits - 0.01 * one.number * (1 if refine else -1)
             found.append(replace(one, score=round(score, 6)))
-        found.sort(key=lambda one: (-one.score, one.id))
+        found.sort(key=lambda one: (-one.score, one.path.name, one.number))
         return [one for one in found if minimum is None or one.score >= float(minimum)][:k]
 
     def like_moment(self, moment_id: str, k: int = 10, *, refine: bool | None = None) -> Sequence[StandInMoment]:

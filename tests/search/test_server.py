@@ -304,14 +304,13 @@ def test_a_request_without_a_host_or_with_two_gets_no_answer(client):
 def raw(port: int, request: bytes) -> bytes:
     """What comes back for bytes that are sent as they stand."""
     found = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
-        # Who is sent too much hangs up, which may be before the answer was read.
-        with suppress(ConnectionError):
-            connection.sendall(request)
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_WR)
-            while piece := connection.recv(65536):
-                found += piece
+    # Who is sent too much hangs up, which may be before the answer was read.
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection, suppress(ConnectionError):
+        connection.sendall(request)
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
+        while piece := connection.recv(65536):
+            found += piece
     return found
 
 

@@ -215,7 +215,9 @@ class Sound:
         if self._upcoming is None:
             return
         self._layout = "mono" if self._upcoming[1].layout.nb_channels == 1 else "stereo"
-        self._stream: AudioStream = film.container.add_stream(ENCODED[plan.kind], rate=SAMPLES, layout=self._layout, options=OF_SOUND[plan.kind])
+        self._stream: AudioStream = film.container.add_stream(
+            ENCODED[plan.kind], rate=SAMPLES, layout=self._layout, options=OF_SOUND[plan.kind]
+        )
 
     def up_to(self, at: float) -> None:
         """Write what is heard up to a second of the part."""
