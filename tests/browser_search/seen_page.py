@@ -29,6 +29,7 @@ class SeenPage:
     ) -> None:
         self._own = f"http://127.0.0.1:{port}"
         self._context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+        self._context.set_default_timeout(LONG * 1000)
         self.page = self._context.new_page()
         self.errors: list[str] = []
         self.elsewhere: list[str] = []

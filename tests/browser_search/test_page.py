@@ -91,8 +91,8 @@ def test_a_moment_plays_at_its_second_and_stops_at_its_end(seen, library, name):
     page.search(name.partition(".")[0])
     page.page.locator(f'#lists [data-id="{library.of(name, 1)}"]').click()
     page.until("document.querySelector('video').currentTime > 0 && document.querySelector('video').readyState >= 2")
-    way = {".avi": "transcoded, since browsers do not play mpeg4", ".mkv": "remuxed, since browsers play h264"}
-    assert way.get(Path(name).suffix, "") in page.page.inner_text("#said")
+    way = {".avi": "transcoded: browsers do not play mpeg4", ".mkv": "remuxed: browsers play h264, but not in"}
+    assert page.page.inner_text("#how").startswith(way.get(Path(name).suffix, ""))
     assert f"play={library.of(name, 1)}" in page.address
     begin = page.page.evaluate(
         "fetch('/api/playing?id=' + new URLSearchParams(location.search).get('play'))"
@@ -206,7 +206,7 @@ def test_both_rankings_stand_side_by_side_and_the_choice_is_in_the_address(seen)
     refined, plain = ([card.get_attribute("data-id") for card in one.locator(".card").all()] for one in (first, second))
     assert sorted(refined) == sorted(plain)
     assert refined != plain
-    assert first.locator(".other").first.inner_text() == f"place {plain.index(refined[0]) + 1} there"
+    assert first.locator(".other").first.inner_text() == f"place {plain.index(refined[0]) + 1} in plain"
     assert "Refined: 22 moments" in page.status()
 
     # Arrows lead from one list to the other, and the choice is made by keyboard as well.

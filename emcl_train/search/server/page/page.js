@@ -79,10 +79,10 @@
   let asking = null;
   let waiting = 0;
 
-  const picture = (moment) => {
+  const picture = (moment, words = span(moment)) => {
     const image = make("img", { alt: "", src: moment.thumbnail, loading: "lazy", decoding: "async" });
     image.addEventListener("error", () => image.classList.add("blank"));
-    return make("span", { class: "frame" }, image, make("span", { class: "time" }, span(moment)));
+    return make("span", { class: "frame" }, image, make("span", { class: "time" }, words));
   };
   const card = (moment, other) => {
     const [folder, name] = [moment.file.slice(0, moment.file.lastIndexOf("/") + 1), moment.file.split("/").pop()];
@@ -118,15 +118,15 @@
   };
   // Where each moment stands in the other ranking.
   const places = (results) => new Map(results.map((moment, place) => [moment.id, place + 1]));
-  const cards = (found, others) => {
+  const cards = (found, others, title) => {
     const items = [];
     for (const moment of found.results) {
-      if (moment.below && !items.some((item) => item.className === "rule")) {
+      if (moment.below && found.fits && !items.some((item) => item.className === "rule")) {
         const words = `below the cut-off of ${score(found.cutoff)}: 95 % of unrelated queries stay under it`;
         items.push(make("li", { class: "rule" }, words));
       }
       const there = others ? others.get(moment.id) : null;
-      items.push(card(moment, others ? (there ? `place ${there} there` : "not found there") : ""));
+      items.push(card(moment, others ? (there ? `place ${there} in ${title}` : `not in ${title}`) : ""));
     }
     return make("ul", { class: "cards" }, ...items);
   };
@@ -158,7 +158,7 @@
             {},
             make("h2", {}, titles[n]),
             make("p", one.fits === false ? { class: "nothing" } : {}, one.said || summary(one)),
-            cards(one, places(found[1 - n].results)),
+            cards(one, places(found[1 - n].results), titles[1 - n].toLowerCase()),
           ),
         ),
       );
@@ -383,10 +383,11 @@
         mine.signal.addEventListener("abort", () => reject(new DOMException("", "AbortError")));
       });
       cover.hidden = true;
-      const words = [span(moment)];
-      if (found.way !== "as it is") words.push(`${found.way}, since ${found.why}`);
+      said.textContent = span(moment);
+      const words = found.way === "as it is" ? [] : [`${found.way}: ${found.why}`];
       if (found.muted) words.push("its sound cannot be decoded");
-      said.textContent = words.join(" · ");
+      $("how").hidden = !words.length;
+      $("how").textContent = words.join("; ");
       seeks = 0;
       go(to);
       await start();
@@ -434,6 +435,7 @@
     video.load();
     $("playing").replaceChildren(quoted(one.file));
     said.textContent = span(one);
+    $("how").hidden = true;
     $("copies").hidden = !one.also_at.length;
     $("copies").replaceChildren("Also: ", ...one.also_at.flatMap((path, n) => [n ? ", " : "", quoted(path)]));
     load(0, one.start);
@@ -460,7 +462,7 @@
     if (!moment || moment.id !== one.id) return;
     place.replaceChildren(
       ...found.results.map((other) => {
-        const button = make("button", { type: "button", class: "card", "data-id": other.id }, picture(other));
+        const button = make("button", { type: "button", class: "card", "data-id": other.id }, picture(other, clock(other.start)));
         button.setAttribute("aria-label", `from ${clock(other.start)} to ${clock(other.end)}`);
         button.addEventListener("click", () => {
           play(other, null);
@@ -499,6 +501,11 @@
   });
   video.addEventListener("ended", () => {
     if (media && media.more && (goesOn || media.end < moment.end - 0.05)) load(media.part + 1, media.end);
+  });
+  video.addEventListener("error", () => {
+    if (!media || !video.error) return;
+    cover.textContent = "The browser cannot play this further.";
+    cover.hidden = false;
   });
   $("again").addEventListener("click", playMoment);
   $("on").addEventListener("click", playOn);
