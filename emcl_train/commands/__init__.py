@@ -14,6 +14,7 @@ from emcl_train.commands import (
     refining,
     reporting,
     searching,
+    serving,
     training,
     verifying,
 )
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Entry] = {
     **refining.COMMANDS,
     **indexing.COMMANDS,
     **searching.COMMANDS,
+    **serving.COMMANDS,
     **reporting.COMMANDS,
     **verifying.COMMANDS,
     **completing.COMMANDS,

@@ -1,0 +1,185 @@
+"""The command serve: a library's page, on this machine."""
+
+import hashlib
+import os
+import socket
+import webbrowser
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from tyro.conf import Positional
+
+from emcl_train.commands.entry import Entry, of_function
+from emcl_train.endings import say_if_ended
+from emcl_train.errors import UserError
+from emcl_train.extras import require_packages
+from emcl_train.terminal import in_a_line, tell
+
+PORT = 8765
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+EVERY_ADDRESS = ("0.0.0.0", "::", "")
+CONNECTIONS = 256
+"""At most; whoever comes then is told to come again."""
+LONGEST_REQUEST = 256 << 10
+"""Bytes of a request's head, so that a query that is too long gets a sentence, and not only a status."""
+IDLE = 5
+"""Seconds that a connection may rest between two requests."""
+FAREWELL = 2
+"""Seconds for answers that are on their way when the server ends."""
+
+
+def serve(
+    library: Positional[str],
+    *,
+    port: int = PORT,
+    host: str = "127.0.0.1",
+    model: str | None = None,
+    open: bool = False,
+    cache: Path | None = None,
+    cache_gb: float = 1.0,
+) -> None:
+    """Serve a library as a page on this machine: search as you type, and play moments at their second.
+
+    Only this machine's browsers reach it, unless --host says otherwise. It asks no other host for anything, sends
+    nothing but the library's thumbnails and films, and writes only into its cache. Ctrl-C ends it.
+
+    Args:
+        library: What `index` has made.
+        port: Of this machine; 0: any that is free.
+        host: Address to listen at. With another one than this machine's own, everybody who reaches it sees all videos.
+        model: Where the model lies now, if it has moved.
+        open: Open the page in the browser.
+        cache: Folder for parts of videos that browsers cannot play as they are; None: in the user's cache folder.
+        cache_gb: Gigabytes that they may take there; what was not watched for longest goes first.
+    """
+    _require_place(host, port)
+    if not 0.064 <= cache_gb <= 1e6:
+        raise UserError(f"--cache-gb is {cache_gb:g}, expected 0.064 or more gigabytes")
+    require_packages("search")
+
+    from emcl_train.search.library import Library
+
+    _run(Library(library, model), host, port, cache, int(cache_gb * 1e9), query={} if open else None)
+
+
+def open_page(library: Any, *, query: str | None = None, like: Path | None = None, at: float | None = None) -> None:
+    """Serve a library on a free port, and open its page with a search.
+
+    Args:
+        library: a `Library`.
+        query: what is searched for.
+        like: a video of the library, to be searched by in place of a query.
+        at: the second in it; None: its middle.
+
+    Raises:
+        UserError: the video is not in the library.
+    """
+    asked = {"q": query} if query else {}
+    if like is not None:
+        from emcl_train.search.finding import content_of
+
+        found = library.like(like, at, 1)
+        if not found or found[0].content != content_of(like):
+            raise UserError(
+                f"--open shows moments of the library, and {like} is not in it; index its folder, or leave out --open"
+            )
+        asked = {"like": found[0].id}
+    _run(library, "127.0.0.1", 0, None, 1 << 30, query=asked)
+
+
+def _run(
+    library: Any, host: str, port: int, cache: Path | None, cache_bytes: int, query: dict[str, str] | None
+) -> None:
+    """Serve until a signal ends it. `query`: of the page that is opened in the browser; None: none is."""
+    say_if_ended(lambda: "the server has ended; the library is as it was")
+    from emcl_train.search.server import build_app
+    from emcl_train.search.server.guarding import in_brackets
+
+    # What is wrong with the model is said now, and not to the first who searches.
+    _ = library.encoder
+
+    with listening(host, port) as listener:
+        port = listener.getsockname()[1]
+        app = build_app(library, host=host, port=port, cache_dir=cache or cache_of(library), cache_bytes=cache_bytes)
+        address = f"http://{in_brackets(host)}:{port}/"
+        print(f"{in_a_line(library.name)}: {len(library)} moments at {address} (Ctrl-C ends it)", flush=True)
+        if host not in LOOPBACK:
+            tell(f"warning: whoever reaches {address} can search and watch all of this library; there is no password")
+        if query is not None:
+            webbrowser.open(address + (f"?{urlencode(query)}" if query else ""))
+        server_of(app).run(sockets=[listener])
+
+
+def cache_of(library: Any) -> Path:
+    """The cache of a library, in the user's cache folder.
+
+    Raises:
+        UserError: the user has none.
+    """
+    from emcl_train.data.cache import user_cache
+
+    folder = user_cache()
+    if folder is None:
+        raise UserError("there is no cache folder: the user has no home; pass --cache with a folder")
+    return folder / "serve" / hashlib.sha256(os.fsencode(str(library.place))).hexdigest()[:16]
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket at this place, to which connections may come from now on.
+
+    Raises:
+        UserError: it is taken, or is no place of this machine.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        way_out = f"pass another --port, such as {port + 1 if port < 65535 else 0}, or 0 for any that is free"
+        if isinstance(error, socket.gaierror) or not port:
+            way_out = "pass --host with an address of this machine"
+        raise UserError(f"nothing can be served at {host}, port {port}: {error.strerror}; {way_out}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def server_of(app: Any) -> Any:
+    """The server of an application, which bounds connections, and the size of what they send."""
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_keep_alive=IDLE,
+            timeout_graceful_shutdown=FAREWELL,
+            h11_max_incomplete_event_size=LONGEST_REQUEST,
+        )
+    )
+
+
+def _require_place(host: str, port: int) -> None:
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port is {port}, expected 0 to 65535")
+    if host in EVERY_ADDRESS:
+        raise UserError(
+            f"--host is {host!r}, every address of this machine, and requests are answered under one name alone; pass "
+            "the address or the name that others type, such as 192.168.1.5"
+        )
+
+
+COMMANDS = {
+    "serve": Entry(
+        "LIBRARY",
+        "a page on this machine to search a library and watch its moments",
+        of_function("serve", serve),
+    ),
+}
