@@ -116,7 +116,7 @@ class Tables:
 
     def has(self, name: str) -> bool:
         """Whether there is such a table."""
-        return name in self._database.table_names(limit=100)
+        return name in self._database.list_tables(limit=100).tables
 
     def open(self, name: str) -> Any:
         """A table, as it is now."""

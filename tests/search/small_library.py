@@ -66,6 +66,16 @@ def rows_of(library: Path) -> dict[str, tuple[Any, ...]]:
     return found
 
 
+def assert_same_rows(library: Path, expected: dict[str, tuple[Any, ...]]) -> None:
+    """The same moments with the same vectors, but for the rounding of another number of threads."""
+    found = rows_of(library)
+    assert found.keys() == expected.keys()
+    for key, (*place, vector, picture) in expected.items():
+        assert [*found[key][:2], found[key][3]] == [*place, picture], key
+        rows = [np.frombuffer(one, dtype=np.float32) for one in (found[key][2], vector)]
+        assert np.allclose(*rows, atol=1e-6), key
+
+
 def names(found: Sequence[Any]) -> list[str]:
     """Files of results."""
     return [one.path.name for one in found]
