@@ -37,6 +37,8 @@ class Maker:
     def __init__(self, size: int = 100, pause: float = 0.0) -> None:
         self.size, self.pause = size, pause
         self.made = self.at_once = self.most_at_once = 0
+        self.may_go = threading.Event()
+        self.may_go.set()
         self._lock = threading.Lock()
 
     def __call__(self, target: Path, limits: Limits) -> Written:
@@ -44,6 +46,7 @@ class Maker:
             self.made += 1
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
+        assert self.may_go.wait(60)
         time.sleep(self.pause)
         with target.open("wb") as file:
             file.truncate(self.size)
@@ -84,11 +87,16 @@ def test_many_who_ask_for_one_part_get_the_same_one(tmp_path):
 
 
 def test_so_many_are_made_at_once_and_so_many_wait(tmp_path):
-    make = Maker(pause=0.05)
+    make = Maker(pause=0.02)
+    make.may_go.clear()
     parts = Parts(tmp_path, LEAST, at_once=2)
 
     async def ask() -> list[object]:
-        asked = (parts.get(Asker(), key_of(number), "mp4", make) for number in range(WAITING + 5))
+        coming = [parts.get(Asker(), key_of(number), "mp4", make) for number in range(WAITING + 5)]
+        asked = [asyncio.create_task(one) for one in coming]
+        while sum(one.done() for one in asked) < 5:
+            await asyncio.sleep(0.01)
+        make.may_go.set()
         return await asyncio.gather(*asked, return_exceptions=True)
 
     found = asyncio.run(ask())

@@ -74,11 +74,11 @@ def test_container_and_codecs_decide_and_never_the_name(films, name, way, kind, 
 
 
 def test_a_part_has_its_moment_with_some_seconds_around_it():
-    assert part_of(10, 14, 0) == Span(10 - LEAD, 14 + TAIL)
-    assert part_of(1, 5, 0) == Span(0, 5 + TAIL)
-    assert part_of(10, 14, 2) == Span(14 + TAIL + STEP, 14 + TAIL + 2 * STEP)
-    assert part_of(10, 1000, 0) == Span(10 - LEAD, 10 - LEAD + LONGEST)
-    assert part_of(10, 1000, 1).begin == part_of(10, 1000, 0).end
+    assert part_of(10.0, 14.0, 0) == Span(10 - LEAD, 14 + TAIL)
+    assert part_of(1.0, 5.0, 0) == Span(0, 5 + TAIL)
+    assert part_of(10.0, 14.0, 2) == Span(14 + TAIL + STEP, 14 + TAIL + 2 * STEP)
+    assert part_of(10.0, 1000.0, 0) == Span(10 - LEAD, 10 - LEAD + LONGEST)
+    assert part_of(10.0, 1000.0, 1).begin == part_of(10.0, 1000.0, 0).end
 
 
 @pytest.mark.parametrize("begin", [0.0, 3.3, 7.0, 11.5])
@@ -145,7 +145,7 @@ def test_there_is_no_part_behind_the_end(films):
 
 
 def test_a_turned_film_is_upright_and_large_ones_are_made_smaller(films, tmp_path):
-    write_film(tmp_path / "large.avi", seconds=0.5, codec="mpeg4", size=(1920, 1080))
+    write_film(tmp_path / "large.avi", seconds=0.2, codec="mpeg4", size=(1600, 900))
     _, film = made(tmp_path / "large.avi", Span(0.0, 1.0))
     with av.open(io.BytesIO(film)) as container:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (1280, 720)
@@ -165,7 +165,7 @@ def test_limits_end_a_part_and_what_is_no_film_is_refused(films, tmp_path, monke
         write_part(
             films / "mpeg4.avi",
             plan_of(films / "mpeg4.avi"),
-            Span(0, 9),
+            Span(0.0, 9.0),
             tmp_path / "x",
             Limits.from_now(1 << 30, stopped),
         )
@@ -182,8 +182,8 @@ def test_a_disk_that_takes_nothing_is_no_fault_of_the_film(films):
     plan = plan_of(films / "mpeg4.avi")
     with pytest.raises(Unwritable, match="No space left"):
         write_part(
-            films / "mpeg4.avi", plan, Span(0, 9), Path("/dev/full"), Limits.from_now(1 << 30, threading.Event())
+            films / "mpeg4.avi", plan, Span(0.0, 9.0), Path("/dev/full"), Limits.from_now(1 << 30, threading.Event())
         )
     gone = Path("/no such folder/part")
     with pytest.raises(Unwritable, match="No such file"):
-        write_part(films / "mpeg4.avi", plan, Span(0, 9), gone, Limits.from_now(1 << 30, threading.Event()))
+        write_part(films / "mpeg4.avi", plan, Span(0.0, 9.0), gone, Limits.from_now(1 << 30, threading.Event()))
