@@ -133,7 +133,7 @@ def test_a_converted_film_goes_on_in_its_next_part(seen, library):
 def test_all_of_it_is_used_by_keyboard_alone(seen, library):
     page = seen()
     press = page.page.keyboard.press
-    page.page.locator("body").click(position={"x": 2, "y": 400})
+    page.page.locator("#name").click()
     press("/")
     assert page.focused() == "query"
     page.page.keyboard.type("blue square")
