@@ -1,6 +1,7 @@
 """The page of a library in a real browser: searches as one types, plays a moment at its second, by keyboard alone."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,6 +59,20 @@ def test_results_come_as_one_types_and_the_address_says_what_is_asked(seen, libr
     again.settled()
     assert again.page.input_value("#query") == "red circle"
     assert again.files() == page.files()
+
+
+def test_what_is_typed_before_the_library_is_known_is_searched_for(seen, library, monkeypatch):
+    about = dict(library.about)
+    monkeypatch.setattr(StandIn, "about", property(lambda _: time.sleep(1.0) or about), raising=False)
+    library.__dict__.pop("about")
+    try:
+        page = seen()
+        page.page.keyboard.type("blue square")
+        page.until(lambda: page.files()[:1] == ["blue square 0.mp4"])
+        assert page.page.input_value("#query") == "blue square"
+    finally:
+        monkeypatch.undo()
+        library.about = about
 
 
 def test_an_answer_to_an_earlier_question_is_dropped(seen, library):
