@@ -218,7 +218,8 @@ def test_both_rankings_stand_side_by_side_and_the_choice_is_in_the_address(seen)
     assert (first.locator("h2").inner_text(), second.locator("h2").inner_text()) == ("Refined", "Plain")
     assert first.bounding_box()["y"] == second.bounding_box()["y"]
     assert first.bounding_box()["x"] < second.bounding_box()["x"]
-    refined, plain = ([card.get_attribute("data-id") for card in one.locator(".card").all()] for one in (first, second))
+    ids = "(cards) => cards.map((card) => card.dataset.id)"
+    refined, plain = (one.locator(".card").evaluate_all(ids) for one in (first, second))
     assert sorted(refined) == sorted(plain)
     assert refined != plain
     assert first.locator(".other").first.inner_text() == f"place {plain.index(refined[0]) + 1} in plain"
