@@ -50,7 +50,8 @@ def test_results_come_as_one_types_and_the_address_says_what_is_asked(seen, libr
     page.page.keyboard.type("red circle", delay=20)
     page.until(lambda: "q=red+circle" in page.address)
     page.until(lambda: page.files()[:1] == ["red circle.mp4"])
-    assert page.status() == "22 moments, 3 above the cut-off of 0.300."
+    page.until(lambda: page.status() == "22 moments, 3 above the cut-off of 0.300.")
+    assert page.files()[:1] == ["red circle.mp4"]
     assert page.page.title() == "red circle – holidays"
     assert page.page.locator("#lists .rule").inner_text().startswith("below the cut-off of 0.300")
     assert page.page.locator("#lists li.below").count() == 19
