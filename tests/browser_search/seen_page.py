@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 LONG = 120.0
 """Seconds after which something has not happened. A slow machine may need most of a minute for a film."""
@@ -63,7 +64,7 @@ class SeenPage:
     def search(self, text: str) -> None:
         """Type into the search box; the results have then followed."""
         self.page.locator("#query").fill(text)
-        self.until(lambda: f"q={text.split()[0]}" in self.address)
+        self.until(lambda: parse_qs(urlsplit(self.address).query).get("q") == [text])
         self.settled()
 
     def settled(self) -> None:

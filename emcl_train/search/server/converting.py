@@ -287,3 +287,4 @@ def _film(target: Path, plan: Plan, limits: Limits) -> Iterator[Film]:
         raise
     with writing():
         container.close()
+    limits.check(target)

@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from starlette.requests import Request
 
 from emcl_train.search.server.refusing import Refused
 
@@ -14,6 +13,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BUSY = {"retry-after": "2"}
+
+
+@runtime_checkable
+class Asker(Protocol):
+    """Who asks, and may have gone away by now: a request."""
+
+    async def is_disconnected(self) -> bool: ...
 
 
 class Line:
@@ -33,7 +39,7 @@ class Line:
         self._turn = asyncio.Semaphore(at_once)
         self._threads = CapacityLimiter(at_once)
 
-    async def run(self, request: Request | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self, request: Asker | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function when it is its turn.
 
         Args:

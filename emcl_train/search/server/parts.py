@@ -19,12 +19,11 @@ from pathlib import Path
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from starlette.requests import Request
 
 from emcl_train.errors import UserError
 from emcl_train.runs.files import clear_partial, discard, new_partial
 from emcl_train.search.server.converting import Written
-from emcl_train.search.server.lines import BUSY, gone
+from emcl_train.search.server.lines import BUSY, Asker, gone
 from emcl_train.search.server.playing import Kind
 from emcl_train.search.server.refusing import Refused
 from emcl_train.search.server.tracks import Limits
@@ -120,7 +119,7 @@ class Parts:
                 return _part(path, found)
         return None
 
-    async def get(self, request: Request, key: str, kind: Kind, make: Callable[[Path, Limits], Written]) -> Part:
+    async def get(self, request: Asker, key: str, kind: Kind, make: Callable[[Path, Limits], Written]) -> Part:
         """A part, which is made if it is not there, once however many ask for it.
 
         Args:

@@ -60,7 +60,8 @@
     state.like = given.get("like") || "";
     state.play = given.get("play") || "";
     const wanted = given.get("ranking");
-    state.ranking = library && library.refines && ["plain", "both"].includes(wanted) ? wanted : "refined";
+    state.ranking = ["plain", "both"].includes(wanted) ? wanted : "refined";
+    query.value = state.q;
   };
   const keep = (anew) => {
     const kept = new URLSearchParams();
@@ -179,6 +180,7 @@
   // Ask, and show what comes; an answer to an earlier question is dropped.
   const update = async () => {
     clearTimeout(waiting);
+    if (!library) return; // what is typed before is searched for when the library is known
     if (asking) asking.abort();
     const mine = (asking = new AbortController());
     document.title = state.q ? `${state.q} – ${library.name}` : library.name;
@@ -195,6 +197,7 @@
 
     const slow = setTimeout(() => lists.setAttribute("aria-busy", "true"), SLOW);
     try {
+      if (!library.refines) state.ranking = "refined";
       const refines = { refined: [library.refines], plain: [false], both: [true, false] }[state.ranking];
       const address = state.like ? "/api/like" : "/api/search";
       const what = state.like ? { id: state.like } : { q: state.q };
@@ -514,9 +517,7 @@
 
   // ---- The beginning, and going back. ----
 
-  const restore = async () => {
-    read();
-    query.value = state.q;
+  const show = async () => {
     ranking.querySelector(`[value="${state.ranking}"]`).checked = true;
     const wanted = state.play;
     if (player.hidden === false && moment && moment.id !== wanted) {
@@ -530,6 +531,8 @@
     if (of) play(of, card || null);
   };
   const begin = async () => {
+    read();
+    if (!state.q && !state.like && !state.play) query.focus();
     try {
       library = await ask("/api/library", {});
     } catch (error) {
@@ -547,9 +550,11 @@
     $("damaged")
       .querySelector("ul")
       .replaceChildren(...damaged.files.map(({ file, reason }) => make("li", {}, quoted(file), ": ", quoted(reason))));
-    await restore();
-    if (!state.play && !all().length) query.focus();
+    await show();
   };
-  addEventListener("popstate", restore);
+  addEventListener("popstate", () => {
+    read();
+    show();
+  });
   begin();
 })();
