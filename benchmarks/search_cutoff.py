@@ -1,0 +1,371 @@
+"""Can the best score tell whether anything fits, and what does the automatic cut-off get wrong? On real embeddings.
+
+    PYTHONPATH=. python benchmarks/search_cutoff.py FOLDER [--splits N] [--out FOLDER] [--name NAME]
+
+FOLDER holds arrays [2, N, D] of videos (or images) and texts, `.npy`, as for `make refine` (docs/refine.md says which).
+Each split draws 2/5 of the pairs for the bank, of which the texts are known, 2/5 for the gallery, whose texts are the
+queries that have an answer, and 1/5 for queries that have none: a third of the queries. A refiner is fitted to the
+bank's texts and the gallery's videos, as a library's is; no query is seen beforehand. Writes <date>-cutoff.{json,md}.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from record import RESULTS, AlreadyThere, refuse_to_overwrite, write_whole  # noqa: E402
+from search_cutoff_table import markdown  # noqa: E402
+from search_cutoff_ways import CHOSEN, WAYS  # noqa: E402
+
+import emcl_kernels  # noqa: E402
+from benchmarks.refine.run import DEVELOPMENT, SETS  # noqa: E402
+from emcl_kernels import Refiner  # noqa: E402
+from emcl_train.runs.code import commit, processor  # noqa: E402
+from emcl_train.search.cutoff import SHARE, unrelated_scores  # noqa: E402
+
+COSINE = "cosine"
+MAP = "refined"
+BANK = "refined, with the bank"
+BANK_ALONE = "the bank without a map (CSLS)"
+COMPARED = (COSINE, MAP, BANK, BANK_ALONE)
+CONTAMINATED = (0.0, 0.05, 0.1, 0.2)
+"""Shares of a bank that the gallery answers."""
+SHARES = (0.5, 0.8, 0.9, 0.95)
+SPLITS = 200
+FEWER_SPLITS = 50
+"""Of what is asked several times a split."""
+RESAMPLES = 2000
+LEVEL = 0.95
+
+Rows = np.ndarray
+
+
+@dataclass(frozen=True)
+class Split:
+    """Places of pairs in a set."""
+
+    bank: np.ndarray
+    gallery: np.ndarray
+    """Texts of these are the queries that have an answer."""
+    unanswerable: np.ndarray
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Rows as one way compares them, by inner product."""
+
+    bank: Rows
+    items: Rows
+    queries: Callable[[Rows], Rows]
+    """Of texts of length one."""
+    neighbors: int | None = None
+    """k, where the bank corrects the items."""
+    weight: float = 0.0
+
+    def of_bank(self, *, left_out: bool = True) -> Rows:
+        """The best score of each query of the bank."""
+        neighbors = self.neighbors if left_out else None
+        return unrelated_scores(self.bank, [self.items], num_neighbors=neighbors, bank_weight=self.weight)
+
+
+def unit(rows: Rows) -> Rows:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def load(path: Path) -> tuple[Rows, Rows]:
+    """Texts and videos of length one, float32."""
+    video, text = np.load(path).astype(np.float64)
+    return unit(text).astype(np.float32), unit(video).astype(np.float32)
+
+
+def splits(count: int, number: int, seed: int = 0) -> Iterator[Split]:
+    """Random splits of so many pairs into 2/5, 2/5 and 1/5."""
+    draw = np.random.default_rng(seed)
+    for _ in range(number):
+        order = draw.permutation(count)
+        first, second = 2 * count // 5, 4 * count // 5
+        yield Split(order[:first], order[first:second], order[second:])
+
+
+def of_other_kind(text: Rows, number: int) -> Iterator[Split]:
+    """The same, where the bank is of one half of the subjects and the queries without an answer of the other.
+
+    Halves are of the direction in which the texts vary most.
+    """
+    centred = text - text.mean(0)
+    along = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
+    lower, upper = np.array_split(np.argsort(along), 2)
+    draw = np.random.default_rng(1)
+    for turn in range(number):
+        bank_half, other_half = (lower, upper) if turn % 2 else (upper, lower)
+        bank = draw.permutation(bank_half)[: 2 * len(text) // 5]
+        unanswerable = draw.permutation(other_half)[: len(text) // 5]
+        rest = np.setdiff1d(np.arange(len(text)), np.concatenate([bank, unanswerable]))
+        yield Split(bank, rest, unanswerable)
+
+
+def kinds(text: Rows, video: Rows, compared: tuple[str, ...] = COMPARED) -> dict[str, Kind]:
+    """Rows of a bank's texts and a gallery's videos in every way that they are compared."""
+    found = {COSINE: Kind(text, video, lambda rows: rows)}
+    if {MAP, BANK} & set(compared):
+        found[BANK] = with_bank(Refiner(), text, video)
+        # Without the number of the bank, the same rows are what the map alone makes.
+        query = found[BANK].queries
+        found[MAP] = Kind(found[BANK].bank[:, :-1], found[BANK].items[:, :-1], lambda rows: query(rows)[:, :-1])
+    if BANK_ALONE in compared:
+        found[BANK_ALONE] = with_bank(Refiner("none"), text, video)
+    return {name: found[name] for name in compared}
+
+
+def with_bank(refiner: Refiner, text: Rows, video: Rows) -> Kind:
+    """Rows of a refiner that is fitted to them, with the texts as its bank."""
+    refiner.fit(text, video, text_bank=text)
+    return Kind(
+        refiner.transform_text(text),
+        refiner.transform_video(video),
+        refiner.transform_text,
+        refiner.num_neighbors,
+        refiner.bank_weight,
+    )
+
+
+# ---- what is measured ------------------------------------------------------------------------------------------------
+
+
+class Pooled:
+    """What every text did as a query over all splits, so that texts can be drawn again and again.
+
+    All splits have as many queries of each kind, so that a mean over splits is one over all of their queries.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.wins = np.zeros((count, count))
+        self.pairs = np.zeros((count, count))
+        self.queries = {name: np.zeros((2, count)) for name in ("false alarms", "misses", "first, missed", "R@1")}
+        """By figure: how often it was so, and how often it was asked, of each text."""
+
+    def add(self, split: Split, answered: Rows, first: np.ndarray, unanswered: Rows, cut: float) -> None:
+        higher = (answered[:, None] > unanswered) + 0.5 * (answered[:, None] == unanswered)
+        self.wins[np.ix_(split.gallery, split.unanswerable)] += higher
+        self.pairs[np.ix_(split.gallery, split.unanswerable)] += 1
+        self._count("false alarms", split.unanswerable, unanswered > cut)
+        self._count("misses", split.gallery, answered <= cut)
+        self._count("first, missed", split.gallery[first], answered[first] <= cut)
+        self._count("R@1", split.gallery, first)
+
+    def _count(self, name: str, places: np.ndarray, so: np.ndarray) -> None:
+        self.queries[name][0, places] += so
+        self.queries[name][1, places] += 1
+
+    def figures(self, drawn: Rows) -> dict[str, Rows]:
+        """Every figure, in percent, for each row of how often texts were drawn `[R, N]`."""
+        found = {"AUROC": ((drawn @ self.wins) * drawn).sum(1) / ((drawn @ self.pairs) * drawn).sum(1)}
+        found |= {name: (drawn @ so) / (drawn @ asked) for name, (so, asked) in self.queries.items()}
+        found["balanced error"] = (found["false alarms"] + found["misses"]) / 2
+        return {name: 100 * values for name, values in found.items()}
+
+
+def auroc(answered: Rows, unanswered: Rows) -> float:
+    return float((answered[:, None] > unanswered).mean() + 0.5 * (answered[:, None] == unanswered).mean())
+
+
+def least_balanced_error(answered: Rows, unanswered: Rows) -> float:
+    """Of the best of all scores as the cut-off, which only who knows the answers can choose."""
+    cuts = np.sort(np.concatenate([answered, unanswered]))
+    missed = np.searchsorted(np.sort(answered), cuts, side="right") / len(answered)
+    alarms = 1 - np.searchsorted(np.sort(unanswered), cuts, side="right") / len(unanswered)
+    return float(min(0.5, ((missed + alarms) / 2).min()))
+
+
+def errors(text: Rows, video: Rows, number: int) -> dict[str, Any]:
+    """AUROC and the errors at the automatic cut-off, by every way of comparing."""
+    pooled = {name: Pooled(len(text)) for name in COMPARED}
+    per_split: dict[str, dict[str, list[float]]] = {name: {} for name in COMPARED}
+    for split in splits(len(text), number):
+        for name, kind in kinds(text[split.bank], video[split.gallery]).items():
+            of_bank = kind.of_bank()
+            cut = WAYS[CHOSEN](of_bank, SHARE)
+            scores = kind.queries(text[split.gallery]) @ kind.items.T
+            answered = scores.max(1)
+            first = scores.argmax(1) == np.arange(len(scores))
+            unanswered = (kind.queries(text[split.unanswerable]) @ kind.items.T).max(1)
+            pooled[name].add(split, answered, first, unanswered, cut)
+
+            found = {
+                "AUROC": 100 * auroc(answered, unanswered),
+                "false alarms": 100 * (unanswered > cut).mean(),
+                "misses": 100 * (answered <= cut).mean(),
+                "least balanced error": 100 * least_balanced_error(answered, unanswered),
+                "R@1": 100 * first.mean(),
+            }
+            if first.any():
+                found["first, missed"] = 100 * (answered[first] <= cut).mean()
+            found["balanced error"] = (found["false alarms"] + found["misses"]) / 2
+            if kind.neighbors is not None:
+                own = WAYS[CHOSEN](kind.of_bank(left_out=False), SHARE)
+                found["false alarms, not left out"] = 100 * (unanswered > own).mean()
+            for share in SHARES:
+                at = WAYS[CHOSEN](of_bank, share)
+                found[f"false alarms at {share:g}"] = 100 * (unanswered > at).mean()
+                if first.any():
+                    found[f"first, missed at {share:g}"] = 100 * (answered[first] <= at).mean()
+            for figure, value in found.items():
+                per_split[name].setdefault(figure, []).append(float(value))
+    return {"per split": per_split, "intervals": intervals(pooled, len(text))}
+
+
+def intervals(pooled: Mapping[str, Pooled], count: int) -> dict[str, dict[str, list[float]]]:
+    """Mean and 95 % interval of each figure, and of its gain over cosine, by drawing texts anew.
+
+    A drawn text brings what it did in every way, so what makes it hard for both cancels. Galleries stay as they are.
+    """
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
+    once = np.ones((1, count))
+    resampled = {name: of.figures(drawn) for name, of in pooled.items()}
+    means = {name: of.figures(once) for name, of in pooled.items()}
+
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in pooled:
+        found[name] = {}
+        for figure in means[name]:
+            draws = resampled[name][figure]
+            gains = draws - resampled[COSINE][figure]
+            found[name][figure] = interval(means[name][figure][0], draws)
+            found[name][f"gain in {figure}"] = interval(means[name][figure][0] - means[COSINE][figure][0], gains)
+    return found
+
+
+def interval(mean: float, draws: Rows) -> list[float]:
+    return [float(mean), *(float(end) for end in np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))]
+
+
+def estimates(text: Rows, video: Rows, number: int) -> dict[str, Any]:
+    """False alarms of new unanswerable queries at the score that each way finds, by how much of the bank is answered."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for place, split in enumerate(splits(len(text), number, seed=2)):
+        draw = np.random.default_rng(place)
+        for share in CONTAMINATED:
+            bank = split.bank.copy()
+            replaced = round(share * len(bank))
+            bank[:replaced] = draw.choice(split.gallery, replaced, replace=False)
+            for name, kind in kinds(text[bank], video[split.gallery], (COSINE, MAP, BANK)).items():
+                of_bank = kind.of_bank()
+                unanswered = (kind.queries(text[split.unanswerable]) @ kind.items.T).max(1)
+                for way, cut in WAYS.items():
+                    alarms = found.setdefault(way, {}).setdefault(f"{share:g}", {}).setdefault(name, [])
+                    alarms.append(100 * float((unanswered > cut(of_bank, SHARE)).mean()))
+    return found
+
+
+def shifted(text: Rows, video: Rows, number: int) -> dict[str, list[float]]:
+    """False alarms where the bank is of another kind than the queries that come."""
+    found: dict[str, list[float]] = {}
+    for split in of_other_kind(text, number):
+        for name, kind in kinds(text[split.bank], video[split.gallery], (COSINE, BANK)).items():
+            cut = WAYS[CHOSEN](kind.of_bank(), SHARE)
+            unanswered = (kind.queries(text[split.unanswerable]) @ kind.items.T).max(1)
+            found.setdefault(name, []).append(100 * float((unanswered > cut).mean()))
+    return found
+
+
+def fitted_anew(text: Rows, video: Rows, number: int) -> dict[str, Any]:
+    """Best scores of the bank where each query is left out of the map, too, beside those where it is not."""
+    differences = []
+    cuts = []
+    deviations = []
+    for split in splits(len(text), number, seed=3):
+        texts, videos = text[split.bank], video[split.gallery]
+        left_out = kinds(texts, videos, (BANK,))[BANK].of_bank()
+        anew = np.empty(len(texts))
+        for place in range(len(texts)):
+            others = np.delete(texts, place, axis=0)
+            refiner = Refiner().fit(others, videos, text_bank=others)
+            query = refiner.transform_text(texts[place : place + 1], role="query")
+            anew[place] = (query @ refiner.transform_video(videos, role="gallery").T).max()
+        differences.append(float((anew - left_out).mean()))
+        deviations.append(float(left_out.std()))
+        cuts.append(WAYS[CHOSEN](anew, SHARE) - WAYS[CHOSEN](left_out, SHARE))
+    return {"difference": differences, "difference of the cut-off": cuts, "deviation of the scores": deviations}
+
+
+# ---- the record ------------------------------------------------------------------------------------------------------
+
+
+def experiment(data: Mapping[str, tuple[Rows, Rows]], number: int, fewer: int) -> dict[str, Any]:
+    """Everything, set by set."""
+    found: dict[str, Any] = {}
+    for name, (text, video) in data.items():
+        start = time.perf_counter()
+        found[name] = {
+            "pairs": len(text),
+            "errors": errors(text, video, number),
+            "estimates": estimates(text, video, fewer),
+            "shifted": shifted(text, video, fewer),
+            "fitted anew": fitted_anew(text, video, 1 if len(text) > 300 else 3),
+        }
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of arrays [2, N, D] of videos (or images) and texts, .npy")
+    parser.add_argument("--splits", type=int, default=SPLITS)
+    parser.add_argument("--sets", nargs="*", help="file names of the sets to measure; by default all of the folder")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
+    parser.add_argument("--name", help="of the record's files; by default <date>-cutoff")
+    arguments = parser.parse_args()
+
+    now = datetime.now(timezone.utc)
+    name = arguments.name or f"{now:%Y-%m-%d}-cutoff"
+    try:
+        refuse_to_overwrite(arguments.out, name)
+    except AlreadyThere as error:
+        parser.error(str(error))
+    names = arguments.sets or sorted(
+        (path.name for path in arguments.data.glob("*.npy")),
+        key=lambda file: (list(SETS).index(file) if file in SETS else len(SETS), file),
+    )
+    missing = [file for file in names if not (arguments.data / file).is_file()]
+    if missing or not names:
+        parser.error(f"{arguments.data} has no {', no '.join(missing) or '.npy'}; docs/refine.md says where sets are from")
+
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    data = {SETS.get(file, Path(file).stem): load(arguments.data / file) for file in names}
+    sets = experiment(data, arguments.splits, min(FEWER_SPLITS, arguments.splits))
+    record = {
+        "title": "Telling when nothing fits",
+        "date": f"{now:%Y-%m-%d %H:%M:%S} UTC",
+        "commit": commit(),
+        "command": " ".join(["python", "benchmarks/search_cutoff.py", "FOLDER", *sys.argv[2:]]),
+        "machine": {"processor": processor(), "threads": 1},
+        "versions": {"Python": platform.python_version(), "torch": torch.__version__, "emcl": emcl_kernels.__version__},
+        "seconds": round(time.perf_counter() - start),
+        "splits": arguments.splits,
+        "fewer splits": min(FEWER_SPLITS, arguments.splits),
+        "share": SHARE,
+        "way": CHOSEN,
+        "development": [SETS[file] for file in DEVELOPMENT],
+        "sets": sets,
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_whole(arguments.out / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_whole(arguments.out / f"{name}.md", markdown(record) + "\n")
+    print(markdown(record))
+
+
+if __name__ == "__main__":
+    main()
