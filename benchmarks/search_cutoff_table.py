@@ -12,7 +12,7 @@ COSINE = "cosine"
 def markdown(record: Record) -> str:
     sets = record["sets"]
     names = ", ".join(f"{name} ({found['pairs']} pairs)" for name, found in sets.items())
-    facts = {"date": record["date"], "commit": record["commit"], "command": f"`{record['command']}`"}
+    facts: dict[str, Any] = {"date": record["date"], "commit": record["commit"], "command": f"`{record['command']}`"}
     facts |= record["machine"] | record["versions"] | {"seconds": record["seconds"]}
     return "\n".join(
         [
@@ -20,8 +20,8 @@ def markdown(record: Record) -> str:
             "",
             *(f"- {key}: {value}" for key, value in facts.items()),
             "",
-            f"Sets: {names}. Chosen on {' and '.join(record['development'])} alone: the way of finding the cut-off, and "
-            "the refiner's settings. Texts search videos or images.",
+            f"Sets: {names}. Chosen on {' and '.join(record['development'])} alone: the way of finding the cut-off, "
+            "and the refiner's settings. Texts search videos or images.",
             "",
             f"{record['splits']} random splits: 2/5 of the pairs are the bank, of which the texts are known, 2/5 the "
             "gallery, whose texts are the queries with an answer, 1/5 queries without one. A refiner is fitted to the "
@@ -141,29 +141,19 @@ def root_mean_square(alarms: Sequence[float], meant: float = 5.0) -> float:
 
 
 def of_leaving_out(sets: Record) -> list[str]:
-    """What it does that a query of the bank corrects the items that it is compared with."""
-    rows = []
-    for name, found in sets.items():
-        for way, values in found["errors"]["per split"].items():
-            if "false alarms, not left out" not in values:
-                continue
-            cells = [f"{fmean(values[figure]):.1f}" for figure in ("false alarms", "false alarms, not left out")]
-            anew = found["fitted anew"]
-            unit = fmean(anew["deviation of the scores"])
-            moved = [f"{fmean(anew[key]) / unit:+.3f}" for key in ("difference", "difference of the cut-off")]
-            rows.append([name, way, *cells, *(moved if "map" not in way else ["", ""])])
-    head = [
-        "",
-        "compared by",
-        "false alarms, each query of the bank left out",
-        "none left out",
-        "left out of the map too: scores move by",
-        "and the cut-off by",
+    """What it does that the texts of the bank are known to the map and correct what they are compared with."""
+    figures = ("false alarms", "false alarms, in the map", "false alarms, in all")
+    rows = [
+        [name, way, *(f"{fmean(values[figure]):.1f}" for figure in figures)]
+        for name, found in sets.items()
+        for way, values in found["errors"]["per split"].items()
+        if way != COSINE
     ]
+    head = ["", "compared by", "left out of both", "left out of the bank alone", "left out of neither"]
     return [
-        "## A bank that corrects the gallery and finds the cut-off",
+        "## A bank that fits the map, corrects the gallery and finds the cut-off",
         "",
-        "The last columns are in deviations of the bank's best scores.",
+        "False alarms, 5 are meant, by what each text of the bank was left out of when it was scored.",
         "",
         *table(head, rows),
     ]
@@ -178,8 +168,8 @@ def of_other_kind(sets: Record) -> list[str]:
     return [
         "## A bank of another kind than the queries that come",
         "",
-        "False alarms, 5 are meant: the bank is of one half of the subjects, by the direction in which texts vary most, "
-        "and queries without an answer of the other.",
+        "False alarms, 5 are meant: the bank is of one half of the subjects, by the direction in which texts vary "
+        "most, and queries without an answer of the other.",
         "",
         *table(head, rows),
     ]
