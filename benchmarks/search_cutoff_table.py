@@ -5,6 +5,8 @@ from math import sqrt
 from statistics import fmean, pstdev
 from typing import Any
 
+from search_cutoff_ways import MISSES, WAYS
+
 Record = Mapping[str, Any]
 COSINE = "cosine"
 
@@ -13,12 +15,13 @@ def markdown(record: Record) -> str:
     sets = record["sets"]
     names = ", ".join(f"{name} ({found['pairs']} pairs)" for name, found in sets.items())
     facts: dict[str, Any] = {"date": record["date"], "commit": record["commit"], "command": f"`{record['command']}`"}
-    facts |= record["machine"] | record["versions"] | {"seconds": record["seconds"]}
+    facts |= record["machine"] | record["versions"] | {"seconds of processor": record["seconds of processor"]}
     return "\n".join(
         [
             f"# {record['title']}",
             "",
             *(f"- {key}: {value}" for key, value in facts.items()),
+            *(["", "**This run has not ended yet, or was cut off.**"] if record["running"] else []),
             "",
             f"Sets: {names}. Chosen on {' and '.join(record['development'])} alone: the way of finding the cut-off, "
             "and the refiner's settings. Texts search videos or images.",
@@ -120,7 +123,7 @@ def of_ways(sets: Record, record: Record) -> list[str]:
         if not names:
             continue
         rows = []
-        for way in sets[names[0]]["estimates"]:
+        for way in [*WAYS, MISSES]:
             of_banks = {
                 share: [values for name in names for values in sets[name]["estimates"][way][share].values()]
                 for share in sets[names[0]]["estimates"][way]
@@ -129,6 +132,10 @@ def of_ways(sets: Record, record: Record) -> list[str]:
             cells = [
                 f"{fmean(fmean(one) for one in values):.1f} ({losses[share]:.1f})" for share, values in of_banks.items()
             ]
+            if way == MISSES:
+                missed = [f"{fmean(fmean(one) for one in values):.1f}" for values in of_banks.values()]
+                rows.append([f"misses at the {record['way']}, of all queries with an answer", *missed, ""])
+                continue
             label = f"**{way}**" if way == record["way"] else way
             rows.append([label, *cells, f"{fmean(losses.values()):.2f}"])
         head = [group, *(f"{100 * float(share):g} % answered" for share in of_banks), "loss"]

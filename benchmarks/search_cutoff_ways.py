@@ -92,3 +92,5 @@ WAYS: dict[str, Way] = {
 }
 CHOSEN = "quantile"
 """What emcl_train.search.cutoff does."""
+MISSES = "misses of the chosen way"
+"""Stands among the ways in a record."""

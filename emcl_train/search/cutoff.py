@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from emcl_kernels import Refiner
 from emcl_train.errors import UserError
@@ -223,7 +222,6 @@ def held_out_scores(
     fit: Callable[[Any], Refiner],
     *,
     folds: int = FOLDS,
-    with_bank: bool = True,
 ) -> Float[np.ndarray, " B"]:
     """The best score of each text of the bank by a map that was fitted to other texts alone.
 
@@ -231,9 +229,8 @@ def held_out_scores(
         texts: rows of the bank `[B, D]`, raw, each text once.
         raw: gives blocks `[n, D]` of the moments, raw; they are read once for each fold.
         fit: a refiner without a bank, fitted to these texts and to the library's videos.
-        folds: parts of the texts; a part is scored by a map that was fitted to the others.
-        with_bank: whether all other texts correct the moments, as a bank of the refiner. Without one, refined rows are
-            compared by cosine.
+        folds: parts of the texts; a part is scored by a map that was fitted to the others. All texts but the one that
+            is scored correct the moments.
 
     Returns:
         `[B]`, float32.
@@ -244,14 +241,15 @@ def held_out_scores(
     best = np.empty(len(texts), dtype=np.float32)
     fold_of = np.arange(len(texts)) % folds
     for fold in range(folds):
-        refiner = fit(texts[fold_of != fold])
-        refiner.set_bank(texts if with_bank else None)
-        settings = {"num_neighbors": refiner.num_neighbors, "bank_weight": refiner.bank_weight} if with_bank else {}
-
-        queries = _as_compared(refiner.transform_text(texts, role="query"), with_bank)
-        gallery = (_as_compared(refiner.transform_video(rows, role="gallery"), with_bank) for rows in raw())
         held = fold_of == fold
-        best[held] = unrelated_scores(queries, gallery, **settings)[held]
+        refiner = fit(texts[~held]).set_bank(texts)
+        scores = unrelated_scores(
+            refiner.transform_text(texts, role="query"),
+            (refiner.transform_video(rows, role="gallery") for rows in raw()),
+            num_neighbors=refiner.num_neighbors,
+            bank_weight=refiner.bank_weight,
+        )
+        best[held] = scores[held]
     return best
 
 
@@ -263,12 +261,6 @@ def unrelated_captions() -> list[str]:
     """
     lines = files(__package__).joinpath("unrelated.txt").read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def _as_compared(refined: Any, with_bank: bool) -> Float[Tensor, "N E"]:
-    """Refined rows whose inner products are scores."""
-    rows = _rows(refined)
-    return rows if with_bank else normalize(rows, dim=-1)
 
 
 def _as_if_each_were_new(
