@@ -268,8 +268,8 @@ def _as_if_each_were_new(
 ) -> Float[Tensor, "N B"]:
     """Scores of items for the queries that correct them, each left out of the correction of its own scores.
 
-    An item's last number is −weight · the mean of its k largest cosines. Without one of those k the (k + 1)-th moves up,
-    so that the mean falls by (cosine − (k + 1)-th) / k, and the score rises by weight times that.
+    An item's last number is −weight · the mean of its k largest cosines. Without one of those k the (k + 1)-th moves
+    up, so that the mean falls by (cosine − (k + 1)-th) / k, and the score rises by weight times that.
     """
     cosines = items[:, :-1] @ queries[:, :-1].T
     largest, nearest = cosines.topk(k + 1, dim=1)
@@ -293,7 +293,10 @@ def _blocks(gallery: Iterable[Any], width: int, size: int) -> Iterator[Float[Ten
 
 def _rows(rows: Any) -> Float[Tensor, "N E"]:
     """A block in float32, on the CPU."""
-    return torch.as_tensor(rows).detach().to("cpu", torch.float32)
+    if isinstance(rows, Tensor):
+        return rows.detach().to("cpu", torch.float32)
+    # A copy: arrays of a table cannot be written to, which torch warns of.
+    return torch.from_numpy(np.array(rows, dtype=np.float32))
 
 
 def _beta_quantiles(a: float, b: float, probabilities: tuple[float, float]) -> tuple[float, float]:

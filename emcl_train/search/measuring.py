@@ -7,11 +7,11 @@ and `end` (seconds from the first frame) any moment of the video is right; with 
 the shorter one, the moment or the span.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import comb, inf
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -33,12 +33,15 @@ EXPECTED = '{"query": "a text", "video": "path or name", "start": seconds, "end"
 RECALL_AT = (1, 5, 10)
 FIRST_ASKED = 50
 """Moments that are asked for at first; more, where they are of too few videos."""
+MOST_ASKED = 1000
+"""A search gives no more."""
 OVERLAP = 0.5
 """Of the shorter one of a moment and a span, what both have to share."""
 PLAIN, REFINED = "plain", "refined"
 BY_MOMENT, BY_VIDEO = "moments", "videos"
 
 
+@runtime_checkable
 class Moment(Protocol):
     """A moment that a library has, or has found (`emcl_train.search.library.Found`)."""
 
@@ -52,17 +55,28 @@ class Moment(Protocol):
     def score(self) -> float: ...
 
 
+@runtime_checkable
+class File(Protocol):
+    """A file that is indexed (`emcl_train.search.tables.FileRow`)."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def content(self) -> str: ...
+
+
+@runtime_checkable
 class Searched(Protocol):
     """What is asked of a library (`emcl_train.search.library.Library`)."""
 
     @property
+    def name(self) -> str: ...
+    @property
     def refines(self) -> bool: ...
+    @property
+    def files(self) -> Sequence[File]: ...
     def __len__(self) -> int: ...
     def search(self, query: str, k: int = 10, *, refine: bool | None = None) -> Sequence[Moment]: ...
-    def videos(self) -> Iterable[tuple[Path, str]]:
-        """Path and content of each indexed file."""
-        ...
-
     def moments_of(self, content: str) -> Sequence[Moment]:
         """All moments of a video."""
         ...
@@ -106,6 +120,8 @@ class Measured:
     """Videos that lines name and the library does not have."""
     left_out: int
     """Queries that are about those."""
+    cut_short: int
+    """Searches whose first `MOST_ASKED` moments are of fewer videos than recalls are made of."""
     notes: tuple[str, ...]
 
     @property
@@ -142,6 +158,11 @@ class Measured:
                 f"Left out: {self.left_out} of {self.left_out + self.queries} queries, about "
                 f"{count(len(self.absent), 'video')} that the library does not have: {few(self.absent)}."
             )
+        if self.cut_short:
+            said.append(
+                f"Of {self.cut_short} searches the first {MOST_ASKED} moments are of fewer than {RECALL_AT[-1]} "
+                f"videos: those that come behind them are counted as not found."
+            )
         return [*said, *self.notes]
 
     def table(self) -> Group:
@@ -172,6 +193,7 @@ class Measured:
             "videos": self.videos,
             "absent": list(self.absent),
             "left_out": self.left_out,
+            "cut_short": self.cut_short,
             "notes": list(self.notes),
         }
         for by, of_ways in self.places.items():
@@ -209,7 +231,7 @@ def measure(library: Searched, path: Path) -> Measured:
     """
     notes: list[str] = []
     pairs = read_pairs(path, notes)
-    named = VideosByName(library.videos())
+    named = VideosByName((file.path, file.content) for file in library.files)
     contents = [named.find(pair.video, pair.place, path.parent) for pair in pairs]
 
     absent = tuple(dict.fromkeys(pair.video for pair, content in zip(pairs, contents, strict=True) if content is None))
@@ -224,15 +246,17 @@ def measure(library: Searched, path: Path) -> Measured:
     videos = named.number_of_videos
     ways = {PLAIN: False, REFINED: True} if library.refines else {PLAIN: False}
     places: dict[str, dict[str, Any]] = {BY_MOMENT: {}, BY_VIDEO: {}}
+    cut_short = 0
     for how, refine in ways.items():
         found = [
             _places(library, pair, content, refine, videos) for pair, content in with_progress(asked, f"search, {how}")
         ]
-        for by, column in zip(places, zip(*found, strict=True), strict=True):
-            places[by][how] = np.array(column, dtype=np.float64)
+        places[BY_MOMENT][how] = np.array([of.moment for of in found], dtype=np.float64)
+        places[BY_VIDEO][how] = np.array([of.video for of in found], dtype=np.float64)
+        cut_short += sum(of.cut_short for of in found)
 
     return Measured(
-        library=str(getattr(library, "name", path)),
+        library=library.name,
         places=places,
         chance={
             BY_MOMENT: {k: float(np.mean([chance(n, len(library), k) for n in right])) for k in RECALL_AT},
@@ -243,6 +267,7 @@ def measure(library: Searched, path: Path) -> Measured:
         with_span=sum(pair.start is not None or pair.end is not None for pair, _ in asked),
         absent=absent,
         left_out=len(pairs) - len(asked),
+        cut_short=cut_short,
         notes=tuple(notes),
     )
 
@@ -291,26 +316,36 @@ def _right_moments(library: Searched, pair: Pair, content: str) -> int:
     return right
 
 
-def _places(library: Searched, pair: Pair, content: str, refine: bool, videos: int) -> tuple[float, float]:
-    """The place of the first right moment, and of the right video.
+class _Places(NamedTuple):
+    """Of the first right moment, and of the right video."""
 
-    More and more moments are asked for, until those are known that recalls are made of.
-    """
-    asked = FIRST_ASKED
-    most = RECALL_AT[-1]
+    moment: float
+    video: float
+    cut_short: bool
+    """Whether the video may have a place that counts, and which is not known."""
+
+
+def _places(library: Searched, pair: Pair, content: str, refine: bool, videos: int) -> _Places:
+    """Ask for more and more moments, until all places are known that recalls are made of."""
+    most = min(len(library), MOST_ASKED)
+    needed = min(RECALL_AT[-1], videos)
+    asked = min(FIRST_ASKED, most)
     while True:
-        found = library.search(pair.query, min(asked, len(library)), refine=refine)
+        found = library.search(pair.query, asked, refine=refine)
         seen = len({moment.content for moment in found})
-        if seen >= min(most + 1, videos) or len(found) < min(asked, len(library)) or asked >= len(library):
+        if seen >= needed or len(found) < asked or asked == most:
             break
-        asked *= 4
+        asked = min(4 * asked, most)
 
     is_right = [moment.content == content and pair.is_answered_by(moment) for moment in found]
-    by_moment = place_of([moment.score for moment in found], is_right)
     best: dict[str, float] = {}
     for moment in found:
         best[moment.content] = max(moment.score, best.get(moment.content, -inf))
-    return by_moment, place_of(list(best.values()), [other == content for other in best])
+    return _Places(
+        place_of([moment.score for moment in found], is_right),
+        place_of(list(best.values()), [other == content for other in best]),
+        content not in best and seen < needed,
+    )
 
 
 def place_of(scores: Sequence[float], is_right: Sequence[bool]) -> float:

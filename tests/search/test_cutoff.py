@@ -1,6 +1,7 @@
 """The automatic cut-off: by hand, each query left out exactly, in blocks, and on banks that are partly answered."""
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ import torch
 from torch.nn.functional import normalize
 
 from emcl_kernels import Refiner
+from emcl_kernels.refine import Whitening
 from emcl_train.errors import UserError
 from emcl_train.search.cutoff import (
     Cutoff,
     cutoff_of,
     fewest_queries,
+    held_out_scores,
     likely_shares,
+    refined_scores,
     unrelated_captions,
     unrelated_scores,
 )
@@ -123,6 +127,15 @@ def test_zeros_behind_the_rows_of_a_table_are_left_away():
     assert unrelated_scores(texts, [padded]) == pytest.approx(unrelated_scores(texts, [videos]))
 
 
+def test_rows_that_cannot_be_written_to_are_read():
+    texts, videos = rows(20, 0), rows(9, 1)
+    expected = unrelated_scores(texts, [videos])
+    for array in (texts, videos):
+        array.flags.writeable = False
+    assert (unrelated_scores(texts, [videos]) == expected).all()
+    assert (unrelated_scores(torch.tensor(texts), [torch.tensor(videos)]) == expected).all()
+
+
 def test_rows_of_another_kind_are_refused():
     texts, videos = rows(20, 0), rows(9, 1)
     with pytest.raises(ValueError, match="25 numbers, and not zeros alone behind the 24"):
@@ -148,6 +161,48 @@ def test_numbers_that_are_not_finite_are_refused(where):
 def test_a_bank_of_k_queries_cannot_be_left_out_of():
     with pytest.raises(ValueError, match="bank has 10 queries and num_neighbors is 10"):
         unrelated_scores(rows(10, 0), [rows(3, 1)], num_neighbors=10, bank_weight=0.5)
+
+
+# ---- with the map ----------------------------------------------------------------------------------------------------
+
+
+def fit_to(videos: np.ndarray) -> Callable[[np.ndarray], Refiner]:
+    return lambda texts: Refiner(Whitening(strength=0.5)).fit(texts, videos)
+
+
+@pytest.mark.parametrize("folds", [2, 5])
+def test_a_map_that_does_not_know_a_text_scores_it(folds):
+    texts, videos = rows(23, 0), rows(41, 1)
+    found = held_out_scores(texts, lambda: np.array_split(videos, 3), fit_to(videos), folds=folds)
+    for place in range(len(texts)):
+        others = texts[np.arange(len(texts)) % folds != place % folds]
+        refiner = fit_to(videos)(others).set_bank(np.delete(texts, place, axis=0))
+        scores = refiner.transform_text(texts[place : place + 1]) @ refiner.transform_video(videos).T
+        assert found[place] == pytest.approx(scores.max(), abs=2e-6)
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(WIDTH - 1, True), (WIDTH, False)])
+def test_a_bank_of_fewer_texts_than_numbers_in_a_row_is_held_out_of_the_map(count, held_out):
+    texts, videos = rows(count, 0), rows(41, 1)
+    refiner = fit_to(videos)(texts).set_bank(texts)
+    refined = [refiner.transform_video(videos)]
+    found = refined_scores(texts, refiner, refined, raw=lambda: [videos], fit=fit_to(videos))
+    if held_out:
+        expected = held_out_scores(texts, lambda: [videos], fit_to(videos))
+    else:
+        settings = {"num_neighbors": refiner.num_neighbors, "bank_weight": refiner.bank_weight}
+        expected = unrelated_scores(refiner.transform_text(texts), refined, **settings)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_few_texts_that_the_map_knows_score_otherwise_than_new_ones():
+    texts, videos, new = rows(20, 0), rows(60, 1), rows(400, 2)
+    refiner = fit_to(videos)(texts).set_bank(texts)
+    items = refiner.transform_video(videos)
+    of_new = (refiner.transform_text(new) @ items.T).max(1).mean()
+    known = unrelated_scores(refiner.transform_text(texts), [items], num_neighbors=10, bank_weight=0.5).mean()
+    held_out = held_out_scores(texts, lambda: [videos], fit_to(videos)).mean()
+    assert abs(held_out - of_new) < abs(known - of_new)
 
 
 # ---- the cut-off -----------------------------------------------------------------------------------------------------

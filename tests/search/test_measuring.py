@@ -23,13 +23,21 @@ class Found:
     score: float = 0.0
 
 
+@dataclass(frozen=True)
+class File:
+    """A file that is indexed."""
+
+    path: Path
+    content: str
+
+
 class Library:
     """A library that finds what it is told to: by query and refining, the scores of its moments."""
 
     name = "holidays"
 
     def __init__(self, files: dict[str, str], moments: dict[str, int], refines: bool = True) -> None:
-        self.files = files
+        self.files = [File(Path(path), content) for path, content in files.items()]
         self.moments = [
             Found(content, 4.0 * n, 4.0 * n + 4) for content, count in moments.items() for n in range(count)
         ]
@@ -39,9 +47,6 @@ class Library:
 
     def __len__(self) -> int:
         return len(self.moments)
-
-    def videos(self) -> list[tuple[Path, str]]:
-        return [(Path(path), content) for path, content in self.files.items()]
 
     def moments_of(self, content: str) -> list[Found]:
         return [moment for moment in self.moments if moment.content == content]
@@ -121,6 +126,15 @@ def test_more_moments_are_asked_for_where_one_video_takes_the_first_places(tmp_p
     assert found.places["videos"]["plain"].tolist() == [5]
     assert found.places["moments"]["plain"].tolist() == [304]
     assert library.asked == [50, 200, 329]
+
+
+def test_a_video_behind_the_most_that_a_search_gives_is_counted_as_not_found(tmp_path):
+    library = Library({f"/{n}.mp4": str(n) for n in range(12)}, {"0": 1000} | {str(n): 1 for n in range(1, 12)}, False)
+    library.scores["q", False] = [1.0] * 1000 + [0.5] * 11
+    found = measure(library, pairs(tmp_path, {"query": "q", "video": "4"}, {"query": "q", "video": "0"}))
+    assert found.places["videos"]["plain"].tolist() == [inf, 1]
+    assert found.cut_short == 1
+    assert any("Of 1 searches the first 1000 moments are of fewer than 10 videos" in one for one in found.sentences())
 
 
 def test_equal_scores_share_their_places():
