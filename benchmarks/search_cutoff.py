@@ -375,7 +375,7 @@ def main() -> None:
         parser.error(str(error))
     names = arguments.sets or sorted(
         (path.name for path in arguments.data.glob("*.npy")),
-        key=lambda file: (file not in DEVELOPMENT, list(SETS).index(file) if file in SETS else len(SETS), file),
+        key=lambda file: (file not in DEVELOPMENT, (arguments.data / file).stat().st_size),
     )
     missing = [file for file in names if not (arguments.data / file).is_file()]
     if missing or not names:
