@@ -9,6 +9,8 @@ from search_cutoff_ways import MISSES, WAYS
 
 Record = Mapping[str, Any]
 COSINE = "cosine"
+PAGE = {COSINE: "cosine", "refined": "refined, no bank", "refined, with the bank": "refined, with a bank"}
+"""Ways that the page shows, as it calls them."""
 
 
 def markdown(record: Record) -> str:
@@ -180,3 +182,16 @@ def of_other_kind(sets: Record) -> list[str]:
         "",
         *table(head, rows),
     ]
+
+
+def of_page(record: Record) -> list[str]:
+    """The table of docs/own-videos.md: what a user of the tool meets."""
+    rows = []
+    for name, found in record["sets"].items():
+        for way, figures in found["errors"]["intervals"].items():
+            if way in PAGE:
+                label = f"{name}{' (chosen on)' if name in record['development'] else ''}"
+                cells = [bracketed(figures[figure]) for figure in ("AUROC", "false alarms", "first, missed")]
+                rows.append([label if way == COSINE else "", PAGE[way], *cells, bracketed(figures["balanced error"])])
+    head = ["", "compared by", "AUROC", "false alarms", "cut although right and first", "balanced error"]
+    return table(head, rows)
