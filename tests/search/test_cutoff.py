@@ -53,7 +53,7 @@ def test_a_query_of_the_bank_is_left_out_by_hand():
     assert found == pytest.approx([0.8 - 0.48, 0.6 - 0.48, 0.96 - 0.4])
 
 
-@pytest.mark.parametrize(("count", "items"), [(11, 1), (12, 7), (41, 63), (130, 41)])
+@pytest.mark.parametrize(("count", "items"), [(11, 2), (12, 7), (41, 63)])
 @pytest.mark.parametrize(("neighbors", "weight"), [(10, 0.5), (1, 0.75), (3, 2.0)])
 def test_leaving_out_is_what_a_bank_without_the_query_gives(count, items, neighbors, weight):
     texts, videos = rows(count, 0), rows(items, 1)
@@ -172,11 +172,11 @@ def fit_to(videos: np.ndarray) -> Callable[[np.ndarray], Refiner]:
 
 @pytest.mark.parametrize("folds", [2, 5])
 def test_a_map_that_does_not_know_a_text_scores_it(folds):
-    texts, videos = rows(23, 0), rows(41, 1)
+    texts, videos = rows(13, 0), rows(41, 1)
     found = held_out_scores(texts, lambda: np.array_split(videos, 3), fit_to(videos), folds=folds)
+    fitted = [fit_to(videos)(texts[np.arange(len(texts)) % folds != fold]) for fold in range(folds)]
     for place in range(len(texts)):
-        others = texts[np.arange(len(texts)) % folds != place % folds]
-        refiner = fit_to(videos)(others).set_bank(np.delete(texts, place, axis=0))
+        refiner = fitted[place % folds].set_bank(np.delete(texts, place, axis=0))
         scores = refiner.transform_text(texts[place : place + 1]) @ refiner.transform_video(videos).T
         assert found[place] == pytest.approx(scores.max(), abs=2e-6)
 
