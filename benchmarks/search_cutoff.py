@@ -412,10 +412,11 @@ def main() -> None:
         }
         record["seconds of processor"] = round(time.process_time())
         record["running"] = file != names[-1]
-        write_whole(arguments.out / f"{name}.json", json.dumps(rounded(record), indent=1, ensure_ascii=False) + "\n")
-        write_whole(arguments.out / f"{name}.md", markdown(record) + "\n")
+        kept = rounded(record)
+        write_whole(arguments.out / f"{name}.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        write_whole(arguments.out / f"{name}.md", markdown(kept) + "\n")
         print(f"{file}: {record['seconds of processor']} s of processor so far", flush=True)
-    print(markdown(record))
+    print(markdown(kept))
 
 
 def rounded(value: Any) -> Any:
