@@ -11,6 +11,7 @@ bank's texts and the gallery's videos, as a library's is; no query is seen befor
 import argparse
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -413,10 +414,16 @@ def main() -> None:
         record["seconds of processor"] = round(time.process_time())
         record["running"] = file != names[-1]
         kept = rounded(record)
-        write_whole(arguments.out / f"{name}.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        write_whole(arguments.out / f"{name}.json", as_text(kept) + "\n")
         write_whole(arguments.out / f"{name}.md", markdown(kept) + "\n")
         print(f"{file}: {record['seconds of processor']} s of processor so far", flush=True)
     print(markdown(kept))
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """JSON with every list of numbers in one line."""
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    return re.sub(r"\[\s+([-\d.,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 def rounded(value: Any) -> Any:

@@ -109,9 +109,9 @@ def test_any_moment_of_a_video_is_right_without_a_span(library, tmp_path):
 @pytest.mark.parametrize(
     ("start", "end", "right"),
     [
-        (None, None, True), (4, 8, True), (6, 10, True), (6.1, 10.1, False), (0, 5.9, False), (0, 6, True),
-        (7.5, 9, False), (7, 9, True), (5, 5.1, True), (0, 100, True), (6, None, True), (6.1, None, False),
-        (None, 6, True), (None, 5.9, False),
+        (None, None, True), (4.0, 8.0, True), (6.0, 10.0, True), (6.1, 10.1, False), (0.0, 5.9, False),
+        (0.0, 6.0, True), (7.5, 9.0, False), (7.0, 9.0, True), (5.0, 5.1, True), (0.0, 100.0, True), (6.0, None, True),
+        (6.1, None, False), (None, 6.0, True), (None, 5.9, False),
     ],
 )  # fmt: skip
 def test_a_moment_is_right_that_shares_half_of_the_shorter_one(start, end, right):
