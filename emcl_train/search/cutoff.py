@@ -5,7 +5,7 @@ is the score below which 95 of 100 such queries stay, measured on queries that a
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from emcl_kernels import Refiner
 from emcl_train.errors import UserError
 
 BLOCK_SCORES = 1 << 24
@@ -23,6 +24,11 @@ PADDED_TO = 16
 """Tables have rows with zeros behind them, so that their width is a multiple."""
 SHARE = 0.95
 """Of the unrelated queries, how many find nothing."""
+FOLDS = 2
+"""Parts of a small bank, of which each is scored by a map that was fitted to the others. Five are no better."""
+
+Blocks = Iterable[Any]
+"""Rows `[n, D]` of one gallery, tensors or arrays, one block after the other."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,8 @@ def cutoff_of(best: Float[np.ndarray, " B"], share: float = SHARE, *, way: str =
     so the share holds on average, with few queries too.
 
     Args:
-        best: of each unrelated query its best score, `[B]`; see `unrelated_scores`. With a head, the first score of what
-            it ranks.
+        best: of each unrelated query its best score, `[B]`; see `unrelated_scores` and `refined_scores`. With a head,
+            the first score of what it ranks.
         share: of unrelated queries that are to find nothing, above 0 and below 1.
         way: how scores were made.
 
@@ -125,7 +131,7 @@ def likely_shares(queries: int, share: float, level: float = 0.95) -> tuple[floa
 
 def unrelated_scores(
     bank: Float[np.ndarray, "B D"] | Float[Tensor, "B D"],
-    gallery: Iterable[Any],
+    gallery: Blocks,
     *,
     num_neighbors: int | None = None,
     bank_weight: float = 0.0,
@@ -136,15 +142,15 @@ def unrelated_scores(
     Where the bank is also what corrects the gallery's items, a query is itself among those that an item is near to, so
     that the item's score for it is pulled down, which it is not for a query that comes later. So each query is scored
     as if it had not been in the bank: of an item's k + 1 nearest queries, the last takes the place of the query itself.
-    That is exact; only the map, to which all texts were fitted, stays as it is.
+    That is exact. The map stays as it is: `refined_scores` sees to that.
 
     Args:
         bank: queries as they are compared, each once: of length one `[B, D]`; of a refiner with a bank, `[B, D + 1]`
             with a 1 at the end, as `transform_text(texts, role="query")` gives them.
         gallery: blocks `[n, D]` or `[n, D + 1]` of the items, in float32, of any sizes. They may have zeros behind, up
             to a multiple of 16.
-        num_neighbors: k of the refiner whose bank this is, and that corrected the items by it. None: they were corrected
-            by no bank, or by another one.
+        num_neighbors: k of the refiner whose bank this is, and that corrected the items by it. None: they were
+            corrected by no bank, or by another one.
         bank_weight: α of that refiner.
         block_scores: how many scores are there at a time.
 
@@ -173,10 +179,78 @@ def unrelated_scores(
         best = torch.maximum(best, scores.amax(0))
 
     if len(queries) and not torch.isfinite(best).all():
-        raise ValueError(
-            "gallery has no item, or rows that are not finite; a cut-off is that of a library with moments"
-        )
+        raise ValueError("gallery has no item, or rows that are not finite; a cut-off is that of a library of moments")
     return best.numpy()
+
+
+def refined_scores(
+    texts: Float[np.ndarray, "B D"],
+    refiner: Refiner,
+    refined: Blocks,
+    *,
+    raw: Callable[[], Blocks],
+    fit: Callable[[Any], Refiner],
+) -> Float[np.ndarray, " B"]:
+    """The best score of each text of the bank among refined moments, as if the text had not been known.
+
+    The map is fitted to the texts of the bank as well. One that has fewer texts than its rows have numbers shortens
+    what is peculiar to each of them, so that they are compared otherwise than texts that come later, and their scores
+    are too low. Such a bank is scored by maps that do not know the texts that are scored (`held_out_scores`).
+
+    Args:
+        texts: rows of the bank `[B, D]`, raw, each text once.
+        refiner: fitted, with this bank.
+        refined: blocks of the moments as it refined them; read once, or not at all.
+        raw: gives blocks of the same moments as they were before; they are read `FOLDS` times, or not at all.
+        fit: a refiner with the settings of `refiner`, fitted to these texts and to the library's videos.
+
+    Returns:
+        `[B]`, float32.
+
+    Raises:
+        ValueError: as `unrelated_scores` does.
+    """
+    if len(texts) < texts.shape[1]:
+        return held_out_scores(texts, raw, fit)
+    queries = refiner.transform_text(texts, role="query")
+    return unrelated_scores(queries, refined, num_neighbors=refiner.num_neighbors, bank_weight=refiner.bank_weight)
+
+
+def held_out_scores(
+    texts: Float[np.ndarray, "B D"],
+    raw: Callable[[], Blocks],
+    fit: Callable[[Any], Refiner],
+    *,
+    folds: int = FOLDS,
+) -> Float[np.ndarray, " B"]:
+    """The best score of each text of the bank by a map that was fitted to other texts alone.
+
+    Args:
+        texts: rows of the bank `[B, D]`, raw, each text once.
+        raw: gives blocks `[n, D]` of the moments, raw; they are read once for each fold.
+        fit: a refiner without a bank, fitted to these texts and to the library's videos.
+        folds: parts of the texts; a part is scored by a map that was fitted to the others. All texts but the one that
+            is scored correct the moments.
+
+    Returns:
+        `[B]`, float32.
+
+    Raises:
+        ValueError: as `unrelated_scores` does.
+    """
+    best = np.empty(len(texts), dtype=np.float32)
+    fold_of = np.arange(len(texts)) % folds
+    for fold in range(folds):
+        held = fold_of == fold
+        refiner = fit(texts[~held]).set_bank(texts)
+        scores = unrelated_scores(
+            refiner.transform_text(texts, role="query"),
+            (refiner.transform_video(rows, role="gallery") for rows in raw()),
+            num_neighbors=refiner.num_neighbors,
+            bank_weight=refiner.bank_weight,
+        )
+        best[held] = scores[held]
+    return best
 
 
 def unrelated_captions() -> list[str]:
@@ -192,10 +266,10 @@ def unrelated_captions() -> list[str]:
 def _as_if_each_were_new(
     items: Float[Tensor, "N E"], queries: Float[Tensor, "B E"], k: int, weight: float
 ) -> Float[Tensor, "N B"]:
-    """Scores of items for queries that correct them, each query left out of the correction of its own scores.
+    """Scores of items for the queries that correct them, each left out of the correction of its own scores.
 
-    An item's last number is −weight · the mean of its k largest cosines. Without one of those k the (k + 1)-th moves up,
-    so that the mean falls by (cosine − (k + 1)-th) / k, and the score rises by weight times that.
+    An item's last number is −weight · the mean of its k largest cosines. Without one of those k the (k + 1)-th moves
+    up, so that the mean falls by (cosine − (k + 1)-th) / k, and the score rises by weight times that.
     """
     cosines = items[:, :-1] @ queries[:, :-1].T
     largest, nearest = cosines.topk(k + 1, dim=1)
@@ -219,7 +293,10 @@ def _blocks(gallery: Iterable[Any], width: int, size: int) -> Iterator[Float[Ten
 
 def _rows(rows: Any) -> Float[Tensor, "N E"]:
     """A block in float32, on the CPU."""
-    return torch.as_tensor(rows).detach().to("cpu", torch.float32)
+    if isinstance(rows, Tensor):
+        return rows.detach().to("cpu", torch.float32)
+    # A copy: arrays of a table cannot be written to, which torch warns of.
+    return torch.from_numpy(np.array(rows, dtype=np.float32))
 
 
 def _beta_quantiles(a: float, b: float, probabilities: tuple[float, float]) -> tuple[float, float]:

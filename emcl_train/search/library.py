@@ -216,6 +216,11 @@ class Library:
             found |= {one.id: one for one in self._found(rows, [float("nan")] * len(rows))}
         return [found.get(one) if isinstance(one, str) else None for one in ids]
 
+    def moments_of(self, content: str) -> list[Found]:
+        """All moments of a film, in their order; none where it is not there."""
+        rows = self._moments.search().where(f"content = {quoted(content)}").select(PLACE).to_arrow()
+        return self._found(rows.sort_by("number"), [float("nan")] * len(rows))
+
     def thumbnail(self, moment_id: str) -> bytes | None:
         """A WebP of the moment; None if there is no such one."""
         if not isinstance(moment_id, str) or MOMENT.fullmatch(moment_id) is None:
