@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +32,8 @@ BLOCK = 16384
 """Moments that are in memory at once: some tens of megabytes."""
 TRAINED_ON = 256 << 20
 """Bytes of rows, at most, that a FAISS index is trained on."""
-PROBED = 16
-"""An index of lists is told to search one in so many of them. FAISS would search a single one."""
+PROBED, PROBED_AT_LEAST = 16, 8
+"""An index of lists is told to search one in so many of them, and some at least. FAISS would search a single one."""
 
 MOMENTS = load_into_qdrant.MOMENTS
 INDEX = "moments.faiss"
@@ -44,6 +44,7 @@ PAGE = "README.md"
 METADATA = load_into_qdrant.METADATA
 
 
+@runtime_checkable
 class Place(Protocol):
     """Where a moment is. A `Found` of the library is one."""
 
@@ -59,6 +60,7 @@ class Place(Protocol):
     def also_at(self) -> Sequence[Path]: ...
 
 
+@runtime_checkable
 class Source(Protocol):
     """What is asked of a library."""
 
@@ -311,7 +313,7 @@ def _probe_more(index: Any) -> None:
 
     lists = faiss.try_extract_index_ivf(index)
     if lists is not None:
-        lists.nprobe = max(1, -(-lists.nlist // PROBED))
+        lists.nprobe = min(lists.nlist, max(PROBED_AT_LEAST, lists.nlist // PROBED))
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
