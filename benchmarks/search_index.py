@@ -52,8 +52,8 @@ METHOD = (
     "the other, after eight that are not counted; IQR is the interquartile range. Every part runs in a process of its "
     "own, held to as many cores as named, and its peak memory is that process's high-water mark. LanceDB reads "
     "vectors from its files: the system's page cache, which it may take them from, is not part of the peak. numpy and "
-    "FAISS have all rows in memory, numpy compares by one matrix-vector product. FAISS: IndexHNSWFlat by inner product, "
-    f"M = 32; its efSearch is the least of {', '.join(map(str, EF_SEARCH))} whose recall on {SETTING} other queries is "
+    "FAISS have all rows in memory; numpy compares by one matrix-vector product. FAISS: IndexHNSWFlat by inner "
+    f"product, M = 32, filled in blocks; its efSearch is the least of {', '.join(map(str, EF_SEARCH))} whose recall on {SETTING} other queries is "
     f"at least {RECALL}."
 )
 
@@ -298,7 +298,8 @@ def record_of(parts: dict[str, Record], options: argparse.Namespace) -> Record:
 def target(what: str, value: float, bound: float, sign: str, form: str) -> Record:
     met = value >= bound if sign == "≥" else value <= bound
     shown = form.format(bound) if sign == "≤" else str(bound)
-    return {"case": what, "target": f"{sign} {shown}", "measured": form.format(value), "verdict": "met" if met else "missed"}
+    verdict = "met" if met else "missed"
+    return {"case": what, "target": f"{sign} {shown}", "measured": form.format(value), "verdict": verdict}
 
 
 def processor() -> str:

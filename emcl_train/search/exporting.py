@@ -1,8 +1,8 @@
 """`emcl-train export LIBRARY --to parquet|faiss|qdrant`: the moments of a library for those who have a server.
 
-What is written is a folder that appears when it is whole. It holds the moments in the form that was asked for, a page on
-how they are searched, and the refiner if the rows are refined. Rows are read and written in blocks: memory does not grow
-with the library, except for a FAISS index, which FAISS builds in memory.
+What is written is a folder that appears when it is whole. It holds the moments in the form that was asked for, a page
+on how they are searched, and the refiner if the rows are refined. Rows are read and written in blocks: memory does not
+grow with the library, except for a FAISS index, which FAISS builds in memory.
 
 All are compared by the **inner product**. Refined rows of a library with a bank have one more number than the model
 gives, and cosine would rank them otherwise.
@@ -263,7 +263,7 @@ def _write_parquet(path: Path, moments: _Moments) -> None:
     """Columns of the places, and `vector`, a list of float32."""
     schema = _schema(moments.about, ("vector", pa.list_(pa.float32())))
     # Vectors hardly pack at all.
-    packed = {name: "zstd" for name in schema.names} | {"vector": "none"}
+    packed = dict.fromkeys(schema.names, "zstd") | {"vector": "none"}
     with parquet.ParquetWriter(path, schema, compression=packed, use_dictionary=["path"]) as file:
         for places, rows in moments:
             starts = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
@@ -336,18 +336,18 @@ def _query(model: Mapping[str, Any], refined: bool, bank: bool) -> list[str]:
 def _page(to: str, about: About, rows: int, description: str) -> str:
     """How these moments are searched, for people."""
     last = (
-        f" The last one of a moment is what a bank of queries takes from it, that of a query is 1: compared by cosine, or "
-        f"cut to {about.numbers - 1} numbers, they rank otherwise."
+        " The last one of a moment is what a bank of queries takes from it, that of a query is 1: compared by cosine, "
+        f"or cut to {about.numbers - 1} numbers, they rank otherwise."
         if about.bank
         else " They have length one, so it is their cosine."
     )
+    model = f"{about.model.get('label', about.model['path'])}, fingerprint {about.model.get('fingerprint', 'unknown')}"
+    refiner = " and the refiner of this folder" if about.refined else ""
     parts = [
         f"# {rows:,} moments of {about.library}",
-        f"{about.numbers} numbers a moment, compared by the **inner product** (“dot”, “ip”).{last} A moment is a piece of "
-        "a video: `path`, and `start` and `end` in seconds from its first frame; `also_at` are copies of the same file.",
-        "A query is made with the same model"
-        + (" and the refiner of this folder" if about.refined else "")
-        + f" ({about.model.get('label', about.model['path'])}, fingerprint {about.model.get('fingerprint', 'unknown')}):",
+        f"{about.numbers} numbers a moment, compared by the **inner product** (“dot”, “ip”).{last} A moment is a piece "
+        "of a video: `path`, and `start` and `end` in seconds from its first frame; `also_at` are copies of the file.",
+        f"A query is made with the same model ({model}){refiner}:",
         _block("python", about.query),
         *_search_lines(to, about, description),
     ]
@@ -384,8 +384,8 @@ def _search_lines(to: str, about: About, description: str) -> list[str]:
             ),
         ]
     return [
-        f"`{MOMENTS}` has the columns id, path, also_at, start, end and vector, a list of {about.numbers} float32. Every "
-        "vector database reads that; tell it to compare by the inner product. Without one:",
+        f"`{MOMENTS}` has the columns id, path, also_at, start, end and vector, a list of {about.numbers} float32. "
+        "Vector databases read that; tell it to compare by the inner product. Without one:",
         _block(
             "python",
             "import numpy as np\nimport pyarrow.parquet as parquet\n\n"

@@ -4,9 +4,9 @@
     python load.py --url http://localhost:6333 --collection moments
 
 It stands in the folder that `emcl-train export LIBRARY --to qdrant` wrote, and needs nothing else of emcl. A key goes
-into the environment as QDRANT_API_KEY. Points are named after their moments, so that a second call, of the same export or
-of a later one, replaces points and doubles none. A moment that has left the library since stays: for that, load into a
-new collection. A search that asks for the inner product finds what the library finds; README.md says how a query is made.
+into the environment as QDRANT_API_KEY. Points are named after their moments, so that a second call, of the same export
+or of a later one, replaces points and doubles none. A moment that has left the library since stays: for that, load into
+a new collection. README.md says how a query is made.
 """
 
 import argparse
@@ -69,8 +69,8 @@ def load(folder: Path, client: Any, collection: str) -> int:
     there = client.get_collection(collection).config.params.vectors
     if not isinstance(there, models.VectorParams) or (there.size, there.distance) != (wanted.size, wanted.distance):
         raise ValueError(
-            f"the collection {collection!r} has vectors of {there}; expected {wanted.size} numbers compared by the inner "
-            f"product, as {folder / MOMENTS} has them: pass another --collection"
+            f"the collection {collection!r} has vectors of {there}; expected {wanted.size} numbers compared by the "
+            f"inner product, as {folder / MOMENTS} has them: pass another --collection"
         )
     client.upload_points(collection, points=points_of(file), batch_size=BATCH, wait=True)
     return int(client.count(collection, exact=True).count)

@@ -1,12 +1,12 @@
 """Which index a table of moments gets, and searching with it. Nothing here knows what a moment is.
 
-Rows are compared by the inner product. Up to 100 000 of them are compared one by one, which is exact and takes some tens
-of milliseconds. More get an index of LanceDB's in two stages: rows are grouped around centres (IVF), of which a query
-looks at the nearest groups; and there it compares codes of five bits a number (RaBitQ) instead of rows. The best of these
-are then read from the table and compared as they are, so that scores are exact in every case.
+Rows are compared by the inner product. Below 100 000 of them all are compared, which is exact and takes some tens of
+milliseconds. More get an index of LanceDB's in two stages: rows are grouped around centres (IVF), of which a query looks
+at the nearest groups; and there it compares codes of five bits a number (RaBitQ) instead of rows. The best of these are
+then read from the table and compared as they are, so that scores are exact in every case.
 
 Texts lie far from all moments, and their nearest moments are spread over many groups. So a query looks at many: half of
-them at 500 000 rows, a fifth at five million. Codes make that cheap: 64 bytes a row of 512 numbers decide for most.
+them at 500 000 rows, a sixth at five million. Codes make that cheap: 64 bytes a row of 512 numbers decide for most.
 
 Rows that were added since the index was made are compared one by one, and are found at once; rows that were deleted are
 not found. `keep_index` takes new rows into the index, and makes it anew once the table has doubled.
@@ -106,8 +106,8 @@ def plan_of(rows: int, width: int) -> Plan:
 def create_index(table: Any, column: str = "vector") -> Index:
     """Make the index of a table, whatever its size; an earlier one of the column goes when the new one is there.
 
-    Memory is bounded: what is held at once are 128 rows a group to find the centres, and blocks of codes on their way to
-    the disk.
+    Memory is bounded: what is held at once are 128 rows a group to find the centres, and blocks of codes on their way
+    to the disk.
 
     Args:
         table: of LanceDB, with a column of fixed-size lists of float32.
@@ -202,8 +202,8 @@ def describe(table: Any, column: str = "vector") -> dict[str, Any]:
         return {"search": "exact", "rows": rows, "said": said}
     codes = f"codes of {BITS} bits a number" if index.plan.kind == "IVF_RQ" else "the rows themselves"
     said = (
-        f"{index.indexed:,} moments lie in {index.plan.groups:,} groups, of which a query looks at {index.plan.probes:,} "
-        f"by {codes}; the best are compared exactly"
+        f"{index.indexed:,} moments lie in {index.plan.groups:,} groups, of which a query looks at "
+        f"{index.plan.probes:,} by {codes}; the best are compared exactly"
     )
     if index.waiting:
         said += f". {index.waiting:,} more wait outside and are compared one by one"
