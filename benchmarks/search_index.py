@@ -53,8 +53,8 @@ METHOD = (
     "own, held to as many cores as named, and its peak memory is that process's high-water mark. LanceDB reads "
     "vectors from its files: the system's page cache, which it may take them from, is not part of the peak. numpy and "
     "FAISS have all rows in memory; numpy compares by one matrix-vector product. FAISS: IndexHNSWFlat by inner "
-    f"product, M = 32, filled in blocks; its efSearch is the least of {', '.join(map(str, EF_SEARCH))} whose recall on {SETTING} other queries is "
-    f"at least {RECALL}."
+    f"product, M = 32, filled in blocks; its efSearch is the least of {', '.join(map(str, EF_SEARCH))} whose recall on "
+    f"{SETTING} other queries is at least {RECALL}."
 )
 
 

@@ -1,9 +1,9 @@
 """Which index a table of moments gets, and searching with it. Nothing here knows what a moment is.
 
 Rows are compared by the inner product. Below 100 000 of them all are compared, which is exact and takes some tens of
-milliseconds. More get an index of LanceDB's in two stages: rows are grouped around centres (IVF), of which a query looks
-at the nearest groups; and there it compares codes of five bits a number (RaBitQ) instead of rows. The best of these are
-then read from the table and compared as they are, so that scores are exact in every case.
+milliseconds. More get an index of LanceDB's in two stages: rows are grouped around centres (IVF), and a query looks at
+the nearest groups; there it compares codes of five bits a number (RaBitQ) instead of rows. The best of these are then
+read from the table and compared as they are, so that scores are exact in every case.
 
 Texts lie far from all moments, and their nearest moments are spread over many groups. So a query looks at many: half of
 them at 500 000 rows, a sixth at five million. Codes make that cheap: 64 bytes a row of 512 numbers decide for most.
