@@ -121,7 +121,7 @@ def part_build(folder: Path, options: argparse.Namespace) -> Record:
 
     table = opened(folder)
     begin = time.perf_counter()
-    vector_index.create_index(table)
+    vector_index.create_index(table, force=True)
     return {"seconds": time.perf_counter() - begin, "about": vector_index.describe(table)}
 
 

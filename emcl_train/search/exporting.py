@@ -79,8 +79,9 @@ class Source(Protocol):
     def places(self, ids: Sequence[str]) -> Sequence[Place | None]:
         """Where these moments are; None for one that has left the library since."""
 
-    def refiner(self) -> bytes:
-        """The file of the refiner, as `Refiner.save` wrote it."""
+    @property
+    def refiner(self) -> Refiner:
+        """The map with its bank, where there are refined rows."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ def export_library(
     _require(library, to, out, refined)
     with whole_folder(out) as folder:
         if refined:
-            (folder / REFINER).write_bytes(library.refiner())
-        about = _about(library, refined, folder / REFINER)
+            library.refiner.save(folder / REFINER)
+        about = _about(library, refined)
         moments = _Moments(library, about)
         if to == "faiss":
             _write_faiss(folder, moments, description)
@@ -180,9 +181,9 @@ def _require(library: Source, to: str, out: Path, refined: bool) -> None:
         raise UserError(f"{library.name} has no moments; index some videos first")
 
 
-def _about(library: Source, refined: bool, refiner: Path) -> About:
-    """What the rows are, by the refiner's own file."""
-    bank = refined and Refiner.load(refiner).bank("text") is not None
+def _about(library: Source, refined: bool) -> About:
+    """What the rows are."""
+    bank = refined and library.refiner.bank("text") is not None
     return About(
         library=library.name,
         numbers=library.width + bank,

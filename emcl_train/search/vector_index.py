@@ -9,7 +9,7 @@ Texts lie far from all moments, and their nearest moments are spread over many g
 them at 500 000 rows, a sixth at five million. Codes make that cheap: 64 bytes a row of 512 numbers decide for most.
 
 Rows that were added since the index was made are compared one by one, and are found at once; rows that were deleted are
-not found. `keep_index` takes new rows into the index, and makes it anew once the table has doubled.
+not found. `create_index` takes new rows into the index, and makes it anew once the table has doubled.
 """
 
 import math
@@ -103,8 +103,8 @@ def plan_of(rows: int, width: int) -> Plan:
     return Plan(kind, min(MOST, max(FEWEST, rows // GROUP)))
 
 
-def create_index(table: Any, column: str = "vector") -> Index:
-    """Make the index of a table, whatever its size; an earlier one of the column goes when the new one is there.
+def create_index(table: Any, column: str = "vector", *, force: bool = False) -> str:
+    """Give a table the index that it should have, after rows were added or deleted: most of the time, nothing is to do.
 
     Memory is bounded: what is held at once are 128 rows a group to find the centres, and blocks of codes on their way
     to the disk.
@@ -112,13 +112,36 @@ def create_index(table: Any, column: str = "vector") -> Index:
     Args:
         table: of LanceDB, with a column of fixed-size lists of float32.
         column: its name.
+        force: make an index anew, of a table of any size.
 
     Returns:
-        The index.
+        "none": it has too few rows for one. "kept": nothing was to do. "extended": new rows were taken in. "made": it
+        was made, or made anew.
 
     Raises:
-        UserError: the table has fewer rows than an index has groups.
+        UserError: an index is to be made of fewer rows than it has groups.
     """
+    index = index_of(table, column)
+    rows = table.count_rows()
+    if force:
+        _make(table, column)
+        return "made"
+    if not needs_index(rows):
+        # A table that has become small is searched exactly without it, and as fast.
+        if index is not None:
+            table.drop_index(index.name)
+        return "none"
+    if index is None or _outgrown(index.plan, plan_of(rows, _width(table, column))):
+        _make(table, column)
+        return "made"
+    if index.waiting > min(WAITING, BEHIND * rows):
+        table.optimize()
+        return "extended"
+    return "kept"
+
+
+def _make(table: Any, column: str) -> None:
+    """Make the index; an earlier one of the column goes when the new one is there."""
     from lancedb.index import IvfFlat, IvfRq
 
     rows = table.count_rows()
@@ -137,36 +160,6 @@ def create_index(table: Any, column: str = "vector") -> Index:
     table.create_index(column, config=config, name=f"{column}_{plan.name}", replace=True)
     for name in earlier - {f"{column}_{plan.name}"}:
         table.drop_index(name)
-    made = index_of(table, column)
-    assert made is not None
-    return made
-
-
-def keep_index(table: Any, column: str = "vector") -> str:
-    """Do what the index of a table needs after rows were added or deleted: nothing, most of the time.
-
-    Args:
-        table: of LanceDB.
-        column: of the vectors.
-
-    Returns:
-        "none": it has too few rows for one. "kept": nothing was to do. "extended": new rows were taken in. "made": it
-        was made, or made anew.
-    """
-    index = index_of(table, column)
-    rows = table.count_rows()
-    if not needs_index(rows):
-        # A table that has become small is searched faster, and exactly, without it.
-        if index is not None:
-            table.drop_index(index.name)
-        return "none"
-    if index is None or _outgrown(index.plan, plan_of(rows, _width(table, column))):
-        create_index(table, column)
-        return "made"
-    if index.waiting > min(WAITING, BEHIND * rows):
-        table.optimize()
-        return "extended"
-    return "kept"
 
 
 def _outgrown(plan: Plan, wanted: Plan) -> bool:

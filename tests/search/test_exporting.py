@@ -77,13 +77,10 @@ class Library:
             found.append(Found(one, Path(f"/clips/{number // 7}.mp4"), start, start + 4, copies))
         return [None if place is not None and place.id in self.gone else place for place in found]
 
-    def refiner(self) -> bytes:
+    @property
+    def refiner(self) -> Refiner:
         assert self.map is not None
-        path = Path(self.folder) / "of-the-library.safetensors"
-        self.map.save(path)
-        return path.read_bytes()
-
-    folder = "."
+        return self.map
 
 
 def texts(count: int, seed: int) -> np.ndarray:
@@ -96,18 +93,14 @@ def plain() -> Library:
 
 
 @pytest.fixture
-def with_bank(tmp_path: Path) -> Library:
+def with_bank() -> Library:
     known = texts(60, 1)
-    library = Library(Refiner().fit(known, Library().raw, text_bank=known))
-    library.folder = str(tmp_path)
-    return library
+    return Library(Refiner().fit(known, Library().raw, text_bank=known))
 
 
 @pytest.fixture
-def without_bank(tmp_path: Path) -> Library:
-    library = Library(Refiner().fit(texts(60, 1), Library().raw))
-    library.folder = str(tmp_path)
-    return library
+def without_bank() -> Library:
+    return Library(Refiner().fit(texts(60, 1), Library().raw))
 
 
 def read(folder: Path, name: str = "moments.parquet") -> tuple[pa.Table, dict[str, Any]]:
