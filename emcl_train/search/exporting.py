@@ -62,12 +62,14 @@ class Place(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-    """What is asked of a library."""
+    """What is asked of a library; and, where it `refines`, for its `refiner`, a `Refiner`."""
 
-    name: str
-    width: int
-    refines: bool
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def refines(self) -> bool: ...
     @property
     def about(self) -> Mapping[str, Any]: ...
 
@@ -78,10 +80,6 @@ class Source(Protocol):
 
     def places(self, ids: Sequence[str]) -> Sequence[Place | None]:
         """Where these moments are; None for one that has left the library since."""
-
-    @property
-    def refiner(self) -> Refiner:
-        """The map with its bank, where there are refined rows."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def export_library(
     _require(library, to, out, refined)
     with whole_folder(out) as folder:
         if refined:
-            library.refiner.save(folder / REFINER)
+            _refiner(library).save(folder / REFINER)
         about = _about(library, refined)
         moments = _Moments(library, about)
         if to == "faiss":
@@ -181,9 +179,15 @@ def _require(library: Source, to: str, out: Path, refined: bool) -> None:
         raise UserError(f"{library.name} has no moments; index some videos first")
 
 
+def _refiner(library: Any) -> Refiner:
+    """The map with its bank. A library without one raises here, so that it is no part of `Source`."""
+    refiner: Refiner = library.refiner
+    return refiner
+
+
 def _about(library: Source, refined: bool) -> About:
     """What the rows are."""
-    bank = refined and library.refiner.bank("text") is not None
+    bank = refined and _refiner(library).bank("text") is not None
     return About(
         library=library.name,
         numbers=library.width + bank,
