@@ -70,14 +70,9 @@ FITTED = {
         text_decay=0.029,
     ),
     "amazon996": Mixture(
-        mean=1.098, between=0.581, centre_decay=0.531, own_decay=0.21, kind_spread=0.179,
-        row_spread=0.179, popularity=1.468, text_mean=2.305, text_angle=0.262, kept=0.228,
-        text_decay=0.029,
-    ),
-    "shopsphere1126": Mixture(
-        mean=1.098, between=0.581, centre_decay=0.531, own_decay=0.21, kind_spread=0.179,
-        row_spread=0.179, popularity=1.468, text_mean=2.305, text_angle=0.262, kept=0.228,
-        text_decay=0.029,
+        mean=1.133, between=0.572, centre_decay=0.509, own_decay=0.257, kind_spread=0.374,
+        row_spread=0.16, popularity=0.909, text_mean=1.821, text_angle=0.271, kept=0.236,
+        text_decay=0.0,
     ),
 }  # fmt: skip
 """By the real set that they were fitted to."""
