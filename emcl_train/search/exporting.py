@@ -22,7 +22,7 @@ from pyarrow import parquet
 
 from emcl_kernels import Refiner
 from emcl_kernels.integrations import indexes
-from emcl_train.errors import UserError, of_input
+from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.runs.files import require_free, whole_folder
 from emcl_train.search import load_into_qdrant
@@ -284,8 +284,15 @@ def _write_faiss(folder: Path, moments: _Moments, description: str) -> None:
     sample = np.zeros((1, moments.about.numbers), np.float32)
     if _is_trained(description, sample, pad_to):
         sample = moments.sample(TRAINED_ON / (sample.nbytes * len(moments.library)))
-    with of_input(f"{flag('description')} {description!r}"):
+    try:
         index = indexes.faiss_index(sample, description, pad_to=pad_to)
+    except ValueError as error:
+        reason = str(error.__cause__).rpartition("failed: ")[2].strip()
+        width = indexes.padded(sample[:1], pad_to).shape[1]
+        raise UserError(
+            f"{flag('description')} is {description!r}, and FAISS makes no such index of rows of {width} numbers: "
+            f'{reason}; pass one that faiss.index_factory takes, such as "Flat" or "IVF256,Flat"'
+        ) from error
     index.reset()
     _probe_more(index)
 
