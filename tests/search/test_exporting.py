@@ -228,11 +228,9 @@ def test_a_faiss_index_of_lists_searches_more_than_one(plain: Library, tmp_path:
 
 
 def test_a_faiss_description_that_is_none_is_named(plain: Library, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"description is 'Falt', and FAISS makes no such index of 1 rows of 24 numbers"
-    ):
+    with pytest.raises(UserError, match=r"'Falt', and FAISS makes no such index of rows of 24 numbers"):
         export_library(plain, "faiss", tmp_path / "out", description="Falt")
-    with pytest.raises(UserError, match="of 700 rows of 24 numbers: Number of training points"):
+    with pytest.raises(UserError, match=r"Number of training points \(700\)"):
         export_library(plain, "faiss", tmp_path / "out", description="IVF1000,Flat")
     assert list(tmp_path.iterdir()) == []
 
