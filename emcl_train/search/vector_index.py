@@ -134,6 +134,7 @@ def create_index(table: Any, column: str = "vector", *, force: bool = False) -> 
     if index is None or _outgrown(index.plan, plan_of(rows, _width(table, column))):
         _make(table, column)
         return "made"
+    _drop_others(table, column, index.name)
     if index.waiting > min(WAITING, BEHIND * rows):
         table.optimize()
         return "extended"
@@ -156,10 +157,16 @@ def _make(table: Any, column: str) -> None:
     }
     config = IvfRq(num_bits=BITS, **settings) if plan.kind == "IVF_RQ" else IvfFlat(**settings)
 
-    earlier = {one.name for one in table.list_indices() if one.columns == [column]}
-    table.create_index(column, config=config, name=f"{column}_{plan.name}", replace=True)
-    for name in earlier - {f"{column}_{plan.name}"}:
-        table.drop_index(name)
+    name = f"{column}_{plan.name}"
+    table.create_index(column, config=config, name=name, replace=True)
+    _drop_others(table, column, name)
+
+
+def _drop_others(table: Any, column: str, name: str) -> None:
+    """Leave one index of a column. Two are there after a process was killed between making one and dropping the other."""
+    for one in list(table.list_indices()):
+        if one.columns == [column] and one.name != name:
+            table.drop_index(one.name)
 
 
 def _outgrown(plan: Plan, wanted: Plan) -> bool:

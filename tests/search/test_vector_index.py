@@ -7,6 +7,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from lancedb.index import IvfFlat
 
 from emcl_train.errors import UserError
 from emcl_train.search import vector_index
@@ -173,6 +174,13 @@ def test_a_table_that_became_small_is_searched_without_one(small: Any) -> None:
     assert small.list_indices() == []
     rows = rows_of(2000, 0)[:900]
     assert found_by(small, rows[3]) == nearest(rows[3], rows)
+
+
+def test_an_index_that_a_killed_process_left_goes(small: Any) -> None:
+    vector_index.create_index(small)
+    small.create_index("vector", config=IvfFlat(distance_type="dot", num_partitions=4), name="vector_ivf_flat_4")
+    assert vector_index.create_index(small) in ("kept", "made")
+    assert len(small.list_indices()) == 1
 
 
 @pytest.mark.parametrize(("width", "kind"), [(64, "IVF_RQ"), (72, "IVF_RQ"), (70, "IVF_FLAT"), (16, "IVF_FLAT")])
