@@ -163,7 +163,7 @@ def _make(table: Any, column: str) -> None:
 
 
 def _drop_others(table: Any, column: str, name: str) -> None:
-    """Leave one index of a column. Two are there after a process was killed between making one and dropping the other."""
+    """Leave one index of a column. Two are there if a process was killed before it dropped the other."""
     for one in list(table.list_indices()):
         if one.columns == [column] and one.name != name:
             table.drop_index(one.name)
