@@ -37,7 +37,7 @@ BLOCK = 8192
 RECALL, MEDIAN_S, PEAK_MIB = 0.95, 0.030, 2e9 / (1 << 20)
 """Targets: recall at least, median query and memory at most."""
 EF_CONSTRUCTION = 40
-EF_SEARCH = (32, 64, 128, 256, 512)
+EF_SEARCH = (64, 128, 256, 512, 1024, 2048)
 
 OURS, EXACT, FAISS, NUMPY = "LanceDB, as a library searches", "LanceDB, exact", "FAISS HNSW", "numpy, exact"
 VECTORS, ASKED = "vectors.f32", "asked.npz"

@@ -113,7 +113,12 @@ class Moments:
     def texts(self, targets: Array) -> Array:
         """A text for each of the moments with these numbers. Two texts of one moment are the same."""
         _, added = self._at(targets)
-        own = self._own(targets, 3, _deviations(self.width, self.mixture.text_decay))
+        own = np.empty_like(added)
+        deviations = _deviations(self.width, self.mixture.text_decay)
+        for block, here in _by_block(targets):
+            draws = np.random.default_rng([self.seed, 3, block])
+            every = self._turned(draws.standard_normal((BLOCK, self.width), np.float32) * deviations)
+            own[here] = every[targets[here] % BLOCK]
         cosine = self.mixture.text_angle
         mean = cosine * self.mean + np.sqrt(1 - cosine**2) * self.other
         kept = self.mixture.kept
@@ -135,14 +140,6 @@ class Moments:
         own *= self.own_deviations * self.scales[kinds][:, None]
         rows = self.kinds[kinds] * self.centre_deviations + own
         return self._turned(rows * row_scale[:, None].astype(np.float32))
-
-    def _own(self, numbers: Array, stream: int, deviations: Array) -> Array:
-        """What is a text's own."""
-        found = np.empty((len(numbers), self.width), np.float32)
-        for block, here in _by_block(numbers):
-            draws = np.random.default_rng([self.seed, stream, block])
-            found[here] = draws.standard_normal((BLOCK, self.width), np.float32)[numbers[here] % BLOCK]
-        return self._turned(found * deviations)
 
     def _turned(self, rows: Array) -> Array:
         return rows if self.turn is None else rows @ self.turn
