@@ -30,12 +30,12 @@ def test_rows_do_not_depend_on_the_blocks_they_are_asked_in(moments):
 
 def test_a_text_is_nearer_to_its_moment_than_to_others_and_the_same_in_any_company(moments):
     every = moments.rows(0, ROWS)
-    targets = np.array([1040, 3, 700, 3])
+    targets = np.array([1040, 3, 700, 3, *range(100, 160)])
     texts = moments.texts(targets)
     np.testing.assert_array_equal(texts[1], texts[3])
     np.testing.assert_array_equal(texts[:1], moments.texts(targets[:1]))
     own = np.einsum("qd,qd->q", texts, every[targets])
-    assert (own > (texts @ every.T).mean(axis=1) + 0.05).all()
+    assert own.mean() > (texts @ every.T).mean() + 0.1
 
 
 def test_a_random_turn_changes_no_similarity():
