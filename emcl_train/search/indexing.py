@@ -233,7 +233,8 @@ def _bring_up_to_date(tables: Tables, encoder: Encoder, about: dict[str, Any], a
     tables.tidy()
     if not tables.open(MOMENTS).count_rows():
         return
-    vector_index.create_index(tables.open(MOMENTS))
+    if vector_index.create_index(tables.open(MOMENTS)) != "none":
+        tables.index_ids()
 
     texts = texts or refining.known_queries(tables)
     rows = refining.hash_of_rows(tables)

@@ -217,6 +217,14 @@ class Tables:
             if len(rows):
                 yield rows, matrix(rows["vector"])
 
+    def index_ids(self) -> None:
+        """Let moments be found by id, and by content, without a look at all of them."""
+        table = self.open(MOMENTS)
+        known = {column for index in table.list_indices() for column in index.columns}
+        for column in ("id", "content"):
+            if column not in known:
+                table.create_scalar_index(column)
+
     def tidy(self) -> None:
         """Join small parts of tables, and bring indexes up to date; old versions stay for a day, for those who read."""
         for name in (FILES, MOMENTS, REFINED):

@@ -6,3 +6,5 @@ Way = Literal["auto", "shots", "pieces"]
 """At the cuts that PySceneDetect finds, or every so many seconds; "auto": the former where it is installed."""
 PIECE = 4.0
 """Seconds of a piece."""
+Format = Literal["parquet", "faiss", "qdrant"]
+"""What the moments of a library can be written as."""
