@@ -16,7 +16,7 @@ from emcl_train.runs.lock import writing
 from emcl_train.search import refining, vector_index
 from emcl_train.search.embedding import Done, embed
 from emcl_train.search.finding import Changes, Listing, Seen, absolute_roots, compare, list_videos
-from emcl_train.search.moments import Cutting, Way, choose
+from emcl_train.search.moments import Cutting, choose
 from emcl_train.search.outcome import Report
 from emcl_train.search.refining import read_queries
 from emcl_train.search.tables import (
@@ -26,9 +26,12 @@ from emcl_train.search.tables import (
     INDEXED,
     MOMENTS,
     OF_FILES,
+    REFINED,
+    REFINER,
     Tables,
     of_moments,
 )
+from emcl_train.search.ways import Way
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ def _index(asked: Asked, texts: list[str]) -> Report:
     roots = [Path(root) for root in about["roots"]]
 
     # Every process looks at the same folders, and takes its own part of what is new.
-    seen = agreed(lambda: _look(tables, roots, asked.forget) if rank == 0 else None)
-    listing, changes = gather_objects(seen)[0] if world > 1 else seen
+    own = agreed(lambda: [_look(tables, roots, asked.forget)] if rank == 0 else [])
+    listing, changes = gather_objects(own)[0][0] if world > 1 else own[0]
     done = agreed(lambda: embed(tables, encoder, cutting, own_part(changes.to_read, rank, world), quiet=rank > 0))
 
     for other in gather_objects(done)[1:] if world > 1 else []:
@@ -106,9 +109,17 @@ def _opened(asked: Asked) -> tuple[Tables, Encoder, dict[str, Any]]:
     if new:
         encoder = load(str(asked.model))
         cutting = choose(asked.cut, *([] if asked.piece is None else [asked.piece]))
-        about = {"model": _model(asked, encoder), "cutting": cutting.as_json(), "width": encoder.width, "roots": roots}
+        about: dict[str, Any] = {
+            "model": _model(asked, encoder),
+            "cutting": cutting.as_json(),
+            "width": encoder.width,
+            "roots": roots,
+        }
         data = encoder.config.data
         numbers = data.num_frames * encoder.width if encoder.has_head else 0
+        # What says which library it is comes last; without it, tables are what a killed program has left.
+        for name in (FILES, MOMENTS, REFINED, REFINER):
+            there.drop(name)
         there.create(FILES, OF_FILES)
         there.create(MOMENTS, of_moments(encoder.width, numbers))
         there.write_about(about)

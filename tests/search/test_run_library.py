@@ -84,5 +84,6 @@ def test_a_run_of_other_weights_is_another_model(run: Path, library: Library) ->
 
     state[name] = state[name] + 1e-3
     save_file(state, other / "model.safetensors")
-    (other / "checksums.json").unlink()
+    for name in ("checksums.json", "finished.json"):
+        (other / name).unlink()
     assert emcl_train.load(other).fingerprint != library.about["model"]["fingerprint"]
