@@ -175,8 +175,7 @@ def part_numpy(folder: Path, options: argparse.Namespace) -> Record:
 
     def ask(row: Array) -> Array:
         scores = every @ row
-        best = np.argpartition(-scores, NEAREST)[:NEAREST]
-        return np.asarray(best)
+        return np.argpartition(-scores, NEAREST)[:NEAREST].copy()  # a view would keep all of them in memory
 
     return measured(folder, ask)
 
