@@ -6,7 +6,7 @@ from typing import Any, Literal
 from rich.table import Table
 from tyro.conf import Positional
 
-from emcl_train.commands.entry import Entry, of_function
+from emcl_train.commands.entry import Entry, of_function, switches_of
 from emcl_train.commands.output import json_result
 from emcl_train.errors import UserError
 from emcl_train.extras import require_packages
@@ -57,17 +57,16 @@ def search(
         raise UserError("--at is the second of a video; name it with --like")
 
     from emcl_train.search.library import Library
+    from emcl_train.search.reaching import reaching
 
     refine = {"auto": None, "refined": True, "plain": False}[rows]
-    there = Library(library, model)
-    if open:
-        from emcl_train.commands.serving import open_page
+    with reaching(library), json_result(json) as result:
+        there = Library(library, model)
+        if open:
+            from emcl_train.commands.serving import open_page
 
-        open_page(there, query=query, like=like, at=at)
-        return
-
-    with json_result(json) as result:
-        if damaged:
+            open_page(there, query=query, like=like, at=at)
+        elif damaged:
             _print_damaged(there)
             result({"damaged": [{"path": path, "reason": reason} for path, reason in there.damaged]})
         elif eval is not None:
@@ -150,5 +149,7 @@ COMMANDS = {
         'LIBRARY "WORDS"',
         "find the moments that fit a sentence, or that are like one of a video",
         of_function("search", search),
+        library=lambda arguments: "",
+        switches=switches_of(search),
     ),
 }
