@@ -68,7 +68,10 @@ def index(asked: Asked) -> Report:
     if is_address(asked.out) or rank > 0:
         with reaching(asked.out):
             return _index(asked, texts)
-    with writing(Path(asked.out).expanduser()):
+    folder = Path(asked.out).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{asked.out} is a file; pass --out with a folder, or one that is to be made")
+    with writing(folder):
         return _index(asked, texts)
 
 
