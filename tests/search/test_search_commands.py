@@ -104,11 +104,11 @@ def test_index_says_what_it_has_done_and_goes_on_without_being_told_again(scene:
         (["lost", "--out", "x", "--model", "clip"], "lost is no folder that is there; expected the folder that holds"),
         (["films/a.mp4", "--out", "x", "--model", "clip"], "films/a.mp4 is a file; expected the folder that holds"),
         (["films", "--out", "x", "--model", "lost"], "lost"),
-        (["films", "--out", "x", "--model", "clip", "--cut", "scenes"], "invalid choice 'scenes' for argument '--cut'. Expected one of ('auto', 'shots',"),
+        (["films", "--out", "x", "--model", "clip", "--cut", "scenes"], "'scenes' for argument '--cut'. Expected one of"),
         (["films", "--out", "x", "--model", "clip", "--piece", "-1"], "piece is -1 s"),
         (["films", "--out", "x", "--model", "clip", "--refine", "no.txt"], "there is no file no.txt; pass --refine"),
         (["films", "--out", "x", "--mode", "clip"], "--mode"),
-        (["films", "--out", "films/a.mp4", "--model", "clip"], "films/a.mp4 is a file; pass --out with a folder, or one that is"),
+        (["films", "--out", "films/a.mp4", "--model", "clip"], "films/a.mp4 is a file; pass --out with a"),
     ],
 )  # fmt: skip
 def test_index_refuses_in_one_sentence(
@@ -221,7 +221,7 @@ def test_search_opens_the_page_with_what_is_asked(
         (["q", "--k", "0"], "k is 0, expected 1 to 1000 results"),
         (["q", "--min", "nan"], "--min is nan, expected a number, such as 0.3, or auto"),
         (["q", "--min", "low"], "auto"),
-        (["q", "--rows", "best"], "invalid choice 'best' for argument '--rows'. Expected one of ('auto', 'refined',"),
+        (["q", "--rows", "best"], "'best' for argument '--rows'. Expected one of"),
         (["q", "--like"], "--like"),
         (["--like", "lost.mp4"], "there is no file lost.mp4; pass a video to search by its example"),
         (["--like", "queries.txt"], "--like is queries.txt, which cannot be decoded: "),
@@ -386,7 +386,7 @@ def by_qdrant(folder: Path, query: np.ndarray) -> list[tuple[str, float]]:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--to", "csv", "--out", "x"], "invalid choice 'csv' for argument '--to'. Expected one of ('parquet', 'faiss',"),
+        (["--to", "csv", "--out", "x"], "'csv' for argument '--to'. Expected one of"),
         (["--to", "parquet"], "--out"),
         (["--to", "parquet", "--out", "films"], "films"),
         (["--to", "parquet", "--out", "x.parquet"], "--out x.parquet looks like a file; an export is a folder"),
