@@ -104,7 +104,7 @@ def test_index_says_what_it_has_done_and_goes_on_without_being_told_again(scene:
         (["lost", "--out", "x", "--model", "clip"], "lost is no folder that is there; expected the folder that holds"),
         (["films/a.mp4", "--out", "x", "--model", "clip"], "films/a.mp4 is a file; expected the folder that holds"),
         (["films", "--out", "x", "--model", "lost"], "lost"),
-        (["films", "--out", "x", "--model", "clip", "--cut", "scenes"], "'scenes' for argument '--cut'. Expected one of"),
+        (["films", "--out", "x", "--model", "clip", "--cut", "scenes"], "'scenes' for argument '--cut'. Expected"),
         (["films", "--out", "x", "--model", "clip", "--piece", "-1"], "piece is -1 s"),
         (["films", "--out", "x", "--model", "clip", "--refine", "no.txt"], "there is no file no.txt; pass --refine"),
         (["films", "--out", "x", "--mode", "clip"], "--mode"),
