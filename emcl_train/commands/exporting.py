@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from emcl_train.commands.entry import Entry, named, of_function
+from emcl_train.commands.entry import Entry, named, of_function, switches_of
 from emcl_train.endings import say_if_ended
 from emcl_train.extras import require_packages
 from emcl_train.runs.contents import load_config
@@ -58,10 +58,12 @@ def export_moments(
     say_if_ended(lambda: f"{out} appears when it is whole: {_is_there(out)}")
     from emcl_train.search.exporting import export_library
     from emcl_train.search.library import Library
+    from emcl_train.search.reaching import reaching
     from emcl_train.terminal import console_of, escaped
 
     refined = {"auto": None, "refined": True, "plain": False}[rows]
-    written = export_library(Library(library), to, out, refined=refined, description=description)
+    with reaching(library):
+        written = export_library(Library(library), to, out, refined=refined, description=description)
     for line in written.said():
         console_of().print(escaped(line), soft_wrap=True, highlight=False)
 
@@ -84,5 +86,7 @@ COMMANDS = {
         "RUN FILE --layout LAYOUT",
         "write a run's weights for other programs, or with --to a library's moments",
         _run,
+        library=lambda arguments: "" if "--to" in named(arguments) else None,
+        switches=switches_of(export_moments),
     ),
 }

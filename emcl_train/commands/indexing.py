@@ -81,5 +81,6 @@ COMMANDS = {
         "cut one's own videos into moments and embed them, to be searched",
         of_function("index", index),
         in_processes=True,
+        library=lambda arguments: "--out",
     ),
 }

@@ -1,16 +1,20 @@
 """The command search."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 from tyro.conf import Positional
 
-from emcl_train.commands.entry import Entry, of_function
+from emcl_train.commands.entry import Entry, of_function, switches_of
 from emcl_train.commands.output import json_result
 from emcl_train.errors import UserError
 from emcl_train.extras import require_packages
 from emcl_train.terminal import console_of, escaped
+
+RESULTS = 10
+"""Unless a number is asked for."""
 
 
 def search(
@@ -19,7 +23,7 @@ def search(
     *,
     like: Path | None = None,
     at: float | None = None,
-    k: int = 10,
+    k: int = RESULTS,
     min: Literal["auto"] | float | None = None,
     rows: Literal["auto", "refined", "plain"] = "auto",
     model: str | None = None,
@@ -47,27 +51,32 @@ def search(
         json: Write the results to this file; alone, or with -, print them in place of all else.
     """
     require_packages("search")
-    given = [
-        name for name, value in (("QUERY", query), ("--like", like), ("--eval", eval), ("--damaged", damaged)) if value
-    ]
+    asked = {"QUERY": query, "--like": like, "--eval": eval, "--damaged": damaged}
+    given = [name for name, value in asked.items() if value]
     if len(given) != 1:
         said = f"{' and '.join(given)} were given" if given else "none was given"
         raise UserError(f"search takes one of QUERY, --like, --eval and --damaged, and {said}")
     if at is not None and like is None:
         raise UserError("--at is the second of a video; name it with --like")
+    of_results = {"--k": k != RESULTS, "--min": min is not None, "--rows": rows != "auto"}
+    if eval is not None or damaged:
+        _refuse(given[0], {**of_results, "--open": open})
+    if open:
+        _refuse("--open", {**of_results, "--json": json})
+    if isinstance(min, float) and not isfinite(min):
+        raise UserError(f"--min is {min}, expected a number, such as 0.3, or auto")
 
     from emcl_train.search.library import Library
+    from emcl_train.search.reaching import reaching
 
     refine = {"auto": None, "refined": True, "plain": False}[rows]
-    there = Library(library, model)
-    if open:
-        from emcl_train.commands.serving import open_page
+    with reaching(library), json_result(json) as result:
+        there = Library(library, model)
+        if open:
+            from emcl_train.commands.serving import open_page
 
-        open_page(there, query=query, like=like, at=at)
-        return
-
-    with json_result(json) as result:
-        if damaged:
+            open_page(there, query=query, like=like, at=at)
+        elif damaged:
             _print_damaged(there)
             result({"damaged": [{"path": path, "reason": reason} for path, reason in there.damaged]})
         elif eval is not None:
@@ -77,11 +86,10 @@ def search(
             console_of().print(measured.table())
             result(measured.as_json())
         else:
-            found = (
-                there.search(query or "", k, refine=refine, minimum=min)
-                if like is None
-                else there.like(like, at, k, refine=refine, minimum=min)
-            )
+            if like is None:
+                found = there.search(query or "", k, refine=refine, minimum=min)
+            else:
+                found = _like(there, like, at, k, refine=refine, minimum=min)
             cutoff = there.cutoff(refine=refine) if like is None else None
             _print_found(found, there, cutoff, minimum=min)
             result(
@@ -95,6 +103,31 @@ def search(
                     "results": [one.as_json() for one in found],
                 }
             )
+
+
+def _refuse(flag: str, others: dict[str, object]) -> None:
+    """Refuse flags that do nothing beside another one.
+
+    Raises:
+        UserError: one of them is given.
+    """
+    for other, is_given in others.items():
+        if is_given:
+            raise UserError(f"{other} does nothing with {flag}; leave one of them out")
+
+
+def _like(library: Any, example: Path, *rest: Any, **named: Any) -> list[Any]:
+    """Search by an example, whose file may be none.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
+    from emcl_train.data.timeline import VideoError
+
+    try:
+        return list(library.like(example, *rest, **named))
+    except VideoError as error:
+        raise UserError(f"--like is {example}, which cannot be decoded: {error.reason}; pass a video") from error
 
 
 def _print_found(found: list[Any], library: Any, cutoff: Any, *, minimum: Any) -> None:
@@ -150,5 +183,7 @@ COMMANDS = {
         'LIBRARY "WORDS"',
         "find the moments that fit a sentence, or that are like one of a video",
         of_function("search", search),
+        library=lambda arguments: "",
+        switches=switches_of(search),
     ),
 }

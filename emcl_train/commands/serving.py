@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from tyro.conf import Positional
 
-from emcl_train.commands.entry import Entry, of_function
+from emcl_train.commands.entry import Entry, of_function, switches_of
 from emcl_train.endings import say_if_ended
 from emcl_train.errors import UserError
 from emcl_train.extras import require_packages
@@ -181,5 +181,7 @@ COMMANDS = {
         "LIBRARY",
         "a page on this machine to search a library and watch its moments",
         of_function("serve", serve),
+        library=lambda arguments: "",
+        switches=switches_of(serve),
     ),
 }

@@ -18,6 +18,7 @@ from emcl_train.search.embedding import Done, embed
 from emcl_train.search.finding import Changes, Listing, Seen, absolute_roots, compare, list_videos
 from emcl_train.search.moments import Cutting, choose
 from emcl_train.search.outcome import Report
+from emcl_train.search.reaching import is_address, reaching
 from emcl_train.search.refining import read_queries
 from emcl_train.search.tables import (
     ABOUT,
@@ -59,15 +60,18 @@ def index(asked: Asked) -> Report:
         What was done; in several processes, in the first one what all have done.
 
     Raises:
-        UserError: a folder, the model or the library is not what it should be.
+        UserError: a folder, the model or the library is not what it should be, or an object store does not answer.
     """
     # Read before anything is embedded, which may take hours.
     texts = [] if asked.refine is None else read_queries(asked.refine, Refiner().num_neighbors)
     rank, _ = rank_and_world()
-    local = "://" not in asked.out
-    if not local or rank > 0:
-        return _index(asked, texts)
-    with writing(Path(asked.out).expanduser()):
+    if is_address(asked.out) or rank > 0:
+        with reaching(asked.out):
+            return _index(asked, texts)
+    folder = Path(asked.out).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{asked.out} is a file; pass --out with a folder, or one that is to be made")
+    with writing(folder):
         return _index(asked, texts)
 
 
@@ -174,7 +178,7 @@ def _require_same(asked: Asked, about: dict[str, Any], encoder: Encoder) -> None
 
 def _require_apart(asked: Asked, roots: Sequence[str]) -> None:
     """Refuse to look for videos inside the library."""
-    if "://" in asked.out:
+    if is_address(asked.out):
         return
     out = Path(asked.out).expanduser().resolve()
     for root in roots:

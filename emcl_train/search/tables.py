@@ -17,6 +17,7 @@ import pyarrow as pa
 from jaxtyping import Float32
 
 from emcl_train.errors import UserError
+from emcl_train.search.reaching import is_address, reaching
 
 VERSION = 1
 ABOUT, FILES, MOMENTS, REFINED, REFINER = "about", "files", "moments", "refined", "refiner"
@@ -98,20 +99,22 @@ class Tables:
         """Connect to a folder or an address.
 
         Raises:
-            UserError: there is no library, and none is to be made.
+            UserError: there is no library, and none is to be made; or an object store does not answer.
         """
         import lancedb
 
         self.place = str(place)
-        self.is_folder = "://" not in self.place
+        self.is_folder = not is_address(place)
         folder = Path(self.place).expanduser()
         if self.is_folder and not create and not (folder / f"{ABOUT}.lance").is_dir():
             what = "holds no library" if folder.is_dir() else "is not there"
             raise UserError(f"{place} {what}; make one with `emcl-train index FOLDER --out {place}`")
         if self.is_folder and folder.exists() and not folder.is_dir():
             raise UserError(f"{place} is a file; pass the folder of a library")
-        self._database = lancedb.connect(str(folder) if self.is_folder else self.place)
-        if not create and not self.has(ABOUT):
+        with reaching(place):
+            self._database = lancedb.connect(str(folder) if self.is_folder else self.place)
+            there = self.has(ABOUT)
+        if not create and not there:
             raise UserError(f"{place} holds no library; make one with `emcl-train index FOLDER --out {place}`")
 
     def has(self, name: str) -> bool:

@@ -8,3 +8,5 @@ PIECE = 4.0
 """Seconds of a piece."""
 Format = Literal["parquet", "faiss", "qdrant"]
 """What the moments of a library can be written as."""
+STORES = ("s3", "s3+ddb", "gs", "az", "abfss", "oss", "cos")
+"""How an address of an object store begins in which a library may lie."""

@@ -260,6 +260,7 @@ def test_a_library_without_refined_vectors_says_what_is_missing(library, tmp_pat
 def test_programs_get_all_of_it_as_json(library, tmp_path):
     library.scores["q", False] = library.scores["q", True] = [0.1, 0.2, 0.9, 0.1, 0.1, 0.1]
     found = json.loads(json.dumps(measure(library, pairs(tmp_path, {"query": "q", "video": "party"})).as_json()))
+    assert (found["moments_in_all"], found["videos_in_all"]) == (6, 3)
     assert found["moments"]["plain"]["R@1"] == {"mean": 100.0, "low": 100.0, "high": 100.0}
     assert found["videos"]["gain"]["R@1"]["mean"] == 0
     assert found["moments"]["places"] == {"plain": [1.0], "refined": [1.0]}
