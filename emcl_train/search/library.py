@@ -117,7 +117,6 @@ class Library:
         self._model = model
         self._device = device
         self._loading = threading.Lock()
-        self._encoding = threading.Lock()
         self._encoder: Encoder | None = None
 
     @property
@@ -316,9 +315,7 @@ class Library:
         if not isinstance(query, str) or not query.strip():
             raise UserError("the query is empty; say what is to be seen")
         refine = self._chosen(refine)
-        encoder = self.encoder
-        with self._encoding:  # a tokenizer takes one thread
-            features = encoder.text_features(query)
+        features = self.encoder.text_features(query)
         row = torch.nn.functional.normalize(features.caption.float(), dim=-1).cpu().numpy()
         if refine:
             return self._kept(self._nearest(self._as_query(row, "text"), k, refine=True), refine, minimum)

@@ -49,7 +49,7 @@ PAGES = {
 """The page's own files, by their addresses."""
 
 SEARCHES = 1
-"""Searches at once: a tokenizer takes one thread, and an encoder takes all cores for one text."""
+"""Searches at once: an encoder takes all cores for one text."""
 SEARCHES_WAITING = 64
 LOOKS = 8
 """Look-ups and reads of files at once."""
