@@ -1,6 +1,8 @@
 """The command serve: a library's page, on this machine."""
 
+import asyncio
 import hashlib
+import logging
 import os
 import socket
 import webbrowser
@@ -147,7 +149,15 @@ def server_of(app: Any) -> Any:
     """The server of an application, which bounds connections, and the size of what they send."""
     import uvicorn
 
-    return uvicorn.Server(
+    class Ending(uvicorn.Server):
+        """Lets go of what takes long before it waits for answers that are on their way."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.end_soon()
+            await super().shutdown(sockets)
+
+    logging.getLogger("uvicorn.error").addFilter(_is_no_farewell)
+    return Ending(
         uvicorn.Config(
             app,
             http="h11",
@@ -164,6 +174,11 @@ def server_of(app: Any) -> Any:
             h11_max_incomplete_event_size=LONGEST_REQUEST,
         )
     )
+
+
+def _is_no_farewell(record: logging.LogRecord) -> bool:
+    """Whether a record is of something else than an answer that was cut off when the server ended."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _require_place(host: str, port: int) -> None:

@@ -436,10 +436,19 @@ class Library:
             raise UserError("the automatic cut-off is of texts; pass --min a number with --like, or none")
         refine = self._chosen(refine) and "text" in self.refiner_sides
         row = self._as_query(row, "video") if refine else row
-        found = self._kept(self._nearest(row, k, refine=refine), refine, minimum)
+        found = self._nearest(row, k, refine=refine)
 
-        # Of moments that look the same, the one that was asked for comes first.
-        return sorted(found, key=lambda one: (one.id != itself, -one.score))
+        # Of moments that look the same, the one that was asked for comes first, though others may have taken its place.
+        if itself is not None:
+            own = [one for one in found if one.id == itself] or self._compared(row, itself, refine=refine)
+            found = [*own, *(one for one in found if one.id != itself)][:k]
+        return self._kept(found, refine, minimum)
+
+    def _compared(self, row: Float32[np.ndarray, "1 P"], moment_id: str, *, refine: bool) -> list[Found]:
+        """A moment with its inner product; none where it is not there."""
+        table = self._refined if refine else self._moments
+        rows = table.search().where(f"id = {quoted(moment_id)}").select([*PLACE, "vector"]).limit(1).to_arrow()
+        return self._found(rows, (matrix(rows["vector"].combine_chunks()) @ row[0]).tolist())
 
     @property
     def refiner_sides(self) -> tuple[str, ...]:

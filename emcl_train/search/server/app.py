@@ -71,14 +71,18 @@ class Server(Starlette):
     """The application, with its guard before all else: before its own handler of errors, too."""
 
     names: frozenset[str] = frozenset()
+    parts: Parts | None = None
+
+    def end_soon(self) -> None:
+        """Let go of what takes long: whoever waits for it gets a sentence."""
+        if self.parts is not None:
+            self.parts.stop()
 
     def build_middleware_stack(self) -> ASGIApp:
         return Guard(super().build_middleware_stack(), self.names)
 
 
-def build_app(
-    library: Searchable, *, host: str = "127.0.0.1", port: int, cache_dir: Path, cache_bytes: int
-) -> Starlette:
+def build_app(library: Searchable, *, host: str = "127.0.0.1", port: int, cache_dir: Path, cache_bytes: int) -> Server:
     """The application that serves a library.
 
     Args:
@@ -111,6 +115,7 @@ def build_app(
     )
     app.router.redirect_slashes = False
     app.names = names_of(host, port)
+    app.parts = desk.parts
     return app
 
 
