@@ -34,11 +34,19 @@ class Cutoff(Protocol):
 class Searchable(Protocol):
     """A library. Calls come from several threads; those of `search` and `like_moment` one at a time."""
 
-    about: dict[str, Any]
-    name: str
-    refines: bool
-    """Whether there are refined vectors."""
-    damaged: Sequence[tuple[Path, str]]
+    @property
+    def about(self) -> dict[str, Any]: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def refines(self) -> bool:
+        """Whether there are refined vectors."""
+        ...
+
+    @property
+    def damaged(self) -> Sequence[tuple[Path, str]]: ...
 
     def __len__(self) -> int: ...
 
