@@ -1,9 +1,12 @@
 """The command serve: a library's page, on this machine."""
 
+import asyncio
 import hashlib
+import logging
 import os
 import socket
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -93,6 +96,7 @@ def _run(
 ) -> None:
     """Serve until a signal ends it. `query`: of the page that is opened in the browser; None: none is."""
     say_if_ended(lambda: "the server has ended; the library is as it was")
+    from emcl_train.data.cache_use import hold
     from emcl_train.search.server import build_app
     from emcl_train.search.server.guarding import in_brackets
 
@@ -101,7 +105,11 @@ def _run(
 
     with listening(host, port) as listener:
         port = listener.getsockname()[1]
-        app = build_app(library, host=host, port=port, cache_dir=cache or cache_of(library), cache_bytes=cache_bytes)
+        place = cache or cache_of(library)
+        app = build_app(library, host=host, port=port, cache_dir=place, cache_bytes=cache_bytes)
+        if cache is None:
+            with suppress(OSError):  # it only keeps `data cache --prune` from what is needed
+                hold(place, os.fsencode(place_of(library)))
         address = f"http://{in_brackets(host)}:{port}/"
         print(f"{in_a_line(library.name)}: {len(library)} moments at {address} (Ctrl-C ends it)", flush=True)
         if host not in LOOPBACK:
@@ -118,11 +126,18 @@ def cache_of(library: Any) -> Path:
         UserError: the user has none.
     """
     from emcl_train.data.cache import user_cache
+    from emcl_train.data.cache_use import SERVED
 
     folder = user_cache()
     if folder is None:
         raise UserError("there is no cache folder: the user has no home; pass --cache with a folder")
-    return folder / "serve" / hashlib.sha256(os.fsencode(str(library.place))).hexdigest()[:16]
+    return folder / SERVED / hashlib.sha256(os.fsencode(place_of(library))).hexdigest()[:16]
+
+
+def place_of(library: Any) -> str:
+    """Where a library is, however it was named."""
+    place = str(library.place)
+    return place if "://" in place else str(Path(place).expanduser().resolve())
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -147,7 +162,15 @@ def server_of(app: Any) -> Any:
     """The server of an application, which bounds connections, and the size of what they send."""
     import uvicorn
 
-    return uvicorn.Server(
+    class Ending(uvicorn.Server):
+        """Lets go of what takes long before it waits for answers that are on their way."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.end_soon()
+            await super().shutdown(sockets)
+
+    logging.getLogger("uvicorn.error").addFilter(_is_no_farewell)
+    return Ending(
         uvicorn.Config(
             app,
             http="h11",
@@ -164,6 +187,11 @@ def server_of(app: Any) -> Any:
             h11_max_incomplete_event_size=LONGEST_REQUEST,
         )
     )
+
+
+def _is_no_farewell(record: logging.LogRecord) -> bool:
+    """Whether a record is of something else than an answer that was cut off when the server ended."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _require_place(host: str, port: int) -> None:

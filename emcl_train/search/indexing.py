@@ -5,6 +5,7 @@ Whatever ends it, the next one goes on: what was embedded is kept in commits tha
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def _opened(asked: Asked) -> tuple[Tables, Encoder, dict[str, Any]]:
         encoder = load(str(asked.model))
         cutting = choose(asked.cut, *([] if asked.piece is None else [asked.piece]))
         about: dict[str, Any] = {
+            "created": datetime.now(timezone.utc).isoformat(),
             "model": _model(asked, encoder),
             "cutting": cutting.as_json(),
             "width": encoder.width,

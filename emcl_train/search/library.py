@@ -1,13 +1,12 @@
 """A library of moments: what is in it, and what is found by a sentence, by an example, or beside a moment."""
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import wraps
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,14 +22,13 @@ from emcl_train.search import vector_index
 from emcl_train.search.cutoff import Cutoff
 from emcl_train.search.finding import content_of
 from emcl_train.search.moments import Cutting
+from emcl_train.search.state import States
 from emcl_train.search.tables import (
     DAMAGED,
-    INDEXED,
     MOMENTS,
     NAMED_AT_ONCE,
     PLACE,
     REFINED,
-    REFINER,
     FileRow,
     Tables,
     matrix,
@@ -46,6 +44,21 @@ MOST = 1000
 SCORE = "score"
 
 Minimum = float | Literal["auto"] | None
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def of_one_state(
+    method: Callable[Concatenate["Library", P], T],
+) -> Callable[Concatenate["Library", P], T]:
+    """Let a method of a library see one state of it, from its first look-up to its last."""
+
+    @wraps(method)
+    def steady(library: "Library", *args: P.args, **kwargs: P.kwargs) -> T:
+        return library.steadily(method, library, *args, **kwargs)
+
+    return steady
 
 
 @dataclass(frozen=True)
@@ -99,11 +112,12 @@ class Library:
     ) -> None:
         self.place = str(place)
         self.tables = Tables(place)
-        self.about = self.tables.about()
-        self.cutting = Cutting(**self.about["cutting"])
+        self._states = States(self.tables)
         self.width = int(self.about["width"])
         self._model = model
         self._device = device
+        self._loading = threading.Lock()
+        self._encoder: Encoder | None = None
 
     @property
     def name(self) -> str:
@@ -114,13 +128,29 @@ class Library:
         """How many moments there are."""
         return int(self._moments.count_rows())
 
-    @cached_property
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the library is: model, cutting, folders, cut-offs."""
+        return self._states.now.about
+
+    @property
+    def cutting(self) -> Cutting:
+        """How films are cut into moments."""
+        return Cutting(**self.about["cutting"])
+
+    @property
     def encoder(self) -> Encoder:
-        """The model; it is loaded when it is first needed.
+        """The model; it is loaded when it is first needed, once however many threads ask.
 
         Raises:
             UserError: it is not there, or another one than that which made the library.
         """
+        with self._loading:
+            if self._encoder is None:
+                self._encoder = self._loaded()
+            return self._encoder
+
+    def _loaded(self) -> Encoder:
         place = self._model if self._model is not None else self.about["model"]["path"]
         encoder = place if isinstance(place, Encoder) else load(place, device=self._device)
         made_by = self.about["model"]
@@ -134,27 +164,34 @@ class Library:
 
     # ---- what is there -----------------------------------------------------------------------------------------------
 
-    @cached_property
+    def steadily(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function to which the library stays as it is, whatever `emcl-train index` writes meanwhile.
+
+        Between two calls the library is followed: what is written is found within a second or two, in an object store
+        within some ten.
+
+        Args:
+            function: which asks this library, in this thread.
+            args: of the function.
+            kwargs: of the function.
+
+        Raises:
+            BecameAnother: the library is gone, or was made anew by another model.
+        """
+        return self._states.steadily(function, *args, **kwargs)
+
+    @property
     def _moments(self) -> Any:
-        return self.tables.open(MOMENTS)
+        return self._states.now.moments
 
-    @cached_property
+    @property
     def _refined(self) -> Any:
-        return self.tables.open(REFINED)
+        return self._states.now.refined
 
-    @cached_property
+    @property
     def refines(self) -> bool:
         """Whether there are refined rows, as there are with a bank."""
-        return self.tables.has(REFINED) and self.tables.has(REFINER)
-
-    @cached_property
-    def _refiner(self) -> tuple[Refiner, dict[str, Any]]:
-        """The map with its bank, and what is recorded beside it."""
-        row = self.tables.open(REFINER).search().limit(1).to_list()[0]
-        with TemporaryDirectory(prefix="emcl-library-") as folder:
-            path = Path(folder) / "map.safetensors"
-            path.write_bytes(row["map"])
-            return Refiner.load(path), json.loads(row["json"])
+        return self._states.now.refines
 
     @property
     def refiner(self) -> Refiner:
@@ -164,16 +201,12 @@ class Library:
             UserError: the library has none.
         """
         self._require_refined()
-        return self._refiner[0]
+        return self._states.now.refiner[0]
 
-    @cached_property
+    @property
     def _paths(self) -> dict[str, list[FileRow]]:
         """Files by their content."""
-        found: dict[str, list[FileRow]] = {}
-        for row in self.tables.files():
-            if row.status == INDEXED:
-                found.setdefault(row.content, []).append(row)
-        return found
+        return self._states.now.paths
 
     @property
     def files(self) -> list[FileRow]:
@@ -183,7 +216,7 @@ class Library:
     @property
     def damaged(self) -> list[tuple[Path, str]]:
         """Files that cannot be decoded, and why."""
-        return [(row.path, row.reason) for row in self.tables.files() if row.status == DAMAGED]
+        return [(row.path, row.reason) for row in self._states.now.files if row.status == DAMAGED]
 
     def vectors(self, *, refined: bool = False, batch: int = 1 << 16) -> Iterator[tuple[list[str], np.ndarray]]:
         """All rows with their moments' ids, in bounded memory.
@@ -198,14 +231,15 @@ class Library:
         for rows, values in self.tables.vectors(REFINED if refined else MOMENTS, batch):
             yield rows["id"].to_pylist(), values[:, :width]
 
-    @cached_property
+    @property
     def _refined_width(self) -> int:
-        return int(self._refiner[1]["width"])
+        return int(self._states.now.refiner[1]["width"])
 
     def moment(self, moment_id: str) -> Found | None:
         """A moment by its id; None if there is no such one."""
         return self.places([moment_id])[0]
 
+    @of_one_state
     def places(self, ids: Sequence[str]) -> list[Found | None]:
         """Moments by their ids, in this order; None for each that is not there."""
         known = [one for one in ids if isinstance(one, str) and MOMENT.fullmatch(one)]
@@ -216,11 +250,13 @@ class Library:
             found |= {one.id: one for one in self._found(rows, [float("nan")] * len(rows))}
         return [found.get(one) if isinstance(one, str) else None for one in ids]
 
+    @of_one_state
     def moments_of(self, content: str) -> list[Found]:
         """All moments of a film, in their order; none where it is not there."""
         rows = self._moments.search().where(f"content = {quoted(content)}").select(PLACE).to_arrow()
         return self._found(rows.sort_by("number"), [float("nan")] * len(rows))
 
+    @of_one_state
     def thumbnail(self, moment_id: str) -> bytes | None:
         """A WebP of the moment; None if there is no such one."""
         if not isinstance(moment_id, str) or MOMENT.fullmatch(moment_id) is None:
@@ -228,6 +264,7 @@ class Library:
         rows = self._moments.search().where(f"id = {quoted(moment_id)}").select(["thumbnail"]).limit(1).to_list()
         return rows[0]["thumbnail"] if rows else None
 
+    @of_one_state
     def file_of(self, moment_id: str) -> Path | None:
         """The file of a moment, if it still lies inside the folder that was indexed and is no other; else None."""
         found = self.moment(moment_id)
@@ -246,6 +283,7 @@ class Library:
                 return real
         return None
 
+    @of_one_state
     def neighbours(self, moment_id: str, around: int = 2) -> list[Found]:
         """The moments before and after one in its film, and itself."""
         found = self.moment(moment_id)
@@ -258,6 +296,7 @@ class Library:
 
     # ---- search ------------------------------------------------------------------------------------------------------
 
+    @of_one_state
     def search(self, query: str, k: int = 10, *, refine: bool | None = None, minimum: Minimum = None) -> list[Found]:
         """The moments that fit a text best.
 
@@ -284,6 +323,7 @@ class Library:
             return self._kept(self._ranked(features, row, k), refine, minimum)
         return self._kept(self._nearest(row, k, refine=False), refine, minimum)
 
+    @of_one_state
     def like(
         self,
         example: str | Path,
@@ -314,6 +354,7 @@ class Library:
             return self.like_moment(known, k, refine=refine, minimum=minimum)
         return self._like(self._encoded_at(path, at), k, refine=refine, minimum=minimum)
 
+    @of_one_state
     def like_moment(
         self, moment_id: str, k: int = 10, *, refine: bool | None = None, minimum: Minimum = None
     ) -> list[Found]:
@@ -328,6 +369,7 @@ class Library:
         rows = self._moments.search().where(f"id = {quoted(moment_id)}").select(["vector"]).limit(1).to_arrow()
         return self._like(matrix(rows["vector"].combine_chunks()), k, refine=refine, minimum=minimum, itself=moment_id)
 
+    @of_one_state
     def cutoff(self, *, refine: bool | None = None) -> Cutoff | None:
         """What unrelated queries score at most, 95 of 100 of them; None if it was not calibrated."""
         refine = self._chosen(refine)
@@ -336,7 +378,7 @@ class Library:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def ranks_by_head(self) -> bool:
         """Whether the model's own head, which compares frames, has the last word where rows are not refined."""
         return "frames" in self._moments.schema.names
@@ -394,12 +436,21 @@ class Library:
             raise UserError("the automatic cut-off is of texts; pass --min a number with --like, or none")
         refine = self._chosen(refine) and "text" in self.refiner_sides
         row = self._as_query(row, "video") if refine else row
-        found = self._kept(self._nearest(row, k, refine=refine), refine, minimum)
+        found = self._nearest(row, k, refine=refine)
 
-        # Of moments that look the same, the one that was asked for comes first.
-        return sorted(found, key=lambda one: (one.id != itself, -one.score))
+        # Of moments that look the same, the one that was asked for comes first, though others may have taken its place.
+        if itself is not None:
+            own = [one for one in found if one.id == itself] or self._compared(row, itself, refine=refine)
+            found = [*own, *(one for one in found if one.id != itself)][:k]
+        return self._kept(found, refine, minimum)
 
-    @cached_property
+    def _compared(self, row: Float32[np.ndarray, "1 P"], moment_id: str, *, refine: bool) -> list[Found]:
+        """A moment with its inner product; none where it is not there."""
+        table = self._refined if refine else self._moments
+        rows = table.search().where(f"id = {quoted(moment_id)}").select([*PLACE, "vector"]).limit(1).to_arrow()
+        return self._found(rows, (matrix(rows["vector"].combine_chunks()) @ row[0]).tolist())
+
+    @property
     def refiner_sides(self) -> tuple[str, ...]:
         """Sides that have a bank."""
         return ("text",) if self.refines else ()

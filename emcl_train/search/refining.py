@@ -14,7 +14,7 @@ from emcl_train.data.annotation_files import read_text
 from emcl_train.encoder import Encoder
 from emcl_train.errors import UserError
 from emcl_train.search import vector_index
-from emcl_train.search.tables import MOMENTS, OF_REFINER, PLACE, REFINED, REFINER, Tables, of_refined
+from emcl_train.search.tables import MAP, MOMENTS, OF_REFINER, PLACE, REFINED, REFINER, Tables, of_refined
 
 MULTIPLE = 16
 """Refined rows are as wide as a multiple of it, with zeros behind: indexes quantise by parts."""
@@ -78,17 +78,21 @@ def refine(tables: Tables, encoder: Encoder, texts: list[str], rows: str) -> Ref
     except ValueError as error:
         raise UserError(f"the library cannot be refined: {error}") from error
 
+    with TemporaryDirectory(prefix="emcl-library-") as folder:
+        path = Path(folder) / "map.safetensors"
+        refiner.save(path)
+        saved = path.read_bytes()
+    # Which rows and which map belong together: those who read see the one before the other.
+    map_id = sha256(saved).hexdigest()[:16]
+
     width = encoder.width + 1
     padded = width + -width % MULTIPLE
-    schema = of_refined(padded)
+    schema = of_refined(padded).with_metadata({MAP: map_id})
     tables.replace(REFINED, schema, _refined_batches(tables, refiner, schema, padded))
     vector_index.create_index(tables.open(REFINED))
 
     about = {"texts": texts, "width": width, "of": _hash(texts, rows), "rows": tables.open(REFINED).count_rows()}
-    with TemporaryDirectory(prefix="emcl-library-") as folder:
-        path = Path(folder) / "map.safetensors"
-        refiner.save(path)
-        row = pa.RecordBatch.from_pylist([{"map": path.read_bytes(), "json": json.dumps(about)}], schema=OF_REFINER)
+    row = pa.RecordBatch.from_pylist([{"map": saved, "json": json.dumps({**about, MAP: map_id})}], schema=OF_REFINER)
     tables.replace(REFINER, OF_REFINER, [row])
     return refiner
 

@@ -21,6 +21,8 @@ from emcl_train.search.reaching import is_address, reaching
 
 VERSION = 1
 ABOUT, FILES, MOMENTS, REFINED, REFINER = "about", "files", "moments", "refined", "refiner"
+MAP = "map"
+"""Key that says which map has made refined rows: in their schema, and in what is recorded beside the map."""
 INDEXED, DAMAGED = "indexed", "damaged"
 READ_AT_ONCE = 1 << 14
 """Rows of a table that are in memory at a time."""
@@ -119,7 +121,11 @@ class Tables:
 
     def has(self, name: str) -> bool:
         """Whether there is such a table."""
-        return name in self._database.list_tables(limit=100).tables
+        return name in self.names()
+
+    def names(self) -> list[str]:
+        """The tables that there are."""
+        return list(self._database.list_tables(limit=100).tables)
 
     def open(self, name: str) -> Any:
         """A table, as it is now."""
@@ -174,9 +180,7 @@ class Tables:
         """All of them, by their paths."""
         if not self.has(FILES):
             return []
-        rows = self.open(FILES).search().to_arrow().to_pylist()
-        found = [FileRow(**{**row, "path": Path(row["path"]), "root": Path(row["root"])}) for row in rows]
-        return sorted(found, key=lambda row: row.path)
+        return files_in(self.open(FILES))
 
     def put_files(self, rows: Sequence[FileRow]) -> None:
         """Enter files, each in place of what is there of its path."""
@@ -233,6 +237,13 @@ class Tables:
         for name in (FILES, MOMENTS, REFINED):
             if self.has(name):
                 self.open(name).optimize(cleanup_older_than=timedelta(days=1))
+
+
+def files_in(table: Any) -> list[FileRow]:
+    """All rows of a table of files, by their paths."""
+    rows = table.search().to_arrow().to_pylist()
+    found = [FileRow(**{**row, "path": Path(row["path"]), "root": Path(row["root"])}) for row in rows]
+    return sorted(found, key=lambda row: row.path)
 
 
 def matrix(column: Any) -> Float32[np.ndarray, "N D"]:

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -82,6 +82,9 @@ class StandIn:
 
     def __len__(self) -> int:
         return len(self.moments)
+
+    def steadily(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
 
     def search(
         self, query: str, k: int = 10, *, refine: bool | None = None, minimum: float | str | None = None

@@ -101,6 +101,19 @@ def test_neighbours_are_the_moments_before_and_after(library: Library, indexed: 
     assert all(math.isnan(one.score) for one in library.neighbours(middle.id))
 
 
+@pytest.mark.parametrize("refine", [False, True])
+def test_of_films_that_look_the_same_the_one_that_is_asked_for_comes_first(scene: Path, refine: bool) -> None:
+    for suffix in (".mkv", ".mov"):
+        write_films(scene / "films", {f"the same{suffix}": 24}, first=0)  # the pictures of a.mp4
+    path, _ = make(scene, refine=True)
+    library = Library(path)
+    for name in ("a.mp4", "the same.mkv", "the same.mov"):
+        for k in (1, 2, 10):
+            found = library.like(scene / "films" / name, 1.0, k, refine=refine)
+            assert found[0].path.name == name
+            assert len(found) == len({one.id for one in found}) == k
+
+
 @pytest.mark.parametrize("moment", ["", "x", "0" * 32 + "-0", "../../etc/passwd", "' OR 1=1 --", "0" * 32 + "-0\n"])
 def test_an_id_of_no_moment_finds_nothing(library: Library, moment: str) -> None:
     assert library.moment(moment) is None

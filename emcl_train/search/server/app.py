@@ -34,6 +34,7 @@ from emcl_train.search.server.playing import Plan, part_of, plan_of
 from emcl_train.search.server.questions import PARAMETERS, asked
 from emcl_train.search.server.refusing import Refused, answer, said
 from emcl_train.search.server.tracks import Limits, TooMuch, Unwritable
+from emcl_train.search.state import BecameAnother
 from emcl_train.terminal import tell
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -48,7 +49,7 @@ PAGES = {
 """The page's own files, by their addresses."""
 
 SEARCHES = 1
-"""Searches at once: a tokenizer takes one thread, and an encoder takes all cores for one text."""
+"""Searches at once: an encoder takes all cores for one text."""
 SEARCHES_WAITING = 64
 LOOKS = 8
 """Look-ups and reads of files at once."""
@@ -70,14 +71,18 @@ class Server(Starlette):
     """The application, with its guard before all else: before its own handler of errors, too."""
 
     names: frozenset[str] = frozenset()
+    parts: Parts | None = None
+
+    def end_soon(self) -> None:
+        """Let go of what takes long: whoever waits for it gets a sentence."""
+        if self.parts is not None:
+            self.parts.stop()
 
     def build_middleware_stack(self) -> ASGIApp:
         return Guard(super().build_middleware_stack(), self.names)
 
 
-def build_app(
-    library: Searchable, *, host: str = "127.0.0.1", port: int, cache_dir: Path, cache_bytes: int
-) -> Starlette:
+def build_app(library: Searchable, *, host: str = "127.0.0.1", port: int, cache_dir: Path, cache_bytes: int) -> Server:
     """The application that serves a library.
 
     Args:
@@ -110,6 +115,7 @@ def build_app(
     )
     app.router.redirect_slashes = False
     app.names = names_of(host, port)
+    app.parts = desk.parts
     return app
 
 
@@ -134,13 +140,13 @@ class Desk:
         }
 
     async def about(self, request: Request, _: dict[str, Any]) -> ASGIApp:
-        return answer(await self._looking.run(request, showing.about, self.library))
+        return answer(await self._looking.run(request, self.library.steadily, showing.about, self.library))
 
     async def openapi(self, _: Request, __: dict[str, Any]) -> ASGIApp:
         return answer(document(showing.text_of(self.library.name), __version__))
 
     async def search(self, request: Request, given: dict[str, Any]) -> ASGIApp:
-        return answer(await self._searching.run(request, self._search, given))
+        return answer(await self._searching.run(request, self.library.steadily, self._search, given))
 
     def _search(self, given: dict[str, Any]) -> dict[str, Any]:
         refine = self._refine(given["refine"])
@@ -153,7 +159,7 @@ class Desk:
         return showing.results(self.library, found, cutoff=cutoff, asked=repeated)
 
     async def like(self, request: Request, given: dict[str, Any]) -> ASGIApp:
-        return answer(await self._searching.run(request, self._like, given))
+        return answer(await self._searching.run(request, self.library.steadily, self._like, given))
 
     def _like(self, given: dict[str, Any]) -> dict[str, Any]:
         refine = self._refine(given["refine"])
@@ -164,7 +170,7 @@ class Desk:
         return showing.results(self.library, found, asked={"of": shown, "refined": refine})
 
     async def neighbours(self, request: Request, given: dict[str, Any]) -> ASGIApp:
-        return answer(await self._looking.run(request, self._neighbours, given))
+        return answer(await self._looking.run(request, self.library.steadily, self._neighbours, given))
 
     def _neighbours(self, given: dict[str, Any]) -> dict[str, Any]:
         of = self._moment(given["id"])
@@ -205,7 +211,7 @@ class Desk:
 
     async def _prepared(self, request: Request, moment_id: str, number: int) -> tuple[Source, Part | None]:
         """A moment's file, and the part of it that is made for a browser; None if the file is sent as it is."""
-        source = await self._looking.run(request, self._source, moment_id)
+        source = await self._looking.run(request, self.library.steadily, self._source, moment_id)
         if source.plan.way == "as it is":
             if number:
                 raise Refused(404, "this film is sent as it is; it has no further parts")
@@ -256,6 +262,11 @@ def _asking(address: str, handler: Callable[[Request, dict[str, Any]], Awaitable
             raise Refused(404, f"{_named(error)}: {error.reason}") from error
         except PassingError as error:
             raise Refused(503, f"{_named(error)} cannot be read now: {error.reason}") from error
+        except BecameAnother as error:
+            tell(f"error: {error}")
+            raise Refused(
+                503, "the library is gone or became another one; the terminal of the server says why"
+            ) from error
         except UserError as error:  # of the library: it names folders
             tell(f"error: {error}")
             raise Refused(500, "the library could not answer; the terminal of the server says why") from error

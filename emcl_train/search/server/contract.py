@@ -1,8 +1,11 @@
 """What the server asks of a library: any object of this shape can be served."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, runtime_checkable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -31,13 +34,25 @@ class Cutoff(Protocol):
 class Searchable(Protocol):
     """A library. Calls come from several threads; those of `search` and `like_moment` one at a time."""
 
-    about: dict[str, Any]
-    name: str
-    refines: bool
-    """Whether there are refined vectors."""
-    damaged: Sequence[tuple[Path, str]]
+    @property
+    def about(self) -> dict[str, Any]: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def refines(self) -> bool:
+        """Whether there are refined vectors."""
+        ...
+
+    @property
+    def damaged(self) -> Sequence[tuple[Path, str]]: ...
 
     def __len__(self) -> int: ...
+
+    def steadily(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function to which the library stays as it is, whatever is written meanwhile."""
+        ...
 
     def search(
         self, query: str, k: int = 10, *, refine: bool | None = None, minimum: float | Literal["auto"] | None = None

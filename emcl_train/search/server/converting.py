@@ -104,8 +104,10 @@ def _copied(path: Path, plan: Plan, span: Span, target: Path, limits: Limits) ->
             earlier.append(key)
         else:
             raise Astray
-        begin = _second(key.pts, key) - plan.first
-        if not key.is_keyframe or not span.begin - FARTHEST <= begin <= span.begin + LATE:
+        if key.pts is None or not key.is_keyframe:
+            raise Astray
+        begin = float(key.pts * key.time_base) - plan.first
+        if not span.begin - FARTHEST <= begin <= span.begin + LATE:
             raise Astray
 
         with _film(target, plan, limits) as film:
@@ -114,7 +116,10 @@ def _copied(path: Path, plan: Plan, span: Span, target: Path, limits: Limits) ->
             past: set[int] = set()
             for packet in chain(earlier, [key], packets):
                 # In the order of decoding, so that what a frame depends on is there too.
-                at = _second(packet.dts, packet) - plan.first
+                decoded, displayed = packet.dts, packet.pts
+                if decoded is None or displayed is None:
+                    raise Astray
+                at = float(decoded * packet.time_base) - plan.first
                 if at >= span.end:
                     past.add(packet.stream_index)
                     if len(past) == len(streams) or at >= span.end + BEHIND:
@@ -122,24 +127,17 @@ def _copied(path: Path, plan: Plan, span: Span, target: Path, limits: Limits) ->
                     continue
                 if sound is not None:
                     sound.up_to(at - begin)
-                if _second(packet.pts, packet) - plan.first < begin - 1e-3:  # it needs what is not there
+                if float(displayed * packet.time_base) - plan.first < begin - 1e-3:  # it needs what is not there
                     continue
                 shift = round((plan.first + begin) / packet.time_base)
-                packet.pts -= shift
-                packet.dts -= shift
+                packet.pts = displayed - shift
+                packet.dts = decoded - shift
                 packet.stream = copies[packet.stream_index]
                 film.add([packet])
             if sound is not None:
                 sound.close()
         more = stream.index in past
     return Written(begin, span.end, more, sound is not None and sound.muted)
-
-
-def _second(stamp: int | None, packet: Packet) -> float:
-    """When a packet is shown or decoded."""
-    if stamp is None:
-        raise Astray
-    return float(stamp * packet.time_base)
 
 
 def _encoded(path: Path, plan: Plan, span: Span, target: Path, limits: Limits, *, enter: bool) -> Written:
@@ -176,7 +174,8 @@ def _encoded(path: Path, plan: Plan, span: Span, target: Path, limits: Limits, *
             pictures.close(until - span.begin)
             if sound is not None:
                 sound.close()
-    return Written(span.begin, span.end, more, (plan.sound != "none" and not heard) or (heard and sound.muted))
+    muted = plan.sound != "none" if sound is None else sound.muted
+    return Written(span.begin, span.end, more, muted)
 
 
 Shown = tuple[float, VideoFrame]
@@ -203,7 +202,7 @@ def _entered(container: InputContainer, stream: VideoStream, first: float, begin
                     counted.popleft()
                     left_out -= 1
                 stamp = frame.pts if counted is None else counted.popleft() if counted else None
-                if stamp is None:
+                if stamp is None or stream.time_base is None:
                     raise Astray
                 at = float(stamp * stream.time_base) - first
                 if not entered and at > begin + LATE:

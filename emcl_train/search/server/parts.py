@@ -20,6 +20,7 @@ from pathlib import Path
 import anyio.to_thread
 from anyio import CapacityLimiter
 
+from emcl_train.data.cache_use import PART
 from emcl_train.errors import UserError
 from emcl_train.runs.files import clear_partial, discard, new_partial
 from emcl_train.search.server.converting import Written
@@ -40,8 +41,6 @@ WAITING = 16
 """Parts that are made or wait for it, at most."""
 LOOK = 0.5
 """Seconds after which it is looked again whether somebody still waits."""
-NAME = re.compile(r"(?P<key>[0-9a-f]{32})_(?P<begin>[0-9]+)_(?P<end>[0-9]+)_(?P<flags>[01]{2})\.(?P<kind>mp4|webm)")
-"""Key, the film's seconds at its begin and end in microseconds, whether the film goes on and whether it is muted."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Parts:
     def find(self, key: str) -> Part | None:
         """A part that is there; it counts as used now."""
         for name in self._names():
-            found = NAME.fullmatch(name)
+            found = PART.fullmatch(name)
             if found is None or found["key"] != key:
                 continue
             path = self._folder / name
@@ -184,7 +183,7 @@ class Parts:
             discard(partial)
             raise
         self._make_room(0, but=path)
-        made = NAME.fullmatch(path.name)
+        made = PART.fullmatch(path.name)
         assert made is not None
         return _part(path, made)
 
@@ -201,7 +200,7 @@ class Parts:
             for _, size, name in sorted(found):
                 if taken + room <= self._most:
                     return
-                if NAME.fullmatch(name) is not None and (but is None or name != but.name):
+                if PART.fullmatch(name) is not None and (but is None or name != but.name):
                     discard(self._folder / name)
                     taken -= size
 

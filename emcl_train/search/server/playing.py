@@ -41,7 +41,7 @@ ENTERED = (*STAMPED, "avi", "asf")
 """Those with an index that leads to any second. All others are read from their start."""
 REORDERED = 32
 """Packets among which the one lies that is shown first: more than a codec moves one forward."""
-ENCODED: dict[Kind, str] = {"mp4": "aac", "webm": "libopus"}
+ENCODED: dict[Kind, Literal["aac", "libopus"]] = {"mp4": "aac", "webm": "libopus"}
 """What sound is encoded as, where it cannot be copied."""
 
 LEAD = 2.0

@@ -245,9 +245,10 @@ class Sound:
             self._broken += 1
             return
         for piece in pieces:
-            stamp = self._written if piece.pts is None else round(piece.pts * piece.time_base * SAMPLES)
-            if stamp < self._written + GAP * SAMPLES:
-                stamp = self._written
+            stamp = self._written
+            if piece.pts is not None and piece.time_base is not None:
+                heard = round(piece.pts * piece.time_base * SAMPLES)
+                stamp = heard if heard >= stamp + GAP * SAMPLES else stamp
             piece.pts, piece.time_base = stamp, Fraction(1, SAMPLES)
             self._written = stamp + piece.samples
             self._film.add(self._stream.encode(piece))
@@ -275,7 +276,7 @@ class Sound:
                     if at >= seconds:
                         return
                 try:
-                    frames = packet.decode()
+                    frames = stream.decode(packet)
                 except av.error.FFmpegError:
                     self._broken += 1
                     continue
