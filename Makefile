@@ -148,7 +148,7 @@ types: $(VENV)/.deps  ## Check types: mypy
 	MYPYPATH=tests/integrations $(BIN)/mypy $(TEST_TYPES) tests/integrations
 	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train
 	MYPYPATH=tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser
-	MYPYPATH=tests/search:tests/train $(BIN)/mypy $(TEST_TYPES) tests/search
+	MYPYPATH=tests/search:tests/train:benchmarks $(BIN)/mypy $(TEST_TYPES) tests/search
 	MYPYPATH=tests/browser_search:tests/search:tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser_search
 
 docs: $(DOCS_VENV)/.deps  ## Build the site into build/site; broken links and docstrings are errors

@@ -4,6 +4,7 @@ A script asks the program itself, `emcl-train completion words -- WORD …`, so 
 or flags change.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional
@@ -140,7 +141,7 @@ def _targets(rest: list[str]) -> dict[str, tuple[Any, ...]]:
     )
 
     # Until one of its flags says which of both exports it is, it may be either.
-    exports = (exporting.export, exporting.export_moments)
+    exports: tuple[Callable[..., None], ...] = (exporting.export, exporting.export_moments)
     if {"--layout", "--to"} & named(rest):
         exports = exports[1:] if "--to" in named(rest) else exports[:1]
     one_each = {

@@ -201,9 +201,9 @@ def _ours(folder: Path) -> Iterator[Path]:
     """The files in a folder that have the names and the kind of those that this program writes."""
     for path in folder.iterdir():
         name = path.name
-        known = name in OTHERS or is_index(name) or CHECKED.fullmatch(name) or OF_FRAMES.fullmatch(name)
-        known = known or OF_TABLE.fullmatch(name)
-        known = known or (folder.parent.name == SERVED and PART.fullmatch(name))
+        known = name in OTHERS or is_index(name)
+        known = known or any(form.fullmatch(name) for form in (CHECKED, OF_FRAMES, OF_TABLE))
+        known = known or (folder.parent.name == SERVED and PART.fullmatch(name) is not None)
         if known and _is(path, stat.S_ISREG):
             yield path
 
