@@ -175,6 +175,24 @@ def test_the_model_is_loaded_by_its_name(indexed: Path) -> None:
     assert torch.equal(encoder.similarity(text, video), unit(text) @ unit(video).T)
 
 
+def test_one_text_or_one_video_is_a_row_too(indexed: Path) -> None:
+    encoder = emcl_train.load(indexed / "clip", device="cpu")
+    film = indexed / "films" / "a.mp4"
+    assert torch.equal(encoder.encode_text("one thing"), encoder.encode_text(["one thing"]))
+    assert torch.equal(encoder.encode_video(str(film)), encoder.encode_video([film]))
+    assert encoder.encode_text([]).shape == encoder.encode_video([]).shape == (0, encoder.width)
+    assert encoder.config.model.clip == str(indexed / "clip")
+    with pytest.raises(TypeError, match="texts has a int, expected str"):
+        encoder.encode_text([3])
+
+
+@pytest.mark.parametrize("name", ["lost", "films"])
+def test_what_is_no_model_is_one_error(name: str, indexed: Path) -> None:
+    with pytest.raises(UserError, match=name) as refused:
+        emcl_train.load(indexed / name)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_library_knows_its_model_though_it_was_moved(scene: Path) -> None:
     path, _ = make(scene)
     shutil.move(scene / "clip", scene / "moved")
