@@ -203,7 +203,8 @@ def _ours(folder: Path) -> Iterator[Path]:
         name = path.name
         known = name in OTHERS or is_index(name) or CHECKED.fullmatch(name) or OF_FRAMES.fullmatch(name)
         known = known or OF_TABLE.fullmatch(name)
-        known = known or (folder.parent.name == SERVED and PART.fullmatch(name))
+        if folder.parent.name == SERVED:
+            known = known or PART.fullmatch(name)
         if known and _is(path, stat.S_ISREG):
             yield path
 
