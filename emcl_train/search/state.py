@@ -5,6 +5,7 @@ read of it, so that an answer is of one state from its first look-up to its last
 """
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -203,6 +204,9 @@ class States:
                 self._latest = found
             self._looked = time.monotonic()
             return self._latest
+        except BecameAnother:
+            self._looked = -math.inf  # whoever asks next is told too, or sees that it is there again
+            raise
         finally:
             self._looking.release()
 

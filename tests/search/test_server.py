@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 from served_library import HOSTILE_NAME, StandIn, levels_of, serving, write_folder
 
+from emcl_train.search.server.app import PAGE, PAGES
 from emcl_train.search.server.guarding import HEADERS
 from emcl_train.search.server.questions import LONGEST_QUERY, PARAMETERS
 
@@ -108,12 +109,13 @@ def test_the_document_has_every_address_and_its_pages_come_from_here(client):
     for path, parameters in PARAMETERS.items():
         said = document["paths"][path]["get"]["parameters"]
         assert [one["name"] for one in said] == [one.name for one in parameters]
-    for address, kind in (("/", "text/html"), ("/api", "text/html"), ("/page/page.js", "text/javascript")):
+    for address, (name, kind) in PAGES.items():
         page = client.get(address)
         assert page.status == 200
         assert page.headers["content-type"].startswith(kind)
+        assert page.body == (PAGE / name).read_bytes()
         assert b"https://" not in page.body
-    assert client.get("/page/page.css").status == 200
+    assert {name for name, _ in PAGES.values()} == {path.name for path in PAGE.iterdir()}
 
 
 def test_the_document_describes_what_is_answered(client, library):

@@ -42,7 +42,7 @@ PAGES = {
     "/": ("index.html", "text/html"),
     "/api": ("api.html", "text/html"),
     "/page/page.css": ("page.css", "text/css"),
-    "/page/page.js": ("page.js", "text/javascript"),
+    **{f"/page/{name}.js": (f"{name}.js", "text/javascript") for name in ("page", "player", "results", "words")},
     "/page/api.js": ("api.js", "text/javascript"),
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
 }
