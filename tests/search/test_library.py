@@ -182,7 +182,7 @@ def test_one_text_or_one_video_is_a_row_too(indexed: Path) -> None:
     assert torch.equal(encoder.encode_video(str(film)), encoder.encode_video([film]))
     assert encoder.encode_text([]).shape == encoder.encode_video([]).shape == (0, encoder.width)
     assert encoder.config.model.clip == str(indexed / "clip")
-    with pytest.raises(TypeError, match="texts has a int, expected str"):
+    with pytest.raises(TypeError, match="texts"):
         encoder.encode_text([3])
 
 

@@ -65,6 +65,36 @@ def rows_of_results(found) -> list[list[str]]:
 # ---- index -----------------------------------------------------------------------------------------------------------
 
 
+def test_index_says_what_it_has_done_and_goes_on_without_being_told_again(scene: Path, typed) -> None:
+    library = scene / "library"
+    made = ["--model", scene / "clip", "--cut", "pieces", "--piece", "2"]
+    first = typed("index", scene / "films", "--out", library, *made)
+    assert first.code == 0
+    assert f"{library}: {len(FILMS)} files added; {MOMENTS_OF_FILMS} moments\n" in first.out
+
+    (scene / "films" / "a.mp4").unlink()
+    (scene / "films" / "broken.mp4").write_bytes(b"no video")
+    write_films(scene / "films", {"new.mp4": 40}, first=9)
+    second = typed("index", "--out", library, "--json")
+    assert second.code == 1
+    assert {name: second.json[name] for name in ("added", "removed", "unchanged", "moments", "moments_in_all")} == {
+        "added": 1, "removed": 1, "unchanged": 3, "moments": 2, "moments_in_all": MOMENTS_OF_FILMS - 1 + 2,
+    }  # fmt: skip
+    assert second.json["library"] == str(library)
+    assert list(second.json["damaged"]) == [str(scene / "films" / "broken.mp4")]
+    assert "broken.mp4 cannot be decoded and is left out: " in second.err
+
+    listed = typed("search", library, "--damaged")
+    assert listed.code == 0
+    assert listed.out.startswith(f"{scene / 'films' / 'broken.mp4'}: ")
+    assert [one["path"] for one in typed("search", library, "--damaged", "--json").json["damaged"]] == [
+        str(scene / "films" / "broken.mp4")
+    ]
+
+    again = typed("index", "--out", library, "--quiet")
+    assert (again.code, again.out) == (0, f"{library}: 5 files as before; {MOMENTS_OF_FILMS + 1} moments\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
