@@ -104,7 +104,7 @@ def test_a_library_that_is_gone_is_said_and_one_that_comes_back_is_answered(scen
         shutil.move(path, tmp_path / "elsewhere")
         until(lambda: client.get("/api/search?q=a%20thing").status == 503)
         answer = client.get("/api/library")
-        assert answer.json["error"].startswith("the library is gone, or became another one")
+        assert answer.json["error"].startswith("the library is gone or became another one")
         assert str(scene) not in answer.json["error"]
         shutil.move(tmp_path / "elsewhere", path)
         assert client.get("/api/search?q=a%20thing").status == 200
