@@ -50,7 +50,7 @@ IN_PROCESSES := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Each process has two threads of OpenMP, and so together they have more than there are cores: a thread that spins while it
 # waits for another one takes the core from it. Here they sleep; there are as many of them.
-test test-fast test-processors: export OMP_WAIT_POLICY := passive
+test test-fast test-processors test-search: export OMP_WAIT_POLICY := passive
 
 test: $(VENV)/.built  ## Run the whole test suite, in JOBS=2 processes
 	$(BIN)/python -m pytest -q $(IN_PROCESSES) --durations=10 $(ARGS)
@@ -108,7 +108,8 @@ search: $(VENV)/.built $(SEARCH_VENV)/.deps  ## Index the bundled clips with the
 	$(SEARCH_BIN)/python -m emcl_train serve build/shapes-library --open $(ARGS)
 
 test-search: $(VENV)/.built $(SEARCH_VENV)/.deps $(BROWSER_TOOLS)/.installed  ## Run the tests of the library of one's own videos, and use its page in Chromium
-	PYTHONPATH=.:$(BROWSER_TOOLS) $(SEARCH_BIN)/python -m pytest -q tests/search tests/browser_search --durations=5 $(ARGS)
+	PYTHONPATH=. $(SEARCH_BIN)/python -m pytest -q $(IN_PROCESSES) tests/search --durations=5 $(ARGS)
+	PYTHONPATH=.:$(BROWSER_TOOLS) $(SEARCH_BIN)/python -m pytest -q tests/browser_search --durations=5 $(ARGS)
 
 test-random: $(VENV)/.built  ## Run the CUDA kernels at 200 random shapes an op, in the emulator
 	EMCL_TEST_SHAPES=200 $(BIN)/python -m pytest -q tests/kernels/test_random_shapes.py --durations=5 $(ARGS)
@@ -152,7 +153,7 @@ types: $(VENV)/.deps  ## Check types: mypy
 	MYPYPATH=tests/integrations $(BIN)/mypy $(TEST_TYPES) tests/integrations
 	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train
 	MYPYPATH=tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser
-	MYPYPATH=tests/search:tests/train:benchmarks $(BIN)/mypy $(TEST_TYPES) tests/search
+	MYPYPATH=tests/search:tests/train $(BIN)/mypy $(TEST_TYPES) tests/search
 	MYPYPATH=tests/browser_search:tests/search:tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser_search
 
 docs: $(DOCS_VENV)/.deps  ## Build the site into build/site; broken links and docstrings are errors

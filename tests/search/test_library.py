@@ -183,7 +183,7 @@ def test_one_text_or_one_video_is_a_row_too(indexed: Path) -> None:
     assert encoder.encode_text([]).shape == encoder.encode_video([]).shape == (0, encoder.width)
     assert encoder.config.model.clip == str(indexed / "clip")
     with pytest.raises(TypeError, match="texts"):
-        encoder.encode_text([3])
+        encoder.encode_text([3])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("name", ["lost", "films"])

@@ -1,11 +1,8 @@
-"""Many clients at once: no fault, and nothing is left open. A minute of it: benchmarks/search_soak.py."""
+"""Many clients at once: no fault, and nothing is left open. A minute of it: tests/search/soak.py."""
 
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
-
-from search_soak import soak, told
+from soak import soak, told
 
 GROWTH = 96
 """MiB that the server may grow by behind the first half: buffers of 50 answers, and what torch and LanceDB keep."""

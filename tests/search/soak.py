@@ -1,6 +1,6 @@
 """Fifty clients of one `emcl-train serve` for a minute: what it answers, and its memory and open files meanwhile.
 
-    PYTHONPATH=. python benchmarks/search_soak.py [--seconds 60] [--clients 50]
+    PYTHONPATH=. python tests/search/soak.py [--seconds 60] [--clients 50]
 
 The library is of a few small films and a CLIP with random weights; the server is a process of its own. Clients search,
 look at pictures, play films in ranges, hang up in the middle, and ask for what there is not: paths that lead out, long
@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "search"), str(ROOT / "tests" / "train")]
+sys.path.append(str(Path(__file__).resolve().parent.parent / "train"))  # what small_library takes films from
 
 from served_command import Served, served  # noqa: E402
 from served_library import Client  # noqa: E402
