@@ -1,5 +1,6 @@
 """The library of a run's test clips ranks them as the run's own evaluation does."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from several_processes import whole_run
+from tiny_run import tiny_run
 
 import emcl_train
 from emcl_train import Library
@@ -55,6 +58,42 @@ def test_it_ranks_by_the_runs_own_head(run: Path, library: Library) -> None:
         close = dict(zip(queries["video_ids"], scores, strict=True))
         for one, name in zip(found, expected, strict=True):
             assert close[one.path.stem] == pytest.approx(close[name], abs=4e-3)
+
+
+@pytest.mark.parametrize("head", ["wti", "mean"])
+def test_scores_are_the_similarities_of_the_runs_own_head(head: str, tmp_path: Path, monkeypatch) -> None:
+    """By the run's evaluation: its file of similarities, without EMCL. WTI compares every word with every frame."""
+    monkeypatch.setattr(trainer, "write_report", lambda out: out)
+    config = tiny_run(tmp_path / "set", tmp_path / "run", epochs=1)
+    config.model.head = head
+    trainer.train(config, Console(file=io.StringIO()))
+    test = load_annotations(config.data).test
+    (tmp_path / "films").mkdir()
+    for clip in test.clips:
+        shutil.copy(clip.path, tmp_path / "films" / clip.path.name)
+    index(Asked(str(tmp_path / "library"), (tmp_path / "films",), str(tmp_path / "run"), "pieces"))
+
+    tensors = load_file(tmp_path / "run" / "embeddings.safetensors")
+    queries = json.loads((tmp_path / "run" / "queries.json").read_text())
+    library = Library(tmp_path / "library")
+    assert library.ranks_by_head == (head == "wti")
+    for row, caption in enumerate(queries["captions"]):
+        own = dict(zip(queries["video_ids"], tensors["similarity_off"][row].float().tolist(), strict=True))
+        found = {one.path.stem: one.score for one in library.search(caption, k=len(own))}
+        assert found == pytest.approx(own, abs=2e-3)
+    if head == "wti":
+        rows = np.concatenate([values for _, values in library.vectors()])
+        cosines = library.encoder.encode_text(caption).numpy() @ rows.T
+        assert sorted(found.values()) != pytest.approx(sorted(cosines[0]), abs=1e-2)
+
+
+def test_its_rows_are_those_of_embed(run: Path, library: Library) -> None:
+    encoder = emcl_train.load(run)
+    assert encoder.label == "EMCL-Net"
+    keys, rows = next(library.vectors())
+    paths = [library.moment(key).path for key in keys]
+    alone = encoder.encode_video(paths)
+    assert np.allclose(rows, alone.numpy(), atol=1e-6)
 
 
 def test_the_rows_of_a_run_are_compared_by_cosine(run: Path) -> None:
