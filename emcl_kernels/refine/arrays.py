@@ -67,7 +67,7 @@ def chunks(x: Any, name: str) -> Iterator[tuple[int, Tensor]]:
     size = max(1, CHUNK_NUMBERS // width)
     release = _page_release(x)
     for start in range(0, count, size):
-        part = x if count <= size else x[start : start + size]
+        part = x if isinstance(x, Tensor) and count <= size else x[start : start + size]
         if isinstance(part, Tensor):
             # Metal has no float64, and there its rows are few.
             rows = (part.detach().cpu() if part.device.type == "mps" else part.detach()).double()

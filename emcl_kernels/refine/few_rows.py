@@ -20,7 +20,7 @@ Rows = Float64[np.ndarray, "N D"]
 
 def served(rows: Tensor) -> bool:
     """Whether rows are few, and plain memory that numpy can read."""
-    return rows.numel() <= MOST_NUMBERS and type(rows) is Tensor and rows.device.type == "cpu"
+    return rows.numel() <= MOST_NUMBERS and type(rows) is Tensor and rows.device.type == "cpu" and not rows.is_neg()
 
 
 @np.errstate(all="ignore")  # as torch, which warns of none

@@ -64,7 +64,7 @@ def decoded_ahead(films: Sequence[Seen], encoder: Encoder, cutting: Cutting, kno
     Raises:
         PassingError: every other film would meet it too.
     """
-    waiting: list[queue.Queue[Part]] = [queue.Queue(AHEAD) for _ in films]
+    waiting: dict[int, queue.Queue[Part]] = {}
     order = iter(range(len(films)))
     next_film = threading.Lock()
     claims = _Claims(known)
@@ -72,10 +72,15 @@ def decoded_ahead(films: Sequence[Seen], encoder: Encoder, cutting: Cutting, kno
     ahead = threading.Semaphore(workers_of(encoder) + 1)
     """Films that are begun and not yet taken to their end."""
 
+    def parts_of(number: int) -> "queue.Queue[Part]":
+        with next_film:
+            return waiting.setdefault(number, queue.Queue(AHEAD))
+
     def put(number: int, part: Part) -> bool:
+        parts = parts_of(number)
         while not ended.is_set():
             try:
-                waiting[number].put(part, timeout=0.2)
+                parts.put(part, timeout=0.2)
             except queue.Full:
                 continue
             return True
@@ -97,7 +102,8 @@ def decoded_ahead(films: Sequence[Seen], encoder: Encoder, cutting: Cutting, kno
     for thread in threads:
         thread.start()
     try:
-        for parts in waiting:
+        for number in range(len(films)):
+            parts = parts_of(number)
             part = parts.get()
             while not part.last:
                 yield part
@@ -107,6 +113,7 @@ def decoded_ahead(films: Sequence[Seen], encoder: Encoder, cutting: Cutting, kno
             if part.error is not None and not isinstance(part.error, VideoError | PassingError):
                 raise part.error
             yield part
+            del waiting[number]
             ahead.release()
     finally:
         ended.set()

@@ -85,12 +85,16 @@ class _Buffer:
             self.write()
 
     def write(self) -> None:
-        """Moments first: a file whose row is there has them."""
-        if self._moments:
-            self._tables.open(MOMENTS).add(pa.Table.from_batches(self._moments))
-        self._tables.put_files(self._files)
+        """Moments first: a file whose row is there has them.
+
+        What fails here is not tried again: nobody knows whether it was written, and moments must not be there twice.
+        """
+        moments, files = self._moments, self._files
         self._moments, self._files = [], []
         self._since = time.monotonic()
+        if moments:
+            self._tables.open(MOMENTS).add(pa.Table.from_batches(moments))
+        self._tables.put_files(files)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """Which videos lie in folders, and which of them a library knows already: by size, time and content."""
 
+import errno
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
 from emcl_train.data.annotation_files import VIDEO_SUFFIXES, visible_files
+from emcl_train.data.passing import NOT_THERE
 from emcl_train.errors import UserError
 from emcl_train.search.tables import FileRow
 
@@ -33,6 +37,8 @@ class Listing:
     """Links that lead out of their folder, which are left out."""
     gone: list[Path] = field(default_factory=list)
     """Folders that are not there now."""
+    unseen: dict[Path, str] = field(default_factory=dict)
+    """Files of which nothing can be said this time, and why; what the library knows of them stays."""
 
 
 def list_videos(roots: Sequence[Path]) -> Listing:
@@ -55,32 +61,54 @@ def list_videos(roots: Sequence[Path]) -> Listing:
             if path.suffix.lower() not in VIDEO_SUFFIXES or path in known:
                 continue
             known.add(path)
-            if not path.resolve().is_relative_to(real_root):
+            if not Path(os.path.realpath(path)).is_relative_to(real_root):
                 listing.outside.append(path)
-                continue
-            try:
-                status = path.stat()
-            except OSError:  # it went away, or leads nowhere
-                continue
-            listing.videos.append(Seen(path, root, status.st_size, status.st_mtime_ns))
+            elif not is_utf8(path):
+                listing.unseen[path] = "its name is not UTF-8, as the tables need it; rename it"
+            else:
+                _look_at(path, root, listing)
     listing.videos.sort(key=lambda seen: seen.path)
     return listing
 
 
+def _look_at(path: Path, root: Path, listing: Listing) -> None:
+    """Enter a file into the listing, unless it is none, or went away."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        if error.errno not in (*NOT_THERE, errno.ELOOP):
+            listing.unseen[path] = error.strerror or str(error)
+        return
+    if stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        listing.videos.append(Seen(path, root, status.st_size, status.st_mtime_ns))
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a name is text: names of files are bytes to the system."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def absolute_roots(folders: Iterable[Path]) -> list[Path]:
-    """Folders as a library remembers them.
+    """Folders as a library remembers them, each once, however often and by whatever links it was named.
 
     Raises:
-        UserError: one is no folder.
+        UserError: one is no folder, or its name is not UTF-8.
     """
-    found = []
+    found: dict[str, Path] = {}
     for folder in folders:
         root = Path(folder).expanduser().absolute()
+        root = Path(os.path.realpath(root)) if ".." in root.parts else root
         if not root.is_dir():
             what = "a file" if root.is_file() else "no folder that is there"
             raise UserError(f"{folder} is {what}; expected the folder that holds the videos")
-        found.append(root)
-    return list(dict.fromkeys(found))
+        if not is_utf8(root):
+            raise UserError(f"the name of {folder} is not UTF-8, as the tables of a library need it; rename the folder")
+        found.setdefault(os.path.realpath(root), root)
+    return list(found.values())
 
 
 def content_of(path: Path) -> str:
@@ -107,6 +135,8 @@ class Changes:
     """No longer there."""
     kept: dict[Path, int] = field(default_factory=dict)
     """Files of folders that are not there, or have no video any more, as where a disk is not mounted: they stay."""
+    kept_rows: list[FileRow] = field(default_factory=list)
+    """The same, one by one."""
 
 
 def compare(listing: Listing, known: Iterable[FileRow], roots: Sequence[Path], *, forget: bool = False) -> Changes:
@@ -131,10 +161,11 @@ def compare(listing: Listing, known: Iterable[FileRow], roots: Sequence[Path], *
             changes.to_read.append(seen)
 
     for path, row in of_roots.items():
-        if path in there:
+        if path in there or path in listing.unseen:
             continue
         if row.root not in filled and not forget:
             changes.kept[row.root] = changes.kept.get(row.root, 0) + 1
+            changes.kept_rows.append(row)
         else:
             changes.missing.append(row)
     return changes

@@ -3,6 +3,7 @@
 Whatever ends it, the next one goes on: what was embedded is kept in commits that are whole or not there at all.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -15,6 +16,7 @@ from emcl_train.errors import UserError
 from emcl_train.processes import agreed, first_then_others, gather_objects, rank_and_world
 from emcl_train.runs.lock import writing
 from emcl_train.search import refining, vector_index
+from emcl_train.search.cutoff import SHARE, fewest_queries
 from emcl_train.search.embedding import Done, embed
 from emcl_train.search.finding import Changes, Listing, Seen, absolute_roots, compare, list_videos
 from emcl_train.search.moments import Cutting, choose
@@ -64,7 +66,8 @@ def index(asked: Asked) -> Report:
         UserError: a folder, the model or the library is not what it should be, or an object store does not answer.
     """
     # Read before anything is embedded, which may take hours.
-    texts = [] if asked.refine is None else read_queries(asked.refine, Refiner().num_neighbors)
+    fewest = max(Refiner().num_neighbors, fewest_queries(SHARE))
+    texts = [] if asked.refine is None else read_queries(asked.refine, fewest)
     rank, _ = rank_and_world()
     if is_address(asked.out) or rank > 0:
         with reaching(asked.out):
@@ -113,7 +116,7 @@ def _opened(asked: Asked) -> tuple[Tables, Encoder, dict[str, Any]]:
 
     if new:
         encoder = load(str(asked.model))
-        cutting = choose(asked.cut, *([] if asked.piece is None else [asked.piece]))
+        cutting = choose(asked.cut, asked.piece)
         about: dict[str, Any] = {
             "created": datetime.now(timezone.utc).isoformat(),
             "model": _model(asked, encoder),
@@ -135,7 +138,9 @@ def _opened(asked: Asked) -> tuple[Tables, Encoder, dict[str, Any]]:
     encoder = load(asked.model or about["model"]["path"])
     _require_same(asked, about, encoder)
     known = about["roots"]
-    about |= {"roots": [*known, *(root for root in roots if root not in known)], "model": _model(asked, encoder, about)}
+    there_already = {os.path.realpath(root) for root in known}
+    new_roots = [root for root in roots if os.path.realpath(root) not in there_already]
+    about |= {"roots": [*known, *new_roots], "model": _model(asked, encoder, about)}
     there.write_about(about)
     return there, encoder, about
 
@@ -164,7 +169,7 @@ def _require_same(asked: Asked, about: dict[str, Any], encoder: Encoder) -> None
         )
     cutting = Cutting(**about["cutting"])
     if (asked.cut != "auto" and asked.cut != cutting.way) or (
-        asked.piece is not None and asked.piece != cutting.seconds
+        asked.piece is not None and (cutting.way, asked.piece) != ("pieces", cutting.seconds)
     ):
         raise UserError(
             f"{asked.out} is cut into {cutting.said()}; leave --cut and --piece out, or choose another --out"
@@ -232,6 +237,7 @@ def _settle(tables: Tables, listing: Listing, changes: Changes, done: Done) -> N
             report.trouble[row.path] = "a file of the same content could not be read to its end"
     tables.put_files(entered)
     tables.remove_files(changes.missing)
+    _forget_moved(tables, changes)
 
     # Contents that no file has any more.
     used = {row.content for row in tables.files()}
@@ -242,7 +248,25 @@ def _settle(tables: Tables, listing: Listing, changes: Changes, done: Done) -> N
     report.removed = sum(row.content not in moved for row in changes.missing)
     report.unchanged = len(changes.unchanged)
     report.outside = listing.outside
+    report.trouble |= listing.unseen
     report.kept = changes.kept
+
+
+def _forget_moved(tables: Tables, changes: Changes) -> None:
+    """Of folders that are not there, take out files that lie elsewhere now: a folder that was renamed is no lost disk.
+
+    Their moments stay, so that nothing is embedded again when a disk with a copy comes back.
+    """
+    if not changes.kept_rows:
+        return
+    lost = {row.path for row in changes.kept_rows}
+    elsewhere = {row.content for row in tables.files() if row.path not in lost}
+    moved = [row for row in changes.kept_rows if row.content in elsewhere]
+    tables.remove_files(moved)
+    for row in moved:
+        changes.kept[row.root] -= 1
+        if not changes.kept[row.root]:
+            del changes.kept[row.root]
 
 
 def _bring_up_to_date(tables: Tables, encoder: Encoder, about: dict[str, Any], asked: Asked, texts: list[str]) -> None:
@@ -257,7 +281,7 @@ def _bring_up_to_date(tables: Tables, encoder: Encoder, about: dict[str, Any], a
     rows = refining.hash_of_rows(tables)
     if texts and not refining.is_current(tables, texts, rows):
         refining.refine(tables, encoder, texts, rows)
-    of = f"{rows} {len(texts)}"
+    of = refining.hash_of(texts, rows)
     if about.get("cutoffs", {}).get("of") != of:
         from emcl_train.search.calibrating import cutoffs_of
 

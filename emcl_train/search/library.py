@@ -1,5 +1,6 @@
 """A library of moments: what is in it, and what is found by a sentence, by an example, or beside a moment."""
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -272,7 +273,7 @@ class Library:
             return None
         for row in self._paths.get(found.content, []):
             try:
-                real = row.path.resolve(strict=True)
+                real = Path(os.path.realpath(row.path, strict=True))
                 status = real.stat()
             except OSError:
                 continue
@@ -349,7 +350,7 @@ class Library:
         path = Path(example).expanduser()
         if not path.is_file():
             raise UserError(f"there is no file {example}; pass a video to search by its example")
-        known = self._known_at(content_of(path), at)
+        known = self._known_at(path, at)
         if known is not None:
             return self.like_moment(known, k, refine=refine, minimum=minimum)
         return self._like(self._encoded_at(path, at), k, refine=refine, minimum=minimum)
@@ -418,6 +419,8 @@ class Library:
         if not 1 <= k <= MOST:
             raise UserError(f"k is {k}, expected 1 to {MOST} results")
         rows = vector_index.search(self._moments, row[0], max(CANDIDATES, k), [*PLACE, "frames", "num_frames"])
+        if not len(rows):
+            return []
         frames, mask = frames_in(rows, self.width)
         scores = self.encoder.rank(features, frames, mask)[0].numpy()
         order = np.argsort(-scores, kind="stable")[:k]
@@ -490,13 +493,13 @@ class Library:
             )
         return found
 
-    def _known_at(self, content: str, at: float | None) -> str | None:
-        """The moment of the library at a second of a content, if that is there."""
-        where = f"content = {quoted(content)}"
+    def _known_at(self, path: Path, at: float | None) -> str | None:
+        """The moment of the library at a second of a file, if its content is there."""
+        where = f"content = {quoted(content_of(path))}"
         rows = self._moments.search().where(where).select(PLACE).to_arrow().sort_by("number").to_pylist()
         if not rows:
             return None
-        return str(rows[_place_at([(row["start"], row["end"]) for row in rows], at, content)]["id"])
+        return str(rows[_place_at([(row["start"], row["end"]) for row in rows], at, str(path))]["id"])
 
     def _encoded_at(self, path: Path, at: float | None) -> Float32[np.ndarray, "1 D"]:
         """The row of the moment at a second of a file, which is cut as the library's are."""

@@ -57,16 +57,21 @@ class Cutting:
         return lambda seconds: shots(cuts_of(path, max_pixels), seconds, self.longest)
 
 
-def choose(way: Way, seconds: float = PIECE) -> Cutting:
+def choose(way: Way, seconds: float | None = None) -> Cutting:
     """The cutting of a new library.
 
     Args:
         way: "auto" is shots where PySceneDetect is installed, else pieces.
-        seconds: of a piece.
+        seconds: of a piece, with which "auto" is pieces. None: 4.
 
     Raises:
-        UserError: shots were asked for, and PySceneDetect is not installed; or the seconds are none.
+        UserError: shots were asked for, and PySceneDetect is not installed, or pieces have a length; or the seconds are
+            none.
     """
+    if seconds is not None and way == "shots":
+        raise UserError("piece is the length of pieces, and shots have none; leave --piece out, or pass --cut pieces")
+    way = "pieces" if seconds is not None else way
+    seconds = PIECE if seconds is None else seconds
     if not (math.isfinite(seconds) and seconds >= 0.1):
         raise UserError(f"piece is {seconds:g} s, expected 0.1 s or more; pass --piece {PIECE:g}")
     there = find_spec(DETECTOR) is not None

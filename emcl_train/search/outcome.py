@@ -43,10 +43,17 @@ class Report:
         names = ("added", "moved", "removed", "unchanged", "moments", "seconds")
         return {
             **{name: getattr(self, name) for name in names},
-            **{name: {str(path): why for path, why in getattr(self, name).items()} for name in ("damaged", "trouble")},
-            "outside": [str(path) for path in self.outside],
-            "kept": {str(path): number for path, number in self.kept.items()},
+            **{
+                name: {_text(path): why for path, why in getattr(self, name).items()} for name in ("damaged", "trouble")
+            },
+            "outside": [_text(path) for path in self.outside],
+            "kept": {_text(path): number for path, number in self.kept.items()},
         }
+
+
+def _text(path: Path) -> str:
+    """A path as text; bytes of a name that is not UTF-8 are shown as such."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def print_report(report: Report, out: str, moments: int) -> None:

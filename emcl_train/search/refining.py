@@ -53,7 +53,13 @@ def is_current(tables: Tables, texts: list[str], rows: str) -> bool:
     if not (tables.has(REFINER) and tables.has(REFINED)):
         return False
     found = tables.open(REFINER).search().limit(1).select(["json"]).to_list()
-    return bool(found) and json.loads(found[0]["json"])["of"] == _hash(texts, rows)
+    if not found:
+        return False
+
+    # Whoever was killed on the way has left rows of another map, or fewer of them.
+    told, refined = json.loads(found[0]["json"]), tables.open(REFINED)
+    made_by = (refined.schema.metadata or {}).get(MAP.encode(), b"").decode()
+    return (told["of"], told["rows"], told.get(MAP, "")) == (hash_of(texts, rows), refined.count_rows(), made_by)
 
 
 def refine(tables: Tables, encoder: Encoder, texts: list[str], rows: str) -> Refiner:
@@ -91,7 +97,7 @@ def refine(tables: Tables, encoder: Encoder, texts: list[str], rows: str) -> Ref
     tables.replace(REFINED, schema, _refined_batches(tables, refiner, schema, padded))
     vector_index.create_index(tables.open(REFINED))
 
-    about = {"texts": texts, "width": width, "of": _hash(texts, rows), "rows": tables.open(REFINED).count_rows()}
+    about = {"texts": texts, "width": width, "of": hash_of(texts, rows), "rows": tables.open(REFINED).count_rows()}
     row = pa.RecordBatch.from_pylist([{"map": saved, "json": json.dumps({**about, MAP: map_id})}], schema=OF_REFINER)
     tables.replace(REFINER, OF_REFINER, [row])
     return refiner
@@ -114,5 +120,6 @@ def _refined_batches(tables: Tables, refiner: Refiner, schema: pa.Schema, width:
         yield pa.RecordBatch.from_arrays([*(rows[name] for name in PLACE), vectors], schema=schema)
 
 
-def _hash(texts: list[str], rows: str) -> str:
+def hash_of(texts: list[str], rows: str) -> str:
+    """Stands for queries and moments together."""
     return sha256("\n".join([rows, *texts]).encode()).hexdigest()[:16]

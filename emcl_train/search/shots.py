@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import av
 from scenedetect.common import FrameTimecode
 from scenedetect.detectors import ContentDetector
 
@@ -30,6 +29,7 @@ def cuts_of(path: Path, max_pixels: int = MAX_PIXELS) -> list[float]:
     detector = ContentDetector(min_scene_len=SHORTEST)
     begins: list[float] = []
     cuts: list[int] = []
+    size: tuple[int, int] | None = None
 
     with open_video(path, max_pixels=max_pixels) as (container, stream):
         timeline = whole_timeline(container, stream, path)
@@ -40,15 +40,16 @@ def cuts_of(path: Path, max_pixels: int = MAX_PIXELS) -> list[float]:
                 time, frame = shown
                 at = FrameTimecode(len(begins), rate)
                 begins.append(time)
-                cuts.extend(cut.frame_num for cut in detector.process_frame(at, _small(frame)))
+                # The detector compares pictures of one size, and a film may change its own on the way.
+                size = size or _smaller(frame.width, frame.height)
+                picture = frame.reformat(*size, format="bgr24", interpolation="BILINEAR").to_ndarray()
+                cuts.extend(cut.frame_num for cut in detector.process_frame(at, picture))
         if not begins:
             raise VideoError(path, "none of its frames can be decoded")
         cuts.extend(cut.frame_num for cut in detector.post_process(FrameTimecode(len(begins) - 1, rate)))
         return [begins[number] - timeline.times[0] for number in sorted(set(cuts)) if 0 < number < len(begins)]
 
 
-def _small(frame: av.VideoFrame):  # type: ignore[no-untyped-def]
-    """The picture in blue, green and red, as OpenCV has them."""
-    scale = min(1.0, WIDTH / frame.width)
-    width, height = max(2, round(frame.width * scale)), max(2, round(frame.height * scale))
-    return frame.reformat(width, height, format="bgr24", interpolation="BILINEAR").to_ndarray()
+def _smaller(width: int, height: int) -> tuple[int, int]:
+    scale = min(1.0, WIDTH / width)
+    return max(2, round(width * scale)), max(2, round(height * scale))

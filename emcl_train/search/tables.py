@@ -108,13 +108,13 @@ class Tables:
         self.place = str(place)
         self.is_folder = not is_address(place)
         folder = Path(self.place).expanduser()
+        if self.is_folder and folder.exists() and not folder.is_dir():
+            raise UserError(f"{place} is a file; pass the folder of a library")
         if self.is_folder and not create and not (folder / f"{ABOUT}.lance").is_dir():
             what = "holds no library" if folder.is_dir() else "is not there"
             raise UserError(f"{place} {what}; make one with `emcl-train index FOLDER --out {place}`")
-        if self.is_folder and folder.exists() and not folder.is_dir():
-            raise UserError(f"{place} is a file; pass the folder of a library")
         with reaching(place):
-            self._database = lancedb.connect(str(folder) if self.is_folder else self.place)
+            self._database = lancedb.connect(str(folder.absolute()) if self.is_folder else self.place)
             there = self.has(ABOUT)
         if not create and not there:
             raise UserError(f"{place} holds no library; make one with `emcl-train index FOLDER --out {place}`")
@@ -124,8 +124,12 @@ class Tables:
         return name in self.names()
 
     def names(self) -> list[str]:
-        """The tables that there are."""
-        return list(self._database.list_tables(limit=100).tables)
+        """The tables that there are; not what is left of one whose first rows were never written to their end."""
+        names = list(self._database.list_tables(limit=100).tables)
+        if not self.is_folder:
+            return names
+        folder = Path(self.place).expanduser()
+        return [name for name in names if any((folder / f"{name}.lance" / "_versions").glob("*.manifest"))]
 
     def open(self, name: str) -> Any:
         """A table, as it is now."""
