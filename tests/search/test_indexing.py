@@ -169,7 +169,7 @@ def test_another_cutting_is_refused(scene: Path) -> None:
 
 def test_too_few_queries_are_refused_before_anything_is_embedded(scene: Path) -> None:
     (scene / "few.txt").write_text("one\ntwo\n\ntwo\n")
-    with pytest.raises(UserError, match=r"few\.txt has 2 different queries, expected at least 10"):
+    with pytest.raises(UserError, match=r"few\.txt has 2 different queries, expected at least 19"):
         index(Asked(str(scene / "library"), (scene / "films",), str(scene / "clip"), refine=scene / "few.txt"))
     assert not (scene / "library").exists()
 
