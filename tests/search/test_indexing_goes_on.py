@@ -9,7 +9,7 @@ import pytest
 from small_library import FILMS, QUERIES, make, rows_of, write_films
 
 from emcl_train.errors import UserError
-from emcl_train.search import finding, indexing, refining
+from emcl_train.search import embedding, finding, indexing, refining
 from emcl_train.search.finding import absolute_roots, compare, list_videos
 from emcl_train.search.library import Library
 from emcl_train.search.moments import choose
@@ -31,7 +31,7 @@ def test_names_that_are_no_text_pipes_and_loops_stop_nothing(scene: Path) -> Non
         library, report = make(scene)
         assert [os.fsencode(path) for path in report.trouble] == [latin]
         assert "UTF-8" in next(iter(report.trouble.values()))
-        assert [path[-16:] for path in report.as_json()["trouble"]] == ["\\udcfc\\udcdfe.mp4"]
+        assert all(path.endswith("gr\\udcfc\\udcdfe.mp4") for path in report.as_json()["trouble"])
     assert len(Tables(library).files()) == len(FILMS)
     folder = scene / os.fsdecode(b"\xfc")
     folder.mkdir()
@@ -83,6 +83,7 @@ def test_a_failure_while_rows_are_written_doubles_none(
 ) -> None:
     """The failure comes after the rows are there, as where a signal arrives then."""
     with monkeypatch.context() as patch:
+        patch.setattr(embedding, "ROWS_A_COMMIT", 2)
         if where == "put_files":
 
             def fails(self: Tables, rows: list) -> None:
