@@ -10,8 +10,10 @@ from urllib.parse import quote
 import pytest
 from served_library import HOSTILE_NAME, StandIn, levels_of, serving, write_folder
 
+from emcl_train.search.server import app
 from emcl_train.search.server.app import PAGE, PAGES
 from emcl_train.search.server.guarding import HEADERS
+from emcl_train.search.server.parts import Parts
 from emcl_train.search.server.questions import LONGEST_QUERY, PARAMETERS
 
 SECRET = "nobody is to read this"
@@ -413,6 +415,70 @@ def test_a_folder_that_becomes_a_link_is_not_followed(client, library, folder, t
         assert client.get(f"/media/{moment}").status == 404
     finally:
         library.file_of = before
+
+
+def replaced(path: Path, other: Path) -> None:
+    """Another film lies there, whole from one moment to the next."""
+    beside = path.with_suffix(".new")
+    beside.write_bytes(other.read_bytes())
+    beside.replace(path)
+
+
+def linked(path: Path, other: Path) -> None:
+    """The folder of the film is a link to one outside by now, where a film of the same name lies."""
+    outside = path.parent.parent.parent / f"outside of {path.parent.name}"
+    path.parent.rename(outside)
+    path.parent.symlink_to(outside)
+
+
+@pytest.mark.parametrize("becomes", [replaced, linked])
+@pytest.mark.parametrize("when", ["while it waits", "while it is converted"])
+def test_a_film_that_is_another_one_when_its_turn_comes_is_not_converted(
+    library, folder, tmp_path, monkeypatch, becomes, when
+):
+    inside = folder / f"{becomes.__name__} {when}" / "film.avi"
+    inside.parent.mkdir()
+    inside.write_bytes((folder / "beach" / "old camera.avi").read_bytes())
+    (moment, *_) = library.add(inside, 12.0)
+    waited, wrote, written = Parts._make_room, app.write_part, []
+
+    def change() -> None:
+        if not written:
+            becomes(inside, folder / "matroska.mkv")
+
+    def waits(self: Parts, *args: object, **kwargs: object) -> None:
+        if when == "while it waits":
+            change()
+            written.append("nothing")
+        waited(self, *args, **kwargs)
+
+    def writes(path: Path, *args: object) -> object:
+        done = wrote(path, *args)
+        change()
+        written.append(path)
+        return done
+
+    monkeypatch.setattr(Parts, "_make_room", waits)
+    monkeypatch.setattr(app, "write_part", writes)
+    with serving(library, tmp_path / "parts") as one:
+        assert one.get(f"/media/{moment}").status == 404
+    assert written == (["nothing"] if when == "while it waits" else [inside])
+    assert not list((tmp_path / "parts").iterdir())
+
+
+def test_a_film_that_is_another_one_when_it_is_opened_is_not_sent(client, library, folder, monkeypatch):
+    inside = folder / "sent as it is.mp4"
+    inside.write_bytes((folder / "beach" / "red circle.mp4").read_bytes())
+    (moment, *_) = library.add(inside, 12.0)
+    opens = app._opened
+
+    def opens_later(*args: object) -> object:
+        replaced(inside, folder / "matroska.mkv")
+        return opens(*args)
+
+    monkeypatch.setattr(app, "_opened", opens_later)
+    assert client.get(f"/media/{moment}").status == 404
+    monkeypatch.setattr(app, "_opened", opens)
 
 
 @pytest.mark.parametrize("what", ["fifo", "folder", "nothing", "text", "playlist"])

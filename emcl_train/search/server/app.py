@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from emcl_kernels import __version__
-from emcl_train.data.opening import identity_of
+from emcl_train.data.opening import Identity, identity_of
 from emcl_train.data.passing import PassingError
 from emcl_train.data.timeline import VideoError
 from emcl_train.errors import UserError
@@ -27,7 +27,7 @@ from emcl_train.search.server.contract import Moment, Searchable
 from emcl_train.search.server.converting import PastTheEnd, Written, write_part
 from emcl_train.search.server.guarding import Guard, names_of
 from emcl_train.search.server.lines import Line
-from emcl_train.search.server.media import CANNOT, FileAnswer, Opened, open_regular
+from emcl_train.search.server.media import CANNOT, FileAnswer, Opened, open_regular, require_same
 from emcl_train.search.server.openapi import document
 from emcl_train.search.server.parts import Part, Parts, key_of
 from emcl_train.search.server.playing import Plan, part_of, plan_of
@@ -64,7 +64,8 @@ class Source(NamedTuple):
     moment: Moment
     path: Path
     plan: Plan
-    known_by: tuple[int, int]
+    known_by: Identity
+    """What the file was known by when the library gave it."""
 
 
 class Server(Starlette):
@@ -222,7 +223,11 @@ class Desk:
         key = key_of(moment.content, *source.known_by, source.plan, span)
 
         def make(target: Path, limits: Limits) -> Written:
-            return write_part(source.path, source.plan, span, target, limits)
+            # Others may have been converted first: meanwhile another file may lie there, or a folder be a link.
+            require_same(source.path, source.known_by)
+            written = write_part(source.path, source.plan, span, target, limits)
+            require_same(source.path, source.known_by)
+            return written
 
         return source, await self.parts.get(request, key, source.plan.kind, make)
 
@@ -232,7 +237,8 @@ class Desk:
         if path is None:
             raise Refused(404, CANNOT)
         known_by = identity_of(path)
-        return Source(moment, path, plan_of(path), (known_by.size, known_by.modified))
+        require_same(path, known_by)
+        return Source(moment, path, plan_of(path), known_by)
 
     def _moment(self, moment_id: str) -> Moment:
         moment = self.library.moment(moment_id)
@@ -247,7 +253,9 @@ class Desk:
 
 
 def _opened(source: Source, part: Part | None) -> Opened:
-    return open_regular(source.path) if part is None else open_regular(part.path, f'"{part.key}"')
+    if part is None:
+        return open_regular(source.path, known_by=source.known_by)
+    return open_regular(part.path, f'"{part.key}"')
 
 
 def _asking(address: str, handler: Callable[[Request, dict[str, Any]], Awaitable[ASGIApp]]) -> Handler:
