@@ -14,6 +14,7 @@ import pytest
 from emcl_train.errors import UserError
 from emcl_train.search.server.converting import Written
 from emcl_train.search.server.parts import LEAST, WAITING, Part, Parts, key_of
+from emcl_train.search.server.playing import Kind
 from emcl_train.search.server.refusing import Refused
 from emcl_train.search.server.tracks import Limits, TooMuch
 
@@ -34,8 +35,8 @@ class Asker:
 class Maker:
     """Writes parts of a size, and counts how many it has made, and how many at once."""
 
-    def __init__(self, size: int = 100, pause: float = 0.0) -> None:
-        self.size, self.pause = size, pause
+    def __init__(self, size: int = 100, pause: float = 0.0, kind: Kind = "mp4") -> None:
+        self.size, self.pause, self.kind = size, pause, kind
         self.made = self.at_once = self.most_at_once = 0
         self.may_go = threading.Event()
         self.may_go.set()
@@ -52,11 +53,11 @@ class Maker:
             file.truncate(self.size)
         with self._lock:
             self.at_once -= 1
-        return Written(1.5, 9.25, True, False)
+        return Written(1.5, 9.25, True, False, self.kind, "transcoded")
 
 
 def get(parts: Parts, key: str, make: object) -> Part:
-    return asyncio.run(parts.get(Asker(), key, "mp4", make))
+    return asyncio.run(parts.get(Asker(), key, make))
 
 
 def taken(folder: Path) -> int:
@@ -67,11 +68,13 @@ def test_a_part_is_made_once_and_what_is_known_of_it_is_in_its_name(tmp_path):
     make = Maker()
     key = key_of("a", 1)
     first = get(Parts(tmp_path / "parts", LEAST), key, make)
-    assert (first.begin, first.end, first.more, first.muted, first.kind) == (1.5, 9.25, True, False, "mp4")
+    assert (first.begin, first.end, first.more, first.muted) == (1.5, 9.25, True, False)
+    assert (first.kind, first.way) == ("mp4", "transcoded")
     assert get(Parts(tmp_path / "parts", LEAST), key, make) == first
     assert make.made == 1
-    assert [path.name for path in (tmp_path / "parts").iterdir()] == [f"{key}_1500000_9250000_10.mp4"]
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [f"{key}_1500000_9250000_101.mp4"]
     assert key_of("a", 1) != key_of("a", 2)
+    assert get(Parts(tmp_path / "parts", LEAST), key_of("a", 2), Maker(kind="webm")).path.suffix == ".webm"
 
 
 def test_many_who_ask_for_one_part_get_the_same_one(tmp_path):
@@ -79,7 +82,7 @@ def test_many_who_ask_for_one_part_get_the_same_one(tmp_path):
     parts = Parts(tmp_path, LEAST)
 
     async def ask() -> list[Part]:
-        return await asyncio.gather(*(parts.get(Asker(), key_of("a"), "mp4", make) for _ in range(30)))
+        return await asyncio.gather(*(parts.get(Asker(), key_of("a"), make) for _ in range(30)))
 
     found = asyncio.run(ask())
     assert make.made == 1
@@ -92,7 +95,7 @@ def test_so_many_are_made_at_once_and_so_many_wait(tmp_path):
     parts = Parts(tmp_path, LEAST, at_once=2)
 
     async def ask() -> list[object]:
-        coming = [parts.get(Asker(), key_of(number), "mp4", make) for number in range(WAITING + 5)]
+        coming = [parts.get(Asker(), key_of(number), make) for number in range(WAITING + 5)]
         asked = [asyncio.create_task(one) for one in coming]
         while sum(one.done() for one in asked) < 5:
             await asyncio.sleep(0.01)
@@ -132,7 +135,7 @@ def test_its_bytes_are_bounded_under_many_at_once(tmp_path):
     async def ask() -> None:
         nonlocal most
         for begin in range(0, 40, 10):
-            await asyncio.gather(*(parts.get(Asker(), key_of(n), "mp4", make) for n in range(begin, begin + 10)))
+            await asyncio.gather(*(parts.get(Asker(), key_of(n), make) for n in range(begin, begin + 10)))
             most = max(most, taken(tmp_path))
 
     asyncio.run(ask())
@@ -145,9 +148,9 @@ def test_whoever_has_gone_away_gets_nothing_made(tmp_path):
     parts = Parts(tmp_path, LEAST, at_once=1)
 
     async def ask() -> list[object]:
-        first = asyncio.create_task(parts.get(Asker(), key_of("first"), "mp4", make))
+        first = asyncio.create_task(parts.get(Asker(), key_of("first"), make))
         await asyncio.sleep(0.1)
-        second = asyncio.create_task(parts.get(Asker(looks=0), key_of("second"), "mp4", make))
+        second = asyncio.create_task(parts.get(Asker(looks=0), key_of("second"), make))
         return await asyncio.gather(first, second, return_exceptions=True)
 
     first, second = asyncio.run(ask())
@@ -177,7 +180,7 @@ def test_a_killed_server_leaves_nothing_that_counts(tmp_path):
         "def make(target, limits):\n"
         "    target.write_bytes(b'x' * 1000); print('made', flush=True); time.sleep(600)\n"
         f"parts = Parts(pathlib.Path({str(tmp_path)!r}), LEAST)\n"
-        "asyncio.run(parts.get(Asker(), key_of('a'), 'mp4', make))\n"
+        "asyncio.run(parts.get(Asker(), key_of('a'), make))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=env) as server:

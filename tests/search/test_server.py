@@ -1,5 +1,6 @@
 """The server of a library: what it answers, and what it does not, whoever asks."""
 
+import io
 import socket
 import threading
 import time
@@ -7,10 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
+import av
 import pytest
-from served_library import HOSTILE_NAME, StandIn, levels_of, serving, write_folder
+from served_library import HOSTILE_NAME, StandIn, levels_of, serving, write_film, write_folder
 
-from emcl_train.search.server import app
+from emcl_train.search.server import app, converting
 from emcl_train.search.server.app import PAGE, PAGES
 from emcl_train.search.server.guarding import HEADERS
 from emcl_train.search.server.parts import Parts
@@ -172,6 +174,28 @@ def test_what_it_does_not_play_is_made_for_it_and_shows_the_right_second(client,
     shown = levels_of(film.body)
     assert len(shown) >= 60
     assert [level for _, level in shown] == [level_at(told["begin"] + second + 1e-3) for second, _ in shown]
+
+
+def test_what_cannot_be_copied_after_all_is_sent_as_what_it_was_made_to(client, library, folder, monkeypatch):
+    """VP8 in Matroska, which is copied into WebM, with its only keyframe farther away than a part may begin early."""
+    options = {"g": "1000", "keyint_min": "1000", "cpu-used": "8", "deadline": "realtime", "crf": "10"}
+    (folder / "vp8").mkdir()
+    write_film(folder / "vp8" / "one keyframe.mkv", codec="libvpx", options=options)
+    moments = library.add(folder / "vp8" / "one keyframe.mkv", 12.0)
+    monkeypatch.setattr(converting, "FARTHEST", 1.0)
+    for moment, kind, way, codec in (
+        (moments[0], "video/webm", "remuxed", "vp8"),
+        (moments[2], "video/mp4", "transcoded", "h264"),
+    ):
+        for _ in range(2):  # made, and taken from the cache
+            told = client.get(f"/api/playing?id={moment}").json
+            assert (told["type"], told["way"]) == (kind, way)
+            assert ("cannot be copied" in told["why"]) == (way == "transcoded")
+        film = client.get(told["media"])
+        assert film.headers["content-type"] == kind
+        with av.open(io.BytesIO(film.body)) as container:
+            assert ("matroska" in container.format.name) == (kind == "video/webm")
+            assert container.streams.video[0].codec_context.codec.canonical_name == codec
 
 
 def test_a_film_goes_on_in_the_part_that_follows_until_its_end(client, library):

@@ -55,6 +55,9 @@ LOOKS = 8
 """Look-ups and reads of files at once."""
 LOOKS_WAITING = 512
 
+UNCUT = "from here it cannot be copied, and was encoded"
+"""Why a part is encoded although browsers play what is in its film."""
+
 Handler = Callable[[Request], Awaitable[ASGIApp]]
 
 
@@ -195,8 +198,8 @@ class Desk:
                 "moment": shown,
                 "media": f"{shown['media']}?part={given['part']}" if part is not None else shown["media"],
                 "type": f"video/{plan.kind if part is None else part.kind}",
-                "way": plan.way,
-                "why": plan.why,
+                "way": plan.way if part is None else part.way,
+                "why": plan.why if part is None or part.way == plan.way else f"{plan.why}; {UNCUT}",
                 "begin": plan.zero if part is None else part.begin,
                 "end": None if part is None else part.end,
                 "more": part is not None and part.more,
@@ -229,7 +232,7 @@ class Desk:
             require_same(source.path, source.known_by)
             return written
 
-        return source, await self.parts.get(request, key, source.plan.kind, make)
+        return source, await self.parts.get(request, key, make)
 
     def _source(self, moment_id: str) -> Source:
         moment = self._moment(moment_id)

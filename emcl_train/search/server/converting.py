@@ -22,7 +22,7 @@ from emcl_train.data.clock import has_no_stamps
 from emcl_train.data.container import open_video, read_timeline, rewound
 from emcl_train.data.decoding import Reader, decode_packet, demuxed
 from emcl_train.data.timeline import Timeline, VideoError
-from emcl_train.search.server.playing import Plan, Span
+from emcl_train.search.server.playing import Kind, Plan, Span, Way
 from emcl_train.search.server.tracks import Astray, Film, Limits, Pictures, Sound, writing
 
 FARTHEST = 30.0
@@ -47,6 +47,10 @@ class Written(NamedTuple):
     """Whether the film goes on."""
     muted: bool
     """Whether there is sound in the film that could not be decoded here."""
+    kind: Kind
+    """Of the file. One that was to be copied is of another kind where it had to be encoded."""
+    way: Way
+    """How it was made."""
 
 
 class PastTheEnd(Exception):
@@ -137,7 +141,7 @@ def _copied(path: Path, plan: Plan, span: Span, target: Path, limits: Limits) ->
             if sound is not None:
                 sound.close()
         more = stream.index in past
-    return Written(begin, span.end, more, sound is not None and sound.muted)
+    return Written(begin, span.end, more, sound is not None and sound.muted, plan.kind, plan.way)
 
 
 def _encoded(path: Path, plan: Plan, span: Span, target: Path, limits: Limits, *, enter: bool) -> Written:
@@ -175,7 +179,7 @@ def _encoded(path: Path, plan: Plan, span: Span, target: Path, limits: Limits, *
             if sound is not None:
                 sound.close()
     muted = plan.sound != "none" if sound is None else sound.muted
-    return Written(span.begin, span.end, more, muted)
+    return Written(span.begin, span.end, more, muted, plan.kind, plan.way)
 
 
 Shown = tuple[float, VideoFrame]

@@ -25,11 +25,11 @@ from emcl_train.errors import UserError
 from emcl_train.runs.files import clear_partial, discard, new_partial
 from emcl_train.search.server.converting import Written
 from emcl_train.search.server.lines import BUSY, Asker, gone
-from emcl_train.search.server.playing import Kind
+from emcl_train.search.server.playing import Kind, Way
 from emcl_train.search.server.refusing import Refused
 from emcl_train.search.server.tracks import Limits
 
-VERSION = 1
+VERSION = 2
 """Goes up when parts are made in another way, so that earlier ones are not taken."""
 LEAST = 64 << 20
 """Bytes of a cache at least: there must be room for the parts that are being made."""
@@ -57,6 +57,8 @@ class Part:
     muted: bool
     """Whether there is sound in the film that cannot be decoded here."""
     kind: Kind
+    way: Way
+    """How it was made: what was to be copied may have been encoded."""
 
 
 def key_of(*what: object) -> str:
@@ -118,13 +120,12 @@ class Parts:
                 return _part(path, found)
         return None
 
-    async def get(self, request: Asker, key: str, kind: Kind, make: Callable[[Path, Limits], Written]) -> Part:
+    async def get(self, request: Asker, key: str, make: Callable[[Path, Limits], Written]) -> Part:
         """A part, which is made if it is not there, once however many ask for it.
 
         Args:
             request: of whom it is for. Nothing is begun for those who have gone away.
             key: of the part.
-            kind: of its file.
             make: writes it, in a thread.
 
         Raises:
@@ -138,7 +139,7 @@ class Parts:
         if making is None:
             if len(self._making) >= WAITING:
                 raise Refused(503, "too many films are being converted at the moment; ask again in a few seconds", BUSY)
-            making = _Making(asyncio.create_task(self._made(key, kind, make)))
+            making = _Making(asyncio.create_task(self._made(key, make)))
             self._making[key] = making
             making.task.add_done_callback(lambda task: self._done(key, task))
         making.waiting += 1
@@ -160,24 +161,24 @@ class Parts:
         if not task.cancelled():
             task.exception()  # those who wait have it; if nobody does, it is not to be told
 
-    async def _made(self, key: str, kind: Kind, make: Callable[[Path, Limits], Written]) -> Part:
+    async def _made(self, key: str, make: Callable[[Path, Limits], Written]) -> Part:
         async with self._turn:
             if not self._making[key].waiting:
                 raise gone()
-            return await anyio.to_thread.run_sync(self._make, key, kind, make, limiter=self._threads)
+            return await anyio.to_thread.run_sync(self._make, key, make, limiter=self._threads)
 
-    def _make(self, key: str, kind: Kind, make: Callable[[Path, Limits], Written]) -> Part:
+    def _make(self, key: str, make: Callable[[Path, Limits], Written]) -> Part:
         found = self.find(key)  # another server may have made it
         if found is not None:
             return found
         most = self._most // SHARE
         self._make_room(most)
-        partial = new_partial(self._folder / f"{key}.{kind}")
+        partial = new_partial(self._folder / key)
         try:
             written = make(partial, Limits.from_now(most, self._stopped))
-            flags = f"{written.more:d}{written.muted:d}"
+            flags = f"{written.more:d}{written.muted:d}{written.way == 'transcoded':d}"
             begin, end = (max(0, round(second * 1e6)) for second in (written.begin, written.end))
-            path = self._folder / f"{key}_{begin}_{end}_{flags}.{kind}"
+            path = self._folder / f"{key}_{begin}_{end}_{flags}.{written.kind}"
             os.replace(partial, path)
         except BaseException:
             discard(partial)
@@ -211,6 +212,7 @@ class Parts:
 
 
 def _part(path: Path, found: "re.Match[str]") -> Part:
-    more, muted = (flag == "1" for flag in found["flags"])
+    more, muted, encoded = (flag == "1" for flag in found["flags"].ljust(3, "0"))
     kind: Kind = "mp4" if found["kind"] == "mp4" else "webm"
-    return Part(path, found["key"], int(found["begin"]) / 1e6, int(found["end"]) / 1e6, more, muted, kind)
+    way: Way = "transcoded" if encoded else "remuxed"
+    return Part(path, found["key"], int(found["begin"]) / 1e6, int(found["end"]) / 1e6, more, muted, kind, way)
