@@ -116,7 +116,10 @@ def _run(
             tell(f"warning: whoever reaches {address} can search and watch all of this library; there is no password")
         if query is not None:
             webbrowser.open(address + (f"?{urlencode(query)}" if query else ""))
-        server_of(app).run(sockets=[listener])
+        try:
+            server_of(app).run(sockets=[listener])
+        finally:  # a hang-up ends it without a farewell, and threads that convert would go on
+            app.end_soon()
 
 
 def cache_of(library: Any) -> Path:

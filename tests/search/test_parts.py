@@ -159,6 +159,54 @@ def test_whoever_has_gone_away_gets_nothing_made(tmp_path):
     assert make.made == 1
 
 
+def test_what_nobody_waits_for_any_more_is_given_up_and_made_anew_for_the_next(tmp_path):
+    parts = Parts(tmp_path, LEAST, at_once=1)
+    begun, ended, may_end = threading.Event(), threading.Event(), threading.Event()
+
+    def endless(target: Path, limits: Limits) -> Written:
+        begun.set()
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            try:
+                limits.check(target)
+            except TooMuch:
+                assert may_end.wait(20)
+                ended.set()
+                raise
+            time.sleep(0.01)
+        raise AssertionError("nobody has ended it")
+
+    async def ask() -> Part:
+        with pytest.raises(Refused, match="gone away"):
+            await parts.get(Asker(looks=0), key_of("a"), endless)
+        assert begun.is_set()
+        anew = asyncio.create_task(parts.get(Asker(), key_of("a"), Maker()))
+        await asyncio.sleep(0.1)
+        may_end.set()
+        return await anew
+
+    assert asyncio.run(ask()).end == 9.25
+    assert ended.is_set()
+
+
+def test_one_of_two_who_goes_away_ends_nothing(tmp_path):
+    parts = Parts(tmp_path, LEAST)
+
+    def checks(target: Path, limits: Limits) -> Written:
+        for _ in range(100):
+            limits.check(target)
+            time.sleep(0.01)
+        return Maker()(target, limits)
+
+    async def ask() -> list[object]:
+        both = (parts.get(Asker(looks), key_of("a"), checks) for looks in (0, 10**9))
+        return await asyncio.gather(*both, return_exceptions=True)
+
+    left, stayed = asyncio.run(ask())
+    assert isinstance(left, Refused)
+    assert isinstance(stayed, Part)
+
+
 def test_what_fails_leaves_nothing_and_is_tried_again(tmp_path):
     def fails(target: Path, limits: Limits) -> Written:
         target.write_bytes(b"half")

@@ -12,6 +12,7 @@ import av
 import pytest
 from served_library import HOSTILE_NAME, StandIn, levels_of, serving, write_film, write_folder
 
+from emcl_train.commands import serving as command
 from emcl_train.search.server import app, converting
 from emcl_train.search.server.app import PAGE, PAGES
 from emcl_train.search.server.guarding import HEADERS
@@ -709,3 +710,23 @@ def test_the_server_is_bound_to_one_address_and_says_what_is_in_the_way(client):
         serve("library", host="0.0.0.0")
     with pytest.raises(UserError, match="--port is 70000"):
         serve("library", port=70000)
+
+
+def test_whatever_ends_the_server_ends_what_it_converts(library, tmp_path, monkeypatch):
+    """Also a hang-up, of which the server itself hears nothing."""
+    apps = []
+
+    class HungUp:
+        def run(self, sockets: object) -> None:
+            raise SystemExit(129)
+
+    def server_of(app: app.Server) -> HungUp:
+        apps.append(app)
+        return HungUp()
+
+    monkeypatch.setattr(library, "encoder", None, raising=False)
+    monkeypatch.setattr(command, "say_if_ended", lambda _: None)
+    monkeypatch.setattr(command, "server_of", server_of)
+    with pytest.raises(SystemExit):
+        command._run(library, "127.0.0.1", 0, tmp_path, 64 << 20, None)
+    assert apps[0].parts._stopped.is_set()

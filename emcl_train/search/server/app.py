@@ -107,8 +107,10 @@ def build_app(library: Searchable, *, host: str = "127.0.0.1", port: int, cache_
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        desk.parts.stop()
+        try:
+            yield
+        finally:
+            desk.parts.stop()
 
     routes = [Route(address, _page(*page), methods=["GET"]) for address, page in PAGES.items()]
     routes += [Route(address, _asking(address, handler), methods=["GET"]) for address, handler in desk.handlers.items()]

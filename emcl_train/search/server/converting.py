@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 
 from emcl_train.data.clock import has_no_stamps
 from emcl_train.data.container import open_video, read_timeline, rewound
-from emcl_train.data.decoding import Reader, decode_packet, demuxed
+from emcl_train.data.decoding import Reader, decode_packet, demuxed, looking
 from emcl_train.data.timeline import Timeline, VideoError
 from emcl_train.search.server.playing import Kind, Plan, Span, Way
 from emcl_train.search.server.tracks import Astray, Film, Limits, Pictures, Sound, writing
@@ -76,6 +76,12 @@ def write_part(path: Path, plan: Plan, span: Span, target: Path, limits: Limits)
     """
     if plan.seconds is not None and span.begin >= plan.seconds:
         raise PastTheEnd
+    # Whole films are read for some parts, before anything is written.
+    with looking(limits.check):
+        return _written(path, plan, span, target, limits)
+
+
+def _written(path: Path, plan: Plan, span: Span, target: Path, limits: Limits) -> Written:
     if plan.copies:
         # Not where a keyframe is far away, or stamps are missing.
         with suppress(Astray):

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio.to_thread
@@ -70,8 +70,11 @@ def key_of(*what: object) -> str:
 class _Making:
     """A part that is being made, and for how many."""
 
-    task: "asyncio.Task[Part]"
+    task: "asyncio.Task[Part]" = field(init=False)
     waiting: int = 0
+    begun: bool = False
+    given_up: threading.Event = field(default_factory=threading.Event)
+    """Set when it has begun, and nobody waits for it any more."""
 
 
 class Parts:
@@ -136,12 +139,10 @@ class Parts:
             return found
 
         making = self._making.get(key)
-        if making is None:
-            if len(self._making) >= WAITING:
+        if making is None or making.given_up.is_set():
+            if making is None and len(self._making) >= WAITING:
                 raise Refused(503, "too many films are being converted at the moment; ask again in a few seconds", BUSY)
-            making = _Making(asyncio.create_task(self._made(key, make)))
-            self._making[key] = making
-            making.task.add_done_callback(lambda task: self._done(key, task))
+            making = self._begin(key, make)
         making.waiting += 1
         try:
             while not making.task.done():
@@ -151,23 +152,34 @@ class Parts:
             return making.task.result()
         finally:
             making.waiting -= 1
+            if making.begun and not making.waiting:
+                making.given_up.set()
 
     def stop(self) -> None:
         """Let what is being made end soon, unfinished."""
         self._stopped.set()
 
-    def _done(self, key: str, task: "asyncio.Task[Part]") -> None:
-        del self._making[key]
-        if not task.cancelled():
-            task.exception()  # those who wait have it; if nobody does, it is not to be told
+    def _begin(self, key: str, make: Callable[[Path, Limits], Written]) -> _Making:
+        making = self._making[key] = _Making()
 
-    async def _made(self, key: str, make: Callable[[Path, Limits], Written]) -> Part:
+        def done(task: "asyncio.Task[Part]") -> None:
+            if self._making.get(key) is making:  # one that was given up may have a follower
+                del self._making[key]
+            if not task.cancelled():
+                task.exception()  # those who wait have it; if nobody does, it is not to be told
+
+        making.task = asyncio.create_task(self._made(key, making, make))
+        making.task.add_done_callback(done)
+        return making
+
+    async def _made(self, key: str, making: _Making, make: Callable[[Path, Limits], Written]) -> Part:
         async with self._turn:
-            if not self._making[key].waiting:
+            if not making.waiting:
                 raise gone()
-            return await anyio.to_thread.run_sync(self._make, key, make, limiter=self._threads)
+            making.begun = True
+            return await anyio.to_thread.run_sync(self._make, key, making.given_up, make, limiter=self._threads)
 
-    def _make(self, key: str, make: Callable[[Path, Limits], Written]) -> Part:
+    def _make(self, key: str, given_up: threading.Event, make: Callable[[Path, Limits], Written]) -> Part:
         found = self.find(key)  # another server may have made it
         if found is not None:
             return found
@@ -175,7 +187,7 @@ class Parts:
         self._make_room(most)
         partial = new_partial(self._folder / key)
         try:
-            written = make(partial, Limits.from_now(most, self._stopped))
+            written = make(partial, Limits.from_now(most, self._stopped, given_up))
             flags = f"{written.more:d}{written.muted:d}{written.way == 'transcoded':d}"
             begin, end = (max(0, round(second * 1e6)) for second in (written.begin, written.end))
             path = self._folder / f"{key}_{begin}_{end}_{flags}.{written.kind}"
