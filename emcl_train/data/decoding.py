@@ -172,7 +172,7 @@ def demuxed(container: InputContainer, streams: Sequence[Stream]) -> Iterator[Pa
     """
     look = _look.get()
     # Behind the last packet of a stream may lie gigabytes of others, which are read too.
-    packets = container.demux(*(streams if look is None else container.streams))
+    packets = container.demux(*(streams if look is None else list(container.streams)))
     wanted = [stream.index for stream in streams] if look is not None else []
     while True:
         if look is not None:

@@ -143,6 +143,33 @@ def test_its_bytes_are_bounded_under_many_at_once(tmp_path):
     assert most <= LEAST
 
 
+def test_parts_that_grow_at_once_have_room_for_both(tmp_path):
+    parts = Parts(tmp_path, LEAST, at_once=2)
+    for number in range(7):
+        get(parts, key_of(number), Maker(PIECE))
+    both_here, both_written = threading.Barrier(2, timeout=20), threading.Barrier(2, timeout=20)
+    most = []
+
+    def make(target: Path, limits: Limits) -> Written:
+        both_here.wait()
+        written = Maker(2 * PIECE)(target, limits)
+        both_written.wait()
+        most.append(taken(tmp_path))
+        both_written.wait()
+        return written
+
+    async def ask() -> None:
+        await asyncio.gather(*(parts.get(Asker(), key_of(name), make) for name in "ab"))
+
+    asyncio.run(ask())
+    assert max(most) <= LEAST
+    assert taken(tmp_path) > LEAST // 2
+
+
+def test_the_least_that_the_command_takes_is_enough(tmp_path):
+    Parts(tmp_path, int(0.064 * 1e9))
+
+
 def test_whoever_has_gone_away_gets_nothing_made(tmp_path):
     make = Maker(pause=0.8)
     parts = Parts(tmp_path, LEAST, at_once=1)
@@ -246,17 +273,21 @@ def test_a_killed_server_leaves_nothing_that_counts(tmp_path):
 
 def test_what_is_not_ours_stays_and_is_not_sent(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
+    with (tmp_path / "film.mp4").open("wb") as file:  # larger than all parts may be
+        file.truncate(2 * LEAST)
     (tmp_path / f"{key_of('a')}.mp4").write_text("no part")
     parts = Parts(tmp_path, LEAST)
     assert parts.find(key_of("a")) is None
     for number in range(12):
         get(parts, key_of(number), Maker(PIECE))
     assert (tmp_path / "letter.txt").read_text() == "mine"
+    assert (tmp_path / "film.mp4").stat().st_size == 2 * LEAST
+    assert all(parts.find(key_of(number)) is not None for number in range(8, 12))  # it takes no room of theirs
 
 
 def test_a_folder_that_cannot_be_used_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another folder with --cache"):
         Parts(tmp_path / "file", LEAST)
-    with pytest.raises(UserError, match="may hold 1 MiB, expected at least 64"):
+    with pytest.raises(UserError, match="may hold 1 MB, expected at least 64"):
         Parts(tmp_path / "parts", 1 << 20)

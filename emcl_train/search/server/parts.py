@@ -22,7 +22,7 @@ from anyio import CapacityLimiter
 
 from emcl_train.data.cache_use import PART
 from emcl_train.errors import UserError
-from emcl_train.runs.files import clear_partial, discard, new_partial
+from emcl_train.runs.files import PARTIAL, clear_partial, discard, new_partial
 from emcl_train.search.server.converting import Written
 from emcl_train.search.server.lines import BUSY, Asker, gone
 from emcl_train.search.server.playing import Kind, Way
@@ -31,7 +31,7 @@ from emcl_train.search.server.tracks import Limits
 
 VERSION = 2
 """Goes up when parts are made in another way, so that earlier ones are not taken."""
-LEAST = 64 << 20
+LEAST = 64_000_000
 """Bytes of a cache at least: there must be room for the parts that are being made."""
 SHARE = 4
 """A part takes at most the cache's size over this."""
@@ -92,7 +92,9 @@ class Parts:
             UserError: the folder cannot be used, or it may hold too little.
         """
         if most < LEAST:
-            raise UserError(f"the cache may hold {most >> 20} MiB, expected at least {LEAST >> 20}; give it more room")
+            raise UserError(
+                f"the cache may hold {most / 1e6:.0f} MB, expected at least {LEAST / 1e6:.0f}; give it more room"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -109,6 +111,7 @@ class Parts:
         self._making: dict[str, _Making] = {}
         self._stopped = threading.Event()
         self._clearing = threading.Lock()
+        self._growing: set[str] = set()
 
     def find(self, key: str) -> Part | None:
         """A part that is there; it counts as used now."""
@@ -183,11 +186,12 @@ class Parts:
         found = self.find(key)  # another server may have made it
         if found is not None:
             return found
-        most = self._most // SHARE
-        self._make_room(most)
         partial = new_partial(self._folder / key)
         try:
-            written = make(partial, Limits.from_now(most, self._stopped, given_up))
+            with self._clearing:
+                self._growing.add(partial.name)
+                self._make_room()
+            written = make(partial, Limits.from_now(self._most // SHARE, self._stopped, given_up))
             flags = f"{written.more:d}{written.muted:d}{written.way == 'transcoded':d}"
             begin, end = (max(0, round(second * 1e6)) for second in (written.begin, written.end))
             path = self._folder / f"{key}_{begin}_{end}_{flags}.{written.kind}"
@@ -195,27 +199,37 @@ class Parts:
         except BaseException:
             discard(partial)
             raise
-        self._make_room(0, but=path)
+        finally:
+            with self._clearing:
+                self._growing.discard(partial.name)
+        with self._clearing:
+            self._make_room(but=path)
         made = PART.fullmatch(path.name)
         assert made is not None
         return _part(path, made)
 
-    def _make_room(self, room: int, but: Path | None = None) -> None:
-        """Remove the parts that were not used for longest, until there is this room besides. One that is read stays."""
-        with self._clearing:
-            found = []
-            for name in self._names():
-                with suppress(OSError):
-                    status = (self._folder / name).stat(follow_symlinks=False)
-                    if stat.S_ISREG(status.st_mode):
+    def _make_room(self, but: Path | None = None) -> None:
+        """Remove the parts that were not used for longest, until there is room for all that are being made here.
+
+        One that is read stays readable. What others write counts as it is; what is no part neither counts nor goes.
+        """
+        found = []
+        taken = len(self._growing) * (self._most // SHARE)
+        for name in self._names():
+            whole = PART.fullmatch(name) is not None
+            if name in self._growing or not (whole or PARTIAL.fullmatch(name)):
+                continue
+            with suppress(OSError):
+                status = (self._folder / name).stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    taken += status.st_size
+                    if whole and (but is None or name != but.name):
                         found.append((status.st_atime_ns, status.st_size, name))
-            taken = sum(size for _, size, _ in found)
-            for _, size, name in sorted(found):
-                if taken + room <= self._most:
-                    return
-                if PART.fullmatch(name) is not None and (but is None or name != but.name):
-                    discard(self._folder / name)
-                    taken -= size
+        for _, size, name in sorted(found):
+            if taken <= self._most:
+                return
+            discard(self._folder / name)
+            taken -= size
 
     def _names(self) -> list[str]:
         with suppress(OSError):
