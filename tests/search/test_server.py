@@ -143,6 +143,37 @@ def test_the_document_describes_what_is_answered(client, library):
             assert set(one) == set(schemas["Moment"]["properties"])
 
 
+def test_the_document_has_every_status_that_an_address_answers_with(client, library):
+    document = client.get("/api/openapi.json").json
+    moment = library.of("red circle.mp4")
+    for path in PARAMETERS:
+        address = path.replace("{id}", moment)
+        asked = [
+            client.get(f"{address}?nothing=1"),
+            client.get(address, {"Origin": "http://example.org"}),
+            client.get(address, method="POST"),
+            client.get(address, host="example.org"),
+            client.get(address, {"If-None-Match": "*"}),
+            client.get(address, {"Range": "bytes=5-1"}),
+        ]
+        said = set(document["paths"][path]["get"]["responses"])
+        assert {str(one.status) for one in asked} <= said, path
+        assert said >= {"200", "400", "403", "404", "405", "421", "500", "503"}
+
+
+def test_a_picture_is_asked_for_again_and_sent_only_if_it_is_another_one(client, library, monkeypatch):
+    address = f"/thumbnail/{library.of('red circle.mp4')}"
+    first = client.get(address)
+    assert first.headers["cache-control"] == "private, no-cache"
+    tag = first.headers["etag"]
+    same = client.get(address, {"If-None-Match": tag})
+    assert (same.status, same.body, same.headers["etag"]) == (304, b"", tag)
+    monkeypatch.setattr(library, "thumbnail", lambda _: b"indexed anew")
+    other = client.get(address, {"If-None-Match": tag})
+    assert (other.status, other.body) == (200, b"indexed anew")
+    assert other.headers["etag"] != tag
+
+
 # ---- Films ----
 
 

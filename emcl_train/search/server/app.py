@@ -4,6 +4,7 @@ No path of a request reaches the disk. A request names a moment by its id; the l
 whether it still lies in the folder that was indexed. The page's own files are read when the application is built.
 """
 
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from emcl_train.search.server.contract import Moment, Searchable
 from emcl_train.search.server.converting import PastTheEnd, Written, write_part
 from emcl_train.search.server.guarding import Guard, names_of
 from emcl_train.search.server.lines import Line
-from emcl_train.search.server.media import CANNOT, FileAnswer, Opened, open_regular, require_same
+from emcl_train.search.server.media import ASKED_AGAIN, CANNOT, FileAnswer, Opened, is_known, open_regular, require_same
 from emcl_train.search.server.openapi import document
 from emcl_train.search.server.parts import Part, Parts, key_of
 from emcl_train.search.server.playing import Plan, part_of, plan_of
@@ -188,7 +189,10 @@ class Desk:
         picture = await self._looking.run(request, self.library.thumbnail, given["id"])
         if picture is None:
             raise Refused(404, "there is no such moment in this library, or it has no picture")
-        headers = {"cache-control": "private, max-age=600"}
+        # A moment's id stays when its file is indexed in another way, and its picture does not.
+        headers = {"cache-control": ASKED_AGAIN, "etag": f'"{hashlib.sha256(picture).hexdigest()[:32]}"'}
+        if is_known(request.headers, headers["etag"]):
+            return Response(status_code=304, headers=headers)
         return Response(picture, media_type="image/webp", headers=headers)
 
     async def playing(self, request: Request, given: dict[str, Any]) -> ASGIApp:

@@ -21,6 +21,9 @@ RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*", re.IGNORECA
 """One range. Several in a request are refused: no player asks for them."""
 CANNOT = "the file of this moment cannot be read any more; run `emcl-train index` again"
 
+ASKED_AGAIN = "private, no-cache"
+"""A browser may keep it, and asks each time whether it is still the same."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -129,6 +132,17 @@ def span_of(header: str, size: int) -> Span | None:
     return Span(first, min(last + 1, size))
 
 
+def is_known(asked: Headers, tag: str) -> bool:
+    """Whether a browser has what it asks for.
+
+    Args:
+        asked: the headers of its request.
+        tag: of what would be sent, in quotes.
+    """
+    known = [one.strip().removeprefix("W/") for one in asked.get("if-none-match", "").split(",")]
+    return tag in known or "*" in known
+
+
 class FileAnswer:
     """An answer that is a file, or a range of it. The file is closed when it has been sent."""
 
@@ -152,11 +166,9 @@ class FileAnswer:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked, size, tag = Headers(scope=scope), self._opened.size, self._opened.tag
-        # A browser may keep it, and asks each time whether it is still the same.
-        headers = {"etag": tag, "accept-ranges": "bytes", "cache-control": "private, no-cache"}
+        headers = {"etag": tag, "accept-ranges": "bytes", "cache-control": ASKED_AGAIN}
 
-        known = [one.strip().removeprefix("W/") for one in asked.get("if-none-match", "").split(",")]
-        if tag in known or "*" in known:
+        if is_known(asked, tag):
             await _begin(send, 304, headers)
             await send({"type": "http.response.body", "body": b""})
             return
