@@ -165,6 +165,8 @@ def server_of(app: Any) -> Any:
     """The server of an application, which bounds connections, and the size of what they send."""
     import uvicorn
 
+    from emcl_train.search.server.connecting import Hurried
+
     class Ending(uvicorn.Server):
         """Lets go of what takes long before it waits for answers that are on their way."""
 
@@ -176,7 +178,7 @@ def server_of(app: Any) -> Any:
     return Ending(
         uvicorn.Config(
             app,
-            http="h11",
+            http=Hurried,
             ws="none",
             loop="asyncio",
             lifespan="on",

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,7 +14,7 @@ import pytest
 from served_library import HOSTILE_NAME, StandIn, levels_of, serving, write_film, write_folder
 
 from emcl_train.commands import serving as command
-from emcl_train.search.server import app, converting
+from emcl_train.search.server import app, connecting, converting
 from emcl_train.search.server.app import PAGE, PAGES
 from emcl_train.search.server.guarding import HEADERS
 from emcl_train.search.server.parts import Parts
@@ -622,6 +623,37 @@ def test_a_request_without_end_is_cut_off(client):
     assert client.get("/api/library").status == 200
 
 
+@pytest.mark.parametrize("sends", [b"", b"G"])
+def test_a_connection_without_a_request_is_closed(client, monkeypatch, sends):
+    """Also where one byte comes now and then: so many of them would shut everybody out."""
+    monkeypatch.setattr(connecting, "PATIENCE", 1.0)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=0.2) as connection:
+        begin = time.monotonic()
+        while time.monotonic() < begin + 20:
+            try:
+                connection.sendall(sends)
+                if not connection.recv(100):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        assert 0.5 < time.monotonic() - begin < 20
+
+
+def test_an_answer_that_takes_long_is_waited_for_and_the_connection_serves_again(client, library, monkeypatch):
+    monkeypatch.setattr(connecting, "PATIENCE", 0.5)
+    monkeypatch.setattr(library, "pause", 1.5)
+    connection = HTTPConnection("127.0.0.1", client.port, timeout=60)
+    try:
+        for _ in range(2):
+            connection.request("GET", "/api/search?q=red")
+            answer = connection.getresponse()
+            assert (answer.status, bool(answer.read())) == (200, True)
+    finally:
+        connection.close()
+
+
 def test_names_of_files_are_sent_as_text(client, library):
     found = client.get("/api/search?q=img").json["results"][0]
     assert found["file"] == HOSTILE_NAME
@@ -751,8 +783,8 @@ def test_whatever_ends_the_server_ends_what_it_converts(library, tmp_path, monke
         def run(self, sockets: object) -> None:
             raise SystemExit(129)
 
-    def server_of(app: app.Server) -> HungUp:
-        apps.append(app)
+    def server_of(one: object, *_: object) -> HungUp:
+        apps.append(one)
         return HungUp()
 
     monkeypatch.setattr(library, "encoder", None, raising=False)
