@@ -116,7 +116,10 @@ def _run(
             tell(f"warning: whoever reaches {address} can search and watch all of this library; there is no password")
         if query is not None:
             webbrowser.open(address + (f"?{urlencode(query)}" if query else ""))
-        server_of(app).run(sockets=[listener])
+        try:
+            server_of(app).run(sockets=[listener])
+        finally:  # a hang-up ends it without a farewell, and threads that convert would go on
+            app.end_soon()
 
 
 def cache_of(library: Any) -> Path:
@@ -162,6 +165,8 @@ def server_of(app: Any) -> Any:
     """The server of an application, which bounds connections, and the size of what they send."""
     import uvicorn
 
+    from emcl_train.search.server.connecting import Hurried
+
     class Ending(uvicorn.Server):
         """Lets go of what takes long before it waits for answers that are on their way."""
 
@@ -173,7 +178,7 @@ def server_of(app: Any) -> Any:
     return Ending(
         uvicorn.Config(
             app,
-            http="h11",
+            http=Hurried,
             ws="none",
             loop="asyncio",
             lifespan="on",

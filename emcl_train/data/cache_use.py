@@ -19,8 +19,9 @@ from emcl_train.runs.files import partial_of
 NAME = "data-set.txt"
 SERVED = "serve"
 """The folder with one for each library that was served."""
-PART = re.compile(r"(?P<key>[0-9a-f]{32})_(?P<begin>[0-9]+)_(?P<end>[0-9]+)_(?P<flags>[01]{2})\.(?P<kind>mp4|webm)")
-"""A part of a film: key, the film's seconds at its begin and end in microseconds, whether it goes on, or is muted."""
+PART = re.compile(r"(?P<key>[0-9a-f]{32})_(?P<begin>[0-9]+)_(?P<end>[0-9]+)_(?P<flags>[01]{2,3})\.(?P<kind>mp4|webm)")
+"""A part of a film: key, the film's seconds at its begin and end in microseconds, whether it goes on, is muted, or was
+encoded; parts of an earlier version do not say the last."""
 
 _held: tuple[Path, int] | None = None
 """The folder that this process uses, and the open file whose lock says so. The system frees it with the process."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from served_library import level_at, levels_of, with_sound, write_film
 
+from emcl_train.data.decoding import demuxed, looking
 from emcl_train.data.timeline import VideoError
 from emcl_train.search.server import converting, tracks
 from emcl_train.search.server.converting import PastTheEnd, Written, write_part
@@ -31,6 +32,7 @@ def films(tmp_path_factory) -> Path:
     write_film(folder / "vp9.webm", codec="libvpx-vp9", options={"cpu-used": "8", "deadline": "realtime"})
     with_sound(folder / "h264.mp4", folder / "aac.mp4", "aac")
     with_sound(folder / "h264.mp4", folder / "ac3.mp4", "ac3")
+    with_sound(folder / "h264.mkv", folder / "ac3.ts", "ac3")
     with_sound(folder / "h264.mkv", folder / "opus.mkv", "libopus")
     with_sound(folder / "h264.mkv", folder / "pcm.mkv", "pcm_s16le")
     with_sound(folder / "vp9.webm", folder / "vp9 opus.mkv", "libopus")
@@ -176,6 +178,42 @@ def test_limits_end_a_part_and_what_is_no_film_is_refused(films, tmp_path, monke
     (tmp_path / "text.mp4").write_text("no film")
     with pytest.raises(VideoError):
         plan_of(tmp_path / "text.mp4")
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("h264.ts", "open_video"), ("h264.ts", "read_timeline"), ("mpeg4.avi", "open_video"), ("ac3.ts", "Pictures")],
+)
+def test_a_part_can_be_stopped_before_anything_of_it_is_written(films, tmp_path, monkeypatch, name, step):
+    """While its packets are looked over, packets are passed over, or its sound is looked for: that may be gigabytes."""
+    stopped = threading.Event()
+    takes = getattr(converting, step)
+
+    def stops_behind(*args: object) -> object:
+        done = takes(*args)
+        stopped.set()
+        return done
+
+    def writes(*_: object) -> None:
+        raise AssertionError("something was written")
+
+    monkeypatch.setattr(converting, step, stops_behind)
+    monkeypatch.setattr(tracks.Film, "add", writes)
+    limits = Limits.from_now(1 << 30, stopped)
+    with pytest.raises(TooMuch, match="the server ends"):
+        write_part(films / name, plan_of(films / name), Span(7.0, 9.0), tmp_path / "x", limits)
+
+
+def test_packets_of_other_streams_are_looked_at_too(films):
+    """Behind the last packet of sound may lie gigabytes of pictures."""
+    looks = []
+    with av.open(str(films / "pcm.mkv")) as container:
+        sound = container.streams.audio[0]
+        alone = [packet.size for packet in demuxed(container, [sound])]
+        container.seek(0)
+        with looking(lambda: looks.append(1)):
+            assert [packet.size for packet in demuxed(container, [sound])] == alone
+    assert len(looks) > len(alone) + 100
 
 
 def test_a_disk_that_takes_nothing_is_no_fault_of_the_film(films):

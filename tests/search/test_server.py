@@ -1,17 +1,23 @@
 """The server of a library: what it answers, and what it does not, whoever asks."""
 
+import io
 import socket
 import threading
 import time
 from contextlib import suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import quote
 
+import av
 import pytest
-from served_library import HOSTILE_NAME, StandIn, levels_of, serving, write_folder
+from served_library import HOSTILE_NAME, StandIn, levels_of, serving, write_film, write_folder
 
+from emcl_train.commands import serving as command
+from emcl_train.search.server import app, connecting, converting
 from emcl_train.search.server.app import PAGE, PAGES
 from emcl_train.search.server.guarding import HEADERS
+from emcl_train.search.server.parts import Parts
 from emcl_train.search.server.questions import LONGEST_QUERY, PARAMETERS
 
 SECRET = "nobody is to read this"
@@ -138,6 +144,37 @@ def test_the_document_describes_what_is_answered(client, library):
             assert set(one) == set(schemas["Moment"]["properties"])
 
 
+def test_the_document_has_every_status_that_an_address_answers_with(client, library):
+    document = client.get("/api/openapi.json").json
+    moment = library.of("red circle.mp4")
+    for path in PARAMETERS:
+        address = path.replace("{id}", moment)
+        asked = [
+            client.get(f"{address}?nothing=1"),
+            client.get(address, {"Origin": "http://example.org"}),
+            client.get(address, method="POST"),
+            client.get(address, host="example.org"),
+            client.get(address, {"If-None-Match": "*"}),
+            client.get(address, {"Range": "bytes=5-1"}),
+        ]
+        said = set(document["paths"][path]["get"]["responses"])
+        assert {str(one.status) for one in asked} <= said, path
+        assert said >= {"200", "400", "403", "404", "405", "421", "500", "503"}
+
+
+def test_a_picture_is_asked_for_again_and_sent_only_if_it_is_another_one(client, library, monkeypatch):
+    address = f"/thumbnail/{library.of('red circle.mp4')}"
+    first = client.get(address)
+    assert first.headers["cache-control"] == "private, no-cache"
+    tag = first.headers["etag"]
+    same = client.get(address, {"If-None-Match": tag})
+    assert (same.status, same.body, same.headers["etag"]) == (304, b"", tag)
+    monkeypatch.setattr(library, "thumbnail", lambda _: b"indexed anew")
+    other = client.get(address, {"If-None-Match": tag})
+    assert (other.status, other.body) == (200, b"indexed anew")
+    assert other.headers["etag"] != tag
+
+
 # ---- Films ----
 
 
@@ -170,6 +207,28 @@ def test_what_it_does_not_play_is_made_for_it_and_shows_the_right_second(client,
     shown = levels_of(film.body)
     assert len(shown) >= 60
     assert [level for _, level in shown] == [level_at(told["begin"] + second + 1e-3) for second, _ in shown]
+
+
+def test_what_cannot_be_copied_after_all_is_sent_as_what_it_was_made_to(client, library, folder, monkeypatch):
+    """VP8 in Matroska, which is copied into WebM, with its only keyframe farther away than a part may begin early."""
+    options = {"g": "1000", "keyint_min": "1000", "cpu-used": "8", "deadline": "realtime", "crf": "10"}
+    (folder / "vp8").mkdir()
+    write_film(folder / "vp8" / "one keyframe.mkv", codec="libvpx", options=options)
+    moments = library.add(folder / "vp8" / "one keyframe.mkv", 12.0)
+    monkeypatch.setattr(converting, "FARTHEST", 1.0)
+    for moment, kind, way, codec in (
+        (moments[0], "video/webm", "remuxed", "vp8"),
+        (moments[2], "video/mp4", "transcoded", "h264"),
+    ):
+        for _ in range(2):  # made, and taken from the cache
+            told = client.get(f"/api/playing?id={moment}").json
+            assert (told["type"], told["way"]) == (kind, way)
+            assert ("cannot be copied" in told["why"]) == (way == "transcoded")
+        film = client.get(told["media"])
+        assert film.headers["content-type"] == kind
+        with av.open(io.BytesIO(film.body)) as container:
+            assert ("matroska" in container.format.name) == (kind == "video/webm")
+            assert container.streams.video[0].codec_context.codec.canonical_name == codec
 
 
 def test_a_film_goes_on_in_the_part_that_follows_until_its_end(client, library):
@@ -415,6 +474,70 @@ def test_a_folder_that_becomes_a_link_is_not_followed(client, library, folder, t
         library.file_of = before
 
 
+def replaced(path: Path, other: Path) -> None:
+    """Another film lies there, whole from one moment to the next."""
+    beside = path.with_suffix(".new")
+    beside.write_bytes(other.read_bytes())
+    beside.replace(path)
+
+
+def linked(path: Path, other: Path) -> None:
+    """The folder of the film is a link to one outside by now, where a film of the same name lies."""
+    outside = path.parent.parent.parent / f"outside of {path.parent.name}"
+    path.parent.rename(outside)
+    path.parent.symlink_to(outside)
+
+
+@pytest.mark.parametrize("becomes", [replaced, linked])
+@pytest.mark.parametrize("when", ["while it waits", "while it is converted"])
+def test_a_film_that_is_another_one_when_its_turn_comes_is_not_converted(
+    library, folder, tmp_path, monkeypatch, becomes, when
+):
+    inside = folder / f"{becomes.__name__} {when}" / "film.avi"
+    inside.parent.mkdir()
+    inside.write_bytes((folder / "beach" / "old camera.avi").read_bytes())
+    (moment, *_) = library.add(inside, 12.0)
+    waited, wrote, written = Parts._make_room, app.write_part, []
+
+    def change() -> None:
+        if not written:
+            becomes(inside, folder / "matroska.mkv")
+
+    def waits(self: Parts, *args: object, **kwargs: object) -> None:
+        if when == "while it waits":
+            change()
+            written.append("nothing")
+        waited(self, *args, **kwargs)
+
+    def writes(path: Path, *args: object) -> object:
+        done = wrote(path, *args)
+        change()
+        written.append(path)
+        return done
+
+    monkeypatch.setattr(Parts, "_make_room", waits)
+    monkeypatch.setattr(app, "write_part", writes)
+    with serving(library, tmp_path / "parts") as one:
+        assert one.get(f"/media/{moment}").status == 404
+    assert written == (["nothing"] if when == "while it waits" else [inside])
+    assert not list((tmp_path / "parts").iterdir())
+
+
+def test_a_film_that_is_another_one_when_it_is_opened_is_not_sent(client, library, folder, monkeypatch):
+    inside = folder / "sent as it is.mp4"
+    inside.write_bytes((folder / "beach" / "red circle.mp4").read_bytes())
+    (moment, *_) = library.add(inside, 12.0)
+    opens = app._opened
+
+    def opens_later(*args: object) -> object:
+        replaced(inside, folder / "matroska.mkv")
+        return opens(*args)
+
+    monkeypatch.setattr(app, "_opened", opens_later)
+    assert client.get(f"/media/{moment}").status == 404
+    monkeypatch.setattr(app, "_opened", opens)
+
+
 @pytest.mark.parametrize("what", ["fifo", "folder", "nothing", "text", "playlist"])
 def test_only_films_are_sent(client, library, folder, what):
     import os
@@ -498,6 +621,37 @@ def test_a_request_without_end_is_cut_off(client):
     ):
         assert b" 200 " not in raw(client.port, strange)
     assert client.get("/api/library").status == 200
+
+
+@pytest.mark.parametrize("sends", [b"", b"G"])
+def test_a_connection_without_a_request_is_closed(client, monkeypatch, sends):
+    """Also where one byte comes now and then: so many of them would shut everybody out."""
+    monkeypatch.setattr(connecting, "PATIENCE", 1.0)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=0.2) as connection:
+        begin = time.monotonic()
+        while time.monotonic() < begin + 20:
+            try:
+                connection.sendall(sends)
+                if not connection.recv(100):
+                    break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+        assert 0.5 < time.monotonic() - begin < 20
+
+
+def test_an_answer_that_takes_long_is_waited_for_and_the_connection_serves_again(client, library, monkeypatch):
+    monkeypatch.setattr(connecting, "PATIENCE", 0.5)
+    monkeypatch.setattr(library, "pause", 1.5)
+    connection = HTTPConnection("127.0.0.1", client.port, timeout=60)
+    try:
+        for _ in range(2):
+            connection.request("GET", "/api/search?q=red")
+            answer = connection.getresponse()
+            assert (answer.status, bool(answer.read())) == (200, True)
+    finally:
+        connection.close()
 
 
 def test_names_of_files_are_sent_as_text(client, library):
@@ -619,3 +773,23 @@ def test_the_server_is_bound_to_one_address_and_says_what_is_in_the_way(client):
         serve("library", host="0.0.0.0")
     with pytest.raises(UserError, match="--port is 70000"):
         serve("library", port=70000)
+
+
+def test_whatever_ends_the_server_ends_what_it_converts(library, tmp_path, monkeypatch):
+    """Also a hang-up, of which the server itself hears nothing."""
+    apps = []
+
+    class HungUp:
+        def run(self, sockets: object) -> None:
+            raise SystemExit(129)
+
+    def server_of(one: object, *_: object) -> HungUp:
+        apps.append(one)
+        return HungUp()
+
+    monkeypatch.setattr(library, "encoder", None, raising=False)
+    monkeypatch.setattr(command, "say_if_ended", lambda _: None)
+    monkeypatch.setattr(command, "server_of", server_of)
+    with pytest.raises(SystemExit):
+        command._run(library, "127.0.0.1", 0, tmp_path, 64 << 20, None)
+    assert apps[0].parts._stopped.is_set()

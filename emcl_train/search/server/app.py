@@ -4,6 +4,7 @@ No path of a request reaches the disk. A request names a moment by its id; the l
 whether it still lies in the folder that was indexed. The page's own files are read when the application is built.
 """
 
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from emcl_kernels import __version__
-from emcl_train.data.opening import identity_of
+from emcl_train.data.opening import Identity, identity_of
 from emcl_train.data.passing import PassingError
 from emcl_train.data.timeline import VideoError
 from emcl_train.errors import UserError
@@ -27,7 +28,7 @@ from emcl_train.search.server.contract import Moment, Searchable
 from emcl_train.search.server.converting import PastTheEnd, Written, write_part
 from emcl_train.search.server.guarding import Guard, names_of
 from emcl_train.search.server.lines import Line
-from emcl_train.search.server.media import CANNOT, FileAnswer, Opened, open_regular
+from emcl_train.search.server.media import ASKED_AGAIN, CANNOT, FileAnswer, Opened, is_known, open_regular, require_same
 from emcl_train.search.server.openapi import document
 from emcl_train.search.server.parts import Part, Parts, key_of
 from emcl_train.search.server.playing import Plan, part_of, plan_of
@@ -55,6 +56,9 @@ LOOKS = 8
 """Look-ups and reads of files at once."""
 LOOKS_WAITING = 512
 
+UNCUT = "from here it cannot be copied, and was encoded"
+"""Why a part is encoded although browsers play what is in its film."""
+
 Handler = Callable[[Request], Awaitable[ASGIApp]]
 
 
@@ -64,7 +68,8 @@ class Source(NamedTuple):
     moment: Moment
     path: Path
     plan: Plan
-    known_by: tuple[int, int]
+    known_by: Identity
+    """What the file was known by when the library gave it."""
 
 
 class Server(Starlette):
@@ -103,8 +108,10 @@ def build_app(library: Searchable, *, host: str = "127.0.0.1", port: int, cache_
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        desk.parts.stop()
+        try:
+            yield
+        finally:
+            desk.parts.stop()
 
     routes = [Route(address, _page(*page), methods=["GET"]) for address, page in PAGES.items()]
     routes += [Route(address, _asking(address, handler), methods=["GET"]) for address, handler in desk.handlers.items()]
@@ -182,7 +189,10 @@ class Desk:
         picture = await self._looking.run(request, self.library.thumbnail, given["id"])
         if picture is None:
             raise Refused(404, "there is no such moment in this library, or it has no picture")
-        headers = {"cache-control": "private, max-age=600"}
+        # A moment's id stays when its file is indexed in another way, and its picture does not.
+        headers = {"cache-control": ASKED_AGAIN, "etag": f'"{hashlib.sha256(picture).hexdigest()[:32]}"'}
+        if is_known(request.headers, headers["etag"]):
+            return Response(status_code=304, headers=headers)
         return Response(picture, media_type="image/webp", headers=headers)
 
     async def playing(self, request: Request, given: dict[str, Any]) -> ASGIApp:
@@ -194,8 +204,8 @@ class Desk:
                 "moment": shown,
                 "media": f"{shown['media']}?part={given['part']}" if part is not None else shown["media"],
                 "type": f"video/{plan.kind if part is None else part.kind}",
-                "way": plan.way,
-                "why": plan.why,
+                "way": plan.way if part is None else part.way,
+                "why": plan.why if part is None or part.way == plan.way else f"{plan.why}; {UNCUT}",
                 "begin": plan.zero if part is None else part.begin,
                 "end": None if part is None else part.end,
                 "more": part is not None and part.more,
@@ -222,9 +232,13 @@ class Desk:
         key = key_of(moment.content, *source.known_by, source.plan, span)
 
         def make(target: Path, limits: Limits) -> Written:
-            return write_part(source.path, source.plan, span, target, limits)
+            # Others may have been converted first: meanwhile another file may lie there, or a folder be a link.
+            require_same(source.path, source.known_by)
+            written = write_part(source.path, source.plan, span, target, limits)
+            require_same(source.path, source.known_by)
+            return written
 
-        return source, await self.parts.get(request, key, source.plan.kind, make)
+        return source, await self.parts.get(request, key, make)
 
     def _source(self, moment_id: str) -> Source:
         moment = self._moment(moment_id)
@@ -232,7 +246,8 @@ class Desk:
         if path is None:
             raise Refused(404, CANNOT)
         known_by = identity_of(path)
-        return Source(moment, path, plan_of(path), (known_by.size, known_by.modified))
+        require_same(path, known_by)
+        return Source(moment, path, plan_of(path), known_by)
 
     def _moment(self, moment_id: str) -> Moment:
         moment = self.library.moment(moment_id)
@@ -247,7 +262,9 @@ class Desk:
 
 
 def _opened(source: Source, part: Part | None) -> Opened:
-    return open_regular(source.path) if part is None else open_regular(part.path, f'"{part.key}"')
+    if part is None:
+        return open_regular(source.path, known_by=source.known_by)
+    return open_regular(part.path, f'"{part.key}"')
 
 
 def _asking(address: str, handler: Callable[[Request, dict[str, Any]], Awaitable[ASGIApp]]) -> Handler:

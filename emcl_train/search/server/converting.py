@@ -20,9 +20,9 @@ from av.video.stream import VideoStream
 
 from emcl_train.data.clock import has_no_stamps
 from emcl_train.data.container import open_video, read_timeline, rewound
-from emcl_train.data.decoding import Reader, decode_packet, demuxed
+from emcl_train.data.decoding import Reader, decode_packet, demuxed, looking
 from emcl_train.data.timeline import Timeline, VideoError
-from emcl_train.search.server.playing import Plan, Span
+from emcl_train.search.server.playing import Kind, Plan, Span, Way
 from emcl_train.search.server.tracks import Astray, Film, Limits, Pictures, Sound, writing
 
 FARTHEST = 30.0
@@ -47,6 +47,10 @@ class Written(NamedTuple):
     """Whether the film goes on."""
     muted: bool
     """Whether there is sound in the film that could not be decoded here."""
+    kind: Kind
+    """Of the file. One that was to be copied is of another kind where it had to be encoded."""
+    way: Way
+    """How it was made."""
 
 
 class PastTheEnd(Exception):
@@ -72,6 +76,12 @@ def write_part(path: Path, plan: Plan, span: Span, target: Path, limits: Limits)
     """
     if plan.seconds is not None and span.begin >= plan.seconds:
         raise PastTheEnd
+    # Whole films are read for some parts, before anything is written.
+    with looking(limits.check):
+        return _written(path, plan, span, target, limits)
+
+
+def _written(path: Path, plan: Plan, span: Span, target: Path, limits: Limits) -> Written:
     if plan.copies:
         # Not where a keyframe is far away, or stamps are missing.
         with suppress(Astray):
@@ -137,7 +147,7 @@ def _copied(path: Path, plan: Plan, span: Span, target: Path, limits: Limits) ->
             if sound is not None:
                 sound.close()
         more = stream.index in past
-    return Written(begin, span.end, more, sound is not None and sound.muted)
+    return Written(begin, span.end, more, sound is not None and sound.muted, plan.kind, plan.way)
 
 
 def _encoded(path: Path, plan: Plan, span: Span, target: Path, limits: Limits, *, enter: bool) -> Written:
@@ -175,7 +185,7 @@ def _encoded(path: Path, plan: Plan, span: Span, target: Path, limits: Limits, *
             if sound is not None:
                 sound.close()
     muted = plan.sound != "none" if sound is None else sound.muted
-    return Written(span.begin, span.end, more, muted)
+    return Written(span.begin, span.end, more, muted, plan.kind, plan.way)
 
 
 Shown = tuple[float, VideoFrame]

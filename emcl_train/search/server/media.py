@@ -12,6 +12,7 @@ from anyio import CapacityLimiter
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
+from emcl_train.data.opening import Identity, identity_of
 from emcl_train.search.server.refusing import Refused, said
 
 PIECE = 256 << 10
@@ -19,6 +20,9 @@ PIECE = 256 << 10
 RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*", re.IGNORECASE)
 """One range. Several in a request are refused: no player asks for them."""
 CANNOT = "the file of this moment cannot be read any more; run `emcl-train index` again"
+
+ASKED_AGAIN = "private, no-cache"
+"""A browser may keep it, and asks each time whether it is still the same."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,16 @@ class Opened:
     """What changes when its bytes do, in the quotes of an ETag."""
 
 
-def open_regular(path: Path, tag: str | None = None) -> Opened:
+def open_regular(path: Path, tag: str | None = None, known_by: Identity | None = None) -> Opened:
     """Open a file whose path has no link in it.
 
     Args:
         path: as the library, or the cache of parts, gives it; nothing of a request.
         tag: what its bytes are known by; None: its size and when it was changed.
+        known_by: what the file was known by when the library said that it is its own; None: any file may be there.
 
     Raises:
-        Refused: it is gone, it is no regular file, or a link leads to it.
+        Refused: it is gone, it is no regular file, a link leads to it, or it is another one by now.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | os.O_NONBLOCK
     try:
@@ -61,12 +66,30 @@ def open_regular(path: Path, tag: str | None = None) -> Opened:
             raise Refused(404, CANNOT)
         if not os.path.samestat(os.stat(path), status):
             raise Refused(404, CANNOT)
+        if known_by is not None and known_by != (status.st_size, status.st_mtime_ns):
+            raise Refused(404, CANNOT)
     except BaseException as error:
         os.close(descriptor)
         if isinstance(error, OSError):
             raise Refused(404, CANNOT) from error
         raise
     return Opened(descriptor, status.st_size, tag or f'"{status.st_size:x}-{status.st_mtime_ns:x}"')
+
+
+def require_same(path: Path, known_by: Identity) -> None:
+    """See that a file is the one that it was, and that no link leads to it.
+
+    Args:
+        path: as the library gave it.
+        known_by: what the file was known by then.
+
+    Raises:
+        Refused: another one is there by now, or a folder on its way has become a link.
+        VideoError: it is gone, or no regular file.
+        PassingError: the system cannot say.
+    """
+    if os.path.realpath(path) != str(path) or identity_of(path) != known_by:
+        raise Refused(404, CANNOT)
 
 
 def span_of(header: str, size: int) -> Span | None:
@@ -109,6 +132,17 @@ def span_of(header: str, size: int) -> Span | None:
     return Span(first, min(last + 1, size))
 
 
+def is_known(asked: Headers, tag: str) -> bool:
+    """Whether a browser has what it asks for.
+
+    Args:
+        asked: the headers of its request.
+        tag: of what would be sent, in quotes.
+    """
+    known = [one.strip().removeprefix("W/") for one in asked.get("if-none-match", "").split(",")]
+    return tag in known or "*" in known
+
+
 class FileAnswer:
     """An answer that is a file, or a range of it. The file is closed when it has been sent."""
 
@@ -132,11 +166,9 @@ class FileAnswer:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked, size, tag = Headers(scope=scope), self._opened.size, self._opened.tag
-        # A browser may keep it, and asks each time whether it is still the same.
-        headers = {"etag": tag, "accept-ranges": "bytes", "cache-control": "private, no-cache"}
+        headers = {"etag": tag, "accept-ranges": "bytes", "cache-control": ASKED_AGAIN}
 
-        known = [one.strip().removeprefix("W/") for one in asked.get("if-none-match", "").split(",")]
-        if tag in known or "*" in known:
+        if is_known(asked, tag):
             await _begin(send, 304, headers)
             await send({"type": "http.response.body", "body": b""})
             return

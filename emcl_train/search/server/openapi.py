@@ -82,9 +82,12 @@ SUMMARIES = {
 }
 REFUSALS = {
     "400": "a parameter is missing, wrong, there twice, or not known",
-    "404": "there is no such moment, or its file is gone",
+    "403": "a page of another site or origin asks",
+    "404": "there is no such moment, or its file is gone or another one",
+    "405": "the method is neither GET nor HEAD",
     "421": "the Host header names another server",
-    "503": "too many ask at once; Retry-After says when to ask again",
+    "500": "the library or the server failed; the terminal of the server says why",
+    "503": "it cannot be done now; Retry-After, where too many ask at once, says when to ask again",
 }
 
 
@@ -116,6 +119,8 @@ def _operation(path: str, parameters: tuple[Parameter, ...]) -> dict[str, Any]:
     else:
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{gives}"}}}
     answers: dict[str, Any] = {"200": {"description": "the answer", "content": content}}
+    if path.startswith(("/media", "/thumbnail")):
+        answers["304"] = {"description": "If-None-Match has its ETag: it is still the same"}
     if path.startswith("/media"):
         answers["206"] = {"description": "the range that was asked for", "content": content}
         answers["416"] = {"description": "there is no such range", "content": _ERROR}

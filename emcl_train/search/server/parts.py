@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio.to_thread
@@ -22,16 +22,16 @@ from anyio import CapacityLimiter
 
 from emcl_train.data.cache_use import PART
 from emcl_train.errors import UserError
-from emcl_train.runs.files import clear_partial, discard, new_partial
+from emcl_train.runs.files import PARTIAL, clear_partial, discard, new_partial
 from emcl_train.search.server.converting import Written
 from emcl_train.search.server.lines import BUSY, Asker, gone
-from emcl_train.search.server.playing import Kind
+from emcl_train.search.server.playing import Kind, Way
 from emcl_train.search.server.refusing import Refused
 from emcl_train.search.server.tracks import Limits
 
-VERSION = 1
+VERSION = 2
 """Goes up when parts are made in another way, so that earlier ones are not taken."""
-LEAST = 64 << 20
+LEAST = 64_000_000
 """Bytes of a cache at least: there must be room for the parts that are being made."""
 SHARE = 4
 """A part takes at most the cache's size over this."""
@@ -57,6 +57,8 @@ class Part:
     muted: bool
     """Whether there is sound in the film that cannot be decoded here."""
     kind: Kind
+    way: Way
+    """How it was made: what was to be copied may have been encoded."""
 
 
 def key_of(*what: object) -> str:
@@ -68,8 +70,11 @@ def key_of(*what: object) -> str:
 class _Making:
     """A part that is being made, and for how many."""
 
-    task: "asyncio.Task[Part]"
+    task: "asyncio.Task[Part]" = field(init=False)
     waiting: int = 0
+    begun: bool = False
+    given_up: threading.Event = field(default_factory=threading.Event)
+    """Set when it has begun, and nobody waits for it any more."""
 
 
 class Parts:
@@ -87,7 +92,9 @@ class Parts:
             UserError: the folder cannot be used, or it may hold too little.
         """
         if most < LEAST:
-            raise UserError(f"the cache may hold {most >> 20} MiB, expected at least {LEAST >> 20}; give it more room")
+            raise UserError(
+                f"the cache may hold {most / 1e6:.0f} MB, expected at least {LEAST / 1e6:.0f}; give it more room"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -104,6 +111,7 @@ class Parts:
         self._making: dict[str, _Making] = {}
         self._stopped = threading.Event()
         self._clearing = threading.Lock()
+        self._growing: set[str] = set()
 
     def find(self, key: str) -> Part | None:
         """A part that is there; it counts as used now."""
@@ -118,13 +126,12 @@ class Parts:
                 return _part(path, found)
         return None
 
-    async def get(self, request: Asker, key: str, kind: Kind, make: Callable[[Path, Limits], Written]) -> Part:
+    async def get(self, request: Asker, key: str, make: Callable[[Path, Limits], Written]) -> Part:
         """A part, which is made if it is not there, once however many ask for it.
 
         Args:
             request: of whom it is for. Nothing is begun for those who have gone away.
             key: of the part.
-            kind: of its file.
             make: writes it, in a thread.
 
         Raises:
@@ -135,12 +142,10 @@ class Parts:
             return found
 
         making = self._making.get(key)
-        if making is None:
-            if len(self._making) >= WAITING:
+        if making is None or making.given_up.is_set():
+            if making is None and len(self._making) >= WAITING:
                 raise Refused(503, "too many films are being converted at the moment; ask again in a few seconds", BUSY)
-            making = _Making(asyncio.create_task(self._made(key, kind, make)))
-            self._making[key] = making
-            making.task.add_done_callback(lambda task: self._done(key, task))
+            making = self._begin(key, make)
         making.waiting += 1
         try:
             while not making.task.done():
@@ -150,59 +155,81 @@ class Parts:
             return making.task.result()
         finally:
             making.waiting -= 1
+            if making.begun and not making.waiting:
+                making.given_up.set()
 
     def stop(self) -> None:
         """Let what is being made end soon, unfinished."""
         self._stopped.set()
 
-    def _done(self, key: str, task: "asyncio.Task[Part]") -> None:
-        del self._making[key]
-        if not task.cancelled():
-            task.exception()  # those who wait have it; if nobody does, it is not to be told
+    def _begin(self, key: str, make: Callable[[Path, Limits], Written]) -> _Making:
+        making = self._making[key] = _Making()
 
-    async def _made(self, key: str, kind: Kind, make: Callable[[Path, Limits], Written]) -> Part:
+        def done(task: "asyncio.Task[Part]") -> None:
+            if self._making.get(key) is making:  # one that was given up may have a follower
+                del self._making[key]
+            if not task.cancelled():
+                task.exception()  # those who wait have it; if nobody does, it is not to be told
+
+        making.task = asyncio.create_task(self._made(key, making, make))
+        making.task.add_done_callback(done)
+        return making
+
+    async def _made(self, key: str, making: _Making, make: Callable[[Path, Limits], Written]) -> Part:
         async with self._turn:
-            if not self._making[key].waiting:
+            if not making.waiting:
                 raise gone()
-            return await anyio.to_thread.run_sync(self._make, key, kind, make, limiter=self._threads)
+            making.begun = True
+            return await anyio.to_thread.run_sync(self._make, key, making.given_up, make, limiter=self._threads)
 
-    def _make(self, key: str, kind: Kind, make: Callable[[Path, Limits], Written]) -> Part:
+    def _make(self, key: str, given_up: threading.Event, make: Callable[[Path, Limits], Written]) -> Part:
         found = self.find(key)  # another server may have made it
         if found is not None:
             return found
-        most = self._most // SHARE
-        self._make_room(most)
-        partial = new_partial(self._folder / f"{key}.{kind}")
+        partial = new_partial(self._folder / key)
         try:
-            written = make(partial, Limits.from_now(most, self._stopped))
-            flags = f"{written.more:d}{written.muted:d}"
+            with self._clearing:
+                self._growing.add(partial.name)
+                self._make_room()
+            written = make(partial, Limits.from_now(self._most // SHARE, self._stopped, given_up))
+            flags = f"{written.more:d}{written.muted:d}{written.way == 'transcoded':d}"
             begin, end = (max(0, round(second * 1e6)) for second in (written.begin, written.end))
-            path = self._folder / f"{key}_{begin}_{end}_{flags}.{kind}"
+            path = self._folder / f"{key}_{begin}_{end}_{flags}.{written.kind}"
             os.replace(partial, path)
         except BaseException:
             discard(partial)
             raise
-        self._make_room(0, but=path)
+        finally:
+            with self._clearing:
+                self._growing.discard(partial.name)
+        with self._clearing:
+            self._make_room(but=path)
         made = PART.fullmatch(path.name)
         assert made is not None
         return _part(path, made)
 
-    def _make_room(self, room: int, but: Path | None = None) -> None:
-        """Remove the parts that were not used for longest, until there is this room besides. One that is read stays."""
-        with self._clearing:
-            found = []
-            for name in self._names():
-                with suppress(OSError):
-                    status = (self._folder / name).stat(follow_symlinks=False)
-                    if stat.S_ISREG(status.st_mode):
+    def _make_room(self, but: Path | None = None) -> None:
+        """Remove the parts that were not used for longest, until there is room for all that are being made here.
+
+        One that is read stays readable. What others write counts as it is; what is no part neither counts nor goes.
+        """
+        found = []
+        taken = len(self._growing) * (self._most // SHARE)
+        for name in self._names():
+            whole = PART.fullmatch(name) is not None
+            if name in self._growing or not (whole or PARTIAL.fullmatch(name)):
+                continue
+            with suppress(OSError):
+                status = (self._folder / name).stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    taken += status.st_size
+                    if whole and (but is None or name != but.name):
                         found.append((status.st_atime_ns, status.st_size, name))
-            taken = sum(size for _, size, _ in found)
-            for _, size, name in sorted(found):
-                if taken + room <= self._most:
-                    return
-                if PART.fullmatch(name) is not None and (but is None or name != but.name):
-                    discard(self._folder / name)
-                    taken -= size
+        for _, size, name in sorted(found):
+            if taken <= self._most:
+                return
+            discard(self._folder / name)
+            taken -= size
 
     def _names(self) -> list[str]:
         with suppress(OSError):
@@ -211,6 +238,7 @@ class Parts:
 
 
 def _part(path: Path, found: "re.Match[str]") -> Part:
-    more, muted = (flag == "1" for flag in found["flags"])
+    more, muted, encoded = (flag == "1" for flag in found["flags"].ljust(3, "0"))
     kind: Kind = "mp4" if found["kind"] == "mp4" else "webm"
-    return Part(path, found["key"], int(found["begin"]) / 1e6, int(found["end"]) / 1e6, more, muted, kind)
+    way: Way = "transcoded" if encoded else "remuxed"
+    return Part(path, found["key"], int(found["begin"]) / 1e6, int(found["end"]) / 1e6, more, muted, kind, way)

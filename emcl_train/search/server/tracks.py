@@ -68,19 +68,29 @@ class Limits:
     """Bytes of the file."""
     stopped: threading.Event
     """Set when the server ends."""
+    given_up: threading.Event
+    """Set when nobody waits for the part any more."""
     until: float
     """By the monotonic clock."""
 
     @classmethod
-    def from_now(cls, most: int, stopped: threading.Event) -> "Limits":
-        return cls(most, stopped, time.monotonic() + SLOWEST)
+    def from_now(cls, most: int, stopped: threading.Event, given_up: threading.Event | None = None) -> "Limits":
+        return cls(most, stopped, given_up or threading.Event(), time.monotonic() + SLOWEST)
 
-    def check(self, target: Path) -> None:
-        """Raise TooMuch where a limit is reached."""
+    def check(self, target: Path | None = None) -> None:
+        """Raise TooMuch where a limit is reached.
+
+        Args:
+            target: the file, as far as it is written; None: nothing is written at the moment.
+        """
         if self.stopped.is_set():
             raise TooMuch("the server ends")
+        if self.given_up.is_set():
+            raise TooMuch("nobody waits for it any more")
         if time.monotonic() > self.until:
             raise TooMuch(f"it takes longer than {SLOWEST:.0f} s to convert")
+        if target is None:
+            return
         size = 0
         with suppress(FileNotFoundError):  # before its first byte
             size = target.stat().st_size
