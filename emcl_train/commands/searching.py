@@ -75,7 +75,7 @@ def search(
         if open:
             from emcl_train.commands.serving import open_page
 
-            open_page(there, query=query, like=like, at=at)
+            open_page(there, {"q": query or ""} if like is None else {"like": _moment_of(there, like, at)})
         elif damaged:
             _print_damaged(there)
             result({"damaged": [{"path": path, "reason": reason} for path, reason in there.damaged]})
@@ -128,6 +128,22 @@ def _like(library: Any, example: Path, *rest: Any, **named: Any) -> list[Any]:
         return list(library.like(example, *rest, **named))
     except VideoError as error:
         raise UserError(f"--like is {example}, which cannot be decoded: {error.reason}; pass a video") from error
+
+
+def _moment_of(library: Any, example: Path, at: float | None) -> str:
+    """The id of the library's moment that an example is.
+
+    Raises:
+        UserError: it cannot be decoded, or is not in the library.
+    """
+    from emcl_train.search.finding import content_of
+
+    found = _like(library, example, at, 1)
+    if not found or found[0].content != content_of(example):
+        raise UserError(
+            f"--open shows moments of the library, and {example} is not in it; index its folder, or leave out --open"
+        )
+    return str(found[0].id)
 
 
 def _print_found(found: list[Any], library: Any, cutoff: Any, *, minimum: Any) -> None:

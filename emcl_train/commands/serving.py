@@ -66,28 +66,13 @@ def serve(
     _run(Library(library, model), host, port, cache, int(cache_gb * 1e9), query={} if open else None)
 
 
-def open_page(library: Any, *, query: str | None = None, like: Path | None = None, at: float | None = None) -> None:
+def open_page(library: Any, asked: dict[str, str]) -> None:
     """Serve a library on a free port, and open its page with a search.
 
     Args:
         library: a `Library`.
-        query: what is searched for.
-        like: a video of the library, to be searched by in place of a query.
-        at: the second in it; None: its middle.
-
-    Raises:
-        UserError: the video is not in the library.
+        asked: what is searched for, as the page's address has it, such as {"q": "a dog"}.
     """
-    asked = {"q": query} if query else {}
-    if like is not None:
-        from emcl_train.search.finding import content_of
-
-        found = library.like(like, at, 1)
-        if not found or found[0].content != content_of(like):
-            raise UserError(
-                f"--open shows moments of the library, and {like} is not in it; index its folder, or leave out --open"
-            )
-        asked = {"like": found[0].id}
     _run(library, "127.0.0.1", 0, None, 1 << 30, query=asked)
 
 

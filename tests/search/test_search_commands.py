@@ -225,6 +225,7 @@ def test_search_opens_the_page_with_what_is_asked(
         (["q", "--like"], "--like"),
         (["--like", "lost.mp4"], "there is no file lost.mp4; pass a video to search by its example"),
         (["--like", "queries.txt"], "--like is queries.txt, which cannot be decoded: "),
+        (["--like", "queries.txt", "--open"], "--like is queries.txt, which cannot be decoded: "),
         (["--like", "films/a.mp4", "--at", "99"], "at is 99 s, and"),
         (["--like", "films/a.mp4", "--min", "auto"], "pass --min a number with --like, or none"),
         (["--eval", "lost.jsonl"], "lost.jsonl"),
