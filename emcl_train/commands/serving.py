@@ -5,7 +5,9 @@ import hashlib
 import logging
 import os
 import socket
+import threading
 import webbrowser
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -99,9 +101,8 @@ def _run(
         print(f"{in_a_line(library.name)}: {len(library)} moments at {address} (Ctrl-C ends it)", flush=True)
         if host not in LOOPBACK:
             tell(f"warning: whoever reaches {address} can search and watch all of this library; there is no password")
-        if query is not None:
-            webbrowser.open(address + (f"?{urlencode(query)}" if query else ""))
-        server_of(app).run(sockets=[listener])
+        seen = None if query is None else address + (f"?{urlencode(query)}" if query else "")
+        server_of(app, seen).run(sockets=[listener])
 
 
 def cache_of(library: Any) -> Path:
@@ -143,12 +144,23 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def server_of(app: Any) -> Any:
-    """The server of an application, which bounds connections, and the size of what they send."""
+def server_of(app: Any, seen: str | None = None) -> Any:
+    """The server of an application, which bounds connections, and the size of what they send.
+
+    Args:
+        app: of the page.
+        seen: address that is opened in the browser once it is answered; None: none is.
+    """
     import uvicorn
 
     class Ending(uvicorn.Server):
         """Lets go of what takes long before it waits for answers that are on their way."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if seen is not None:
+                # A browser in the terminal ends when it is left, which the server does not wait for.
+                threading.Thread(target=_show, args=(seen, lambda: self.should_exit), daemon=True).start()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.end_soon()
@@ -172,6 +184,16 @@ def server_of(app: Any) -> Any:
             h11_max_incomplete_event_size=LONGEST_REQUEST,
         )
     )
+
+
+def _show(address: str, ends: Callable[[], bool]) -> None:
+    """Open an address in the browser, or say that there is none. `ends`: whether the server does, and the browser so."""
+    try:
+        is_shown = webbrowser.open(address)
+    except webbrowser.Error:
+        is_shown = False
+    if not is_shown and not ends():
+        tell(f"warning: no browser could be opened; open {address} in one")
 
 
 def _is_no_farewell(record: logging.LogRecord) -> bool:

@@ -198,8 +198,7 @@ def test_search_opens_the_page_with_what_is_asked(
         def run(self, sockets) -> None:
             opened.append(sockets[0].getsockname()[1])
 
-    monkeypatch.setattr(serving, "server_of", lambda app: Server())
-    monkeypatch.setattr(serving.webbrowser, "open", opened.append)
+    monkeypatch.setattr(serving, "server_of", lambda app, seen: opened.append(seen) or Server())
     said = typed("search", place, "a red & blue thing", "--open")
     assert said.code == 0
     assert opened == [f"http://127.0.0.1:{opened[1]}/?q=a+red+%26+blue+thing", opened[1]]
