@@ -13,9 +13,11 @@ from small_library import FILMS, QUERIES, write_films
 
 from emcl_train import Library, cli
 from emcl_train.commands import serving
+from emcl_train.search import vector_index
 
 ROOT = Path(__file__).resolve().parents[2]
 MOMENTS_OF_FILMS = 1 + 3 + 1 + 5
+HOW = f"{MOMENTS_OF_FILMS} moments are compared one by one, which is exact; an index comes with 100,000"
 
 
 class Said:
@@ -135,6 +137,7 @@ def test_search_prints_score_span_and_file(rows: str, place: Path, typed) -> Non
     assert said.code == 0
     assert said.rows == rows_of_results(expected)
     assert said.out.split("\n")[0].split() == ["score", "from", "to", "file"]
+    assert said.out.endswith(f"\n{HOW}\n")
 
 
 @pytest.mark.parametrize("form", ["bare", "dash", "file"])
@@ -176,7 +179,19 @@ def test_search_cuts_where_nothing_fits(place: Path, typed) -> None:
         if every[0].score < cutoff.score:
             assert said.out == f"nothing here fits: {cutoff.said()}\n"
             assert f"perhaps nothing here fits: {cutoff.said()}\n" in typed("search", place, query).out
+        else:
+            assert f"\ncut at {cutoff.score:.3g}: {cutoff.said()}\n" in said.out
         assert typed("search", place, query, "--min", "auto", "--json").json["cutoff"] == cutoff.score
+
+
+def test_search_says_what_an_index_compares(scene: Path, typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = scene / "library"
+    monkeypatch.setattr(vector_index, "LIMIT", 5)
+    monkeypatch.setattr(vector_index, "FEWEST", 2)
+    typed("index", scene / "films", "--out", library, "--model", scene / "clip", "--cut", "pieces", "--piece", "2")
+    said = typed("search", library, "a red thing")
+    plan = vector_index.index_of(Library(library).tables.open("moments")).plan
+    assert f" groups, of which a query looks at {plan.probes} by " in said.out
 
 
 def test_search_leaves_out_what_scores_less(place: Path, typed) -> None:
@@ -230,6 +245,7 @@ def test_search_opens_the_page_with_what_is_asked(
         (["--eval", "lost.jsonl"], "lost.jsonl"),
         (["--eval", "lost.jsonl", "--k", "3"], "--k does nothing with --eval; leave one of them out"),
         (["--damaged", "--rows", "plain"], "--rows does nothing with --damaged"),
+        (["--damaged", "--model", "lost"], "--model does nothing with --damaged; leave one of them out"),
         (["q", "--open", "--json"], "--json does nothing with --open"),
         (["q", "--model", "lost"], "lost"),
     ],
@@ -391,6 +407,8 @@ def by_qdrant(folder: Path, query: np.ndarray) -> list[tuple[str, float]]:
         (["--to", "parquet", "--out", "films"], "films"),
         (["--to", "parquet", "--out", "x.parquet"], "--out x.parquet looks like a file; an export is a folder"),
         (["--to", "faiss", "--out", "x", "--description", "Falt"], "--description is 'Falt', and FAISS makes no such"),
+        (["--to", "parquet", "--out", "x", "--description", "PQ8"], "--description is of a FAISS index, and --to is p"),
+        (["--to", "qdrant", "--out", "x", "--description", "PQ8"], "--description is of a FAISS index, and --to is q"),
         (["--to", "faiss", "--out", "x", "--layout", "emcl"], "--layout"),
     ],
 )  # fmt: skip
