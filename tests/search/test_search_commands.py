@@ -14,6 +14,7 @@ from small_library import FILMS, QUERIES, write_films
 from emcl_train import Library, cli
 from emcl_train.commands import serving
 from emcl_train.search import vector_index
+from emcl_train.search.cutoff import Cutoff
 
 ROOT = Path(__file__).resolve().parents[2]
 MOMENTS_OF_FILMS = 1 + 3 + 1 + 5
@@ -179,9 +180,19 @@ def test_search_cuts_where_nothing_fits(place: Path, typed) -> None:
         if every[0].score < cutoff.score:
             assert said.out == f"nothing here fits: {cutoff.said()}\n"
             assert f"perhaps nothing here fits: {cutoff.said()}\n" in typed("search", place, query).out
-        else:
-            assert f"\ncut at {cutoff.score:.3g}: {cutoff.said()}\n" in said.out
         assert typed("search", place, query, "--min", "auto", "--json").json["cutoff"] == cutoff.score
+
+
+def test_search_says_what_the_cut_is_worth_where_something_fits(
+    place: Path, typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, second, *_ = [one.score for one in Library(place).search("a red thing")]
+    cutoff = Cutoff((best + second) / 2, 0.95, 400, "refined")
+    monkeypatch.setattr(Library, "cutoff", lambda library, *, refine=None: cutoff)
+    said = typed("search", place, "a red thing", "--min", "auto")
+    assert len(said.rows) == 1
+    assert said.out.endswith(f"\ncut at {cutoff.score:.3g}: {cutoff.said()}\n{HOW}\n")
+    assert "cut at" not in typed("search", place, "a red thing").out
 
 
 def test_search_says_what_an_index_compares(scene: Path, typed, monkeypatch: pytest.MonkeyPatch) -> None:
