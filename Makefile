@@ -98,14 +98,17 @@ $(BROWSER_TOOLS)/.installed: $(VENV)/.deps
 	$(PIP_INSTALL) --upgrade --target $(@D) playwright==$(PLAYWRIGHT)
 	@touch $@
 
+# A library is of one model: another training run has another one.
+SHAPES_LIBRARY = build/shapes-library-$$(cksum < runs/shapes/model.safetensors | cut -d ' ' -f 1)
+
 .PHONY: search test-search
 search: $(VENV)/.built $(SEARCH_VENV)/.deps  ## Index the bundled clips with the run of make train, and open the page that searches them
 	@if [ ! -e runs/shapes/model.safetensors ]; then \
 		echo 'runs/shapes holds no trained run; make it first:  make train'; \
 		exit 1; \
 	fi
-	$(SEARCH_BIN)/python -m emcl_train index data/shapes/videos --out build/shapes-library --model runs/shapes
-	$(SEARCH_BIN)/python -m emcl_train serve build/shapes-library --open $(ARGS)
+	$(SEARCH_BIN)/python -m emcl_train index data/shapes/videos --out $(SHAPES_LIBRARY) --model runs/shapes
+	$(SEARCH_BIN)/python -m emcl_train serve $(SHAPES_LIBRARY) --open $(ARGS)
 
 test-search: $(VENV)/.built $(SEARCH_VENV)/.deps $(BROWSER_TOOLS)/.installed  ## Run the tests of the library of one's own videos, and use its page in Chromium
 	PYTHONPATH=. $(SEARCH_BIN)/python -m pytest -q $(IN_PROCESSES) tests/search --durations=5 $(ARGS)

@@ -8,10 +8,14 @@ from tyro.conf import Positional
 
 from emcl_train.commands.entry import Entry, named, of_function, switches_of
 from emcl_train.endings import say_if_ended
+from emcl_train.errors import UserError
 from emcl_train.extras import require_packages
 from emcl_train.runs.contents import load_config
 from emcl_train.runs.lock import require_new
 from emcl_train.search.ways import Format
+
+FLAT = "Flat"
+"""The FAISS index unless another one is asked for."""
 
 
 def export(
@@ -42,7 +46,7 @@ def export_moments(
     to: Format,
     out: Path,
     rows: Literal["auto", "refined", "plain"] = "auto",
-    description: Annotated[str, tyro.conf.arg(metavar="INDEX")] = "Flat",
+    description: Annotated[str, tyro.conf.arg(metavar="INDEX")] = FLAT,
 ) -> None:
     """Write the moments of a library for other programs: id, path, start, end and vector.
 
@@ -54,6 +58,8 @@ def export_moments(
         description: Of the FAISS index, as its `index_factory` takes it, such as "IVF1024,Flat".
     """
     require_packages("search")
+    if to != "faiss" and description != FLAT:
+        raise UserError(f"--description is of a FAISS index, and --to is {to}; leave it out, or pass --to faiss")
     require_new(out)
     say_if_ended(lambda: f"{out} appears when it is whole: {_is_there(out)}")
     from emcl_train.search.exporting import export_library

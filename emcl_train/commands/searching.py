@@ -60,7 +60,7 @@ def search(
         raise UserError("--at is the second of a video; name it with --like")
     of_results = {"--k": k != RESULTS, "--min": min is not None, "--rows": rows != "auto"}
     if eval is not None or damaged:
-        _refuse(given[0], {**of_results, "--open": open})
+        _refuse(given[0], {**of_results, "--open": open, "--model": damaged and model is not None})
     if open:
         _refuse("--open", {**of_results, "--json": json})
     if isinstance(min, float) and not isfinite(min):
@@ -75,7 +75,7 @@ def search(
         if open:
             from emcl_train.commands.serving import open_page
 
-            open_page(there, query=query, like=like, at=at)
+            open_page(there, {"q": query or ""} if like is None else {"like": _moment_of(there, like, at)})
         elif damaged:
             _print_damaged(there)
             result({"damaged": [{"path": path, "reason": reason} for path, reason in there.damaged]})
@@ -91,14 +91,15 @@ def search(
             else:
                 found = _like(there, like, at, k, refine=refine, minimum=min)
             cutoff = there.cutoff(refine=refine) if like is None else None
-            _print_found(found, there, cutoff, minimum=min)
+            refined = there.refines if refine is None else refine
+            _print_found(found, there, cutoff, minimum=min, refined=refined)
             result(
                 {
                     "library": library,
                     "query": query,
                     "like": like,
                     "at": at,
-                    "refined": there.refines if refine is None else refine,
+                    "refined": refined,
                     "cutoff": None if cutoff is None else cutoff.score,
                     "results": [one.as_json() for one in found],
                 }
@@ -130,7 +131,23 @@ def _like(library: Any, example: Path, *rest: Any, **named: Any) -> list[Any]:
         raise UserError(f"--like is {example}, which cannot be decoded: {error.reason}; pass a video") from error
 
 
-def _print_found(found: list[Any], library: Any, cutoff: Any, *, minimum: Any) -> None:
+def _moment_of(library: Any, example: Path, at: float | None) -> str:
+    """The id of the library's moment that an example is.
+
+    Raises:
+        UserError: it cannot be decoded, or is not in the library.
+    """
+    from emcl_train.search.finding import content_of
+
+    found = _like(library, example, at, 1)
+    if not found or found[0].content != content_of(example):
+        raise UserError(
+            f"--open shows moments of the library, and {example} is not in it; index its folder, or leave out --open"
+        )
+    return str(found[0].id)
+
+
+def _print_found(found: list[Any], library: Any, cutoff: Any, *, minimum: Any, refined: bool) -> None:
     console = console_of()
     if library.about["model"].get("smoke_test"):
         console.print("[yellow]the model has random weights: results mean nothing[/yellow]", highlight=False)
@@ -154,8 +171,19 @@ def _print_found(found: list[Any], library: Any, cutoff: Any, *, minimum: Any) -
             f"{one.score:.3f}", clock(one.start), clock(one.end), escaped(one.path), style="dim" if below else None
         )
     console.print(table)
+    if cutoff is not None and minimum == "auto":
+        console.print(f"cut at {cutoff.score:.3g}: {cutoff.said()}", soft_wrap=True, highlight=False)
     if cutoff is not None and minimum is None and found[0].score < cutoff.score:
         console.print(f"perhaps nothing here fits: {cutoff.said()}", soft_wrap=True, highlight=False)
+    console.print(_how_searched(library, refined=refined), style="dim", soft_wrap=True, highlight=False)
+
+
+def _how_searched(library: Any, *, refined: bool) -> str:
+    """Whether all moments were compared, or those that an index chose."""
+    from emcl_train.search.tables import MOMENTS, REFINED
+    from emcl_train.search.vector_index import describe
+
+    return str(describe(library.tables.open(REFINED if refined else MOMENTS))["said"])
 
 
 def _print_damaged(library: Any) -> None:

@@ -5,8 +5,12 @@ import hashlib
 import logging
 import os
 import socket
+import sys
+import threading
 import webbrowser
+from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -17,11 +21,10 @@ from emcl_train.commands.entry import Entry, of_function, switches_of
 from emcl_train.endings import say_if_ended
 from emcl_train.errors import UserError
 from emcl_train.extras import require_packages
-from emcl_train.terminal import in_a_line, tell
+from emcl_train.terminal import in_a_line, print_whole, tell
 
 PORT = 8765
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-EVERY_ADDRESS = ("0.0.0.0", "::", "")
 CONNECTIONS = 256
 """At most; whoever comes then is told to come again."""
 LONGEST_REQUEST = 256 << 10
@@ -66,28 +69,13 @@ def serve(
     _run(Library(library, model), host, port, cache, int(cache_gb * 1e9), query={} if open else None)
 
 
-def open_page(library: Any, *, query: str | None = None, like: Path | None = None, at: float | None = None) -> None:
+def open_page(library: Any, asked: dict[str, str]) -> None:
     """Serve a library on a free port, and open its page with a search.
 
     Args:
         library: a `Library`.
-        query: what is searched for.
-        like: a video of the library, to be searched by in place of a query.
-        at: the second in it; None: its middle.
-
-    Raises:
-        UserError: the video is not in the library.
+        asked: what is searched for, as the page's address has it, such as {"q": "a dog"}.
     """
-    asked = {"q": query} if query else {}
-    if like is not None:
-        from emcl_train.search.finding import content_of
-
-        found = library.like(like, at, 1)
-        if not found or found[0].content != content_of(like):
-            raise UserError(
-                f"--open shows moments of the library, and {like} is not in it; index its folder, or leave out --open"
-            )
-        asked = {"like": found[0].id}
     _run(library, "127.0.0.1", 0, None, 1 << 30, query=asked)
 
 
@@ -111,13 +99,14 @@ def _run(
             with suppress(OSError):  # it only keeps `data cache --prune` from what is needed
                 hold(place, os.fsencode(place_of(library)))
         address = f"http://{in_brackets(host)}:{port}/"
-        print(f"{in_a_line(library.name)}: {len(library)} moments at {address} (Ctrl-C ends it)", flush=True)
+        said = f"{in_a_line(library.name)}: {len(library)} moments at {address} (Ctrl-C ends it)\n"
+        print_whole(said, sys.stdout)  # a quiet one too: nobody knows the port else
+        sys.stdout.flush()
         if host not in LOOPBACK:
             tell(f"warning: whoever reaches {address} can search and watch all of this library; there is no password")
-        if query is not None:
-            webbrowser.open(address + (f"?{urlencode(query)}" if query else ""))
+        seen = None if query is None else address + (f"?{urlencode(query)}" if query else "")
         try:
-            server_of(app).run(sockets=[listener])
+            server_of(app, seen).run(sockets=[listener])
         finally:  # a hang-up ends it without a farewell, and threads that convert would go on
             app.end_soon()
 
@@ -152,23 +141,35 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=128)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         way_out = f"pass another --port, such as {port + 1 if port < 65535 else 0}, or 0 for any that is free"
-        if isinstance(error, socket.gaierror) or not port:
+        if isinstance(error, socket.gaierror | UnicodeError) or not port:
             way_out = "pass --host with an address of this machine"
-        raise UserError(f"nothing can be served at {host}, port {port}: {error.strerror}; {way_out}") from error
+        reason = error.strerror if isinstance(error, OSError) else "this is no name of a machine"
+        raise UserError(f"nothing can be served at {host}, port {port}: {reason}; {way_out}") from error
     listener.setblocking(False)
     return listener
 
 
-def server_of(app: Any) -> Any:
-    """The server of an application, which bounds connections, and the size of what they send."""
+def server_of(app: Any, seen: str | None = None) -> Any:
+    """The server of an application, which bounds connections, and the size of what they send.
+
+    Args:
+        app: of the page.
+        seen: address that is opened in the browser once it is answered; None: none is.
+    """
     import uvicorn
 
     from emcl_train.search.server.connecting import Hurried
 
     class Ending(uvicorn.Server):
         """Lets go of what takes long before it waits for answers that are on their way."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if seen is not None:
+                # A browser in the terminal ends when it is left, which the server does not wait for.
+                threading.Thread(target=_show, args=(seen, lambda: self.should_exit), daemon=True).start()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.end_soon()
@@ -194,19 +195,39 @@ def server_of(app: Any) -> Any:
     )
 
 
+def _show(address: str, ends: Callable[[], bool]) -> None:
+    """Open an address in the browser, or say that there is none. `ends`: whether the server, and all with it, ends."""
+    try:
+        is_shown = webbrowser.open(address)
+    except webbrowser.Error:
+        is_shown = False
+    if not is_shown and not ends():
+        tell(f"warning: no browser could be opened; open {address} in one")
+
+
 def _is_no_farewell(record: logging.LogRecord) -> bool:
-    """Whether a record is of something else than an answer that was cut off when the server ended."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+    """Whether a record is of something else than answers that were cut off when the server ended."""
+    is_cut_off = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not is_cut_off and not str(record.msg).startswith("Cancel %s running task(s)")
 
 
 def _require_place(host: str, port: int) -> None:
     if not 0 <= port <= 65535:
         raise UserError(f"--port is {port}, expected 0 to 65535")
-    if host in EVERY_ADDRESS:
+    if _is_every_address(host):
         raise UserError(
             f"--host is {host!r}, every address of this machine, and requests are answered under one name alone; pass "
             "the address or the name that others type, such as 192.168.1.5"
         )
+
+
+def _is_every_address(host: str) -> bool:
+    """Whether a host stands for all addresses, as 0.0.0.0 does, which is also written 0, and ::ffff:0.0.0.0."""
+    try:
+        address = ip_address(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError):
+        return not host  # `listening` says what is wrong with all others
+    return (getattr(address, "ipv4_mapped", None) or address).is_unspecified
 
 
 COMMANDS = {

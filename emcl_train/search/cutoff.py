@@ -48,7 +48,7 @@ class Cutoff:
 
         Examples:
             >>> print(Cutoff(0.231, 0.95, 400, "cosine").said())
-            95 of 100 unrelated queries find nothing above 0.231; measured with 400 queries: 92.6 to 96.9 of 100
+            95 of 100 unrelated queries find nothing above 0.231; measured with 400 queries: 92.7 to 96.9 of 100
         """
         low, high = likely_shares(self.queries, self.share)
         return (

@@ -76,6 +76,28 @@ def test_what_is_typed_before_the_library_is_known_is_searched_for(seen, library
         library.about = about
 
 
+def test_a_page_that_was_turned_away_begins_with_the_next_search(seen, library, client):
+    page = seen()
+    page.until(lambda: page.page.inner_text("#facts") != "")
+    full = {"status": 503, "json": {"error": "Too many ask at once; come again."}}
+    page.page.route("**/api/library*", lambda route: route.fulfill(**full))
+    page.page.goto(f"http://127.0.0.1:{client.port}/?q=red")
+    page.until(lambda: page.status() == "Too many ask at once; come again.")
+    page.page.keyboard.press("/")
+    page.page.keyboard.type("blue")
+    page.until(lambda: "q=blue" in page.address)
+    assert page.files() == []
+
+    page.page.unroute("**/api/library*")
+    page.page.keyboard.type(" square")
+    page.until(lambda: page.files()[:1] == ["blue square 0.mp4"])
+    assert page.page.input_value("#query") == "blue square"
+    assert page.page.inner_text("#name") == "holidays"
+    assert page.page.locator("#ranking").is_visible()
+    assert all("503" in error for error in page.errors)
+    page.errors.clear()
+
+
 def test_an_answer_to_an_earlier_question_is_dropped(seen, library):
     page = seen()
     page.until("document.activeElement.id === 'query'")
@@ -130,6 +152,79 @@ def test_a_moment_plays_at_its_second_and_stops_at_its_end(seen, library, name):
     page.until(f"{begin} + document.querySelector('video').currentTime < 7")
     page.until("document.querySelector('video').paused")
     assert begin + page.video("currentTime") == pytest.approx(8.0, abs=0.15)
+
+
+FRAMES = """
+() => {
+  const [video, waiting] = [document.querySelector("video"), new Set()];
+  const [request, cancel] = [requestAnimationFrame.bind(window), cancelAnimationFrame.bind(window)];
+  window.requestAnimationFrame = (call) => {
+    const number = request((time) => { waiting.delete(number); call(time); });
+    waiting.add(number);
+    return number;
+  };
+  window.cancelAnimationFrame = (number) => { waiting.delete(number); cancel(number); };
+  Object.defineProperty(document, "hidden", { get: () => true });
+  Object.defineProperty(video, "paused", { get: () => false });
+  for (let n = 0; n < 20; n++) video.dispatchEvent(new Event(n % 2 ? "timeupdate" : "play"));
+  return waiting.size;
+}
+"""
+"""How many pictures are waited for by the player of a page that is not seen."""
+
+
+def test_the_player_waits_for_one_picture_at_a_time(seen, library):
+    page = seen(f"/?q=circle&play={library.of('red circle.mp4')}")
+    page.until("document.querySelector('#said').textContent.includes('its end')")
+    page.page.locator("#on").click()
+    assert page.page.evaluate(FRAMES) == 1
+
+
+REFUSING = """
+() => {
+  HTMLMediaElement.prototype.play = () => new Promise((_, reject) => {
+    window.refuse = (name) => reject(new DOMException("", name));
+  });
+}
+"""
+
+
+def test_a_player_that_is_closed_before_it_plays_says_nothing(seen, library):
+    page = seen("/?q=circle")
+    page.settled()
+    page.page.evaluate(REFUSING)
+    for name in ("AbortError", "NotAllowedError"):
+        page.page.locator("#lists .card").first.click()
+        page.until("Boolean(window.refuse)")
+        page.page.keyboard.press("Escape")
+        page.page.evaluate("(name) => { window.refuse(name); window.refuse = null; }", name)
+        page.page.wait_for_timeout(200)
+        assert page.page.evaluate("document.querySelector('#cover').hidden")
+
+    # Where the browser lets nothing play by itself, it is said what to do.
+    page.page.locator("#lists .card").first.click()
+    page.until("Boolean(window.refuse)")
+    page.page.evaluate("window.refuse('NotAllowedError')")
+    page.until("document.querySelector('#said').textContent.endsWith('press play')")
+    page.page.locator("#again").click()
+    page.page.keyboard.press("Escape")
+    page.page.evaluate("window.refuse('AbortError')")
+    page.page.wait_for_timeout(200)
+    assert page.errors == []
+
+
+def test_play_on_at_the_end_of_the_film_says_so_and_begins_nothing_anew(seen, library):
+    page = seen(f"/?q=square&play={library.of('blue square 0.mp4')}")
+    page.until("document.querySelector('#said').textContent.includes('its end')")
+    page.page.locator("#on").click()
+    page.until("document.querySelector('video').ended")
+    page.page.locator("#on").click()
+    assert page.page.inner_text("#said").endswith("the film ends here")
+    page.page.wait_for_timeout(200)
+    assert page.video("ended")
+
+    page.page.locator("#again").click()
+    page.until("!document.querySelector('video').ended")
 
 
 def test_a_converted_film_goes_on_in_its_next_part(seen, library):

@@ -13,9 +13,12 @@ from small_library import FILMS, QUERIES, write_films
 
 from emcl_train import Library, cli
 from emcl_train.commands import serving
+from emcl_train.search import vector_index
+from emcl_train.search.cutoff import Cutoff
 
 ROOT = Path(__file__).resolve().parents[2]
 MOMENTS_OF_FILMS = 1 + 3 + 1 + 5
+HOW = f"{MOMENTS_OF_FILMS} moments are compared one by one, which is exact; an index comes with 100,000"
 
 
 class Said:
@@ -135,6 +138,7 @@ def test_search_prints_score_span_and_file(rows: str, place: Path, typed) -> Non
     assert said.code == 0
     assert said.rows == rows_of_results(expected)
     assert said.out.split("\n")[0].split() == ["score", "from", "to", "file"]
+    assert said.out.endswith(f"\n{HOW}\n")
 
 
 @pytest.mark.parametrize("form", ["bare", "dash", "file"])
@@ -179,6 +183,28 @@ def test_search_cuts_where_nothing_fits(place: Path, typed) -> None:
         assert typed("search", place, query, "--min", "auto", "--json").json["cutoff"] == cutoff.score
 
 
+def test_search_says_what_the_cut_is_worth_where_something_fits(
+    place: Path, typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, second, *_ = [one.score for one in Library(place).search("a red thing")]
+    cutoff = Cutoff((best + second) / 2, 0.95, 400, "refined")
+    monkeypatch.setattr(Library, "cutoff", lambda library, *, refine=None: cutoff)
+    said = typed("search", place, "a red thing", "--min", "auto")
+    assert len(said.rows) == 1
+    assert said.out.endswith(f"\ncut at {cutoff.score:.3g}: {cutoff.said()}\n{HOW}\n")
+    assert "cut at" not in typed("search", place, "a red thing").out
+
+
+def test_search_says_what_an_index_compares(scene: Path, typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = scene / "library"
+    monkeypatch.setattr(vector_index, "LIMIT", 5)
+    monkeypatch.setattr(vector_index, "FEWEST", 2)
+    typed("index", scene / "films", "--out", library, "--model", scene / "clip", "--cut", "pieces", "--piece", "2")
+    said = typed("search", library, "a red thing")
+    plan = vector_index.index_of(Library(library).tables.open("moments")).plan
+    assert f" groups, of which a query looks at {plan.probes} by " in said.out
+
+
 def test_search_leaves_out_what_scores_less(place: Path, typed) -> None:
     scores = [one.score for one in Library(place).search("a red thing", refine=False)]
     middle = (scores[3] + scores[4]) / 2
@@ -198,8 +224,7 @@ def test_search_opens_the_page_with_what_is_asked(
         def run(self, sockets) -> None:
             opened.append(sockets[0].getsockname()[1])
 
-    monkeypatch.setattr(serving, "server_of", lambda app: Server())
-    monkeypatch.setattr(serving.webbrowser, "open", opened.append)
+    monkeypatch.setattr(serving, "server_of", lambda app, seen: opened.append(seen) or Server())
     said = typed("search", place, "a red & blue thing", "--open")
     assert said.code == 0
     assert opened == [f"http://127.0.0.1:{opened[1]}/?q=a+red+%26+blue+thing", opened[1]]
@@ -225,11 +250,13 @@ def test_search_opens_the_page_with_what_is_asked(
         (["q", "--like"], "--like"),
         (["--like", "lost.mp4"], "there is no file lost.mp4; pass a video to search by its example"),
         (["--like", "queries.txt"], "--like is queries.txt, which cannot be decoded: "),
+        (["--like", "queries.txt", "--open"], "--like is queries.txt, which cannot be decoded: "),
         (["--like", "films/a.mp4", "--at", "99"], "at is 99 s, and"),
         (["--like", "films/a.mp4", "--min", "auto"], "pass --min a number with --like, or none"),
         (["--eval", "lost.jsonl"], "lost.jsonl"),
         (["--eval", "lost.jsonl", "--k", "3"], "--k does nothing with --eval; leave one of them out"),
         (["--damaged", "--rows", "plain"], "--rows does nothing with --damaged"),
+        (["--damaged", "--model", "lost"], "--model does nothing with --damaged; leave one of them out"),
         (["q", "--open", "--json"], "--json does nothing with --open"),
         (["q", "--model", "lost"], "lost"),
     ],
@@ -391,6 +418,8 @@ def by_qdrant(folder: Path, query: np.ndarray) -> list[tuple[str, float]]:
         (["--to", "parquet", "--out", "films"], "films"),
         (["--to", "parquet", "--out", "x.parquet"], "--out x.parquet looks like a file; an export is a folder"),
         (["--to", "faiss", "--out", "x", "--description", "Falt"], "--description is 'Falt', and FAISS makes no such"),
+        (["--to", "parquet", "--out", "x", "--description", "PQ8"], "--description is of a FAISS index, and --to is p"),
+        (["--to", "qdrant", "--out", "x", "--description", "PQ8"], "--description is of a FAISS index, and --to is q"),
         (["--to", "faiss", "--out", "x", "--layout", "emcl"], "--layout"),
     ],
 )  # fmt: skip

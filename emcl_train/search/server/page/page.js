@@ -11,6 +11,7 @@ const SLOW = 350; // after which it is shown that something takes long
 
 const [query, ranking, more] = ["query", "ranking", "more"].map($);
 let library = null;
+let learning = null; // the answer to what the library is, while it is waited for
 
 // ---- What is asked, and the address that says it. ----
 
@@ -51,7 +52,7 @@ let waiting = 0;
 // Ask, and show what comes; an answer to an earlier question is dropped.
 const update = async () => {
   clearTimeout(waiting);
-  if (!library) return; // what is typed before is searched for when the library is known
+  if (!library) return begin(); // what is typed before is searched for when the library is known
   if (asking) asking.abort();
   const mine = (asking = new AbortController());
   document.title = state.q ? `${state.q} – ${library.name}` : library.name;
@@ -198,9 +199,7 @@ const show = async () => {
   const { of } = await ask("/api/neighbours", { id: wanted, around: 1 }).catch(() => ({}));
   if (of) player.play(of, card || null);
 };
-const begin = async () => {
-  read();
-  if (!state.q && !state.like && !state.play) query.focus();
+const learn = async () => {
   try {
     library = await ask("/api/library", {});
   } catch (error) {
@@ -221,8 +220,19 @@ const begin = async () => {
     .replaceChildren(...damaged.files.map(({ file, reason }) => make("li", {}, quoted(file), ": ", quoted(reason))));
   await show();
 };
+// Where that fails, the next search begins once more.
+const begin = () => {
+  if (!learning) {
+    learning = learn().finally(() => {
+      learning = null;
+    });
+  }
+  return learning;
+};
 addEventListener("popstate", () => {
   read();
   show();
 });
+read();
+if (!state.q && !state.like && !state.play) query.focus();
 begin();

@@ -16,6 +16,7 @@ export const makePlayer = ({ changed, like }) => {
   let media = null; // what the video shows: begin, end, more, part
   let goesOn = false; // past the end of the moment
   let seeks = 0; // of our own that are under way
+  let frame = 0; // the picture that is waited for
 
   const second = () => media.begin + video.currentTime;
   const go = (to) => {
@@ -25,8 +26,9 @@ export const makePlayer = ({ changed, like }) => {
     video.currentTime = place;
   };
   const start = () =>
-    video.play().catch(() => {
-      said.textContent = `${span(moment)} · press play`;
+    video.play().catch((error) => {
+      // An AbortError says that something else is shown by now.
+      if (moment && error.name !== "AbortError") said.textContent = `${span(moment)} · press play`;
     });
   const mark = () => {
     for (const one of document.querySelectorAll("[data-id]")) {
@@ -82,8 +84,12 @@ export const makePlayer = ({ changed, like }) => {
   };
   const playOn = () => {
     if (!media) return;
+    if (video.ended && !media.more) {
+      said.textContent = `${span(moment)} · the film ends here`;
+      return;
+    }
     goesOn = true;
-    if (video.ended && media.more) load(media.part + 1, media.end);
+    if (video.ended) load(media.part + 1, media.end);
     else start();
   };
 
@@ -146,6 +152,10 @@ export const makePlayer = ({ changed, like }) => {
   };
 
   // The end of the moment is looked for with every picture; timeupdate alone comes four times a second.
+  const atNextPicture = () => {
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(follow);
+  };
   const follow = () => {
     if (!moment || !media || video.paused) return;
     if (!goesOn && !seeks && second() >= moment.end - 0.02) {
@@ -156,12 +166,12 @@ export const makePlayer = ({ changed, like }) => {
     if (goesOn && media.more && media.end - second() < AHEAD && !media.next) {
       media.next = ask("/api/playing", { id: moment.id, part: media.part + 1 }).catch(() => null);
     }
-    requestAnimationFrame(follow);
+    atNextPicture();
   };
   video.addEventListener("play", () => {
     // Who presses play where the moment has ended wants to see what follows.
     if (media && !seeks && second() >= moment.end - 0.05) goesOn = true;
-    requestAnimationFrame(follow);
+    atNextPicture();
   });
   video.addEventListener("timeupdate", () => document.hidden && follow());
   video.addEventListener("seeking", () => {
