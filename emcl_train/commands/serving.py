@@ -227,7 +227,7 @@ def _is_every_address(host: str) -> bool:
         address = ip_address(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except (OSError, UnicodeError):
         return not host  # `listening` says what is wrong with all others
-    return (getattr(address, "ipv4_mapped", None) or address).is_unspecified
+    return bool((getattr(address, "ipv4_mapped", None) or address).is_unspecified)
 
 
 COMMANDS = {

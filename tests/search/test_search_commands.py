@@ -224,7 +224,11 @@ def test_search_opens_the_page_with_what_is_asked(
         def run(self, sockets) -> None:
             opened.append(sockets[0].getsockname()[1])
 
-    monkeypatch.setattr(serving, "server_of", lambda app, seen: opened.append(seen) or Server())
+    def server_of(app: object, seen: str) -> Server:
+        opened.append(seen)
+        return Server()
+
+    monkeypatch.setattr(serving, "server_of", server_of)
     said = typed("search", place, "a red & blue thing", "--open")
     assert said.code == 0
     assert opened == [f"http://127.0.0.1:{opened[1]}/?q=a+red+%26+blue+thing", opened[1]]
