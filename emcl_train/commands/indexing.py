@@ -37,7 +37,7 @@ def index(
         model: The folder of a run, or a CLIP's folder or name on the hub; None: the one that made the library.
         cut: Into shots, which PySceneDetect finds, or into pieces of one length; "auto" of a new library is shots where
             it is installed.
-        piece: Seconds of a piece (4).
+        piece: Seconds of a piece (4); a new library for which it is given is cut into pieces.
         refine: Text file with queries of earlier days, or captions of other videos, a line each: a bank. The library is
             then searched by refined rows.
         forget: Take out the files of folders that are gone or have become empty.
