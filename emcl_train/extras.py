@@ -35,6 +35,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CHOSEN = ("tensorboard", "pyarrow", "pyyaml", "scenedetect-headless", "faiss-cpu", "starlette", "uvicorn")
 """Those that are needed only where a setting or a file asks for them."""
 
+USED_BY_ALL = ("", "train")
+"""Extras whose packages any command may want without a word; those of others are missing only where they are named."""
+
 
 def require_packages(extra: str = "train") -> None:
     """Look for what a command needs before it does anything.
@@ -58,7 +61,7 @@ def said_of_missing(error: BaseException) -> str | None:
     for extra, packages in EXTRAS.items():
         missing = missing_of(extra)
         named = [name for name in missing if packages[name] in asked]
-        missing = named or [name for name in missing if name not in CHOSEN]
+        missing = named or [name for name in missing if extra in USED_BY_ALL and name not in CHOSEN]
         if missing:
             return sentence_on(missing, extra)
     return None
