@@ -20,6 +20,9 @@ DOCS_BIN := $(DOCS_VENV)/bin
 # So have the libraries of others that emcl_kernels/integrations serves. Their torch is the same, for the CPU.
 INTEGRATIONS_VENV := .venv-integrations
 INTEGRATIONS_BIN := $(INTEGRATIONS_VENV)/bin
+# And what searches one's own videos: beside the packages of .venv, which it sees, those of the extra "search".
+SEARCH_VENV := .venv-search
+SEARCH_BIN := $(SEARCH_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -44,6 +47,10 @@ train: $(VENV)/.built  ## Render the bundled video set, train EMCL-Net on it, ev
 # Processes that share the files of tests among them. 0 runs all in one, as a debugger wants it.
 JOBS ?= 2
 IN_PROCESSES := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+# Each process has two threads of OpenMP, and so together they have more than there are cores: a thread that spins while it
+# waits for another one takes the core from it. Here they sleep; there are as many of them.
+test test-fast test-processors test-search: export OMP_WAIT_POLICY := passive
 
 test: $(VENV)/.built  ## Run the whole test suite, in JOBS=2 processes
 	$(BIN)/python -m pytest -q $(IN_PROCESSES) --durations=10 $(ARGS)
@@ -91,6 +98,22 @@ $(BROWSER_TOOLS)/.installed: $(VENV)/.deps
 	$(PIP_INSTALL) --upgrade --target $(@D) playwright==$(PLAYWRIGHT)
 	@touch $@
 
+# A library is of one model: another training run has another one.
+SHAPES_LIBRARY = build/shapes-library-$$(cksum < runs/shapes/model.safetensors | cut -d ' ' -f 1)
+
+.PHONY: search test-search
+search: $(VENV)/.built $(SEARCH_VENV)/.deps  ## Index the bundled clips with the run of make train, and open the page that searches them
+	@if [ ! -e runs/shapes/model.safetensors ]; then \
+		echo 'runs/shapes holds no trained run; make it first:  make train'; \
+		exit 1; \
+	fi
+	$(SEARCH_BIN)/python -m emcl_train index data/shapes/videos --out $(SHAPES_LIBRARY) --model runs/shapes
+	$(SEARCH_BIN)/python -m emcl_train serve $(SHAPES_LIBRARY) --open $(ARGS)
+
+test-search: $(VENV)/.built $(SEARCH_VENV)/.deps $(BROWSER_TOOLS)/.installed  ## Run the tests of the library of one's own videos, and use its page in Chromium
+	PYTHONPATH=. $(SEARCH_BIN)/python -m pytest -q $(IN_PROCESSES) tests/search --durations=5 $(ARGS)
+	PYTHONPATH=.:$(BROWSER_TOOLS) $(SEARCH_BIN)/python -m pytest -q tests/browser_search --durations=5 $(ARGS)
+
 test-random: $(VENV)/.built  ## Run the CUDA kernels at 200 random shapes an op, in the emulator
 	EMCL_TEST_SHAPES=200 $(BIN)/python -m pytest -q tests/kernels/test_random_shapes.py --durations=5 $(ARGS)
 
@@ -133,6 +156,8 @@ types: $(VENV)/.deps  ## Check types: mypy
 	MYPYPATH=tests/integrations $(BIN)/mypy $(TEST_TYPES) tests/integrations
 	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train
 	MYPYPATH=tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser
+	MYPYPATH=tests/search:tests/train $(BIN)/mypy $(TEST_TYPES) tests/search
+	MYPYPATH=tests/browser_search:tests/search:tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser_search
 
 docs: $(DOCS_VENV)/.deps  ## Build the site into build/site; broken links and docstrings are errors
 	$(DOCS_BIN)/python docs/site.py
@@ -191,11 +216,11 @@ training-table: $(VENV)/.built  ## Train EMCL's settings and its comparators, 8 
 	$(BIN)/python -m benchmarks.training.table
 
 clean:  ## Remove what was built and installed; runs/ and data/ stay
-	rm -rf $(VENV) $(DOCS_VENV) $(INTEGRATIONS_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
+	rm -rf $(VENV) $(DOCS_VENV) $(INTEGRATIONS_VENV) $(SEARCH_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created:
+$(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created $(SEARCH_VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo 'Python 3.10 or later is needed, and $(PYTHON) is' `$(PYTHON) --version 2>&1`; \
 		echo 'Name another one:  make $(MAKECMDGOALS) PYTHON=/path/to/python3.12'; \
@@ -220,6 +245,14 @@ $(DOCS_VENV)/.deps: $(DOCS_VENV)/.created constraints-docs.txt
 $(INTEGRATIONS_VENV)/.deps: $(INTEGRATIONS_VENV)/.created constraints-integrations.txt
 	@echo 'Installing sentence-transformers, mteb, FAISS and LanceDB into $(INTEGRATIONS_VENV); this happens once'
 	$(INTEGRATIONS_BIN)/python -m pip install $(PIP_OPTIONS) -r constraints-integrations.txt
+	@touch $@
+
+$(SEARCH_VENV)/.deps: $(SEARCH_VENV)/.created $(VENV)/.deps constraints-search.txt
+	@echo 'Installing LanceDB, PySceneDetect and a server into $(SEARCH_VENV); this happens once'
+	@$(SEARCH_BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $(SEARCH_VENV)/.place
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_paths()["purelib"])' \
+		> "$$(cat $(SEARCH_VENV)/.place)/of_venv.pth"
+	$(SEARCH_BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -r constraints-search.txt
 	@touch $@
 
 # The version, which the libraries have inside.

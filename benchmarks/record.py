@@ -187,8 +187,7 @@ def cells(case: Record, name: str, way: Record, found: dict[str, Any] | None) ->
         if (per_second := rate(way, amount.lower() + "s")) is not None:
             row[f"{amount}/s"] = shown_rate(per_second) + share(case, amount, per_second, found)
     notes = [f"ran on {' and '.join(way['chosen'])}"] if way.get("chosen") else []
-    if way.get("tests"):
-        notes.append(way["tests"])
+    notes += [way[name] for name in ("tests", "note") if way.get(name)]
     if notes:
         row["note"] = "; ".join(notes)
     return row

@@ -14,7 +14,7 @@ from emcl_train.extras import or_ends_in_a_line, said_of_missing
 with or_ends_in_a_line():
     from emcl_train.commands import COMMANDS, USAGE, usage_of_family
     from emcl_train.commands.completing import WORDS
-    from emcl_train.commands.entry import asks_for_help
+    from emcl_train.commands.entry import Entry, asks_for_help
     from emcl_train.commands.everywhere import EVERYWHERE, also_taken, without_flags, word_of
     from emcl_train.commands.version import version_lines
     from emcl_train.endings import (
@@ -32,6 +32,7 @@ with or_ends_in_a_line():
     from emcl_train.errors import UserError
     from emcl_train.runs.lock import without_locks
     from emcl_train.runs.machine import is_first_process, process_count
+    from emcl_train.search.ways import STORES
     from emcl_train.terminal import Output, tell, tolerant_output
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -171,13 +172,12 @@ def dispatch(arguments: list[str]) -> int:
         print(family, end="")
         return 0
 
-    refuse_addresses(arguments)
-
     # The longer name first: "data shapes" before "data".
     for words in (2, 1):
         name = " ".join(arguments[:words])
         entry = COMMANDS.get(name)
         if entry is not None:
+            refuse_addresses(arguments[words:], entry)
             if not entry.in_processes:
                 require_one_process(name)
             try:
@@ -199,17 +199,29 @@ def is_quiet(arguments: list[str]) -> bool:
     return "--quiet" in arguments and not asked
 
 
-def refuse_addresses(arguments: list[str]) -> None:
+def refuse_addresses(arguments: list[str], entry: Entry) -> None:
     """Raise a UserError where an address is given for a file or folder, which Python would take for one named so."""
-    flags = ["", *arguments]
-    for before, argument in zip(flags, arguments, strict=False):
+    of_library = entry.library(arguments)
+    place = 0
+    for before, argument in zip(["", *arguments], arguments, strict=False):
         name, equals, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+        is_plain = not argument.startswith("--") and (not before.startswith("--") or before in entry.switches)
+        place += is_plain
+        if of_library == "" and is_plain and place > 1:  # what is searched for
+            continue
+
         address = ADDRESS.match(value if equals else argument)
         if address is None or (name in OF_HUB_NAMES and address[1] == "hf"):
             continue
-        what = f"{name} is" if name.startswith("--") else "there is"
+        is_library = of_library is not None and (is_plain if of_library == "" else name == of_library)
+        if is_library and address[1] in STORES:
+            continue
+        what = "the library is" if is_library else f"{name} is" if name.startswith("--") else "there is"
+        expected = "a file or folder of this machine"
+        if is_library:
+            expected = f"a folder of this machine, or an object store's address ({', '.join(STORES)})"
         raise UserError(
-            f"{what} {value if equals else argument}, an address, expected a file or folder of this machine; "
+            f"{what} {value if equals else argument}, an address, expected {expected}; "
             + (
                 "`hf download NAME --local-dir DIR` brings a folder here, and `hf upload NAME DIR` puts one there"
                 if address[1] == "hf"

@@ -24,12 +24,19 @@ EXTRAS: dict[str, dict[str, str]] = {
         "tensorboard": "tensorboard", "pyarrow": "pyarrow", "pyyaml": "yaml",
     },
     "experts": {"h5py": "h5py"},
+    "search": {
+        "lancedb": "lancedb", "pyarrow": "pyarrow", "starlette": "starlette", "uvicorn": "uvicorn",
+        "scenedetect-headless": "scenedetect", "faiss-cpu": "faiss",
+    },
 }  # fmt: skip
 """Packages of each extra by the names that pip has for them, with those that Python imports. "": of a plain install."""
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout, if the program runs from one."""
-CHOSEN = ("tensorboard", "pyarrow", "pyyaml")
+CHOSEN = ("tensorboard", "pyarrow", "pyyaml", "scenedetect-headless", "faiss-cpu", "starlette", "uvicorn")
 """Those that are needed only where a setting or a file asks for them."""
+
+USED_BY_ALL = ("", "train")
+"""Extras whose packages any command may want without a word; those of others are missing only where they are named."""
 
 
 def require_packages(extra: str = "train") -> None:
@@ -54,7 +61,7 @@ def said_of_missing(error: BaseException) -> str | None:
     for extra, packages in EXTRAS.items():
         missing = missing_of(extra)
         named = [name for name in missing if packages[name] in asked]
-        missing = named or [name for name in missing if name not in CHOSEN]
+        missing = named or [name for name in missing if extra in USED_BY_ALL and name not in CHOSEN]
         if missing:
             return sentence_on(missing, extra)
     return None

@@ -17,7 +17,8 @@ from emcl_kernels import __version__, info
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("libemcl_cpu.so", "libemcl_cuda.so")
-TEMPLATES = ROOT / "emcl_train" / "report" / "templates"
+DATA = ("emcl_train/report/templates", "emcl_train/search/server/page")
+"""Folders whose files are pages and what they need."""
 # C functions of torch's stable ABI, and what the operating system and the compiler bring.
 STABLE = re.compile(r"(aoti_torch_\w+|torch_\w+)")
 SYSTEM = re.compile(r"\S+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+")
@@ -86,10 +87,11 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert native == {name for name in names if name.startswith("emcl_kernels/_C/")}
     assert "emcl_kernels/tables/shipped.json" in names
     assert {name.partition("/")[0] for name in names} == {"emcl_kernels", "emcl_train", f"emcl-{__version__}.dist-info"}
-    templates = {name for name in names if name.startswith("emcl_train/report/templates/")}
-    assert {Path(name).name for name in templates} == {path.name for path in TEMPLATES.iterdir()}
-    kinds = {Path(name).suffix for name in names if ".dist-info" not in name and name not in templates}
-    assert kinds <= {".py", ".typed", ".json", ".so", ".h"}
+    assert "emcl_train/search/unrelated.txt" in names
+    data = {name for name in names if name.startswith(tuple(f"{folder}/" for folder in DATA))}
+    assert data == {f"{folder}/{path.name}" for folder in DATA for path in (ROOT / folder).iterdir()}
+    kinds = {Path(name).suffix for name in names if ".dist-info" not in name and name not in data}
+    assert kinds <= {".py", ".typed", ".json", ".so", ".h", ".txt"}
 
 
 def test_no_path_of_this_machine_is_in_it(wheel: Path) -> None:

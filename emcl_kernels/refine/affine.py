@@ -8,18 +8,22 @@ is elementwise. See docs/design/a-row-alone.md.
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from emcl_kernels.refine import few_rows
 
 SLICE_BITS = 26
 
 
 def lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
     """Euclidean length of each row. No sum in it is rounded, so their order does not matter."""
-    # Divided by the largest number, so that no square overflows; squares are then at most 1.
-    largest = rows.abs().amax(-1, keepdim=True)
-    squares = (rows / largest.clamp_min(torch.finfo(rows.dtype).tiny)).square()
+    # Divided by the largest number, so that no square overflows; squares are then at most 1. What is smaller than the
+    # smallest normal number is divided by that one.
+    largest = rows.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    squares = (rows / largest).square()
 
     # Each square in two parts, whole multiples of steps so large that a sum of D of them is exact. Adding and taking
     # away again what has such a step itself rounds to it.
@@ -27,7 +31,14 @@ def lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
     to_step = 1.5 * step * 2.0**52
     upper = (squares + to_step) - to_step
     lower = ((squares - upper) + to_step * step) - to_step * step
-    return largest * (upper.sum(-1, keepdim=True) + lower.sum(-1, keepdim=True)).sqrt()
+    return largest * _root(upper.sum(-1, keepdim=True) + lower.sum(-1, keepdim=True))
+
+
+def _root(squares: Tensor) -> Tensor:
+    """Square roots as IEEE 754 rounds them: of torch with MKL, one in a hundred is a last digit off."""
+    if squares.device.type != "cpu" or type(squares) is not Tensor:
+        return squares.sqrt()
+    return torch.from_numpy(np.sqrt(squares.numpy(force=True)))
 
 
 def unit(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -50,25 +61,31 @@ class AffineMap:
         self._change = change
         self._bias = bias
         self._ready: dict[tuple[torch.device, int], tuple[list[Tensor], Tensor, Tensor]] = {}
+        self._ready_in_numpy: dict[int, tuple[list[np.ndarray], np.ndarray, np.ndarray]] = {}
 
-    def __call__(self, rows: Float[Tensor, "N D"], *, precise: bool, unit: bool = False) -> Float[Tensor, "N D"]:
+    def __call__(self, rows: Float[Tensor, "N D"], *, precise: bool, normalize: bool = False) -> Float[Tensor, "N D"]:
         """Map rows.
 
         Args:
             rows: `[N, D]` in float64.
-            unit: whether they come from `unit`, so that nothing has to be scaled.
             precise: whether to use two slices of each factor instead of one. The product is then right to 1e-13 of the
                 row's length instead of 1e-7, which is enough for rows that are rounded to float32 or less afterwards.
+            normalize: whether to bring the rows to length one first.
 
         Returns:
             The mapped rows `[N, D]` in float64.
         """
-        of_change, column_scale, bias = self._on(rows.device, 2 if precise else 1)
+        count = 2 if precise else 1
+        if few_rows.served(rows):
+            return torch.from_numpy(few_rows.mapped(rows.numpy(), *self._in_numpy(count), normalize=normalize))
+        of_change, column_scale, bias = self._on(rows.device, count)
 
         # A power of two, so that scaling is exact; the sums over one row and one column are then below 1.
         # Rows of length one are a rounding longer at most, and sums have room for twice as much.
-        row_scale = None if unit else _power_of_two(lengths(rows))
-        of_rows = _slices(rows if row_scale is None else rows / row_scale, len(of_change))
+        if normalize:
+            rows = unit(rows)
+        row_scale = None if normalize else _power_of_two(lengths(rows))
+        of_rows = _slices(rows if row_scale is None else rows / row_scale, count)
 
         # The product of the two second slices is left out: it is smaller than the error that is allowed.
         product = of_rows[0] @ of_change[0]
@@ -85,6 +102,13 @@ class AffineMap:
             of_change = _slices(change / column_scale, slices)
             self._ready[device, slices] = (of_change, column_scale, self._bias.to(device))
         return self._ready[device, slices]
+
+    def _in_numpy(self, slices: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """The same memory as numpy sees it, once for each precision."""
+        if slices not in self._ready_in_numpy:
+            of_change, column_scale, bias = self._on(torch.device("cpu"), slices)
+            self._ready_in_numpy[slices] = ([part.numpy() for part in of_change], column_scale.numpy(), bias.numpy())
+        return self._ready_in_numpy[slices]
 
 
 def _power_of_two(length: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from emcl_kernels import checks
+from emcl_kernels.refine import few_rows
 
 CHUNK_NUMBERS = 1 << 22  # of a chunk [rows, D] in float64: 32 MiB, a handful of which live at a time
 NUMPY_DTYPES = (np.float16, np.float32, np.float64)
@@ -62,10 +63,11 @@ def chunks(x: Any, name: str) -> Iterator[tuple[int, Tensor]]:
     Raises:
         ValueError: a row is not finite.
     """
-    size = max(1, CHUNK_NUMBERS // x.shape[-1])
+    count, width = x.shape
+    size = max(1, CHUNK_NUMBERS // width)
     release = _page_release(x)
-    for start in range(0, len(x), size):
-        part = x[start : start + size]
+    for start in range(0, count, size):
+        part = x if isinstance(x, Tensor) and count <= size else x[start : start + size]
         if isinstance(part, Tensor):
             # Metal has no float64, and there its rows are few.
             rows = (part.detach().cpu() if part.device.type == "mps" else part.detach()).double()
@@ -74,7 +76,7 @@ def chunks(x: Any, name: str) -> Iterator[tuple[int, Tensor]]:
         release()
 
         # One pass: a sum is finite of finite numbers only. That of large ones may overflow, so it proves no more.
-        if not math.isfinite(float(rows.sum())) and not bool((finite := torch.isfinite(rows).all(-1)).all()):
+        if not math.isfinite(few_rows.total(rows)) and not bool((finite := torch.isfinite(rows).all(-1)).all()):
             bad = start + int((~finite).nonzero()[0])
             raise ValueError(
                 f"{name} holds NaN or infinite values in {int((~finite).sum())} of its rows {start} to "
@@ -87,7 +89,7 @@ def chunks(x: Any, name: str) -> Iterator[tuple[int, Tensor]]:
 def empty_like(x: Any, shape: tuple[int, ...]) -> Any:
     """Memory for refined rows, of the kind, dtype and device of `x`."""
     if isinstance(x, Tensor):
-        return torch.empty(shape, dtype=x.dtype, device=x.device)
+        return x.new_empty(shape)
     return np.empty(shape, dtype=x.dtype)
 
 
@@ -116,9 +118,9 @@ def flat(x: Any) -> Any:
 
 def put(out: Any, start: int, rows: Tensor) -> None:
     """Write float64 rows into `out`, rounded as torch does; pages of a mapped file are handed back."""
-    end = start + len(rows)
+    end = start + rows.shape[0]
     if isinstance(out, Tensor):
-        out[start:end] = rows.to(out.dtype)
+        (out if rows.shape == out.shape else out[start:end]).copy_(rows)
     else:
         dtype = {2: torch.float16, 4: torch.float32, 8: torch.float64}[np.dtype(out.dtype).itemsize]
         out[start:end] = rows.cpu().to(dtype).numpy()
@@ -127,6 +129,8 @@ def put(out: Any, start: int, rows: Tensor) -> None:
 
 def _page_release(x: Any) -> Any:
     """A call that drops the pages of `x` from memory if it is a mapped file; they count as the process's own."""
+    if isinstance(x, Tensor):
+        return _nothing
     base = x
     modes = set()
     while isinstance(base, np.ndarray):
@@ -138,4 +142,8 @@ def _page_release(x: Any) -> Any:
     # mode, so pages of a mapping without one stay as well.
     if isinstance(base, mmap.mmap) and modes and modes <= {"r", "r+", "w+"} and hasattr(mmap, "MADV_DONTNEED"):
         return lambda: base.madvise(mmap.MADV_DONTNEED)
-    return lambda: None
+    return _nothing
+
+
+def _nothing() -> None:
+    """There are no pages to hand back."""

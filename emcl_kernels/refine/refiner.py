@@ -551,7 +551,7 @@ class Refiner:
         precise = str(x.dtype).endswith("float64")
         map_of_rows = self._map_of(side)
         for start, part in arrays.chunks(flat, side):
-            refined = map_of_rows(affine.unit(part) if self.normalize else part, precise=precise, unit=self.normalize)
+            refined = map_of_rows(part, precise=precise, normalize=self.normalize)
             arrays.put(flat_out, start, self._banks.with_last_number(refined, side, role, query_side))
         return out
 
@@ -572,7 +572,7 @@ class Refiner:
         map_of_rows = self._map_of(side)
         found = torch.empty(len(rows), rows.shape[1], dtype=torch.float32)
         for start, part in arrays.chunks(rows, name):
-            refined = map_of_rows(affine.unit(part) if self.normalize else part, precise=False, unit=self.normalize)
+            refined = map_of_rows(part, precise=False, normalize=self.normalize)
             found[start : start + len(part)] = on_grid(refined).cpu()
         return found
 

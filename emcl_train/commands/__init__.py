@@ -10,8 +10,11 @@ from emcl_train.commands import (
     embedding,
     evaluating,
     exporting,
+    indexing,
     refining,
     reporting,
+    searching,
+    serving,
     training,
     verifying,
 )
@@ -24,6 +27,9 @@ COMMANDS: dict[str, Entry] = {
     **exporting.COMMANDS,
     **data.COMMANDS,
     **refining.COMMANDS,
+    **indexing.COMMANDS,
+    **searching.COMMANDS,
+    **serving.COMMANDS,
     **reporting.COMMANDS,
     **verifying.COMMANDS,
     **completing.COMMANDS,
@@ -53,7 +59,7 @@ EVERYWHERE_HELP = """\
   --debug    show the traceback of an error
   --no-lock  lock no folder, for file systems that cannot; let no other process write there
   --quiet    print warnings, errors and the paths of results, nothing else
-  --device   train, resume, eval, embed: on cpu, cuda, or cuda:1, the second GPU
+  --device   train, resume, eval, embed, index, search, serve: on cpu, cuda, or cuda:1, the second GPU
   --dry-run  train, resume, embed, refine, data compress: check, print what would be done, write nothing
   --help     after any command: all its options
 """

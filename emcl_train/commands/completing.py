@@ -4,12 +4,13 @@ A script asks the program itself, `emcl-train completion words -- WORD …`, so 
 or flags change.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tyro.conf import Positional
 
 from emcl_train.commands import everywhere
-from emcl_train.commands.entry import Entry, flags_of, of_function
+from emcl_train.commands.entry import Entry, flags_of, named, of_function
 from emcl_train.config import LAYOUTS
 from emcl_train.recipes import RECIPES
 
@@ -116,31 +117,50 @@ def _words(name: str) -> tuple[str, ...]:
 
 def _options(name: str, rest: list[str]) -> dict[str, tuple[str, ...]]:
     """The flags of a command, each with the values that it may have; none where these are open."""
-    target = _targets(rest).get(name)
-    if target is None:
-        return {}
-    values = _values(target)
-    return {flag: values.get(flag, ()) for flag in flags_of(target)}
+    found: dict[str, tuple[str, ...]] = {}
+    for target in _targets(rest).get(name, ()):
+        values = _values(target)
+        found |= {flag: values.get(flag, ()) for flag in flags_of(target)}
+    return found
 
 
-def _targets(rest: list[str]) -> dict[str, Any]:
+def _targets(rest: list[str]) -> dict[str, tuple[Any, ...]]:
     """What the options of each command are made of."""
-    from emcl_train.commands import data, embedding, evaluating, exporting, refining, reporting, training, verifying
+    from emcl_train.commands import (
+        data,
+        embedding,
+        evaluating,
+        exporting,
+        indexing,
+        refining,
+        reporting,
+        searching,
+        serving,
+        training,
+        verifying,
+    )
 
-    return {
+    # Until one of its flags says which of both exports it is, it may be either.
+    exports: tuple[Callable[..., None], ...] = (exporting.export, exporting.export_moments)
+    if {"--layout", "--to"} & named(rest):
+        exports = exports[1:] if "--to" in named(rest) else exports[:1]
+    one_each = {
         "train": training.TrainArguments,
         "resume": training.TrainArguments,
         "eval": evaluating.EvalArguments,
         "embed": embedding.EmbedArguments if not rest else embedding.arguments_of(rest[0]),
-        "export": exporting.export,
         "data shapes": data.shapes,
         "data doctor": data.doctor,
         "data compress": data.compress,
         "data cache": data.cache,
         "refine": refining.refine,
+        "index": indexing.index,
+        "search": searching.search,
+        "serve": serving.serve,
         "report": reporting.report,
         "verify": verifying.verify,
     }
+    return {"export": exports, **{name: (target,) for name, target in one_each.items()}}
 
 
 def _values(target: Any) -> dict[str, tuple[str, ...]]:

@@ -115,7 +115,8 @@ def cache(
     """List what is kept of data sets in the user's cache folder, or remove it; all of it can be found out again.
 
     Frames of clips, which clips are whole, and what doctor has found lie in $XDG_CACHE_HOME/emcl or ~/.cache/emcl, in a
-    folder for each data set. What lies in a `data.cache_dir` is not looked at.
+    folder for each data set, and parts of films that serve has converted in one for each library. What lies in a
+    `data.cache_dir`, or in a `--cache` of serve, is not looked at.
 
     Args:
         ids: Of what is meant, or how they begin; without one, all that is kept.

@@ -27,6 +27,11 @@ class Entry:
     """Takes the arguments behind the command's words, and returns the exit code."""
     in_processes: bool = False
     """Whether several processes may share its work; else only one may be started."""
+    library: Callable[[list[str]], str | None] = lambda arguments: None
+    """Which of its arguments names a library, which may lie in an object store: a flag, or "" for the first without
+    one, where words behind it are no files. None: none does."""
+    switches: frozenset[str] = frozenset()
+    """Flags that take no value, where a library is named without one."""
 
 
 def named(arguments: Sequence[str]) -> set[str]:
@@ -97,6 +102,13 @@ def of_function(name: str, function: Callable[..., int | None], **command: Any) 
             return tyro.cli(function, args=with_bare_json(arguments), prog=f"emcl-train {name}") or 0
 
     return call
+
+
+def switches_of(function: Callable[..., Any]) -> frozenset[str]:
+    """The flags of a command that take no value."""
+    flags = flags_of(function)
+    opposites = {flag for flag in flags if flag.startswith("--no-")}
+    return frozenset(flag for flag in flags if flag in opposites or f"--no-{flag[2:]}" in opposites)
 
 
 def flags_of(target: Any, prefix: str = "") -> frozenset[str]:

@@ -3,7 +3,7 @@
 from emcl_train.device import use_device
 from emcl_train.errors import UserError
 
-COMPUTING = ("train", "resume", "eval", "embed")
+COMPUTING = ("train", "resume", "eval", "embed", "index", "search", "serve")
 """Commands that take `--device`."""
 PLANNED = ("train", "resume", "embed", "refine", "data compress")
 """Commands that take `--dry-run`."""

@@ -1,14 +1,21 @@
-"""The command export."""
+"""The command export: weights of a run, or the moments of a library, for other programs."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
-from emcl_train.commands.entry import Entry, of_function
+from emcl_train.commands.entry import Entry, named, of_function, switches_of
 from emcl_train.endings import say_if_ended
+from emcl_train.errors import UserError
+from emcl_train.extras import require_packages
 from emcl_train.runs.contents import load_config
 from emcl_train.runs.lock import require_new
+from emcl_train.search.ways import Format
+
+FLAT = "Flat"
+"""The FAISS index unless another one is asked for."""
 
 
 def export(
@@ -17,6 +24,8 @@ def export(
     layout: Literal["clip4clip", "emcl", "openai", "transformers"],
 ) -> None:
     """Write the best weights of a run under the names of another program.
+
+    The moments of a library, for a vector database: `emcl-train export LIBRARY --to parquet --out DIR`.
 
     Args:
         run: Folder of a training run.
@@ -31,14 +40,59 @@ def export(
     export_run(run, out, layout)
 
 
+def export_moments(
+    library: Positional[str],
+    *,
+    to: Format,
+    out: Path,
+    rows: Literal["auto", "refined", "plain"] = "auto",
+    description: Annotated[str, tyro.conf.arg(metavar="INDEX")] = FLAT,
+) -> None:
+    """Write the moments of a library for other programs: id, path, start, end and vector.
+
+    Args:
+        library: What `index` has made.
+        to: A parquet file, a FAISS index, or what Qdrant takes, with the program that loads it there.
+        out: Folder to write. It must not exist.
+        rows: Refined rows, or the model's own; "auto": refined ones where the library has a bank.
+        description: Of the FAISS index, as its `index_factory` takes it, such as "IVF1024,Flat".
+    """
+    require_packages("search")
+    if to != "faiss" and description != FLAT:
+        raise UserError(f"--description is of a FAISS index, and --to is {to}; leave it out, or pass --to faiss")
+    require_new(out)
+    say_if_ended(lambda: f"{out} appears when it is whole: {_is_there(out)}")
+    from emcl_train.search.exporting import export_library
+    from emcl_train.search.library import Library
+    from emcl_train.search.reaching import reaching
+    from emcl_train.terminal import console_of, escaped
+
+    refined = {"auto": None, "refined": True, "plain": False}[rows]
+    with reaching(library):
+        written = export_library(Library(library), to, out, refined=refined, description=description)
+    for line in written.said():
+        console_of().print(escaped(line), soft_wrap=True, highlight=False)
+
+
 def _is_there(out: Path) -> str:
     return "it is there, and no more is to be done" if out.exists() else "it is not there; run the command again"
+
+
+_OF_RUN = of_function("export", export)
+_OF_LIBRARY = of_function("export", export_moments)
+
+
+def _run(arguments: list[str]) -> int:
+    """A library is known by --to."""
+    return (_OF_LIBRARY if "--to" in named(arguments) else _OF_RUN)(arguments)
 
 
 COMMANDS = {
     "export": Entry(
         "RUN FILE --layout LAYOUT",
-        "write a run's weights under the names of CLIP4Clip, the EMCL release, OpenAI, ...",
-        of_function("export", export),
+        "write a run's weights for other programs, or with --to a library's moments",
+        _run,
+        library=lambda arguments: "" if "--to" in named(arguments) else None,
+        switches=switches_of(export_moments),
     ),
 }

@@ -1,11 +1,13 @@
 """Whose a folder of the user's cache is, when it was used last, and that it is in use.
 
 What is kept of a data set lies in a folder that is called by a fingerprint of the data set's root. `data-set.txt` in it
-says the root, its time is that of the last use, and a process that reads the folder holds a shared lock on it.
+says the root, its time is that of the last use, and a process that reads the folder holds a shared lock on it. Parts of
+films that `serve` has made for browsers lie in such folders too, one a library, in `serve`.
 """
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +17,11 @@ from emcl_train.data.cache import cache_folder
 from emcl_train.runs.files import partial_of
 
 NAME = "data-set.txt"
+SERVED = "serve"
+"""The folder with one for each library that was served."""
+PART = re.compile(r"(?P<key>[0-9a-f]{32})_(?P<begin>[0-9]+)_(?P<end>[0-9]+)_(?P<flags>[01]{2,3})\.(?P<kind>mp4|webm)")
+"""A part of a film: key, the film's seconds at its begin and end in microseconds, whether it goes on, is muted, or was
+encoded; parts of an earlier version do not say the last."""
 
 _held: tuple[Path, int] | None = None
 """The folder that this process uses, and the open file whose lock says so. The system frees it with the process."""
@@ -32,20 +39,39 @@ def use_cache(config: DataConfig) -> None:
         return
     with suppress(OSError):
         path = folder / NAME
-        if not path.exists():
-            _make(path, os.fsencode(config.root.resolve()))
-        os.utime(path)
-        if _held is not None and _held[0] == folder and _is_same(path, _held[1]):
+        if _held is not None and _held[0] == folder and path.exists() and _is_same(path, _held[1]):
+            os.utime(path)
             return
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise
+        descriptor = hold(folder, os.fsencode(config.root.resolve()))
         if _held is not None:
             os.close(_held[1])
         _held = folder, descriptor
+
+
+def hold(folder: Path, of: bytes) -> int:
+    """Say that this process uses a folder of the cache, until it ends or closes what it gets.
+
+    Args:
+        folder: which is there.
+        of: whose it is: the path of a data set, or of a library.
+
+    Returns:
+        The descriptor of an open file.
+
+    Raises:
+        OSError: it cannot be written, or is being removed.
+    """
+    path = folder / NAME
+    if not path.exists():
+        _make(path, of)
+    os.utime(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from av.container import InputContainer
@@ -144,16 +146,40 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet]
         yield end
 
 
+_look: ContextVar[Callable[[], None] | None] = ContextVar("look", default=None)
+
+
+@contextmanager
+def looking(look: Callable[[], None]) -> Iterator[None]:
+    """Call this before each packet that is read inside the block, of whatever stream; it ends the reading by raising.
+
+    Example:
+        >>> with looking(limits.check):
+        ...     timeline = read_timeline(container, stream, path)
+    """
+    token = _look.set(look)
+    try:
+        yield
+    finally:
+        _look.reset(token)
+
+
 def demuxed(container: InputContainer, streams: Sequence[Stream]) -> Iterator[Packet]:
     """The packets of these streams, and one for each that empties its decoder.
 
     A stream may come later than the headers, as sound does in some recordings of broadcasts. PyAV does not know it:
     it leaves out its packets, and may end with an IndexError when all has been read.
     """
-    packets = container.demux(*streams)
+    look = _look.get()
+    # Behind the last packet of a stream may lie gigabytes of others, which are read too.
+    packets = container.demux(*(streams if look is None else list(container.streams)))
+    wanted = [stream.index for stream in streams] if look is not None else []
     while True:
+        if look is not None:
+            look()
         try:
             packet = next(packets)
         except (StopIteration, IndexError):
             return
-        yield packet
+        if look is None or packet.stream.index in wanted:
+            yield packet

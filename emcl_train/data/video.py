@@ -2,7 +2,8 @@
 
 import math
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from emcl_train.data.clock import has_no_stamps
 from emcl_train.data.container import VideoError, VideoInfo, open_video, probe, rewound, whole_timeline
 from emcl_train.data.decoding import Astray, frames_shown_at
 from emcl_train.data.frame_folders import RATE, frame_picture, is_frame_folder, timeline_of, watched_folder
-from emcl_train.data.picture import Display, Resize, picture_of, square
+from emcl_train.data.picture import Display, Picture, Resize, picture_of, square
 from emcl_train.data.timeline import Timeline
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "VideoInfo",
     "decode_clip",
     "decode_frames",
+    "pictures_of_spans",
     "probe",
     "sampler_version",
 ]
@@ -300,28 +302,112 @@ def _choose(
     container: InputContainer, stream: VideoStream, request: FrameRequest, timeline: Timeline, *, enter: bool
 ) -> list[UInt8[Tensor, "3 S S"]]:
     """The wanted pictures."""
-    times = timeline.times
-    span = _span(request, times[0], times[-1], timeline.end)
-    targets = _targets(span, request, timeline)
+    wanted = _Wanted.of(request, timeline)
 
     # The whole clip is its last frame too, which is looked at and not taken.
-    to_see = [*targets, max(targets[-1], min(span.end, span.last_frame))] if request.whole else targets
-
-    # If a clip has fewer frames than are wanted, each is taken once.
-    shown = bisect_left(times, span.end - 1e-6) - max(0, bisect_right(times, span.start + 1e-6) - 1)
-    once = request.sampling == "uniform" and shown < request.num_frames
+    to_see = [*wanted.targets, max(wanted.targets[-1], wanted.last)] if request.whole else wanted.targets
 
     # Each is made into a picture as it comes: frames lie in the decoder's memory, and are large.
     pictures: list[Tensor] = []
     before = None
     with rewound(container, stream, timeline, request.path, request.max_pixels) as film:
         for i, frame in enumerate(frames_shown_at(*film, request.path, timeline, to_see, enter=enter)):
-            if i == len(targets):
+            if i == len(wanted.targets):
                 break
             if frame is not before:
                 picture = picture_of(frame, stream.sample_aspect_ratio, request.display)
                 pictures.append(square(picture, request.image_size, request.resize))
-            elif not once:
+            elif not wanted.once:
                 pictures.append(pictures[-1])
             before = frame
     return pictures
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which frames of a film one span of it asks for."""
+
+    targets: list[float]
+    """When they are on display."""
+    once: bool
+    """Whether a frame that is on display at several of these times is taken once: the span has too few."""
+    last: float
+    """When the last frame of the span is on display."""
+
+    @classmethod
+    def of(cls, request: FrameRequest, timeline: Timeline) -> "_Wanted":
+        times = timeline.times
+        span = _span(request, times[0], times[-1], timeline.end)
+        targets = _targets(span, request, timeline)
+        shown = bisect_left(times, span.end - 1e-6) - max(0, bisect_right(times, span.start + 1e-6) - 1)
+        once = request.sampling == "uniform" and shown < request.num_frames
+        return cls(targets, once, min(span.end, span.last_frame))
+
+
+Span = tuple[float, float]
+"""Seconds from a file's first frame at which a part of it begins and ends."""
+
+
+def pictures_of_spans(
+    request: FrameRequest, cut: Callable[[float], Sequence[Span]]
+) -> Iterator[tuple[Span, list[Picture]]]:
+    """The frames of several spans of one video file, as they are watched; the file is read and decoded once.
+
+    Args:
+        request: what is wanted of each span; its own span is not looked at.
+        cut: takes the seconds of the film, and gives spans that follow each other and do not overlap.
+
+    Yields:
+        Each span, with the pictures of which `decode_frames` makes its squares, without padding.
+
+    Raises:
+        VideoError: a frame cannot be had. Spans before it have been given.
+        PassingError: the file cannot be read now, for which it is not to blame.
+    """
+    rotated = request.display == "rotated"
+    with open_video(request.path, first=rotated, max_pixels=request.max_pixels) as (container, stream):
+        timeline = whole_timeline(container, stream, request.path)
+        spans = cut(timeline.seconds)
+        wanted = [_Wanted.of(replace(request, start=start, end=end), timeline) for start, end in spans]
+        film = container, stream, request, wanted, timeline
+
+        # Groups of pictures in which nothing is wanted are passed over, unless keyframes or times are wrong.
+        done = 0
+        if not has_no_stamps(container):
+            try:
+                for pictures in _pictures_of(*film, enter=True):
+                    yield spans[done], pictures
+                    done += 1
+                return
+            except (Astray, av.error.FFmpegError):
+                pass  # decoding from the start tells whether the keyframes or the pictures are wrong
+
+        for number, pictures in enumerate(_pictures_of(*film, enter=False)):
+            if number >= done:
+                yield spans[number], pictures
+
+
+def _pictures_of(
+    container: InputContainer,
+    stream: VideoStream,
+    request: FrameRequest,
+    wanted: Sequence[_Wanted],
+    timeline: Timeline,
+    *,
+    enter: bool,
+) -> Iterator[list[Picture]]:
+    """The pictures of each span, in one pass."""
+    targets = [target for one in wanted for target in one.targets]
+    with rewound(container, stream, timeline, request.path, request.max_pixels) as film:
+        frames = frames_shown_at(*film, request.path, timeline, targets, enter=enter)
+        for one in wanted:
+            pictures: list[Picture] = []
+            before = None
+            for _ in one.targets:
+                frame = next(frames)
+                if frame is not before:
+                    pictures.append(picture_of(frame, stream.sample_aspect_ratio, request.display))
+                elif not one.once:
+                    pictures.append(pictures[-1])
+                before = frame
+            yield pictures

@@ -1,4 +1,4 @@
-"""`emcl-train data cache`: what is kept of data sets in the user's cache folder, and how to be rid of it."""
+"""`emcl-train data cache`: what is kept of data sets and libraries in the user's cache, and how to be rid of it."""
 
 import re
 import stat
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from emcl_train.data.annotation_files import count
 from emcl_train.data.cache import OF_FRAMES, is_index, user_cache
-from emcl_train.data.cache_use import NAME, nobody_uses, root_of
+from emcl_train.data.cache_use import NAME, PART, SERVED, nobody_uses, root_of
 from emcl_train.data.experts.tables import OF_TABLE, is_table_index
 from emcl_train.errors import UserError
 from emcl_train.runs.files import clear_partial, json_if_whole
@@ -29,11 +29,11 @@ OTHERS = (NAME, "doctor.json", "bad-clips.txt")
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of one data set."""
+    """What is kept of one data set, or of one library that was served."""
 
     folder: Path
     root: str | None
-    """The data set; None if nothing says it, as in folders of earlier versions."""
+    """The data set, or the library; None if nothing says it, as in folders of earlier versions."""
     files: tuple[Path, ...]
     """Those that this program wrote."""
     size: int
@@ -47,12 +47,19 @@ class Kept:
 
     @property
     def of(self) -> str:
-        """The data set, for people."""
-        return self.root or "of an unknown data set"
+        """The data set or the library, for people."""
+        return self.root or f"of an unknown {'library' if self.is_served else 'data set'}"
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is of a library."""
+        return self.folder.parent.name == SERVED
 
     def described(self) -> list[str]:
         """What it is, a line each."""
         lines = []
+        if parts := sum(PART.fullmatch(path.name) is not None for path in self.files):
+            lines.append(f"{count(parts, 'part')} of films, as browsers play them")
         for path in self.files:
             if (found := PICTURES.fullmatch(path.name)) is not None:
                 index = json_if_whole(path)
@@ -73,10 +80,14 @@ class Kept:
 
 
 def kept_in(home: Path) -> list[Kept]:
-    """What is kept of each data set, the largest first. Links are not followed."""
-    if not home.is_dir():
-        return []
-    found = [_kept(path) for path in home.iterdir() if ID.fullmatch(path.name) and _is(path, stat.S_ISDIR)]
+    """What is kept of each data set and library, the largest first. Links are not followed."""
+    found = [
+        _kept(path)
+        for folder in (home, home / SERVED)
+        if _is(folder, stat.S_ISDIR) or (folder == home and home.is_dir())
+        for path in folder.iterdir()
+        if ID.fullmatch(path.name) and _is(path, stat.S_ISDIR)
+    ]
     return sorted(found, key=lambda kept: (-kept.size, kept.id))
 
 
@@ -116,7 +127,7 @@ def run_cache(
         return _prune(chosen, home, console)
 
     total = sum(kept.size for kept in chosen)
-    _say(console, f"{home} keeps {_size(total)} of {count(len(chosen), 'data set')}")
+    _say(console, f"{home} keeps {_size(total)} of {_counted(chosen)}")
     for kept in chosen:
         _say(console, f"{kept.id}  {_size(kept.size):>8}  {_ago(kept.used):<12}  {kept.of}")
         for line in kept.described():
@@ -129,6 +140,7 @@ def run_cache(
 def _prune(chosen: Sequence[Kept], home: Path, console: Console) -> int:
     freed = 0
     in_use = 0
+    gone = []
     for kept in chosen:
         with nobody_uses(kept.folder) as free:
             if not free:
@@ -140,6 +152,7 @@ def _prune(chosen: Sequence[Kept], home: Path, console: Console) -> int:
                 path.unlink(missing_ok=True)
             (kept.folder / NAME).unlink(missing_ok=True)
             freed += kept.size
+            gone.append(kept)
 
         left = sorted(path.name for path in kept.folder.iterdir())
         if left:
@@ -148,9 +161,18 @@ def _prune(chosen: Sequence[Kept], home: Path, console: Console) -> int:
         else:
             with suppress(OSError):  # somebody begins to use it again
                 kept.folder.rmdir()
-    gone = len(chosen) - in_use
-    _say(console, f"{_size(freed)} freed in {home}: what was kept of {count(gone, 'data set')} is gone")
+    _say(console, f"{_size(freed)} freed in {home}: what was kept of {_counted(gone)} is gone")
     return 1 if in_use else 0
+
+
+def _counted(kept: Sequence[Kept]) -> str:
+    """How many data sets, and how many libraries where there are any."""
+    libraries = sum(one.is_served for one in kept)
+    sets = count(len(kept) - libraries, "data set")
+    if not libraries:
+        return sets
+    named = "1 library" if libraries == 1 else f"{libraries} libraries"
+    return named if libraries == len(kept) else f"{sets} and {named}"
 
 
 def _chosen(every: Sequence[Kept], ids: Sequence[str], home: Path) -> list[Kept]:
@@ -179,8 +201,9 @@ def _ours(folder: Path) -> Iterator[Path]:
     """The files in a folder that have the names and the kind of those that this program writes."""
     for path in folder.iterdir():
         name = path.name
-        known = name in OTHERS or is_index(name) or CHECKED.fullmatch(name) or OF_FRAMES.fullmatch(name)
-        known = known or OF_TABLE.fullmatch(name)
+        known = name in OTHERS or is_index(name)
+        known = known or any(form.fullmatch(name) for form in (CHECKED, OF_FRAMES, OF_TABLE))
+        known = known or (folder.parent.name == SERVED and PART.fullmatch(name) is not None)
         if known and _is(path, stat.S_ISREG):
             yield path
 

@@ -16,7 +16,11 @@ ROOT = HERE.parents[1]
 def test_triton_in_its_interpreter(name: str) -> None:
     pytest.importorskip("triton")
     # A loop over blocks, of which each takes the interpreter seconds: one size of them.
-    selection = "mapped_rows or takes_nearly" if name == "cancelling" else "not (blocks_equal or last_blocks) or 11-9-4"
+    selection = (
+        "mapped_rows or takes_nearly" if name == "cancelling" else "(not (blocks_equal or last_blocks) or 11-9-4)"
+    )
+    if name == "ops":  # the bits of every call are compared in test_one_shape_after_another too
+        selection += " and not test_the_same_input"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--backend", "triton", "-k", selection]
     # The interpreter computes with numpy, which warns of the infinite values that a test is about.
     command += ["-W", "ignore::RuntimeWarning"]

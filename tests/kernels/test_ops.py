@@ -100,7 +100,8 @@ def test_the_same_input_gives_the_same_bits(backend: str, device: str, case: str
 def test_one_shape_after_another(backend: str, device: str, case: str) -> None:
     """Nothing that a call keeps may depend on the shape or the memory of the one before."""
     call, inputs = CALLS[case]
-    sizes = [40, 23, 49]
+    # Tiles of the interpreter are smaller: these are one of them, and two with a rest of 7 and of 4.
+    sizes = [16, 23, 20] if (backend, device) == ("triton", "cpu") else [40, 23, 49]
     before = [call(inputs(size, device, size)) for size in sizes]
     for size, expected in reversed(list(zip(sizes, before, strict=True))):
         assert_equal(call(inputs(size, device, size)), expected)

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from emcl_kernels import EMRefiner
-from emcl_kernels.refine import affine, arrays
+from emcl_kernels.refine import affine, arrays, few_rows
 from emcl_kernels.testing import assert_close, clustered_rows
 
 TORCH = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -64,6 +64,33 @@ def test_order_of_additions_does_not_matter_in_the_product(precise):
     assert_close("product", there, x + x @ change, 1e-12 if precise else 1e-6)
 
 
+@pytest.mark.parametrize("normalize_rows", [True, False])
+@pytest.mark.parametrize("precise", [False, True])
+@pytest.mark.parametrize("width", [1, 7, 41, 512])
+def test_few_rows_have_the_bits_of_many(width, precise, normalize_rows, monkeypatch):
+    # Few are mapped by numpy and many by torch: zeros, one number, the largest and the smallest.
+    x = torch.randn(200, width, dtype=torch.float64)[: few_rows.MOST_NUMBERS // width]
+    x[1] = 0
+    x[2, 1:] = 0
+    x[3] *= 1e300
+    x[4] *= 1e-310
+    mapped = affine.AffineMap(torch.randn(width, width).double(), torch.randn(width).double())
+    assert few_rows.served(x)
+    few = mapped(x, precise=precise, normalize=normalize_rows)
+
+    monkeypatch.setattr(few_rows, "MOST_NUMBERS", 0)
+    assert not few_rows.served(x)
+    assert torch.equal(few, mapped(x, precise=precise, normalize=normalize_rows))
+
+
+def test_numpy_is_given_plain_rows_in_memory_alone():
+    few = torch.zeros(2, 3, dtype=torch.float64)
+    assert few_rows.served(few)
+    assert not few_rows.served(torch.nn.Parameter(few))
+    assert not few_rows.served(few.to("meta"))
+    assert not few_rows.served(few.new_zeros(few_rows.MOST_NUMBERS + 1, 1))
+
+
 @pytest.mark.parametrize("width", [1, 7, 41, 512, 1000])
 def test_order_of_additions_does_not_matter_in_a_length(width):
     # The same numbers in another order; where the sum is rounded on the way, the bits differ for some of the rows.
@@ -73,6 +100,15 @@ def test_order_of_additions_does_not_matter_in_a_length(width):
         assert torch.equal(affine.lengths(x[:, order]), found)
     exact = torch.tensor([math.sqrt(math.fsum(n * n for n in row)) for row in x.tolist()], dtype=torch.float64)
     assert float((found[:, 0] / exact - 1).abs().max()) < 4e-16
+
+
+@pytest.mark.parametrize("exponent", [-1040, -1000, -500, 500, 1000])
+def test_rows_of_any_size_have_their_length(exponent):
+    # Below 2⁻¹⁰²² numbers have fewer digits: 2⁻¹⁰⁴⁰ leaves 34 bits.
+    x = torch.randn(20, 41, dtype=torch.float64).clamp(-8, 8)
+    scaled = torch.ldexp(x, torch.tensor(exponent))
+    assert_close("length", torch.ldexp(affine.lengths(scaled), torch.tensor(-exponent)), affine.lengths(x), 1e-8)
+    assert_close("unit", affine.unit(scaled), affine.unit(x), 1e-8)
 
 
 @pytest.mark.parametrize("dtype", TORCH)

@@ -23,6 +23,11 @@ CASES = [
     ("embed no/run --te", {"--texts"}),
     ("verify x --dev", set()),
     ("completion ", {"bash", "zsh", "fish"}),
+    ("index films --cut ", {"auto", "shots", "pieces"}),
+    ("search lib --rows ", {"auto", "refined", "plain"}),
+    ("serve lib --cache", {"--cache", "--cache-gb"}),
+    ("export lib --to ", {"parquet", "faiss", "qdrant"}),
+    ("export lib --layout ", {"clip4clip", "emcl", "openai", "transformers"}),
 ]
 
 
@@ -35,10 +40,20 @@ def test_words_that_may_follow(typed, expected):
 def test_all_recipes_and_the_flags_of_every_command_are_offered():
     assert completed(["train", ""]) == sorted(RECIPES)
     for name in ("train shapes", "resume x", "eval x", "embed x", "export x y", "refine a b", "report x", "verify x",
-                 "data shapes x", "data doctor vatex x", "data compress x y"):  # fmt: skip
+                 "data shapes x", "data doctor vatex x", "data compress x y", "index x", "search x y",
+                 "serve x"):  # fmt: skip
         found = completed([*name.split(), "--"])
         assert "--help" in found
         assert len(found) > 4, name
+
+
+def test_export_offers_the_flags_of_a_run_or_of_a_library_as_it_is_one():
+    either = set(completed(["export", "x", "--"]))
+    assert either >= {"--layout", "--to", "--out", "--description"}
+    of_library = set(completed(["export", "x", "--to", "faiss", "--"]))
+    assert "--description" in of_library
+    assert "--layout" not in of_library
+    assert "--description" not in completed(["export", "x", "--layout=emcl", "--"])
 
 
 @pytest.fixture

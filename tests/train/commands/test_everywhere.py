@@ -194,7 +194,8 @@ def test_a_dry_run_finds_what_training_would_refuse(place, capfd):
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["verify", "set", "--device", "cpu"], "verify takes no --device; train, resume, eval, embed do"),
+    (["verify", "set", "--device", "cpu"],
+     "verify takes no --device; train, resume, eval, embed, index, search, serve do"),
     (["report", "set", "--dry-run"], "report takes no --dry-run; train, resume, embed, refine, data compress do"),
     ([*TRAIN, "--device", "gpu"], "device is 'gpu', expected cpu, cuda or cuda:N"),
     ([*TRAIN, "--device"], "device is '', expected cpu"),

@@ -158,6 +158,30 @@ def test_kept_captions_are_those_of_the_files(tmp_path):
     assert not again.knows("odd", h5_of(tmp_path / "set", made.train[0]))
 
 
+def test_captions_of_a_file_that_changed_are_read_anew(tmp_path):
+    import h5py
+
+    made = write_mmt(tmp_path / "set", "activitynet")
+    config = config_of("mmt-activitynet", tmp_path / "set").data
+    changed, same = made.train[:2]
+    kept = KeptCaptions(config)
+    before = {name: MMTFeatures(tmp_path / "set", "activitynet", None, kept).captions(name) for name in (changed, same)}
+    kept.save()
+
+    path = h5_of(tmp_path / "set", changed)
+    with h5py.File(path, "r+") as file:
+        words = [word.decode() for word in file["raw_captions.0"][()]]
+        file["raw_captions.0"][0] = "changed"
+    again = KeptCaptions(config)
+    assert not again.knows(changed, path)
+    assert again.read(changed, path) is None
+    assert again.knows(same, h5_of(tmp_path / "set", same))
+
+    reader = MMTFeatures(tmp_path / "set", "activitynet", None, again)
+    assert reader.captions(changed)[0].words == ("changed", *words[1:])
+    assert [one.words for one in reader.captions(same)] == [one.words for one in before[same]]
+
+
 @pytest.mark.parametrize(("recipe", "write"), [("mmt-own", write_own), ("mmt-msrvtt", write_mmt)])
 def test_blocks_of_em_need_a_caption_a_clip(recipe, write, tmp_path):
     write(tmp_path / "set")
@@ -187,6 +211,17 @@ def test_a_plan_writes_nothing_and_says_what_would_be_converted(tmp_path, monkey
     assert not (tmp_path / "cache").exists()
     said = " ".join(capsys.readouterr().err.split())
     assert "w2v_MSRVTT_openAIGPT.pickle would be converted once into a table of 0.00 GB in" in said
+
+
+def test_a_plan_says_how_large_the_table_would_be(tmp_path, monkeypatch, capsys):
+    """In float32, whatever the pickle has."""
+    monkeypatch.setattr(tables, "CONVERTED_FROM", 1)
+    path = tmp_path / "features.pickle"
+    write_pickle(path, {"video0": np.zeros((6000, 1000), np.float16), "video1": np.zeros(500_000, np.float16)}, 4)
+    tables.open_table(path, config_of("ce-msrvtt", tmp_path / "set").data, convert=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{path} would be converted once into a table of 0.03 GB in {tmp_path / 'cache'}" in said
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(("recipe", "write"), [("mmt-msrvtt", write_mmt), ("ce-msrvtt", write_ce)])

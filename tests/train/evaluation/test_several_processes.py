@@ -97,6 +97,8 @@ ALONE = {
     "report": ["report", "run"],
     "refine": ["refine", "a.npy", "b.npy", "--out", "{out}"],
     "verify": ["verify", "run"],
+    "search": ["search", "library", "a dog"],
+    "serve": ["serve", "library"],
     "data doctor": ["data", "doctor", "shapes", "root"],
     "data shapes": ["data", "shapes", "{out}"],
     "data compress": ["data", "compress", "root", "{out}"],
@@ -106,8 +108,9 @@ ALONE = {
 
 
 def test_each_command_is_for_one_process_or_for_several():
-    assert {name for name, entry in COMMANDS.items() if entry.in_processes} == {"train", "resume", "eval"}
-    assert set(ALONE) == set(COMMANDS) - {"train", "resume", "eval"}
+    together = {"train", "resume", "eval", "index"}
+    assert {name for name, entry in COMMANDS.items() if entry.in_processes} == together
+    assert set(ALONE) == set(COMMANDS) - together
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -68,7 +68,7 @@ def test_pruned_caches_are_gone_and_found_out_again(config, capsys):
 def test_what_another_process_uses_stays(config, capsys):
     code = (
         "import sys; from pathlib import Path; from emcl_train.config import DataConfig\n"
-        "from emcl_train.data.cache_use import use_cache\n"
+        "from emcl_train.data.cache_use import hold, use_cache\n"
         f"use_cache(DataConfig(root=Path({str(config.root)!r}))); print('ready', flush=True); sys.stdin.read()"
     )
     user = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -124,6 +124,30 @@ def test_nothing_of_others_is_removed(config, capsys, tmp_path):
     assert (home / "other" / "doctor.json").exists()
     assert (tmp_path / "set" / "doctor.json").exists()
     assert (tmp_path / "set" / "clips.csv").exists()
+
+
+def test_parts_of_films_of_a_library_are_listed_and_removed_unless_it_is_served(config, capsys, tmp_path):
+    folder = tmp_path / "cache" / "emcl" / "serve" / ("5" * 16)
+    folder.mkdir(parents=True)
+    part = folder / f"{'a' * 32}_0_4000000_10.mp4"
+    part.write_bytes(bytes(5000))
+    (folder / "notes.txt").write_text("of somebody else")
+    descriptor = cache_use.hold(folder, b"/home/somebody/library")
+    try:
+        assert run() == 0
+        said = capsys.readouterr().out
+        assert "of 1 data set and 1 library\n" in said
+        assert re.search(rf"^{folder.name} +5\.0 kB +today +/home/somebody/library$", said, re.MULTILINE)
+        assert "    1 part of films, as browsers play them\n" in said
+        assert run("--prune", folder.name) == 1
+        assert f"{folder.name} is in use, and stays: /home/somebody/library" in capsys.readouterr().out
+        assert part.exists()
+    finally:
+        os.close(descriptor)
+    assert run("--prune", folder.name) == 0
+    assert "what was kept of 1 library is gone" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert cache_folder(config).is_dir()
 
 
 def test_folders_of_earlier_versions_are_listed_and_removed(config, capsys):

@@ -1,0 +1,111 @@
+"""What affine.py does, for a few rows in memory, in numpy: its calls start sooner than torch's, and a query is one row.
+
+Every sum here is exact and the rest is elementwise, so that both give the same bits (docs/design/a-row-alone.md). The
+formulas are those of affine.py, which explains them.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float64
+from torch import Tensor
+
+MOST_NUMBERS = 1 << 14
+"""Of rows with more numbers, torch is as quick: 32 of 512."""
+SLICE_BITS = 26
+TINY = np.finfo(np.float64).tiny
+
+Rows = Float64[np.ndarray, "N D"]
+
+
+def served(rows: Tensor) -> bool:
+    """Whether rows are few, and plain memory that numpy can read."""
+    return rows.numel() <= MOST_NUMBERS and type(rows) is Tensor and rows.device.type == "cpu" and not rows.is_neg()
+
+
+@np.errstate(all="ignore")  # as torch, which warns of none
+def total(rows: Tensor) -> float:
+    """The sum of all numbers, in numpy or torch."""
+    return float(np.add.reduce(rows.numpy(), None) if served(rows) else rows.sum())
+
+
+def lengths(rows: Rows) -> Float64[np.ndarray, "N 1"]:
+    """Euclidean length of each row; see `affine.lengths`."""
+    largest = np.maximum(np.maximum.reduce(np.abs(rows), 1, keepdims=True), TINY)
+    squares = rows / largest
+    squares *= squares
+
+    step = 2.0 ** (math.ceil(math.log2(squares.shape[1])) - 52)
+    to_step = 1.5 * step * 2.0**52
+    upper = squares + to_step
+    upper -= to_step
+    lower = squares
+    lower -= upper
+    lower += to_step * step
+    lower -= to_step * step
+    found: np.ndarray = largest * np.sqrt(
+        np.add.reduce(upper, 1, keepdims=True) + np.add.reduce(lower, 1, keepdims=True)
+    )
+    return found
+
+
+def unit(rows: Rows) -> Rows:
+    """Rows of length one; a row of zeros stays zero."""
+    length = lengths(rows)
+    if not length.all():
+        length[length == 0] = 1
+    return rows / length
+
+
+@np.errstate(all="ignore")
+def mapped(
+    rows: Rows,
+    of_change: list[np.ndarray],
+    column_scale: Float64[np.ndarray, "1 D"],
+    bias: Float64[np.ndarray, " D"],
+    *,
+    normalize: bool,
+) -> Rows:
+    """rows + rows·change + bias; see `affine.AffineMap`.
+
+    Args:
+        rows: `[N, D]`.
+        of_change: one slice `[D, D]` of the change, or two.
+        column_scale: `[1, D]`, of its columns.
+        bias: `[D]`.
+        normalize: whether to bring the rows to length one first.
+
+    Returns:
+        `[N, D]`.
+    """
+    if normalize:
+        rows = unit(rows)
+    row_scale = None if normalize else _power_of_two(lengths(rows))
+    of_rows = _slices(rows if row_scale is None else rows / row_scale, len(of_change))
+
+    product = of_rows[0] @ of_change[0]
+    if len(of_change) == 2:
+        product = product + (of_rows[0] @ of_change[1] + of_rows[1] @ of_change[0])
+    product *= column_scale
+    if row_scale is not None:
+        product *= row_scale
+    product += rows
+    product += bias
+    return product
+
+
+def _power_of_two(length: np.ndarray) -> np.ndarray:
+    return np.ldexp(1.0, np.where(length > 0, np.frexp(length)[1], 0))
+
+
+def _slices(x: np.ndarray, count: int) -> list[np.ndarray]:
+    """Parts with 26 bits each of a matrix whose rows have length at most one; see `affine._slices`."""
+    parts: list[np.ndarray] = []
+    below = 1.0
+    for _ in range(count):
+        grid = below * 2.0**-SLICE_BITS
+        if parts:
+            x = x - parts[-1]
+        parts.append(np.rint(x / grid) * grid)
+        below = grid * 2.0 ** math.ceil(math.log2(x.shape[-1]) / 2)
+    return parts
