@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from emcl_kernels.refine import few_rows
 
-SLICE_BITS = 26
-
 
 def lengths(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
     """Euclidean length of each row. No sum in it is rounded, so their order does not matter."""
@@ -85,7 +83,7 @@ class AffineMap:
         if normalize:
             rows = unit(rows)
         row_scale = None if normalize else _power_of_two(lengths(rows))
-        of_rows = _slices(rows if row_scale is None else rows / row_scale, count)
+        of_rows = few_rows.slices(rows if row_scale is None else rows / row_scale, count, torch.round)
 
         # The product of the two second slices is left out: it is smaller than the error that is allowed.
         product = of_rows[0] @ of_change[0]
@@ -99,7 +97,7 @@ class AffineMap:
         if (device, slices) not in self._ready:
             change = self._change.to(device)
             column_scale = _power_of_two(lengths(change.T.contiguous())).T
-            of_change = _slices(change / column_scale, slices)
+            of_change = few_rows.slices(change / column_scale, slices, torch.round)
             self._ready[device, slices] = (of_change, column_scale, self._bias.to(device))
         return self._ready[device, slices]
 
@@ -114,21 +112,6 @@ class AffineMap:
 def _power_of_two(length: Tensor) -> Tensor:
     """The smallest power of two above each length; 1 for 0."""
     return torch.ldexp(torch.ones_like(length), torch.where(length > 0, torch.frexp(length).exponent, 0))
-
-
-def _slices(x: Tensor, count: int) -> list[Tensor]:
-    """Parts of a matrix whose rows (or columns) have length at most one, with 26 bits each below that length."""
-    parts: list[Tensor] = []
-    below = 1.0
-    for _ in range(count):
-        grid = below * 2.0**-SLICE_BITS
-        if parts:
-            x = x - parts[-1]
-        parts.append(torch.round(x / grid) * grid)
-
-        # What is left of each number is at most half a step of the grid.
-        below = grid * 2.0 ** math.ceil(math.log2(x.shape[-1]) / 2)
-    return parts
 
 
 class UnitLinear(nn.Linear):

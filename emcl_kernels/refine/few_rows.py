@@ -5,6 +5,8 @@ formulas are those of affine.py, which explains them.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -81,7 +83,7 @@ def mapped(
     if normalize:
         rows = unit(rows)
     row_scale = None if normalize else _power_of_two(lengths(rows))
-    of_rows = _slices(rows if row_scale is None else rows / row_scale, len(of_change))
+    of_rows = slices(rows if row_scale is None else rows / row_scale, len(of_change), np.rint)
 
     product = of_rows[0] @ of_change[0]
     if len(of_change) == 2:
@@ -98,14 +100,22 @@ def _power_of_two(length: np.ndarray) -> np.ndarray:
     return np.ldexp(1.0, np.where(length > 0, np.frexp(length)[1], 0))
 
 
-def _slices(x: np.ndarray, count: int) -> list[np.ndarray]:
-    """Parts with 26 bits each of a matrix whose rows have length at most one; see `affine._slices`."""
-    parts: list[np.ndarray] = []
+def slices(x: Any, count: int, nearest: Callable[[Any], Any]) -> list[Any]:
+    """Parts of a matrix whose rows (or columns) have length at most one, with 26 bits each below that length.
+
+    Args:
+        x: `[N, D]`, an array of numpy or a tensor.
+        count: of parts.
+        nearest: rounds to whole numbers, `np.rint` or `torch.round`.
+    """
+    parts: list[Any] = []
     below = 1.0
     for _ in range(count):
         grid = below * 2.0**-SLICE_BITS
         if parts:
             x = x - parts[-1]
-        parts.append(np.rint(x / grid) * grid)
+        parts.append(nearest(x / grid) * grid)
+
+        # What is left of each number is at most half a step of the grid.
         below = grid * 2.0 ** math.ceil(math.log2(x.shape[-1]) / 2)
     return parts
