@@ -231,6 +231,7 @@ class EMCL(nn.Module):
         em_block: int | None = None,
         chunk: int | None = None,
         pooling_temperature: float = 3.0,
+        add_up: Callable[[Tensor], Tensor] | None = None,
     ) -> SimilarityStream:
         """Rows of `pooled_similarity`, one chunk of texts after another, in bounded memory; for inference.
 
@@ -244,13 +245,16 @@ class EMCL(nn.Module):
             em_block: see `emcl_kernels.pooled_similarity_stream`.
             chunk: see `emcl_kernels.pooled_similarity_stream`.
             pooling_temperature: of the softmax over frames.
+            add_up: see `emcl_kernels.pooled_similarity_stream`.
 
         Returns:
             An iterable of tensors `[rows, B]` with a length; their concatenation is the similarity `[A, B]`.
 
         Raises:
-            ValueError: shapes disagree, num_bases is larger than the width, or em_block or chunk is below 1.
-            TypeError: an input is no tensor of floats, or text and frames differ in dtype.
+            ValueError: shapes disagree, num_bases is larger than the width, em_block or chunk is below 1, or add_up is
+                given with em_block.
+            TypeError: an input is no tensor of floats, text and frames differ in dtype, or add_up returned no tensor of
+                the shape that it was given.
         """
         if self.num_bases > text.shape[-1]:
             self._refuse_width(text.shape[-1])
@@ -267,6 +271,7 @@ class EMCL(nn.Module):
             residual_weight=self.residual_weight,
             eps=self.eps,
             relative=self.scale == "relative",
+            add_up=add_up,
         )
 
     def fit(

@@ -66,6 +66,7 @@ def pooled_similarity_stream(
     residual_weight: float = 3.0,
     eps: float = 1e-6,
     relative: bool = False,
+    add_up: Callable[[Tensor], Tensor] | None = None,
 ) -> SimilarityStream:
     """`pooled_similarity`, or with `em_block` `pooled_similarity_blocks`, in rows and in bounded memory.
 
@@ -84,14 +85,19 @@ def pooled_similarity_stream(
         residual_weight: of the reconstruction.
         eps: added to the sums and lengths that are divided by.
         relative: multiply the weight by ‖x‖ / ‖reconstruction‖, with em_block of each block.
+        add_up: for several processes, each of which has texts of its own and all videos, and gets the rows of its
+            texts. It is called once in an iteration, with one vector of D² + D + 1 numbers, and returns the sum of it
+            over the processes. Not with em_block: blocks are independent, so each process has whole ones.
 
     Returns:
         An iterable of tensors `[rows, B]` with a length; their concatenation is the similarity `[A, B]`. Bad values
         (NaN, infinity) raise ValueError when the iteration reaches them.
 
     Raises:
-        ValueError: shapes disagree, a setting is out of its range, or chunk or em_block is below 1.
-        TypeError: an input is no tensor of floats, or text and frames differ in dtype.
+        ValueError: shapes disagree, a setting is out of its range, chunk or em_block is below 1, or add_up is given
+            with em_block.
+        TypeError: an input is no tensor of floats, text and frames differ in dtype, or add_up returned no tensor of the
+            shape that it was given.
         NotImplementedError: a derivative to an input is asked for by torch.func.
 
     Examples:
@@ -114,6 +120,11 @@ def pooled_similarity_stream(
     # larger than all there is holds everything.
     if em_block is not None:
         checks.block(em_block)
+        if add_up is not None:
+            raise ValueError(
+                f"add_up is given with em_block {em_block}, and blocks add nothing up; give each process whole blocks "
+                "of texts, and leave add_up out"
+            )
         em_block = min(em_block, max(text.shape[0], frames.shape[0]))
         size = _size(chunk, CHUNK_BLOCKS * em_block**2 // frames.shape[0], text.shape[0], multiple_of=em_block)
         texts = text.split(size)
@@ -144,7 +155,8 @@ def pooled_similarity_stream(
     if len(texts) == 1:
 
         def at_once() -> Iterator[Tensor]:
-            yield similarity_over(text, frames, frame_mask, init, pooling_temperature, *settings)[0]
+            inputs = (text, frames, frame_mask, init, pooling_temperature, *settings)
+            yield similarity_over(*inputs, add_up=add_up)[0]
 
         return SimilarityStream(1, at_once)
 
@@ -158,6 +170,8 @@ def pooled_similarity_stream(
             part_text, part_frames, _ = part
             total = total + Moments(part_gram, part_colsum, part_text.shape[0] * (part_frames.shape[0] + 1))
             yield text.new_empty((0, frames.shape[0]))
+        if add_up is not None:
+            total = total.summed(add_up)
 
         logits = total.colsum.unsqueeze(-1) * init.to(total.colsum.dtype)  # (G0)
         fitted, _ = em.fit(total, logits, settings)

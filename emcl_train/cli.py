@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_missing_streams()
     code = None
     try:
-        with tolerant_output(quiet=is_quiet(arguments)) as output, signals_as_exceptions():
+        silence = {"quiet": is_quiet(arguments), "shown": is_first_process()}
+        with tolerant_output(**silence) as output, signals_as_exceptions():
             try:
                 code = run_command(arguments)
             except SystemExit as end:  # of tyro: after a command's help, or a flag that there is not

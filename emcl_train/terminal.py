@@ -31,6 +31,8 @@ PLAIN = {
 
 _quiet = False
 """Whether the command at hand is to be quiet."""
+_shown = True
+"""Whether this process says anything but what is wrong: of several, the first one does."""
 
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters but tab and line feed, other ends of lines, and marks that turn the direction of writing."""
@@ -223,7 +225,7 @@ def console_of(console: Console | None = None, *, stderr: bool = False) -> Conso
         stderr: whether a new one is for stderr.
     """
     if console is None:
-        console = Console(file=Rendered(stderr=stderr))  # type: ignore[arg-type]
+        console = Console(file=Rendered(stderr=stderr), quiet=not _shown)  # type: ignore[arg-type]
     elif isinstance(console.file, Rendered):
         return console  # as this function made it
     else:
@@ -255,7 +257,7 @@ def tell(text: str) -> None:
 
 def is_watched(console: Console) -> bool:
     """Whether somebody sees a bar move: a terminal that can move its cursor, and no log file of whatever settings."""
-    return not _quiet and console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
+    return not _quiet and _shown and console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
 
 
 def progress_bar(*columns: ProgressColumn, console: Console | None = None, disable: bool = False) -> Progress:
@@ -276,24 +278,28 @@ def with_progress(steps: Iterable[Step], description: str) -> Iterator[Step]:
 
 
 @contextmanager
-def tolerant_output(*, quiet: bool = False) -> Iterator[Output]:
+def tolerant_output(*, quiet: bool = False, shown: bool = True) -> Iterator[Output]:
     """Let whatever prints, the help of commands too, go through `Output`. Gives that of stdout.
 
     Args:
         quiet: on stdout, only what names a file or folder that is there; no bars anywhere.
+        shown: else consoles print nothing; errors are said all the same. Of several processes the first one is shown.
     """
-    global _quiet
+    global _quiet, _shown
     stdout, stderr = sys.stdout, sys.stderr
     output = Quiet(stdout) if quiet else Output(stdout)
     sys.stdout = output  # type: ignore[assignment]
     sys.stderr = Output(stderr)  # type: ignore[assignment]
-    before, _quiet = _quiet, quiet
+    before, was_shown = _quiet, _shown
+    _quiet = quiet
+    _shown = shown
     try:
         yield output
         output.flush()
     finally:
         sys.stdout, sys.stderr = stdout, stderr
         _quiet = before
+        _shown = was_shown
 
 
 def print_whole(text: str, stream: Any) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
-from emcl_train.commands.entry import Entry, of_function
+from emcl_train.commands.entry import Entry, in_processes, of_function
 from emcl_train.commands.everywhere import is_dry_run
 from emcl_train.commands.output import json_file, json_result
 from emcl_train.config import LAYOUTS, MAX_PIXELS, ShapesConfig
@@ -14,6 +14,7 @@ from emcl_train.endings import say_if_ended
 from emcl_train.errors import UserError
 from emcl_train.recipes import RECIPES
 from emcl_train.runs.files import read_json, require_folder
+from emcl_train.runs.machine import is_first_process
 
 if TYPE_CHECKING:
     DataSetName = str
@@ -55,8 +56,12 @@ def doctor(
         json: Write what was found to this file, in place of doctor.json in the user's cache folder; alone, or with -,
             print it in place of all else.
     """
-    require_folder(root, "the annotation files and videos/")
     say_if_ended(lambda: f"nothing in {root} was changed; run the command again")
+    return in_processes(lambda: _examine(layout, root, videos, deep, max_pixels, json if is_first_process() else None))
+
+
+def _examine(layout: str, root: Path, videos: Path | None, deep: bool, max_pixels: int, json: Path | None) -> int:
+    require_folder(root, "the annotation files and videos/")
     from emcl_train.tools.doctor import run_doctor
     from emcl_train.tools.doctor_experts import expert_files_of, run_expert_doctor
 
@@ -92,16 +97,25 @@ def compress(
         max_pixels: Pixels of a frame at most; a video with larger ones is one that cannot be decoded.
         json: Write what was done to this file; alone, or with -, print it in place of all else.
     """
-    require_folder(folder, "the videos")
     say_if_ended(lambda: f"the copies in {out} are whole; the same command goes on with those that are missing")
+    result = json if is_first_process() else None
+    return in_processes(lambda: _compress(folder, out, fps, short_side, workers, max_pixels, result))
+
+
+def _compress(
+    folder: Path, out: Path, fps: float, short_side: int, workers: int, max_pixels: int, json: Path | None
+) -> int:
+    require_folder(folder, "the videos")
     from emcl_train.data.provenance import COMPRESSED
     from emcl_train.tools.compress import compress as compress_videos
     from emcl_train.tools.compress import plan_of_copies
 
     if is_dry_run():
-        return plan_of_copies(folder, out, fps, short_side)
+        return plan_of_copies(folder, out, fps, short_side) if is_first_process() else 0
     with json_result(json) as result:
         code = compress_videos(folder, out, fps=fps, short_side=short_side, workers=workers, max_pixels=max_pixels)
+        if not is_first_process():
+            return 0
         record = read_json(out / COMPRESSED, "run it again", keys=())
         result({"folder": folder, "out": out, "exit_code": code, **record})
     return code
@@ -139,11 +153,13 @@ COMMANDS = {
         "RECIPE DIR",
         "examine a data set: counts, captions, clips that are missing or damaged",
         of_function("data doctor", doctor, prefix="data.", positional={"data.root": "DIR"}),
+        in_processes=True,
     ),
     "data compress": Entry(
         "DIR OUT",
         "small copies of videos: 3 frames a second, short side 224, no sound",
         of_function("data compress", compress, prefix="data."),
+        in_processes=True,
     ),
     "data cache": Entry(
         "[ID ...] [--prune]",

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from emcl_train.commands.entry import OF_THE_RUN, Entry, after_a_word, flags_of, named, show_help
+from emcl_train.commands.entry import OF_THE_RUN, Entry, after_a_word, flags_of, in_processes, named, show_help
 from emcl_train.commands.everywhere import is_dry_run
 from emcl_train.config import PlaceConfig, RunConfig, check_config, require_towers
 from emcl_train.endings import say_if_ended
@@ -15,6 +15,7 @@ from emcl_train.flags import Command, of_command
 from emcl_train.recipes import OF_CLIP, RECIPES, load_recipe
 from emcl_train.runs.contents import CONFIG, load_config
 from emcl_train.runs.lock import require_new
+from emcl_train.runs.machine import is_first_process
 from emcl_train.weights.hub import plain_names, require_places
 
 WITH_TOWERS = ", ".join(sorted(OF_CLIP))
@@ -76,8 +77,8 @@ def run_embed(what: str, arguments: list[str]) -> int:
 
     kind = arguments_of(what)
     if kind is EmbedArguments:
-        return embed_recipe(what, arguments)
-    return (embed_run if kind is EmbedRunArguments else embed_lists)(Path(what), arguments)
+        return in_processes(lambda: embed_recipe(what, arguments))
+    return in_processes(lambda: (embed_run if kind is EmbedRunArguments else embed_lists)(Path(what), arguments))
 
 
 def arguments_of(what: str) -> type:
@@ -97,7 +98,8 @@ def embed_recipe(recipe: str, arguments: list[str]) -> int:
     with of_command(Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})):
         require_towers(config, "embed")
         check_config(replace(config, from_features=None))
-        require_new(config.out)
+        if is_first_process():  # which makes the folder
+            require_new(config.out)
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
         return encode(config, config.out, asked.tokens)
@@ -116,7 +118,8 @@ def embed_run(run: Path, arguments: list[str]) -> int:
     with of_command(Command(flags_of(EmbedRunArguments), elsewhere=OF_THE_RUN)):
         require_towers(config, "embed")
         check_config(replace(config, from_features=None))
-        require_new(asked.out)
+        if is_first_process():
+            require_new(asked.out)
         say_if_ended(lambda: f"{asked.out} appears when it is whole, and is not there; run the command again")
 
         from emcl_train.data.cache import say_what_is_not_followed
@@ -138,7 +141,8 @@ def embed_lists(what: Path, arguments: list[str]) -> int:
 
     with of_command(Command(flags_of(EmbedListsArguments) - {"--resume", "--no-resume"})):
         check_config(replace(config, from_features=None))
-        require_new(config.out)
+        if is_first_process():  # which makes the folder
+            require_new(config.out)
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
 
@@ -150,7 +154,8 @@ def encode(config: RunConfig, out: Path, tokens: bool, run_dir: Path | None = No
     if is_dry_run():
         from emcl_train.tools.plan import print_plan_of_features
 
-        print_plan_of_features(config, out, tokens=tokens, run_dir=run_dir)
+        if is_first_process():
+            print_plan_of_features(config, out, tokens=tokens, run_dir=run_dir)
         return 0
 
     from emcl_train.tools.embed import embed
@@ -166,7 +171,8 @@ def encode_lists(
     if is_dry_run():
         from emcl_train.tools.plan import print_plan_of_lists
 
-        print_plan_of_lists(config, out, videos=videos, texts=texts, run_dir=run_dir)
+        if is_first_process():
+            print_plan_of_lists(config, out, videos=videos, texts=texts, run_dir=run_dir)
         return 0
 
     from emcl_train.tools.embed_lists import embed_lists as embed_these
@@ -197,5 +203,6 @@ COMMANDS = {
         after_a_word(
             run_embed, "embed needs a recipe, the folder of a run or of videos, or a file of texts, first", describe
         ),
+        in_processes=True,
     ),
 }

@@ -11,6 +11,7 @@ import tyro
 from emcl_train.commands.output import with_bare_json
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
+from emcl_train.runs.machine import process_count
 from emcl_train.terminal import tell
 
 OF_THE_RUN = "{name} in the run's config.json"
@@ -32,6 +33,17 @@ class Entry:
     one, where words behind it are no files. None: none does."""
     switches: frozenset[str] = frozenset()
     """Flags that take no value, where a library is named without one."""
+
+
+def in_processes(work: Callable[[], int]) -> int:
+    """Do a command's work in one process, or in those that a launcher has started; what ends one of them ends all."""
+    if process_count() == 1:
+        return work()
+
+    from emcl_train.processes import agreed, joined
+
+    with joined():
+        return agreed(work)
 
 
 def named(arguments: Sequence[str]) -> set[str]:

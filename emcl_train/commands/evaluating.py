@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from emcl_train.commands.entry import OF_THE_RUN, Entry, after_a_word, flags_of, named, show_help
+from emcl_train.commands.entry import OF_THE_RUN, Entry, after_a_word, flags_of, in_processes, named, show_help
 from emcl_train.commands.output import json_result, with_bare_json
 from emcl_train.commands.reporting import report
 from emcl_train.config import DataConfig, EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
@@ -48,13 +48,7 @@ class EvalArguments:
 
 def run_eval(folder: str, arguments: list[str]) -> int:
     """Evaluate a run again, by one process, or by those that a launcher has started."""
-    if process_count() == 1:
-        return evaluate(folder, arguments)
-
-    from emcl_train.processes import agreed, joined
-
-    with joined():
-        return agreed(lambda: evaluate(folder, arguments))
+    return in_processes(lambda: evaluate(folder, arguments))
 
 
 def evaluate(folder: str, arguments: list[str]) -> int:

@@ -6,11 +6,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from emcl_train.commands.entry import Entry, of_function
+from emcl_train.commands.entry import Entry, in_processes, of_function
 from emcl_train.commands.output import json_result
 from emcl_train.endings import say_if_ended
 from emcl_train.extras import require_packages
-from emcl_train.runs.machine import is_first_process, process_count
+from emcl_train.runs.machine import is_first_process
 from emcl_train.search.ways import Way
 
 
@@ -51,13 +51,7 @@ def index(
     from emcl_train.search.indexing import Asked
 
     asked = Asked(out, folders, model, cut, piece, refine, forget)
-    if process_count() == 1:
-        return _run(asked, json)
-
-    from emcl_train.processes import agreed, joined
-
-    with joined():
-        return agreed(lambda: _run(asked, json))
+    return in_processes(lambda: _run(asked, json))
 
 
 def _run(asked, json: Path | None) -> int:  # type: ignore[no-untyped-def]

@@ -29,6 +29,7 @@ from emcl_train.data.video import VideoError, decode_clip
 from emcl_train.endings import held_back
 from emcl_train.errors import UserError
 from emcl_train.flags import again, flag
+from emcl_train.processes import agreed, first_then_others, gather_lists, of_first, rank_and_world
 from emcl_train.runs.files import write_text_atomic
 from emcl_train.terminal import progress_bar
 
@@ -38,8 +39,12 @@ SHOWN = 10
 """Bad clips that an error names; of more, a file has them all."""
 
 
-def prepare(config: RunConfig) -> Annotations:
+def prepare(config: RunConfig, *, together: bool = False) -> Annotations:
     """Read the annotations and check every clip they name; or open the features that stand in for them.
+
+    Args:
+        config: what to read.
+        together: whether several processes do this, each with a part of the clips.
 
     Returns:
         The splits of clips that decode. If `on_bad_video` is "skip", `left_out` and a note say which do not.
@@ -47,20 +52,25 @@ def prepare(config: RunConfig) -> Annotations:
     Raises:
         UserError: the annotations cannot be used, or clips cannot be decoded and `on_bad_video` is "stop".
     """
+    turn = first_then_others if together else _at_once
     if config.from_features is not None:
-        return _features_of_data(config)
+        return turn(lambda: _features_of_data(config))
     if config.model.system != "clip":
-        return prepare_experts(config)
-    annotations = load_annotations(config.data)
+        return turn(lambda: prepare_experts(config))
+    annotations = turn(lambda: load_annotations(config.data))
     splits = (annotations.train, annotations.val, annotations.test)
     clips = list({clip.video_id: clip for split in splits for clip in split.clips}.values())
-    bad = check_clips(clips, config.data)
-    bad |= check_clips(annotations.unlisted, replace(config.data, cache_frames=False))
+    bad = check_clips(clips, config.data, together=together)
+    bad |= check_clips(annotations.unlisted, replace(config.data, cache_frames=False), together=together)
     if not bad:
         return annotations
     if config.data.on_bad_video == "stop":
         raise UserError(_bad_clips_message(bad, len(clips) + len(annotations.unlisted), config.data))
     return _leave_out(annotations, bad, config.data)
+
+
+def _at_once(work: Callable[[], Annotations]) -> Annotations:
+    return work()
 
 
 def _features_of_data(config: RunConfig) -> Annotations:
@@ -77,18 +87,26 @@ def _features_of_data(config: RunConfig) -> Annotations:
     return features
 
 
-def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
+def check_clips(clips: Sequence[Clip], config: DataConfig, *, together: bool = False) -> dict[str, str]:
     """Decode what a run will sample of every clip, unless an earlier check of the same file is remembered.
 
     Fills the frame cache on the way where `config.cache_frames` asks for it.
 
+    Args:
+        clips: which ones.
+        config: how frames are sampled.
+        together: whether several processes do this: each decodes a part, and the first one remembers all. A frame cache
+            is filled by the first one alone.
+
     Returns:
-        Why clips cannot be decoded, by id.
+        Why clips cannot be decoded, by id; the same in all processes.
 
     Raises:
         PassingError: a clip cannot be read now.
         UserError: so it is with several of them.
     """
+    several = together and rank_and_world()[1] > 1
+    first = not several or rank_and_world()[0] == 0
     use_cache(config)
     # What an earlier run found of a file holds until the file changes: such a clip is not decoded again.
     checked = CheckedClips(config)
@@ -111,40 +129,69 @@ def check_clips(clips: Sequence[Clip], config: DataConfig) -> dict[str, str]:
             return _Found(before, trouble=error)
         return _Found(before)
 
-    found: dict[str, _Found] = {}
+    def decode_all(some: Sequence[Clip]) -> dict[str, _Found]:
+        """What is found of clips, of which those that decode are remembered as they get ready."""
+        found: dict[str, _Found] = {}
+        for clip, own in in_parallel(decode, some, config.workers, "Check clips"):
+            found[clip.video_id] = own
+            if own.reason is None and own.trouble is None:
+                checked.add(clip, None, own.file)
+        _take_back(found, some)
+        return found
+
+    def settle(found: dict[str, _Found]) -> dict[str, str]:
+        """Remember what was found, and say what is wrong, in the order of the clips and not as they got ready."""
+        for clip in pending:
+            of_clip = found[clip.video_id]
+            if of_clip.trouble is None:
+                checked.add(clip, of_clip.reason, of_clip.file)
+        raise_together({name: own.trouble for name, own in found.items() if own.trouble is not None}, len(clips))
+        if writer:
+            writer.finish()
+        reasons = {
+            clip.video_id: found[clip.video_id].reason if clip.video_id in found else checked.reason(clip)
+            for clip in clips
+        }
+        return {video_id: reason for video_id, reason in reasons.items() if reason is not None}
+
     try:
         # A cache of frames is made of all clips or of none, so it decodes those that are known to be whole as well.
         broken = {clip.path for clip in clips if checked.knows(clip) and checked.reason(clip)}
         wanted = [clip for clip in clips if clip.path not in broken]
-        if config.cache_frames and wanted and FrameCache.open(config, wanted) is None:
+        if first and config.cache_frames and wanted and FrameCache.open(config, wanted) is None:
             with held_back():
                 writer = FrameCacheWriter.begin(config, wanted)
             pending = wanted if writer else pending
 
-        for clip, own in in_parallel(decode, pending, config.workers, "Check clips"):
-            found[clip.video_id] = own
-            if own.reason is None and own.trouble is None:
-                checked.add(clip, None, own.file)
-
-        _take_back(found, pending)
-        for clip in pending:
-            if (reason := found[clip.video_id].reason) is not None:
-                checked.add(clip, reason, found[clip.video_id].file)
-        raise_together({name: own.trouble for name, own in found.items() if own.trouble is not None}, len(clips))
-        if writer:
-            writer.finish()
+        return settle(decode_all(pending)) if not several else _divided(pending, writer is None, decode_all, settle)
     finally:
         if writer:
             writer.abandon()
-        if pending:
+        if pending and first:
             checked.save()  # an interrupted check goes on from here
         use_cache(config)
 
-    # In the order of the clips, not as they got ready.
-    reasons = {
-        clip.video_id: found[clip.video_id].reason if clip.video_id in found else checked.reason(clip) for clip in clips
-    }
-    return {video_id: reason for video_id, reason in reasons.items() if reason is not None}
+
+def _divided(
+    pending: list[Clip],
+    divides: bool,
+    decode: Callable[[Sequence[Clip]], "dict[str, _Found]"],
+    settle: "Callable[[dict[str, _Found]], dict[str, str]]",
+) -> dict[str, str]:
+    """A check by several processes: the first one says which clips, and is told what the others find of theirs.
+
+    Args:
+        pending: the clips, of which those of the first process count.
+        divides: whether each process decodes a part; else the first one decodes all.
+        decode: what is found of some clips.
+        settle: what the first process makes of all that was found.
+    """
+    rank, world = rank_and_world()
+    shared, divides = of_first(lambda: (pending, divides))
+    own = shared[rank::world] if divides else shared if rank == 0 else []
+
+    found = gather_lists(agreed(lambda: [decode(own)]))
+    return of_first(lambda: settle({name: one for of_process in found or () for name, one in of_process.items()}))
 
 
 @dataclass

@@ -14,7 +14,15 @@ from emcl_train.data.loader import caption_loader, clip_loader
 from emcl_train.errors import NotFinite
 from emcl_train.models import PairModel, TextFeatures, on_device
 from emcl_train.models.features import ItemTensors, squares_are_finite
-from emcl_train.processes import agreed, gather_lists, own_rows, rank_and_world
+from emcl_train.processes import (
+    agreed,
+    gather_objects,
+    moved_rows,
+    rank_and_world,
+    rows_in_all,
+    rows_in_first,
+    rows_of_each,
+)
 from emcl_train.terminal import with_progress
 
 
@@ -41,6 +49,59 @@ class Embeddings:
         return {**text, **video, "caption_clip": self.caption_clip}
 
 
+@dataclass(frozen=True)
+class OwnRows:
+    """This process's part of what several have encoded: captions, or clips."""
+
+    kind: type[ItemTensors]
+    tensors: dict[str, Tensor]
+    """Of its own rows; empty if it has none."""
+    parts: list[range]
+    """The rows of each process."""
+
+    @classmethod
+    def of(cls, batches: list[ItemTensors], parts: list[range]) -> "OwnRows":
+        """Batch after batch. All processes take part: one without a batch is told what the others have."""
+        kinds = gather_objects(type(batches[0]) if batches else None)
+        kind = next(of_process for of_process in kinds if of_process is not None)
+        return cls(kind, _joined(batches).tensors() if batches else {}, parts)
+
+    @property
+    def features(self) -> ItemTensors | None:
+        """Its own rows; None if it has none."""
+        return self.kind(**self.tensors) if self.tensors else None
+
+    def in_all(self) -> ItemTensors:
+        """The rows of all processes, in each of them."""
+        return self.kind(**rows_in_all(self.tensors, self.parts))
+
+    def in_first(self) -> ItemTensors | None:
+        """The rows of all processes, in the first one; None in the others."""
+        found = rows_in_first(self.tensors, self.parts)
+        return None if found is None else self.kind(**found)
+
+    def in_blocks(self, size: int) -> "OwnRows":
+        """The same rows divided into whole blocks of so many, for which those between two processes move."""
+        wanted = rows_of_each(self.parts[-1].stop, size)
+        moved = moved_rows(self.tensors, self.parts, wanted)
+        return OwnRows(self.kind, moved if wanted[rank_and_world()[0]] else {}, wanted)
+
+
+@dataclass(frozen=True)
+class OwnEmbeddings:
+    """This process's part of `Embeddings`."""
+
+    text: OwnRows
+    video: OwnRows
+    caption_clip: Int64[Tensor, "Q"]
+
+    def in_first(self) -> Embeddings | None:
+        """All of them, in the first process; None in the others."""
+        text = self.text.in_first()
+        video = self.video.in_first()
+        return None if text is None or video is None else Embeddings(text, video, self.caption_clip)
+
+
 @torch.no_grad()
 def embed_split(
     model: PairModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str = "cpu"
@@ -65,24 +126,19 @@ def embed_split(
 @torch.no_grad()
 def embed_split_together(
     model: PairModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str = "cpu"
-) -> Embeddings | None:
+) -> OwnEmbeddings:
     """`embed_split` by several processes, each of which encodes a part of the batches that one would encode.
-
-    Returns:
-        The same in the first process; None in the others.
 
     Raises:
         UserError: in every process, what one of them has met.
     """
     encoding = _Encoding(model, split, tokenizer, config, device)
-    rows = [own_rows(len(items), config.eval.batch_size) for items in (split.clips, split.captions)]
-    own_clips, own_captions = agreed(lambda: encoding.parts(*rows))
+    parts = [rows_of_each(len(items), config.eval.batch_size) for items in (split.clips, split.captions)]
+    rank = rank_and_world()[0]
+    clips, captions = agreed(lambda: encoding.parts(*(of_each[rank] for of_each in parts)))
 
-    clips = gather_lists(own_clips)
-    captions = gather_lists(own_captions)
-    if clips is None or captions is None:
-        return None
-    return Embeddings(_joined(captions), _joined(clips), torch.tensor(split.caption_clip))
+    own_clips = OwnRows.of(clips, parts[0])
+    return OwnEmbeddings(OwnRows.of(captions, parts[1]), own_clips, torch.tensor(split.caption_clip))
 
 
 @dataclass(frozen=True)

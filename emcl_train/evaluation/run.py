@@ -20,10 +20,16 @@ from emcl_train.errors import of_input
 from emcl_train.evaluation.encode import Embeddings, embed_split, embed_split_together
 from emcl_train.evaluation.on_features import without_towers
 from emcl_train.evaluation.provenance import frames_of, warn_of_frames
-from emcl_train.evaluation.similarities import bank_of, compare_bank, similarities
-from emcl_train.evaluation.table import Line, chance_line, lines_of
+from emcl_train.evaluation.similarities import (
+    bank_of,
+    compare_bank,
+    compare_bank_together,
+    similarities,
+    similarities_together,
+)
+from emcl_train.evaluation.table import Bank, Line, Similarities, chance_line, lines_of
 from emcl_train.models import PairModel, RetrievalModel, build_pair_model
-from emcl_train.processes import first_then_others, rank_and_world
+from emcl_train.processes import agreed, rank_and_world
 from emcl_train.recipes import SMOKE_TEST, is_smoke_test
 from emcl_train.runs.asked import Asked, keep, locked, say_if_of_no_end, selected_weights
 from emcl_train.runs.contents import load_config
@@ -47,6 +53,34 @@ def evaluate(model: PairModel, embeddings: Embeddings, config: RunConfig) -> lis
     with of_input("the model"):
         scores = similarities(model, embeddings, config)
         return lines_of(scores, embeddings.caption_clip, config)
+
+
+def evaluate_together(
+    model: RetrievalModel, split: Split, tokenizer: Any, config: RunConfig, device: torch.device | str
+) -> list[Line] | None:
+    """The lines of a split's table by several processes: the like of `embed_split` and `evaluate`.
+
+    Args:
+        model: with the same weights in each process.
+        split: the clips and captions.
+        tokenizer: of the captions.
+        config: the settings that are measured with.
+        device: where the model is.
+
+    Returns:
+        The lines in the first process; None in the others.
+
+    Raises:
+        NotFinite: in every process, what one of them has met.
+    """
+
+    def lines() -> list[Line] | None:
+        own = embed_split_together(model, split, tokenizer, config, device)
+        with of_input("the model"):
+            scores = similarities_together(model, own.text, own.video.in_all(), config)
+            return None if scores is None else lines_of(scores, own.caption_clip, config)
+
+    return agreed(lines)
 
 
 def evaluate_split(
@@ -74,7 +108,8 @@ def evaluate_split(
         selection: how the weights were chosen, such as "validation R@1: epoch 3".
         bank: training queries for QB-Norm.
         device: where the model is.
-        together: whether several processes do this, each with a part of what is to be encoded.
+        together: whether several processes do this, each with a part of the clips and captions. Systems on experts are
+            encoded in parts, and compared by the first process.
 
     Returns:
         The evaluation; None in all processes but the first one.
@@ -82,16 +117,13 @@ def evaluate_split(
     Raises:
         NotFinite: a tower gives NaN or infinity, or similarities are NaN.
     """
-    embed = embed_split_together if together else embed_split
-    embeddings = embed(model, split, tokenizer, config, device)
-    of_bank = None if bank is None else embed(model, bank, tokenizer, config, device)
-    if embeddings is None:
+    splits = [split] if bank is None else [split, bank]
+    compared = (_compared_together if together else _compared)(model, splits, tokenizer, config, device)
+    if compared is None:
         return None
-
+    embeddings, scores, with_bank = compared
     with of_input(f"the split {split.name}"):
-        scores = similarities(model, embeddings, config)
-        compared = None if of_bank is None else compare_bank(model, embeddings, of_bank, config)
-        lines = lines_of(scores, embeddings.caption_clip, config, compared)
+        lines = lines_of(scores, embeddings.caption_clip, config, with_bank)
 
     results = {
         "recipe": config.recipe,
@@ -119,6 +151,46 @@ def evaluate_split(
     return Evaluation(results, queries, tensors)
 
 
+Compared = tuple[Embeddings, Similarities, Bank | None]
+"""Features and similarities of a split, and those with a bank."""
+
+
+def _compared(
+    model: PairModel, splits: list[Split], tokenizer: Any, config: RunConfig, device: torch.device | str
+) -> Compared:
+    """A split, and with it the bank if there is one."""
+    embeddings, *banks = [embed_split(model, split, tokenizer, config, device) for split in splits]
+    return _compared_embeddings(model, embeddings, banks, splits[0].name, config)
+
+
+def _compared_together(
+    model: PairModel, splits: list[Split], tokenizer: Any, config: RunConfig, device: torch.device | str
+) -> Compared | None:
+    """The same by several processes, in the first one; None in the others."""
+    own, *banks = [embed_split_together(model, split, tokenizer, config, device) for split in splits]
+
+    # Systems on experts compare in one process.
+    if not isinstance(model, RetrievalModel):
+        embeddings, *whole = [part.in_first() for part in (own, *banks)]
+        there = [bank for bank in whole if bank is not None]
+        return None if embeddings is None else _compared_embeddings(model, embeddings, there, splits[0].name, config)
+
+    video = own.video.in_all()
+    with of_input(f"the split {splits[0].name}"):
+        found = similarities_together(model, own.text, video, config)
+        with_bank = compare_bank_together(model, own, video, banks[0], config) if banks else None
+    text = own.text.in_first()
+    return None if found is None or text is None else (Embeddings(text, video, own.caption_clip), found, with_bank)
+
+
+def _compared_embeddings(
+    model: PairModel, embeddings: Embeddings, banks: list[Embeddings], name: str, config: RunConfig
+) -> Compared:
+    with of_input(f"the split {name}"):
+        scores = similarities(model, embeddings, config)
+        return embeddings, scores, compare_bank(model, embeddings, banks[0], config) if banks else None
+
+
 def evaluate_run(
     run_dir: Path,
     eval_config: EvalConfig | None = None,
@@ -136,7 +208,8 @@ def evaluate_run(
     Results of the run's own settings go into its folder, others into one of their own inside it, and so do all of a run
     that is not finished. Where other figures lie there already, they stay, and these go beside them.
 
-    Of several processes each encodes a part, and the first one does all else; at the end of a training it is alone.
+    Of several processes each takes a part of the clips and captions, and the first one does all else; at the end of a
+    training it is alone.
 
     Args:
         run_dir: the folder.
@@ -185,7 +258,7 @@ def _evaluated(asked: Asked, render: bool, together: bool) -> Evaluation | None:
         say_what_is_not_followed(asked.own.data, config.data)
     if config.from_features is None and not render:
         require_made(config.data)
-    annotations = first_then_others(lambda: prepare(config)) if together else prepare(config)
+    annotations = prepare(config, together=together)
     tokenizer = texts_of(config, annotations, run_dir)
 
     model = build_pair_model(config, tokenizer, of_run=run_dir)

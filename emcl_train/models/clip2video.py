@@ -210,9 +210,14 @@ class AlignedHead(MeanHead):
         return (of_whole + of_aligned) / 2
 
     def stream(
-        self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, em_block: int | None
+        self,
+        text: TextFeatures,
+        video: VideoFeatures,
+        emcl: EMCL | None,
+        em_block: int | None,
+        add_up: AddUp | None = None,
     ) -> SimilarityStream:
-        of_whole = super().stream(text, video, emcl, em_block)
+        of_whole = super().stream(text, video, emcl, em_block, add_up)
 
         def with_aligned(rows: Tensor, first: int) -> Tensor:
             some = aligned(text.aligned_tokens)[first : first + len(rows)]

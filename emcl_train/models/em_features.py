@@ -133,6 +133,7 @@ def rows_stream(
     emcl: EMCL | None,
     em_block: int | None,
     unit: bool = True,
+    add_up: AddUp | None = None,
 ) -> SimilarityStream:
     """Rows of `rows_similarity` in bounded memory, without gradient; the maintained bases stay as they are.
 
@@ -143,6 +144,7 @@ def rows_stream(
         emcl: the layer, or None to compare the rows as they are.
         em_block: one EM inside each tile of this many captions and clips, in their order. None: over everything.
         unit: bring rows to length one again after EM.
+        add_up: as of `rows_similarity`; blocks need none, if each process has whole blocks of captions.
 
     Returns:
         Steps that each give the similarities of some captions with all clips; with one EM over everything, the first
@@ -162,9 +164,11 @@ def rows_stream(
     def steps() -> Iterator[Tensor]:
         finish: Refit = _unchanged
         if emcl is not None:
-            of_texts = [moments(text_rows(part)) for part in texts]
+            of_texts = reduce(operator.add, [moments(text_rows(part)) for part in texts])
             of_clips = [moments(video_rows(part)) for part in clips]
-            fitted = fit(emcl, reduce(operator.add, of_texts + of_clips), update=False)
+            if add_up is not None:
+                of_texts = of_texts.summed(add_up)
+            fitted = fit(emcl, reduce(operator.add, of_clips, of_texts), update=False)
             finish = partial(refit, emcl=emcl, fitted=fitted, unit=unit)
             yield text.caption.new_empty((0, len(video)))
 

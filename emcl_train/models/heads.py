@@ -81,7 +81,12 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def stream(
-        self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, em_block: int | None
+        self,
+        text: TextFeatures,
+        video: VideoFeatures,
+        emcl: EMCL | None,
+        em_block: int | None,
+        add_up: AddUp | None = None,
     ) -> SimilarityStream:
         """Its rows in bounded memory; see `RetrievalModel.similarity_stream`."""
         raise NotImplementedError
@@ -109,14 +114,19 @@ class TextConditionedHead(Head):
         return emcl.pooled_similarity(*inputs, pooling_temperature=temperature, add_up=add_up)
 
     def stream(
-        self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, em_block: int | None
+        self,
+        text: TextFeatures,
+        video: VideoFeatures,
+        emcl: EMCL | None,
+        em_block: int | None,
+        add_up: AddUp | None = None,
     ) -> SimilarityStream:
         inputs = (text.caption, video.frames, video.frame_mask)
         temperature = self.pooling_temperature
 
         if emcl is None:
             return pooled_cosine_similarity_stream(*inputs, pooling_temperature=temperature)
-        return emcl.pooled_similarity_stream(*inputs, em_block=em_block, pooling_temperature=temperature)
+        return emcl.pooled_similarity_stream(*inputs, em_block=em_block, pooling_temperature=temperature, add_up=add_up)
 
 
 class RowHead(Head):
@@ -147,11 +157,24 @@ class RowHead(Head):
         return rows_similarity(*rows, self.compare, emcl, add_up, unit=self.unit_after_em)
 
     def stream(
-        self, text: TextFeatures, video: VideoFeatures, emcl: EMCL | None, em_block: int | None
+        self,
+        text: TextFeatures,
+        video: VideoFeatures,
+        emcl: EMCL | None,
+        em_block: int | None,
+        add_up: AddUp | None = None,
     ) -> SimilarityStream:
         text_side = (text, self.text_rows)
         video_side = (video, self.video_rows)
-        return rows_stream(text_side, video_side, self.compare, emcl=emcl, em_block=em_block, unit=self.unit_after_em)
+        return rows_stream(
+            text_side,
+            video_side,
+            self.compare,
+            emcl=emcl,
+            em_block=em_block,
+            unit=self.unit_after_em,
+            add_up=add_up,
+        )
 
 
 class MeanHead(RowHead):

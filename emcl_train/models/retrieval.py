@@ -123,7 +123,13 @@ class RetrievalModel(TowersModel, PairModel):
         return self.head.similarities(text, video, self.emcl if emcl else None, add_up)
 
     def similarity_stream(
-        self, text: TextFeatures, video: VideoFeatures, *, emcl: bool, em_block: int | None = None
+        self,
+        text: TextFeatures,
+        video: VideoFeatures,
+        *,
+        emcl: bool,
+        em_block: int | None = None,
+        add_up: Callable[[Tensor], Tensor] | None = None,
     ) -> SimilarityStream:
         """Rows of `similarity` in bounded memory, for evaluation: without gradient, and the bases stay as they are.
 
@@ -133,11 +139,13 @@ class RetrievalModel(TowersModel, PairModel):
             emcl: run EM over the rows that the head compares first.
             em_block: with emcl, run EM inside tiles of this many texts and clips, in dataset order, as the authors'
                 code evaluates; None: over everything at once.
+            add_up: as of `similarity`, for one EM over everything. With em_block each process has whole blocks of
+                texts, and needs none.
 
         Returns:
             Steps that give the rows of [A, B] in order.
         """
-        return self.head.stream(text, video, self.emcl if emcl else None, em_block)
+        return self.head.stream(text, video, self.emcl if emcl else None, em_block, add_up)
 
 
 def build_model(

@@ -64,6 +64,13 @@ def process_count() -> int:
     return int(next((count for count in counts if count.isdecimal()), "1"))
 
 
+def cores_of_each_process() -> int:
+    """How many cores this process may keep busy: of several that torchrun started on a machine, each has a share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, cores // (int(here) if here.isdecimal() and int(here) else 1))
+
+
 def started(process: int) -> str:
     """When a process of this machine was started, by the kernel's clock; "" where that cannot be seen."""
     return _status(process)[1]

@@ -13,7 +13,7 @@ from typing import Any
 from emcl_kernels import Refiner
 from emcl_train.encoder import Encoder, load
 from emcl_train.errors import UserError
-from emcl_train.processes import agreed, first_then_others, gather_objects, rank_and_world
+from emcl_train.processes import agreed, first_then_others, gather_objects, of_first, rank_and_world
 from emcl_train.runs.lock import writing
 from emcl_train.search import refining, vector_index
 from emcl_train.search.cutoff import SHARE, fewest_queries
@@ -88,8 +88,7 @@ def _index(asked: Asked, texts: list[str]) -> Report:
     roots = [Path(root) for root in about["roots"]]
 
     # Every process looks at the same folders, and takes its own part of what is new.
-    own = agreed(lambda: [_look(tables, roots, asked.forget)] if rank == 0 else [])
-    listing, changes = gather_objects(own)[0][0] if world > 1 else own[0]
+    listing, changes = of_first(lambda: _look(tables, roots, asked.forget))
     done = agreed(lambda: embed(tables, encoder, cutting, own_part(changes.to_read, rank, world), quiet=rank > 0))
 
     for other in gather_objects(done)[1:] if world > 1 else []:

@@ -30,6 +30,7 @@ from emcl_train.data.picture import Picture, picture_of
 from emcl_train.data.provenance import COMPRESSED
 from emcl_train.data.timeline import Timeline
 from emcl_train.errors import UserError
+from emcl_train.processes import agreed, gather_lists, of_first, own_share, rank_and_world, require_seen
 from emcl_train.runs.files import (
     raise_if_disk_full,
     read_json,
@@ -39,6 +40,7 @@ from emcl_train.runs.files import (
     write_json_atomic,
 )
 from emcl_train.runs.lock import writing
+from emcl_train.runs.machine import cores_of_each_process
 from emcl_train.terminal import console_of, warn
 from emcl_train.tools.ledger import COPIES, Ledger
 
@@ -78,6 +80,9 @@ def compress(
 ) -> int:
     """Copy every video below `folder` to the same place below `out`, as H.264 in MP4.
 
+    Of several processes each copies a part of the videos, about as many bytes as each other one, into `out` itself,
+    which all of them have to see; the first one does all else.
+
     A copy that is there is kept until its video has changed and a copy of the new one is whole. The settings stand in
     `compressed.json`, with the videos that cannot be decoded and what each copy was made of. Annotation files in
     `folder` itself are copied as they are, so that `out` is a data set too.
@@ -87,19 +92,23 @@ def compress(
         out: the copies.
         fps: frames a second.
         short_side: height or width in pixels, whichever is smaller.
-        workers: videos at a time; 0: one for each core.
+        workers: videos at a time, in each process; 0: one for each core.
         max_pixels: of a frame; a video with larger ones cannot be decoded.
         console: where to print.
 
     Returns:
-        1 if a video cannot be decoded or read, else 0.
+        1 if a video cannot be decoded or read, else 0; 0 in processes that help the first one.
 
     Raises:
-        UserError: copies could take the place of originals, `out` holds copies of other settings, or a copy cannot be
-            written.
+        UserError: copies could take the place of originals, `out` holds copies of other settings, a copy cannot be
+            written, or a process does not see `out` as the first one does.
     """
     console = console_of(console)
     settings = Settings(fps, short_side)
+    if rank_and_world()[0] > 0:
+        _help(folder, out, settings, workers, max_pixels)
+        return 0
+
     _check(folder, out, settings)
     jobs, twins = _jobs(folder, out)
 
@@ -119,7 +128,7 @@ def compress(
             soft_wrap=True,
         )
         _copy_annotations(folder, out)
-        outcome = _run(pending, folder, settings, ledger, workers, max_pixels)
+        outcome = _run_together(pending, folder, out, settings, ledger, workers, max_pixels)
         broken = outcome.broken
         names = [ledger.name_of(job.target) for job in jobs]
         write_json_atomic(out / COMPRESSED, _manifest(settings, broken, ledger.entries(names)))
@@ -298,6 +307,34 @@ class _Outcome:
     kept: set[str]
     """Of both, those with a copy from before."""
 
+    def __add__(self, other: "_Outcome") -> "_Outcome":
+        broken = dict(sorted((self.broken | other.broken).items()))
+        return _Outcome(broken, dict(sorted((self.troubles | other.troubles).items())), self.kept | other.kept)
+
+
+def _help(folder: Path, out: Path, settings: Settings, workers: int, max_pixels: int) -> None:
+    """What a process does that is not the first one: its part of the videos that the first one has found."""
+    _run_together([], folder, out, settings, Ledger(out, {}, rank_and_world()[0]), workers, max_pixels)
+
+
+def _run_together(
+    jobs: list[Job], folder: Path, out: Path, settings: Settings, ledger: "Ledger", workers: int, max_pixels: int
+) -> _Outcome:
+    """`_run` by several processes, each with a part of the videos; the first one, whose list it is, is told of all."""
+    if rank_and_world()[1] == 1:
+        return _run(jobs, folder, settings, ledger, workers, max_pixels)
+
+    sized = of_first(lambda: [(job, (fingerprint(job.source) or [0])[0]) for job in jobs])
+    require_seen(out)
+    own = [job for job, _ in own_share(sized, lambda of_one: of_one[1])]
+    outcome = agreed(lambda: _run(own, folder, settings, ledger, workers, max_pixels))
+
+    merged = _Outcome({}, {}, set())
+    for of_process, entries in gather_lists([(outcome, ledger.entries())]) or []:
+        merged = merged + of_process
+        ledger.take_up(entries)
+    return merged
+
 
 def _run(
     jobs: list[Job], folder: Path, settings: Settings, ledger: "Ledger", workers: int, max_pixels: int
@@ -326,7 +363,7 @@ def _run(
         return None
 
     clips = [Clip(job.source.stem, job.source) for job in jobs]
-    done = in_parallel(work, clips, workers or os.cpu_count() or 1, "Compress videos")
+    done = in_parallel(work, clips, workers or cores_of_each_process(), "Compress videos")
     failed = {clip.path: error for clip, error in done if error is not None}
 
     # A file that is still being written is not broken.

@@ -28,9 +28,11 @@ from emcl_train.data.passing import OF_THE_MACHINE, passing
 from emcl_train.data.timeline import MissingFile, Timeline
 from emcl_train.data.video import decode_clip
 from emcl_train.errors import UserError
+from emcl_train.processes import agreed, gather_lists, of_first, rank_and_world
 from emcl_train.recipes import OF_CLIP, RECIPES, load_recipe
 from emcl_train.runs.files import require_folder, write_json_atomic
 from emcl_train.runs.lock import making
+from emcl_train.runs.machine import cores_of_each_process
 from emcl_train.terminal import console_of, is_watched, warn
 
 LONGEST_TABLE = 200
@@ -149,6 +151,8 @@ def run_doctor(
 ) -> int:
     """Examine the data set in `root`, print what was found, and write it to a JSON file.
 
+    Of several processes each looks into a part of the clips, and the first one prints and writes.
+
     Args:
         name: a layout or a recipe.
         root: the folder of the data set.
@@ -159,7 +163,8 @@ def run_doctor(
         console: where to print.
 
     Returns:
-        1 if a clip is missing or damaged or could not be examined, or the annotations cannot be used, else 0.
+        1 if a clip is missing or damaged or could not be examined, or the annotations cannot be used, else 0; 0 in
+        processes that help the first one.
 
     Raises:
         UserError: there is no such folder.
@@ -167,6 +172,8 @@ def run_doctor(
     require_folder(root, "the annotation files and videos/")
     config = replace(config_of(name, root), max_pixels=max_pixels)
     report = examine(config if videos is None else replace(config, videos=videos), deep=deep)
+    if report is None:
+        return 0
     console = console_of(console)
     print_report(report, name, console)
 
@@ -188,8 +195,28 @@ def config_of(name: str, root: Path) -> DataConfig:
     return replace(data, root=root)
 
 
-def examine(config: DataConfig, *, deep: bool = False) -> Report:
-    """Look into every clip that annotations name or that lies in the folder, and count captions."""
+def examine(config: DataConfig, *, deep: bool = False) -> Report | None:
+    """Look into every clip that annotations name or that lies in the folder, and count captions.
+
+    Returns:
+        What is known; None in processes that help the first one.
+    """
+    report, annotations, places, clips = of_first(lambda: _listed(config, deep))
+    looks = _looks(clips, config, deep)
+    if looks is None:
+        return None
+
+    found = [look.of(clip, tuple(places.get(clip, ()))) for clip, look in looks.items()]
+    report.clips = sorted(found, key=lambda d: _natural(d.path.name))
+
+    if annotations:
+        for split in (annotations.train, annotations.val, annotations.test):
+            report.splits[split.name] = _summary(split, report.clips)
+    return report
+
+
+def _listed(config: DataConfig, deep: bool) -> tuple[Report, Annotations | None, dict[Clip, list[str]], list[Clip]]:
+    """What annotations say, with the splits that name each clip, and all clips that are to be looked into."""
     report = Report(config.root, deep)
 
     annotations = None
@@ -220,7 +247,21 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
             f"Files that the annotations name outside {config.root}, by absolute paths, by .. or through links: "
             f"{len(elsewhere)}, such as {elsewhere[0]}. `emcl-train train … --data.outside-root refuse` stops at them."
         )
+    return report, annotations, places, clips
 
+
+def _looks(clips: list[Clip], config: DataConfig, deep: bool) -> dict[Clip, _Look] | None:
+    """What is found of each clip. Of several processes each looks into a part of the files; the first one has all."""
+    rank, world = rank_and_world()
+    files = {path: number for number, path in enumerate(dict.fromkeys(clip.path for clip in clips))}
+    own = [clip for clip in clips if files[clip.path] % world == rank]
+    found = agreed(lambda: list(_looks_into(own, config, deep).items()))
+
+    gathered = found if world == 1 else gather_lists(found)
+    return None if gathered is None else dict(gathered)
+
+
+def _looks_into(clips: list[Clip], config: DataConfig, deep: bool) -> dict[Clip, _Look]:
     small = replace(config, image_size=IMAGE_SIZE)
 
     @cache  # several clips may be spans of one file
@@ -262,7 +303,7 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
             return replace(look, trouble=trouble) if trouble else replace(look, reason=_stumbled(error))
         return look
 
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = cores_of_each_process()
     looks = dict(in_parallel(look_deeper, clips, workers, "Decode clips" if deep else "Examine clips"))
 
     # A file that is still being written is not damaged.
@@ -271,14 +312,7 @@ def examine(config: DataConfig, *, deep: bool = False) -> Report:
     for clip in clips:
         if clip.path in changing and looks[clip].reason is not None:
             looks[clip] = replace(looks[clip], reason=None, trouble="it is still being written, or comes and goes")
-
-    found = [look.of(clip, tuple(places.get(clip, ()))) for clip, look in looks.items()]
-    report.clips = sorted(found, key=lambda d: _natural(d.path.name))
-
-    if annotations:
-        for split in (annotations.train, annotations.val, annotations.test):
-            report.splits[split.name] = _summary(split, report.clips)
-    return report
+    return looks
 
 
 def print_report(report: Report, name: str, console: Console) -> None:

@@ -24,6 +24,7 @@ from emcl_train.experts.ce import CE
 from emcl_train.experts.choosing import other_widths
 from emcl_train.experts.jsfusion import FEATURES
 from emcl_train.experts.mmt import SIZES
+from emcl_train.processes import rank_and_world
 from emcl_train.recipes import RECIPES, load_recipe
 from emcl_train.runs.files import write_json_atomic
 from emcl_train.runs.lock import making
@@ -125,6 +126,8 @@ def run_expert_doctor(
 ) -> int:
     """Examine the features of every clip, print what was found, and write it to a JSON file.
 
+    The features are read in one pass over their files: of several processes the first one does it, and the others wait.
+
     Args:
         files: whose, and where.
         name: the recipe, for the verdict.
@@ -134,6 +137,8 @@ def run_expert_doctor(
     Returns:
         1 if a run would end at something, else 0.
     """
+    if rank_and_world()[0] > 0:
+        return 0
     report = examine_experts(files)
     console = console_of(console)
     print_experts(report, name, console)

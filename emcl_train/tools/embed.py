@@ -1,6 +1,8 @@
 """Encode a data set's frames and captions once, into a folder that runs train and evaluate from."""
 
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import clip_config_of, frames_of, hash_of_towers
 from emcl_train.kinds import HEADS
 from emcl_train.models import RetrievalModel, build_model, look_ahead
+from emcl_train.processes import own_rows, passed_to_first, rank_and_world, rounds_of
 from emcl_train.recipes import SMOKE_TEST, is_smoke_test
 from emcl_train.runs.checksums import note_all
 from emcl_train.runs.clip_config import read_clip_config
@@ -46,6 +49,8 @@ def embed(
 ) -> None:
     """Write the folder `out`, which must not exist: it appears when it is whole.
 
+    Of several processes each encodes a part, and hands it to the first one, which alone writes.
+
     Args:
         config: of a recipe, or of the run in `run_dir`, whose towers are then taken.
         out: the folder.
@@ -58,13 +63,16 @@ def embed(
         UserError: `out` exists, or anything that training refuses.
     """
     check_config(replace(config, from_features=None))
-    with making(out):
-        require_free(out)
+    first = rank_and_world()[0] == 0
+    with making(out) if first else nullcontext():
+        if first:
+            require_free(out)
         _embed(config, out, tokens=tokens, run_dir=run_dir, render=render, console=console_of(console))
 
 
 @torch.no_grad()
 def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, render: bool, console: Console) -> None:
+    first = rank_and_world()[0] == 0
     width: int | None = None
     if run_dir is None:
         width = look_ahead(config)
@@ -82,19 +90,21 @@ def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, 
     towers = None if run_dir is None else read_clip_config(run_dir)
     if towers is not None:
         width = int(towers["projection_dim"])
-    if width is not None:
+    if width is not None and first:
         require_room(load_annotations(config.data), config, out, width=width, tokens=tokens)
-    annotations = prepare(config)
+    annotations = prepare(config, together=True)
     tokenizer = load_tokenizer(config, run_dir)
     model = build_model(config, tokenizer, clip_config=towers)
     if run_dir is not None:
         put_weights(model, whole_weights(of_run, run_dir), run_dir)
         say_if_unfinished(run_dir)
 
-    with whole_folder(out) as partial:
-        model = model.eval().to(device)
+    model = model.eval().to(device)
+    with whole_folder(out) if first else nullcontext() as partial:
         for name in SPLITS:
             write_split(partial, name, getattr(annotations, name), model, tokenizer, config, tokens=tokens)
+        if partial is None:
+            return
         tokenizer.save(partial / TOKENIZER)
         save_tensors_atomic(partial / TOWERS, dict(model.towers.clip.state_dict()))
         note_all(partial, BINARY)
@@ -138,7 +148,7 @@ def require_room(annotations: Annotations, config: RunConfig, out: Path, *, widt
 
 
 def write_split(
-    folder: Path,
+    folder: Path | None,
     name: str,
     split: Split,
     model: RetrievalModel,
@@ -147,38 +157,60 @@ def write_split(
     *,
     tokens: bool,
 ) -> None:
-    """Arrays of one split, written as they get ready, and the lists that number their rows."""
+    """Arrays of one split, written as they get ready, and the lists that number their rows.
+
+    Args:
+        folder: where to; None in a process that hands over what it encodes.
+        name: of the split, in names of files.
+        split: the split.
+        model: whose towers encode.
+        tokenizer: of the captions.
+        config: how frames are sampled and captions cut, and `eval.batch_size`.
+        tokens: whether to write the features of every token.
+    """
     towers, device = model.towers, next(model.parameters()).device
+    size = config.eval.batch_size
     clips, captions = len(split.clips), len(split.captions)
     frames, width, words = config.data.num_frames, towers.width, config.data.max_words
 
-    def array(kind: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    def array(kind: str, shape: tuple[int, ...], dtype: type) -> np.memmap | None:
+        if folder is None:
+            return None
         path = folder / f"{name}_{kind}.npy"
         more = "; features of tokens take most" if kind == "text" else ""
         way_out = f"free some space, or choose another --out{more}"
         return new_mapped(path, shape, dtype, what=path.name, way_out=way_out, folder=folder.parent)
 
-    features, masks = (
-        array("frames", (clips, frames, width), np.float32),
-        array("frame_mask", (clips, frames), np.bool_),
+    def encoded_clips() -> Iterator[Encoded]:
+        if not (own := own_rows(clips, size)):
+            return
+        for batch in with_progress(clip_loader(split, config.data, size, own), f"Encode {name}: clips"):
+            mask = batch["frame_mask"]
+            of_frames = finite(towers.encode_frames(batch["frames"].to(device)), mask, "video")
+            yield batch["index"].numpy(), (of_frames, mask.numpy())
+
+    def encoded_captions() -> Iterator[Encoded]:
+        if not (own := own_rows(captions, size)):
+            return
+        loader = caption_loader(split, tokenizer, config.data, size, own)
+        for batch in with_progress(loader, f"Encode {name}: captions"):
+            mask = batch["attention_mask"]
+            pooled, of_tokens = towers.encode_text(batch["input_ids"].to(device), mask.to(device), tokens=tokens)
+            parts = [finite(pooled.unsqueeze(1), torch.ones(len(mask), 1, dtype=torch.bool), "text")]
+            if of_tokens is not None:
+                parts.append(finite(of_tokens, mask.bool(), "text"))
+            yield batch["index"].numpy(), (np.concatenate(parts, axis=1), mask.numpy())
+
+    # One side after the other, whose arrays are there before the first row.
+    of_clips = array("frames", (clips, frames, width), np.float32), array("frame_mask", (clips, frames), np.bool_)
+    fill(of_clips, encoded_clips(), rounds_of(clips, size))
+    of_captions = (
+        array("text", (captions, 1 + words * tokens, width), np.float32),
+        array("token_mask", (captions, words), np.int64),
     )
-    loader = clip_loader(split, config.data, config.eval.batch_size)
-    for batch in with_progress(loader, f"Encode {name}: clips"):
-        rows = batch["index"].numpy()
-        features[rows] = finite(towers.encode_frames(batch["frames"].to(device)), batch["frame_mask"], "video")
-        masks[rows] = batch["frame_mask"].numpy()
-    text = array("text", (captions, 1 + words * tokens, width), np.float32)
-    token_masks = array("token_mask", (captions, words), np.int64)
-    loader = caption_loader(split, tokenizer, config.data, config.eval.batch_size)
-    for batch in with_progress(loader, f"Encode {name}: captions"):
-        rows, mask = batch["index"].numpy(), batch["attention_mask"]
-        pooled, of_tokens = towers.encode_text(batch["input_ids"].to(device), mask.to(device), tokens=tokens)
-        text[rows, :1] = finite(pooled.unsqueeze(1), torch.ones(len(rows), 1, dtype=torch.bool), "text")
-        if of_tokens is not None:
-            text[rows, 1:] = finite(of_tokens, mask.bool(), "text")
-        token_masks[rows] = mask.numpy()
-    for values in (features, masks, text, token_masks):
-        values.flush()
+    fill(of_captions, encoded_captions(), rounds_of(captions, size))
+    if folder is None:
+        return
     lists = {
         "name": split.name,
         "video_ids": [clip.video_id for clip in split.clips],
@@ -187,6 +219,27 @@ def write_split(
         "caption_clip": split.caption_clip,
     }
     write_json_atomic(folder / f"{name}.json", lists)
+
+
+Encoded = tuple[np.ndarray, tuple[np.ndarray, ...]]
+"""Numbers of rows, and what is to stand in them in each of some arrays."""
+
+
+def fill(arrays: Sequence[np.memmap | None], encoded: Iterable[Encoded], rounds: int) -> None:
+    """Write rows into arrays as they get ready, here and in other processes, which hand them over.
+
+    Args:
+        arrays: to be filled; None in the other processes.
+        encoded: rows of this process.
+        rounds: how many times the process gives rows that has most.
+    """
+    for rows, values in passed_to_first(encoded, rounds):
+        for array, value in zip(arrays, values, strict=True):
+            assert array is not None
+            array[rows] = value
+    for array in arrays:
+        if array is not None:
+            array.flush()
 
 
 def finite(features: Tensor, mask: Tensor, tower: str) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Encode videos or texts that are no data set: one row each, in the arrays that `refine` and other programs take."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import frames_of, hash_of_towers
 from emcl_train.flags import flag
 from emcl_train.models import RetrievalModel, build_model, look_ahead, on_device
+from emcl_train.processes import of_first, own_rows, rank_and_world, rounds_of
 from emcl_train.recipes import SMOKE_TEST, is_smoke_test
 from emcl_train.runs.checksums import note_all
 from emcl_train.runs.clip_config import read_clip_config
@@ -30,7 +33,7 @@ from emcl_train.runs.finished import say_if_unfinished
 from emcl_train.runs.lock import making
 from emcl_train.runs.mapped import GIGABYTE, new_mapped
 from emcl_train.terminal import console_of, escaped, warn, with_progress
-from emcl_train.tools.embed import finite
+from emcl_train.tools.embed import Encoded, fill, finite
 from emcl_train.tools.export import whole_weights
 from emcl_train.tools.sides import PAIRS, RECORD, TEXT, VIDEO, pooled
 from emcl_train.training.start import seed_everything
@@ -100,7 +103,8 @@ def embed_lists(
 
     It holds, of what was given, `video.npy` [N, D] with `video_ids.json`, `text.npy` [M, D] with `texts.json`, and for
     a table `pairs.npy` [M], the video's row for each text. All rows have length one. A video's is the mean of its unit
-    frames, as CLIP4Clip pools them.
+    frames, as CLIP4Clip pools them. Of several processes each encodes a part, and hands it to the first one, which
+    alone writes.
 
     Args:
         config: of a model and of how frames are sampled; or of the run in `run_dir`, whose weights are then taken, its
@@ -112,7 +116,7 @@ def embed_lists(
         console: where to say what was written.
 
     Returns:
-        1 if videos cannot be decoded and were left out, else 0.
+        1 if videos cannot be decoded and were left out, else 0; 0 in processes that help the first one.
 
     Raises:
         UserError: `out` exists, videos cannot be decoded and `data.on_bad_video` is "stop", or anything that training
@@ -122,9 +126,11 @@ def embed_lists(
     config = replace(config, from_features=None, data=replace(config.data, augment="none", cache_frames=False))
     check_config(config)
     console = console_of(console)
-    with making(out):
-        require_free(out)
-        lists = lists_of(videos, texts, config.data)
+    first = rank_and_world()[0] == 0
+    with making(out) if first else nullcontext():
+        if first:
+            require_free(out)
+        lists = of_first(lambda: lists_of(videos, texts, config.data))
         for note in lists.notes:
             warn(escaped(note), console)
         return _embed(replace(config, data=lists.data), of_run, out, lists, run_dir, console)
@@ -148,14 +154,18 @@ def _embed(
         put_weights(model, whole_weights(of_run, run_dir), run_dir)
         say_if_unfinished(run_dir)
     model = model.eval().to(device)
-    _require_room(out, lists.split, model.towers.width)
+    first = rank_and_world()[0] == 0
+    if first:
+        _require_room(out, lists.split, model.towers.width)
 
     split, bad = _whole_clips(lists.split, config.data)
-    with whole_folder(out) as partial:
+    with whole_folder(out) if first else nullcontext() as partial:
         if split.clips:
             _write_videos(partial, split, model, config, of_run=run_dir is not None)
         if split.captions:
             _write_texts(partial, split, model, tokenizer, config)
+        if partial is None:
+            return 0
         if lists.paired:
             np.save(partial / PAIRS, np.array(split.caption_clip, dtype=np.int64))
         note_all(partial, [name for name in BINARY if (partial / name).is_file()])
@@ -212,7 +222,7 @@ def _whole_clips(split: Split, data: DataConfig) -> tuple[Split, dict[str, str]]
     """
     if not split.clips:
         return split, {}
-    bad = check_clips(split.clips, data)
+    bad = check_clips(split.clips, data, together=True)
     if not bad:
         return split, {}
     named = "; ".join(f"{video_id} ({reason})" for video_id, reason in list(bad.items())[:SHOWN])
@@ -229,39 +239,61 @@ def _whole_clips(split: Split, data: DataConfig) -> tuple[Split, dict[str, str]]
     return replace(split, clips=tuple(clip for clip in split.clips if clip.video_id not in bad)), bad
 
 
-def _write_videos(folder: Path, split: Split, model: RetrievalModel, config: RunConfig, *, of_run: bool) -> None:
-    """`video.npy` and the ids of its rows. Only a run's temporal layers are trained."""
-    array = _array(folder, VIDEO, len(split.clips), model.towers.width)
+def _write_videos(folder: Path | None, split: Split, model: RetrievalModel, config: RunConfig, *, of_run: bool) -> None:
+    """`video.npy` and the ids of its rows. Only a run's temporal layers are trained.
+
+    Args:
+        folder: where to; None in a process that hands over what it encodes.
+        split: the videos.
+        model: what encodes.
+        config: how frames are sampled, and `eval.batch_size`.
+        of_run: whether the model is that of a run.
+    """
     device = next(model.parameters()).device
-    for batch in with_progress(clip_loader(split, config.data, config.eval.batch_size), "Encode videos"):
-        mask = batch["frame_mask"]
-        if of_run:
-            frames = model.encode_video(on_device(batch, device)).frames.float().cpu()
-        else:
-            frames = model.towers.encode_frames(batch["frames"].to(device)).float().cpu()
-        finite(frames, mask, "video")
-        array[batch["index"].numpy()] = pooled(frames, mask).numpy()
-    array.flush()
-    write_json_atomic(folder / VIDEO_IDS, [clip.video_id for clip in split.clips])
+    size = config.eval.batch_size
+
+    def encoded() -> Iterator[Encoded]:
+        if not (own := own_rows(len(split.clips), size)):
+            return
+        for batch in with_progress(clip_loader(split, config.data, size, own), "Encode videos"):
+            mask = batch["frame_mask"]
+            if of_run:
+                frames = model.encode_video(on_device(batch, device)).frames.float().cpu()
+            else:
+                frames = model.towers.encode_frames(batch["frames"].to(device)).float().cpu()
+            finite(frames, mask, "video")
+            yield batch["index"].numpy(), (pooled(frames, mask).numpy(),)
+
+    fill([_array(folder, VIDEO, len(split.clips), model.towers.width)], encoded(), rounds_of(len(split.clips), size))
+    if folder is not None:
+        write_json_atomic(folder / VIDEO_IDS, [clip.video_id for clip in split.clips])
 
 
 def _write_texts(
-    folder: Path, split: Split, model: RetrievalModel, tokenizer: CaptionTokenizer, config: RunConfig
+    folder: Path | None, split: Split, model: RetrievalModel, tokenizer: CaptionTokenizer, config: RunConfig
 ) -> None:
-    """`text.npy` and the texts of its rows."""
-    array = _array(folder, TEXT, len(split.captions), model.towers.width)
+    """`text.npy` and the texts of its rows; the arguments are like those of `_write_videos`."""
     device = next(model.parameters()).device
-    loader = caption_loader(split, tokenizer, config.data, config.eval.batch_size)
-    for batch in with_progress(loader, "Encode texts"):
-        rows: Tensor
-        rows, _ = model.towers.encode_text(batch["input_ids"].to(device), batch["attention_mask"].to(device))
-        finite(rows, torch.ones(len(rows), dtype=torch.bool), "text")
-        array[batch["index"].numpy()] = normalize(rows.float(), dim=-1).cpu().numpy()
-    array.flush()
-    write_json_atomic(folder / TEXTS, list(split.captions))
+    size = config.eval.batch_size
+
+    def encoded() -> Iterator[Encoded]:
+        if not (own := own_rows(len(split.captions), size)):
+            return
+        for batch in with_progress(caption_loader(split, tokenizer, config.data, size, own), "Encode texts"):
+            rows: Tensor
+            rows, _ = model.towers.encode_text(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+            finite(rows, torch.ones(len(rows), dtype=torch.bool), "text")
+            yield batch["index"].numpy(), (normalize(rows.float(), dim=-1).cpu().numpy(),)
+
+    number = len(split.captions)
+    fill([_array(folder, TEXT, number, model.towers.width)], encoded(), rounds_of(number, size))
+    if folder is not None:
+        write_json_atomic(folder / TEXTS, list(split.captions))
 
 
-def _array(folder: Path, name: str, rows: int, width: int) -> np.memmap:
+def _array(folder: Path | None, name: str, rows: int, width: int) -> np.memmap | None:
+    if folder is None:
+        return None
     way_out = f"free some space, or choose another {flag('out')}"
     return new_mapped(folder / name, (rows, width), np.float32, what=name, way_out=way_out, folder=folder.parent)
 

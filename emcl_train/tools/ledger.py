@@ -15,7 +15,7 @@ from emcl_train.runs.files import append_line, json_if_whole
 COPIES = "copies"
 """The entry of compressed.json with what copies were made of."""
 JOURNAL = ".compressed.jsonl"
-"""What was made since compressed.json was written; a killed run leaves it."""
+"""What was made since compressed.json was written; a killed run leaves it. Each other process has one of its own."""
 
 
 class Ledger:
@@ -25,9 +25,11 @@ class Ledger:
     has its own entry, since a copy is known by its size: an entry of another size does not speak of it.
     """
 
-    def __init__(self, out: Path, entries: dict[str, set[tuple[int, int]]]) -> None:
+    def __init__(self, out: Path, entries: dict[str, set[tuple[int, int]]], process: int = 0) -> None:
         self._out = out
         self._entries = entries
+        # Not every disk that several machines have lets them add lines to one file.
+        self._journal = JOURNAL if process == 0 else JOURNAL.replace(".jsonl", f"-{process}.jsonl")
 
     @classmethod
     def open(cls, out: Path) -> "Ledger":
@@ -39,27 +41,22 @@ class Ledger:
         ledger = cls(out, {})
         manifest = json_if_whole(out / COMPRESSED)
         copies = manifest.get(COPIES) if isinstance(manifest, dict) else None
-        for name, pairs in copies.items() if isinstance(copies, dict) else ():
-            for pair in pairs if isinstance(pairs, list) else ():
-                ledger._take_up(name, pair)
+        ledger.take_up(copies if isinstance(copies, dict) else {})
 
-        try:
-            lines = read_regular(out / JOURNAL).decode("utf-8", "replace").splitlines()
-        except FileNotFoundError:
-            lines = []
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"{out / JOURNAL}, the list of copies that a killed run left, cannot be read: {reason}; remove it, and "
-                f"{again()}"
-            ) from error
-        for line in lines:
-            try:
-                name, pair = json.loads(line)
-            except (ValueError, TypeError, RecursionError):  # the last line of a killed run
-                continue
-            ledger._take_up(name, pair)
+        for journal in ledger._journals():
+            for line in _lines_of(journal):
+                try:
+                    name, pair = json.loads(line)
+                except (ValueError, TypeError, RecursionError):  # the last line of a killed run
+                    continue
+                ledger._take_up(name, pair)
         return ledger
+
+    def take_up(self, entries: dict[str, Any]) -> None:
+        """Add what another process has written down, or compressed.json."""
+        for name, pairs in entries.items():
+            for pair in pairs if isinstance(pairs, list) else ():
+                self._take_up(name, pair)
 
     def _take_up(self, name: Any, pair: Any) -> None:
         if isinstance(name, str) and isinstance(pair, list) and [type(size) for size in pair] == [int, int]:
@@ -78,7 +75,7 @@ class Ledger:
         """
         name = self.name_of(target)
         pair = (os.stat(copy).st_size, video[0])
-        append_line(self._out / JOURNAL, [name, pair])
+        append_line(self._out / self._journal, [name, pair])
         self._entries.setdefault(name, set()).add(pair)
 
     def agrees(self, target: Path, copy_size: int, video_size: int) -> bool:
@@ -100,5 +97,25 @@ class Ledger:
         return found
 
     def close(self) -> None:
-        """Remove the journal, all of which stands in compressed.json by now."""
-        (self._out / JOURNAL).unlink(missing_ok=True)
+        """Remove the journals, all of which stands in compressed.json by now."""
+        for journal in self._journals():
+            journal.unlink(missing_ok=True)
+
+    def _journals(self) -> list[Path]:
+        """Those that are there, of this run or of a killed one."""
+        stem = JOURNAL.removesuffix(".jsonl")
+        others = self._out.glob(f"{stem}-*.jsonl") if self._out.is_dir() else ()
+        first = self._out / JOURNAL
+        return [*([first] if os.path.lexists(first) else []), *sorted(others)]
+
+
+def _lines_of(journal: Path) -> list[str]:
+    try:
+        return read_regular(journal).decode("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{journal}, the list of copies that a killed run left, cannot be read: {reason}; remove it, and {again()}"
+        ) from error

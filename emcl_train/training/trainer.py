@@ -27,7 +27,7 @@ from emcl_train.evaluation.encode import embed_split
 from emcl_train.evaluation.metrics import chance
 from emcl_train.evaluation.on_features import model_on_features
 from emcl_train.evaluation.provenance import clip_config_of, frames_of, require_features_of
-from emcl_train.evaluation.run import evaluate, evaluate_run
+from emcl_train.evaluation.run import evaluate, evaluate_run, evaluate_together
 from emcl_train.models import (
     PairModel,
     RetrievalModel,
@@ -169,9 +169,8 @@ class Run:
         self.processes = accelerator.num_processes
         self.console = console
 
-        # The data. The first process writes what the others read.
-        with accelerator.main_process_first():
-            self.annotations: Annotations = self.prepare()
+        # The data. Each process checks a part of the clips; the first one writes what the others read.
+        self.annotations: Annotations = self.prepare()
 
         # The pairs of a step, over all processes. A run goes on with those that it would have had.
         self.batch_size = self.pairs_per_step()
@@ -274,7 +273,7 @@ class Run:
 
     def prepare(self) -> Annotations:
         """The data."""
-        return prepare(self.config)
+        return prepare(self.config, together=self.processes > 1)
 
     def build_model(self) -> TrainedModel:
         """The model of the configuration; an experiment may put another layer into it."""
@@ -511,9 +510,9 @@ class Run:
         Returns:
             What the first process is to print of it.
         """
-        # All processes have to take part where weights are sharded; only the first one evaluates.
+        # All processes have to take part where weights are sharded; then only the first one evaluates.
         weights = self.weights()
-        if not self.accelerator.is_main_process:
+        if not (self.accelerator.is_main_process or self.validates_together):
             return ""
         if self.sharded:
             self.whole.load_state_dict(weights)
@@ -524,6 +523,8 @@ class Run:
         except NotFinite as error:
             what = f"numbers of the validation after it are not finite ({str(error).partition(';')[0]})"
             raise self.watch.diverged(what, step=self.step, epoch=epoch) from error
+        if score is None:  # in a process that helps the first one
+            return ""
         self.log(
             kind="validation",
             step=self.step,
@@ -536,16 +537,31 @@ class Run:
 
         return self.selection.take(epoch, score, weights)
 
-    def measure(self) -> Score:
+    @property
+    def validates_together(self) -> bool:
+        """Whether each process takes a part of a validation: each then has the whole weights."""
+        return self.processes > 1 and not self.sharded and isinstance(self.whole, RetrievalModel)
+
+    def measure(self) -> Score | None:
         """What the whole model does on the split that selects.
+
+        Returns:
+            Its score; None in processes that help the first one.
 
         Raises:
             NotFinite: numbers of it are NaN or infinite.
         """
         assert isinstance(self.whole, PairModel)
         split = self.validation
-        embeddings = embed_split(self.whole, split, self.tokenizer, self.config, self.accelerator.device)
-        row = evaluate(self.whole, embeddings, self.config)[0]
+        measured = (split, self.tokenizer, self.config, self.accelerator.device)
+        if self.validates_together:
+            assert isinstance(self.whole, RetrievalModel)
+            lines = evaluate_together(self.whole, *measured)
+        else:
+            lines = evaluate(self.whole, embed_split(self.whole, *measured), self.config)
+        if lines is None:
+            return None
+        row = lines[0]
 
         clips = len(split.clips)
         by = self.config.train.select_by

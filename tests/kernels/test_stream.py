@@ -1,6 +1,9 @@
 """The pooled similarity in rows: equal to one go whatever the chunk is, and never larger than a chunk."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 import torch
@@ -87,6 +90,36 @@ def test_blocks_are_those_of_a_loop_over_blocks(
             assert len(rows) == len(stream)
             assert all(part.shape[0] % em_block == 0 for part in rows[:-1])
             assert_close(f"chunk {chunk}", torch.cat(rows), loop, tolerance)
+
+
+@pytest.mark.parametrize("chunk", [3, None])
+@pytest.mark.parametrize("parts", [(20, 41), (1, 8, 41)])
+def test_processes_with_texts_of_their_own_give_the_rows_of_one(parts: tuple[int, ...], chunk: int | None) -> None:
+    """Threads stand for the processes; each adds up once in an iteration, in however many steps it gathers."""
+    text, frames, mask, layer = sample(41, 13, 4, 32, 7, torch.float64)
+    expected = torch.cat(list(layer.pooled_similarity_stream(text, frames, mask)))
+    meeting = threading.Barrier(len(parts), timeout=60)
+    given: dict[int, list[Tensor]] = {number: [] for number in range(len(parts))}
+
+    def of_process(number: int, part: slice) -> Tensor:
+        def add_up(vector: Tensor) -> Tensor:
+            given[number].append(vector)
+            meeting.wait()
+            return torch.stack([vectors[0] for vectors in given.values()]).sum(0)
+
+        return torch.cat(list(layer.pooled_similarity_stream(text[part], frames, mask, chunk=chunk, add_up=add_up)))
+
+    bounds = [slice(start, end) for start, end in pairwise([0, *parts])]
+    with ThreadPoolExecutor() as pool:
+        found = torch.cat(list(pool.map(of_process, range(len(parts)), bounds)))
+    assert_close("similarity", found, expected)
+    assert all(len(vectors) == 1 for vectors in given.values())
+
+
+def test_blocks_add_nothing_up() -> None:
+    text, frames, mask, layer = sample(41, 13, 4, 32, 7, torch.float32)
+    with pytest.raises(ValueError, match="give each process whole blocks of texts, and leave add_up out"):
+        layer.pooled_similarity_stream(text, frames, mask, em_block=4, add_up=lambda vector: vector)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emcl_train.config import EMCLConfig, RunConfig
+from emcl_train.evaluation.encode import _Encoding
 from emcl_train.processes import leave
 from emcl_train.training import trainer
 from emcl_train.training.losses import symmetric_info_nce
@@ -141,8 +142,19 @@ def main(root: Path, out: Path) -> None:
     found["loss"] = spread_loss(rank, world)
     backend = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
     found["patience"] = backend.options._timeout.total_seconds()
-    torch.save(found, out / f"process{rank}.pt")
+
+    # What this process encodes of each validation.
+    found["validated"] = []
+    real = _Encoding.parts
+
+    def parts(encoding: _Encoding, clips: range, captions: range) -> Any:
+        if encoding.split.name == "val":
+            found["validated"].append([len(clips), captions.start, captions.stop])
+        return real(encoding, clips, captions)
+
+    _Encoding.parts = parts
     whole_run(root, out)
+    torch.save(found, out / f"process{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -92,23 +92,20 @@ def test_what_ends_an_evaluation_is_said_once(tiny_whole_run, tmp_path):
 
 
 ALONE = {
-    "embed": ["embed", "shapes", "--out", "{out}"],
     "export": ["export", "run", "{out}", "--layout", "emcl"],
     "report": ["report", "run"],
     "refine": ["refine", "a.npy", "b.npy", "--out", "{out}"],
     "verify": ["verify", "run"],
     "search": ["search", "library", "a dog"],
     "serve": ["serve", "library"],
-    "data doctor": ["data", "doctor", "shapes", "root"],
     "data shapes": ["data", "shapes", "{out}"],
-    "data compress": ["data", "compress", "root", "{out}"],
     "data cache": ["data", "cache"],
     "completion": ["completion", "bash"],
 }
 
 
 def test_each_command_is_for_one_process_or_for_several():
-    together = {"train", "resume", "eval", "index"}
+    together = {"train", "resume", "eval", "index", "embed", "data doctor", "data compress"}
     assert {name for name, entry in COMMANDS.items() if entry.in_processes} == together
     assert set(ALONE) == set(COMMANDS) - together
 

@@ -1,5 +1,9 @@
 """The similarity heads: masks are exact, tiles are the whole, and blocks are tiles with an EM of their own."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -97,6 +101,33 @@ def test_each_block_is_an_em_of_its_own(monkeypatch, name, block, tile):
             with torch.no_grad():
                 alone = made.similarity(text[part[0]], video[part[1]], emcl, None)
             torch.testing.assert_close(found[part], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("parts", [(4, 9), (1, 8, 9)])
+@pytest.mark.parametrize("tile", [200, 1 << 22])
+@pytest.mark.parametrize("name", ["text-conditioned", "mean", "wti"])
+def test_processes_with_captions_of_their_own_give_the_rows_of_one(monkeypatch, name, tile, parts):
+    """Threads stand for the processes. What each adds up is what `similarity` adds up."""
+    monkeypatch.setattr(rows, "TILE", tile)
+    made, emcl = head(name), layer(scale="relative", residual_weight=0.7)
+    text, video = features(made)
+    expected = joined(made.stream(text, video, emcl, None))
+    meeting = threading.Barrier(len(parts), timeout=60)
+    given = {}
+
+    def of_process(number, part):
+        def add_up(vector):
+            given[number] = vector
+            meeting.wait()
+            return sum(given.values())
+
+        return joined(made.stream(text[part], video, emcl, None, add_up))
+
+    bounds = [slice(start, end) for start, end in pairwise([0, *parts])]
+    with ThreadPoolExecutor() as pool:
+        found = torch.cat(list(pool.map(of_process, range(len(parts)), bounds)))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert {vector.shape for vector in given.values()} == {(16 * 16 + 16 + 1,)}
 
 
 def test_a_block_has_a_caption_and_a_clip():
