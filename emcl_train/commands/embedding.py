@@ -67,6 +67,10 @@ class EmbedListsArguments:
 
 def run_embed(what: str, arguments: list[str]) -> int:
     """Encode the data set of a recipe, by its name, or of the run in a folder; or else videos or texts in a place."""
+    return in_processes(lambda: _embed(what, arguments))
+
+
+def _embed(what: str, arguments: list[str]) -> int:
     if what not in RECIPES and not Path(what).exists():
         raise UserError(
             f"there is no recipe {what!r}, and no such folder of a run or of videos, nor such a file of texts; known "
@@ -77,8 +81,8 @@ def run_embed(what: str, arguments: list[str]) -> int:
 
     kind = arguments_of(what)
     if kind is EmbedArguments:
-        return in_processes(lambda: embed_recipe(what, arguments))
-    return in_processes(lambda: (embed_run if kind is EmbedRunArguments else embed_lists)(Path(what), arguments))
+        return embed_recipe(what, arguments)
+    return (embed_run if kind is EmbedRunArguments else embed_lists)(Path(what), arguments)
 
 
 def arguments_of(what: str) -> type:

@@ -258,7 +258,10 @@ def _looks(clips: list[Clip], config: DataConfig, deep: bool) -> dict[Clip, _Loo
     found = agreed(lambda: list(_looks_into(own, config, deep).items()))
 
     gathered = found if world == 1 else gather_lists(found)
-    return None if gathered is None else dict(gathered)
+    if gathered is None:
+        return None
+    looks = dict(gathered)
+    return {clip: looks[clip] for clip in clips}  # in their order, not as they got ready
 
 
 def _looks_into(clips: list[Clip], config: DataConfig, deep: bool) -> dict[Clip, _Look]:

@@ -78,7 +78,7 @@ def asked(tiny_whole_run, tmp_path_factory):
     table = folder / "table"
     jsonl(table)
     clips = sorted((table / "films").glob("*.mkv"))[:7]
-    lines = [json.dumps({"video": f"films/{path.name}", "caption": f"a {path.stem}"}) for path in clips]
+    lines = [json.dumps({"video": f"films/{path.name}", "captions": [f"a {path.stem}"]}) for path in clips]
     (table / "all.jsonl").write_text("\n".join(lines) + "\n")
 
     damaged = write_data_set(folder / "set")
@@ -101,7 +101,7 @@ def alone(asked, tmp_path_factory):
     return SimpleNamespace(folder=folder, found=found)
 
 
-@pytest.fixture(scope="module", params=[2])
+@pytest.fixture(scope="module", params=[2, 3])
 def together(request, asked, tmp_path_factory):
     """What several leave, each of which starts with an empty cache."""
     folder = tmp_path_factory.mktemp(f"processes-{request.param}")
