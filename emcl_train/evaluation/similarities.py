@@ -9,7 +9,7 @@ from emcl_train.config import RunConfig
 from emcl_train.data.annotations import Split
 from emcl_train.evaluation.encode import Embeddings, OwnEmbeddings, OwnRows
 from emcl_train.evaluation.table import Bank, Similarities
-from emcl_train.models import PairModel, RetrievalModel, VideoFeatures
+from emcl_train.models import PairModel, RetrievalModel, TextFeatures, VideoFeatures
 from emcl_train.models.features import ItemTensors
 from emcl_train.processes import agreed, rank_and_world, rows_in_first, summed_if_agreed
 from emcl_train.terminal import with_progress
@@ -121,6 +121,7 @@ def _own_rows(
             Moments(nothing, nothing[0], 0).summed(summed_if_agreed)
         return None
 
+    assert isinstance(text, TextFeatures)
     device = next(model.parameters()).device
     add_up = summed_if_agreed if one_em else None
     stream = model.similarity_stream(text.to(device), video.to(device), emcl=emcl, em_block=em_block, add_up=add_up)

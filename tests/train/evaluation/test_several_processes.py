@@ -15,7 +15,16 @@ from safetensors.torch import load_file
 from emcl_train import cli
 from emcl_train.commands import COMMANDS
 from emcl_train.errors import UserError
-from emcl_train.processes import agreed, first_then_others, own_rows
+from emcl_train.processes import (
+    agreed,
+    first_then_others,
+    of_first,
+    own_rows,
+    own_share,
+    passed_to_first,
+    require_seen,
+    rounds_of,
+)
 from emcl_train.runs import machine
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -174,10 +183,37 @@ def test_each_row_has_one_process_and_each_batch_is_whole(monkeypatch, world, co
         assert own.start % batch == 0 or not own
         assert own.stop % batch == 0 or own.stop == count or not own
         rows += own
+        assert -(-len(own) // batch) <= rounds_of(count, batch)
     assert rows == list(range(count))
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_each_piece_of_work_has_one_process_and_all_have_about_as_much(monkeypatch, world):
+    work = list(enumerate([5, 1, 9, 9, 0, 3, 2, 7, 4]))
+    shares = []
+    for rank in range(world):
+        monkeypatch.setattr("emcl_train.processes.rank_and_world", lambda rank=rank: (rank, world))
+        shares.append(own_share(work, lambda piece: piece[1]))
+    assert sorted(piece for share in shares for piece in share) == work
+    assert all(share == sorted(share) for share in shares)
+    loads = [sum(size for _, size in share) for share in shares]
+    assert max(loads) - min(loads) <= 9
+
+
+def test_a_folder_that_a_process_does_not_see_is_refused(monkeypatch, tmp_path):
+    """As on two machines without a common disk: there is none, or one that another process has."""
+    monkeypatch.setattr("emcl_train.processes.of_first", lambda work: b"of the first")
+    with pytest.raises(UserError, match=r"does not see the .*small of the first process; choose a folder on a disk"):
+        require_seen(tmp_path / "small")
+    (tmp_path / ".writing.json").write_bytes(b"of an earlier run")
+    with pytest.raises(UserError, match="does not see"):
+        require_seen(tmp_path)
+    (tmp_path / ".writing.json").write_bytes(b"of the first")
+    require_seen(tmp_path)
+
+
 def test_one_process_agrees_with_itself():
-    assert agreed(lambda: 3) == first_then_others(lambda: 3) == 3
+    assert agreed(lambda: 3) == first_then_others(lambda: 3) == of_first(lambda: 3) == 3
+    assert list(passed_to_first(iter("abc"), 3)) == ["a", "b", "c"]
     with pytest.raises(UserError, match="no"):
         agreed(lambda: (_ for _ in ()).throw(UserError("no")))
