@@ -128,9 +128,12 @@ def whole_run_config(root: Path, out: Path) -> RunConfig:
     return tiny_run(root, out / "run", optimizer="bertadam", frozen="conv1")
 
 
-def whole_run(root: Path, out: Path) -> None:
+def whole_run(root: Path, out: Path, batch_size: int = 8) -> None:
+    """With so many clips and captions at a time in validations and in the evaluation."""
     trainer.write_report = lambda out: out  # its plots take longer than all the rest
-    trainer.train(whole_run_config(root, out), Console(file=io.StringIO()))
+    config = whole_run_config(root, out)
+    config.eval.batch_size = batch_size
+    trainer.train(config, Console(file=io.StringIO()))
 
 
 def main(root: Path, out: Path) -> None:
@@ -153,7 +156,7 @@ def main(root: Path, out: Path) -> None:
         return real(encoding, clips, captions)
 
     _Encoding.parts = parts
-    whole_run(root, out)
+    whole_run(root, out, batch_size=3)
     torch.save(found, out / f"process{rank}.pt")
 
 

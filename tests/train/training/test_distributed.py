@@ -98,10 +98,10 @@ def test_the_others_wait_while_the_first_evaluates(together):
 
 @needs_gloo
 def test_each_process_takes_its_part_of_a_validation(together):
-    """Eight clips in one batch, sixteen captions in two; the figures are those of one process, see below."""
+    """Eight clips with a caption each, in batches of three; the figures are those of one process, see below."""
     first, second = (found["validated"] for found in together[1])
-    assert first == [[0, 0, 8]] * 2
-    assert second == [[8, 8, 16]] * 2
+    assert first == [[3, 0, 3]] * 2
+    assert second == [[5, 3, 8]] * 2
 
 
 @needs_gloo
