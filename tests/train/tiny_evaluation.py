@@ -67,5 +67,5 @@ def tiny_data(monkeypatch: pytest.MonkeyPatch) -> Split:
     monkeypatch.setattr(encode, "clip_loader", clip_loader)
     monkeypatch.setattr(encode, "caption_loader", caption_loader)
     monkeypatch.setattr(run, "texts_of", lambda *_: TinyTokenizer())
-    monkeypatch.setattr(run, "prepare", lambda *_: Annotations(split, split, split, ("a note",)))
+    monkeypatch.setattr(run, "prepare", lambda *_, **__: Annotations(split, split, split, ("a note",)))
     return split

@@ -313,7 +313,9 @@ def test_a_place_that_another_process_took_meanwhile_is_not_written_over(tiny_da
 def test_a_data_set_that_was_moved_is_named_at_the_evaluation(tiny_data, tmp_path, monkeypatch):
     save_run(tmp_path / "run", tiny_config())
     asked = []
-    monkeypatch.setattr(evaluation, "prepare", lambda config: asked.append(config) or Annotations(*[tiny_data] * 3))
+    monkeypatch.setattr(
+        evaluation, "prepare", lambda config, **_: asked.append(config) or Annotations(*[tiny_data] * 3)
+    )
     place = replace(PlaceConfig.of(tiny_config().data), root=tmp_path / "moved", workers=0)
     assert evaluate_run(tmp_path / "run", place=place)[1] == tmp_path / "run"
     assert asked[0].data == replace(tiny_config().data, root=tmp_path / "moved", workers=0)
