@@ -42,7 +42,9 @@ def test_a_name_of_the_hub_is_no_place(name):
 )
 def test_a_place_that_is_not_there_is_an_error_at_once(name, tmp_path, monkeypatch, asked, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("emcl_train.training.trainer.prepare", lambda *_, **__: pytest.fail("the data were looked at first"))
+    monkeypatch.setattr(
+        "emcl_train.training.trainer.prepare", lambda *_, **__: pytest.fail("the data were looked at first")
+    )
     arguments = ["train", "shapes", "--data.root", "set", "--out", "run"]
     for setting in ("clip", "tokenizer"):
         assert cli.main([*arguments, f"--model.{setting}", name]) == 1
