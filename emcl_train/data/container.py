@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 
 from emcl_train.config import MAX_PIXELS
 from emcl_train.data import riff
-from emcl_train.data.clock import JOINED, Clock
+from emcl_train.data.clock import JOINED, Clock, Ticks
 from emcl_train.data.decoding import Reader, demuxed
 from emcl_train.data.frame_folders import (
     RATE,
@@ -226,7 +226,9 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
     """Read all packets without decoding any, which also finds out whether the file is whole."""
     clock = Clock(container, stream)
     length_size = _length_size(stream)
+    ticks: dict[int, Ticks] = {}
     places: list[Place] = []
+    presented = True
     end = 0.0
     end_of_others = 0.0
     torn = None
@@ -237,16 +239,20 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
         if not packet.size:
             empty += packet.stream_index == stream.index and packet.dts is not None
             continue
-        if packet.stream_index != stream.index:
-            end_of_others = max(end_of_others, _times(packet)[1])  # unless it is not a number
+        index = packet.stream_index
+        if index not in ticks:
+            ticks[index] = Ticks(packet.time_base)
+        if index != stream.index:
+            end_of_others = max(end_of_others, _times(packet, ticks[index])[1])  # unless it is not a number
             continue
         last = packet
         clock.put_right(packet)
-        time, over = _times(packet)
+        time, over = _times(packet, ticks[index])
         shown = not packet.is_discard and not math.isnan(time)
         places.append(Place(time, shown, packet.is_keyframe))
         if not shown:
             continue
+        presented = presented and packet.pts is not None
         end = max(end, over)
         if length_size and torn is None and not _adds_up(bytes(packet), length_size):
             torn = time
@@ -273,15 +279,16 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
         complete = lacking <= max(0.5, 3 * interval) and (lacking <= interval / 2 or not segment_is_cut(path))
     else:
         complete = True  # nothing declares a length: what FFmpeg gives is guessed from the stamps
-    return Timeline(places, times, end, interval, complete, torn, clock.parts)
+    alone = presented and len(set(times)) == len(times)
+    return Timeline(places, times, end, interval, complete, torn, clock.parts, alone)
 
 
-def _times(packet: Packet) -> tuple[float, float]:
+def _times(packet: Packet, ticks: Ticks) -> tuple[float, float]:
     """When a packet is shown and when it is over, in seconds; not a number where nothing says so."""
     stamp = packet.dts if packet.pts is None else packet.pts
     if stamp is None:
         return math.nan, math.nan
-    return float(stamp * packet.time_base), float((stamp + (packet.duration or 0)) * packet.time_base)
+    return ticks.seconds(stamp), ticks.seconds(stamp + (packet.duration or 0))
 
 
 def _interval(times: list[float], stream: VideoStream) -> float:

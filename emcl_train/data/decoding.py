@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -13,11 +13,16 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from emcl_train.data.clock import Clock, has_no_stamps
+from emcl_train.data.clock import Clock, Ticks, has_no_stamps
 from emcl_train.data.timeline import Timeline, VideoError
 
 Shown = tuple[float, VideoFrame]
 """When a frame is shown, in seconds, and the frame."""
+
+
+SKIPPING = ("h264",)
+"""Codecs whose decoder passes over exactly the frames on which no other depends. In HEVC a frame may be marked as one
+of these and be needed by a higher sub-layer; the decoders of VP9 and AV1 do not look at the request."""
 
 
 class Astray(Exception):
@@ -32,6 +37,7 @@ def frames_shown_at(
     targets: Sequence[float],
     *,
     enter: bool = False,
+    skip: bool = False,
 ) -> Iterator[VideoFrame]:
     """The frame on display at each of these times, which must ascend.
 
@@ -43,31 +49,37 @@ def frames_shown_at(
         targets: seconds in the timeline.
         enter: decode only the groups of pictures in which wanted frames lie, each of them once. Otherwise all is
             decoded, from the start to the last target.
+        skip: within these groups too, leave out frames that are not wanted and on which no other depends. Damage in
+            them is not seen.
 
     Raises:
         VideoError: a frame is missing or damaged.
         Astray: the same, if groups were passed over: decoding from the start tells whether the file is damaged.
     """
-    reader = Reader(container, stream, timeline)
+    times = [timeline.times[max(0, bisect_right(timeline.times, target + 1e-6) - 1)] for target in targets]
+    skip = skip and timeline.alone and stream.codec_context.name in SKIPPING
+    reader = Reader(container, stream, timeline, only=_around(timeline, times) if skip else None)
     tolerance = 3 * timeline.interval + 1e-3
+    # Where frames are left out, the one before the wanted one may be none that was on display.
+    early = 1e-6 if skip else tolerance
     first = timeline.times[0]
     current: Shown | None = None
 
-    for target in targets:
-        shown = timeline.times[max(0, bisect_right(timeline.times, target + 1e-6) - 1)]
+    for target, shown in zip(targets, times, strict=True):
         if enter and reader.enter(timeline.entry(shown)):
             current = None
 
-        while (upcoming := reader.peek()) and (current is None or upcoming[0] <= target + 1e-6):
-            # Of frames that were passed over to, the one that is shown is known by its stamp.
-            if enter and current is not None and current[0] >= shown - 1e-6:
+        # Of frames that were passed over to, the one that is shown is known by its stamp.
+        while not (enter and current is not None and current[0] >= shown - 1e-6):
+            upcoming = reader.peek()
+            if upcoming is None or (current is not None and upcoming[0] > target + 1e-6):
                 break
             current = reader.take()
 
         if current is None:
             raise VideoError(path, f"none of its {len(timeline.times)} frames can be decoded")
         time, frame = current
-        if enter and (frame.is_corrupt or not -1e-6 <= shown - time <= tolerance):
+        if enter and (frame.is_corrupt or not -1e-6 <= shown - time <= early):
             raise Astray
         if time < shown - tolerance:
             raise VideoError(path, f"the frame at {shown - first:.2f} s is missing; the file is damaged there")
@@ -76,13 +88,36 @@ def frames_shown_at(
         yield frame
 
 
+def _around(timeline: Timeline, times: Sequence[float]) -> set[int]:
+    """The packets, by their numbers, of the frames shown from these times on, and the one on either side of each.
+
+    Two fields of a frame may come in a packet each.
+    """
+    numbers = {timeline.number_of(time) for time in times}
+    return {number + step for number in numbers for step in (-1, 0, 1)}
+
+
 class Reader:
     """The frames of a film in the order of display; what nobody wants can be passed over.
 
     Its file must stand at the start.
     """
 
-    def __init__(self, container: InputContainer, stream: VideoStream, timeline: Timeline) -> None:
+    def __init__(
+        self, container: InputContainer, stream: VideoStream, timeline: Timeline, only: Container[int] | None = None
+    ) -> None:
+        """From the start.
+
+        Args:
+            container: the open file.
+            stream: the film in it.
+            timeline: of the film.
+            only: packets, by their numbers, of wanted frames; others are left out if no frame depends on them. None:
+                all are decoded.
+        """
+        self._only = only
+        self._leaves_out = False
+        self._ticks = Ticks(stream.time_base) if stream.time_base else None
         self._packets = _packets(container, stream)
         self._next_packet = 0
         self._stream = stream
@@ -96,6 +131,8 @@ class Reader:
             packet = next(self._packets, None)
             if packet is None:
                 return None
+            if self._only is not None:
+                self._leave_out(self._next_packet not in self._only)
             self._next_packet += 1
             self._decoded.extend(self._timed(decode_packet(packet)))
         return self._decoded[0]
@@ -123,8 +160,14 @@ class Reader:
                     yield time, frame
                 continue
             stamp = frame.dts if frame.pts is None else frame.pts
-            if stamp is not None and frame.time_base is not None:
-                yield float(stamp * frame.time_base), frame
+            if stamp is not None and self._ticks is not None:
+                yield self._ticks.seconds(stamp), frame
+
+    def _leave_out(self, unwanted: bool) -> None:
+        """What becomes of the next packet, if no frame depends on it."""
+        if unwanted != self._leaves_out:
+            self._stream.codec_context.skip_frame = "NONREF" if unwanted else "DEFAULT"
+            self._leaves_out = unwanted
 
 
 def decode_packet(packet: Packet) -> list[VideoFrame]:

@@ -46,7 +46,7 @@ PICTURES = tuple(OF_VERSION_1)
 
 SEEK_FROM = 60.0
 """Of clips of this many seconds and more only the groups of pictures that hold a wanted frame are decoded, for 12
-frames; below, decoding on is as fast."""
+frames, even where the whole clip is asked for."""
 
 Sampling = Literal["1fps", "uniform", "2.5fps"]
 Choice = Literal["shown", "nearest"]
@@ -287,21 +287,32 @@ def _choose_by_decoding(
 def _choose_by_seeking(
     container: InputContainer, stream: VideoStream, request: FrameRequest, timeline: Timeline
 ) -> list[UInt8[Tensor, "3 S S"]] | None:
-    """Decode the groups of pictures alone that hold a target. None for short clips, and where keyframes are wrong."""
+    """Decode little more than the wanted frames depend on.
+
+    None where all is to be decoded: the whole of a short clip is asked for, frames are not known by their times, or
+    keyframes are wrong.
+    """
     first = timeline.times[0]
     last_second = _span(request, first, timeline.times[-1], timeline.end).end - first
-    if has_no_stamps(container) or last_second < SEEK_FROM * max(1.0, request.num_frames / 12):
+    short = last_second < SEEK_FROM * max(1.0, request.num_frames / 12)
+    if has_no_stamps(container) or (short and (request.whole or not timeline.alone)):
         return None
     try:
-        return _choose(container, stream, request, timeline, enter=True)
+        return _choose(container, stream, request, timeline, enter=True, skip=not request.whole)
     except (Astray, av.error.FFmpegError):
         return None  # decoding from the start tells whether the keyframes or the pictures are wrong
 
 
 def _choose(
-    container: InputContainer, stream: VideoStream, request: FrameRequest, timeline: Timeline, *, enter: bool
+    container: InputContainer,
+    stream: VideoStream,
+    request: FrameRequest,
+    timeline: Timeline,
+    *,
+    enter: bool,
+    skip: bool = False,
 ) -> list[UInt8[Tensor, "3 S S"]]:
-    """The wanted pictures."""
+    """The wanted pictures; see `frames_shown_at`."""
     wanted = _Wanted.of(request, timeline)
 
     # The whole clip is its last frame too, which is looked at and not taken.
@@ -311,7 +322,7 @@ def _choose(
     pictures: list[Tensor] = []
     before = None
     with rewound(container, stream, timeline, request.path, request.max_pixels) as film:
-        for i, frame in enumerate(frames_shown_at(*film, request.path, timeline, to_see, enter=enter)):
+        for i, frame in enumerate(frames_shown_at(*film, request.path, timeline, to_see, enter=enter, skip=skip)):
             if i == len(wanted.targets):
                 break
             if frame is not before:
@@ -399,7 +410,7 @@ def _pictures_of(
     """The pictures of each span, in one pass."""
     targets = [target for one in wanted for target in one.targets]
     with rewound(container, stream, timeline, request.path, request.max_pixels) as film:
-        frames = frames_shown_at(*film, request.path, timeline, targets, enter=enter)
+        frames = frames_shown_at(*film, request.path, timeline, targets, enter=enter, skip=enter)
         for one in wanted:
             pictures: list[Picture] = []
             before = None
