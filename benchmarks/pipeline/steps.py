@@ -20,7 +20,7 @@ RATE = 1e-6
 
 def configuration(pairs: int, *, width: int, layers: int, patch: int, size: int, frames: int) -> RunConfig:
     """A run's on MSR-VTT, whose towers are both of this size, with random weights."""
-    config = load_recipe("msrvtt")
+    config = load_recipe("msrvtt-9k")
     config.model.clip = "random"
     small = config.model.random_clip
     small.width, small.layers, small.heads, small.patch_size = width, layers, max(1, width // 64), patch

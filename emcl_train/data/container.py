@@ -202,9 +202,18 @@ def declared_duration(container: InputContainer, stream: VideoStream) -> float |
     return container.duration / av.time_base if container.duration else None
 
 
-def whole_timeline(container: InputContainer, stream: VideoStream, path: Path) -> Timeline:
-    """The timeline of a file that is not truncated and has no hole; VideoError where it is or has."""
-    timeline = read_timeline(container, stream, path)
+def whole_timeline(
+    container: InputContainer, stream: VideoStream, path: Path, kept: list[Packet] | None = None
+) -> Timeline:
+    """The timeline of a file that is not truncated and has no hole; VideoError where it is or has.
+
+    Args:
+        container: the open file.
+        stream: the film in it.
+        path: its name.
+        kept: gets the packets of the film; see `read_timeline`.
+    """
+    timeline = read_timeline(container, stream, path, kept)
     if not timeline.complete:
         declared = declared_duration(container, stream) or 0.0
         expected = max(len(stream.index_entries), stream.frames)
@@ -222,8 +231,17 @@ def whole_timeline(container: InputContainer, stream: VideoStream, path: Path) -
     return timeline
 
 
-def read_timeline(container: InputContainer, stream: VideoStream, path: Path) -> Timeline:
-    """Read all packets without decoding any, which also finds out whether the file is whole."""
+def read_timeline(
+    container: InputContainer, stream: VideoStream, path: Path, kept: list[Packet] | None = None
+) -> Timeline:
+    """Read all packets without decoding any, which also finds out whether the file is whole.
+
+    Args:
+        container: the open file.
+        stream: the film in it.
+        path: its name.
+        kept: gets the packets of the film, to be decoded without another reading, and the one that empties the decoder.
+    """
     clock = Clock(container, stream)
     length_size = _length_size(stream)
     ticks: dict[int, Ticks] = {}
@@ -233,11 +251,14 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
     end_of_others = 0.0
     torn = None
     last = None
+    emptying = None
     empty = 0
 
     for packet in demuxed(container, list(container.streams)):
         if not packet.size:
-            empty += packet.stream_index == stream.index and packet.dts is not None
+            if packet.stream_index == stream.index:
+                empty += packet.dts is not None
+                emptying = packet
             continue
         index = packet.stream_index
         if index not in ticks:
@@ -247,6 +268,8 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
             continue
         last = packet
         clock.put_right(packet)
+        if kept is not None:
+            kept.append(packet)
         time, over = _times(packet, ticks[index])
         shown = not packet.is_discard and not math.isnan(time)
         places.append(Place(time, shown, packet.is_keyframe))
@@ -257,6 +280,8 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
         if length_size and torn is None and not _adds_up(bytes(packet), length_size):
             torn = time
 
+    if kept is not None and emptying is not None:
+        kept.append(emptying)
     times = sorted(place.time for place in places if place.shown)
     if last is None or not times:
         raise VideoError(path, "its video stream has no frames")

@@ -38,6 +38,7 @@ def frames_shown_at(
     *,
     enter: bool = False,
     skip: bool = False,
+    packets: Sequence[Packet] | None = None,
 ) -> Iterator[VideoFrame]:
     """The frame on display at each of these times, which must ascend.
 
@@ -51,6 +52,7 @@ def frames_shown_at(
             decoded, from the start to the last target.
         skip: within these groups too, leave out frames that are not wanted and on which no other depends. Damage in
             them is not seen.
+        packets: of the film, as `read_timeline` kept them; None: they are read from the file.
 
     Raises:
         VideoError: a frame is missing or damaged.
@@ -58,16 +60,22 @@ def frames_shown_at(
     """
     times = [timeline.times[max(0, bisect_right(timeline.times, target + 1e-6) - 1)] for target in targets]
     skip = skip and timeline.alone and stream.codec_context.name in SKIPPING
-    reader = Reader(container, stream, timeline, only=_around(timeline, times) if skip else None)
+    only = _around(timeline, times) if skip else None
+    reader = Reader(container, stream, timeline, only=only, packets=packets)
     tolerance = 3 * timeline.interval + 1e-3
     # Where frames are left out, the one before the wanted one may be none that was on display.
     early = 1e-6 if skip else tolerance
     first = timeline.times[0]
     current: Shown | None = None
 
-    for target, shown in zip(targets, times, strict=True):
+    for i, (target, shown) in enumerate(zip(targets, times, strict=True)):
         if enter and reader.enter(timeline.entry(shown)):
             current = None
+        if skip:
+            # Behind the last wanted frame of a group nothing more is put into the decoder: it gives what it has.
+            last = timeline.number_of(shown) + 1
+            group_ends = i + 1 == len(times) or timeline.entry(times[i + 1]) > last
+            reader.until = last if group_ends else None
 
         # Of frames that were passed over to, the one that is shown is known by its stamp.
         while not (enter and current is not None and current[0] >= shown - 1e-6):
@@ -104,7 +112,12 @@ class Reader:
     """
 
     def __init__(
-        self, container: InputContainer, stream: VideoStream, timeline: Timeline, only: Container[int] | None = None
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        timeline: Timeline,
+        only: Container[int] | None = None,
+        packets: Sequence[Packet] | None = None,
     ) -> None:
         """From the start.
 
@@ -114,11 +127,16 @@ class Reader:
             timeline: of the film.
             only: packets, by their numbers, of wanted frames; others are left out if no frame depends on them. None:
                 all are decoded.
+            packets: as `read_timeline` kept them; None: they are read from the file.
         """
+        self.until: int | None = None
+        """The last packet, by its number, that is put into the decoder before another is entered; None: all are."""
+        self._drained = False
         self._only = only
         self._leaves_out = False
+        stream.codec_context.skip_frame = "DEFAULT"  # whatever an earlier reader of it left out
         self._ticks = Ticks(stream.time_base) if stream.time_base else None
-        self._packets = _packets(container, stream)
+        self._packets = _packets(container, stream) if packets is None else iter(packets)
         self._next_packet = 0
         self._stream = stream
         self._decoded: deque[Shown] = deque()
@@ -128,6 +146,12 @@ class Reader:
     def peek(self) -> Shown | None:
         """The frame that comes next; None behind the last."""
         while not self._decoded:
+            if self.until is not None and self._next_packet > self.until:
+                if self._drained:
+                    return None
+                self._drained = True
+                self._decoded.extend(self._timed(self._stream.codec_context.decode(None)))
+                continue
             packet = next(self._packets, None)
             if packet is None:
                 return None
@@ -143,12 +167,13 @@ class Reader:
 
     def enter(self, number: int) -> bool:
         """Go on with this packet, unless it is behind already. True if packets were passed over, undecoded."""
-        if number <= self._next_packet:
+        if number < self._next_packet or (number == self._next_packet and not self._drained):
             return False
         for _ in range(number - self._next_packet):
             next(self._packets)
         self._next_packet = number
         self._decoded.clear()
+        self._drained = False
         self._stream.codec_context.flush_buffers()
         return True
 

@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 from jaxtyping import Bool, UInt8
 from torch import Tensor
@@ -47,6 +49,9 @@ PICTURES = tuple(OF_VERSION_1)
 SEEK_FROM = 60.0
 """Of clips of this many seconds and more only the groups of pictures that hold a wanted frame are decoded, for 12
 frames, even where the whole clip is asked for."""
+
+KEPT = 32 << 20
+"""Bytes of a file whose packets are kept from one reading to be decoded; larger ones are read twice."""
 
 Sampling = Literal["1fps", "uniform", "2.5fps"]
 Choice = Literal["shown", "nearest"]
@@ -163,8 +168,9 @@ def _choose_from_file(request: FrameRequest) -> list[UInt8[Tensor, "3 S S"]]:
     """The wanted pictures of a video file."""
     rotated = request.display == "rotated"
     with open_video(request.path, first=rotated, max_pixels=request.max_pixels) as (container, stream):
-        timeline = whole_timeline(container, stream, request.path)
-        pixels = _choose_by_seeking(container, stream, request, timeline)
+        kept: list[Packet] | None = [] if container.size <= KEPT else None
+        timeline = whole_timeline(container, stream, request.path, kept)
+        pixels = _choose_by_seeking(container, stream, request, timeline, kept)
         if pixels is None:
             pixels = _choose_by_decoding(container, stream, request, timeline)
     return pixels
@@ -285,7 +291,11 @@ def _choose_by_decoding(
 
 
 def _choose_by_seeking(
-    container: InputContainer, stream: VideoStream, request: FrameRequest, timeline: Timeline
+    container: InputContainer,
+    stream: VideoStream,
+    request: FrameRequest,
+    timeline: Timeline,
+    packets: Sequence[Packet] | None = None,
 ) -> list[UInt8[Tensor, "3 S S"]] | None:
     """Decode little more than the wanted frames depend on.
 
@@ -298,7 +308,7 @@ def _choose_by_seeking(
     if has_no_stamps(container) or (short and (request.whole or not timeline.alone)):
         return None
     try:
-        return _choose(container, stream, request, timeline, enter=True, skip=not request.whole)
+        return _choose(container, stream, request, timeline, enter=True, skip=not request.whole, packets=packets)
     except (Astray, av.error.FFmpegError):
         return None  # decoding from the start tells whether the keyframes or the pictures are wrong
 
@@ -311,6 +321,7 @@ def _choose(
     *,
     enter: bool,
     skip: bool = False,
+    packets: Sequence[Packet] | None = None,
 ) -> list[UInt8[Tensor, "3 S S"]]:
     """The wanted pictures; see `frames_shown_at`."""
     wanted = _Wanted.of(request, timeline)
@@ -321,8 +332,10 @@ def _choose(
     # Each is made into a picture as it comes: frames lie in the decoder's memory, and are large.
     pictures: list[Tensor] = []
     before = None
-    with rewound(container, stream, timeline, request.path, request.max_pixels) as film:
-        for i, frame in enumerate(frames_shown_at(*film, request.path, timeline, to_see, enter=enter, skip=skip)):
+    at_start = rewound(container, stream, timeline, request.path, request.max_pixels)
+    with at_start if packets is None else nullcontext((container, stream)) as film:
+        frames = frames_shown_at(*film, request.path, timeline, to_see, enter=enter, skip=skip, packets=packets)
+        for i, frame in enumerate(frames):
             if i == len(wanted.targets):
                 break
             if frame is not before:

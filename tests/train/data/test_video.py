@@ -210,16 +210,17 @@ def test_of_a_long_clip_no_group_of_pictures_is_decoded_twice(tmp_path, monkeypa
         assert len(stamps) <= 5 * num_frames
 
 
-def test_wrong_marks_of_keyframes_lead_to_the_right_frames(tmp_path, monkeypatch, fed):
+@pytest.mark.parametrize("b_frames", ["0", "3"])
+def test_wrong_marks_of_keyframes_lead_to_the_right_frames(tmp_path, monkeypatch, fed, b_frames):
     """A list of keyframes in a header that names frames which depend on others."""
-    path = write_video(tmp_path / "a.mp4", range(40), options={"g": "1000", "bf": "0"})
+    path = write_video(tmp_path / "a.mp4", range(40), options={"g": "1000", "bf": b_frames, "b_strategy": "0"})
     expected = levels(path, 6)
     data = bytearray(path.read_bytes())
     data[data.index(b"stss") : data.index(b"stss") + 4] = b"free"  # without it every frame counts as a keyframe
     path.write_bytes(data)
     monkeypatch.setattr(video, "SEEK_FROM", 0.0)
     fed.clear()
-    assert levels(path, 6) == expected
+    assert levels(path, 6) == expected == [3, 10, 16, 23, 30, 36]
     assert len(fed) <= 2 * 40 + 2
 
 
