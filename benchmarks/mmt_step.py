@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 import transformers
+from intervals import interval
 from memory import high_water_kib
 from record import RESULTS, AlreadyThere, Record, commit_of, processor, refuse_to_overwrite, save, slug
 from torch import Tensor
-from turns import interval
 
 import emcl_kernels
 from emcl_train.experts.choosing import em_sizes_of

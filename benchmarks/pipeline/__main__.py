@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 import emcl_kernels
+from benchmarks.intervals import interval
 from benchmarks.pipeline import clips, evaluation, steps, texts
 from benchmarks.record import RESULTS, AlreadyThere, Record, commit_of, processor, refuse_to_overwrite, save, slug
-from benchmarks.turns import interval
 
 Seconds = dict[str, list[float]]
 PARTS = ("clips", "captions", "step", "evaluation")

@@ -40,8 +40,8 @@ def features_of(gallery: Gallery, width: int = WIDTH) -> Inputs:
 
 def compared(inputs: Inputs, blocks: int = 0) -> Tensor:
     """The similarity as `eval` makes it; of the first blocks of texts alone, if so many are named."""
-    text, *others = inputs
-    return ours_in_blocks(text[: blocks * BLOCK or None], *others, em_block=BLOCK)
+    text, frames, mask, init = inputs
+    return ours_in_blocks(text[: blocks * BLOCK or None], frames, mask, init, em_block=BLOCK)
 
 
 def ranks(similarity: Tensor) -> tuple[float, float]:
