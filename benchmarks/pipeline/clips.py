@@ -153,7 +153,8 @@ def ways() -> tuple[dict[str, Way], dict[str, str]]:
         try:
             found |= load()
         except (ImportError, OSError, RuntimeError) as error:
-            missing[name] = " ".join(str(error).split())[:200]
+            reason = error.__cause__ or error  # which library was looked for, and not for whom
+            missing[name] = " ".join(str(reason).split())[:200]
     return found, missing
 
 
