@@ -23,6 +23,9 @@ INTEGRATIONS_BIN := $(INTEGRATIONS_VENV)/bin
 # And what searches one's own videos: beside the packages of .venv, which it sees, those of the extra "search".
 SEARCH_VENV := .venv-search
 SEARCH_BIN := $(SEARCH_VENV)/bin
+# And the decoders that ours is measured against.
+PIPELINE_VENV := .venv-pipeline
+PIPELINE_BIN := $(PIPELINE_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -180,6 +183,16 @@ bench: $(VENV)/.built  ## Compare the kernels with eager and compiled torch
 bench-gpu: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## Compare on a GPU, in under 9 minutes, and write a record
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu.py $(ARGS)
 
+# A folder of videos, which are not part of this repository; and JSON lines with captions, if there are some.
+CLIPS ?=
+CAPTIONS ?=
+
+.PHONY: bench-pipeline
+bench-pipeline:  ## Time clips, captions, evaluation and the rest of a step against decord, OpenCV, torchcodec: CLIPS=folder
+	@if [ -z "$(CLIPS)" ]; then echo 'Name a folder of videos:  make bench-pipeline CLIPS=/path/to/folder'; exit 1; fi
+	@$(MAKE) --no-print-directory $(VENV)/.built $(PIPELINE_VENV)/.deps
+	$(PIPELINE_BIN)/python -m benchmarks.pipeline $(CLIPS) $(if $(CAPTIONS),--captions $(CAPTIONS)) $(ARGS)
+
 .PHONY: gpu-hour hub
 gpu-hour: $(if $(GPU_PYTHON),,$(VENV)/.built)  ## All that a GPU is wanted for, in parts of under 10 minutes; files in build/gpu-hour
 	PYTHONPATH=. $(or $(GPU_PYTHON),$(BIN)/python) benchmarks/gpu_hour.py $(ARGS)
@@ -216,11 +229,11 @@ training-table: $(VENV)/.built  ## Train EMCL's settings and its comparators, 8 
 	$(BIN)/python -m benchmarks.training.table
 
 clean:  ## Remove what was built and installed; runs/ and data/ stay
-	rm -rf $(VENV) $(DOCS_VENV) $(INTEGRATIONS_VENV) $(SEARCH_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
+	rm -rf $(VENV) $(DOCS_VENV) $(INTEGRATIONS_VENV) $(SEARCH_VENV) $(PIPELINE_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created $(SEARCH_VENV)/.created:
+$(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created $(SEARCH_VENV)/.created $(PIPELINE_VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo 'Python 3.10 or later is needed, and $(PYTHON) is' `$(PYTHON) --version 2>&1`; \
 		echo 'Name another one:  make $(MAKECMDGOALS) PYTHON=/path/to/python3.12'; \
@@ -253,6 +266,15 @@ $(SEARCH_VENV)/.deps: $(SEARCH_VENV)/.created $(VENV)/.deps constraints-search.t
 	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_paths()["purelib"])' \
 		> "$$(cat $(SEARCH_VENV)/.place)/of_venv.pth"
 	$(SEARCH_BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -r constraints-search.txt
+	@touch $@
+
+# torchcodec as well, whose wheel is found to load or not when it is asked for: on the CPU alone it lacks libraries of CUDA.
+$(PIPELINE_VENV)/.deps: $(PIPELINE_VENV)/.created $(VENV)/.deps constraints-pipeline.txt
+	@echo 'Installing decord, OpenCV and torchcodec into $(PIPELINE_VENV); this happens once'
+	@$(PIPELINE_BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $(PIPELINE_VENV)/.place
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_paths()["purelib"])' \
+		> "$$(cat $(PIPELINE_VENV)/.place)/of_venv.pth"
+	$(PIPELINE_BIN)/python -m pip install $(PIP_OPTIONS) --no-deps -r constraints-pipeline.txt
 	@touch $@
 
 # The version, which the libraries have inside.

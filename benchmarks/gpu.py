@@ -8,7 +8,6 @@ process goes on with the rest.
 """
 
 import argparse
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -27,7 +26,7 @@ from gpu_case import Case
 from gpu_cases import CASES
 from gpu_timing import Gpu, Host
 from gpu_worker import BACKENDS, LOST, ROUNDS, Worker
-from record import RESULTS, AlreadyThere, Record, refuse_to_overwrite, save, slug, targets
+from record import RESULTS, AlreadyThere, Record, commit_of, refuse_to_overwrite, save, slug, targets
 
 import emcl_kernels
 from emcl_kernels import dispatch
@@ -86,23 +85,6 @@ def flag(tests: dict[str, dict[str, str]]) -> str:
         if test["outcome"] in ("failed", "unfinished")
     ]
     return f"tests failed: {len(failed)} of {len(tests)}, such as {failed[0]}" if failed else ""
-
-
-def commit_of(given: str | None) -> Record:
-    """The commit, by git or as it was given where there is no git, and a hash of what was measured."""
-    digest = hashlib.sha256()
-    for folder, pattern in (("emcl_kernels", "**/*.py"), ("csrc", "**/*"), ("benchmarks", "*.py")):
-        for file in sorted((ROOT / folder).glob(pattern)):
-            if file.is_file():
-                digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
-    sources = digest.hexdigest()[:16]
-    try:
-        git = ["git", "-C", str(ROOT)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-        return {"id": head, "dirty": bool(changes.strip()), "sources": sources}
-    except (OSError, subprocess.CalledProcessError):
-        return {"id": given or "not known (no git here, and no --commit)", "dirty": None, "sources": sources}
 
 
 def new_record(options: argparse.Namespace, device_name: str, tests: dict[str, str]) -> Record:

@@ -22,11 +22,10 @@ from typing import Any
 
 import torch
 import transformers
-from gpu import commit_of
+from intervals import interval
 from memory import high_water_kib
-from record import RESULTS, AlreadyThere, Record, refuse_to_overwrite, save, slug
+from record import RESULTS, AlreadyThere, Record, commit_of, processor, refuse_to_overwrite, save, slug
 from torch import Tensor
-from turns import interval
 
 import emcl_kernels
 from emcl_train.experts.choosing import em_sizes_of
@@ -189,14 +188,6 @@ def target(what: str, ratio: tuple[float, ...], other: str) -> Record:
         "measured": f"{ratio[0]:.3f}{spread}",
         "verdict": ("met" if ratio[0] <= MOST else "missed") if judged else "",
     }
-
-
-def processor() -> str:
-    """Its name, as the system says it."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def main() -> int:

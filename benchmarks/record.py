@@ -5,14 +5,18 @@ measured; benchmarks/gpu.py writes its records through the same functions.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import platform
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 Record = dict[str, Any]
 ENDINGS = (".json", ".md", ".png")
 
@@ -24,6 +28,31 @@ class AlreadyThere(Exception):
 def slug(text: str) -> str:
     """ "NVIDIA H200" → "nvidia-h200"."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("(r)", "").replace("(tm)", "")).strip("-")
+
+
+def commit_of(given: str | None) -> Record:
+    """The commit, by git or as it was given where there is no git, and a hash of what was measured."""
+    digest = hashlib.sha256()
+    for folder, pattern in (("emcl_kernels", "**/*.py"), ("csrc", "**/*"), ("benchmarks", "*.py")):
+        for file in sorted((ROOT / folder).glob(pattern)):
+            if file.is_file():
+                digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    sources = digest.hexdigest()[:16]
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        return {"id": head, "dirty": bool(changes.strip()), "sources": sources}
+    except (OSError, subprocess.CalledProcessError):
+        return {"id": given or "not known (no git here, and no --commit)", "dirty": None, "sources": sources}
+
+
+def processor() -> str:
+    """Its name, as the system says it."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
 
 
 def refuse_to_overwrite(folder: Path, name: str) -> None:

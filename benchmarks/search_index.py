@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from memory import high_water_kib
-from record import RESULTS, AlreadyThere, Record, refuse_to_overwrite, save, slug
+from record import RESULTS, AlreadyThere, Record, commit_of, refuse_to_overwrite, save, slug
 from synthetic_moments import FITTED, WIDTH, Moments
 
 WHOLE = 1_000_000
@@ -257,8 +257,6 @@ def way(found: Record, note: str) -> Record:
 
 def record_of(parts: dict[str, Record], options: argparse.Namespace) -> Record:
     """What was measured, as records have it."""
-    from gpu import commit_of  # and with it torch, which no part needs
-
     write, build, search, hnsw = (parts[name] for name in ("write", "build", "search", "faiss"))
     ours = way(search, f"built in {build['seconds']:.0f} s with {build['peak_mib']:.0f} MiB at most")
     model = processor()

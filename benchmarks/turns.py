@@ -9,7 +9,6 @@ its own, in an order that changes from turn to turn. Both trees need their compi
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -18,13 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from intervals import interval
+
 HERE = Path(__file__).resolve().parent
 SLOWER = 1.03
 SECONDS = 0.35
 """Time that a case may take in a turn, beyond three calls."""
-
-STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26, 12: 2.20, 15: 2.14}
-"""97.5 % points of Student's distribution, by the number of turns; between two, the one for fewer turns."""
 
 
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -84,15 +82,6 @@ def one_turn(tree: Path, wanted: str) -> dict[str, float]:
     if done.returncode != 0:
         raise SystemExit(f"{tree} cannot be measured:\n{done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """Geometric mean of the ratios, and the ends of its 95 % interval."""
-    logs = [math.log(ratio) for ratio in ratios]
-    point = STUDENT[max(n for n in STUDENT if n <= len(ratios))]
-    half = point * statistics.stdev(logs) / math.sqrt(len(logs))
-    mean = statistics.fmean(logs)
-    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
 def main() -> int:

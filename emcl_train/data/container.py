@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 
 from emcl_train.config import MAX_PIXELS
 from emcl_train.data import riff
-from emcl_train.data.clock import JOINED, Clock
+from emcl_train.data.clock import JOINED, Clock, Ticks
 from emcl_train.data.decoding import Reader, demuxed
 from emcl_train.data.frame_folders import (
     RATE,
@@ -202,9 +202,18 @@ def declared_duration(container: InputContainer, stream: VideoStream) -> float |
     return container.duration / av.time_base if container.duration else None
 
 
-def whole_timeline(container: InputContainer, stream: VideoStream, path: Path) -> Timeline:
-    """The timeline of a file that is not truncated and has no hole; VideoError where it is or has."""
-    timeline = read_timeline(container, stream, path)
+def whole_timeline(
+    container: InputContainer, stream: VideoStream, path: Path, kept: list[Packet] | None = None
+) -> Timeline:
+    """The timeline of a file that is not truncated and has no hole; VideoError where it is or has.
+
+    Args:
+        container: the open file.
+        stream: the film in it.
+        path: its name.
+        kept: gets the packets of the film; see `read_timeline`.
+    """
+    timeline = read_timeline(container, stream, path, kept)
     if not timeline.complete:
         declared = declared_duration(container, stream) or 0.0
         expected = max(len(stream.index_entries), stream.frames)
@@ -222,35 +231,57 @@ def whole_timeline(container: InputContainer, stream: VideoStream, path: Path) -
     return timeline
 
 
-def read_timeline(container: InputContainer, stream: VideoStream, path: Path) -> Timeline:
-    """Read all packets without decoding any, which also finds out whether the file is whole."""
+def read_timeline(
+    container: InputContainer, stream: VideoStream, path: Path, kept: list[Packet] | None = None
+) -> Timeline:
+    """Read all packets without decoding any, which also finds out whether the file is whole.
+
+    Args:
+        container: the open file.
+        stream: the film in it.
+        path: its name.
+        kept: gets the packets of the film, to be decoded without another reading, and the one that empties the decoder.
+    """
     clock = Clock(container, stream)
     length_size = _length_size(stream)
+    ticks: dict[int, Ticks] = {}
     places: list[Place] = []
+    presented = True
     end = 0.0
     end_of_others = 0.0
     torn = None
     last = None
+    emptying = None
     empty = 0
 
     for packet in demuxed(container, list(container.streams)):
         if not packet.size:
-            empty += packet.stream_index == stream.index and packet.dts is not None
+            if packet.stream_index == stream.index:
+                empty += packet.dts is not None
+                emptying = packet
             continue
-        if packet.stream_index != stream.index:
-            end_of_others = max(end_of_others, _times(packet)[1])  # unless it is not a number
+        index = packet.stream_index
+        if index not in ticks:
+            ticks[index] = Ticks(packet.time_base)
+        if index != stream.index:
+            end_of_others = max(end_of_others, _times(packet, ticks[index])[1])  # unless it is not a number
             continue
         last = packet
         clock.put_right(packet)
-        time, over = _times(packet)
+        if kept is not None:
+            kept.append(packet)
+        time, over = _times(packet, ticks[index])
         shown = not packet.is_discard and not math.isnan(time)
         places.append(Place(time, shown, packet.is_keyframe))
         if not shown:
             continue
+        presented = presented and packet.pts is not None
         end = max(end, over)
         if length_size and torn is None and not _adds_up(bytes(packet), length_size):
             torn = time
 
+    if kept is not None and emptying is not None:
+        kept.append(emptying)
     times = sorted(place.time for place in places if place.shown)
     if last is None or not times:
         raise VideoError(path, "its video stream has no frames")
@@ -273,15 +304,16 @@ def read_timeline(container: InputContainer, stream: VideoStream, path: Path) ->
         complete = lacking <= max(0.5, 3 * interval) and (lacking <= interval / 2 or not segment_is_cut(path))
     else:
         complete = True  # nothing declares a length: what FFmpeg gives is guessed from the stamps
-    return Timeline(places, times, end, interval, complete, torn, clock.parts)
+    alone = presented and len(set(times)) == len(times)
+    return Timeline(places, times, end, interval, complete, torn, clock.parts, alone)
 
 
-def _times(packet: Packet) -> tuple[float, float]:
+def _times(packet: Packet, ticks: Ticks) -> tuple[float, float]:
     """When a packet is shown and when it is over, in seconds; not a number where nothing says so."""
     stamp = packet.dts if packet.pts is None else packet.pts
     if stamp is None:
         return math.nan, math.nan
-    return float(stamp * packet.time_base), float((stamp + (packet.duration or 0)) * packet.time_base)
+    return ticks.seconds(stamp), ticks.seconds(stamp + (packet.duration or 0))
 
 
 def _interval(times: list[float], stream: VideoStream) -> float:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -13,11 +13,16 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from emcl_train.data.clock import Clock, has_no_stamps
+from emcl_train.data.clock import Clock, Ticks, has_no_stamps
 from emcl_train.data.timeline import Timeline, VideoError
 
 Shown = tuple[float, VideoFrame]
 """When a frame is shown, in seconds, and the frame."""
+
+
+SKIPPING = ("h264",)
+"""Codecs whose decoder passes over exactly the frames on which no other depends. In HEVC a frame may be marked as one
+of these and be needed by a higher sub-layer; the decoders of VP9 and AV1 do not look at the request."""
 
 
 class Astray(Exception):
@@ -32,6 +37,8 @@ def frames_shown_at(
     targets: Sequence[float],
     *,
     enter: bool = False,
+    skip: bool = False,
+    packets: Sequence[Packet] | None = None,
 ) -> Iterator[VideoFrame]:
     """The frame on display at each of these times, which must ascend.
 
@@ -43,31 +50,44 @@ def frames_shown_at(
         targets: seconds in the timeline.
         enter: decode only the groups of pictures in which wanted frames lie, each of them once. Otherwise all is
             decoded, from the start to the last target.
+        skip: within these groups too, leave out frames that are not wanted and on which no other depends. Damage in
+            them is not seen.
+        packets: of the film, as `read_timeline` kept them; None: they are read from the file.
 
     Raises:
         VideoError: a frame is missing or damaged.
         Astray: the same, if groups were passed over: decoding from the start tells whether the file is damaged.
     """
-    reader = Reader(container, stream, timeline)
+    times = [timeline.times[max(0, bisect_right(timeline.times, target + 1e-6) - 1)] for target in targets]
+    skip = skip and timeline.alone and stream.codec_context.name in SKIPPING
+    only = _around(timeline, times) if skip else None
+    reader = Reader(container, stream, timeline, only=only, packets=packets)
     tolerance = 3 * timeline.interval + 1e-3
+    # Where frames are left out, the one before the wanted one may be none that was on display.
+    early = 1e-6 if skip else tolerance
     first = timeline.times[0]
     current: Shown | None = None
 
-    for target in targets:
-        shown = timeline.times[max(0, bisect_right(timeline.times, target + 1e-6) - 1)]
+    for i, (target, shown) in enumerate(zip(targets, times, strict=True)):
         if enter and reader.enter(timeline.entry(shown)):
             current = None
+        if skip:
+            # Behind the last wanted frame of a group nothing more is put into the decoder: it gives what it has.
+            last = timeline.number_of(shown) + 1
+            group_ends = i + 1 == len(times) or timeline.entry(times[i + 1]) > last
+            reader.until = last if group_ends else None
 
-        while (upcoming := reader.peek()) and (current is None or upcoming[0] <= target + 1e-6):
-            # Of frames that were passed over to, the one that is shown is known by its stamp.
-            if enter and current is not None and current[0] >= shown - 1e-6:
+        # Of frames that were passed over to, the one that is shown is known by its stamp.
+        while not (enter and current is not None and current[0] >= shown - 1e-6):
+            upcoming = reader.peek()
+            if upcoming is None or (current is not None and upcoming[0] > target + 1e-6):
                 break
             current = reader.take()
 
         if current is None:
             raise VideoError(path, f"none of its {len(timeline.times)} frames can be decoded")
         time, frame = current
-        if enter and (frame.is_corrupt or not -1e-6 <= shown - time <= tolerance):
+        if enter and (frame.is_corrupt or not -1e-6 <= shown - time <= early):
             raise Astray
         if time < shown - tolerance:
             raise VideoError(path, f"the frame at {shown - first:.2f} s is missing; the file is damaged there")
@@ -76,14 +96,47 @@ def frames_shown_at(
         yield frame
 
 
+def _around(timeline: Timeline, times: Sequence[float]) -> set[int]:
+    """The packets, by their numbers, of the frames shown from these times on, and the one on either side of each.
+
+    Two fields of a frame may come in a packet each.
+    """
+    numbers = {timeline.number_of(time) for time in times}
+    return {number + step for number in numbers for step in (-1, 0, 1)}
+
+
 class Reader:
     """The frames of a film in the order of display; what nobody wants can be passed over.
 
     Its file must stand at the start.
     """
 
-    def __init__(self, container: InputContainer, stream: VideoStream, timeline: Timeline) -> None:
-        self._packets = _packets(container, stream)
+    def __init__(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        timeline: Timeline,
+        only: Container[int] | None = None,
+        packets: Sequence[Packet] | None = None,
+    ) -> None:
+        """From the start.
+
+        Args:
+            container: the open file.
+            stream: the film in it.
+            timeline: of the film.
+            only: packets, by their numbers, of wanted frames; others are left out if no frame depends on them. None:
+                all are decoded.
+            packets: as `read_timeline` kept them; None: they are read from the file.
+        """
+        self.until: int | None = None
+        """The last packet, by its number, that is put into the decoder before another is entered; None: all are."""
+        self._drained = False
+        self._only = only
+        self._leaves_out = False
+        stream.codec_context.skip_frame = "DEFAULT"  # whatever an earlier reader of it left out
+        self._ticks = Ticks(stream.time_base) if stream.time_base else None
+        self._packets = _packets(container, stream) if packets is None else iter(packets)
         self._next_packet = 0
         self._stream = stream
         self._decoded: deque[Shown] = deque()
@@ -93,9 +146,17 @@ class Reader:
     def peek(self) -> Shown | None:
         """The frame that comes next; None behind the last."""
         while not self._decoded:
+            if self.until is not None and self._next_packet > self.until:
+                if self._drained:
+                    return None
+                self._drained = True
+                self._decoded.extend(self._timed(self._stream.codec_context.decode(None)))
+                continue
             packet = next(self._packets, None)
             if packet is None:
                 return None
+            if self._only is not None:
+                self._leave_out(self._next_packet not in self._only)
             self._next_packet += 1
             self._decoded.extend(self._timed(decode_packet(packet)))
         return self._decoded[0]
@@ -106,12 +167,13 @@ class Reader:
 
     def enter(self, number: int) -> bool:
         """Go on with this packet, unless it is behind already. True if packets were passed over, undecoded."""
-        if number <= self._next_packet:
+        if number < self._next_packet or (number == self._next_packet and not self._drained):
             return False
         for _ in range(number - self._next_packet):
             next(self._packets)
         self._next_packet = number
         self._decoded.clear()
+        self._drained = False
         self._stream.codec_context.flush_buffers()
         return True
 
@@ -123,8 +185,14 @@ class Reader:
                     yield time, frame
                 continue
             stamp = frame.dts if frame.pts is None else frame.pts
-            if stamp is not None and frame.time_base is not None:
-                yield float(stamp * frame.time_base), frame
+            if stamp is not None and self._ticks is not None:
+                yield self._ticks.seconds(stamp), frame
+
+    def _leave_out(self, unwanted: bool) -> None:
+        """What becomes of the next packet, if no frame depends on it."""
+        if unwanted != self._leaves_out:
+            self._stream.codec_context.skip_frame = "NONREF" if unwanted else "DEFAULT"
+            self._leaves_out = unwanted
 
 
 def decode_packet(packet: Packet) -> list[VideoFrame]:

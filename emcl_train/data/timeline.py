@@ -61,6 +61,8 @@ class Timeline:
     """When the first packet is shown whose parts do not add up to it: it was overwritten. None: there is none."""
     parts: int = 1
     """How often its time stamps begin, each time anew: films that were joined."""
+    alone: bool = False
+    """Whether every packet that is shown has a time of presentation of its own, by which its frame is known."""
 
     @cached_property
     def keyframes(self) -> list[int]:

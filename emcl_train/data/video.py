@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 from jaxtyping import Bool, UInt8
 from torch import Tensor
@@ -46,7 +48,10 @@ PICTURES = tuple(OF_VERSION_1)
 
 SEEK_FROM = 60.0
 """Of clips of this many seconds and more only the groups of pictures that hold a wanted frame are decoded, for 12
-frames; below, decoding on is as fast."""
+frames, even where the whole clip is asked for."""
+
+KEPT = 32 << 20
+"""Bytes of a file whose packets are kept from one reading to be decoded; larger ones are read twice."""
 
 Sampling = Literal["1fps", "uniform", "2.5fps"]
 Choice = Literal["shown", "nearest"]
@@ -163,8 +168,9 @@ def _choose_from_file(request: FrameRequest) -> list[UInt8[Tensor, "3 S S"]]:
     """The wanted pictures of a video file."""
     rotated = request.display == "rotated"
     with open_video(request.path, first=rotated, max_pixels=request.max_pixels) as (container, stream):
-        timeline = whole_timeline(container, stream, request.path)
-        pixels = _choose_by_seeking(container, stream, request, timeline)
+        kept: list[Packet] | None = [] if container.size <= KEPT else None
+        timeline = whole_timeline(container, stream, request.path, kept)
+        pixels = _choose_by_seeking(container, stream, request, timeline, kept)
         if pixels is None:
             pixels = _choose_by_decoding(container, stream, request, timeline)
     return pixels
@@ -285,23 +291,39 @@ def _choose_by_decoding(
 
 
 def _choose_by_seeking(
-    container: InputContainer, stream: VideoStream, request: FrameRequest, timeline: Timeline
+    container: InputContainer,
+    stream: VideoStream,
+    request: FrameRequest,
+    timeline: Timeline,
+    packets: Sequence[Packet] | None = None,
 ) -> list[UInt8[Tensor, "3 S S"]] | None:
-    """Decode the groups of pictures alone that hold a target. None for short clips, and where keyframes are wrong."""
+    """Decode little more than the wanted frames depend on.
+
+    None where all is to be decoded: the whole of a short clip is asked for, frames are not known by their times, or
+    keyframes are wrong.
+    """
     first = timeline.times[0]
     last_second = _span(request, first, timeline.times[-1], timeline.end).end - first
-    if has_no_stamps(container) or last_second < SEEK_FROM * max(1.0, request.num_frames / 12):
+    short = last_second < SEEK_FROM * max(1.0, request.num_frames / 12)
+    if has_no_stamps(container) or (short and (request.whole or not timeline.alone)):
         return None
     try:
-        return _choose(container, stream, request, timeline, enter=True)
+        return _choose(container, stream, request, timeline, enter=True, skip=not request.whole, packets=packets)
     except (Astray, av.error.FFmpegError):
         return None  # decoding from the start tells whether the keyframes or the pictures are wrong
 
 
 def _choose(
-    container: InputContainer, stream: VideoStream, request: FrameRequest, timeline: Timeline, *, enter: bool
+    container: InputContainer,
+    stream: VideoStream,
+    request: FrameRequest,
+    timeline: Timeline,
+    *,
+    enter: bool,
+    skip: bool = False,
+    packets: Sequence[Packet] | None = None,
 ) -> list[UInt8[Tensor, "3 S S"]]:
-    """The wanted pictures."""
+    """The wanted pictures; see `frames_shown_at`."""
     wanted = _Wanted.of(request, timeline)
 
     # The whole clip is its last frame too, which is looked at and not taken.
@@ -310,8 +332,10 @@ def _choose(
     # Each is made into a picture as it comes: frames lie in the decoder's memory, and are large.
     pictures: list[Tensor] = []
     before = None
-    with rewound(container, stream, timeline, request.path, request.max_pixels) as film:
-        for i, frame in enumerate(frames_shown_at(*film, request.path, timeline, to_see, enter=enter)):
+    at_start = rewound(container, stream, timeline, request.path, request.max_pixels)
+    with at_start if packets is None else nullcontext((container, stream)) as film:
+        frames = frames_shown_at(*film, request.path, timeline, to_see, enter=enter, skip=skip, packets=packets)
+        for i, frame in enumerate(frames):
             if i == len(wanted.targets):
                 break
             if frame is not before:
@@ -399,7 +423,7 @@ def _pictures_of(
     """The pictures of each span, in one pass."""
     targets = [target for one in wanted for target in one.targets]
     with rewound(container, stream, timeline, request.path, request.max_pixels) as film:
-        frames = frames_shown_at(*film, request.path, timeline, targets, enter=enter)
+        frames = frames_shown_at(*film, request.path, timeline, targets, enter=enter, skip=enter)
         for one in wanted:
             pictures: list[Picture] = []
             before = None

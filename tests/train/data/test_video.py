@@ -5,11 +5,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 from tiny_videos import level, write_video
 
 from emcl_train.data import decoding, video
+from emcl_train.data.clock import Clock, Ticks
 from emcl_train.data.video import FrameRequest, VideoError, decode_frames, probe
 
 
@@ -161,14 +163,16 @@ def fed(monkeypatch):
     return stamps
 
 
-def test_many_frames_of_a_clip_that_is_not_so_long_are_decoded_on(tmp_path, monkeypatch, fed):
+def test_a_clip_that_is_not_long_is_decoded_on_where_the_whole_of_it_is_asked_for(tmp_path, monkeypatch, fed):
     monkeypatch.setattr(video, "SEEK_FROM", 2.0)
     path = write_video(tmp_path / "a.mp4", range(40), options={"g": "4", "bf": "0"})
-    assert seconds(path, 36) == [0, 10, 20, 30]  # 4 s for 36 frames: less than three times 2 s
+    # 4 s for 36 frames: less than three times 2 s
+    assert seconds(path, 36, whole=True) == [0, 10, 20, 30]
     assert len(fed) > 30
-    fed.clear()
-    assert seconds(path, 4) == [0, 10, 20, 30]
-    assert len(fed) < 15
+    for whole, frames in ((True, 4), (False, 36)):
+        fed.clear()
+        assert seconds(path, frames, whole=whole) == [0, 10, 20, 30]
+        assert len(fed) < 15
 
 
 LONG = {
@@ -206,17 +210,97 @@ def test_of_a_long_clip_no_group_of_pictures_is_decoded_twice(tmp_path, monkeypa
         assert len(stamps) <= 5 * num_frames
 
 
-def test_wrong_marks_of_keyframes_lead_to_the_right_frames(tmp_path, monkeypatch, fed):
+@pytest.mark.parametrize("b_frames", ["0", "3"])
+def test_wrong_marks_of_keyframes_lead_to_the_right_frames(tmp_path, monkeypatch, fed, b_frames):
     """A list of keyframes in a header that names frames which depend on others."""
-    path = write_video(tmp_path / "a.mp4", range(40), options={"g": "1000", "bf": "0"})
+    path = write_video(tmp_path / "a.mp4", range(40), options={"g": "1000", "bf": b_frames, "b_strategy": "0"})
     expected = levels(path, 6)
     data = bytearray(path.read_bytes())
     data[data.index(b"stss") : data.index(b"stss") + 4] = b"free"  # without it every frame counts as a keyframe
     path.write_bytes(data)
     monkeypatch.setattr(video, "SEEK_FROM", 0.0)
     fed.clear()
-    assert levels(path, 6) == expected
+    assert levels(path, 6) == expected == [3, 10, 16, 23, 30, 36]
     assert len(fed) <= 2 * 40 + 2
+
+
+SHORT = LONG | {
+    "b-frames-in-avi": ("avi", "libx264", {"g": "20", "bf": "3"}),
+    "pyramid": ("mp4", "libx264", {"g": "30", "bf": "5", "b_strategy": "0", "x264-params": "b-pyramid=normal"}),
+    "interlaced": ("ts", "libx264", {"g": "20", "bf": "2", "flags": "+ildct+ilme"}),
+}
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_pixels_are_those_of_a_film_that_is_decoded_whole(tmp_path, monkeypatch, kind):
+    suffix, codec, options = SHORT[kind]
+    texture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+    def paint(image, number):
+        image[:] = np.roll(texture, (number, 3 * number), (0, 1)) // 2 + number
+
+    path = write_video(tmp_path / f"a.{suffix}", [0] * 70, paint=paint, codec=codec, options=options)
+    requests = [FrameRequest(path, *how) for how in ((1, 48), (5, 48), (40, 48), (4, 48, "1fps"), (9, 48, "2.5fps"))]
+    requests += [FrameRequest(path, 4, 48, start=1.3, end=3.1, choice="nearest")]
+    found = [decode_frames(request) for request in requests]
+    monkeypatch.setattr(video, "_choose_by_seeking", lambda *_: None)
+    for request, (frames, mask) in zip(requests, found, strict=True):
+        expected, valid = decode_frames(request)
+        assert torch.equal(mask, valid)
+        assert torch.equal(frames, expected), request
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """How many frames left a decoder for each packet that entered it."""
+    counts = []
+    real = decoding.decode_packet
+
+    def counted(packet):
+        frames = real(packet)
+        counts.append(len(frames))
+        return frames
+
+    monkeypatch.setattr(decoding, "decode_packet", counted)
+    return counts
+
+
+def test_frames_that_nothing_depends_on_are_left_out(tmp_path, made):
+    path = write_video(tmp_path / "a.mp4", range(40), options={"g": "1000", "bf": "3", "b_strategy": "0"})
+    assert levels(path, 2) == [10, 30]
+    assert sum(made) < 20
+    made.clear()
+    decode_frames(FrameRequest(path, 2, 16, whole=True))
+    assert sum(made) >= 39
+
+
+def test_damage_that_no_wanted_frame_depends_on_is_seen_if_the_whole_is_asked_for(tmp_path):
+    path = write_video(tmp_path / "a.mp4", range(40), noise=True, options={"g": "1000", "bf": "3", "b_strategy": "0"})
+    before, _ = decode_frames(FrameRequest(path, 2, 16))
+    with av.open(str(path)) as film:
+        packets = [(packet.pos, packet.size, bytes(packet)) for packet in film.demux(video=0) if packet.size]
+
+    # A picture that is no reference, by the header of its unit, far from the wanted ones.
+    place, size, _ = next(packet for packet in packets[16:] if packet[2][4] == 1)
+    data = bytearray(path.read_bytes())
+    data[place + 5 : place + size] = bytes(size - 5)
+    path.write_bytes(data)
+    assert torch.equal(decode_frames(FrameRequest(path, 2, 16))[0], before)
+    with pytest.raises(VideoError):
+        decode_frames(FrameRequest(path, 2, 16, whole=True))
+
+
+def test_frames_that_share_a_time_are_not_known_by_it(tmp_path, monkeypatch, made):
+    path = write_video(tmp_path / "a.mkv", range(40), options={"g": "1000", "bf": "3", "b_strategy": "0"})
+    real = Clock.put_right
+
+    def shared(clock, packet):
+        real(clock, packet)
+        packet.pts = 100 if packet.pts == 200 else packet.pts
+
+    monkeypatch.setattr(Clock, "put_right", shared)
+    assert levels(path, 2) == [10, 30]
+    assert sum(made) >= 30
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
@@ -293,3 +377,11 @@ def test_real_videos_decode_and_the_damaged_one_says_so(shared_data):
         assert frames.float().std() > 0
     with pytest.raises(VideoError, match="Invalid data"):
         decode_frames(FrameRequest(folder / "video20.mp4", 12, 16))
+
+
+def test_seconds_of_a_stamp_are_those_of_the_exact_fraction():
+    draw = np.random.default_rng(0)
+    for time_base in (Fraction(1, 90000), Fraction(1001, 30000), Fraction(1, 12800), Fraction(7, 3)):
+        ticks = Ticks(time_base)
+        for stamp in [0, -1, 2**62 + 1, *draw.integers(-(2**40), 2**40, 200).tolist()]:
+            assert ticks.seconds(stamp) == float(stamp * time_base)
