@@ -36,7 +36,7 @@ with or_ends_in_a_line():
     from emcl_train.terminal import Output, tell, tolerant_output
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-OF_HUB_NAMES = ("--model.clip", "--model.tokenizer")
+OF_HUB_NAMES = ("--model", "--model.clip", "--model.tokenizer")
 """Flags that take names of the hub, also with `hf://` before them."""
 FOR_THE_FIRST = 10.0
 """Seconds that a process leaves the first one to come as far, on a machine that is busy."""
