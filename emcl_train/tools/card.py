@@ -131,8 +131,8 @@ def _below(results: Mapping[str, Any]) -> str:
 def _use(config: RunConfig, results: Mapping[str, Any] | None, name: str) -> str:
     compared = "its own head" + (" and EMCL" if config.emcl.mode != "off" else "")
     lines = [
-        f"`pip install emcl[train]`. Loading runs no code of this repository. `similarity` of rows is their cosine, of "
-        f"features what the figures are of: {compared}, over all texts and videos that it is given.",
+        f"With emcl and its extra `train` installed. Loading runs no code of this repository. `similarity` of rows is "
+        f"their cosine, of features what the figures are of: {compared}, over all texts and videos that it is given.",
         "",
         "```python",
         "import emcl_train",

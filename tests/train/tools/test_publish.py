@@ -10,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from hub_cache import put_clip
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -280,3 +281,14 @@ def test_nothing_is_made_on_the_hub_of_a_run_that_is_not_finished(copied, monkey
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: pytest.fail("it was made"))
     with pytest.raises(UserError, match="is not the folder of a finished run"):
         emcl_train.load(copied).push_to_hub("us/tiny")
+
+
+def test_a_clip_as_it_is_is_saved_as_one_that_nothing_trained(tmp_path):
+    clip = emcl_train.load(put_clip(tmp_path / "cache"))
+    clip.save_pretrained(tmp_path / "saved")
+    text = ModelCard.load(tmp_path / "saved/README.md").text
+    assert "Nothing was trained." in text
+    assert "## Figures" not in text
+    back = emcl_train.load(tmp_path / "saved")
+    assert back.fingerprint == clip.fingerprint
+    assert torch.equal(back.encode_text(["a red circle"]), clip.encode_text(["a red circle"]))
