@@ -13,9 +13,10 @@ from emcl_train.extras import or_ends_in_a_line, said_of_missing
 
 with or_ends_in_a_line():
     from emcl_train.commands import COMMANDS, USAGE, usage_of_family
-    from emcl_train.commands.completing import WORDS
+    from emcl_train.commands.completing import WORDS, targets_of
     from emcl_train.commands.entry import Entry, asks_for_help
-    from emcl_train.commands.everywhere import EVERYWHERE, also_taken, without_flags, word_of
+    from emcl_train.commands.everywhere import EVERYWHERE, WITHOUT_A_FILE, also_taken, without_flags, word_of
+    from emcl_train.commands.options_file import with_file
     from emcl_train.commands.version import version_lines
     from emcl_train.endings import (
         AFTER_A_SIGNAL,
@@ -36,7 +37,7 @@ with or_ends_in_a_line():
     from emcl_train.terminal import Output, tell, tolerant_output
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-OF_HUB_NAMES = ("--model.clip", "--model.tokenizer")
+OF_HUB_NAMES = ("--model", "--model.clip", "--model.tokenizer")
 """Flags that take names of the hub, also with `hf://` before them."""
 FOR_THE_FIRST = 10.0
 """Seconds that a process leaves the first one to come as far, on a machine that is busy."""
@@ -178,13 +179,16 @@ def dispatch(arguments: list[str]) -> int:
         name = " ".join(arguments[:words])
         entry = COMMANDS.get(name)
         if entry is not None:
-            refuse_addresses(arguments[words:], entry)
+            rest = arguments[words:]
+            if name not in WITHOUT_A_FILE:
+                rest = with_file(name, targets_of(name, rest), rest)
+            refuse_addresses(rest, entry)
             if not entry.in_processes:
                 require_one_process(name)
             try:
-                return entry.run(arguments[words:])
+                return entry.run(rest)
             finally:
-                if asks_for_help(arguments[words:]):
+                if asks_for_help(rest):
                     print(also_taken(name))
 
     if len(arguments) == 1 and (family := usage_of_family(arguments[0])):

@@ -1,6 +1,6 @@
 """`emcl_train.load`: the towers of a run, or of a CLIP, as one object that encodes texts and videos."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -11,15 +11,15 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from emcl_train.config import RunConfig, require_towers
+from emcl_train.config import RunConfig
 from emcl_train.data.clips import Clip
 from emcl_train.data.picture import Picture, square
 from emcl_train.data.text import CaptionTokenizer, load_tokenizer
 from emcl_train.data.video import FrameRequest, decode_clip
 from emcl_train.device import device as device_of_command
 from emcl_train.errors import UserError
-from emcl_train.evaluation.provenance import LOGIT_SCALE, frames_of
-from emcl_train.kinds import HEADS, line_of
+from emcl_train.evaluation.provenance import LOGIT_SCALE, clip_config_of, frames_of
+from emcl_train.kinds import line_of
 from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, build_model, look_ahead
 from emcl_train.models.clip import look_at_clip
 from emcl_train.recipes import is_smoke_test, load_recipe
@@ -30,9 +30,12 @@ from emcl_train.runs.finished import say_if_unfinished
 from emcl_train.runs.state import hash_of_tensors
 from emcl_train.tools.embed import finite
 from emcl_train.tools.export import whole_weights
+from emcl_train.tools.publish import Published, require_rows
+from emcl_train.tools.sharing import Shared
 from emcl_train.tools.sides import pooled
 from emcl_train.weights.hub import plain_names
 from emcl_train.weights.keys import put_weights
+from emcl_train.weights.published import published_on_hub
 
 BATCH = 64
 """Clips or texts that the towers see at a time."""
@@ -57,7 +60,7 @@ class Encoded:
     """What the model's own head compares."""
 
 
-class Encoder:
+class Encoder(Shared):
     """Texts and videos to rows of one space, by the towers of a run or of a CLIP. `load` makes it.
 
     Examples:
@@ -79,6 +82,7 @@ class Encoder:
         """A model with its weights. `source`: the folder of the run that they are of; None: of a CLIP alone."""
         self._model = model.eval()
         self._tokenizer = tokenizer
+        self._source = source
         self._of_run = source is not None
         self.config = config
         self.label = (
@@ -135,24 +139,79 @@ class Encoder:
             VideoError: a file cannot be decoded.
             UserError: the towers give numbers that are not finite.
         """
-        given = [clips] if isinstance(clips, str | Path | Clip) else list(clips)
-        named = [clip if isinstance(clip, Clip) else Clip(str(clip), Path(clip).expanduser()) for clip in given]
-        parts = []
-        for begin in range(0, len(named), BATCH):
-            decoded = [decode_clip(clip, self.config.data) for clip in named[begin : begin + BATCH]]
-            frames, masks = (torch.stack(list(values)) for values in zip(*decoded, strict=True))
-            parts.append(self.encode_frames(frames, masks).rows)
+        parts = [self.encode_frames(*batch).rows for batch in self._decoded(clips)]
         return torch.cat(parts) if parts else torch.zeros(0, self.width)
 
-    def similarity(self, text: Any, video: Any) -> Float[Tensor, "N M"]:
-        """The cosine of each text with each video.
+    def similarity(self, text: Any, video: Any, *, emcl: bool | None = None) -> Float[Tensor, "N M"]:
+        """How alike each text and each video are.
+
+        Of rows it is their cosine. Of features it is what the model's own figures are of: its head, with one EM over
+        all that is given, or in blocks, where the model is evaluated so.
 
         Args:
-            text: `[N, D]`, from `encode_text`.
-            video: `[M, D]`, from `encode_video`.
+            text: `[N, D]`, from `encode_text`; or what `text_features` gives.
+            video: `[M, D]`, from `encode_video`; or what `video_features` gives.
+            emcl: of features, with EMCL or without; None: as the model is evaluated.
+
+        Raises:
+            TypeError: one side has rows and the other features, or `emcl` is given for rows.
+
+        Examples:
+            >>> text, video = model.text_features(captions), model.video_features(clips)
+            >>> text_to_video(model.similarity(text, video), caption_clip)["R@1"]  # of emcl_train.evaluation.metrics
+            45.7
         """
+        sides = isinstance(text, TextFeatures), isinstance(video, VideoFeatures)
+        if all(sides):
+            return self._compared(text, video, emcl)
+        if any(sides) or emcl is not None:
+            raise TypeError(
+                f"similarity got {type(text).__name__} and {type(video).__name__}, expected rows of both (encode_text, "
+                f"encode_video), whose cosine has no emcl, or features of both (text_features, video_features)"
+            )
         rows = [normalize(torch.as_tensor(side).float(), dim=-1) for side in (text, video)]
         return rows[0] @ rows[1].T
+
+    # ---- for others --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> "Encoder":
+        """`emcl_train.load`, under the name that other libraries give it; all arguments are the same."""
+        return load(name_or_path, **options)
+
+    def published(self) -> Published:
+        """What a published folder of it is made of."""
+        weights = {key: value.cpu() for key, value in self._model.state_dict().items()}
+        clip_config = clip_config_of(self._model, self.config)
+        return Published(self.config, weights, self._tokenizer, clip_config, self._source)
+
+    # ---- what the head compares --------------------------------------------------------------------------------------
+
+    def video_features(self, clips: ClipLike | Sequence[ClipLike]) -> VideoFeatures:
+        """What the model's head compares of videos; the arguments and errors are those of `encode_video`."""
+        parts = [self.encode_frames(*batch, padded=True).features for batch in self._decoded(clips)]
+        if not parts:
+            frames = torch.zeros(0, self.config.data.num_frames, self.width)
+            return VideoFeatures(frames, frames[..., 0].bool())
+        return VideoFeatures.cat(parts)
+
+    @torch.no_grad()
+    def _compared(self, text: TextFeatures, video: VideoFeatures, emcl: bool | None) -> Float[Tensor, "N M"]:
+        """Similarities as an evaluation of the model makes them."""
+        on = self.config.emcl.mode != "off" if emcl is None else emcl
+        em_block = self.config.eval.em_block if on else None
+        there = text.to(self.device), video.to(self.device)
+        parts = self._model.similarity_stream(*there, emcl=on, em_block=em_block)
+        return torch.cat([part.float().cpu() for part in parts])
+
+    def _decoded(self, clips: ClipLike | Sequence[ClipLike]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames of clips and their masks, a batch at a time."""
+        given = [clips] if isinstance(clips, str | Path | Clip) else list(clips)
+        named = [clip if isinstance(clip, Clip) else Clip(str(clip), Path(clip).expanduser()) for clip in given]
+        for begin in range(0, len(named), BATCH):
+            decoded = [decode_clip(clip, self.config.data) for clip in named[begin : begin + BATCH]]
+            frames, masks = zip(*decoded, strict=True)
+            yield torch.stack(list(frames)), torch.stack(list(masks))
 
     # ---- what a library needs ----------------------------------------------------------------------------------------
 
@@ -175,15 +234,16 @@ class Encoder:
         return TextFeatures.cat(parts)
 
     @torch.no_grad()
-    def encode_frames(self, frames: Tensor, frame_mask: Tensor) -> Encoded:
+    def encode_frames(self, frames: Tensor, frame_mask: Tensor, *, padded: bool = False) -> Encoded:
         """Rows and features of clips whose frames are decoded.
 
         Args:
             frames: `[N, F, 3, S, S]`, uint8.
             frame_mask: `[N, F]`, False on padding.
+            padded: keep all F frames in the features, whether there is a clip that has so many.
         """
         # A CLIP alone sees each frame by itself; a run's layers count padding, so that it stays there.
-        if not self._of_run:
+        if not self._of_run and not padded:
             there = max(1, int(frame_mask.sum(1).max()))
             frames, frame_mask = frames[:, :there], frame_mask[:, :there]
 
@@ -232,13 +292,16 @@ class Encoder:
         }
 
 
-def load(name_or_path: str | Path, *, device: str | torch.device | None = None) -> Encoder:
+def load(name_or_path: str | Path, *, device: str | torch.device | None = None, **hub: Any) -> Encoder:
     """The towers of a training run or of a CLIP, to encode texts and videos with.
 
     Args:
-        name_or_path: the folder of a run, whose selected weights are taken; a CLIP's folder in transformers' layout,
-            its file with OpenAI's names, or its name on the hub.
+        name_or_path: the folder of a run, whose selected weights are taken, or one that `emcl-train publish` wrote, or
+            its name on the hub; a CLIP's folder in transformers' layout, its file with OpenAI's names, or its name on
+            the hub. No code of it is run.
         device: where to compute; None: the first GPU, or the CPU.
+        hub: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` of huggingface_hub, for a
+            published run on the hub.
 
     Returns:
         The encoder.
@@ -253,7 +316,15 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None) 
     """
     path = Path(name_or_path).expanduser()
     where = torch.device(device) if device is not None else device_of_command()
-    return _of_run(path, where) if is_run(path) else _of_clip(str(name_or_path), where)
+    if is_run(path):
+        return _of_run(path, where)
+    if (published := published_on_hub(str(name_or_path), **hub)) is not None:
+        return _of_run(published, where)
+    if hub:
+        raise UserError(
+            f"{name_or_path} is no published run on the hub, for which {', '.join(hub)} are; leave them out"
+        )
+    return _of_clip(str(name_or_path), where)
 
 
 def is_run(path: Path) -> bool:
@@ -266,14 +337,7 @@ def is_run(path: Path) -> bool:
 def _of_run(run: Path, device: torch.device) -> Encoder:
     """The model of a run, with its selected weights and its tokenizer."""
     of_run = load_config(run)
-    require_towers(of_run, "load")
-    if of_run.answers_questions:
-        raise UserError(f"{run} answers questions about a video, and compares none; pass the folder of a retrieval run")
-    if HEADS[of_run.model.head].differences:
-        raise UserError(
-            f"{run} compares what changes between frames (head {of_run.model.head!r}), which no row of a video holds; "
-            f"pass a run with another head, such as {', '.join(name for name in HEADS if not HEADS[name].differences)}"
-        )
+    require_rows(of_run, run, "load")
     config = replace(of_run, from_features=None, data=replace(of_run.data, augment="none", cache_frames=False))
 
     tokenizer = load_tokenizer(of_run, run)

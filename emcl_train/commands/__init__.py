@@ -11,6 +11,7 @@ from emcl_train.commands import (
     evaluating,
     exporting,
     indexing,
+    publishing,
     refining,
     reporting,
     searching,
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Entry] = {
     **evaluating.COMMANDS,
     **embedding.COMMANDS,
     **exporting.COMMANDS,
+    **publishing.COMMANDS,
     **data.COMMANDS,
     **refining.COMMANDS,
     **indexing.COMMANDS,
@@ -61,6 +63,7 @@ EVERYWHERE_HELP = """\
   --quiet    print warnings, errors and the paths of results, nothing else
   --device   train, resume, eval, embed, index, search, serve: on cpu, cuda, or cuda:1, the second GPU
   --dry-run  train, resume, embed, refine, data compress: check, print what would be done, write nothing
+  --config   all but train and resume: options from a file; --print-config prints one (train has settings of a run)
   --help     after any command: all its options
 """
 USAGE = f"""\

@@ -5,12 +5,12 @@ or flags change.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from tyro.conf import Positional
 
 from emcl_train.commands import everywhere
-from emcl_train.commands.entry import Entry, flags_of, named, of_function
+from emcl_train.commands.entry import Entry, flags_of, named, of_function, options_of
 from emcl_train.config import LAYOUTS
 from emcl_train.recipes import RECIPES
 
@@ -100,6 +100,7 @@ def completed(words: list[str]) -> list[str]:
         found = {*options, *EVERYWHERE}
         found |= {everywhere.DEVICE} if name in everywhere.COMPUTING else set()
         found |= {everywhere.DRY_RUN} if name in everywhere.PLANNED else set()
+        found |= {everywhere.CONFIG, everywhere.PRINT_CONFIG} if name not in everywhere.WITHOUT_A_FILE else set()
     else:
         first = len(typed) == len(name.split())
         found = set(_words(name)) if first else set()
@@ -118,20 +119,26 @@ def _words(name: str) -> tuple[str, ...]:
 def _options(name: str, rest: list[str]) -> dict[str, tuple[str, ...]]:
     """The flags of a command, each with the values that it may have; none where these are open."""
     found: dict[str, tuple[str, ...]] = {}
-    for target in _targets(rest).get(name, ()):
+    for target in targets_of(name, rest):
         values = _values(target)
         found |= {flag: values.get(flag, ()) for flag in flags_of(target)}
     return found
 
 
-def _targets(rest: list[str]) -> dict[str, tuple[Any, ...]]:
-    """What the options of each command are made of."""
+def targets_of(name: str, rest: list[str]) -> tuple[Any, ...]:
+    """What the options of a command are made of: a dataclass or a function, or of which of them.
+
+    Args:
+        name: the command's words.
+        rest: what follows them.
+    """
     from emcl_train.commands import (
         data,
         embedding,
         evaluating,
         exporting,
         indexing,
+        publishing,
         refining,
         reporting,
         searching,
@@ -154,32 +161,24 @@ def _targets(rest: list[str]) -> dict[str, tuple[Any, ...]]:
         "data compress": data.compress,
         "data cache": data.cache,
         "refine": refining.refine,
+        "publish": publishing.publish,
         "index": indexing.index,
         "search": searching.search,
         "serve": serving.serve,
         "report": reporting.report,
         "verify": verifying.verify,
+        "completion": completion,
     }
-    return {"export": exports, **{name: (target,) for name, target in one_each.items()}}
+    return exports if name == "export" else (one_each[name],)
 
 
 def _values(target: Any) -> dict[str, tuple[str, ...]]:
     """The values of flags that have a list of them."""
-    found: dict[str, tuple[str, ...]] = {}
-
-    def look(kind: Any, prefix: str) -> None:
-        for name, hint in get_type_hints(kind, include_extras=True).items():
-            of_kind, *marks = get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
-            renamed = next((mark for mark in marks if hasattr(mark, "prefix_name")), None)
-            own = name if renamed is None or renamed.name is None else renamed.name
-            dotted = own if renamed is not None and renamed.prefix_name is False else f"{prefix}{own}"
-            if isinstance(of_kind, type) and hasattr(of_kind, "__dataclass_fields__"):
-                look(of_kind, f"{dotted}." if own else prefix)
-            elif get_origin(of_kind) is Literal:
-                found["--" + dotted.replace("_", "-")] = tuple(map(str, get_args(of_kind)))
-
-    look(target, "")
-    return found
+    return {
+        flag: tuple(map(str, get_args(option.kind)))
+        for flag, option in options_of(target).items()
+        if get_origin(option.kind) is Literal
+    }
 
 
 COMMANDS: dict[str, Entry] = {

@@ -22,17 +22,23 @@ else:
     DataSetName = tyro.extras.literal_type_from_choices([*LAYOUTS, *sorted(set(RECIPES) - set(LAYOUTS))])
 
 
-def shapes(root: Positional[Path], shapes: Annotated[ShapesConfig, tyro.conf.arg(name="")]) -> None:
+def shapes(
+    root: Positional[Path], shapes: Annotated[ShapesConfig, tyro.conf.arg(name="")], json: Path | None = None
+) -> None:
     """Render the bundled video set in the MSR-VTT layout.
 
     Args:
         root: Folder to write to.
         shapes: What to render.
+        json: Write what was rendered to this file; alone, or with -, print it in place of all else.
     """
     say_if_ended(lambda: f"the clips in {root} are whole; the same command goes on with those that are missing")
     from emcl_train.data.shapes import render_shapes
 
-    render_shapes(root, shapes)
+    with json_result(json) as result:
+        render_shapes(root, shapes)
+        clips = {"train": shapes.train_clips, "val": shapes.val_clips, "test": shapes.test_clips}
+        result({"root": root, "clips": clips})
 
 
 def doctor(
@@ -125,6 +131,7 @@ def cache(
     ids: Positional[list[str]],
     prune: bool = False,
     older_than: float | None = None,
+    json: Path | None = None,
 ) -> int:
     """List what is kept of data sets in the user's cache folder, or remove it; all of it can be found out again.
 
@@ -136,11 +143,13 @@ def cache(
         ids: Of what is meant, or how they begin; without one, all that is kept.
         prune: Remove it. What a process uses stays, and the exit code is 1; files of others stay.
         older_than: Only what was not used for this many days.
+        json: Write the list, or what was removed, to this file; alone, or with -, print it in place of all else.
     """
     say_if_ended(lambda: "what is gone is gone, and the rest is as it was; run the command again")
     from emcl_train.tools.cache import run_cache
 
-    return run_cache(ids, prune=prune, older_than=older_than)
+    with json_result(json) as result:
+        return run_cache(ids, prune=prune, older_than=older_than, result=result)
 
 
 COMMANDS = {

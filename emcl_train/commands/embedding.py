@@ -1,5 +1,6 @@
 """The command embed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,8 @@ import tyro
 
 from emcl_train.commands.entry import OF_THE_RUN, Entry, after_a_word, flags_of, in_processes, named, show_help
 from emcl_train.commands.everywhere import is_dry_run
+from emcl_train.commands.options_file import print_file, without_print_config
+from emcl_train.commands.output import json_result, with_bare_json
 from emcl_train.config import PlaceConfig, RunConfig, check_config, require_towers
 from emcl_train.endings import say_if_ended
 from emcl_train.errors import UserError
@@ -29,6 +32,8 @@ class EmbedArguments:
     """Of the recipe; those that no feature depends on are left as they are in training."""
     tokens: bool = False
     """Store the features of every token too, as the head "wti" needs them."""
+    json: Path | None = None
+    """Write what was written to this file; alone, or with -, print it in place of all else."""
 
 
 @dataclass
@@ -46,6 +51,8 @@ class EmbedRunArguments:
     texts: Path | None = None
     """Encode the texts in this file, one row each: .txt with a text a line, or a table (.csv, .jsonl) of videos with
     captions."""
+    json: Path | None = None
+    """Write what was written to this file; alone, or with -, print it in place of all else."""
 
 
 @dataclass
@@ -63,6 +70,8 @@ class EmbedListsArguments:
     texts: Path | None = None
     """Encode the texts in this file, one row each: .txt with a text a line, or a table (.csv, .jsonl) of videos with
     captions."""
+    json: Path | None = None
+    """Write what was written to this file; alone, or with -, print it in place of all else."""
 
 
 def run_embed(what: str, arguments: list[str]) -> int:
@@ -95,8 +104,11 @@ def arguments_of(what: str) -> type:
 
 def embed_recipe(recipe: str, arguments: list[str]) -> int:
     """Encode with the towers that training by the recipe starts from."""
+    arguments, prints = without_print_config(with_bare_json(arguments))
     default = EmbedArguments(load_recipe(recipe))
     asked = tyro.cli(EmbedArguments, args=arguments, default=default, prog=f"emcl-train embed {recipe}")
+    if prints:
+        return print_file(EmbedArguments, asked)
     config = replace(asked.settings, model=plain_names(asked.settings.model))
 
     with of_command(Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})):
@@ -106,14 +118,17 @@ def embed_recipe(recipe: str, arguments: list[str]) -> int:
             require_new(config.out)
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
-        return encode(config, config.out, asked.tokens)
+        return with_result(asked.json, config.out, lambda: encode(config, config.out, asked.tokens))
 
 
 def embed_run(run: Path, arguments: list[str]) -> int:
     """Encode with the towers of a run."""
+    arguments, prints = without_print_config(with_bare_json(arguments))
     config = load_config(run)
     default = EmbedRunArguments(Path("features"), PlaceConfig.of_run(config.data))
     asked = tyro.cli(EmbedRunArguments, args=arguments, default=default, prog=f"emcl-train embed {run}")
+    if prints:
+        return print_file(EmbedRunArguments, asked)
     of_run = config.data
     config = replace(config, data=replace(of_run, **vars(asked.data)))
     if (asked.videos is not None or asked.texts is not None) and "--data.videos" not in named(arguments):
@@ -130,17 +145,22 @@ def embed_run(run: Path, arguments: list[str]) -> int:
 
         say_what_is_not_followed(of_run, config.data)
         if asked.videos is not None or asked.texts is not None:
-            return encode_lists(config, asked.out, asked.videos, asked.texts, run)
+            lists = config, asked.out, asked.videos, asked.texts, run
+            return with_result(asked.json, asked.out, lambda: encode_lists(*lists))
 
-        return encode(config, asked.out, asked.tokens, run, render="--data.root" in named(arguments))
+        render = "--data.root" in named(arguments)
+        return with_result(asked.json, asked.out, lambda: encode(config, asked.out, asked.tokens, run, render=render))
 
 
 def embed_lists(what: Path, arguments: list[str]) -> int:
     """Encode a folder of videos, or a file of texts, with the towers that are asked for."""
+    arguments, prints = without_print_config(with_bare_json(arguments))
     default = EmbedListsArguments(load_recipe("csv"), videos=what if what.is_dir() else None)
     if not what.is_dir():
         default.texts = what
     asked = tyro.cli(EmbedListsArguments, args=arguments, default=default, prog=f"emcl-train embed {what}")
+    if prints:
+        return print_file(EmbedListsArguments, asked)
     config = replace(asked.settings, model=plain_names(asked.settings.model))
 
     with of_command(Command(flags_of(EmbedListsArguments) - {"--resume", "--no-resume"})):
@@ -150,7 +170,17 @@ def embed_lists(what: Path, arguments: list[str]) -> int:
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
 
-        return encode_lists(config, config.out, asked.videos, asked.texts)
+        lists = config, config.out, asked.videos, asked.texts
+        return with_result(asked.json, config.out, lambda: encode_lists(*lists))
+
+
+def with_result(json: Path | None, out: Path, work: Callable[[], int]) -> int:
+    """Do the work, and give programs the folder and the files that it wrote."""
+    with json_result(json if is_first_process() else None) as result:
+        code = work()
+        if not is_dry_run() and is_first_process():
+            result({"out": out, "files": sorted(path.name for path in out.iterdir()), "exit_code": code})
+    return code
 
 
 def encode(config: RunConfig, out: Path, tokens: bool, run_dir: Path | None = None, *, render: bool = False) -> int:

@@ -110,8 +110,13 @@ def of_function(name: str, function: Callable[..., int | None], **command: Any) 
     """
 
     def call(arguments: list[str]) -> int:
+        from emcl_train.commands.options_file import collecting, print_file, without_print_config
+
+        arguments, prints = without_print_config(with_bare_json(arguments))
         with of_command(Command(flags_of(function), **command)):
-            return tyro.cli(function, args=with_bare_json(arguments), prog=f"emcl-train {name}") or 0
+            if prints:
+                return print_file(function, tyro.cli(collecting(function), args=arguments, prog=f"emcl-train {name}"))
+            return tyro.cli(function, args=arguments, prog=f"emcl-train {name}") or 0
 
     return call
 
@@ -123,15 +128,25 @@ def switches_of(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(flag for flag in flags if flag in opposites or f"--no-{flag[2:]}" in opposites)
 
 
-def flags_of(target: Any, prefix: str = "") -> frozenset[str]:
-    """Every flag that tyro makes of a dataclass or of a function's parameters.
+@dataclass(frozen=True)
+class Option:
+    """One of the options that tyro makes of a dataclass or of a function's parameters."""
+
+    kind: Any
+    """The type of its values."""
+    place: tuple[str, ...]
+    """The names that lead to its value: fields and parameters."""
+
+
+def options_of(target: Any, prefix: str = "", place: tuple[str, ...] = ()) -> dict[str, Option]:
+    """Every option by its flag, but for the `--no-` forms of switches.
 
     tyro has no lasting call for this: `tyro.extras.get_parser` is deprecated.
     """
     hints = get_type_hints(target, include_extras=True)
     names = [field.name for field in fields(target)] if is_dataclass(target) else list(signature(target).parameters)
 
-    found: set[str] = set()
+    found: dict[str, Option] = {}
     for name in names:
         kind, *marks = get_args(hints[name]) if hasattr(hints[name], "__metadata__") else (hints[name],)
         if tyro.conf.Positional in marks or tyro.conf.Suppress in marks:
@@ -143,10 +158,24 @@ def flags_of(target: Any, prefix: str = "") -> frozenset[str]:
         dotted = own if renamed is not None and renamed.prefix_name is False else f"{prefix}{own}"
 
         if is_dataclass(kind):
-            found |= flags_of(kind, f"{dotted}." if own else prefix)
-            continue
-        found.add("--" + dotted.replace("_", "-"))
-        if kind is bool:
-            *groups, last = dotted.split(".")
-            found.add("--" + ".".join([*groups, f"no-{last}"]).replace("_", "-"))
-    return frozenset(found)
+            found |= options_of(kind, f"{dotted}." if own else prefix, (*place, name))
+        else:
+            found["--" + dotted.replace("_", "-")] = Option(kind, (*place, name))
+    return found
+
+
+def flags_of(target: Any) -> frozenset[str]:
+    """Every flag that tyro makes of a dataclass or of a function's parameters."""
+    options = options_of(target)
+    return frozenset(options) | {no_form(flag) for flag, option in options.items() if option.kind is bool}
+
+
+def no_form(flag: str) -> str:
+    """The form of a switch that turns it off.
+
+    Examples:
+        >>> no_form("--data.cache-frames")
+        '--data.no-cache-frames'
+    """
+    *groups, last = flag.removeprefix("--").split(".")
+    return "--" + ".".join([*groups, f"no-{last}"])

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from emcl_train.commands.entry import OF_THE_RUN, Entry, after_a_word, flags_of, in_processes, named, show_help
+from emcl_train.commands.options_file import print_file, without_print_config
 from emcl_train.commands.output import json_result, with_bare_json
 from emcl_train.commands.reporting import report
 from emcl_train.config import DataConfig, EMCLConfig, EvalConfig, PlaceConfig, RunConfig, check_config
@@ -54,7 +55,7 @@ def run_eval(folder: str, arguments: list[str]) -> int:
 def evaluate(folder: str, arguments: list[str]) -> int:
     """Evaluate a run again, whose settings are the defaults of the options."""
     run = Path(folder)
-    arguments = with_bare_json(arguments)
+    arguments, prints = without_print_config(with_bare_json(arguments))
     config = load_config(run)
 
     def parse(config: RunConfig) -> EvalArguments:
@@ -65,6 +66,8 @@ def evaluate(folder: str, arguments: list[str]) -> int:
     asked = parse(config)
     if asked.emcl.mode != config.emcl.mode:
         asked = parse(in_mode(config, asked.emcl.mode))
+    if prints:
+        return print_file(EvalArguments, asked)
 
     with json_result(asked.json) as result:
         return evaluate_and_print(run, config, asked, arguments, result)

@@ -7,6 +7,10 @@ COMPUTING = ("train", "resume", "eval", "embed", "index", "search", "serve")
 """Commands that take `--device`."""
 PLANNED = ("train", "resume", "embed", "refine", "data compress")
 """Commands that take `--dry-run`."""
+WITHOUT_A_FILE = ("train", "resume", "completion")
+"""Commands whose options stand in no file of theirs: the settings of a run have one of their own."""
+CONFIG, PRINT_CONFIG = "--config", "--print-config"
+"""A file with a command's options, and its printing."""
 EVERYWHERE = ("--debug", "--no-lock", "--quiet")
 """Flags of every command."""
 DEVICE, DRY_RUN = "--device", "--dry-run"
@@ -46,6 +50,7 @@ def also_taken(command: str) -> str:
     """What the help of a command says of these flags and of those of every command."""
     flags = [DEVICE] if command in COMPUTING else []
     flags += [DRY_RUN] if command in PLANNED else []
+    flags += [CONFIG, PRINT_CONFIG] if command not in WITHOUT_A_FILE else []
     return f"Also: {', '.join([*flags, *EVERYWHERE])}; `emcl-train --help` says what they do."
 
 

@@ -1,5 +1,6 @@
 """The command export: weights of a run, or the moments of a library, for other programs."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +8,7 @@ import tyro
 from tyro.conf import Positional
 
 from emcl_train.commands.entry import Entry, named, of_function, switches_of
+from emcl_train.commands.output import json_result
 from emcl_train.endings import say_if_ended
 from emcl_train.errors import UserError
 from emcl_train.extras import require_packages
@@ -22,6 +24,7 @@ def export(
     run: Positional[Path],
     out: Positional[Path],
     layout: Literal["clip4clip", "emcl", "openai", "transformers"],
+    json: Path | None = None,
 ) -> None:
     """Write the best weights of a run under the names of another program.
 
@@ -31,13 +34,16 @@ def export(
         run: Folder of a training run.
         out: File to write, as safetensors if its name ends so; a folder for "transformers". It must not exist.
         layout: Whose names: of the whole model CLIP4Clip's or the EMCL release's, of CLIP OpenAI's or transformers'.
+        json: Write what was written to this file; alone, or with -, print it in place of all else.
     """
     load_config(run)
     require_new(out, "choose another name")
     say_if_ended(lambda: f"{out} appears when it is whole: {_is_there(out)}")
     from emcl_train.tools.export import export_run
 
-    export_run(run, out, layout)
+    with json_result(json) as result:
+        left_out = export_run(run, out, layout)
+        result({"run": run, "out": out, "layout": layout, "left_out": left_out})
 
 
 def export_moments(
@@ -47,6 +53,7 @@ def export_moments(
     out: Path,
     rows: Literal["auto", "refined", "plain"] = "auto",
     description: Annotated[str, tyro.conf.arg(metavar="INDEX")] = FLAT,
+    json: Path | None = None,
 ) -> None:
     """Write the moments of a library for other programs: id, path, start, end and vector.
 
@@ -56,6 +63,7 @@ def export_moments(
         out: Folder to write. It must not exist.
         rows: Refined rows, or the model's own; "auto": refined ones where the library has a bank.
         description: Of the FAISS index, as its `index_factory` takes it, such as "IVF1024,Flat".
+        json: Write what was written to this file; alone, or with -, print it in place of all else.
     """
     require_packages("search")
     if to != "faiss" and description != FLAT:
@@ -68,10 +76,12 @@ def export_moments(
     from emcl_train.terminal import console_of, escaped
 
     refined = {"auto": None, "refined": True, "plain": False}[rows]
-    with reaching(library):
-        written = export_library(Library(library), to, out, refined=refined, description=description)
-    for line in written.said():
-        console_of().print(escaped(line), soft_wrap=True, highlight=False)
+    with json_result(json) as result:
+        with reaching(library):
+            written = export_library(Library(library), to, out, refined=refined, description=description)
+        for line in written.said():
+            console_of().print(escaped(line), soft_wrap=True, highlight=False)
+        result({"library": library, "to": to, **asdict(written)})
 
 
 def _is_there(out: Path) -> str:

@@ -25,7 +25,8 @@ def report(
 
     Args:
         runs: Folders of training runs; a folder of seeds counts as one. Each is compared with the first.
-        json: Write the comparisons to this file as well; alone, or with -, print them in place of all else.
+        json: Write the figures of the runs and their comparisons to this file as well; alone, or with -, print them in
+            place of all else.
         share: Leave absolute paths of this machine out of the pages, which others get.
         out: File for the comparison of several runs, in place of comparison.html in the folder that holds them all.
         watch: Write the page of one run anew while it trains, and end with its training.

@@ -69,8 +69,30 @@ for _tag, _pattern, _first in (
 
 def as_yaml(config: RunConfig) -> str:
     """All settings as a file for `--config`."""
-    text: str = yaml.dump(as_json(asdict(config)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return dumped(asdict(config))
+
+
+def dumped(tree: dict[str, Any]) -> str:
+    """Settings by their names as YAML."""
+    text: str = yaml.dump(as_json(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     return text
+
+
+def read_tree(path: Path, way_out: str = WAY_OUT) -> dict[Any, Any]:
+    """What a file of settings holds, YAML or JSON.
+
+    Raises:
+        UserError: it cannot be read, or holds something else than names with values.
+    """
+    try:
+        text = read_regular(path, LARGEST).decode("utf-8")
+        tree = parse_json(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as settings: {reason}; {way_out}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold settings by their names, got {_named(tree)}; {way_out}")
+    return tree
 
 
 def recipe_in(path: Path) -> str:
@@ -129,15 +151,7 @@ def but_for_the_mode(path: Path, recipe: str) -> dict[str, Any]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings in a file by their dotted names, each of the kind that it is in a configuration."""
-    try:
-        text = read_regular(path, LARGEST).decode("utf-8")
-        tree = parse_json(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read as settings: {reason}; {WAY_OUT}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold settings by their names, got {_named(tree)}; {WAY_OUT}")
-
+    tree = read_tree(path)
     kinds = _kinds(RunConfig)
     found = _flattened(tree, kinds, path)
     for name, value in found.items():

@@ -9,6 +9,7 @@ import tyro
 
 from emcl_train.commands.entry import Entry, after_a_word, flags_of, named, show_help
 from emcl_train.commands.everywhere import is_dry_run
+from emcl_train.commands.output import json_result, with_bare_json
 from emcl_train.config import (
     MAX_PIXELS,
     NOT_OF_THE_MODEL,
@@ -26,6 +27,7 @@ from emcl_train.flags import Command, flag, of_command
 from emcl_train.recipes import KNOWN_RECIPES, RECIPES, in_mode, load_recipe
 from emcl_train.runs.contents import (
     CONFIG,
+    RESULTS,
     STATE,
     check_run_folder,
     kept_from_before,
@@ -36,6 +38,7 @@ from emcl_train.runs.contents import (
     seed_folders,
     with_settings,
 )
+from emcl_train.runs.files import read_json
 from emcl_train.runs.lock import require_quiet
 from emcl_train.runs.machine import is_first_process
 from emcl_train.terminal import console_of, escaped, warn
@@ -56,6 +59,8 @@ class TrainArguments:
     or config.json. Flags go before the file, and the file before the recipe."""
     print_config: bool = False
     """Print all settings as a file for --config, and do nothing else."""
+    json: Path | None = None
+    """Write the figures to this file too; alone, or with -, print them in place of all else."""
 
 
 def run_train(recipe: str | None, arguments: list[str]) -> int:
@@ -131,7 +136,7 @@ def parsed(arguments: list[str], default: RunConfig, words: str, description: st
     """What a user has typed, over the settings of `default`."""
     asked = tyro.cli(
         TrainArguments,
-        args=arguments,
+        args=with_bare_json(arguments),
         default=TrainArguments(default),
         prog=f"emcl-train {words}",
         description=description,
@@ -165,8 +170,22 @@ def train_with(config: RunConfig, asked: TrainArguments) -> int:
         if is_first_process():
             print_plan(config)
         return 0
-    run_training(config)
+    with json_result(asked.json if is_first_process() else None) as result:
+        run_training(config)
+        if asked.json is not None and is_first_process():
+            result(outcome_of(config))
     return 0
+
+
+def outcome_of(config: RunConfig) -> dict[str, Any]:
+    """What a training that has ended gives to programs: what results.json holds, of the run or of each of several."""
+
+    def of_one(run: Path) -> dict[str, Any]:
+        return {"run": run, **read_json(run / RESULTS, f"measure it again by `emcl-train eval {run}`", keys=())}
+
+    if config.seeds == 1:
+        return of_one(config.out)
+    return {"run": config.out, "runs": [of_one(run) for run in seed_folders(config.out)]}
 
 
 def run_to_go_on_with(out: Path) -> RunConfig | None:

@@ -45,7 +45,7 @@ def report_runs(
     Args:
         run_dirs: folders of runs, or of runs with different seeds.
         console: where to print.
-        json_path: write the comparisons to this file as well.
+        json_path: write the figures of the runs, and the comparisons, to this file as well.
         share: leave absolute paths out of the pages.
         out: the file for the comparison; None: comparison.html in the folder that holds all runs, or here.
 
@@ -57,7 +57,7 @@ def report_runs(
     """
     console = console_of(console)
     groups = [load_group(path, so_far=True) for path in run_dirs]
-    answering = _answer_questions(groups, json_path, out)
+    answering = _answer_questions(groups, out)
     place = place_of(groups, out) if len(groups) > 1 and not answering else None
 
     # First of all what is not finished.
@@ -169,7 +169,7 @@ def render_differing(groups: Sequence[Group]) -> Lines:
     return Lines(*lines)
 
 
-def _answer_questions(groups: Sequence[Group], json_path: Path | None, out: Path | None) -> bool:
+def _answer_questions(groups: Sequence[Group], out: Path | None) -> bool:
     """Whether the runs answer questions. They stand in one table, and are not compared query by query.
 
     Raises:
@@ -183,18 +183,21 @@ def _answer_questions(groups: Sequence[Group], json_path: Path | None, out: Path
             f"{kinds[True]} answers questions and {kinds[False]} is of retrieval, which have no figure in common; "
             f"report them one after the other"
         )
-    if json_path is not None or out is not None:
+    if out is not None:
         raise UserError(
-            f"{kinds[True]} answers questions, and such runs are not compared query by query: leave out "
-            f"{'--json' if json_path is not None else '--out'}; results.json of each run has its figures"
+            f"{kinds[True]} answers questions, and such runs are not compared query by query: leave out --out; "
+            f"results.json of each run has its figures"
         )
     return True
 
 
-def _as_json(measured: Sequence[Group], comparisons: Sequence[tuple[Group, Comparison]]) -> list[dict[str, object]]:
-    return [
+def _as_json(measured: Sequence[Group], comparisons: Sequence[tuple[Group, Comparison]]) -> dict[str, object]:
+    """Figures of each run that has some, and how each but the first compares with that."""
+    runs = [{"run": str(run.path), **run.results} for group in measured for run in group.runs]
+    compared = [
         {"first": str(measured[0].path), "second": str(other.path), "verdict": comparison.verdict}
         | {"origins": {str(run.path): run.results.get(ORIGIN) for run in (*measured[0].runs, *other.runs)}}
         | asdict(comparison)
         for other, comparison in comparisons
     ]
+    return {"runs": runs, "comparisons": compared}

@@ -96,6 +96,12 @@ def require_run(run_dir: Path) -> None:
     raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}; {way_out}")
 
 
+def is_config_of_run(path: Path) -> bool:
+    """Whether a file is the configuration of a run; that of a model in transformers' layout has the same name."""
+    content = json_if_whole(path)
+    return isinstance(content, dict) and "model_type" not in content and content.keys() >= {"recipe", "data", "model"}
+
+
 def check_run_folder(config: RunConfig) -> None:
     """Raise a UserError where a run would be overwritten, there is none to go on with, or it has other settings.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -55,6 +56,18 @@ class Kept:
         """Whether it is of a library."""
         return self.folder.parent.name == SERVED
 
+    def as_json(self) -> dict[str, Any]:
+        """It for programs."""
+        return {
+            "id": self.id,
+            "folder": self.folder,
+            "of": self.root,
+            "is_library": self.is_served,
+            "bytes": self.size,
+            "used": self.used,
+            "files": len(self.files),
+        }
+
     def described(self) -> list[str]:
         """What it is, a line each."""
         lines = []
@@ -97,6 +110,7 @@ def run_cache(
     prune: bool = False,
     older_than: float | None = None,
     console: Console | None = None,
+    result: Callable[[Any], object] = lambda found: None,
 ) -> int:
     """List what is kept, or remove it.
 
@@ -105,6 +119,7 @@ def run_cache(
         prune: remove it.
         older_than: only what was not used for this many days.
         console: where to print.
+        result: takes what is kept, or what was removed, as JSON has it.
 
     Returns:
         1 if something that was to go is in use, else 0.
@@ -124,8 +139,11 @@ def run_cache(
     if older_than is not None:
         chosen = [kept for kept in chosen if time.time() - kept.used >= older_than * DAY]
     if prune:
-        return _prune(chosen, home, console)
+        gone, in_use = _prune(chosen, home, console)
+        result({"home": home, "removed": [kept.as_json() for kept in gone], "in_use": [kept.id for kept in in_use]})
+        return 1 if in_use else 0
 
+    result({"home": home, "kept": [kept.as_json() for kept in chosen]})
     total = sum(kept.size for kept in chosen)
     _say(console, f"{home} keeps {_size(total)} of {_counted(chosen)}")
     for kept in chosen:
@@ -137,14 +155,15 @@ def run_cache(
     return 0
 
 
-def _prune(chosen: Sequence[Kept], home: Path, console: Console) -> int:
+def _prune(chosen: Sequence[Kept], home: Path, console: Console) -> tuple[list[Kept], list[Kept]]:
+    """Remove what nobody uses. Returns what is gone, and what stays."""
     freed = 0
-    in_use = 0
+    in_use = []
     gone = []
     for kept in chosen:
         with nobody_uses(kept.folder) as free:
             if not free:
-                in_use += 1
+                in_use.append(kept)
                 warn(escaped(f"{kept.id} is in use, and stays: {kept.of}"), console)
                 continue
             clear_partial(kept.folder)
@@ -162,7 +181,7 @@ def _prune(chosen: Sequence[Kept], home: Path, console: Console) -> int:
             with suppress(OSError):  # somebody begins to use it again
                 kept.folder.rmdir()
     _say(console, f"{_size(freed)} freed in {home}: what was kept of {_counted(gone)} is gone")
-    return 1 if in_use else 0
+    return gone, in_use
 
 
 def _counted(kept: Sequence[Kept]) -> str:

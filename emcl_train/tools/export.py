@@ -28,7 +28,7 @@ PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "CLIPProcessor"
 
 
-def export_run(run_dir: Path, out: Path, program: str, say: Callable[[str], object] = print) -> None:
+def export_run(run_dir: Path, out: Path, program: str, say: Callable[[str], object] = print) -> list[str]:
     """Write a run's weights under the names that another program gives them.
 
     Args:
@@ -37,15 +37,18 @@ def export_run(run_dir: Path, out: Path, program: str, say: Callable[[str], obje
         program: "clip4clip", "emcl", "openai" or "transformers".
         say: takes a sentence on what was written, and on what has no name there.
 
+    Returns:
+        Names of the tensors that have none there, and were left out.
+
     Raises:
         UserError: the run has no weights yet, or `out` exists.
     """
     with making(out):
         require_free(out, "choose another name")
-        _export(run_dir, out, program, say)
+        return _export(run_dir, out, program, say)
 
 
-def _export(run_dir: Path, out: Path, program: str, say: Callable[[str], object]) -> None:
+def _export(run_dir: Path, out: Path, program: str, say: Callable[[str], object]) -> list[str]:
     config = load_config(run_dir)
     require_towers(config, "export")
     state = whole_weights(config, run_dir)
@@ -65,6 +68,7 @@ def _export(run_dir: Path, out: Path, program: str, say: Callable[[str], object]
     if left_out:
         parts = sorted({".".join(name.split(".")[:2]) for name in left_out})
         say(f"not in this layout, and left out ({len(left_out)} tensors): {', '.join(parts)}")
+    return list(left_out)
 
 
 def whole_weights(config: RunConfig, run_dir: Path) -> dict[str, Tensor]:

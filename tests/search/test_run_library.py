@@ -19,6 +19,7 @@ from emcl_train.data.annotations import load_annotations
 from emcl_train.data.video import decode_clip
 from emcl_train.runs.contents import load_config
 from emcl_train.search.indexing import Asked, index
+from emcl_train.tools.publish import publish_run
 from emcl_train.training import trainer
 
 
@@ -58,6 +59,19 @@ def test_it_ranks_by_the_runs_own_head(run: Path, library: Library) -> None:
         close = dict(zip(queries["video_ids"], scores, strict=True))
         for one, name in zip(found, expected, strict=True):
             assert close[one.path.stem] == pytest.approx(close[name], abs=4e-3)
+
+
+def test_it_goes_on_with_the_published_run(run: Path, library: Library, tmp_path: Path) -> None:
+    """Its rows are those of the run: nothing is embedded anew, and searches find the same."""
+    publish_run(run, tmp_path / "published")
+    shutil.copytree(run.parent / "library", tmp_path / "library")
+    report = index(Asked(str(tmp_path / "library"), (), str(tmp_path / "published"), "pieces"))
+    assert report.added == 0
+    found = Library(tmp_path / "library").search("a red circle moves left", k=5)
+    assert [(one.path, one.score) for one in found] == [
+        (one.path, one.score) for one in library.search("a red circle moves left", k=5)
+    ]
+    assert Library(tmp_path / "library").encoder.fingerprint == library.encoder.fingerprint
 
 
 @pytest.mark.parametrize("head", ["wti", "mean"])

@@ -189,8 +189,11 @@ def test_two_runs_stand_in_one_table_and_are_not_compared(trained, seeds, tmp_pa
     assert "train.max_steps: 20 (run), 6 (runs)" in said
     assert "comparison:" not in said
 
-    assert cli.main(["report", first, second, "--json"]) == 1
-    assert "such runs are not compared query by query: leave out --json" in " ".join(capsys.readouterr().err.split())
+    assert cli.main(["report", first, second, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [len(found["runs"]), found["comparisons"]] == [3, []]
+    assert cli.main(["report", first, second, "--out", str(tmp_path / "both.html")]) == 1
+    assert "such runs are not compared query by query: leave out --out" in " ".join(capsys.readouterr().err.split())
     make_run(tmp_path / "retrieval")
     assert cli.main(["report", first, str(tmp_path / "retrieval")]) == 1
     assert "which have no figure in common" in " ".join(capsys.readouterr().err.split())

@@ -38,8 +38,10 @@ COMMANDS = {
     "doctor": ["data", "doctor", "msrvtt", "set"],
     "compress": ["data", "compress", "set/videos", "small", "--workers", "1"],
     "verify": ["verify", "refined"],
+    "cache": ["data", "cache"],
 }
 KEYS = {
+    "cache": {"home", "kept"},
     "refine": {"out", "map", "table"},
     "doctor": {"root", "splits", "clips"},
     "compress": {"folder", "out", "exit_code"},
@@ -69,7 +71,40 @@ def test_figures_of_a_run_for_programs(command, tiny_whole_run, tmp_path, capfd,
     assert cli.main([*arguments, "--json", "--quiet"]) == 0
     out, _ = capfd.readouterr()
     found = json.loads(out)
-    assert found == [] if command == "report" else found["rows"]
+    assert found["runs"][0]["rows"] if command == "report" else found["rows"]
+
+
+@pytest.mark.parametrize(("command", "keys"), [
+    (["export", "{run}", "{out}", "--layout", "clip4clip"], {"run", "out", "layout", "left_out"}),
+    (["embed", "{run}", "--texts", "{out}.txt", "--out", "{out}"], {"out", "files", "exit_code"}),
+    (["publish", "{run}", "{out}"], {"run", "folder", "files", "weights", "license"}),
+    (["data", "shapes", "{data}", "--train-clips", "32", "--val-clips", "8", "--test-clips", "12",
+      "--captions-per-clip", "2", "--size", "32", "--seconds", "1", "--fps", "4"], {"root", "clips"}),
+])  # fmt: skip
+def test_what_is_made_of_a_run_for_programs(command, keys, tiny_whole_run, tmp_path, capfd):
+    data, run = tiny_whole_run
+    (tmp_path / "out.txt").write_text("a red circle\na blue square\n")
+    given = [word.format(run=run, data=data, out=tmp_path / "out") for word in command]
+    assert cli.main([*given, "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out).keys() == keys
+    assert err or command[0] == "data"
+
+
+def test_a_training_gives_its_figures_to_programs(place, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("emcl_train.training.trainer.write_report", lambda run: run)
+    small = ["--train.max-steps", "1", "--data.workers", "0", "--model.random-clip.width", "16",
+             "--model.random-clip.layers", "1", "--model.random-clip.heads", "2", "--emcl.num-bases", "4",
+             "--data.num-frames", "2", "--data.image-size", "32", "--eval.query-bank", "0"]  # fmt: skip
+    assert cli.main([*TRAIN, *small, "--json"]) == 0
+    out, err = capfd.readouterr()
+    found = json.loads(out)
+    assert found["run"] == "run"
+    assert found["rows"][0]["text_to_video"]["R@1"] >= 0
+    assert "R@1" in err
+    assert cli.main(["resume", "run", "--json", "figures.json"]) == 0
+    capfd.readouterr()
+    assert json.loads((place / "figures.json").read_text())["rows"] == found["rows"]
 
 
 def test_json_alone_takes_no_other_flag_for_its_file():

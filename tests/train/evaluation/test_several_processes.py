@@ -102,6 +102,7 @@ def test_what_ends_an_evaluation_is_said_once(tiny_whole_run, tmp_path):
 
 ALONE = {
     "export": ["export", "run", "{out}", "--layout", "emcl"],
+    "publish": ["publish", "run", "{out}"],
     "report": ["report", "run"],
     "refine": ["refine", "a.npy", "b.npy", "--out", "{out}"],
     "verify": ["verify", "run"],

@@ -165,7 +165,9 @@ def test_report_of_two_runs_prints_the_verdict_and_writes_it(tmp_path):
     chance = f"R@1 {100 / clips:.1f}, R@5 {500 / clips:.1f}, R@10 {1000 / clips:.1f}, MnR {(clips + 1) / 2:.1f}"
     assert f"By chance: T→V {chance}; V→T {chance}." in text
     assert "By chance: T→V R@1 " in (tmp_path / "comparison.html").read_text(encoding="utf-8")
-    (found,) = json.loads((tmp_path / "found.json").read_text())
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert [one["run"].rpartition("/")[2] for one in written["runs"]] == ["a", "b"]
+    (found,) = written["comparisons"]
     assert found["verdict"] in text.replace("\n", "") or found["verdict"][:60] in text
     assert found["differences"][0]["interval"]["high"] < 0
 
