@@ -16,6 +16,7 @@ from emcl_train.recipes import OF_CLIP, RECIPES, load_recipe
 from emcl_train.runs.contents import CONFIG, load_config
 from emcl_train.runs.lock import require_new
 from emcl_train.weights.hub import plain_names, require_places
+from emcl_train.weights.settling import said_in, settled
 
 WITH_TOWERS = ", ".join(sorted(OF_CLIP))
 
@@ -100,7 +101,7 @@ def embed_recipe(recipe: str, arguments: list[str]) -> int:
         require_new(config.out)
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
-        return encode(config, config.out, asked.tokens)
+        return encode(settled(config, said_in(arguments)), config.out, asked.tokens)
 
 
 def embed_run(run: Path, arguments: list[str]) -> int:
@@ -142,7 +143,7 @@ def embed_lists(what: Path, arguments: list[str]) -> int:
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
 
-        return encode_lists(config, config.out, asked.videos, asked.texts)
+        return encode_lists(settled(config, said_in(arguments)), config.out, asked.videos, asked.texts)
 
 
 def encode(config: RunConfig, out: Path, tokens: bool, run_dir: Path | None = None, *, render: bool = False) -> int:

@@ -33,6 +33,7 @@ from emcl_train.terminal import console_of, warn, with_progress
 from emcl_train.tools.export import whole_weights
 from emcl_train.training.start import seed_everything
 from emcl_train.weights.keys import put_weights
+from emcl_train.weights.settling import settled
 
 
 def embed(
@@ -57,6 +58,7 @@ def embed(
     Raises:
         UserError: `out` exists, or anything that training refuses.
     """
+    config = settled(replace(config, from_features=None)) if run_dir is None else config
     check_config(replace(config, from_features=None))
     with making(out):
         require_free(out)
@@ -96,7 +98,7 @@ def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, 
         for name in SPLITS:
             write_split(partial, name, getattr(annotations, name), model, tokenizer, config, tokens=tokens)
         tokenizer.save(partial / TOKENIZER)
-        save_tensors_atomic(partial / TOWERS, dict(model.towers.clip.state_dict()))
+        save_tensors_atomic(partial / TOWERS, dict(model.towers.inner.state_dict()))
         note_all(partial, BINARY)
 
         # Last: a folder without it was not written to its end.
@@ -150,7 +152,7 @@ def write_split(
     """Arrays of one split, written as they get ready, and the lists that number their rows."""
     towers, device = model.towers, next(model.parameters()).device
     clips, captions = len(split.clips), len(split.captions)
-    frames, width, words = config.data.num_frames, towers.width, config.data.max_words
+    frames, width, words = towers.rows_of(config.data.num_frames), towers.width, config.data.max_words
 
     def array(kind: str, shape: tuple[int, ...], dtype: type) -> np.memmap:
         path = folder / f"{name}_{kind}.npy"
@@ -165,8 +167,10 @@ def write_split(
     loader = clip_loader(split, config.data, config.eval.batch_size)
     for batch in with_progress(loader, f"Encode {name}: clips"):
         rows = batch["index"].numpy()
-        features[rows] = finite(towers.encode_frames(batch["frames"].to(device)), batch["frame_mask"], "video")
-        masks[rows] = batch["frame_mask"].numpy()
+        mask = towers.rows_mask(batch["frame_mask"])
+        inputs = {name: batch[name].to(device) for name in towers.frame_inputs}
+        features[rows] = finite(towers.encode_frames(**inputs), mask, "video")
+        masks[rows] = mask.numpy()
     text = array("text", (captions, 1 + words * tokens, width), np.float32)
     token_masks = array("token_mask", (captions, words), np.int64)
     loader = caption_loader(split, tokenizer, config.data, config.eval.batch_size)
