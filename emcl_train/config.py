@@ -49,7 +49,8 @@ else:
     SystemName = literal_type_from_choices(tuple(SYSTEMS))
 
 
-Cleaning = Literal["clip", "none"]
+Cleaning = Literal["clip", "lower", "siglip", "none"]
+Resize = Literal["clip", "crop-bicubic", "crop-bilinear", "squash-bicubic", "squash-bilinear", "rounded"]
 Mode = Literal["train", "inference", "off"]
 """Where EMCL is: in training and evaluation, in evaluation only, or nowhere."""
 
@@ -85,9 +86,10 @@ class DataConfig:
     take it that count frames."""
     image_size: int = 224
     """Height and width of a frame after resizing and centre cropping, in pixels."""
-    resize: Literal["clip", "rounded"] = "clip"
-    """"clip": as CLIP's own preprocessing scales and crops, to the pixel; "rounded": by torch, with sides and offsets
-    rounded otherwise, as version 0.2.0 and before."""
+    resize: Resize = "clip"
+    """"clip": as CLIP's own preprocessing scales and crops, to the pixel; "crop-": as transformers does it for other
+    models, by the filter that is named; "squash-": all of a picture pressed into the square; "rounded": by torch, with
+    sides and offsets rounded otherwise, as version 0.2.0 and before. Models that are not CLIP bring their own."""
     display: Literal["watched", "rotated"] = "watched"
     """"watched": what a player shows: turned, mirrored, of the shape that its pixels have, and of several streams the
     film; "rotated": turned alone, of the first stream, as version 0.2.0 and before."""
@@ -98,7 +100,8 @@ class DataConfig:
     """Tokens per caption, start and end included."""
     clean_captions: Cleaning = "clip"
     """"clip": before captions are tokenized, wrongly decoded letters, ligatures and HTML in them are mended, as CLIP
-    does it; "none": what the tokenizer's own file says, which knows nothing of these."""
+    does it; "lower": they are written in lower case (SigLIP 2); "siglip": and without punctuation; "none": what the
+    tokenizer's own file says. Models that are not CLIP bring their own."""
     train_captions: Literal["one", "all"] = "one"
     """"one": in an epoch each clip comes once, with one of its captions; "all": once with each of them, as released."""
     test_captions: Literal["one", "all"] = "one"
@@ -205,7 +208,8 @@ class ModelConfig:
 
     clip: str = "openai/clip-vit-base-patch32"
     """A hub name, one of OpenAI's models (`ViT-B/32`), a folder in the transformers layout, a file with OpenAI's names
-    (`ViT-B-32.pt`), or "random" for a small CLIP with random weights."""
+    (`ViT-B-32.pt`), or "random" for a small CLIP with random weights. Names and folders may be of other models, such as
+    SigLIP 2, which bring their own pictures, captions and loss."""
     random_clip: RandomClipConfig = field(default_factory=RandomClipConfig)
     """Size of the towers when `clip` is "random"."""
     temporal: TemporalName = "transformer"
@@ -368,9 +372,11 @@ class TrainConfig:
     """With "adam" and "ranger": factor of the learning rate from one stair to the next."""
     lr_decay_steps: int | None = None
     """With "adam" and "ranger": steps of a stair. None: those of an epoch."""
-    loss: Literal["info-nce", "max-margin", "top-k-margin", "pair-margin"] = "info-nce"
-    """"info-nce": the symmetric contrastive loss; "max-margin": CE's and MMT's, over both directions; "top-k-margin":
-    that of the hardest others (MMT + EMCL); "pair-margin": JSFusion's, of each video with all captions."""
+    loss: Literal["info-nce", "sigmoid", "max-margin", "top-k-margin", "pair-margin"] = "info-nce"
+    """"info-nce": the symmetric contrastive loss; "sigmoid": SigLIP's, of each pair for itself, with a bias that is
+    learnt, which a model that was trained with it has unless another is named; "max-margin": CE's and MMT's, over both
+    directions; "top-k-margin": that of the hardest others (MMT + EMCL); "pair-margin": JSFusion's, of each video with
+    all captions."""
     margin: float = 0.05
     """Of the losses with one: by how much a right pair is to exceed others."""
     top_k: int = 1

@@ -18,10 +18,11 @@ from emcl_train.data.text import CaptionTokenizer, load_tokenizer
 from emcl_train.data.video import FrameRequest, decode_clip
 from emcl_train.device import device as device_of_command
 from emcl_train.errors import UserError
-from emcl_train.evaluation.provenance import LOGIT_SCALE, clip_config_of, frames_of
+from emcl_train.evaluation.provenance import clip_config_of, frames_of
 from emcl_train.kinds import line_of
 from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, build_model, look_ahead
 from emcl_train.models.clip import look_at_clip
+from emcl_train.models.towers import CLIPTowers, is_scalar
 from emcl_train.recipes import is_smoke_test, load_recipe
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import CONFIG, load_config
@@ -36,6 +37,7 @@ from emcl_train.tools.sides import pooled
 from emcl_train.weights.hub import plain_names
 from emcl_train.weights.keys import put_weights
 from emcl_train.weights.published import published_on_hub
+from emcl_train.weights.settling import settled
 
 BATCH = 64
 """Clips or texts that the towers see at a time."""
@@ -242,15 +244,15 @@ class Encoder(Shared):
             frame_mask: `[N, F]`, False on padding.
             padded: keep all F frames in the features, whether there is a clip that has so many.
         """
-        # A CLIP alone sees each frame by itself; a run's layers count padding, so that it stays there.
-        if not self._of_run and not padded:
+        # Towers alone see each frame by itself; a run's layers count padding, and video encoders expect all frames.
+        if not self._of_run and self._model.towers.per_frame and not padded:
             there = max(1, int(frame_mask.sum(1).max()))
             frames, frame_mask = frames[:, :there], frame_mask[:, :there]
 
         batch = {"frames": frames.to(self.device), "frame_mask": frame_mask.to(self.device)}
         features = self._model.encode_video(batch).to("cpu")
-        finite(features.frames, frame_mask, "video")
-        return Encoded(pooled(features.frames.float(), frame_mask), features)
+        finite(features.frames, features.frame_mask, "video")
+        return Encoded(pooled(features.frames.float(), features.frame_mask), features)
 
     def request(self, clip: Clip) -> FrameRequest:
         """Which frames of a clip the model sees."""
@@ -364,6 +366,7 @@ def _of_clip(name: str, device: torch.device) -> Encoder:
         image_size = int(sizes["vision_config"]["image_size"])
         words = min(77, int(sizes["text_config"]["max_position_embeddings"]))
         config = replace(config, data=replace(config.data, image_size=image_size, max_words=words))
+    config = settled(config, said=())
     look_ahead(config)
     tokenizer = load_tokenizer(config)
     return Encoder(build_model(config, tokenizer).to(device), tokenizer, config, None)
@@ -374,10 +377,12 @@ def _fingerprint(model: RetrievalModel, tokenizer: CaptionTokenizer, config: Run
     state = {
         name: value
         for name, value in model.state_dict().items()
-        if name != LOGIT_SCALE and not name.startswith("emcl.")
+        if not is_scalar(name) and not name.startswith("emcl.") and name != "own_bias"
     }
     data = config.data
     settings = [str(getattr(data, name)) for name in OF_ROWS]
+    if not isinstance(model.towers, CLIPTowers):
+        settings.append(str(model.towers.description()))
 
     digest = sha256()
     for part in (hash_of_tensors(state), *settings, tokenizer.backend.to_str()):

@@ -1,4 +1,4 @@
-"""Which systems, heads and temporal aggregations there are, each registered once: choices, models and tables follow.
+"""Which systems, towers, heads and temporal aggregations there are, each registered once: all else follows.
 
 Nothing here needs torch, so that `--help` and a mistake are answered at once; `built_by` names the class.
 """
@@ -41,10 +41,32 @@ class Head:
     """Whether it compares the features of every token, and not of whole captions alone."""
     differences: bool = False
     """Whether it needs an aggregation that makes tokens of what changes between frames."""
+    whole: bool = False
+    """Whether a clip that is one feature is enough for it; else it weighs single frames."""
     decorrelates: bool = False
     """Whether its loss has the decorrelation of channels."""
     lines: Mapping[str, str] = field(default_factory=lambda: OF_A_HEAD)
     """Names of the line that a run is judged by, for each `emcl.mode`; {} is the label."""
+
+
+@dataclass(frozen=True)
+class TowerFamily:
+    """Models of one kind with a tower for texts and one for pictures, known by `model_type` in their config.json."""
+
+    label: str
+    """As papers call it."""
+    built_by: str
+    """MODULE:CLASS, a `Towers`."""
+    loss: str = "info-nce"
+    """What it was trained with, a choice of `--train.loss`."""
+    per_frame: bool = True
+    """Whether it sees each frame for itself; else it gives one feature a clip."""
+    tokens: bool = True
+    """Whether it gives the feature of every token, in the space of the captions'."""
+    full_length: bool = False
+    """Whether captions always have as many tokens as it takes: it was trained on their padding too."""
+    cleaning: str = "none"
+    """How captions are cleaned before they are tokenized, as `data.clean_captions`."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,16 @@ SYSTEMS: dict[str, System] = {
     "mmt": System("MMT", "multi-modal transformer"),
     "jsfusion": System("JSFusion", "joint sequence fusion", emcl=False),
 }
+TOWERS: dict[str, TowerFamily] = {
+    "clip": TowerFamily("CLIP", "emcl_train.models.towers.clip:CLIPTowers", cleaning="clip"),
+    "siglip": TowerFamily(
+        "SigLIP", "emcl_train.models.towers.siglip:SigLIPTowers", loss="sigmoid", full_length=True, cleaning="lower"
+    ),
+    "metaclip_2": TowerFamily("MetaCLIP 2", "emcl_train.models.towers.metaclip2:MetaCLIP2Towers"),
+    "altclip": TowerFamily("AltCLIP", "emcl_train.models.towers.altclip:AltCLIPTowers"),
+    "chinese_clip": TowerFamily("Chinese CLIP", "emcl_train.models.towers.chinese_clip:ChineseCLIPTowers"),
+    "xclip": TowerFamily("X-CLIP", "emcl_train.models.towers.xclip:XCLIPTowers", per_frame=False, cleaning="clip"),
+}
 TEMPORALS: dict[str, Temporal] = {
     "mean": Temporal("meanP", "emcl_train.models.temporal:MeanAggregation"),
     "lstm": Temporal("seqLSTM", "emcl_train.models.temporal:LSTMAggregation"),
@@ -81,7 +113,7 @@ HEADS: dict[str, Head] = {
     "text-conditioned": Head(
         "EMCL-Net", "emcl_train.models.heads:TextConditionedHead", "text-conditioned pooling", lines=OF_EMCL_NET
     ),
-    "mean": Head("CLIP4Clip {temporal}", "emcl_train.models.heads:MeanHead", "mean of frames"),
+    "mean": Head("CLIP4Clip {temporal}", "emcl_train.models.heads:MeanHead", "mean of frames", whole=True),
     "wti": Head(
         "WTI", "emcl_train.models.heads:TokenWiseHead", "token-wise interaction", tokens=True, decorrelates=True
     ),
@@ -116,7 +148,7 @@ def line_of(head: str, temporal: str, mode: str, system: str = "clip") -> str:
     return kind.lines[mode].format(kind.label.format(temporal=TEMPORALS[temporal].label))
 
 
-def class_of(kind: Temporal | Head) -> Any:
+def class_of(kind: Temporal | Head | TowerFamily) -> Any:
     """The class that builds it."""
     module, _, name = kind.built_by.partition(":")
     return getattr(import_module(module), name)

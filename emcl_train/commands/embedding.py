@@ -20,6 +20,7 @@ from emcl_train.runs.contents import CONFIG, load_config
 from emcl_train.runs.lock import require_new
 from emcl_train.runs.machine import is_first_process
 from emcl_train.weights.hub import plain_names, require_places
+from emcl_train.weights.settling import said_in, settled
 
 WITH_TOWERS = ", ".join(sorted(OF_CLIP))
 
@@ -118,6 +119,7 @@ def embed_recipe(recipe: str, arguments: list[str]) -> int:
             require_new(config.out)
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
+        config = settled(config, said_in(arguments))
         return with_result(asked.json, config.out, lambda: encode(config, config.out, asked.tokens))
 
 
@@ -170,7 +172,7 @@ def embed_lists(what: Path, arguments: list[str]) -> int:
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
 
-        lists = config, config.out, asked.videos, asked.texts
+        lists = settled(config, said_in(arguments)), config.out, asked.videos, asked.texts
         return with_result(asked.json, config.out, lambda: encode_lists(*lists))
 
 

@@ -43,6 +43,7 @@ from emcl_train.runs.lock import require_quiet
 from emcl_train.runs.machine import is_first_process
 from emcl_train.terminal import console_of, escaped, warn
 from emcl_train.weights.hub import plain_names, require_places_of
+from emcl_train.weights.settling import said_in, settled
 
 MAY_CHANGE = tuple(name for name in NOT_OF_THE_MODEL if "." in name)
 """Settings with which a run may go on that it was not started with."""
@@ -110,7 +111,7 @@ def run_train(recipe: str | None, arguments: list[str]) -> int:
             whose = config.out
         if whose is not None:
             look_at_what_is_followed(whose, config, asked, arguments)
-        return train_with(config, asked)
+        return train_with(settled(config, None if whose else said_in(arguments) | set(of_file)), asked)
 
 
 def run_resume(folder: str, arguments: list[str]) -> int:

@@ -1,9 +1,14 @@
-"""Captions as CLIP's tokenizer cleans them before it looks for words."""
+"""Captions as a model's own tokenizer cleans them before it looks for words."""
 
 import html
 import re
+import string
+from collections.abc import Callable
+
+from emcl_train.config import Cleaning
 
 SPACES = re.compile(r"\s+")
+WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def clean_caption(text: str) -> str:
@@ -25,3 +30,17 @@ def clean_caption(text: str) -> str:
         text = ftfy.fix_text(text)
     text = html.unescape(html.unescape(text)).strip()
     return SPACES.sub(" ", text).strip().lower()
+
+
+def without_punctuation(text: str) -> str:
+    """A caption in lower case, without ASCII's punctuation, and with single spaces, as SigLIP was trained."""
+    return SPACES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).strip()
+
+
+CLEAN: dict[Cleaning, Callable[[str], str]] = {
+    "clip": clean_caption,
+    "lower": str.lower,
+    "siglip": without_punctuation,
+    "none": str,
+}
+"""By the value of `data.clean_captions`."""

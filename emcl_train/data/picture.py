@@ -1,5 +1,6 @@
 """From a decoded frame to the picture that is watched, and to the square of it that the model sees."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -12,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-Resize = Literal["clip", "rounded"]
+from emcl_train.config import Resize
+
 Display = Literal["watched", "rotated"]
 
 LONGEST = 4
@@ -76,31 +78,47 @@ def _display_matrix(frame: VideoFrame) -> np.ndarray | None:
 
 
 def square(picture: Picture, size: int, resize: Resize = "clip") -> UInt8[Tensor, "3 S S"]:
-    """A picture with its short side scaled to `size` pixels, cropped at the centre.
+    """A picture with its short side scaled to `size` pixels, cropped at the centre; or all of it pressed together.
 
     Args:
         picture: as it is watched.
         size: height and width of the square in pixels.
         resize: "clip": as CLIP's own preprocessing (Pillow's bicubic filter, the sizes and offsets of torchvision's
-            Resize and CenterCrop). "rounded": as runs were made before: torch's bicubic filter, the long side
-            rounded, the offset rounded down.
+            Resize and CenterCrop). "crop-bicubic", "crop-bilinear": by that filter of Pillow, the offset rounded down,
+            as the image processors of transformers crop. "squash-bicubic", "squash-bilinear": both sides scaled to
+            `size`, without a crop. "rounded": as runs were made before: torch's bicubic filter, the long side rounded,
+            the offset rounded down.
     """
-    square_of = {"clip": _square_of_clip, "rounded": _rounded_square}[resize]
-    return square_of(picture, size)
+    if resize == "rounded":
+        return _rounded_square(picture, size)
+    if resize == "clip":
+        return _cropped_square(picture, size, Image.Resampling.BICUBIC, lambda excess: round(excess / 2))
+
+    how, _, name = resize.partition("-")
+    resample = Image.Resampling[name.upper()]
+    if how == "crop":
+        return _cropped_square(picture, size, resample, lambda excess: excess // 2)
+    pressed = Image.fromarray(np.ascontiguousarray(picture.pixels)).resize((size, size), resample=resample)
+    return torch.from_numpy(np.asarray(pressed).copy()).permute(2, 0, 1)
 
 
-def _square_of_clip(picture: Picture, size: int) -> UInt8[Tensor, "3 S S"]:
-    """The long side is rounded down, the offset to the nearest even number, as CLIP's weights have seen pictures."""
+def _cropped_square(
+    picture: Picture, size: int, resample: Image.Resampling, offset: Callable[[int], int]
+) -> UInt8[Tensor, "3 S S"]:
+    """The long side is rounded down, and what is more than `size` of it is cut off behind an offset.
+
+    That of CLIP's weights is half of it, rounded to the nearest even number.
+    """
     height, width = picture.pixels.shape[:2]
     short = min(picture.height, picture.width)
-    rows = _Side(height, int(size * picture.height / short), size)
-    columns = _Side(width, int(size * picture.width / short), size)
+    rows = _Side(height, int(size * picture.height / short), size, offset)
+    columns = _Side(width, int(size * picture.width / short), size, offset)
 
     # What lies far outside the crop is cut off unscaled.
     near = Image.fromarray(np.ascontiguousarray(picture.pixels[rows.near, columns.near]))
     scaled = near.resize(
         (columns.scaled, rows.scaled),
-        resample=Image.Resampling.BICUBIC,
+        resample=resample,
         box=(columns.begin, rows.begin, columns.end, rows.end),
     )
     cropped = np.asarray(scaled)[rows.crop, columns.crop]
@@ -114,9 +132,9 @@ class _Side:
     `crop` is kept.
     """
 
-    def __init__(self, length: int, whole: int, size: int) -> None:
+    def __init__(self, length: int, whole: int, size: int, offset: Callable[[int], int]) -> None:
         """A side of `length` pixels that would be `whole` pixels long after scaling, of which `size` are kept."""
-        first = round((whole - size) / 2)
+        first = offset(whole - size)
 
         # Up to LONGEST times its crop a side is scaled as a whole. Of a longer one the pixels to be scaled are chosen
         # on the grid of the whole, so that those in the crop come out alike.

@@ -1,4 +1,4 @@
-"""Captions to token ids: CLIP's own tokenizer, or words counted in the training captions."""
+"""Captions to token ids: by the tokenizer of a model, or of words counted in the training captions."""
 
 import json
 from collections import Counter
@@ -13,28 +13,35 @@ from torch import Tensor
 
 from emcl_train.config import Cleaning, ModelConfig, RunConfig
 from emcl_train.data.annotations import load_annotations
-from emcl_train.data.cleaning import clean_caption
+from emcl_train.data.cleaning import CLEAN, clean_caption
 from emcl_train.data.tokenizer_folder import load_from
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.kinds import TOWERS
 from emcl_train.reading.shown import shortened
 from emcl_train.reading.tokenizer_files import build, padded_length, read_content, require_survived
 from emcl_train.runs.contents import STATE, TOKENIZER, WEIGHTS
 from emcl_train.runs.files import write_text_atomic
 from emcl_train.weights.hub import not_loaded, require_place
+from emcl_train.weights.prepared import captions_of, family_of_model
 
 OPENAI_TOKENIZER = "openai/clip-vit-base-patch32"
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
 
 
 class CaptionTokenizer:
-    """A tokenizer that cuts and pads every caption to one length, start and end token included.
+    """A tokenizer that cuts and pads every caption to one length, the tokens that begin and end it included.
 
     All it knows stands in one file in the format of the `tokenizers` library: the length and the padding as well. How
     captions are cleaned before does not: that is a setting of the run, `data.clean_captions`.
+
+    Args:
+        tokenizer: of the library; it pads to a fixed length.
+        clean: as `data.clean_captions`.
+        ends: how many tokens it gives an empty caption: start and end, or with 1 the end alone. None: either.
     """
 
-    def __init__(self, tokenizer: Tokenizer, clean: Cleaning = "clip") -> None:
+    def __init__(self, tokenizer: Tokenizer, clean: Cleaning = "clip", *, ends: int | None = None) -> None:
         padding = tokenizer.padding
         if padding is None or not padding["length"]:
             raise ValueError("it does not pad to a fixed length")
@@ -45,9 +52,11 @@ class CaptionTokenizer:
         self.pad_token_id: int = padding["pad_id"]
         empty = tokenizer.encode("")
         special = [i for i, real in zip(empty.ids, empty.attention_mask, strict=True) if real]
-        if len(special) != 2:
-            raise ValueError(f"it gives an empty caption {len(special)} tokens, expected 2: start and end")
-        self.bos_token_id, self.eos_token_id = special
+        if len(special) != ends if ends is not None else len(special) not in (1, 2):
+            named = {1: "1: the end", 2: "2: start and end", None: "1 or 2: the end, or start and end"}[ends]
+            raise ValueError(f"it gives an empty caption {len(special)} tokens, expected {named}")
+        self.bos_token_id: int | None = special[0] if len(special) == 2 else None
+        self.eos_token_id = special[-1]
         self._size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def __len__(self) -> int:
@@ -58,7 +67,8 @@ class CaptionTokenizer:
 
     def encode(self, captions: Sequence[str]) -> tuple[Int64[Tensor, "A L"], Int64[Tensor, "A L"]]:
         """Token ids, padded to `max_words`, and 1 where they are not padding. Long captions keep their end token."""
-        texts = [clean_caption(caption) for caption in captions] if self._clean == "clip" else list(captions)
+        clean = CLEAN[self._clean]
+        texts = [clean(caption) for caption in captions]
         try:
             encodings = self._encoder.encode_batch(texts)
         except BaseException as error:
@@ -94,11 +104,13 @@ class CaptionTokenizer:
             if length is None:
                 raise ValueError("it does not pad to a fixed length")
 
-            # How captions are cut and padded is ours to say; of the file, only to what length and with what.
+            # How captions are cut and padded is ours to say; of the file, only to what length, with what and where.
             ours = Tokenizer(models.WordLevel())
             padding = content["padding"]
             ours.enable_truncation(length)
-            ours.enable_padding(length=length, pad_id=padding.get("pad_id"), pad_token=padding.get("pad_token"))
+            side = {"Left": "left"}.get(padding.get("direction"), "right")
+            pad = {"pad_id": padding.get("pad_id"), "pad_token": padding.get("pad_token")}
+            ours.enable_padding(length=length, direction=side, **pad)
             kept = json.loads(ours.to_str())
             return cls(build(content | {name: kept[name] for name in ("truncation", "padding")}), clean)
         except MemoryError:
@@ -139,9 +151,12 @@ def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTok
         )
 
     name = tokenizer_name(config.model)
+    family = "clip" if config.from_features is not None else family_of_model(config.model)
     if config.from_features is not None:
         tokenizer = CaptionTokenizer.load(config.from_features / TOKENIZER, clean)
-    elif name is None and (counted := _tokenizer_beside(config.model.init_from, max_words, clean)):
+    elif (name is None or family != "clip") and (
+        counted := _tokenizer_beside(config.model.init_from, max_words, clean)
+    ):
         tokenizer = counted
     elif name is None:
         # A data set that is only encoded may have no training clips.
@@ -149,7 +164,7 @@ def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTok
         tokenizer = word_tokenizer(annotations.train.captions or annotations.test.captions, max_words, clean)
     else:
         setting = "tokenizer" if name != config.model.clip else "clip"
-        tokenizer = pretrained_tokenizer(name, max_words, setting=setting, clean=clean)
+        tokenizer = pretrained_tokenizer(name, max_words, setting=setting, clean=clean, family=family)
     first_process = not dist.is_initialized() or dist.get_rank() == 0
     if run_dir is not None and first_process:
         tokenizer.save(run_dir / TOKENIZER)
@@ -167,7 +182,7 @@ def _of_length(tokenizer: CaptionTokenizer, max_words: int, path: Path) -> Capti
 
 
 def _tokenizer_beside(weights: Path | None, max_words: int, clean: Cleaning) -> CaptionTokenizer | None:
-    """The counted words that another run's weights were trained with, from its folder.
+    """The tokenizer that another run's weights were trained with, from its folder: of counted words, or of its towers.
 
     Raises: UserError where it cuts captions to another length.
     """
@@ -211,7 +226,7 @@ def word_tokenizer(captions: Sequence[str], max_words: int, clean: Cleaning = "c
 
 
 def pretrained_tokenizer(
-    name: str, max_words: int, *, setting: str = "clip", clean: Cleaning = "clip"
+    name: str, max_words: int, *, setting: str = "clip", clean: Cleaning = "clip", family: str = "clip"
 ) -> CaptionTokenizer:
     """The tokenizer of a checkpoint on the hub or in a folder.
 
@@ -220,10 +235,12 @@ def pretrained_tokenizer(
         max_words: tokens of a caption, at most.
         setting: of `model`, which names it in errors.
         clean: as `data.clean_captions`.
+        family: of the towers that it is for.
 
     Raises:
         UserError: there is no such checkpoint, or it cannot be reached.
     """
+    label = TOWERS[family].label
     way_out = (
         f"pass {flag(f'model.{setting}')} with a hub name such as {OPENAI_TOKENIZER}, or with a folder that holds a "
         "tokenizer.json" + (', or with "random"' if setting == "clip" else "; without a network, a folder")
@@ -241,13 +258,15 @@ def pretrained_tokenizer(
         ) from error
     if not getattr(pretrained, "is_fast", False) or pretrained.pad_token_id is None:
         raise UserError(
-            f"model.{setting} is {name!r}, whose tokenizer is not CLIP's: it has no tokenizer.json; {way_out}"
+            f"model.{setting} is {name!r}, whose tokenizer is not {label}'s: it has no tokenizer.json; {way_out}"
         )
     tokenizer = Tokenizer.from_str(pretrained.backend_tokenizer.to_str())
     tokenizer.enable_truncation(max_words)
-    tokenizer.enable_padding(length=max_words, pad_id=pretrained.pad_token_id, pad_token=pretrained.pad_token)
+    side = "right" if family == "clip" else captions_of(name, family, max_words).padding_side
+    pad = {"pad_id": pretrained.pad_token_id, "pad_token": pretrained.pad_token}
+    tokenizer.enable_padding(length=max_words, direction=side, **pad)
     try:
         require_survived(tokenizer.to_str())
-        return CaptionTokenizer(tokenizer, clean)
+        return CaptionTokenizer(tokenizer, clean, ends=2 if family == "clip" else None)
     except ValueError as error:
-        raise UserError(f"model.{setting} is {name!r}, whose tokenizer is not CLIP's: {error}; {way_out}") from error
+        raise UserError(f"model.{setting} is {name!r}, whose tokenizer is not {label}'s: {error}; {way_out}") from error

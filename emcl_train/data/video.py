@@ -17,13 +17,13 @@ from av.video.stream import VideoStream
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from emcl_train.config import MAX_PIXELS, DataConfig
+from emcl_train.config import MAX_PIXELS, DataConfig, Resize
 from emcl_train.data.clips import Clip
 from emcl_train.data.clock import has_no_stamps
 from emcl_train.data.container import VideoError, VideoInfo, open_video, probe, rewound, whole_timeline
 from emcl_train.data.decoding import Astray, frames_shown_at
 from emcl_train.data.frame_folders import RATE, frame_picture, is_frame_folder, timeline_of, watched_folder
-from emcl_train.data.picture import Display, Picture, Resize, picture_of, square
+from emcl_train.data.picture import Display, Picture, picture_of, square
 from emcl_train.data.timeline import Timeline
 
 __all__ = [
@@ -137,8 +137,8 @@ def decode_frames(
 ) -> tuple[UInt8[Tensor, "F 3 S S"], Bool[Tensor, "F"]]:
     """Frames of a video file or a folder of frames, or of the span of it that a request names.
 
-    Time is that of the presentation time stamps, so a variable frame rate is sampled as it is watched. Frames are
-    resized by their short side and cropped at the centre.
+    Time is that of the presentation time stamps, so a variable frame rate is sampled as it is watched. Frames become
+    squares as `picture.square` makes them.
 
     Args:
         request: the file, the span of it, and how many frames of which size. Or the file alone, with the other fields

@@ -11,22 +11,20 @@ from emcl_train.config import RunConfig
 from emcl_train.data.features import TOWERS, read_features
 from emcl_train.data.provenance import changes, provenance
 from emcl_train.errors import UserError
-from emcl_train.models import CLIPTowers, TowersModel
-from emcl_train.runs.clip_config import clip_config_of_fields, numbers_in
+from emcl_train.models import TowersModel
+from emcl_train.models.towers import is_scalar
+from emcl_train.runs.clip_config import numbers_in, towers_of_fields
 from emcl_train.runs.contents import FEATURES, load_environment
 from emcl_train.runs.state import hash_of_tensors
 from emcl_train.terminal import say
-from emcl_train.weights.release import CLIP
-
-LOGIT_SCALE = f"{CLIP}logit_scale"
+from emcl_train.weights.release import TOWERS as OF_TOWERS
 
 
 def clip_config_of(model: TowersModel, config: RunConfig) -> dict[str, Any]:
-    """Configuration of a model's towers, or of those that made its features."""
+    """Description of a model's towers, or of those that made its features; see `runs/clip_config.py`."""
     if config.from_features is not None:
         return clip_config_of_features(config.from_features)
-    assert isinstance(model.towers, CLIPTowers)
-    return dict(model.towers.clip.config.to_dict())
+    return model.towers.description()
 
 
 def clip_config_of_features(folder: Path) -> dict[str, Any]:
@@ -36,8 +34,7 @@ def clip_config_of_features(folder: Path) -> dict[str, Any]:
         UserError: `features.json` describes no towers, or larger ones than their weights.
     """
     content = read_features(folder)["clip_config"]
-    config = clip_config_of_fields(content, str(folder / FEATURES), weights=numbers_in(folder / TOWERS))
-    return dict(config.to_dict())
+    return towers_of_fields(content, str(folder / FEATURES), weights=numbers_in(folder / TOWERS))
 
 
 def frames_of(config: RunConfig) -> dict[str, Any]:
@@ -64,8 +61,8 @@ def warn_of_frames(run_dir: Path, config: RunConfig) -> None:
 
 
 def towers_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the towers in those of a model, without the logit scale, which no feature depends on."""
-    return {name: value for name, value in state.items() if name.startswith(CLIP) and name != LOGIT_SCALE}
+    """The weights of the towers in those of a model, without what no feature depends on: logit scale and bias."""
+    return {name: value for name, value in state.items() if name.startswith(OF_TOWERS) and not is_scalar(name)}
 
 
 def hash_of_towers(state: Mapping[str, Tensor]) -> str:

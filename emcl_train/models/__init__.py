@@ -1,12 +1,13 @@
-"""The retrieval model: CLIP's towers, temporal aggregation, and a similarity head with EMCL."""
+"""The retrieval model: two towers, temporal aggregation, and a similarity head with EMCL."""
 
 from emcl_train.models.ahead import look_ahead
 from emcl_train.models.building import build_pair_model
-from emcl_train.models.clip import CLIPTowers, TowersModel, look_at_clip
+from emcl_train.models.clip import TowersModel, look_at_clip
 from emcl_train.models.features import BatchFeatures, TextFeatures, VideoFeatures, on_device
 from emcl_train.models.heads import TokenWiseHead
 from emcl_train.models.interface import PairModel, TrainedModel
 from emcl_train.models.retrieval import RetrievalModel, build_model
+from emcl_train.models.towers import CLIPTowers, Towers
 
 __all__ = [
     "BatchFeatures",
@@ -15,6 +16,7 @@ __all__ = [
     "RetrievalModel",
     "TextFeatures",
     "TokenWiseHead",
+    "Towers",
     "TowersModel",
     "TrainedModel",
     "VideoFeatures",

@@ -6,7 +6,8 @@ from emcl_train.flags import flag
 from emcl_train.kinds import SYSTEMS
 from emcl_train.models.clip import look_at_clip, require_inputs, require_random_sizes
 from emcl_train.models.experts.ahead import look_at_experts
-from emcl_train.models.retrieval import require_bases
+from emcl_train.models.retrieval import require_bases, require_frames, require_parts
+from emcl_train.runs.clip_config import family_in
 from emcl_train.runs.machine import process_count
 
 
@@ -39,13 +40,11 @@ def look_ahead(config: RunConfig) -> int | None:
         require_random_sizes(model, image_size=data.image_size)
         width = model.random_clip.width
     else:
-        require_inputs(
-            sizes["vision_config"]["image_size"],
-            sizes["text_config"]["max_position_embeddings"],
-            image_size=data.image_size,
-            max_words=data.max_words,
-            source=model.clip if model.init_from is None else f"model.init_from {model.init_from}",
-        )
+        source = model.clip if model.init_from is None else f"model.init_from {model.init_from}"
+        require_inputs(sizes, image_size=data.image_size, max_words=data.max_words, source=source)
+        if family_in(sizes) != "clip":
+            require_parts(model, family_in(sizes))
+            require_frames(sizes, data.num_frames)
         width = int(sizes["projection_dim"])
     require_bases(config.emcl, width=model.answers.joint if config.answers_questions else width)
 

@@ -1,18 +1,17 @@
-"""CLIP's two towers: from a hub name, a local folder, OpenAI's archive, or a small one with random weights."""
+"""Two towers: from a hub name, a local folder, OpenAI's archive, or a small CLIP with random weights."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int64, UInt8
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
+from emcl_train.kinds import TOWERS, class_of
 from emcl_train.models.clip_file import (
     Vocabulary,
     archive_config,
@@ -22,111 +21,34 @@ from emcl_train.models.clip_file import (
     openai_sizes,
 )
 from emcl_train.models.clip_folder import clip_config_in, pretrained_clip, require_clip
-from emcl_train.models.features import widened
 from emcl_train.models.interface import TrainedModel
-from emcl_train.runs.clip_config import build_clip, clip_config_of_fields
+from emcl_train.models.towers import CLIPTowers, Towers
+from emcl_train.models.towers.described import described_folder
+from emcl_train.reading.tower_fields import FIELDS
+from emcl_train.runs.clip_config import build_clip, family_in, towers_of_fields
 from emcl_train.weights.elsewhere import require_built_here
-from emcl_train.weights.files import read_state
+from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.hub import require_places
-from emcl_train.weights.openai import PIXEL_MEAN, PIXEL_STD
-from emcl_train.weights.release import towers_in
-
-MAX_LOGIT_SCALE = 100.0
-"""CLIP's factor never rises above this in training; see `TowersModel.hold_logit_scale`."""
-
-
-class CLIPTowers(nn.Module):
-    """Captions and frames to CLIP's shared space, not normalised."""
-
-    text_inputs = ("input_ids", "attention_mask")
-    """Entries of a batch that `encode_text` takes."""
-    frame_inputs = ("frames",)
-    """Entries of a batch that `encode_frames` takes."""
-
-    def __init__(self, clip: CLIPModel) -> None:
-        super().__init__()
-        self.clip = clip
-        self.width: int = clip.visual_projection.out_features
-
-    def encode_text(
-        self, input_ids: Int64[Tensor, "A L"], attention_mask: Int64[Tensor, "A L"], *, tokens: bool = False
-    ) -> tuple[Float[Tensor, "A D"], Float[Tensor, "A L D"] | None]:
-        """Features of captions in CLIP's shared space, not normalised.
-
-        Args:
-            input_ids: of the tokens, start and end included.
-            attention_mask: 1 for tokens, 0 for padding.
-            tokens: whether the features of every token are wanted too.
-
-        Returns:
-            The feature of each whole caption, read at its end token; with `tokens` that of every token, else None.
-        """
-        encoded = self.clip.text_model(input_ids=input_ids, attention_mask=attention_mask)
-        caption = widened(self.clip.text_projection(encoded.pooler_output))
-        if not tokens:
-            return caption, None
-        return caption, widened(self.clip.text_projection(encoded.last_hidden_state))
-
-    def encode_frames(self, frames: UInt8[Tensor, "B F 3 S S"]) -> Float[Tensor, "B F D"]:
-        """Features of single frames, each for itself, from their uint8 pixels in RGB."""
-        # Constants of the precision of the weights: rounded to float32 first, they would be off by 1e-7 in float64.
-        exact = torch.promote_types(self.clip.visual_projection.weight.dtype, torch.float32)
-        mean = torch.tensor(PIXEL_MEAN, dtype=exact, device=frames.device).view(3, 1, 1)
-        std = torch.tensor(PIXEL_STD, dtype=exact, device=frames.device).view(3, 1, 1)
-
-        pixels = (frames.flatten(0, 1).to(exact) / 255 - mean) / std  # [B·F, 3, S, S]
-        encoded = self.clip.vision_model(pixel_values=pixels)
-        features = widened(self.clip.visual_projection(encoded.pooler_output))
-        return features.unflatten(0, frames.shape[:2])
-
-
-class LogitScale(nn.Module):
-    """Where `CLIPModel` has it, without the rest."""
-
-    def __init__(self, clip: CLIPModel) -> None:
-        super().__init__()
-        self.logit_scale = nn.Parameter(clip.logit_scale.detach().clone())
-
-
-class StoredTowers(nn.Module):
-    """In place of towers whose features lie in files: passes them on, and keeps CLIP's logit scale, which may learn."""
-
-    text_inputs = ("caption_features", "token_features")
-    frame_inputs = ("frame_features",)
-
-    def __init__(self, towers: CLIPTowers) -> None:
-        super().__init__()
-        self.width = towers.width
-        self.clip = LogitScale(towers.clip)
-
-    def encode_text(
-        self, caption_features: Float[Tensor, "A D"], token_features: Float[Tensor, "A L D"], *, tokens: bool = False
-    ) -> tuple[Float[Tensor, "A D"], Float[Tensor, "A L D"] | None]:
-        """What `CLIPTowers.encode_text` gave of the captions. Without `tokens`, L may be 0: nothing was read."""
-        return caption_features, token_features if tokens else None
-
-    def encode_frames(self, frame_features: Float[Tensor, "B F D"]) -> Float[Tensor, "B F D"]:
-        """What `CLIPTowers.encode_frames` gave of the clips."""
-        return frame_features
+from emcl_train.weights.prepared import family_of
+from emcl_train.weights.release import OTHER_TOWERS, towers_in
 
 
 class TowersModel(TrainedModel):
-    """A model on CLIP's towers, or on what lies in files in place of them: it learns CLIP's logit scale."""
+    """A model on towers, or on what lies in files in place of them: it learns their logit scale."""
 
-    towers: CLIPTowers | StoredTowers
+    towers: Towers
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """CLIP's factor from cosine to logits."""
-        # Not clamped: OpenAI's weights store a value whose exp is 100.0000076, from which a clamp at 100 would keep
-        # every gradient.
-        scale: Tensor = self.towers.clip.logit_scale.exp()
-        return scale.reshape(())  # [1] if it is sharded
+        """The towers' factor from cosine to logits."""
+        return self.towers.logit_scale
 
-    @torch.no_grad()
     def hold_logit_scale(self) -> None:
-        """Bring CLIP's factor back to 100 if a step of the optimizer has taken it higher, as all peers do."""
-        self.towers.clip.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+        """Bring the factor back to its limit, if the towers have one."""
+        self.towers.hold_logit_scale()
+
+    def first_weights(self, frozen: str) -> tuple[str, ...]:
+        return tuple(f"towers.{name}" for name in self.towers.first_weights(frozen))
 
 
 def build_towers(
@@ -138,7 +60,7 @@ def build_towers(
     clip_config: Mapping[str, Any] | None = None,
     sizes: Mapping[str, Tensor] | None = None,
     recorded: Mapping[str, Any] | None = None,
-) -> CLIPTowers:
+) -> Towers:
     """The towers that `config.clip` names, checked against the data they will see.
 
     Args:
@@ -146,50 +68,60 @@ def build_towers(
         vocabulary: of the tokenizer.
         image_size: height and width of the frames in pixels.
         max_words: tokens of a caption at most.
-        clip_config: build these towers, with random weights, instead; nothing is read.
+        clip_config: description of the towers (`runs/clip_config.py`): build these, with random weights, instead;
+            nothing is read.
         sizes: CLIP's weights under OpenAI's names: build towers of their sizes, with random weights, instead.
         recorded: for what no shape shows, the configuration that was saved with `sizes`, or with which a run began;
             without it, that of `config.clip`.
 
     Raises:
-        UserError: the checkpoint cannot be read, is not CLIP's, or does not fit the data.
+        UserError: the checkpoint cannot be read, is of no family that is built here, or does not fit the data.
     """
     # Built from what is known: nothing to compare with the data.
     if clip_config is not None:
         said_by = "the configuration of the towers (clip_config.json)"
-        clip = build_clip(clip_config_of_fields(clip_config, said_by))
-        _require_data(clip, vocabulary, image_size, max_words, said_by)
-        return CLIPTowers(clip)
+        described = towers_of_fields(clip_config, said_by)
+        towers: Towers = class_of(TOWERS[family_in(described)]).of_description(described)
+        _require_data(described, vocabulary, image_size, max_words, said_by)
+        return towers
     if sizes is None and config.clip == "random":
         return CLIPTowers(random_clip(config, vocabulary, image_size=image_size, max_words=max_words))
 
     # Built from a checkpoint.
+    goes_on = recorded is not None
     source = f"model.init_from {config.init_from}" if sizes is not None else config.clip
     if sizes is not None:
-        clip = build_clip(archive_config(config, sizes, vocabulary, source, recorded or configuration_of(config.clip)))
+        recorded = recorded or configuration_of(config.clip)
+        towers = CLIPTowers(build_clip(archive_config(config, sizes, vocabulary, source, recorded)))
     elif Path(config.clip).expanduser().is_file():
-        clip = archived_clip(config, vocabulary, recorded)
+        towers = CLIPTowers(archived_clip(config, vocabulary, recorded))
+    elif (family := family_of(config.clip)) != "clip":
+        towers = class_of(TOWERS[family]).of_folder(config.clip, goes_on=goes_on)
     else:
-        clip = pretrained_clip(config.clip, goes_on=recorded is not None)
+        towers = CLIPTowers(pretrained_clip(config.clip, goes_on=goes_on))
 
-    _require_data(clip, vocabulary, image_size, max_words, source)
-    return CLIPTowers(clip)
+    _require_data(towers.description(), vocabulary, image_size, max_words, source)
+    return towers
 
 
-def _require_data(clip: CLIPModel, vocabulary: Vocabulary, image_size: int, max_words: int, source: str) -> None:
+def _require_data(
+    towers: Mapping[str, Any], vocabulary: Vocabulary, image_size: int, max_words: int, source: str
+) -> None:
     """Raise a UserError where towers do not take the frames, the captions and the token ids of a run."""
-    expected_size = clip.vision_model.config.image_size
-    longest = clip.text_model.config.max_position_embeddings
-    require_inputs(expected_size, longest, image_size=image_size, max_words=max_words, source=source)
-    if vocabulary.size > clip.text_model.config.vocab_size:
+    require_inputs(towers, image_size=image_size, max_words=max_words, source=source)
+    known = towers["text_config"]["vocab_size"]
+    if vocabulary.size > known:
         raise UserError(
-            f"the tokenizer has {vocabulary.size} tokens but the text tower of {source} knows "
-            f"{clip.text_model.config.vocab_size}; tokenizer and weights must come from the same checkpoint"
+            f"the tokenizer has {vocabulary.size} tokens but the text tower of {source} knows {known}; tokenizer and "
+            f"weights must come from the same checkpoint"
         )
 
 
-def require_inputs(expected_size: int, longest: int, *, image_size: int, max_words: int, source: str) -> None:
-    """Raise a UserError where towers do not take frames of this size, or captions of so many tokens."""
+def require_inputs(towers: Mapping[str, Any], *, image_size: int, max_words: int, source: str) -> None:
+    """Raise a UserError where described towers do not take frames of this size, or captions of so many tokens."""
+    family = family_in(towers)
+    expected_size = int(towers["vision_config"]["image_size"])
+    longest = longest_of(towers)
     if image_size != expected_size:
         raise UserError(
             f"data.image_size is {image_size} but the vision tower of {source} takes {expected_size}; "
@@ -200,6 +132,19 @@ def require_inputs(expected_size: int, longest: int, *, image_size: int, max_wor
             f"data.max_words is {max_words} but the text tower of {source} takes at most {longest} tokens; "
             f"pass {flag('data.max_words')} {longest} or less"
         )
+    if TOWERS[family].full_length and max_words != longest:
+        raise UserError(
+            f"data.max_words is {max_words} but the text tower of {source} was trained on captions of {longest} "
+            f"tokens, padding included; pass {flag('data.max_words')} {longest}"
+        )
+
+
+def longest_of(towers: Mapping[str, Any]) -> int:
+    """Tokens of a caption that described towers take at most."""
+    family = family_in(towers)
+    if family == "clip":
+        return int(towers["text_config"]["max_position_embeddings"])
+    return FIELDS[family].longest(towers)
 
 
 def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> dict[str, Any] | None:
@@ -210,8 +155,8 @@ def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> dict[str, Any
         goes_on: whether a run goes on, which has found `init_from` good already.
 
     Returns:
-        The sizes of the towers, as arguments of transformers' CLIPConfig; None where `config` itself says them, or
-        where a run goes on.
+        The description of the towers (`runs/clip_config.py`), of CLIP's their sizes; None where `config` itself says
+        them, or where a run goes on.
 
     Raises:
         UserError: there is no such thing, a file is damaged or holds no CLIP, or a folder is of another model.
@@ -223,6 +168,8 @@ def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> dict[str, Any
             return None
         state = read_state(config.init_from.expanduser())
         require_built_here(state, config.init_from)
+        if (described := described_with(state, config.init_from)) is not None:
+            return described
         towers = towers_in(state)
         source = f"model.init_from {config.init_from}"
         return openai_sizes(towers, source, heads=None, eos_token_id=0, pad_token_id=0) if towers else None
@@ -232,8 +179,27 @@ def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> dict[str, Any
         return look_at_file(path, goes_on=goes_on)
     if config.clip == "random":
         return None
+    if family_of(config.clip) != "clip":
+        return described_folder(config.clip)
     require_clip(config.clip, goes_on=goes_on)
     return dict(clip_config_in(config.clip).to_dict())
+
+
+def described_with(state: Mapping[str, Tensor], path: Path) -> dict[str, Any] | None:
+    """The description of towers that are not CLIP's, of which a file of weights is; None if they are CLIP's.
+
+    Raises:
+        UserError: nothing beside the file describes them.
+    """
+    if not any(name.startswith(OTHER_TOWERS) for name in state):
+        return None
+    described = clip_config_beside(path.expanduser())
+    if described is None or family_in(described) == "clip":
+        raise UserError(
+            f"model.init_from is {path}, whose towers are not CLIP's, and nothing beside it describes them; bring the "
+            f"clip_config.json of its run along"
+        )
+    return described
 
 
 def require_random_sizes(config: ModelConfig, *, image_size: int) -> None:

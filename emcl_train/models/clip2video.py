@@ -17,7 +17,7 @@ from emcl_train.config import ModelConfig
 from emcl_train.models.em_features import AddUp, added_to_stream
 from emcl_train.models.features import TextFeatures, VideoFeatures
 from emcl_train.models.heads import MeanHead
-from emcl_train.models.temporal import Aggregation, draw_layers, heads_of_text, layer_config
+from emcl_train.models.temporal import OF_OTHERS, Aggregation, draw_layers, heads_of_text, layer_config
 
 NUM_CENTERS = 5
 EXTRA_EVERY = 2
@@ -91,18 +91,20 @@ class DifferenceAggregation(Aggregation):
         draw_layers(self.layers)
 
     @classmethod
-    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> "DifferenceAggregation":
-        text = clip.text_model.config
+    def of_config(
+        cls, config: ModelConfig, clip: CLIPModel | None, *, width: int, num_frames: int
+    ) -> "DifferenceAggregation":
+        text = None if clip is None else clip.text_model.config
         made = cls(
             width,
             layers=config.temporal_layers,
             heads=heads_of_text(clip, width),
-            hidden_act=text.hidden_act,
-            # As many as the text tower has, as released, or as there are frames.
-            num_positions=max(num_frames, text.max_position_embeddings),
+            hidden_act=OF_OTHERS if text is None else text.hidden_act,
+            # As many as CLIP's text tower has, as released, or as there are frames.
+            num_positions=num_frames if text is None else max(num_frames, text.max_position_embeddings),
             eps=config.temporal_eps,
         )
-        if config.clip != "random":
+        if clip is not None and config.clip != "random":
             made.copy_text_layers(clip)
         return made
 
@@ -164,7 +166,9 @@ class AlignedHead(MeanHead):
         self.centers = nn.Parameter(torch.randn(NUM_CENTERS, width) / 8)
 
     @classmethod
-    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int) -> "AlignedHead":
+    def of_config(cls, config: ModelConfig, clip: CLIPModel | None, *, width: int) -> "AlignedHead":
+        if clip is None:
+            raise TypeError("the aligned head begins from CLIP's layers; require_parts refuses it for other towers")
         text = clip.text_model
         made = cls(width, heads=heads_of_text(clip, width), hidden_act=text.config.hidden_act, eps=config.temporal_eps)
         if config.clip != "random" and text.config.hidden_size == width:

@@ -5,18 +5,16 @@ else a folder may hold for it to follow, such as adapters to other models, is re
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import CLIPConfig, CLIPModel
-from transformers.utils import logging
 
 from emcl_train.errors import UserError
 from emcl_train.reading.archives import require_unpacked_size
 from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
-from emcl_train.runs.clip_config import ATTENTION, clip_config_of_fields, numbers_in
+from emcl_train.runs.clip_config import ATTENTION, clip_config_of_fields, numbers_in, without_warnings
 from emcl_train.runs.files import json_if_whole, read_json
 from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.hub import (
@@ -104,46 +102,58 @@ def pretrained_clip(name: str, *, goes_on: bool = False) -> CLIPModel:
     folder = require_clip(name, goes_on=goes_on)
     require_weights_alone(name, "model.clip", CLIP_WAY_OUT)
 
+    chosen = {"config": clip_config_in(name), "attn_implementation": ATTENTION}
+    clip: CLIPModel = loaded_whole(CLIPModel, folder, name, "CLIP", CLIP_WAY_OUT, goes_on=goes_on, **chosen)
+    return clip
+
+
+def loaded_whole(
+    model_class: Any, folder: str, name: str, label: str, way_out: str, *, goes_on: bool = False, **chosen: Any
+) -> Any:
+    """A model of transformers with all weights of a folder or hub entry, each of them accounted for, in float32.
+
+    Args:
+        model_class: of transformers.
+        folder: the folder, or the hub name.
+        name: as it was given, for errors.
+        label: of the model, for errors.
+        way_out: what else `model.clip` may be.
+        goes_on: whether a run goes on, which began when weights that the model has not were left out.
+        **chosen: further arguments of `from_pretrained`, its configuration among them.
+
+    Raises:
+        UserError: weights are missing, too many, of another shape, or damaged.
+    """
     # A missing weight, or one of another shape, is reported and not raised, so that it can be named below.
     options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **hub_options(name)}
-    chosen: dict[str, Any] = {"config": clip_config_in(name), "attn_implementation": ATTENTION, "dtype": torch.float32}
     try:
         with without_warnings():  # what is missing, or too much, is said below
-            loaded: Any = CLIPModel.from_pretrained(folder, trust_remote_code=False, **chosen, **options)
-        clip, loading = loaded
+            loaded: Any = model_class.from_pretrained(
+                folder, trust_remote_code=False, dtype=torch.float32, **chosen, **options
+            )
+        model, loading = loaded
     except MemoryError:
         raise
     except Exception as error:  # readers raise whatever damaged bytes lead to
         reason = broken_file(Path(name).expanduser()) or not_loaded(name, error)
-        raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {CLIP_WAY_OUT}") from error
+        raise UserError(f"model.clip is {name}, which could not be loaded: {reason}; {way_out}") from error
 
     # transformers fills what a checkpoint lacks with random numbers, which would look like a bad result.
     absent = sorted(loading["missing_keys"]) + sorted(str(key[0]) for key in loading["mismatched_keys"])
     if absent:
         raise UserError(
-            f"model.clip is {name}, which lacks {len(absent)} of CLIP's weights, or has them in another shape "
-            f"(first: {absent[0]}); {CLIP_WAY_OUT}"
+            f"model.clip is {name}, which lacks {len(absent)} of {label}'s weights, or has them in another shape "
+            f"(first: {absent[0]}); {way_out}"
         )
 
-    # And it leaves out what CLIP does not have. Old checkpoints hold positions that are only counted, no weights.
+    # And it leaves out what the model does not have. Old checkpoints hold positions that are only counted, no weights.
     others = sorted(str(key) for key in loading["unexpected_keys"] if not str(key).endswith(".position_ids"))
     if others and not goes_on:
         raise UserError(
-            f"model.clip is {name}, which has {len(others)} weights that CLIP has not (first: {others[0]}); without "
-            f"them it would be another model; {CLIP_WAY_OUT}"
+            f"model.clip is {name}, which has {len(others)} weights that {label} has not (first: {others[0]}); without "
+            f"them it would be another model; {way_out}"
         )
-    return clip.float()
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Let transformers say nothing inside the block."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    return model.float()
 
 
 def files_of_weights(folder: Path) -> Iterator[Path]:

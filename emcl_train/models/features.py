@@ -115,11 +115,14 @@ class BatchFeatures(NamedTuple):
     text: ItemTensors
     video: ItemTensors
     logit_scale: Float[Tensor, ""]
-    """CLIP's factor from cosine to logits."""
+    """The factor from cosine to logits."""
+    logit_bias: Float[Tensor, ""] | None = None
+    """What the sigmoid loss adds to them."""
 
     def tensors(self) -> list[Tensor]:
         """All of them, in the same order for features of the same model."""
-        return [*self.text.tensors().values(), *self.video.tensors().values(), self.logit_scale]
+        of_logits = [self.logit_scale] if self.logit_bias is None else [self.logit_scale, self.logit_bias]
+        return [*self.text.tensors().values(), *self.video.tensors().values(), *of_logits]
 
 
 def squares_are_finite(features: Tensor) -> bool:

@@ -36,12 +36,12 @@ class Head(nn.Module):
     """Whether `train.decorrelation_weight` is for it; it then has `pairs`."""
 
     @classmethod
-    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int) -> "Head":
+    def of_config(cls, config: ModelConfig, clip: CLIPModel | None, *, width: int) -> "Head":
         """The head that these settings ask for.
 
         Args:
             config: of the model.
-            clip: the towers, whose text layers a head may take over if they are trained.
+            clip: whose text layers a head may take over if they are trained; None for towers of another family.
             width: of the features.
         """
         raise NotImplementedError
@@ -100,7 +100,7 @@ class TextConditionedHead(Head):
         self.pooling_temperature = pooling_temperature
 
     @classmethod
-    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int) -> "TextConditionedHead":
+    def of_config(cls, config: ModelConfig, clip: CLIPModel | None, *, width: int) -> "TextConditionedHead":
         return cls(config.pooling_temperature)
 
     def similarity(
@@ -181,7 +181,7 @@ class MeanHead(RowHead):
     """CLIP4Clip: the cosine of the text with the mean of the clip's unit frames."""
 
     @classmethod
-    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int) -> "MeanHead":
+    def of_config(cls, config: ModelConfig, clip: CLIPModel | None, *, width: int) -> "MeanHead":
         return cls()
 
     def text_rows(self, text: TextFeatures) -> UnitRows:
@@ -224,7 +224,7 @@ class TokenWiseHead(RowHead):
         self.video_weight = weight_network(width)
 
     @classmethod
-    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int) -> "TokenWiseHead":
+    def of_config(cls, config: ModelConfig, clip: CLIPModel | None, *, width: int) -> "TokenWiseHead":
         return cls(width, padding_counts=config.wti_padding == "zero")
 
     def weigh_text(self, tokens: Float[Tensor, "A L D"], mask: Bool[Tensor, "A L"]) -> Float[Tensor, "A L"]:
@@ -317,7 +317,7 @@ def best(
     return greatest.masked_fill(greatest == -torch.inf, 0.0)
 
 
-def build_head(config: ModelConfig, clip: CLIPModel, *, width: int) -> Head:
+def build_head(config: ModelConfig, clip: CLIPModel | None, *, width: int) -> Head:
     """The head of `config.head`; for the arguments see `Head.of_config`."""
     kind = HEADS[config.head]
     head: Head = class_of(kind).of_config(config, clip, width=width)

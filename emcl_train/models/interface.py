@@ -31,6 +31,15 @@ class TrainedModel(nn.Module):
         """The factor from similarity to logits; 1 for losses that have none."""
         return torch.ones((), device=next(self.parameters()).device)
 
+    @property
+    def logit_bias(self) -> Float[Tensor, ""] | None:
+        """What is added to logits; None for losses that have none."""
+        return None
+
+    def first_weights(self, frozen: str) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that `train.frozen` means; none where there are no towers."""
+        return ()
+
     def hold_logit_scale(self) -> None:
         """Keep the factor below its limit after a step of the optimizer, if it has one."""
 
@@ -54,7 +63,7 @@ class PairModel(TrainedModel):
 
     def forward(self, batch: Batch) -> BatchFeatures:
         """What one process computes of a training step with the model's parameters: features and the logit scale."""
-        return BatchFeatures(self.encode_text(batch), self.encode_video(batch), self.logit_scale)
+        return BatchFeatures(self.encode_text(batch), self.encode_video(batch), self.logit_scale, self.logit_bias)
 
     @abstractmethod
     def similarity(

@@ -16,12 +16,15 @@ from torch.nn.functional import normalize
 
 from emcl_kernels import EMCL
 from emcl_train.config import AnswerConfig, RunConfig
-from emcl_train.models.clip import CLIPTowers, TowersModel
+from emcl_train.errors import UserError
+from emcl_train.flags import flag
+from emcl_train.models.clip import TowersModel
 from emcl_train.models.em_features import AddUp, UnitRows, rows_similarity
 from emcl_train.models.features import Batch, widened
 from emcl_train.models.retrieval import Tokenizer, build_emcl, vocabulary_of
 from emcl_train.models.start import starting_towers
 from emcl_train.models.temporal import TransformerAggregation
+from emcl_train.models.towers import CLIPTowers, Towers
 
 
 class ProjectedTransformer(TransformerAggregation):
@@ -204,6 +207,20 @@ def cosines(question: UnitRows, video: UnitRows) -> Float[Tensor, "A B"]:
     return first @ second.mT
 
 
+def clips_own(towers: Towers, name: str) -> CLIPTowers:
+    """The towers, which have to be CLIP's: padding is token 0, and looked at by what stands behind it.
+
+    Raises:
+        UserError: they are of another family.
+    """
+    if not isinstance(towers, CLIPTowers):
+        raise UserError(
+            f"model.clip is {name}, and question answering is built on CLIP's towers alone; pass "
+            f"{flag('model.clip')} a CLIP"
+        )
+    return towers
+
+
 def build_answer_model(
     config: RunConfig, tokenizer: Tokenizer, num_answers: int, clip_config: Mapping[str, Any] | None = None
 ) -> AnswerModel:
@@ -219,7 +236,7 @@ def build_answer_model(
         UserError: a checkpoint cannot be read, or does not fit.
     """
     start = starting_towers(config, vocabulary_of(tokenizer), clip_config, waits=clip_config is not None)
-    towers = start.towers
+    towers = clips_own(start.towers, config.model.clip)
     start.settle()
 
     temporal = ProjectedTransformer.of_config(

@@ -1,24 +1,32 @@
-"""CLIP's towers, temporal aggregation, a similarity head and EMCL in one model."""
+"""Two towers, temporal aggregation, a similarity head and EMCL in one model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from emcl_kernels import EMCL, SimilarityStream
-from emcl_train.config import EMCLConfig, RunConfig
+from emcl_train.config import EMCLConfig, ModelConfig, RunConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
-from emcl_train.models.clip import CLIPTowers, StoredTowers, TowersModel
+from emcl_train.kinds import HEADS, TEMPORALS, TOWERS
+from emcl_train.models.clip import TowersModel
 from emcl_train.models.clip_file import Vocabulary
 from emcl_train.models.features import Batch, TextFeatures, VideoFeatures
 from emcl_train.models.heads import Head, build_head
 from emcl_train.models.interface import PairModel
 from emcl_train.models.start import starting_towers
 from emcl_train.models.temporal import build_temporal
+from emcl_train.models.towers import StoredTowers, Towers
+from emcl_train.reading.tower_fields import FIELDS
+from emcl_train.runs.clip_config import family_in
 from emcl_train.weights.keys import require_keys
+
+FIRST_BIAS = -10.0
+"""Of the sigmoid loss where the towers bring none, as SigLIP begins: at first, nearly all pairs are wrong ones."""
 
 
 @runtime_checkable
@@ -38,20 +46,38 @@ class RetrievalModel(TowersModel, PairModel):
     former needs parameters, so data parallelism wraps it alone.
     """
 
-    towers: CLIPTowers | StoredTowers
+    towers: Towers
     emcl: EMCL
 
-    def __init__(self, towers: CLIPTowers, temporal: nn.Module, head: Head, emcl: EMCL) -> None:
+    def __init__(self, towers: Towers, temporal: nn.Module, head: Head, emcl: EMCL, *, sigmoid: bool = False) -> None:
+        """`sigmoid`: whether the loss is, whose bias is learnt; towers without one get one beside them."""
         super().__init__()
         self.towers = towers
         self.temporal = temporal
         self.head = head
         self.emcl = emcl
 
+        self.own_bias: nn.Parameter | None = None
+        if (bias := towers.logit_bias) is not None:
+            bias.requires_grad_(sigmoid)
+        elif sigmoid:
+            self.own_bias = nn.Parameter(torch.tensor(FIRST_BIAS))
+        self.sigmoid = sigmoid
+
+    @property
+    def logit_bias(self) -> Float[Tensor, ""] | None:
+        """What the sigmoid loss adds to logits; None with another loss."""
+        if not self.sigmoid:
+            return None
+        bias = self.towers.logit_bias if self.own_bias is None else self.own_bias
+        assert bias is not None
+        return bias.reshape(())  # [1] in SigLIP's weights
+
     def store_towers(self) -> None:
         """Do without the towers from now on: a batch then has their features in place of token ids and frames."""
-        assert isinstance(self.towers, CLIPTowers)
         self.towers = StoredTowers(self.towers)
+        if (bias := self.towers.logit_bias) is not None:
+            bias.requires_grad_(self.sigmoid)
 
     def encode_text(self, batch: Batch) -> TextFeatures:
         """Features of the captions of a batch.
@@ -82,7 +108,7 @@ class RetrievalModel(TowersModel, PairModel):
                 (see `StoredTowers`).
         """
         inputs = {name: batch[name] for name in self.towers.frame_inputs}
-        mask = batch["frame_mask"]
+        mask = self.towers.rows_mask(batch["frame_mask"])
         single = self.towers.encode_frames(**inputs)
         frames = self.temporal(single, mask)
 
@@ -159,8 +185,8 @@ def build_model(
     Args:
         config: the run's.
         tokenizer: the run's.
-        clip_config: configuration of the towers; the checkpoint that `config.model.clip` names is then not read.
-        clip_weights: for them, in the layout of transformers. With `clip_config` and no such weights the model waits
+        clip_config: description of the towers; the checkpoint that `config.model.clip` names is then not read.
+        clip_weights: for them, in the layout of their library. With `clip_config` and no such weights the model waits
             for those of a run, and `config.model.init_from` is not read either.
 
     Raises:
@@ -170,18 +196,63 @@ def build_model(
     start = starting_towers(config, vocabulary_of(tokenizer), clip_config, waits=waits)
     towers = start.towers
     if clip_weights is not None:
-        expected = {name: value.shape for name, value in towers.clip.state_dict().items()}
+        expected = {name: value.shape for name, value in towers.inner.state_dict().items()}
         require_keys(clip_weights, expected, source="towers.safetensors beside the features")
-        towers.clip.load_state_dict(clip_weights)
+        towers.inner.load_state_dict(clip_weights)
     start.settle()
 
-    temporal = build_temporal(config.model, towers.clip, width=towers.width, num_frames=config.data.num_frames)
+    described = towers.description()
+    require_parts(config.model, family_in(described))
+    require_frames(described, config.data.num_frames)
+    temporal = build_temporal(config.model, towers.clip_layers, width=towers.width, num_frames=config.data.num_frames)
     emcl = build_emcl(config.emcl, width=towers.width)
     # Last: the numbers that the rest is drawn from do not depend on the head.
-    head = build_head(config.model, towers.clip, width=towers.width)
-    model = RetrievalModel(towers, temporal, head, emcl)
+    head = build_head(config.model, towers.clip_layers, width=towers.width)
+    model = RetrievalModel(towers, temporal, head, emcl, sigmoid=config.train.loss == "sigmoid")
     start.put_into(model)
     return model
+
+
+def require_frames(towers: Mapping[str, Any], num_frames: int) -> None:
+    """Raise a UserError where described towers look at all frames of a clip together, and expect another number."""
+    family = family_in(towers)
+    expected = None if family == "clip" else FIELDS[family].frames(towers)
+    if expected not in (None, num_frames):
+        raise UserError(
+            f"data.num_frames is {num_frames}, and {TOWERS[family].label} looks at {expected} frames of a clip "
+            f"together; pass {flag('data.num_frames')} {expected}"
+        )
+
+
+def require_parts(config: ModelConfig, family: str) -> None:
+    """Raise a UserError where the head or the temporal layers need what towers of a family do not give."""
+    towers = TOWERS[family]
+    head = HEADS[config.head]
+    problem = None
+    if head.differences and family != "clip":
+        setting, problem = "head", f"leaves out CLIP's start token and begins from CLIP's layers, and {towers.label}"
+        problem += " has neither"
+    elif head.tokens and not towers.tokens:
+        setting, problem = "head", f"compares every token, and {towers.label} gives whole captions alone"
+    elif not towers.per_frame and not head.whole:
+        setting, problem = "head", f"compares single frames, and {towers.label} gives one feature a clip"
+    elif not towers.per_frame and config.temporal != "mean":
+        setting, problem = "temporal", f"relates frames, and {towers.label} gives one feature a clip"
+    if problem is None:
+        return
+
+    kinds = HEADS if setting == "head" else TEMPORALS
+    fitting = [name for name in kinds if setting == "temporal" and name == "mean"]
+    if setting == "head":
+        fitting = [
+            name
+            for name, kind in HEADS.items()
+            if not kind.differences and (towers.tokens or not kind.tokens) and (towers.per_frame or kind.whole)
+        ]
+    raise UserError(
+        f"model.{setting} is {getattr(config, setting)}, which {problem}; pass {flag(f'model.{setting}')} "
+        f"{' or '.join(fitting)}"
+    )
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from emcl_train.config import RunConfig
-from emcl_train.models.clip import CLIPTowers, build_towers
+from emcl_train.models.clip import build_towers, described_with
 from emcl_train.models.clip_file import Vocabulary
+from emcl_train.models.towers import Towers
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.weights.elsewhere import as_runs_began
 from emcl_train.weights.files import clip_config_beside, read_state
@@ -21,7 +22,7 @@ from emcl_train.weights.release import load_into, towers_in
 class Start:
     """The towers of a run, and the weights of a whole model that it starts with, if it names some."""
 
-    towers: CLIPTowers
+    towers: Towers
     path: Path | None
     state: dict[str, Tensor]
     seed: int | None
@@ -60,6 +61,9 @@ def starting_towers(
     state = read_state(path, goes_on=config.resume) if path else {}
     if config.resume:
         state = as_runs_began(state)
+    sizes = towers_in(state) or None
+    if path and clip_config is None:
+        clip_config = described_with(state, path)
 
     # A seed that is drawn before a checkpoint is loaded, which uses an unknown number of draws.
     seed = None if config.model.clip == "random" and path is None else int(torch.randint(2**31, ()))
@@ -69,7 +73,7 @@ def starting_towers(
         image_size=config.data.image_size,
         max_words=config.data.max_words,
         clip_config=clip_config,
-        sizes=towers_in(state) or None,
+        sizes=sizes,
         recorded=(read_clip_config(config.out) if config.resume else None)
         or (clip_config_beside(path) if path else None),
     )

@@ -10,12 +10,15 @@ from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.kinds import TEMPORALS, class_of
 
+OF_OTHERS = "quick_gelu"
+"""How layers are activated on towers that are not CLIP's: as OpenAI's are."""
+
 
 class Aggregation(nn.Module):
     """What relates the frames of a clip. `emcl_train/kinds.py` registers each one."""
 
     @classmethod
-    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> "Aggregation":
+    def of_config(cls, config: ModelConfig, clip: CLIPModel | None, *, width: int, num_frames: int) -> "Aggregation":
         """The aggregation that these settings ask for; for the arguments see `build_temporal`."""
         raise NotImplementedError
 
@@ -27,7 +30,9 @@ class MeanAggregation(Aggregation):
     """Frames as they come; the similarity pools them."""
 
     @classmethod
-    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> "MeanAggregation":
+    def of_config(
+        cls, config: ModelConfig, clip: CLIPModel | None, *, width: int, num_frames: int
+    ) -> "MeanAggregation":
         return cls()
 
     def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
@@ -50,7 +55,9 @@ class LSTMAggregation(Aggregation):
         self.run_on = run_on
 
     @classmethod
-    def of_config(cls, config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> "LSTMAggregation":
+    def of_config(
+        cls, config: ModelConfig, clip: CLIPModel | None, *, width: int, num_frames: int
+    ) -> "LSTMAggregation":
         return cls(width, run_on=config.lstm_padding == "run-on")
 
     def forward(self, frames: Float[Tensor, "B F D"], frame_mask: Bool[Tensor, "B F"]) -> Float[Tensor, "B F D"]:
@@ -86,17 +93,17 @@ class TransformerAggregation(Aggregation):
 
     @classmethod
     def of_config(
-        cls, config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int
+        cls, config: ModelConfig, clip: CLIPModel | None, *, width: int, num_frames: int
     ) -> "TransformerAggregation":
         made = cls(
             width,
             layers=config.temporal_layers,
             heads=heads_of_text(clip, width),
-            hidden_act=clip.text_model.config.hidden_act,
+            hidden_act=OF_OTHERS if clip is None else clip.text_model.config.hidden_act,
             num_frames=num_frames,
             eps=config.temporal_eps,
         )
-        if config.clip != "random":
+        if clip is not None and config.clip != "random":
             made.copy_text_layers(clip)
         return made
 
@@ -142,12 +149,14 @@ def draw_layers(layers: nn.Module) -> None:
             nn.init.zeros_(parameter)
 
 
-def heads_of_text(clip: CLIPModel, width: int) -> int:
-    """As many heads as the text tower has, so that its layers fit.
+def heads_of_text(clip: CLIPModel | None, width: int) -> int:
+    """As many heads as the text tower has, so that its layers fit; without a CLIP, one for every 64 channels or more.
 
     Raises:
         UserError: they do not divide the width.
     """
+    if clip is None:
+        return next(count for count in range(max(1, width // 64), 0, -1) if width % count == 0)
     heads: int = clip.text_model.config.num_attention_heads
     if width % heads:
         raise UserError(
@@ -157,12 +166,13 @@ def heads_of_text(clip: CLIPModel, width: int) -> int:
     return heads
 
 
-def build_temporal(config: ModelConfig, clip: CLIPModel, *, width: int, num_frames: int) -> Aggregation:
+def build_temporal(config: ModelConfig, clip: CLIPModel | None, *, width: int, num_frames: int) -> Aggregation:
     """The aggregation of `config.temporal`, the transformer initialised from `clip`'s text tower (the recipe).
 
     Args:
         config: says which one.
-        clip: the towers, whose text layers the transformer takes over if they are trained.
+        clip: whose text layers the transformer takes over if they are trained; None for towers of another family, of
+            which it takes nothing but their width.
         width: of the frames' features.
         num_frames: per clip at most.
 

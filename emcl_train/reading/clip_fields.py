@@ -80,18 +80,19 @@ def known_fields(content: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a setting is of a wrong kind or out of bounds; it is named.
     """
-    found = _known(content, OF_MODEL, "")
+    found = known_of(content, OF_MODEL, "")
     for tower, kinds in TOWERS.items():
         of_tower = content.get(tower)
         if of_tower is None:
             continue
         if not isinstance(of_tower, dict):
             raise ValueError(f"{tower} is {str(of_tower)[:60]!r}, expected an object")
-        found[tower] = _known(of_tower, kinds, f"{tower}.")
+        found[tower] = known_of(of_tower, kinds, f"{tower}.")
     return found
 
 
-def _known(content: Mapping[str, Any], kinds: Mapping[str, Kind], prefix: str) -> dict[str, Any]:
+def known_of(content: Mapping[str, Any], kinds: Mapping[str, Kind], prefix: str) -> dict[str, Any]:
+    """Settings of these kinds; `prefix` stands before their names in errors."""
     found = {}
     for name, kind in kinds.items():
         if name not in content:

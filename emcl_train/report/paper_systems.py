@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 
 from emcl_train.config import RunConfig, flattened
 from emcl_train.kinds import HEADS, SYSTEMS, TEMPORALS
+from emcl_train.kinds import TOWERS as FAMILIES
 from emcl_train.recipes import RECIPES, in_mode
 from emcl_train.report.published import (
     EMCL_QA,
@@ -15,7 +16,7 @@ from emcl_train.report.published import (
     published_accuracy_of,
 )
 from emcl_train.report.settings import matters
-from emcl_train.runs.clip_config import read_clip_config
+from emcl_train.runs.clip_config import family_in, read_clip_config
 from emcl_train.runs.folder import Run
 from emcl_train.runs.origin import run_beside
 
@@ -138,7 +139,9 @@ def towers_of(run: Run) -> str | None:
         return TOWERS.get(run.config.model.clip)
     vision = described["vision_config"]
     size = (vision["hidden_size"], vision["num_hidden_layers"], vision["patch_size"])
-    return SIZES.get(size, f"{size[1]} layers of width {size[0]} on patches of {size[2]} pixels")
+    named = f"{size[1]} layers of width {size[0]} on patches of {size[2]} pixels"
+    family = family_in(described)
+    return SIZES.get(size, named) if family == "clip" else f"{FAMILIES[family].label}, {named}"
 
 
 def remarks_on_run(run: Run) -> list[str]:

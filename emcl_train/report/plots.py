@@ -57,6 +57,7 @@ SMOOTH = ("lr", "logit_scale", "memory_bytes")
 
 OF_A_LOSS = {
     "info-nce": "Symmetric InfoNCE",
+    "sigmoid": "Sigmoid loss",
     "max-margin": "The loss with a margin, of all pairs in both directions,",
     "top-k-margin": "The loss with a margin, of the most similar wrong pairs in both directions,",
     "pair-margin": "The loss with a margin, of each video with all captions,",

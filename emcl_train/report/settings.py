@@ -116,7 +116,7 @@ DEPENDS: dict[str, Matters] = {
     "train.decorrelation_off_diagonal": _has_decorrelation,
     "train.lr_decay": _falls_in_stairs,
     "train.lr_decay_steps": _falls_in_stairs,
-    "train.margin": lambda config: config.train.loss != "info-nce",
+    "train.margin": lambda config: config.train.loss not in ("info-nce", "sigmoid"),
     "train.top_k": lambda config: config.train.loss == "top-k-margin",
     "train.save_every": lambda config: False,
     "train.select_by": lambda config: config.train.keep == "best",

@@ -36,6 +36,7 @@ from emcl_train.terminal import console_of, warn, with_progress
 from emcl_train.tools.export import whole_weights
 from emcl_train.training.start import seed_everything
 from emcl_train.weights.keys import put_weights
+from emcl_train.weights.settling import settled
 
 
 def embed(
@@ -62,6 +63,7 @@ def embed(
     Raises:
         UserError: `out` exists, or anything that training refuses.
     """
+    config = settled(replace(config, from_features=None)) if run_dir is None else config
     check_config(replace(config, from_features=None))
     first = rank_and_world()[0] == 0
     with making(out) if first else nullcontext():
@@ -106,7 +108,7 @@ def _embed(config: RunConfig, out: Path, *, tokens: bool, run_dir: Path | None, 
         if partial is None:
             return
         tokenizer.save(partial / TOKENIZER)
-        save_tensors_atomic(partial / TOWERS, dict(model.towers.clip.state_dict()))
+        save_tensors_atomic(partial / TOWERS, dict(model.towers.inner.state_dict()))
         note_all(partial, BINARY)
 
         # Last: a folder without it was not written to its end.
@@ -171,7 +173,7 @@ def write_split(
     towers, device = model.towers, next(model.parameters()).device
     size = config.eval.batch_size
     clips, captions = len(split.clips), len(split.captions)
-    frames, width, words = config.data.num_frames, towers.width, config.data.max_words
+    frames, width, words = towers.rows_of(config.data.num_frames), towers.width, config.data.max_words
 
     def array(kind: str, shape: tuple[int, ...], dtype: type) -> np.memmap | None:
         if folder is None:
@@ -185,8 +187,9 @@ def write_split(
         if not (own := own_rows(clips, size)):
             return
         for batch in with_progress(clip_loader(split, config.data, size, own), f"Encode {name}: clips"):
-            mask = batch["frame_mask"]
-            of_frames = finite(towers.encode_frames(batch["frames"].to(device)), mask, "video")
+            mask = towers.rows_mask(batch["frame_mask"])
+            inputs = {name: batch[name].to(device) for name in towers.frame_inputs}
+            of_frames = finite(towers.encode_frames(**inputs), mask, "video")
             yield batch["index"].numpy(), (of_frames, mask.numpy())
 
     def encoded_captions() -> Iterator[Encoded]:

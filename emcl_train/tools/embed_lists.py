@@ -38,6 +38,7 @@ from emcl_train.tools.export import whole_weights
 from emcl_train.tools.sides import PAIRS, RECORD, TEXT, VIDEO, pooled
 from emcl_train.training.start import seed_everything
 from emcl_train.weights.keys import put_weights
+from emcl_train.weights.settling import settled
 
 VIDEO_IDS, TEXTS = "video_ids.json", "texts.json"
 BINARY = (TEXT, VIDEO, PAIRS)
@@ -124,6 +125,7 @@ def embed_lists(
     """
     of_run = config
     config = replace(config, from_features=None, data=replace(config.data, augment="none", cache_frames=False))
+    config = settled(config) if run_dir is None else config
     check_config(config)
     console = console_of(console)
     first = rank_and_world()[0] == 0
@@ -256,11 +258,12 @@ def _write_videos(folder: Path | None, split: Split, model: RetrievalModel, conf
         if not (own := own_rows(len(split.clips), size)):
             return
         for batch in with_progress(clip_loader(split, config.data, size, own), "Encode videos"):
-            mask = batch["frame_mask"]
+            mask = model.towers.rows_mask(batch["frame_mask"])
             if of_run:
                 frames = model.encode_video(on_device(batch, device)).frames.float().cpu()
             else:
-                frames = model.towers.encode_frames(batch["frames"].to(device)).float().cpu()
+                inputs = {name: batch[name].to(device) for name in model.towers.frame_inputs}
+                frames = model.towers.encode_frames(**inputs).float().cpu()
             finite(frames, mask, "video")
             yield batch["index"].numpy(), (pooled(frames, mask).numpy(),)
 

@@ -11,18 +11,19 @@ from torch import Tensor
 from transformers import CLIPConfig, PreTrainedTokenizerFast
 
 from emcl_train.config import RunConfig, require_towers
-from emcl_train.data.features import TOWERS, WAY_OUT
+from emcl_train.data.features import TOWERS, WAY_OUT, read_features
 from emcl_train.data.text import CaptionTokenizer
 from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import hash_of_towers, require_features_of
-from emcl_train.runs.clip_config import build_clip, read_clip_config
-from emcl_train.runs.contents import TOKENIZER, load_config
+from emcl_train.kinds import TOWERS as FAMILIES
+from emcl_train.runs.clip_config import build_clip, family_in, read_clip_config
+from emcl_train.runs.contents import TOKENIZER, WEIGHTS, load_config
 from emcl_train.runs.files import give_usual_mode, require_free, whole_folder, write_atomic, write_json_atomic
 from emcl_train.runs.finished import say_if_unfinished
 from emcl_train.runs.lock import making
 from emcl_train.runs.state import read_tensors, read_weights
 from emcl_train.weights.openai import PIXEL_MEAN, PIXEL_STD, follows_openai, openai_rule, unseen_in
-from emcl_train.weights.release import CLIP, model_to_layout
+from emcl_train.weights.release import CLIP, OTHER_TOWERS, model_to_layout
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "CLIPProcessor"
@@ -51,6 +52,12 @@ def export_run(run_dir: Path, out: Path, program: str, say: Callable[[str], obje
 def _export(run_dir: Path, out: Path, program: str, say: Callable[[str], object]) -> list[str]:
     config = load_config(run_dir)
     require_towers(config, "export")
+    described = read_clip_config(run_dir)
+    if described is not None and family_in(described) != "clip":
+        raise UserError(
+            f"{run_dir} has towers of {FAMILIES[family_in(described)].label}, and all layouts of export are CLIP's; "
+            f"its {WEIGHTS} has the weights under the names of transformers, behind {OTHER_TOWERS}"
+        )
     state = whole_weights(config, run_dir)
     say_if_unfinished(run_dir)
 
@@ -84,13 +91,15 @@ def whole_weights(config: RunConfig, run_dir: Path) -> dict[str, Tensor]:
     state = read_weights(run_dir)
     if config.from_features is None:
         return state
-    towers = {CLIP + name: value for name, value in load_towers(config.from_features).items()}
+    family = family_in(read_features(config.from_features)["clip_config"])
+    prefix = CLIP if family == "clip" else OTHER_TOWERS
+    towers = {prefix + name: value for name, value in load_towers(config.from_features).items()}
     require_features_of(run_dir, hash_of_towers(towers), config.from_features)
     return {**towers, **state}
 
 
 def load_towers(folder: Path) -> dict[str, Tensor]:
-    """CLIP's weights beside features."""
+    """The weights of towers beside features."""
     path = folder / TOWERS
     if not path.is_file():
         raise UserError(
@@ -167,12 +176,12 @@ def export_transformers(run_dir: Path, state: dict[str, Tensor], out: Path) -> l
 def fast_tokenizer(tokenizer: CaptionTokenizer) -> PreTrainedTokenizerFast:
     """A run's tokenizer as one of transformers, which cuts captions to the run's length if it is told to cut."""
     backend = tokenizer.backend
-    start, end = (backend.id_to_token(id) for id in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+    start = None if tokenizer.bos_token_id is None else backend.id_to_token(tokenizer.bos_token_id)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=(backend.padding or {}).get("pad_token"),
         bos_token=start,
-        eos_token=end,
+        eos_token=backend.id_to_token(tokenizer.eos_token_id),
         model_max_length=tokenizer.max_words,
         processor_class=PROCESSOR,
     )

@@ -17,6 +17,7 @@ from emcl_train.data.loader import steps_per_epoch
 from emcl_train.errors import UserError
 from emcl_train.kinds import HEADS
 from emcl_train.models import look_ahead
+from emcl_train.reading.picture_fields import SQUARES
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.terminal import console_of, escaped
 from emcl_train.tools.embed import require_room
@@ -49,7 +50,7 @@ def print_plan(config: RunConfig, console: Console | None = None) -> None:
     else:
         annotations = open_features(config)
 
-    lines = [f"clips: {_counted(annotations)}"]
+    lines = [*_towers(config), f"clips: {_counted(annotations)}"]
     lines.append(f"steps: {_steps(config, annotations)}")
     if config.seeds > 1:
         lines.append(f"runs: {config.seeds}, with seeds from {config.train.seed} on")
@@ -148,6 +149,17 @@ def _rendered(config: RunConfig) -> str:
 def _counted(annotations: Annotations) -> str:
     splits = {name: getattr(annotations, name) for name in SPLITS}
     return ", ".join(f"{len(split.clips)} {name} with {len(split.captions)} captions" for name, split in splits.items())
+
+
+def _towers(config: RunConfig) -> Sequence[str]:
+    """What towers that are not CLIP's bring along."""
+    if config.model.system != "clip" or config.data.resize not in SQUARES:
+        return []
+    data = config.data
+    return [
+        f"towers: {config.model.clip}, pictures {data.image_size} x {data.image_size} by {data.resize}, captions of "
+        f"{data.max_words} tokens, loss {config.train.loss}"
+    ]
 
 
 def _steps(config: RunConfig, annotations: Annotations) -> str:

@@ -23,7 +23,7 @@ class ChunkedFeatures:
     one chunk in place of those of the batch. Features, similarity and loss are still those of the whole batch.
 
     Args:
-        model: a batch to its features, one row for each row; only the logit scale belongs to no chunk.
+        model: a batch to its features, one row for each row; only logit scale and bias belong to no chunk.
         batch: the whole batch.
         chunks: how many, at most as many as rows; they differ by one row at most.
     """
@@ -48,10 +48,11 @@ class ChunkedFeatures:
             encoded[0].text.cat([chunk.text for chunk in encoded]).map(_leaf),
             encoded[0].video.cat([chunk.video for chunk in encoded]).map(_leaf),
             _leaf(encoded[0].logit_scale.detach()),
+            None if encoded[0].logit_bias is None else _leaf(encoded[0].logit_bias.detach()),
         )
 
     def backward(self, no_sync: Callable[[], AbstractContextManager]) -> None:
-        """Take the gradients that the features and the logit scale have by now into the model's parameters.
+        """Take the gradients that the features, the logit scale and its bias have by now into the model's parameters.
 
         Args:
             no_sync: keeps DistributedDataParallel from exchanging gradients; it does so once, with the last chunk.
@@ -59,6 +60,7 @@ class ChunkedFeatures:
         d_text = self.features.text.map(_gradient)
         d_video = self.features.video.map(_gradient)
         d_logit_scale = _gradient(self.features.logit_scale)
+        d_logit_bias = None if self.features.logit_bias is None else _gradient(self.features.logit_bias)
 
         last = len(self._chunks) - 1
         start = 0
@@ -68,10 +70,11 @@ class ChunkedFeatures:
             with nullcontext() if i == last else no_sync():
                 outputs = self._model(chunk)
 
-                # The scale takes part in every chunk, since DistributedDataParallel expects every parameter to.
+                # Scale and bias take part in every chunk, since DistributedDataParallel expects every parameter to.
                 rows = slice(start, start + len(outputs.text))
                 d_scale = d_logit_scale if i == last else torch.zeros_like(d_logit_scale)
-                gradients = BatchFeatures(d_text[rows], d_video[rows], d_scale)
+                d_bias = d_logit_bias if d_logit_bias is None or i == last else torch.zeros_like(d_logit_bias)
+                gradients = BatchFeatures(d_text[rows], d_video[rows], d_scale, d_bias)
                 start = rows.stop
 
                 # What frozen towers gave, and masks, have no graph.

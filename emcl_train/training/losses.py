@@ -11,17 +11,18 @@ from emcl_train.config import TrainConfig
 from emcl_train.processes import max_over_processes, rank_and_world, sum_over_processes
 from emcl_train.training.margins import max_margin, pair_margin, top_k_margin
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Takes similarities [A, B] and the logit scale."""
+Loss = Callable[..., Tensor]
+"""Takes similarities [A, B], the logit scale and, where the model has one, the bias."""
 
 
 def loss_of(config: TrainConfig) -> Loss:
     """The loss that `train.loss` names, with its settings. Those with a margin have no use for the logit scale."""
     losses: dict[str, Loss] = {
-        "info-nce": lambda similarity, logit_scale: symmetric_info_nce(similarity, logit_scale),
-        "max-margin": lambda similarity, _: max_margin(similarity, margin=config.margin),
-        "top-k-margin": lambda similarity, _: top_k_margin(similarity, margin=config.margin, top_k=config.top_k),
-        "pair-margin": lambda similarity, _: pair_margin(similarity, margin=config.margin),
+        "info-nce": lambda similarity, logit_scale, *_: symmetric_info_nce(similarity, logit_scale),
+        "sigmoid": _sigmoid,
+        "max-margin": lambda similarity, *_: max_margin(similarity, margin=config.margin),
+        "top-k-margin": lambda similarity, *_: top_k_margin(similarity, margin=config.margin, top_k=config.top_k),
+        "pair-margin": lambda similarity, *_: pair_margin(similarity, margin=config.margin),
     }
     return losses[config.loss]
 
@@ -73,6 +74,50 @@ def symmetric_info_nce(similarity: Float[Tensor, "A B"], logit_scale: Float[Tens
     # The small differences are added up, not the large terms: those would cancel with an error of 1e-6.
     differences = (of_texts - right).sum() + (of_videos - right).sum()
     return sum_over_processes(differences) / (2 * videos)
+
+
+def sigmoid_loss(
+    similarity: Float[Tensor, "A B"], logit_scale: Float[Tensor, ""], logit_bias: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """SigLIP's loss: whether each text belongs to each video is a question of its own.
+
+    −log σ(±(scale · similarity + bias)), plus for the right pair and minus for all others, summed over the videos of a
+    text and averaged over the texts of all processes.
+
+    Args:
+        similarity: as `symmetric_info_nce` takes it.
+        logit_scale: factor from similarity to logits.
+        logit_bias: added to them.
+
+    Returns:
+        The loss over all pairs, the same bits in every process. For its gradient see processes.py.
+
+    Raises:
+        ValueError: the texts of all processes are not as many as the videos.
+
+    Examples:
+        >>> sigmoid_loss(torch.zeros(4, 4), torch.tensor(10.0), torch.tensor(0.0))  # 4 questions a text, log 2 each
+        tensor(2.7726)
+    """
+    texts, videos = similarity.shape
+    rank, world = rank_and_world()
+    if texts * world != videos:
+        raise ValueError(
+            f"sigmoid_loss got similarities of shape {[texts, videos]} in each of {world} processes; expected as many "
+            f"texts over all processes as videos; pass pairs"
+        )
+    logits = logit_scale * similarity + logit_bias
+    right = logits.diagonal(rank * texts)  # [A]
+
+    # −log σ(−l) of all, and for the right ones −log σ(l) instead, which is less by l.
+    own = functional.softplus(logits).sum() - right.sum()
+    return sum_over_processes(own) / videos
+
+
+def _sigmoid(similarity: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Tensor:
+    if logit_bias is None:
+        raise TypeError("the sigmoid loss needs a bias, and this model has none; build it with that loss")
+    return sigmoid_loss(similarity, logit_scale, logit_bias)
 
 
 def channel_decorrelation(

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from emcl_train.config import RunConfig, TrainConfig
+from emcl_train.models import TrainedModel
+from emcl_train.models.towers import is_scalar
 from emcl_train.training.bertadam import BertAdam
 from emcl_train.training.ranger import Ranger
 
@@ -51,33 +53,17 @@ def clip_lr_factor(config: RunConfig) -> float:
 
 
 def freeze_towers(model: nn.Module) -> None:
-    """Every parameter under `towers.` but the logit scale stays as it is, and is spared its gradient."""
+    """Every parameter under `towers.` but those of the logits stays as it is, and is spared its gradient."""
     for name, parameter in model.named_parameters():
-        if name.startswith("towers.") and not name.endswith("logit_scale"):
+        if name.startswith("towers.") and not is_scalar(name):
             parameter.requires_grad_(False)
 
 
-_INPUTS = "towers.clip.{}_model.embeddings."
-_CONV1 = (_INPUTS.format("vision") + "patch_embedding.",)
-FROZEN = {
-    "none": (),
-    "conv1": _CONV1,
-    "clip4clip": (
-        *_CONV1,
-        _INPUTS.format("vision") + "class_embedding",
-        _INPUTS.format("vision") + "position_embedding.",
-        "towers.clip.vision_model.pre_layrnorm.",
-        _INPUTS.format("text") + "token_embedding.",
-        _INPUTS.format("text") + "position_embedding.",
-    ),
-}
-"""By the value of `train.frozen`, beginnings of the names of weights that stay as they are."""
-
-
-def freeze_inputs(model: nn.Module, frozen: str) -> None:
-    """Those of CLIP's first weights that `train.frozen` names stay as they are, and are spared their gradients."""
+def freeze_inputs(model: TrainedModel, frozen: str) -> None:
+    """Those of the towers' first weights that `train.frozen` names stay as they are, and are spared their gradients."""
+    first = model.first_weights(frozen)
     for name, parameter in model.named_parameters():
-        if name.startswith(FROZEN[frozen]):
+        if name.startswith(first):
             parameter.requires_grad_(False)
 
 

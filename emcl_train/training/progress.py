@@ -262,7 +262,8 @@ def _named(config: RunConfig) -> str:
         system = SYSTEMS[config.model.system]
         return f"{system.label} ({system.about})"
     head = "classifier of answers" if config.answers_questions else f"head {config.model.head}"
-    return f"{config.model.clip}, temporal {config.model.temporal}, {head}"
+    loss = ", loss sigmoid" if config.train.loss == "sigmoid" else ""
+    return f"{config.model.clip}, temporal {config.model.temporal}, {head}{loss}"
 
 
 def counted(number: int, one: str, several: str | None = None) -> str:

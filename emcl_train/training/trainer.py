@@ -79,6 +79,7 @@ from emcl_train.training.sharding import (
     widen_scalars,
 )
 from emcl_train.training.start import TRACKER, environment, open_run_folder, seed_everything, start_processes
+from emcl_train.weights.settling import settled
 
 
 def train(config: RunConfig, console: Console | None = None) -> Path:
@@ -96,6 +97,7 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     """
     console = console_of(console)
     check_config(config)  # the command has asked before torch was imported; other callers come in here
+    config = settled(config)
     asked = config
     config = contents.as_started(asked)
 
@@ -485,7 +487,8 @@ class Run:
             add_up=sum_over_processes if self.processes > 1 else None,
         )
         of_similarity = loss_of(config)
-        loss = torch.stack([of_similarity(similarity, features.logit_scale) for similarity in similarities]).mean()
+        of_logits = features.logit_scale, features.logit_bias
+        loss = torch.stack([of_similarity(similarity, *of_logits) for similarity in similarities]).mean()
 
         # DRL's regularisation, which is for its own head.
         head = self.model.head if isinstance(self.model, RetrievalModel) else None

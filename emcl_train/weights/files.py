@@ -22,7 +22,7 @@ from emcl_train.reading.archives import most_bytes, require_unpacked_size
 from emcl_train.reading.pickles import ASK, CALL, PLAIN, BoundedUnpickler, Visits
 from emcl_train.reading.plain_files import parse_json
 from emcl_train.reading.shown import shortened
-from emcl_train.runs.clip_config import clip_config_of_fields, numbers_in, read_clip_config
+from emcl_train.runs.clip_config import numbers_in, read_clip_config, towers_of_fields
 from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.wrapped import unwrapped
 
@@ -125,8 +125,7 @@ def clip_config_beside(path: Path) -> dict[str, Any] | None:
         except (ValueError, TypeError, OSError, SafetensorError) as error:
             raise UserError(f"CLIP's configuration in {path} cannot be read: {error}; copy it again") from error
         if recorded is not None:
-            said_by = f"what was recorded with {path}"
-            return dict(clip_config_of_fields(recorded, said_by, weights=numbers_in(path)).to_dict())
+            return towers_of_fields(recorded, f"what was recorded with {path}", weights=numbers_in(path))
 
     return read_clip_config(path.parent, path)
 

@@ -26,7 +26,10 @@ from emcl_train.weights.openai import (
 )
 
 LAYOUTS = ("clip4clip", "emcl", "openai", "transformers")
+TOWERS = "towers."
 CLIP = "towers.clip."
+OTHER_TOWERS = "towers.model."
+"""Of every family but CLIP, whose weights have the names of the library that they come from."""
 POSITIONS = ("temporal.position_embedding", clip2video.POSITIONS)
 FRAME_POSITIONS = "frame_position_embeddings.weight"
 BASES, MU = "emcl.bases", "emcl.mu"
@@ -55,11 +58,14 @@ HINTS = (
 def towers_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CLIP's weights in a checkpoint of a whole model, ours or another's, under OpenAI's names, or {}.
 
+    Towers of another family are none of CLIP's: {}.
+
     Raises:
         UserError: these are the weights of a run on features, which have no towers.
     """
     ours = {name.removeprefix(CLIP): value for name, value in state.items() if name.startswith(CLIP)}
-    if ours.keys() == {"logit_scale"}:
+    of_others = {name.removeprefix(OTHER_TOWERS) for name in state if name.startswith(OTHER_TOWERS)}
+    if ours.keys() == {"logit_scale"} or (of_others and of_others <= {"logit_scale", "logit_bias"}):
         raise UserError(
             "model.init_from holds a run on features, without towers; `emcl-train export RUN FILE --layout emcl` "
             "writes it with them"
@@ -129,7 +135,7 @@ def load_into(model: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Pa
     Raises:
         UserError: keys do not fit; each kind is named.
     """
-    if any(name.startswith(CLIP) for name in state):
+    if any(name.startswith((CLIP, OTHER_TOWERS)) for name in state):
         require_keys(state, {name: value.shape for name, value in model.items()}, source=str(path), hints=HINTS)
         return dict(state)
 

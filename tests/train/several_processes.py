@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "relative-full": {"scale": "relative", "residual_weight": -1.0, "gradient": "full"},
     "off": {"mode": "off"},
     "mean": {"head": "mean"},
+    "sigmoid": {"head": "mean", "loss": "sigmoid"},
     "mean-full": {"head": "mean", "gradient": "full", "scale": "relative", "residual_weight": -1.0},
     "wti": {"head": "wti"},
     "wti-full": {"head": "wti", "gradient": "full", "scale": "relative", "residual_weight": -0.5, **MANY_ROWS},
@@ -45,7 +46,8 @@ def step_config(root: Path, out: Path, case: str, **train: object) -> RunConfig:
     config.emcl = EMCLConfig(num_bases=4, num_iters=3, temperature=0.02, residual_weight=-20.0, init="normal")
     config.train.decorrelation_weight, config.train.decorrelation_off_diagonal = 0.1, 0.5
     for name, value in CASES[case].items():
-        setattr(config.model if name == "head" else config.emcl, name, value)
+        section = {"head": config.model, "loss": config.train}.get(name, config.emcl)
+        setattr(section, name, value)
     return config
 
 

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel
 
 from emcl_train.errors import UserError
 from emcl_train.experts.mmt import BertSizes
-from emcl_train.models.clip_folder import broken_file, files_of_weights, require_weights_alone, without_warnings
+from emcl_train.models.clip_folder import broken_file, files_of_weights, require_weights_alone
 from emcl_train.reading.clip_fields import (
     ACTIVATIONS,
     ALWAYS,
@@ -27,7 +27,7 @@ from emcl_train.reading.clip_fields import (
 )
 from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
 from emcl_train.reading.values import between, one_of, positive, token_id, whole
-from emcl_train.runs.clip_config import ATTENTION, numbers_in
+from emcl_train.runs.clip_config import ATTENTION, numbers_in, without_warnings
 from emcl_train.runs.files import read_json
 from emcl_train.weights.hub import (
     BERT_WAY_OUT,

@@ -10,7 +10,8 @@ from transformers.utils import logging as transformers_logging
 
 from emcl_train.config import ModelConfig, RandomClipConfig
 from emcl_train.errors import UserError
-from emcl_train.models.clip import PIXEL_MEAN, Vocabulary, build_towers, random_clip
+from emcl_train.models.clip import Vocabulary, build_towers, random_clip
+from emcl_train.weights.openai import PIXEL_MEAN
 
 VOCABULARY = Vocabulary(size=20, eos_token_id=1, pad_token_id=0)
 SMALL = ModelConfig(clip="random", random_clip=RandomClipConfig(width=16, layers=1, heads=2, patch_size=8))

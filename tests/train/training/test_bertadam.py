@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_run import tiny_run
 
 from emcl_train.config import DataConfig, EMCLConfig, ModelConfig, RandomClipConfig, RunConfig, TrainConfig
-from emcl_train.models import build_model
+from emcl_train.models import CLIPTowers, build_model
 from emcl_train.recipes import OF_CLIP, load_recipe
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
@@ -21,7 +21,6 @@ from emcl_train.runs.records import MEASURED
 from emcl_train.training import trainer
 from emcl_train.training.bertadam import BertAdam
 from emcl_train.training.optim import (
-    FROZEN,
     build_optimizer,
     freeze_inputs,
     freeze_towers,
@@ -29,6 +28,10 @@ from emcl_train.training.optim import (
     released_schedule,
     set_learning_rate,
 )
+
+FROZEN = {"none": ()} | {
+    frozen: tuple(f"towers.clip.{name}" for name in names) for frozen, names in CLIPTowers.inputs.items()
+}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -46,6 +46,12 @@ def test_gradients_are_those_of_the_whole_batch(root, tmp_path, batch_size, temp
         close(steps[chunks], steps[1])
 
 
+def test_the_bias_of_the_sigmoid_loss_learns_in_chunks_too(root, tmp_path):
+    whole = one_step(step_config(root, tmp_path / "whole", "sigmoid"))
+    assert whole["gradients"]["own_bias"].abs() > 1e-3
+    close(one_step(step_config(root, tmp_path / "chunks", "sigmoid", chunks=3)), whole)
+
+
 class InChunks(nn.Module):
     """Every chunk with its graph: what chunked encoding must equal, with all activations in memory."""
 

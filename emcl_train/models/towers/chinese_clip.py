@@ -1,0 +1,20 @@
+"""Chinese CLIP's towers: CLIP's for pictures, a BERT for texts, read at its first token."""
+
+from emcl_train.models.towers.described import PATCHES
+from emcl_train.models.towers.projected import ProjectedTowers
+
+
+class ChineseCLIPTowers(ProjectedTowers):
+    """Captions and frames to one space, not normalised."""
+
+    model_class = "ChineseCLIPModel"
+    inputs = {  # noqa: RUF012 (a constant, as the base class has it)
+        "conv1": PATCHES,
+        "clip4clip": (
+            *PATCHES,
+            "vision_model.embeddings.class_embedding",
+            "vision_model.embeddings.position_embedding.",
+            "vision_model.pre_layrnorm.",
+            "text_model.embeddings.",
+        ),
+    }

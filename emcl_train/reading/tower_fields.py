@@ -1,0 +1,222 @@
+"""What is taken from the configurations of towers that are not CLIP's, by `model_type`; they may be anybody's.
+
+As `clip_fields.py` has it for CLIP: each known setting has a kind and a bound, all others are left where they are.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from emcl_train.reading.clip_fields import (
+    ACTIVATIONS,
+    DEEPEST,
+    LARGEST_PICTURE,
+    MOST_HEADS,
+    MOST_POSITIONS,
+    MOST_TOKENS,
+    WIDEST,
+    Kind,
+    known_of,
+)
+from emcl_train.reading.values import between, end_token, number, one_of, positive, side, switch, token_id, whole
+
+wide = partial(whole, largest=WIDEST)
+share = partial(between, least=0.0, largest=1.0)
+
+LAYERS: dict[str, Kind] = {
+    "hidden_size": wide,
+    "intermediate_size": partial(whole, largest=16 * WIDEST),
+    "num_hidden_layers": partial(whole, largest=DEEPEST),
+    "num_attention_heads": partial(whole, largest=MOST_HEADS),
+    "hidden_act": partial(one_of, known=ACTIVATIONS),
+    "layer_norm_eps": partial(positive, largest=1.0),
+    "initializer_range": partial(between, least=0.0, largest=1e3),
+    "initializer_factor": partial(between, least=0.0, largest=1e3),
+}
+TEXT: dict[str, Kind] = LAYERS | {
+    "vocab_size": partial(whole, largest=MOST_TOKENS),
+    "max_position_embeddings": partial(whole, largest=MOST_POSITIONS),
+    "attention_dropout": share,
+    "pad_token_id": token_id,
+    "bos_token_id": token_id,
+    "eos_token_id": end_token,
+}
+VISION: dict[str, Kind] = LAYERS | {
+    "num_channels": partial(whole, largest=3),
+    "image_size": partial(side, largest=LARGEST_PICTURE),
+    "patch_size": partial(side, largest=LARGEST_PICTURE),
+    "attention_dropout": share,
+}
+BERT: dict[str, Kind] = {name: kind for name, kind in TEXT.items() if name != "attention_dropout"} | {
+    "hidden_dropout_prob": share,
+    "attention_probs_dropout_prob": share,
+    "type_vocab_size": partial(whole, largest=WIDEST),
+}
+OF_CLIPS: dict[str, Kind] = {
+    "num_frames": partial(whole, largest=WIDEST),
+    "mit_hidden_size": wide,
+    "mit_intermediate_size": partial(whole, largest=16 * WIDEST),
+    "mit_num_hidden_layers": partial(whole, largest=DEEPEST),
+    "mit_num_attention_heads": partial(whole, largest=MOST_HEADS),
+    "drop_path_rate": share,
+}
+"""Of a vision tower whose frames look at each other."""
+OF_PROMPTS: dict[str, Kind] = {
+    "prompt_layers": partial(whole, largest=DEEPEST),
+    "prompt_alpha": number,
+    "prompt_hidden_act": partial(one_of, known=ACTIVATIONS),
+    "prompt_num_attention_heads": partial(whole, largest=MOST_HEADS),
+    "prompt_attention_dropout": share,
+    "prompt_projection_dropout": share,
+}
+USUAL_FRAMES = 8
+"""Of X-CLIP, where a file does not say."""
+PROJECTED: dict[str, Kind] = {
+    "projection_dim": wide,
+    "logit_scale_init_value": number,
+    "initializer_factor": partial(between, least=0.0, largest=1e3),
+}
+"""Of a model whose towers end in a projection of their own."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The settings of one family."""
+
+    config: str
+    """Its class of transformers, which fills in what a file does not say."""
+    text: Mapping[str, Kind]
+    vision: Mapping[str, Kind]
+    model: Mapping[str, Kind] = field(default_factory=lambda: PROJECTED)
+    width: Callable[[Mapping[str, Any]], int] = lambda towers: int(towers["projection_dim"])
+    """Of the features, from a configuration that says all."""
+    longest: Callable[[Mapping[str, Any]], int] = lambda towers: int(towers["text_config"]["max_position_embeddings"])
+    """Tokens of a caption at most, likewise."""
+    usual_positions: int = 77
+    """Of the text tower, where a file does not say."""
+    more: Callable[[Mapping[str, Any]], int] = lambda towers: 0
+    """Weights that the family has beside layers, projections and embeddings."""
+
+    def positions(self, content: Mapping[str, Any]) -> int:
+        """Tokens of a caption at most, from a configuration as a file has it.
+
+        Raises:
+            ValueError: a setting is of a wrong kind or out of bounds.
+        """
+        known = self.known(content)
+        known["text_config"].setdefault("max_position_embeddings", self.usual_positions)
+        return self.longest(known)
+
+    def frames(self, content: Mapping[str, Any]) -> int | None:
+        """The frames that a clip must have, from a configuration as a file has it; None: any number.
+
+        Raises:
+            ValueError: as of `positions`.
+        """
+        if "num_frames" not in self.vision:
+            return None
+        return int(self.known(content)["vision_config"].get("num_frames", USUAL_FRAMES))
+
+    def known(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """The known settings of a configuration.
+
+        Raises:
+            ValueError: one is of a wrong kind or out of bounds; it is named.
+        """
+        found = known_of(content, self.model, "")
+        for tower, kinds in (("text_config", self.text), ("vision_config", self.vision)):
+            of_tower = content.get(tower)
+            if of_tower is not None and not isinstance(of_tower, dict):
+                raise ValueError(f"{tower} is {str(of_tower)[:60]!r}, expected an object")
+            found[tower] = known_of(of_tower or {}, kinds, f"{tower}.")
+        return found
+
+    def numbers(self, towers: Mapping[str, Any]) -> int:
+        """How many weights towers of a whole configuration have, biases left out."""
+        width = self.width(towers)
+        total = self.more(towers)
+        for tower in ("text_config", "vision_config"):
+            of_tower = towers[tower]
+            hidden = of_tower["hidden_size"]
+            total += of_tower["num_hidden_layers"] * (4 * hidden**2 + 2 * hidden * of_tower["intermediate_size"])
+            total += hidden * width
+
+        text, vision = towers["text_config"], towers["vision_config"]
+        total += text["hidden_size"] * (text["vocab_size"] + text["max_position_embeddings"])
+        patches = (vision["image_size"] // vision["patch_size"]) ** 2
+        total += vision["hidden_size"] * (vision["num_channels"] * vision["patch_size"] ** 2 + patches)
+        return int(total)
+
+
+def _pooled(value: Any, name: str) -> bool:
+    """SigLIP's vision tower without its pooling gives no feature of a picture."""
+    if not switch(value, name):
+        raise ValueError(f"{name} is {value!r}, expected true: without it the tower has no feature of a picture")
+    return True
+
+
+def _siglips_width(towers: Mapping[str, Any]) -> int:
+    """Both towers end in the width of the vision tower."""
+    text, vision = towers["text_config"]["projection_size"], towers["vision_config"]["hidden_size"]
+    if text != vision:
+        raise ValueError(f"text_config.projection_size is {text}, expected vision_config.hidden_size, {vision}")
+    return int(vision)
+
+
+def _attention_pool(towers: Mapping[str, Any]) -> int:
+    vision = towers["vision_config"]
+    hidden = vision["hidden_size"]
+    return int(4 * hidden**2 + 2 * hidden * vision["intermediate_size"])
+
+
+def _of_clips(towers: Mapping[str, Any]) -> int:
+    """X-CLIP's messages between frames, the transformer over frames, and its prompts."""
+    vision, width = towers["vision_config"], towers["projection_dim"]
+    messages = vision["num_hidden_layers"] * 5 * vision["hidden_size"] ** 2
+    of_layer = 4 * vision["mit_hidden_size"] ** 2 + 2 * vision["mit_hidden_size"] * vision["mit_intermediate_size"]
+    over_frames = vision["mit_num_hidden_layers"] * of_layer + vision["num_frames"] * vision["mit_hidden_size"]
+    prompts = towers["prompt_layers"] * 12 * width**2 + vision["hidden_size"] * width
+    return int(messages + over_frames + prompts)
+
+
+FIELDS: dict[str, Fields] = {
+    "siglip": Fields(
+        "SiglipConfig",
+        {name: kind for name, kind in TEXT.items() if not name.startswith("init")} | {"projection_size": wide},
+        {name: kind for name, kind in VISION.items() if not name.startswith("init")} | {"vision_use_head": _pooled},
+        {"initializer_factor": PROJECTED["initializer_factor"]},
+        width=_siglips_width,
+        usual_positions=64,
+        more=_attention_pool,
+    ),
+    "metaclip_2": Fields("MetaClip2Config", TEXT | {"projection_dim": wide}, VISION | {"projection_dim": wide}),
+    "altclip": Fields(
+        "AltCLIPConfig",
+        BERT | {"project_dim": wide},
+        VISION | {"projection_dim": wide},
+        # Positions are counted from behind that of padding on.
+        longest=lambda towers: (
+            towers["text_config"]["max_position_embeddings"] - towers["text_config"].get("pad_token_id", 1) - 1
+        ),
+        usual_positions=514,
+        more=lambda towers: (
+            towers["text_config"]["project_dim"] * (towers["text_config"]["hidden_size"] + towers["projection_dim"])
+        ),
+    ),
+    "chinese_clip": Fields(
+        "ChineseCLIPConfig",
+        BERT,
+        VISION | {"projection_dim": wide},
+        PROJECTED | {"initializer_range": PROJECTED["initializer_factor"]},
+        usual_positions=512,
+    ),
+    "xclip": Fields(
+        "XCLIPConfig",
+        TEXT,
+        VISION | OF_CLIPS,
+        PROJECTED | OF_PROMPTS,
+        more=_of_clips,
+    ),
+}
+"""By `model_type`. CLIP's are in `clip_fields.py`."""
