@@ -1,11 +1,13 @@
 """The command embed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from emcl_train.commands.embedding_corpora import FLAG, EmbedCorpusArguments, embed_corpus
 from emcl_train.commands.entry import OF_THE_RUN, Entry, after_a_word, flags_of, named, show_help
 from emcl_train.commands.everywhere import is_dry_run
 from emcl_train.config import PlaceConfig, RunConfig, check_config, require_towers
@@ -66,6 +68,8 @@ class EmbedListsArguments:
 
 def run_embed(what: str, arguments: list[str]) -> int:
     """Encode the data set of a recipe, by its name, or of the run in a folder; or else videos or texts in a place."""
+    if FLAG in named(arguments):
+        return embed_corpus(what, arguments)
     if what not in RECIPES and not Path(what).exists():
         raise UserError(
             f"there is no recipe {what!r}, and no such folder of a run or of videos, nor such a file of texts; known "
@@ -80,8 +84,10 @@ def run_embed(what: str, arguments: list[str]) -> int:
     return (embed_run if kind is EmbedRunArguments else embed_lists)(Path(what), arguments)
 
 
-def arguments_of(what: str) -> type:
-    """What the options are made of: for a recipe, for a run, and for videos and texts that are no data set."""
+def arguments_of(what: str, arguments: Sequence[str] = ()) -> type:
+    """What the options are made of: for a recipe, a run, videos and texts that are no data set, and for a corpus."""
+    if FLAG in arguments:
+        return EmbedCorpusArguments
     if what in RECIPES:
         return EmbedArguments
     is_run = (Path(what) / CONFIG).is_file() or any(Path(what).glob(f"seed-*/{CONFIG}"))
@@ -186,7 +192,8 @@ def describe() -> None:
         f"whose defaults are those of {shown}. The folder of a run is encoded with the run's towers, and takes --out, "
         "--tokens and what says where the data lies: `emcl-train embed RUN --help`.\n\nA folder of videos, a .txt with "
         "a text a line, or a table (.csv, .jsonl) of videos with captions gives one row for each, as `refine` takes "
-        "them: `emcl-train embed VIDEOS --help`.",
+        "them: `emcl-train embed VIDEOS --help`.\n\nWith --shards, a corpus of any size is embedded into a folder of "
+        "shards: `emcl-train embed CORPUS --shards --help`.",
     )
 
 
@@ -197,5 +204,10 @@ COMMANDS = {
         after_a_word(
             run_embed, "embed needs a recipe, the folder of a run or of videos, or a file of texts, first", describe
         ),
+        shared=lambda arguments: FLAG in named(arguments),
+        library=lambda arguments: "" if FLAG in named(arguments) else None,
+        place="the corpus",
+        stores=("s3",),
+        switches=frozenset({FLAG, "--frames", "--no-frames"}),
     ),
 }
