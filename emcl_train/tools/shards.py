@@ -209,7 +209,7 @@ class ShardRows:
         if isinstance(wanted, slice):
             wanted = np.arange(*wanted.indices(len(self)))
         numbers = np.asarray(wanted, np.int64)
-        found = np.empty((len(numbers), self.shape[1]), np.float32)
+        found: np.ndarray = np.empty((len(numbers), self.shape[1]), np.float32)
         of = np.searchsorted(self._begins, numbers, side="right") - 1
         for number in np.unique(of):
             here = of == number
