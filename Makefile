@@ -26,6 +26,9 @@ SEARCH_BIN := $(SEARCH_VENV)/bin
 # And the decoders that ours is measured against.
 PIPELINE_VENV := .venv-pipeline
 PIPELINE_BIN := $(PIPELINE_VENV)/bin
+# And Ray, on which corpora are embedded in a cluster.
+RAY_VENV := .venv-ray
+RAY_BIN := $(RAY_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -117,6 +120,10 @@ test-search: $(VENV)/.built $(SEARCH_VENV)/.deps $(BROWSER_TOOLS)/.installed  ##
 	PYTHONPATH=. $(SEARCH_BIN)/python -m pytest -q $(IN_PROCESSES) tests/search --durations=5 $(ARGS)
 	PYTHONPATH=.:$(BROWSER_TOOLS) $(SEARCH_BIN)/python -m pytest -q tests/browser_search --durations=5 $(ARGS)
 
+.PHONY: test-ray
+test-ray: $(VENV)/.built $(RAY_VENV)/.deps  ## Embed a corpus on a Ray of this machine with two workers, and kill one
+	PYTHONPATH=. $(RAY_BIN)/python -m pytest -q tests/ray --durations=5 $(ARGS)
+
 test-random: $(VENV)/.built  ## Run the CUDA kernels at 200 random shapes an op, in the emulator
 	EMCL_TEST_SHAPES=200 $(BIN)/python -m pytest -q tests/kernels/test_random_shapes.py --durations=5 $(ARGS)
 
@@ -160,6 +167,7 @@ types: $(VENV)/.deps  ## Check types: mypy
 	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train
 	MYPYPATH=tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser
 	MYPYPATH=tests/search:tests/train $(BIN)/mypy $(TEST_TYPES) tests/search
+	MYPYPATH=tests/ray:tests/train:tests/train/corpora $(BIN)/mypy $(TEST_TYPES) tests/ray
 	MYPYPATH=tests/browser_search:tests/search:tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser_search
 
 docs: $(DOCS_VENV)/.deps  ## Build the site into build/site; broken links and docstrings are errors
@@ -229,11 +237,11 @@ training-table: $(VENV)/.built  ## Train EMCL's settings and its comparators, 8 
 	$(BIN)/python -m benchmarks.training.table
 
 clean:  ## Remove what was built and installed; runs/ and data/ stay
-	rm -rf $(VENV) $(DOCS_VENV) $(INTEGRATIONS_VENV) $(SEARCH_VENV) $(PIPELINE_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
+	rm -rf $(VENV) $(DOCS_VENV) $(INTEGRATIONS_VENV) $(SEARCH_VENV) $(PIPELINE_VENV) $(RAY_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created $(SEARCH_VENV)/.created $(PIPELINE_VENV)/.created:
+$(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created $(SEARCH_VENV)/.created $(PIPELINE_VENV)/.created $(RAY_VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo 'Python 3.10 or later is needed, and $(PYTHON) is' `$(PYTHON) --version 2>&1`; \
 		echo 'Name another one:  make $(MAKECMDGOALS) PYTHON=/path/to/python3.12'; \
@@ -275,6 +283,14 @@ $(PIPELINE_VENV)/.deps: $(PIPELINE_VENV)/.created $(VENV)/.deps constraints-pipe
 	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_paths()["purelib"])' \
 		> "$$(cat $(PIPELINE_VENV)/.place)/of_venv.pth"
 	$(PIPELINE_BIN)/python -m pip install $(PIP_OPTIONS) --no-deps -r constraints-pipeline.txt
+	@touch $@
+
+$(RAY_VENV)/.deps: $(RAY_VENV)/.created $(VENV)/.deps constraints-ray.txt
+	@echo 'Installing Ray into $(RAY_VENV); this happens once'
+	@$(RAY_BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $(RAY_VENV)/.place
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_paths()["purelib"])' \
+		> "$$(cat $(RAY_VENV)/.place)/of_venv.pth"
+	$(RAY_BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -r constraints-ray.txt
 	@touch $@
 
 # The version, which the libraries have inside.

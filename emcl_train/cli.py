@@ -33,7 +33,6 @@ with or_ends_in_a_line():
     from emcl_train.errors import UserError
     from emcl_train.runs.lock import without_locks
     from emcl_train.runs.machine import is_first_process, process_count
-    from emcl_train.search.ways import STORES
     from emcl_train.terminal import Output, tell, tolerant_output
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -219,12 +218,12 @@ def refuse_addresses(arguments: list[str], entry: Entry) -> None:
         if address is None or (name in OF_HUB_NAMES and address[1] == "hf"):
             continue
         is_library = of_library is not None and (is_plain if of_library == "" else name == of_library)
-        if is_library and address[1] in STORES:
+        if is_library and address[1] in entry.stores:
             continue
-        what = "the library is" if is_library else f"{name} is" if name.startswith("--") else "there is"
+        what = f"{entry.place} is" if is_library else f"{name} is" if name.startswith("--") else "there is"
         expected = "a file or folder of this machine"
         if is_library:
-            expected = f"a folder of this machine, or an object store's address ({', '.join(STORES)})"
+            expected = f"a folder of this machine, or an object store's address ({', '.join(entry.stores)})"
         raise UserError(
             f"{what} {value if equals else argument}, an address, expected {expected}; "
             + (

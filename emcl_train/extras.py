@@ -24,6 +24,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "tensorboard": "tensorboard", "pyarrow": "pyarrow", "pyyaml": "yaml",
     },
     "experts": {"h5py": "h5py"},
+    "ray": {"ray": "ray"},
     "search": {
         "lancedb": "lancedb", "pyarrow": "pyarrow", "starlette": "starlette", "uvicorn": "uvicorn",
         "scenedetect-headless": "scenedetect", "faiss-cpu": "faiss",

@@ -53,6 +53,7 @@ LAYERS = {
         {"tools"},
         {"encoder"},
         {"search"},
+        {"corpora"},
         {"__init__", "commands"},
         {"cli"},
         {"__main__"},

@@ -155,7 +155,7 @@ def targets_of(name: str, rest: list[str]) -> tuple[Any, ...]:
         "train": training.TrainArguments,
         "resume": training.TrainArguments,
         "eval": evaluating.EvalArguments,
-        "embed": embedding.EmbedArguments if not rest else embedding.arguments_of(rest[0]),
+        "embed": embedding.EmbedArguments if not rest else embedding.arguments_of(rest[0], rest[1:]),
         "data shapes": data.shapes,
         "data doctor": data.doctor,
         "data compress": data.compress,

@@ -1,12 +1,13 @@
 """The command embed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from emcl_train.commands.embedding_corpora import FLAG, EmbedCorpusArguments, embed_corpus
 from emcl_train.commands.entry import OF_THE_RUN, Entry, after_a_word, flags_of, in_processes, named, show_help
 from emcl_train.commands.everywhere import is_dry_run
 from emcl_train.commands.options_file import print_file, without_print_config
@@ -81,6 +82,8 @@ def run_embed(what: str, arguments: list[str]) -> int:
 
 
 def _embed(what: str, arguments: list[str]) -> int:
+    if FLAG in named(arguments):
+        return embed_corpus(what, arguments)
     if what not in RECIPES and not Path(what).exists():
         raise UserError(
             f"there is no recipe {what!r}, and no such folder of a run or of videos, nor such a file of texts; known "
@@ -95,8 +98,10 @@ def _embed(what: str, arguments: list[str]) -> int:
     return (embed_run if kind is EmbedRunArguments else embed_lists)(Path(what), arguments)
 
 
-def arguments_of(what: str) -> type:
-    """What the options are made of: for a recipe, for a run, and for videos and texts that are no data set."""
+def arguments_of(what: str, arguments: Sequence[str] = ()) -> type:
+    """What the options are made of: for a recipe, a run, videos and texts that are no data set, and for a corpus."""
+    if FLAG in arguments:
+        return EmbedCorpusArguments
     if what in RECIPES:
         return EmbedArguments
     is_run = (Path(what) / CONFIG).is_file() or any(Path(what).glob(f"seed-*/{CONFIG}"))
@@ -228,7 +233,8 @@ def describe() -> None:
         f"whose defaults are those of {shown}. The folder of a run is encoded with the run's towers, and takes --out, "
         "--tokens and what says where the data lies: `emcl-train embed RUN --help`.\n\nA folder of videos, a .txt with "
         "a text a line, or a table (.csv, .jsonl) of videos with captions gives one row for each, as `refine` takes "
-        "them: `emcl-train embed VIDEOS --help`.",
+        "them: `emcl-train embed VIDEOS --help`.\n\nWith --shards, a corpus of any size is embedded into a folder of "
+        "shards: `emcl-train embed CORPUS --shards --help`.",
     )
 
 
@@ -240,5 +246,9 @@ COMMANDS = {
             run_embed, "embed needs a recipe, the folder of a run or of videos, or a file of texts, first", describe
         ),
         in_processes=True,
+        library=lambda arguments: "" if FLAG in named(arguments) else None,
+        place="the corpus",
+        stores=("s3",),
+        switches=frozenset({FLAG, "--frames", "--no-frames"}),
     ),
 }

@@ -12,6 +12,7 @@ from emcl_train.commands.output import with_bare_json
 from emcl_train.errors import UserError
 from emcl_train.flags import Command, of_command
 from emcl_train.runs.machine import process_count
+from emcl_train.search.ways import STORES
 from emcl_train.terminal import tell
 
 OF_THE_RUN = "{name} in the run's config.json"
@@ -31,6 +32,10 @@ class Entry:
     library: Callable[[list[str]], str | None] = lambda arguments: None
     """Which of its arguments names a library, which may lie in an object store: a flag, or "" for the first without
     one, where words behind it are no files. None: none does."""
+    place: str = "the library"
+    """What that argument is called."""
+    stores: tuple[str, ...] = STORES
+    """How an address begins that it may be."""
     switches: frozenset[str] = frozenset()
     """Flags that take no value, where a library is named without one."""
 

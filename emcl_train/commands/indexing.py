@@ -32,7 +32,8 @@ def index(
     Large folders: `torchrun --nproc-per-node N -m emcl_train index ...`.
 
     Args:
-        folders: Folders of videos, beside those that the library knows.
+        folders: Folders of videos, beside those that the library knows; or of shards that `embed --shards` wrote with
+            the library's model, whose rows are taken over.
         out: The library: a folder, or an address such as s3://bucket/library.
         model: The folder of a run, or a CLIP's folder or name on the hub; None: the one that made the library.
         cut: Into shots, which PySceneDetect finds, or into pieces of one length; "auto" of a new library is shots where

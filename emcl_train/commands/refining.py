@@ -34,7 +34,7 @@ def refine(
 
     Args:
         text: File of text embeddings, or a folder that has both sides.
-        video: File of video or image embeddings, of the same width.
+        video: File of video or image embeddings, of the same width; or a folder of shards that `embed --shards` wrote.
         out: Folder for the refined files, in their own formats, and the map. Replaces only what refine wrote there.
         settings: Of the map.
         paired: Row i of TEXT belongs to row i of VIDEO: print the table before and after. Fitting never uses it.

@@ -1,6 +1,5 @@
 """Films to moments, some films ahead of the towers: threads decode, and little of it is in memory at a time."""
 
-import queue
 import threading
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from emcl_train.data.ahead import made_ahead
 from emcl_train.data.clips import Clip
 from emcl_train.data.passing import PassingError, passing
 from emcl_train.data.timeline import VideoError
@@ -19,8 +19,6 @@ from emcl_train.search.thumbnails import thumbnail_of
 
 MOMENTS = 16
 """That are decoded and encoded together: always the same ones of a film, so that rows do not depend on other films."""
-AHEAD = 2
-"""Parts of each film that wait for the towers."""
 
 
 @dataclass
@@ -64,63 +62,15 @@ def decoded_ahead(films: Sequence[Seen], encoder: Encoder, cutting: Cutting, kno
     Raises:
         PassingError: every other film would meet it too.
     """
-    waiting: dict[int, queue.Queue[Part]] = {}
-    order = iter(range(len(films)))
-    next_film = threading.Lock()
     claims = _Claims(known)
-    ended = threading.Event()
-    ahead = threading.Semaphore(workers_of(encoder) + 1)
-    """Films that are begun and not yet taken to their end."""
-
-    def parts_of(number: int) -> "queue.Queue[Part]":
-        with next_film:
-            return waiting.setdefault(number, queue.Queue(AHEAD))
-
-    def put(number: int, part: Part) -> bool:
-        parts = parts_of(number)
-        while not ended.is_set():
-            try:
-                parts.put(part, timeout=0.2)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def work() -> None:
-        while not ended.is_set():
-            ahead.acquire()
-            with next_film:
-                number = next(order, None)
-            if number is None or ended.is_set():
-                ahead.release()
-                return
-            for part in _parts_of(films[number], encoder, cutting, claims):
-                if not put(number, part):
-                    return
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(workers_of(encoder), len(films)))]
-    for thread in threads:
-        thread.start()
-    try:
-        for number in range(len(films)):
-            parts = parts_of(number)
-            part = parts.get()
-            while not part.last:
-                yield part
-                part = parts.get()
-            if isinstance(part.error, PassingError) and part.error.everywhere:
-                raise part.error
-            if part.error is not None and not isinstance(part.error, VideoError | PassingError):
-                raise part.error
-            yield part
-            del waiting[number]
-            ahead.release()
-    finally:
-        ended.set()
-        for _ in threads:
-            ahead.release()
-        for thread in threads:
-            thread.join()
+    for part in made_ahead(
+        len(films), lambda number: _parts_of(films[number], encoder, cutting, claims), workers_of(encoder)
+    ):
+        if isinstance(part.error, PassingError) and part.error.everywhere:
+            raise part.error
+        if part.error is not None and not isinstance(part.error, VideoError | PassingError):
+            raise part.error
+        yield part
 
 
 def workers_of(encoder: Encoder) -> int:

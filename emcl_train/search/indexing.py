@@ -35,7 +35,10 @@ from emcl_train.search.tables import (
     Tables,
     of_moments,
 )
+from emcl_train.search.taking_over import require_same_model, take_over
 from emcl_train.search.ways import Way
+from emcl_train.tools.arrays import is_shards
+from emcl_train.tools.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Asked:
 
     out: str
     folders: tuple[Path, ...] = ()
-    """Beside those that the library knows."""
+    """Beside those that the library knows. A folder of shards is one whose rows are taken over."""
     model: str | None = None
     """A run or a CLIP; None: the one that made the library."""
     cut: Way = "auto"
@@ -94,6 +97,8 @@ def _index(asked: Asked, texts: list[str]) -> Report:
     for other in gather_objects(done)[1:] if world > 1 else []:
         done.add(other)
     if rank == 0:
+        for shards in shards_among(asked.folders):
+            take_over(tables, encoder, shards, done.report)
         _settle(tables, listing, changes, done)
         _bring_up_to_date(tables, encoder, about, asked, texts)
     agreed(lambda: None)
@@ -110,11 +115,14 @@ def _opened(asked: Asked) -> tuple[Tables, Encoder, dict[str, Any]]:
         )
     if new and asked.model is None:
         raise UserError("a new library needs --model: the folder of a run, or a CLIP's folder or name on the hub")
-    roots = [str(root) for root in absolute_roots(asked.folders)]
+    shards = shards_among(asked.folders)
+    roots = [str(root) for root in absolute_roots(folder for folder in asked.folders if not is_shards(folder))]
     _require_apart(asked, roots)
 
     if new:
         encoder = load(str(asked.model))
+        for one in shards:
+            require_same_model(one, encoder)
         cutting = choose(asked.cut, asked.piece)
         about: dict[str, Any] = {
             "created": datetime.now(timezone.utc).isoformat(),
@@ -136,12 +144,19 @@ def _opened(asked: Asked) -> tuple[Tables, Encoder, dict[str, Any]]:
     about = there.about()
     encoder = load(asked.model or about["model"]["path"])
     _require_same(asked, about, encoder)
+    for one in shards:
+        require_same_model(one, encoder)
     known = about["roots"]
     there_already = {os.path.realpath(root) for root in known}
     new_roots = [root for root in roots if os.path.realpath(root) not in there_already]
     about |= {"roots": [*known, *new_roots], "model": _model(asked, encoder, about)}
     there.write_about(about)
     return there, encoder, about
+
+
+def shards_among(folders: Sequence[Path]) -> list[Shards]:
+    """Those of some folders that are folders of shards."""
+    return [Shards.open(folder) for folder in folders if is_shards(folder)]
 
 
 def _model(asked: Asked, encoder: Encoder, about: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -245,7 +260,7 @@ def _settle(tables: Tables, listing: Listing, changes: Changes, done: Done) -> N
     moved = {row.content for row in entered if row.status == INDEXED}
     report.moved = sum(row.status == INDEXED for row in entered)
     report.removed = sum(row.content not in moved for row in changes.missing)
-    report.unchanged = len(changes.unchanged)
+    report.unchanged += len(changes.unchanged)
     report.outside = listing.outside
     report.trouble |= listing.unseen
     report.kept = changes.kept

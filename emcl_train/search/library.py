@@ -259,11 +259,11 @@ class Library:
 
     @of_one_state
     def thumbnail(self, moment_id: str) -> bytes | None:
-        """A WebP of the moment; None if there is no such one."""
+        """A WebP of the moment; None if there is no such one, or none of it, as where its row came from a shard."""
         if not isinstance(moment_id, str) or MOMENT.fullmatch(moment_id) is None:
             return None
         rows = self._moments.search().where(f"id = {quoted(moment_id)}").select(["thumbnail"]).limit(1).to_list()
-        return rows[0]["thumbnail"] if rows else None
+        return (rows[0]["thumbnail"] or None) if rows else None
 
     @of_one_state
     def file_of(self, moment_id: str) -> Path | None:

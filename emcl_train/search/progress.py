@@ -14,7 +14,7 @@ EVERY = 30.0
 class Progress:
     """Counts files and moments; time left goes by the bytes of the files."""
 
-    def __init__(self, files: int, size: int, *, quiet: bool = False) -> None:
+    def __init__(self, files: int, size: int, *, quiet: bool = False, title: str = "Index") -> None:
         self._files = files
         self._size = max(1, size)
         self._quiet = quiet or not files
@@ -25,7 +25,7 @@ class Progress:
         self._said = self._began
         self._console = console_of(stderr=True)
         columns = (
-            TextColumn("Index"),
+            TextColumn(title),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),

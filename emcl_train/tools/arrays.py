@@ -24,6 +24,8 @@ from emcl_train.runs.checksums import has_checksum, read_unchanged
 from emcl_train.runs.files import give_usual_mode, whole
 from emcl_train.runs.mapped import new_mapped
 
+MANIFEST, PLAN = "manifest.json", "plan.parquet"
+"""In a folder of shards, see `emcl_train.tools.shards`."""
 FORMATS = (".npy", ".npz", ".safetensors", ".parquet")
 WIDEST_VALUE = 8
 """Bytes of a number in memory, at most."""
@@ -84,16 +86,25 @@ class Embeddings:
             _write_column(self.path, path, self.name or "embeddings", refine(self.rows))
 
 
+def is_shards(path: Path) -> bool:
+    """Whether a folder is one of shards."""
+    return (path / MANIFEST).is_file() and (path / PLAN).is_file()
+
+
 def read_embeddings(argument: str) -> Embeddings:
     """Open the embeddings that an argument names.
 
     Args:
-        argument: FILE, or FILE:NAME of an array in it.
+        argument: FILE, or FILE:NAME of an array in it; or the folder of shards that embed wrote.
 
     Raises:
         UserError: there is no such file or array, or it is not `[N, D]`.
     """
     path, name = Path(argument), None
+    if is_shards(path):
+        from emcl_train.tools.shards import read_shards  # which reads tables as this module does
+
+        return read_shards(path)
     if not path.is_file() and ":" in argument:
         path, name = Path(argument.rsplit(":", 1)[0]), argument.rsplit(":", 1)[1]
     if not path.is_file():
@@ -154,10 +165,10 @@ def _read_safetensors(path: Path, name: str | None) -> tuple[Any, str | None]:
 
 
 def _read_parquet(path: Path, name: str | None) -> tuple[Any, str | None]:
-    pq, pa = _pyarrow()
+    pq, pa = pyarrow_modules()
     schema = pq.read_schema(path)
     name = _chosen(path, name, [field.name for field in schema if _is_vector(pa, field.type)])
-    _require_values(pq, path, name)
+    require_values(pq.read_metadata(path), path, name)
     column = pq.read_table(path, columns=[name]).column(name)
     chunks = [chunk for chunk in column.chunks if len(chunk)]  # together they may have more values than 32 bits count
     lengths = {length for chunk in chunks for length in _lengths(pa, chunk)}
@@ -169,9 +180,8 @@ def _read_parquet(path: Path, name: str | None) -> tuple[Any, str | None]:
     return values[0] if len(values) == 1 else np.concatenate(values), name
 
 
-def _require_values(pq: Any, path: Path, name: str) -> None:
+def require_values(metadata: Any, path: Path, name: str) -> None:
     """Raise a ValueError where a column declares far more values than its file could hold."""
-    metadata = pq.read_metadata(path)
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     columns = (group.column(number) for group in groups for number in range(group.num_columns))
     values = sum(column.num_values for column in columns if column.path_in_schema.split(".")[0] == name.split(".")[0])
@@ -189,7 +199,7 @@ def _lengths(pa: Any, chunk: Any) -> set[int]:
 
 def _write_column(source: Path, path: Path, name: str, rows: np.ndarray) -> None:
     """The source's table with the refined rows in the column they came from."""
-    pq, pa = _pyarrow()
+    pq, pa = pyarrow_modules()
     table = pq.read_table(source)
     field = table.schema.field(name)
     column = column_of(pa, field.type, [len(chunk) for chunk in table.column(name).chunks], rows)
@@ -236,7 +246,12 @@ def _chosen(path: Path, name: str | None, names: list[str]) -> str:
     return name
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def pyarrow_modules() -> tuple[Any, Any]:
+    """`pyarrow.parquet` and `pyarrow`.
+
+    Raises:
+        UserError: they are not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from safetensors import safe_open
@@ -34,6 +35,7 @@ from emcl_train.tools.paired import (
     table_of,
     video_of_each_text,
 )
+from emcl_train.tools.shards import ShardEmbeddings
 from emcl_train.tools.sides import Sides, read_sides
 
 MAP = "map.safetensors"
@@ -157,7 +159,7 @@ def _refine_files(asked: Asked, settings: RefineConfig, console: Console) -> Ref
     # Text, video, map and table are of one fit: all change, or none.
     with together(out):
         with _of_these_rows():
-            refiner.fit(sides["text"].rows, sides["video"].rows)
+            fit(refiner, sides["text"], sides["video"])
         if bank is not None:
             with _of_these_rows(f"--queries {bank.path}: "):
                 refiner.set_bank(**{f"{asked.bank_side}_bank": bank.rows})
@@ -257,6 +259,30 @@ def _opened(asked: Asked, neighbors: int) -> Source:
     _require_free(asked.out, sides.by_name, inputs)
     _require_one_space(sides, bank, neighbors)
     return Source(sides if pairs is None else replace(sides, caption_clip=pairs), bank)
+
+
+def fit(refiner: Refiner, text: Embeddings, video: Embeddings) -> None:
+    """Fit to the rows of both sides, each read once; where their moments have been added up already, to these."""
+    sides = {"text": text, "video": video}
+    packed = {
+        name: of.packed_moments
+        for name, of in sides.items()
+        if isinstance(of, ShardEmbeddings) and refiner.normalize and of.packed_moments is not None
+    }
+    if not packed:
+        refiner.fit(text.rows, video.rows)
+        return
+
+    # Whoever added them up is to the refiner as another process, which has those rows.
+    width = text.rows.shape[1]
+    nothing = np.zeros(width * width + width + 1)
+    moments = torch.from_numpy(np.concatenate([packed.get(name, nothing) for name in sides]))
+    agreement = torch.tensor([1.0, 0.0, 1.0, width, width * width], dtype=torch.float64)
+
+    def add_up(vector: torch.Tensor) -> torch.Tensor:
+        return vector + (agreement if len(vector) == len(agreement) else moments)
+
+    refiner.fit(*(None if name in packed else of.rows for name, of in sides.items()), add_up=add_up)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""An object store of this process that speaks as much of S3 as LanceDB asks for, over HTTP on this machine."""
+"""An object store of this process that speaks as much of S3 as LanceDB and Arrow ask for, over HTTP on this machine."""
 
 import hashlib
 import re
@@ -146,7 +146,8 @@ class _Request(BaseHTTPRequestHandler):
             for key, data in files
         ]
         lines += [f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in folders]
-        body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{''.join(lines)}</ListBucketResult>"
+        said = f"<KeyCount>{len(lines)}</KeyCount><IsTruncated>false</IsTruncated>"
+        body = f"<ListBucketResult>{said}{''.join(lines)}</ListBucketResult>"
         self._answer(200, body.encode(), Content_Type="application/xml")
 
 
