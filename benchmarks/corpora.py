@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import commit_of
-from mmt_step import processor
-from record import RESULTS, AlreadyThere, Record, refuse_to_overwrite, save, slug
-from turns import interval
+from intervals import interval
+from record import RESULTS, AlreadyThere, Record, commit_of, processor, refuse_to_overwrite, save, slug
 
 import emcl_kernels
 
