@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 TRAIN = Path(__file__).resolve().parent.parent / "train"
-sys.path[:0] = [str(TRAIN), str(TRAIN / "corpora")]
+sys.path.insert(0, str(TRAIN))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

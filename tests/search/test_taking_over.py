@@ -1,16 +1,13 @@
 """index takes rows over from shards that embed wrote: nothing is decoded, and only rows of its own model."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clip_folder import put_small_clip
-from small_library import names
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "train" / "corpora"))
 from corpus_scene import NAMES, embedded, put_films, rows_of
+from small_library import names
 
 from emcl_train import Library, cli
 from emcl_train.corpora import decoding

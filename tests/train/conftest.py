@@ -1,5 +1,6 @@
 """Fixtures of tests that train."""
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,21 @@ def tiny_whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
         patch.setattr(trainer, "write_report", lambda out: out)
         whole_run(folder / "set", folder)
     return folder / "set", folder / "run"
+
+
+@pytest.fixture(scope="session")
+def scene_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of films and a model, which no test changes."""
+    from corpus_scene import put_scene
+
+    return put_scene(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def scene(scene_once: Path, tmp_path: Path) -> Path:
+    """The same, for one test to change."""
+    shutil.copytree(scene_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

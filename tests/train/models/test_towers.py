@@ -29,6 +29,7 @@ from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.runs.contents import CLIP_CONFIG, METRICS, load_config
 from emcl_train.tools.embed import embed
 from emcl_train.tools.embed_lists import embed_lists
+from emcl_train.tools.publish import publish_run
 from emcl_train.training import trainer
 from emcl_train.weights.settling import settled
 
@@ -165,6 +166,13 @@ def test_a_run_trains_evaluates_embeds_and_is_loaded_without_the_folder(family, 
     torch.testing.assert_close(first.encode_text(CAPTIONS), second.encode_text(CAPTIONS), rtol=0, atol=1e-6)
     torch.testing.assert_close(first.encode_video(clips), second.encode_video(clips), rtol=0, atol=1e-6)
 
+    # And from the folder that is published of it.
+    publish_run(run, tmp_path / "published")
+    published = load(tmp_path / "published")
+    assert published.fingerprint == first.fingerprint
+    torch.testing.assert_close(published.encode_text(CAPTIONS), first.encode_text(CAPTIONS), rtol=0, atol=1e-6)
+    torch.testing.assert_close(published.encode_video(clips), first.encode_video(clips), rtol=0, atol=1e-6)
+
     # Its features in a folder, on which another run is trained, with EMCL off.
     embed(load_config(run), tmp_path / "features", run_dir=run, **QUIET)
     features = tmp_path / "features"
@@ -174,6 +182,11 @@ def test_a_run_trains_evaluates_embeds_and_is_loaded_without_the_folder(family, 
     other = trainer.train(on_features, **QUIET)
     assert read_clip_config(other) == read_clip_config(run)
     torch.testing.assert_close(load(other).encode_text(CAPTIONS), first.encode_text(CAPTIONS), rtol=0, atol=1e-6)
+
+    # Towers that lie beside features are published with what was trained on them.
+    publish_run(other, tmp_path / "published-other")
+    of_other = load(tmp_path / "published-other")
+    torch.testing.assert_close(of_other.encode_video(clips), load(other).encode_video(clips), rtol=0, atol=1e-6)
 
 
 def test_a_run_that_was_ended_goes_on(folders, root, tmp_path, monkeypatch):
