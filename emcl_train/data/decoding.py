@@ -10,7 +10,7 @@ from pathlib import Path
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from emcl_train.data.clock import Clock, Ticks, has_no_stamps
@@ -61,6 +61,7 @@ def frames_shown_at(
     times = [timeline.times[max(0, bisect_right(timeline.times, target + 1e-6) - 1)] for target in targets]
     skip = skip and timeline.alone and stream.codec_context.name in SKIPPING
     only = _around(timeline, times) if skip else None
+    entries = [timeline.entry(time) for time in times] if enter or skip else []
     reader = Reader(container, stream, timeline, only=only, packets=packets)
     tolerance = 3 * timeline.interval + 1e-3
     # Where frames are left out, the one before the wanted one may be none that was on display.
@@ -69,12 +70,12 @@ def frames_shown_at(
     current: Shown | None = None
 
     for i, (target, shown) in enumerate(zip(targets, times, strict=True)):
-        if enter and reader.enter(timeline.entry(shown)):
+        if enter and reader.enter(entries[i]):
             current = None
         if skip:
             # Behind the last wanted frame of a group nothing more is put into the decoder: it gives what it has.
             last = timeline.number_of(shown) + 1
-            group_ends = i + 1 == len(times) or timeline.entry(times[i + 1]) > last
+            group_ends = i + 1 == len(times) or entries[i + 1] > last
             reader.until = last if group_ends else None
 
         # Of frames that were passed over to, the one that is shown is known by its stamp.
@@ -84,6 +85,8 @@ def frames_shown_at(
                 break
             current = reader.take()
 
+        if current is None and enter:
+            raise Astray
         if current is None:
             raise VideoError(path, f"none of its {len(timeline.times)} frames can be decoded")
         time, frame = current
@@ -138,6 +141,9 @@ class Reader:
         self._ticks = Ticks(stream.time_base) if stream.time_base else None
         self._packets = _packets(container, stream) if packets is None else iter(packets)
         self._next_packet = 0
+        # Where it has been entered: whether its first packet comes next, and its stamp, until its picture has come.
+        self._at_entry = self._entered = False
+        self._begins: int | None = None
         self._stream = stream
         self._decoded: deque[Shown] = deque()
         # Frames without stamps leave the decoder in the order of display, and their times are those of the packets.
@@ -158,6 +164,9 @@ class Reader:
             if self._only is not None:
                 self._leave_out(self._next_packet not in self._only)
             self._next_packet += 1
+            if self._at_entry:
+                self._begins = packet.pts
+                self._at_entry = False
             self._decoded.extend(self._timed(decode_packet(packet)))
         return self._decoded[0]
 
@@ -174,6 +183,8 @@ class Reader:
         self._next_packet = number
         self._decoded.clear()
         self._drained = False
+        self._at_entry = self._entered = True
+        self._begins = None
         self._stream.codec_context.flush_buffers()
         return True
 
@@ -186,13 +197,32 @@ class Reader:
                 continue
             stamp = frame.dts if frame.pts is None else frame.pts
             if stamp is not None and self._ticks is not None:
+                if self._entered:
+                    self._require_entry(frame, stamp)
                 yield self._ticks.seconds(stamp), frame
+
+    def _require_entry(self, frame: VideoFrame, stamp: int) -> None:
+        """Raise Astray where a group begins with a picture that depends on others, as it does where marks are wrong.
+
+        Some decoders make a picture of it all the same, out of grey. Pictures that are shown before the first one of a
+        group depend on the group before; they are not taken.
+        """
+        if self._begins is not None and stamp < self._begins:
+            return
+        if (self._begins is not None and stamp > self._begins) or not is_complete(frame):
+            raise Astray
+        self._entered = False
 
     def _leave_out(self, unwanted: bool) -> None:
         """What becomes of the next packet, if no frame depends on it."""
         if unwanted != self._leaves_out:
             self._stream.codec_context.skip_frame = "NONREF" if unwanted else "DEFAULT"
             self._leaves_out = unwanted
+
+
+def is_complete(frame: VideoFrame) -> bool:
+    """Whether a picture is one that depends on no other."""
+    return frame.key_frame or frame.pict_type == PictureType.I
 
 
 def decode_packet(packet: Packet) -> list[VideoFrame]:

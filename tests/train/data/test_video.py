@@ -12,7 +12,7 @@ from tiny_videos import level, write_video
 
 from emcl_train.data import decoding, video
 from emcl_train.data.clock import Clock, Ticks
-from emcl_train.data.video import FrameRequest, VideoError, decode_frames, probe
+from emcl_train.data.video import FrameRequest, VideoError, decode_frames, pictures_of_spans, probe
 
 
 def levels(path: Path, num_frames: int = 4, size: int = 16) -> list[int]:
@@ -210,11 +210,25 @@ def test_of_a_long_clip_no_group_of_pictures_is_decoded_twice(tmp_path, monkeypa
         assert len(stamps) <= 5 * num_frames
 
 
-@pytest.mark.parametrize("b_frames", ["0", "3"])
-def test_wrong_marks_of_keyframes_lead_to_the_right_frames(tmp_path, monkeypatch, fed, b_frames):
-    """A list of keyframes in a header that names frames which depend on others."""
-    path = write_video(tmp_path / "a.mp4", range(40), options={"g": "1000", "bf": b_frames, "b_strategy": "0"})
+WRONG_MARKS = {
+    "h264": ("libx264", {"bf": "0"}),
+    "h264-b-frames": ("libx264", {"bf": "3", "b_strategy": "0"}),
+    "hevc": ("libx265", {"x265-params": "log-level=none:pools=1:frame-threads=1:keyint=1000:bframes=3"}),
+    "mpeg4": ("mpeg4", {"bf": "0", "qmin": "1", "qmax": "1"}),
+    "mpeg4-b-frames": ("mpeg4", {"bf": "2", "qmin": "1", "qmax": "1"}),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_MARKS)
+def test_wrong_marks_of_keyframes_lead_to_the_right_frames(tmp_path, monkeypatch, fed, kind):
+    """A list of keyframes in a header that names frames which depend on others. The decoder of MPEG-4 takes them."""
+    codec, options = WRONG_MARKS[kind]
+    path = write_video(tmp_path / "a.mp4", range(40), codec=codec, options={"g": "1000"} | options)
+    request = FrameRequest(path, 3, 16)
+    spans = [(1.05, 1.95), (2.45, 3.35)]
     expected = levels(path, 6)
+    of_spans = [pictures for _, pictures in pictures_of_spans(request, lambda _: spans)]
+
     data = bytearray(path.read_bytes())
     data[data.index(b"stss") : data.index(b"stss") + 4] = b"free"  # without it every frame counts as a keyframe
     path.write_bytes(data)
@@ -222,6 +236,9 @@ def test_wrong_marks_of_keyframes_lead_to_the_right_frames(tmp_path, monkeypatch
     fed.clear()
     assert levels(path, 6) == expected == [3, 10, 16, 23, 30, 36]
     assert len(fed) <= 2 * 40 + 2
+    found = [pictures for _, pictures in pictures_of_spans(request, lambda _: spans)]
+    for pictures, right in zip(found, of_spans, strict=True):
+        assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(pictures, right, strict=True))
 
 
 SHORT = LONG | {
