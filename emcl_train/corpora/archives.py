@@ -7,9 +7,10 @@ could unpack to more than any disk has.
 
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,7 +28,8 @@ class Member:
     """A video in an archive."""
 
     key: str
-    """What webdataset calls the sample: the name up to the first dot."""
+    """What webdataset calls the sample: the name up to the first dot; the whole name where a sample has several videos,
+    which are rows of their own."""
     name: str
     offset: int
     size: int
@@ -79,24 +81,27 @@ def content_of_archive(path: Path) -> Content:
                         raise tarfile.ReadError("its headers lead in a circle")
                     begin = member.offset_data
                     _enter(found, member, size, seen)
-                    if size < member.offset_data + member.size:
+                    if member.isreg() and not member.issparse() and size < member.offset_data + member.size:
+                        found.damaged[""] = "the archive ends before its last member does"
                         break
                 else:
                     _require_end(archive, file, size)
         except (tarfile.TarError, ValueError, OverflowError, UnicodeError) as error:
             whole = "is no .tar, or a compressed one" if not seen else "is damaged behind its last whole member"
             found.damaged[""] = f"the archive {whole}: {error}"
+    videos = Counter(member.key for member in found.videos)
+    found.videos = [member if videos[member.key] == 1 else replace(member, key=member.name) for member in found.videos]
     return found
 
 
 def _require_end(archive: Any, file: Any, size: int) -> None:
     """Raise a ReadError where headers ended before the archive did: tarfile takes damage there for the end."""
     file.seek(min(archive.offset, size))
-    rest = file.read(512)
-    if rest.strip(b"\0"):
-        raise tarfile.ReadError("it has something behind its end")
-    if not rest and size:
+    if archive.offset >= size > 0:
         raise tarfile.ReadError("its end is missing")
+    while chunk := file.read(CHUNK):
+        if chunk.strip(b"\0"):
+            raise tarfile.ReadError("it has something behind its end")
 
 
 def _enter(found: Content, member: tarfile.TarInfo, size: int, seen: set[str]) -> None:

@@ -52,7 +52,46 @@ def test_an_archive_that_ends_too_early_gives_what_is_whole(scene: Path) -> None
     path.write_bytes(path.read_bytes()[: 512 + len(film) + 2000])
     out, report = embedded(scene, str(path))
     assert list(rows_of(out)) == ["a.tar/a"]
-    assert report.damaged == {"a.tar/b.mp4": "the archive ends before it does"}
+    assert report.damaged == {
+        "a.tar/b.mp4": "the archive ends before it does",
+        "a.tar": "the archive ends before its last member does",
+    }
+
+
+def test_an_archive_that_ends_in_what_is_no_video_is_not_whole(tmp_path: Path) -> None:
+    path = put_archive(tmp_path / "a.tar", {"a.mp4": b"film", "a.json": b"{}" * 500, "b.mp4": b"film"})
+    path.write_bytes(path.read_bytes()[:1800])
+    found = content_of_archive(path)
+    assert [member.key for member in found.videos] == ["a"]
+    assert found.damaged == {"": "the archive ends before its last member does"}
+
+
+@pytest.mark.parametrize("kind", ["zeroed header", "two archives", "far behind"])
+def test_zeros_in_the_midst_are_not_taken_for_the_end(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "CHUNK", 1 << 12)
+    path = put_archive(tmp_path / "a.tar", {"a.mp4": b"film" * 200, "b.mp4": b"film" * 200})
+    whole = path.read_bytes()
+    assert content_of_archive(path).damaged == {}
+    path.write_bytes(
+        {
+            "zeroed header": whole[:1536] + bytes(512) + whole[2048:],
+            "two archives": whole + whole,
+            "far behind": whole + bytes(1 << 16) + b"x",
+        }[kind]
+    )
+    found = content_of_archive(path)
+    assert [member.key for member in found.videos] == (["a"] if kind == "zeroed header" else ["a", "b"])
+    assert "it has something behind its end" in found.damaged[""]
+
+
+def test_several_videos_of_a_sample_are_rows_of_their_own(scene: Path) -> None:
+    film = (scene / "films" / "a.mp4").read_bytes()
+    members = {"0001.front.mp4": film, "0001.back.mp4": b"no film", "0001.json": b"{}", "0002.mp4": film}
+    out, report = embedded(scene, str(put_archive(scene / "a.tar", members)))
+    assert list(rows_of(out)) == ["a.tar/0001.front.mp4", "a.tar/0002"]
+    assert list(report.damaged) == ["a.tar/0001.back.mp4"]
 
 
 def test_an_archive_without_its_end_is_said(scene: Path) -> None:
