@@ -9,13 +9,14 @@ from pathlib import Path
 from torch import Tensor
 
 from emcl_train.corpora.archives import content_of_archive, extracted
+from emcl_train.corpora.missing import why_away
 from emcl_train.corpora.sources import Item
 from emcl_train.corpora.stores import fetched
 from emcl_train.data.ahead import made_ahead
 from emcl_train.data.clips import Clip
-from emcl_train.data.opening import fingerprint, identity_of
+from emcl_train.data.opening import fingerprint, identity_of, not_settled
 from emcl_train.data.passing import PassingError, passing
-from emcl_train.data.timeline import VideoError
+from emcl_train.data.timeline import MissingFile, VideoError
 from emcl_train.data.video import Span, pictures_of_spans
 from emcl_train.encoder import Encoder
 from emcl_train.search.decoding import workers_of
@@ -30,6 +31,8 @@ class File:
     items: Sequence[Item]
     here: Callable[[], AbstractContextManager[Path]]
     """Has it on this machine inside a block."""
+    away: Callable[[], str]
+    """Where it is not there: why it may come back; empty if it is gone for good."""
 
 
 @dataclass
@@ -50,22 +53,29 @@ class Part:
 
 
 def files_of(
-    items: Sequence[Item], kind: str, archive: Path | None, scratch: Path
+    items: Sequence[Item], place: str, archive: Path | None, scratch: Path
 ) -> tuple[list[File], dict[str, str]]:
     """The files of a shard.
 
     Args:
         items: of its plan.
-        kind: of the corpus.
-        archive: where the archive lies on this machine, if it is one.
+        place: of the corpus.
+        archive: where the archive lies on this machine, if the corpus is of archives.
         scratch: a folder to put files into.
 
     Returns:
         The files, and what is damaged in the archive, by its name or a member's.
     """
-    if kind != "archives" or archive is None:
-        groups = [list(group) for _, group in groupby(items, key=lambda item: item.path)]
-        return [File(group, lambda path=group[0].path: fetched(path, scratch)) for group in groups], {}  # type: ignore[misc]
+    if archive is None:
+        groups = {path: list(group) for path, group in groupby(items, key=lambda item: item.path)}
+        return [
+            File(
+                group,
+                lambda path=path: fetched(path, scratch),  # type: ignore[misc]
+                lambda path=path: why_away(path, place, groups),  # type: ignore[misc]
+            )
+            for path, group in groups.items()
+        ], {}
 
     (whole,) = items
     content = content_of_archive(archive)
@@ -73,6 +83,7 @@ def files_of(
         File(
             [Item(f"{whole.id}/{member.key}", f"{whole.path}/{member.name}")],
             lambda member=member: extracted(archive, member, scratch),  # type: ignore[misc]
+            lambda: "its archive is not there any more; run the command again when it is",
         )
         for member in content.videos
     ]
@@ -106,13 +117,19 @@ def _parts_of(file: File, encoder: Encoder, piece: float | None) -> Iterator[Par
             identity_of(path)  # a pipe would be waited for
             before = fingerprint(path)
             content = content_of(path)
+            damaged = False
             for item in file.items:
-                yield from _parts_of_clip(item, path, content, encoder, piece)
-            if fingerprint(path) != before:
-                raise PassingError(named, "it changed while it was read, as a file does that is still being written")
+                for part in _parts_of_clip(item, path, content, encoder, piece):
+                    damaged = damaged or bool(part.damage)
+                    yield part
+            require_settled(named, path, before, damaged and path == named)  # nobody else writes to what was fetched
         yield Part(last=True)
     except (VideoError, FileNotFoundError) as error:
-        reason = error.reason if isinstance(error, VideoError) else "there is no such file"
+        gone = isinstance(error, MissingFile | FileNotFoundError)
+        if gone and (why := file.away()):
+            yield Part(last=True, error=PassingError(named, why))
+            return
+        reason = error.reason if isinstance(error, VideoError) and not gone else "there is no such file"
         for item in file.items:
             yield Part(item, damage=reason)
         yield Part(last=True)
@@ -120,6 +137,19 @@ def _parts_of(file: File, encoder: Encoder, piece: float | None) -> Iterator[Par
         yield Part(last=True, error=PassingError(named, error.reason, error.code))
     except Exception as error:
         yield Part(last=True, error=passing(error, named) or error)
+
+
+def require_settled(named: Path, path: Path, before: list[int] | None, damaged: bool) -> None:
+    """Raise a PassingError where a file is still being written.
+
+    Args:
+        named: what the error calls it.
+        path: it.
+        before: its fingerprint before it was read.
+        damaged: whether there is damage to be believed, for which it is looked at a moment later if it is new.
+    """
+    if fingerprint(path) != before or (damaged and not_settled({path: before})):
+        raise PassingError(named, "it changed while it was read, as a file does that is still being written")
 
 
 def _parts_of_clip(item: Item, path: Path, content: str, encoder: Encoder, piece: float | None) -> Iterator[Part]:
@@ -134,5 +164,7 @@ def _parts_of_clip(item: Item, path: Path, content: str, encoder: Encoder, piece
             frames, mask = encoder.frames_of(pictures)
             yield Part(item, span, frames, mask, content)
         yield Part(item, content=content)
+    except MissingFile:
+        raise
     except VideoError as error:
         yield Part(item, damage=error.reason)

@@ -9,15 +9,17 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from emcl_train.corpora.decoding import Part, decoded, files_of
+from emcl_train.corpora.decoding import Part, decoded, files_of, require_settled
+from emcl_train.corpora.missing import why_away
 from emcl_train.corpora.plan import planned_items
 from emcl_train.corpora.stores import fetched
+from emcl_train.data.opening import fingerprint
 from emcl_train.data.passing import PassingError
 from emcl_train.encoder import Encoder
 from emcl_train.errors import UserError
 from emcl_train.runs.files import discard_folder, give_usual_mode, partial_of, whole
 from emcl_train.tools.arrays import pyarrow_modules
-from emcl_train.tools.shards import OF_SHARD, READ_AT_ONCE, VECTOR, Shards
+from emcl_train.tools.shards import MOMENTS, OF_SHARD, READ_AT_ONCE, VECTOR, Shards
 
 TOGETHER = 16
 """Rows that are encoded together: always the same ones of a shard, so that rows do not depend on who makes it."""
@@ -72,7 +74,7 @@ class _Rows:
                     f"bits; leave --frames out"
                 )
             self.features.append(halves)
-            self.lengths += mask.sum(1).tolist()
+            self.lengths += encoded.features.frame_mask.sum(1).tolist()  # of X-CLIP one, however many were seen
 
     def kept(self) -> np.ndarray:
         """Which rows are of clips that came to their end."""
@@ -97,18 +99,24 @@ def write_shard(
     """
     manifest = shards.manifest
     items = planned_items(shards, number)
-    kind = manifest["corpus"]["kind"]
+    place, kind = manifest["corpus"]["place"], manifest["corpus"]["kind"]
     rows = _Rows(encoder, manifest["frame_features"])
     with _scratch(shards.path(number)) as scratch:
         of_archive = kind == "archives"
         try:
             with fetched(items[0].path, scratch) if of_archive else nullcontext() as archive:
-                files, rows.damaged = files_of(items, kind, archive, scratch)
+                before = None if archive is None else fingerprint(archive)
+                files, rows.damaged = files_of(items, place, archive, scratch)
                 for part in decoded(files, encoder, manifest["piece"], workers):
                     rows.take(part)
                     if part.item is not None and part.frames is None:
                         on_clip()
-        except FileNotFoundError:
+                if archive is not None:
+                    named = Path(items[0].path)
+                    require_settled(named, archive, before, bool(rows.damaged) and archive == named)
+        except FileNotFoundError as error:
+            if why := why_away(items[0].path, place):
+                raise PassingError(Path(items[0].path), why) from error
             rows.damaged[items[0].id] = "there is no such archive"
         except OSError as error:
             raise PassingError(Path(items[0].path), error.strerror or str(error), error.errno) from error
@@ -156,6 +164,7 @@ def _write(shards: Shards, number: int, rows: _Rows, num_frames: int) -> None:
         pq.write_table(
             table, partial, row_group_size=READ_AT_ONCE, compression=packed, use_dictionary=["path", "content"]
         )
+        (shards.folder / MOMENTS).unlink(missing_ok=True)  # they are of other rows
 
 
 def _ids(places: list[Part], piece: float | None) -> list[str]:

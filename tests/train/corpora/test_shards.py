@@ -7,23 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 from clip_folder import put_small_clip
-from corpus_scene import NAMES, assert_same_rows, embedded, put_films, rows_of
+from corpus_scene import NAMES, assert_same_rows, embedded, put_archive, put_films, rows_of
 from safetensors.numpy import load_file
 
 import emcl_train
 from emcl_train import cli
 from emcl_train.corpora import embedding, running
+from emcl_train.data import opening
 from emcl_train.data.passing import PassingError
 from emcl_train.encoder import Encoder
 from emcl_train.errors import UserError
 from emcl_train.runs.lock import making
-from emcl_train.tools.shards import Shards, name_of
+from emcl_train.tools.shards import MOMENTS, Shards, name_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -119,6 +122,107 @@ def test_a_file_that_cannot_be_read_now_leaves_its_shard_for_later(
     _, report = embedded(scene)
     assert (report.written, report.code) == ([0], 0)
     assert set(rows_of(out)) == set(NAMES)
+
+
+def without_shards(out: Path) -> Shards:
+    """The folder with its plan alone."""
+    for shard in out.glob("shard-*"):
+        shard.unlink()
+    return Shards.open(out)
+
+
+@pytest.mark.parametrize("left", ["mount point", "nothing", "another disk"])
+def test_files_that_are_away_for_a_moment_are_no_damage(scene: Path, left: str) -> None:
+    """As where a disk is unmounted while the program runs."""
+    out, _ = embedded(scene)
+    expected = rows_of(out)
+    shards, encoder = without_shards(out), emcl_train.load(scene / "clip")
+    (scene / "films").rename(scene / "unmounted")
+    if left != "nothing":
+        (scene / "films").mkdir()
+    if left == "another disk":
+        put_films(scene / "films" / "other", ["z.mp4"])
+    report = running.make_shards(shards, encoder, 0, quiet=True)
+    assert (list(report.trouble), report.code, shards.missing()) == ([0, 1, 2], 1, [0, 1, 2])
+    for why in report.trouble.values():
+        assert "there is no such file, and" in why
+        assert "run the command again when it is there, or, if it will never be" in why
+
+    shutil.rmtree(scene / "films", ignore_errors=True)
+    (scene / "unmounted").rename(scene / "films")
+    report = running.make_shards(shards, encoder, 0, quiet=True)
+    assert (report.written, report.code) == ([0, 1, 2], 0)
+    assert_same_rows(rows_of(out), expected)
+
+
+def test_a_film_that_was_removed_is_listed(scene: Path) -> None:
+    out, _ = embedded(scene)
+    without_shards(out)
+    (scene / "films" / "a.mp4").unlink()
+    shutil.rmtree(scene / "films" / "deep")
+    _, report = embedded(scene)
+    assert report.damaged == dict.fromkeys(("a.mp4", "deep/g.mkv", "deep/h.mkv"), "there is no such file")
+    assert set(rows_of(out)) == set(NAMES[1:6])
+
+
+def test_archives_that_are_away_for_a_moment_are_no_damage(scene: Path) -> None:
+    films = scene / "films"
+    put_archive(scene / "tars" / "a.tar", {"a.mp4": (films / "a.mp4").read_bytes()})
+    out, _ = embedded(scene, str(scene / "tars"))
+    shards, encoder = without_shards(out), emcl_train.load(scene / "clip")
+    (scene / "tars").rename(scene / "unmounted")
+    report = running.make_shards(shards, encoder, 0, quiet=True)
+    assert "its corpus is not there either" in report.trouble[0]
+    assert shards.missing() == [0]
+
+
+@pytest.mark.parametrize("corpus", ["films", "tars"])
+def test_a_film_that_is_still_being_copied_is_not_damaged(
+    scene: Path, corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = scene / "films" / "c.mp4"
+    if corpus == "tars":
+        films = {name: (scene / "films" / name).read_bytes() for name in ("a.mp4", "b.mp4")}
+        path = put_archive(scene / "tars" / "a.tar", films)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:900])
+    with monkeypatch.context() as patch:  # the copy goes on a moment later
+        patch.setattr(opening, "time", SimpleNamespace(time=time.time, sleep=lambda seconds: path.write_bytes(whole)))
+        _, report = embedded(scene, str(scene / corpus))
+    assert report.damaged == {}
+    assert list(report.trouble) == [0]
+    assert "as a file does that is still being written" in report.trouble[0]
+    _, report = embedded(scene, str(scene / corpus))
+    assert (report.written, report.code) == ([0], 0)
+
+
+def test_moments_of_other_rows_go_with_a_shard_that_is_made_again(scene: Path) -> None:
+    out, _ = embedded(scene)
+    (out / MOMENTS).write_bytes(b"of the rows that were there")
+    embedded(scene)
+    assert (out / MOMENTS).exists()
+    (out / name_of(1)).unlink()
+    embedded(scene)
+    assert not (out / MOMENTS).exists()
+
+
+def test_frames_are_counted_as_the_tower_gives_them(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """X-CLIP gives one feature of a clip, however many frames it has seen."""
+    encode = Encoder.encode_frames
+
+    def one_a_clip(self, frames, mask):
+        encoded = encode(self, frames, mask)
+        features = replace(
+            encoded.features, frames=encoded.features.frames[:, :1], frame_mask=encoded.features.frame_mask[:, :1]
+        )
+        return replace(encoded, features=features)
+
+    monkeypatch.setattr(Encoder, "encode_frames", one_a_clip)
+    out, _ = embedded(scene, frames=True)
+    for path in out.glob("shard-*.safetensors"):
+        found = load_file(path)
+        assert found["num_frames"].tolist() == [1] * len(found["frames"])
+        assert not found["frames"][:, 1:].any()
 
 
 def test_another_model_or_plan_is_refused(scene: Path) -> None:
