@@ -72,6 +72,15 @@ def test_a_table_names_spans(scene: Path) -> None:
     assert "before the span from 50 s on" in report.damaged["a.mp4#50-60"]
 
 
+def test_a_table_that_names_folders_of_frames_is_refused_once(scene: Path) -> None:
+    (scene / "films" / "frames").mkdir()
+    table = scene / "films" / "clips.jsonl"
+    table.write_text("".join(json.dumps({"video": name, "captions": ["x"]}) + "\n" for name in ("a.mp4", "frames")))
+    with pytest.raises(UserError, match=r"names 1 folder in place of video files, such as .*frames; a corpus is of"):
+        embedded(scene, str(table))
+    assert not (scene / "out").exists()
+
+
 def test_archives_of_webdataset_are_shards(scene: Path) -> None:
     films = scene / "films"
     for number, names in enumerate((FILMS[:3], FILMS[3:])):
