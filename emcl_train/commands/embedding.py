@@ -113,9 +113,9 @@ def embed_recipe(recipe: str, arguments: list[str]) -> int:
     arguments, prints = without_print_config(with_bare_json(arguments))
     default = EmbedArguments(load_recipe(recipe))
     asked = tyro.cli(EmbedArguments, args=arguments, default=default, prog=f"emcl-train embed {recipe}")
-    if prints:
-        return print_file(EmbedArguments, asked)
     config = replace(asked.settings, model=plain_names(asked.settings.model))
+    if prints:
+        return print_file(EmbedArguments, replace(asked, settings=_settled(config, arguments)))
 
     with of_command(Command(flags_of(EmbedArguments) - {"--resume", "--no-resume"})):
         require_towers(config, "embed")
@@ -124,7 +124,7 @@ def embed_recipe(recipe: str, arguments: list[str]) -> int:
             require_new(config.out)
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
-        config = settled(config, said_in(arguments))
+        config = _settled(config, arguments)
         return with_result(asked.json, config.out, lambda: encode(config, config.out, asked.tokens))
 
 
@@ -166,9 +166,9 @@ def embed_lists(what: Path, arguments: list[str]) -> int:
     if not what.is_dir():
         default.texts = what
     asked = tyro.cli(EmbedListsArguments, args=arguments, default=default, prog=f"emcl-train embed {what}")
-    if prints:
-        return print_file(EmbedListsArguments, asked)
     config = replace(asked.settings, model=plain_names(asked.settings.model))
+    if prints:
+        return print_file(EmbedListsArguments, replace(asked, settings=_settled(config, arguments)))
 
     with of_command(Command(flags_of(EmbedListsArguments) - {"--resume", "--no-resume"})):
         check_config(replace(config, from_features=None))
@@ -177,8 +177,13 @@ def embed_lists(what: Path, arguments: list[str]) -> int:
         say_if_ended(lambda: f"{config.out} appears when it is whole, and is not there; run the command again")
         require_places(config.model)
 
-        lists = settled(config, said_in(arguments)), config.out, asked.videos, asked.texts
+        lists = _settled(config, arguments), config.out, asked.videos, asked.texts
         return with_result(asked.json, config.out, lambda: encode_lists(*lists))
+
+
+def _settled(config: RunConfig, arguments: list[str]) -> RunConfig:
+    """With what the model brings along that is not among the options, typed or of a file."""
+    return settled(replace(config, from_features=None), said_in(arguments))
 
 
 def with_result(json: Path | None, out: Path, work: Callable[[], int]) -> int:
@@ -201,7 +206,7 @@ def encode(config: RunConfig, out: Path, tokens: bool, run_dir: Path | None = No
 
     from emcl_train.tools.embed import embed
 
-    embed(config, out, tokens=tokens, run_dir=run_dir, render=render)
+    embed(config, out, tokens=tokens, run_dir=run_dir, render=render, settle=False)
     return 0
 
 
@@ -218,7 +223,7 @@ def encode_lists(
 
     from emcl_train.tools.embed_lists import embed_lists as embed_these
 
-    return embed_these(config, out, videos=videos, texts=texts, run_dir=run_dir)
+    return embed_these(config, out, videos=videos, texts=texts, run_dir=run_dir, settle=False)
 
 
 def describe() -> None:

@@ -43,7 +43,7 @@ from emcl_train.runs.lock import require_quiet
 from emcl_train.runs.machine import is_first_process
 from emcl_train.terminal import console_of, escaped, warn
 from emcl_train.weights.hub import plain_names, require_places_of
-from emcl_train.weights.settling import said_in, settled
+from emcl_train.weights.settling import FOLLOWING, OF_A_MODEL, of_another_model, said_in, settled
 
 MAY_CHANGE = tuple(name for name in NOT_OF_THE_MODEL if "." in name)
 """Settings with which a run may go on that it was not started with."""
@@ -83,8 +83,15 @@ def run_train(recipe: str | None, arguments: list[str]) -> int:
     asked = parse(default)
     whose = None
     of_file: dict[str, Any] = {}
+    said = said_in(arguments)
     if asked.config is not None:
-        from emcl_train.commands.settings_file import but_for_the_mode, recipe_in, run_of_settings, with_file
+        from emcl_train.commands.settings_file import (
+            but_for_the_mode,
+            read_settings,
+            recipe_in,
+            run_of_settings,
+            with_file,
+        )
 
         default = with_file(asked.config, load_recipe(recipe or recipe_in(asked.config)))
         whose = run_of_settings(asked.config)
@@ -95,6 +102,17 @@ def run_train(recipe: str | None, arguments: list[str]) -> int:
             )
         of_file = but_for_the_mode(asked.config, default.recipe)
         asked = parse(default)
+
+        # What the file's model brought along is not said for another one.
+        says = {*FOLLOWING, *OF_A_MODEL} if whose is not None else set(read_settings(asked.config))
+        of_others: dict[str, Any] = {}
+        if says & set(OF_A_MODEL):
+            of_others = of_another_model(asked.settings, replace(default, model=plain_names(default.model)), whose)
+        said |= says - of_others.keys()
+        if of_others:
+            of_file = {name: value for name, value in of_file.items() if name not in of_others}
+            default = with_settings(default, of_others)
+            asked = parse(default)
     if asked.settings.emcl.mode != default.emcl.mode:
         asked = parse(with_settings(in_mode(default, asked.settings.emcl.mode), of_file))
 
@@ -104,14 +122,14 @@ def run_train(recipe: str | None, arguments: list[str]) -> int:
         started = run_to_go_on_with(config.out) if config.resume else None
         if started is not None:
             if asked.config is None:
-                said = parse(started).settings
+                again = parse(started).settings
             else:
-                said = parse(with_settings(with_file(asked.config, started), {"resume": True})).settings
-            config = as_it_was_started(replace(said, recipe=config.recipe), started)
+                again = parse(with_settings(with_file(asked.config, started), {"resume": True})).settings
+            config = as_it_was_started(replace(again, recipe=config.recipe), started)
             whose = config.out
         if whose is not None:
             look_at_what_is_followed(whose, config, asked, arguments)
-        return train_with(settled(config, None if whose else said_in(arguments) | set(of_file)), asked)
+        return train_with(config if started is not None else settled(config, said), asked)
 
 
 def run_resume(folder: str, arguments: list[str]) -> int:
@@ -319,11 +337,11 @@ def run_training(config: RunConfig) -> None:
     if config.seeds > 1:
         from emcl_train.training.seeds import train_seeds
 
-        train_seeds(config)
+        train_seeds(config, settle=False)
     else:
         from emcl_train.training.trainer import train
 
-        train(config)
+        train(config, settle=False)
 
 
 _WITH_RECIPE = after_a_word(

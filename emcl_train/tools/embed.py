@@ -46,6 +46,7 @@ def embed(
     tokens: bool = False,
     run_dir: Path | None = None,
     render: bool = False,
+    settle: bool = True,
     console: Console | None = None,
 ) -> None:
     """Write the folder `out`, which must not exist: it appears when it is whole.
@@ -58,12 +59,16 @@ def embed(
         tokens: store the features of every token too, as the head "wti" needs them; it gets them unasked.
         run_dir: the folder of a run.
         render: of a run too, render the bundled set in `data.root` if it is not there: the user named that folder.
+        settle: put in what the model brings along, where the settings are as the recipe has them; False where the
+            caller has done so (`weights/settling.py`). A run's have it.
         console: where to say what was written.
 
     Raises:
         UserError: `out` exists, or anything that training refuses.
     """
-    config = settled(replace(config, from_features=None)) if run_dir is None else config
+    if run_dir is None:
+        config = replace(config, from_features=None)
+        config = settled(config) if settle else config
     check_config(replace(config, from_features=None))
     first = rank_and_world()[0] == 0
     with making(out) if first else nullcontext():

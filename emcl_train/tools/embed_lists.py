@@ -98,6 +98,7 @@ def embed_lists(
     videos: Path | None = None,
     texts: Path | None = None,
     run_dir: Path | None = None,
+    settle: bool = True,
     console: Console | None = None,
 ) -> int:
     """Write the folder `out`, which must not exist: it appears when it is whole.
@@ -114,6 +115,8 @@ def embed_lists(
         videos: see `lists_of`.
         texts: see `lists_of`.
         run_dir: the folder of a run.
+        settle: put in what the model brings along, where the settings are as the recipe has them; False where the
+            caller has done so (`weights/settling.py`). A run's have it.
         console: where to say what was written.
 
     Returns:
@@ -125,7 +128,7 @@ def embed_lists(
     """
     of_run = config
     config = replace(config, from_features=None, data=replace(config.data, augment="none", cache_frames=False))
-    config = settled(config) if run_dir is None else config
+    config = settled(config) if settle and run_dir is None else config
     check_config(config)
     console = console_of(console)
     first = rank_and_world()[0] == 0

@@ -18,9 +18,10 @@ from emcl_train.runs.lock import require_quiet, writing
 from emcl_train.runs.machine import is_first_process
 from emcl_train.terminal import console_of
 from emcl_train.training.trainer import train
+from emcl_train.weights.settling import settled
 
 
-def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
+def train_seeds(config: RunConfig, console: Console | None = None, *, settle: bool = True) -> Path:
     """Train `config.seeds` runs, with seeds from `train.seed` on, in `out/seed-<seed>`, one after the other.
 
     With `resume`, finished runs are kept, an unfinished one goes on, and the others are started.
@@ -28,6 +29,7 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
     Args:
         config: settings of all runs; `train.seed` is that of the first one.
         console: where progress is shown; None: the terminal.
+        settle: as of `train`.
 
     Returns:
         The folder of the run folders.
@@ -37,6 +39,7 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
     """
     console = console_of(console)
     check_config(config)
+    config = settled(config) if settle else config
     if config.out.exists() and not config.out.is_dir():
         raise UserError(f"{config.out} is a file, expected a folder for the runs; choose another one with --out")
     if (config.out / CONFIG).exists():
@@ -59,7 +62,7 @@ def train_seeds(config: RunConfig, console: Console | None = None) -> Path:
             write_json_atomic(config.out / SEEDS, {"first": first, "seeds": config.seeds})
 
         for run in runs:
-            train(run, console)
+            train(run, console, settle=False)
 
         if rank_and_world()[0] == 0:
             group = load_group(config.out)

@@ -82,12 +82,14 @@ from emcl_train.training.start import TRACKER, environment, open_run_folder, see
 from emcl_train.weights.settling import settled
 
 
-def train(config: RunConfig, console: Console | None = None) -> Path:
+def train(config: RunConfig, console: Console | None = None, *, settle: bool = True) -> Path:
     """Train, select the epoch on the validation split, evaluate it on the test split, and write the report.
 
     Args:
         config: all settings.
         console: where progress is shown; None: the terminal.
+        settle: put in what the model brings along, where the settings are as the recipe has them; False where the
+            caller has done so (`weights/settling.py`).
 
     Returns:
         The run folder.
@@ -97,7 +99,7 @@ def train(config: RunConfig, console: Console | None = None) -> Path:
     """
     console = console_of(console)
     check_config(config)  # the command has asked before torch was imported; other callers come in here
-    config = settled(config)
+    config = settled(config) if settle else config
     asked = config
     config = contents.as_started(asked)
 

@@ -12,7 +12,6 @@ from typing import Any
 from emcl_train.config import RunConfig, flattened
 from emcl_train.errors import UserError
 from emcl_train.kinds import TOWERS
-from emcl_train.reading.picture_fields import SQUARES
 from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
 from emcl_train.reading.tower_fields import FIELDS
 from emcl_train.recipes import RECIPES
@@ -26,28 +25,30 @@ FOLLOWING = (
     "train.loss",
 )  # fmt: skip
 """Settings that a model may bring along."""
+OF_A_MODEL = ("model.clip", "model.init_from", "from_features")
+"""Settings that say which one it is."""
 
 
 def settled(config: RunConfig, said: Collection[str] | None = None) -> RunConfig:
     """A configuration with what its model brings along; CLIP brings nothing, and its configurations stay as they are.
 
+    A configuration is settled once: what was said as the recipe has it cannot be seen in its values any more.
+
     Args:
-        config: of a run that begins. One that goes on has all of it in its own config.json.
+        config: of a run. One that goes on takes what its own config.json has.
         said: names of settings that the user has said, which stay, such as "train.loss". None: those that are not as
-            the recipe has them. The loss of a configuration that was settled before stays anyhow.
+            the recipe has them.
 
     Raises:
         UserError: the model's files are damaged, or prepare pictures in a way that is not built here.
     """
-    if config.resume or config.model.system != "clip" or config.answers_questions:
+    if config.model.system != "clip" or config.answers_questions:
         return config
-    brought = _brought(config)
+    goes_on = config.resume and (config.out / CONFIG).is_file()
+    brought = _of_run_that_goes_on(config.out) if goes_on else _brought(config)
     if not brought:
         return config
-    said = _said_by_values(config) if said is None else set(said)
-    if config.data.resize in SQUARES:  # no recipe has these: it was settled before, and its loss is somebody's choice
-        said.add("train.loss")
-
+    said = _said_by_values(config) if said is None else said
     data = {name.removeprefix("data."): value for name, value in brought.items() if name.startswith("data.")}
     data = {name: value for name, value in data.items() if f"data.{name}" not in said}
     loss = config.train.loss if "train.loss" in said else brought["train.loss"]
@@ -60,9 +61,36 @@ def said_in(arguments: Sequence[str]) -> set[str]:
     return {flag[2:].replace("-", "_") for flag in flags}
 
 
-def _said_by_values(config: RunConfig) -> set[str]:
+def of_another_model(config: RunConfig, base: RunConfig, run: Path | None) -> dict[str, Any]:
+    """The recipe's settings, by their names, in place of those that another model has brought along.
+
+    Args:
+        config: whose model is to be taken.
+        base: the settings of a file or a run, of which `config` was made.
+        run: the folder of the run; None: of a file.
+
+    Returns:
+        {} where the model is the same.
+
+    Raises:
+        UserError: the file's model cannot be had.
+    """
+    asked, before = flattened(asdict(config)), flattened(asdict(base))
+    if base.model.system != "clip" or all(asked[name] == before[name] for name in OF_A_MODEL):
+        return {}
+    usual = _usual(base)
+    brought = usual | (_brought(base) if run is None else _of_run(run))
+    return {name: usual[name] for name in FOLLOWING if before[name] == brought[name]}
+
+
+def _usual(config: RunConfig) -> dict[str, Any]:
     make = RECIPES.get(config.recipe)
     usual = flattened(asdict(RunConfig() if make is None else make()))
+    return {name: usual[name] for name in FOLLOWING}
+
+
+def _said_by_values(config: RunConfig) -> set[str]:
+    usual = _usual(config)
     now = flattened(asdict(config))
     return {name for name in FOLLOWING if now[name] != usual[name]}
 
@@ -109,6 +137,12 @@ def _of_run(folder: Path) -> dict[str, Any]:
     names = [name.removeprefix("data.") for name in FOLLOWING if name.startswith("data.")]
     own = {f"data.{name}": getattr(data, name) for name in names if _follows(name, family)}
     return own | {"train.loss": TOWERS[family].loss}
+
+
+def _of_run_that_goes_on(folder: Path) -> dict[str, Any]:
+    """As `_of_run`, with the loss that the run was started with, whosever choice it was."""
+    brought = _of_run(folder)
+    return brought and brought | {"train.loss": load_config(folder).train.loss}
 
 
 def _follows(name: str, family: str) -> bool:

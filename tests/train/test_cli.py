@@ -27,7 +27,7 @@ def trained(monkeypatch):
     import emcl_train.training.trainer
 
     calls = []
-    monkeypatch.setattr(emcl_train.training.trainer, "train", calls.append)
+    monkeypatch.setattr(emcl_train.training.trainer, "train", lambda config, settle: calls.append(config))
     return calls
 
 
@@ -237,7 +237,7 @@ def test_the_doctor_writes_json_where_asked(monkeypatch, tmp_path, flags, path):
 
 
 def test_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("emcl_train.training.trainer.train", interrupt)
