@@ -26,6 +26,7 @@ from emcl_train.models.towers import CLIPTowers, Towers
 from emcl_train.models.towers.described import described_folder
 from emcl_train.reading.tower_fields import FIELDS
 from emcl_train.runs.clip_config import build_clip, family_in, towers_of_fields
+from emcl_train.runs.contents import CONFIG, TOKENIZER
 from emcl_train.weights.elsewhere import require_built_here
 from emcl_train.weights.files import clip_config_beside, read_state
 from emcl_train.weights.hub import require_places
@@ -168,7 +169,7 @@ def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> dict[str, Any
             return None
         state = read_state(config.init_from.expanduser())
         require_built_here(state, config.init_from)
-        if (described := described_with(state, config.init_from)) is not None:
+        if (described := described_with(config, state)) is not None:
             return described
         towers = towers_in(state)
         source = f"model.init_from {config.init_from}"
@@ -185,19 +186,41 @@ def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> dict[str, Any
     return dict(clip_config_in(config.clip).to_dict())
 
 
-def described_with(state: Mapping[str, Tensor], path: Path) -> dict[str, Any] | None:
-    """The description of towers that are not CLIP's, of which a file of weights is; None if they are CLIP's.
+def described_with(config: ModelConfig, state: Mapping[str, Tensor], *, goes_on: bool = False) -> dict[str, Any] | None:
+    """The description of towers that are not CLIP's, which `config.init_from` holds; None if they are CLIP's.
+
+    Args:
+        config: names the file.
+        state: what it holds.
+        goes_on: whether a run goes on, which has a tokenizer and settings of its own.
 
     Raises:
-        UserError: nothing beside the file describes them.
+        UserError: beside the file it is not said what they are, or how their captions and pictures are prepared; or
+            captions are to be prepared otherwise.
     """
-    if not any(name.startswith(OTHER_TOWERS) for name in state):
+    path = config.init_from
+    if path is None or not any(name.startswith(OTHER_TOWERS) for name in state):
         return None
     described = clip_config_beside(path.expanduser())
     if described is None or family_in(described) == "clip":
         raise UserError(
             f"model.init_from is {path}, whose towers are not CLIP's, and nothing beside it describes them; bring the "
             f"clip_config.json of its run along"
+        )
+    if goes_on:
+        return described
+
+    label = TOWERS[family_in(described)].label
+    if lacking := [name for name in (CONFIG, TOKENIZER) if not (path.expanduser().parent / name).is_file()]:
+        raise UserError(
+            f"model.init_from is {path}, whose towers are {label}'s, and beside it there is no "
+            f"{' and no '.join(lacking)}, which say how their pictures and captions are prepared; bring them along "
+            f"from the folder of its run"
+        )
+    if config.tokenizer is not None:
+        raise UserError(
+            f"model.tokenizer is {config.tokenizer}, and {label}'s towers in model.init_from {path} know the tokens of "
+            f"the {TOKENIZER} beside them alone; leave out {flag('model.tokenizer')}"
         )
     return described
 

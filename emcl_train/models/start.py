@@ -63,7 +63,7 @@ def starting_towers(
         state = as_runs_began(state)
     sizes = towers_in(state) or None
     if path and clip_config is None:
-        clip_config = described_with(state, path)
+        clip_config = described_with(config.model, state, goes_on=config.resume)
 
     # A seed that is drawn before a checkpoint is loaded, which uses an unknown number of draws.
     seed = None if config.model.clip == "random" and path is None else int(torch.randint(2**31, ()))

@@ -6,6 +6,7 @@ Of CLIP nothing is asked: its pictures and captions are the defaults, and what i
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
 from emcl_train.reading.tower_fields import FIELDS
 from emcl_train.runs.contents import CLIP_CONFIG
 from emcl_train.runs.files import json_if_whole, read_json
-from emcl_train.weights.hub import TRANSFORMERS_CONFIG, file_of, not_loaded, optional_file
+from emcl_train.weights.hub import CLIP_WAY_OUT, TRANSFORMERS_CONFIG, is_place, not_loaded, optional_file
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
@@ -44,14 +45,38 @@ class Captions:
 
 
 def family_of(name: str) -> str:
-    """The `model_type` of a folder or hub name, if it is one of `TOWERS`; else, and where none can be read, "clip"."""
+    """The `model_type` of a folder or hub name, if it is one of `TOWERS`; else, and where there is none, "clip".
+
+    Raises:
+        UserError: the hub does not say whether there is one.
+    """
     path = Path(name).expanduser()
-    if path.is_file() or name == "random" or (name.startswith(OF_OPENAI) and not path.is_dir()):
-        return "clip"
+    if is_place(name):
+        return "clip" if path.is_file() else _family_in(path / TRANSFORMERS_CONFIG)
+    return "clip" if name == "random" or name.startswith(OF_OPENAI) else _family_on_hub(name)
+
+
+@cache
+def _family_on_hub(name: str) -> str:
+    """The hub is asked once, so that a name has one family however the hub answers later."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     try:
-        content = read_json(file_of(name, TRANSFORMERS_CONFIG), "", keys=(), largest=LARGEST_DESCRIPTION)
+        file = optional_file(name, TRANSFORMERS_CONFIG)
+    except (ValueError, RepositoryNotFoundError):
+        return "clip"  # there is no such name, which the reader of CLIPs says
+    except OSError as error:
+        raise UserError(
+            f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
+        ) from error
+    return "clip" if file is None else _family_in(file)
+
+
+def _family_in(file: Path) -> str:
+    try:
+        content = read_json(file, "", keys=(), largest=LARGEST_DESCRIPTION)
     except (OSError, ValueError, UserError):
-        return "clip"  # whose reader says what is wrong with it
+        return "clip"  # a file that is damaged or not there: the reader of CLIPs says so
     family = content.get("model_type")
     return family if isinstance(family, str) and family in FIELDS else "clip"
 

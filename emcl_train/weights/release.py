@@ -33,6 +33,8 @@ OTHER_TOWERS = "towers.model."
 POSITIONS = ("temporal.position_embedding", clip2video.POSITIONS)
 FRAME_POSITIONS = "frame_position_embeddings.weight"
 BASES, MU = "emcl.bases", "emcl.mu"
+OWN_BIAS = "own_bias"
+"""Of the sigmoid loss, beside towers that bring none."""
 # Beginnings of names: ours, theirs.
 PREFIXES = {
     "temporal.lstm.": "lstm_visual.",
@@ -130,14 +132,17 @@ def load_into(model: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Pa
         path: named in errors.
 
     Returns:
-        The weights under our names. The bases' start is the model's own if the checkpoint has none.
+        The weights under our names. The bases' start is the model's own if the checkpoint has none, and so is the
+        bias of the sigmoid loss, which is left out where the model's loss is another.
 
     Raises:
         UserError: keys do not fit; each kind is named.
     """
     if any(name.startswith((CLIP, OTHER_TOWERS)) for name in state):
-        require_keys(state, {name: value.shape for name, value in model.items()}, source=str(path), hints=HINTS)
-        return dict(state)
+        ours = {name: value for name, value in state.items() if name != OWN_BIAS or OWN_BIAS in model}
+        ours = _own_bias(model) | ours
+        require_keys(ours, {name: value.shape for name, value in model.items()}, source=str(path), hints=HINTS)
+        return ours
 
     # What is no checkpoint of a whole model, or of no layout that is known.
     if is_openai(state) or any(name.startswith("text_model.") for name in state):
@@ -168,7 +173,7 @@ def load_into(model: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Pa
 
 def _from_release(found: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     clip = clip_from_openai({name.removeprefix("clip."): v for name, v in found.items() if name.startswith("clip.")})
-    result = {CLIP + name: value for name, value in clip.items()} | {BASES: model[BASES]}
+    result = {CLIP + name: value for name, value in clip.items()} | {BASES: model[BASES]} | _own_bias(model)
     positions = next((name for name in POSITIONS if name in model), None)
     ours_of = {theirs: ours for ours, theirs in clip2video.NAMES.items()}
     blocks = {theirs: ours for ours, theirs in clip2video.BLOCKS.items()}
@@ -190,6 +195,10 @@ def _from_release(found: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> d
         elif name == MU:
             result[BASES] = value.squeeze(0)
     return result
+
+
+def _own_bias(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {OWN_BIAS: model[OWN_BIAS]} if OWN_BIAS in model else {}
 
 
 def _no_weights(name: str) -> bool:

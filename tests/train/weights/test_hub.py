@@ -13,6 +13,7 @@ from emcl_train.errors import UserError
 from emcl_train.models import look_at_clip
 from emcl_train.models.clip_folder import pretrained_clip
 from emcl_train.weights import hub
+from emcl_train.weights.prepared import family_of
 
 NAME = "nobody/clip"
 
@@ -51,6 +52,16 @@ def test_a_place_that_is_not_there_is_an_error_at_once(name, tmp_path, monkeypat
         assert f"error: model.{setting} is {name}, which is neither a file nor a folder: " in capsys.readouterr().err
     assert asked == []
     assert not (tmp_path / "run").exists()
+
+
+def test_a_look_that_fails_makes_no_clip_of_another_family(monkeypatch):
+    def fails(*_, **__):
+        raise ConnectionError("the line broke")
+
+    monkeypatch.setattr(hub, "why_silent", lambda name: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fails)
+    with pytest.raises(UserError, match=r"nobody/other, which cannot be had: the line broke"):
+        family_of("nobody/other")
 
 
 def test_a_silent_hub_is_asked_once_and_said_so(asked):

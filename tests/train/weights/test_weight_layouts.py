@@ -1,5 +1,7 @@
 """Checkpoints of others: there and back with equal outputs, and every key accounted for."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from small_clip import config, other_model, random_model, similarities
@@ -9,7 +11,7 @@ from emcl_train.errors import UserError
 from emcl_train.models import look_at_clip
 from emcl_train.weights.files import read_state
 from emcl_train.weights.openai import clip_from_openai, clip_to_openai
-from emcl_train.weights.release import model_to_layout
+from emcl_train.weights.release import load_into, model_to_layout
 
 MODELS = [
     ("transformer", "text-conditioned"),
@@ -31,6 +33,16 @@ def write(path, state, half=False):
 def saved(path, content):
     torch.save(content, path)
     return path
+
+
+@pytest.mark.parametrize("layout", ["own", "emcl"])
+def test_a_model_without_a_bias_takes_the_sigmoid_loss_up(layout):
+    state = random_model(config("mean", "mean")).state_dict()
+    found = state if layout == "own" else model_to_layout(state, "emcl")[0]
+    model = state | {"own_bias": torch.tensor(-10.0)}
+    assert load_into(model, found, Path("weights.pt"))["own_bias"] == -10.0
+    assert load_into(model, model | {"own_bias": torch.tensor(-7.0)}, Path("weights.pt"))["own_bias"] == -7.0
+    assert load_into(state, model, Path("weights.pt")).keys() == state.keys()
 
 
 @pytest.mark.parametrize(("temporal", "head"), MODELS)
