@@ -681,6 +681,12 @@ def _check_experts(config: RunConfig) -> None:
             f"on; pass {flag('emcl.mode')} off"
         )
 
+    if config.train.loss == "sigmoid":
+        raise UserError(
+            f"train.loss is sigmoid, and {system.label} has no bias, which that loss adds to logits; pass "
+            f"{flag('train.loss')} max-margin, or another"
+        )
+
     if config.data.cache_frames:
         raise UserError(
             f"data.cache_frames is True, and {system.label} reads features and no frames; pass "

@@ -65,6 +65,8 @@ def pictures_of_processor(content: Mapping[str, Any]) -> Pictures:
         NotBuilt: it prepares pictures in another way.
         ValueError: a value is of a wrong kind, or one that is needed is not there.
     """
+    # Processors that compute by torch write null for what is as usual.
+    content = {name: value for name, value in content.items() if value is not None}
     if otherwise := list(_not_built(content)):
         raise NotBuilt(", ".join(otherwise))
 
@@ -117,6 +119,7 @@ def _not_built(content: Mapping[str, Any]) -> Iterator[str]:
 def _sizes(value: Any, name: str, *, square: bool = False) -> tuple[int | None, int | None, int | None]:
     """Height and width of a rectangle, or a shortest edge. One number is the latter, or with `square` a square."""
     if isinstance(value, dict):
+        value = {key: one for key, one in value.items() if one is not None}
         others = sorted(set(map(str, value)) - {"height", "width", "shortest_edge"})
         if others:
             raise NotBuilt(f"{name} {others[0]}")

@@ -3,7 +3,7 @@
 As `clip_fields.py` has it for CLIP: each known setting has a kind and a bound, all others are left where they are.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -80,6 +80,12 @@ PROJECTED: dict[str, Kind] = {
 """Of a model whose towers end in a projection of their own."""
 
 
+OF_TEXT = ("text_config.hidden_size", "text_config.num_attention_heads")
+OF_VISION = ("vision_config.hidden_size", "vision_config.num_attention_heads")
+OF_FRAMES = ("vision_config.mit_hidden_size", "vision_config.mit_num_attention_heads")
+PROMPTS = ("projection_dim", "prompt_num_attention_heads")
+
+
 @dataclass(frozen=True)
 class Fields:
     """The settings of one family."""
@@ -97,6 +103,10 @@ class Fields:
     """Of the text tower, where a file does not say."""
     more: Callable[[Mapping[str, Any]], int] = lambda towers: 0
     """Weights that the family has beside layers, projections and embeddings."""
+    heads: Sequence[tuple[str, str]] = (OF_TEXT, OF_VISION)
+    """Dotted names of a width and of the heads that divide it."""
+    padded: bool = False
+    """Whether the text tower has an embedding of padding, at `pad_token_id`."""
 
     def positions(self, content: Mapping[str, Any]) -> int:
         """Tokens of a caption at most, from a configuration as a file has it.
@@ -106,7 +116,7 @@ class Fields:
         """
         known = self.known(content)
         known["text_config"].setdefault("max_position_embeddings", self.usual_positions)
-        return self.longest(known)
+        return self._longest(known)
 
     def frames(self, content: Mapping[str, Any]) -> int | None:
         """The frames that a clip must have, from a configuration as a file has it; None: any number.
@@ -130,7 +140,34 @@ class Fields:
             if of_tower is not None and not isinstance(of_tower, dict):
                 raise ValueError(f"{tower} is {str(of_tower)[:60]!r}, expected an object")
             found[tower] = known_of(of_tower or {}, kinds, f"{tower}.")
+        if self.padded and found["text_config"].get("pad_token_id", 0) is None:
+            del found["text_config"]["pad_token_id"]  # as the class has it
         return found
+
+    def require_fitting(self, towers: Mapping[str, Any]) -> None:
+        """Raise a ValueError where settings of a whole configuration do not fit each other."""
+
+        def value(name: str) -> int:
+            section, _, last = name.rpartition(".")
+            return int((towers[section] if section else towers)[last])
+
+        for width, heads in self.heads:
+            if value(width) % value(heads):
+                raise ValueError(f"{heads} is {value(heads)}, which does not divide {width}, {value(width)}")
+        text = towers["text_config"]
+        if self.padded and not 0 <= text["pad_token_id"] < text["vocab_size"]:
+            raise ValueError(
+                f"text_config.pad_token_id is {text['pad_token_id']}, expected a number below vocab_size, "
+                f"{text['vocab_size']}"
+            )
+        self._longest(towers)
+
+    def _longest(self, towers: Mapping[str, Any]) -> int:
+        longest = self.longest(towers)
+        if longest < 1:
+            positions = towers["text_config"]["max_position_embeddings"]
+            raise ValueError(f"text_config.max_position_embeddings is {positions}, which leaves none for a caption")
+        return longest
 
     def numbers(self, towers: Mapping[str, Any]) -> int:
         """How many weights towers of a whole configuration have, biases left out."""
@@ -162,6 +199,14 @@ def _siglips_width(towers: Mapping[str, Any]) -> int:
     if text != vision:
         raise ValueError(f"text_config.projection_size is {text}, expected vision_config.hidden_size, {vision}")
     return int(vision)
+
+
+def _xclips_width(towers: Mapping[str, Any]) -> int:
+    """Features of frames go through the transformer over frames as they are."""
+    over_frames, width = towers["vision_config"]["mit_hidden_size"], towers["projection_dim"]
+    if over_frames != width:
+        raise ValueError(f"vision_config.mit_hidden_size is {over_frames}, expected projection_dim, {width}")
+    return int(width)
 
 
 def _attention_pool(towers: Mapping[str, Any]) -> int:
@@ -203,6 +248,7 @@ FIELDS: dict[str, Fields] = {
         more=lambda towers: (
             towers["text_config"]["project_dim"] * (towers["text_config"]["hidden_size"] + towers["projection_dim"])
         ),
+        padded=True,
     ),
     "chinese_clip": Fields(
         "ChineseCLIPConfig",
@@ -210,13 +256,16 @@ FIELDS: dict[str, Fields] = {
         VISION | {"projection_dim": wide},
         PROJECTED | {"initializer_range": PROJECTED["initializer_factor"]},
         usual_positions=512,
+        padded=True,
     ),
     "xclip": Fields(
         "XCLIPConfig",
         TEXT,
         VISION | OF_CLIPS,
         PROJECTED | OF_PROMPTS,
+        width=_xclips_width,
         more=_of_clips,
+        heads=(OF_TEXT, OF_VISION, OF_FRAMES, PROMPTS),
     ),
 }
 """By `model_type`. CLIP's are in `clip_fields.py`."""

@@ -74,6 +74,7 @@ def sized_towers(content: Mapping[str, Any], said_by: str, *, weights: int | Non
             config = getattr(transformers, fields.config).from_dict(fields.known(content))
         towers = {"model_type": family} | fields.known(config.to_dict())
         towers["projection_dim"] = fields.width(towers)
+        fields.require_fitting(towers)
         asked = fields.numbers(towers)
     except (StrictDataclassError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -244,6 +244,9 @@ def test_a_checkpoint_with_the_authors_names_is_what_a_run_starts_from(recipe, d
         ),
         ("ce-msrvtt", ["--train.chunks", "2"], "train.chunks is 2, and for CE it can be 1 alone"),
         ("ce-msrvtt", ["--train.batch-size", "1"], "train.batch_size is 1"),
+        ("ce-msrvtt", ["--train.loss", "sigmoid"], "train.loss is sigmoid, and CE has no bias"),
+        ("mmt-msrvtt", ["--train.loss", "sigmoid"], "train.loss is sigmoid, and MMT has no bias"),
+        ("jsfusion-lsmdc", ["--train.loss", "sigmoid"], "train.loss is sigmoid, and JSFusion has no bias"),
         ("mmt-msrvtt", ["--from-features", "x"], "from_features is x, and for MMT it can be None alone"),
         ("mmt-msrvtt", ["--emcl.mode", "train", "--emcl.init", "sign"], "for MMT it can be normal alone"),
         (
