@@ -36,7 +36,7 @@ from emcl_train.tools.sharing import Shared
 from emcl_train.tools.sides import pooled
 from emcl_train.weights.hub import plain_names
 from emcl_train.weights.keys import put_weights
-from emcl_train.weights.published import published_on_hub
+from emcl_train.weights.published import published_on_hub, require_options
 from emcl_train.weights.settling import settled
 
 BATCH = 64
@@ -185,7 +185,8 @@ class Encoder(Shared):
         """What a published folder of it is made of."""
         weights = {key: value.cpu() for key, value in self._model.state_dict().items()}
         clip_config = clip_config_of(self._model, self.config)
-        return Published(self.config, weights, self._tokenizer, clip_config, self._source)
+        config = self.config if self._source is None else load_config(self._source)  # as the run was trained
+        return Published(config, weights, self._tokenizer, clip_config, self._source)
 
     # ---- what the head compares --------------------------------------------------------------------------------------
 
@@ -193,13 +194,15 @@ class Encoder(Shared):
         """What the model's head compares of videos; the arguments and errors are those of `encode_video`."""
         parts = [self.encode_frames(*batch, padded=True).features for batch in self._decoded(clips)]
         if not parts:
-            frames = torch.zeros(0, self.config.data.num_frames, self.width)
+            frames = torch.zeros(0, self._model.towers.rows_of(self.config.data.num_frames), self.width)
             return VideoFeatures(frames, frames[..., 0].bool())
         return VideoFeatures.cat(parts)
 
     @torch.no_grad()
     def _compared(self, text: TextFeatures, video: VideoFeatures, emcl: bool | None) -> Float[Tensor, "N M"]:
         """Similarities as an evaluation of the model makes them."""
+        if not len(text) or not len(video):
+            return torch.zeros(len(text), len(video))
         on = self.config.emcl.mode != "off" if emcl is None else emcl
         em_block = self.config.eval.em_block if on else None
         there = text.to(self.device), video.to(self.device)
@@ -309,16 +312,21 @@ def load(name_or_path: str | Path, *, device: str | torch.device | None = None, 
         The encoder.
 
     Raises:
-        UserError: there is no such model, or it is none that encodes texts and videos each for itself.
+        TypeError: huggingface_hub has no such option, or none that may be set here.
+        UserError: there is no such model, or it is none that encodes texts and videos each for itself; or it lies in
+            a folder here, of which the hub's options say nothing.
 
     Examples:
         >>> encoder = emcl_train.load("runs/shapes")
         >>> encoder.encode_text("a red circle moves left").shape
         torch.Size([1, 128])
     """
+    require_options(hub)
     path = Path(name_or_path).expanduser()
     where = torch.device(device) if device is not None else device_of_command()
     if is_run(path):
+        if hub:
+            raise UserError(f"{name_or_path} is a folder here, and {', '.join(hub)} are for the hub; leave them out")
         return _of_run(path, where)
     if (published := published_on_hub(str(name_or_path), **hub)) is not None:
         return _of_run(published, where)

@@ -25,7 +25,13 @@ DATA_SETS = {
 
 
 def card_of(
-    config: RunConfig, results: Mapping[str, Any] | None, *, name: str, licence: str, trained: bool = True
+    config: RunConfig,
+    results: Mapping[str, Any] | None,
+    *,
+    name: str,
+    licence: str,
+    base_model: str | None,
+    trained: bool = True,
 ) -> str:
     """The text of the card.
 
@@ -34,6 +40,7 @@ def card_of(
         results: what results.json holds, without paths; None: there are no figures.
         name: by which the examples load it.
         licence: of the weights, as the hub names it.
+        base_model: see `base_model_of`.
         trained: whether a run trained the weights; else they are those of the base model.
     """
     title = line_of(config.model.head, config.model.temporal, config.emcl.mode)
@@ -42,7 +49,7 @@ def card_of(
         license=licence,
         pipeline_tag="feature-extraction",
         tags=["text-video-retrieval", "emcl", config.recipe],
-        base_model=_base_model(config),
+        base_model=base_model,
         model_name=name.rpartition("/")[2],
         eval_results=None if results is None else _eval_results(results),
     )
@@ -60,10 +67,15 @@ def card_of(
     return "\n\n".join(parts) + "\n"
 
 
-def _base_model(config: RunConfig) -> str | None:
-    """The entry of the hub that training started from; None if it was a file, another run, or random numbers."""
+def base_model_of(config: RunConfig) -> str | None:
+    """The entry of the hub that training started from; None if it was a file, another run, or random numbers.
+
+    Args:
+        config: as the run was trained: a folder's name alone looks like an entry's.
+    """
     clip = config.model.clip
-    return None if clip == "random" or config.model.init_from is not None or is_place(clip) else clip
+    of_hub = "/" in clip and not is_place(clip)  # towers have an organisation before their names
+    return clip if of_hub and config.model.init_from is None else None
 
 
 def data_set_of(results: Mapping[str, Any]) -> str:

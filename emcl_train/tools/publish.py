@@ -44,7 +44,7 @@ from emcl_train.runs.finished import epoch_of_weights, read_mark, require_finish
 from emcl_train.runs.lock import making
 from emcl_train.runs.origin import ORIGIN, what_is_stale
 from emcl_train.runs.state import hash_of_tensors, read_weights, save_tensors_atomic
-from emcl_train.tools.card import CARD, card_of
+from emcl_train.tools.card import CARD, base_model_of, card_of
 from emcl_train.tools.export import PREPROCESSOR, fast_tokenizer, preprocessor, whole_weights
 from emcl_train.weights.hub import is_place
 
@@ -173,7 +173,14 @@ def write_published(published: Published, out: Path, licence: str = UNKNOWN, nam
                 results = _for_others(results, published, checksum)
                 write_json_atomic(folder / RESULTS, results)
             trained = (folder / METRICS).is_file()
-            card = card_of(config, results, name=name or out.name, licence=licence, trained=trained)
+            card = card_of(
+                config,
+                results,
+                name=name or out.name,
+                licence=licence,
+                base_model=base_model_of(published.config),
+                trained=trained,
+            )
             write_text_atomic(folder / CARD, card)
             write_json_atomic(folder / FINISHED, {**mark, "weights": checksum})
             for path in list(folder.iterdir()):

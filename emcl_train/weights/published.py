@@ -1,5 +1,6 @@
 """A published run as an entry of the hub: which entries are one, and which of their files are fetched."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only
 """Of huggingface_hub's downloads, those that a user may set."""
 
 
+def require_options(options: Collection[str]) -> None:
+    """Raise a TypeError where a name is none of `OPTIONS`."""
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise TypeError(f"there is no option {unknown[0]!r}; of the hub there are {', '.join(OPTIONS)}")
+
+
 def published_on_hub(name: str, **options: Any) -> Path | None:
     """The folder of a published run on the hub, which is fetched.
 
@@ -39,8 +46,7 @@ def published_on_hub(name: str, **options: Any) -> Path | None:
         TypeError: there is no such option.
         UserError: it is a published run, and its files cannot be had.
     """
-    if unknown := sorted(options.keys() - set(OPTIONS)):
-        raise TypeError(f"there is no option {unknown[0]!r}; of the hub there are {', '.join(OPTIONS)}")
+    require_options(options)
     plain = name.removeprefix(HUB).rstrip("/")
     if is_place(plain) or plain in (*OF_OPENAI, *RESNETS, "random"):
         return None

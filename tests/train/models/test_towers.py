@@ -17,6 +17,7 @@ from small_towers import FAMILIES, processor_of, write_towers
 from tiny_run import tiny_run
 
 import emcl_train
+from emcl_train import cli
 from emcl_train.config import ModelConfig
 from emcl_train.data.picture import Picture, square
 from emcl_train.data.text import load_tokenizer
@@ -26,7 +27,7 @@ from emcl_train.evaluation.run import evaluate_run
 from emcl_train.models import build_model, look_ahead, look_at_clip
 from emcl_train.recipes import load_recipe
 from emcl_train.runs.clip_config import read_clip_config
-from emcl_train.runs.contents import CLIP_CONFIG, METRICS, load_config
+from emcl_train.runs.contents import CLIP_CONFIG, METRICS, load_config, save_config
 from emcl_train.tools.embed import embed
 from emcl_train.tools.embed_lists import embed_lists
 from emcl_train.tools.publish import publish_run
@@ -229,6 +230,52 @@ def test_another_run_may_begin_with_its_weights(folders, root, tmp_path):
     torch.testing.assert_close(load(second).encode_text(CAPTIONS), load(first).encode_text(CAPTIONS), rtol=0, atol=0)
 
 
+def run_of_towers(folder, root, out, **train):
+    """A run's folder with weights as they were drawn, and its configuration; nothing is trained."""
+    config = config_of(folder, root, out, head="mean", temporal="mean", **train)
+    model = replace(config.model, clip=str(folder))
+    save_config(out, config)
+    (out / CLIP_CONFIG).write_text(json.dumps(look_at_clip(model)))
+    tokenizer = load_tokenizer(config)
+    tokenizer.save(out / "tokenizer.json")
+    save_file(build_model(config, tokenizer).state_dict(), out / "model.safetensors")
+    return config
+
+
+def test_weights_of_other_towers_need_what_says_how_captions_are_prepared(folders, root, tmp_path):
+    run_of_towers(folders["siglip"], root, tmp_path / "run")
+    model = ModelConfig(head="mean", temporal="mean", init_from=tmp_path / "run" / "model.safetensors")
+    assert look_at_clip(model)["model_type"] == "siglip"
+    with pytest.raises(UserError, match=r"model.tokenizer is some/other, and SigLIP's towers .* leave out"):
+        look_at_clip(replace(model, tokenizer="some/other"))
+    (tmp_path / "run" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"are SigLIP's, and beside it there is no tokenizer.json, which say"):
+        look_at_clip(model)
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"there is no config.json and no tokenizer.json"):
+        look_at_clip(model)
+
+
+@pytest.mark.parametrize(("before", "now"), [("info-nce", "sigmoid"), ("sigmoid", "info-nce")])
+def test_the_bias_of_the_sigmoid_loss_may_come_and_go(folders, root, tmp_path, before, now):
+    run = tmp_path / "run"
+    config = run_of_towers(folders["metaclip_2"], root, run)
+    model = replace(config.model, init_from=run / "model.safetensors")
+    config = replace(config, train=replace(config.train, loss=before))
+    save_file(build_model(config, load_tokenizer(config)).state_dict(), run / "model.safetensors")
+    model = build_model(replace(config, model=model, train=replace(config.train, loss=now)), load_tokenizer(config))
+    assert (model.own_bias is not None) == (now == "sigmoid")
+    assert now == "info-nce" or model.own_bias == -10.0
+
+
+def test_nothing_is_compared_with_nothing(folders):
+    encoder = load(folders["xclip"])
+    video, text = encoder.video_features([]), encoder.text_features(CAPTIONS)
+    assert video.frames.shape == (0, 1, 20)
+    assert encoder.similarity(text, video).shape == (4, 0)
+    assert encoder.similarity(encoder.text_features([]), video).shape == (0, 0)
+
+
 def test_lists_and_rows_are_those_of_the_encoder(folders, root, tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(CAPTIONS) + "\n")
     config = load_recipe("csv")
@@ -250,11 +297,98 @@ def test_a_model_brings_its_settings_along_and_what_the_user_says_stays(folders)
     found = (brought.data.image_size, brought.data.resize, brought.data.max_words, brought.data.clean_captions)
     assert found == (24, "squash-bilinear", 64, "lower")
     assert brought.train.loss == "sigmoid"
-    assert settled(brought) == brought
     said = settled(config, said={"train.loss", "data.clean_captions"})
     assert (said.train.loss, said.data.clean_captions) == ("info-nce", "clip")
-    assert settled(said).train.loss == "info-nce"
     assert config == replace(load_recipe("jsonl"), model=config.model)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Settings that runs are trained with."""
+    configs = []
+    monkeypatch.setattr(trainer, "_train", lambda config, *_: configs.append(config))
+    return configs
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "expected"),
+    [
+        ("siglip", {"data.resize": "clip", "data.clean-captions": "clip"}, ("clip", "clip", "stratified", "sigmoid")),
+        (
+            "siglip",
+            {"data.resize": "clip", "train.loss": "info-nce"},
+            ("clip", "siglip", "stratified", "info-nce"),
+        ),
+        (
+            "siglip",
+            {"data.resize": "squash-bicubic"},
+            ("squash-bicubic", "siglip", "stratified", "sigmoid"),
+        ),
+        (
+            "xclip",
+            {"data.frame-sampling": "1fps"},
+            ("crop-bilinear", "clip", "1fps", "info-nce"),
+        ),
+    ],
+)
+def test_what_is_said_is_what_is_trained(folders, tmp_path, trained, family, options, expected):
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    assert command(folders[family], tmp_path / "run", *words) == 0
+    (config,) = trained
+    data = config.data
+    assert (data.resize, data.clean_captions, data.frame_sampling, config.train.loss) == expected
+
+
+def command(folder, out, *words):
+    parts = ["--model.head", "mean", "--model.temporal", "mean", "--emcl.num-bases", "8"]
+    model = [] if folder is None else ["--model.clip", str(folder)]
+    return cli.main(["train", "shapes", "--out", str(out), *parts, *model, *words])
+
+
+def test_a_file_of_settings_says_all_of_its_model_and_nothing_of_another(folders, tmp_path, trained, capsys):
+    assert command(folders["siglip"], tmp_path / "run", "--data.resize", "clip", "--print-config") == 0
+    file = tmp_path / "settings.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert command(None, tmp_path / "run", "--config", str(file)) == 0
+    assert command(folders["siglip-2"], tmp_path / "run", "--config", str(file)) == 0
+    assert command("random", tmp_path / "run", "--config", str(file)) == 0
+    found = [(one.data.resize, one.data.clean_captions, one.data.max_words, one.train.loss) for one in trained]
+    usual = load_recipe("shapes")
+    assert found == [
+        ("clip", "siglip", 16, "sigmoid"),
+        ("clip", "lower", 64, "sigmoid"),
+        ("clip", "clip", usual.data.max_words, "info-nce"),
+    ]
+
+
+def test_a_short_file_says_what_it_names(folders, tmp_path, trained):
+    (tmp_path / "short.yaml").write_text("data.clean_captions: clip\n")
+    assert command(folders["siglip"], tmp_path / "run", "--config", str(tmp_path / "short.yaml")) == 0
+    assert (trained[0].data.clean_captions, trained[0].train.loss) == ("clip", "sigmoid")
+
+
+def test_a_file_of_clip_lets_another_model_bring_its_own(folders, tmp_path, trained, capsys):
+    assert command("random", tmp_path / "run", "--data.clean-captions", "none", "--print-config") == 0
+    file = tmp_path / "settings.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert command(folders["siglip"], tmp_path / "run", "--config", str(file)) == 0
+    (config,) = trained
+    found = (config.data.resize, config.data.clean_captions, config.data.max_words, config.train.loss)
+    assert found == ("squash-bicubic", "none", 16, "sigmoid")
+
+
+def test_a_run_goes_on_from_the_recipe_with_what_its_model_brought(folders, root, tmp_path, trained):
+    config = load_recipe("shapes")
+    model = replace(config.model, clip=str(folders["siglip"]), head="mean", temporal="mean")
+    config = replace(config, model=model, out=tmp_path / "run", train=replace(config.train, loss="max-margin"))
+    own = settled(config)
+    save_config(tmp_path / "run", own)
+    (tmp_path / "run" / CLIP_CONFIG).write_text(json.dumps(look_at_clip(model)))
+    trainer.train(replace(config, resume=True), **QUIET)
+    assert trained == [replace(own, resume=True)]
+    assert (
+        settled(replace(config, resume=True, train=replace(config.train, loss="info-nce"))).train.loss == "max-margin"
+    )
 
 
 def test_clips_configurations_stay_as_they_are():
@@ -336,6 +470,7 @@ def edited(folder, file, **values):
         ({"do_thumbnail": True}, "it has do_thumbnail True"),
         ({"rescale_factor": 1 / 127.5}, "it has rescale_factor 0.0078"),
         ({"size": {"height": 24, "width": 32}}, "it has size"),
+        ({"resample": None}, "it has resample None"),
         ({"size": {"longest_edge": 24}}, "it has size longest_edge"),
         ({"size": {"shortest_edge": 24}}, "it has size"),
         ({"size": {"height": 32, "width": 32}}, "prepared at 32 pixels, and whose vision tower has positions for 24"),
@@ -347,6 +482,41 @@ def test_pictures_that_are_not_built_here_are_refused_by_name(siglip, values, me
     config = edited(siglip, "preprocessor_config.json", **values)
     with pytest.raises(UserError, match=message):
         look_at_clip(config)
+
+
+def test_nulls_of_processors_stand_for_what_is_usual(folders, siglip):
+    usual = ("do_center_crop", "crop_size", "do_pad", "do_normalize", "do_rescale", "rescale_factor", "data_format")
+    size = {"height": 24, "width": 24, "longest_edge": None, "shortest_edge": None}
+    config = edited(siglip, "preprocessor_config.json", size=size, **dict.fromkeys(usual))
+    assert look_at_clip(config)["pictures"] == look_at_clip(ModelConfig(clip=str(folders["siglip"])))["pictures"]
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "message"),
+    [
+        ("siglip", {"text_config": {"num_attention_heads": 5}}, "text_config.num_attention_heads is 5, which does not"),
+        ("xclip", {"vision_config": {"num_attention_heads": 5}}, "vision_config.num_attention_heads is 5"),
+        ("xclip", {"vision_config": {"mit_num_attention_heads": 3}}, "divide vision_config.mit_hidden_size, 20"),
+        ("xclip", {"vision_config": {"mit_hidden_size": 16}}, "mit_hidden_size is 16, expected projection_dim, 20"),
+        ("xclip", {"prompt_num_attention_heads": 3}, "prompt_num_attention_heads is 3, which does not divide proj"),
+        ("altclip", {"text_config": {"pad_token_id": 1000000}}, "pad_token_id is 1000000, expected a number below"),
+        ("altclip", {"text_config": {"max_position_embeddings": 2}}, "is 2, which leaves none for a caption"),
+        ("chinese_clip", {"text_config": {"pad_token_id": 1000000}}, "pad_token_id is 1000000, expected a number"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused_by_name(folders, tmp_path, family, values, message):
+    config = edited(shutil.copytree(folders[family], tmp_path / "model"), "config.json", **values)
+    with pytest.raises(UserError, match=message):
+        look_at_clip(config)
+
+
+@pytest.mark.parametrize("family", ["altclip", "chinese_clip"])
+def test_padding_that_is_null_is_the_librarys(folders, tmp_path, family):
+    folder = shutil.copytree(folders[family], tmp_path / "model")
+    config = edited(folder, "config.json", text_config={"pad_token_id": None})
+    usual = {"altclip": 1, "chinese_clip": 0}[family]
+    assert look_at_clip(config)["text_config"]["pad_token_id"] == usual
+    assert settled(replace(load_recipe("csv"), model=config), said=()).data.max_words > 2
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 import emcl_train
 from emcl_train import cli
+from emcl_train.config import RunConfig
 from emcl_train.data.annotations import load_annotations
 from emcl_train.encoder import Encoder
 from emcl_train.errors import UserError
@@ -25,6 +26,7 @@ from emcl_train.recipes import SMOKE_TEST
 from emcl_train.runs.contents import load_config, save_config
 from emcl_train.runs.files import read_json, write_json_atomic
 from emcl_train.runs.origin import what_is_stale
+from emcl_train.tools.card import base_model_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,6 +113,29 @@ def test_rows_and_features_are_not_compared_with_each_other(published, split):
     with pytest.raises(TypeError, match="whose cosine has no emcl"):
         model.similarity(rows, rows, emcl=True)
     assert model.video_features([]).frames.shape == (0, 3, model.width)
+
+
+def test_an_object_of_a_run_is_published_as_the_run_was_trained(tiny_whole_run, tmp_path, split):
+    model = emcl_train.load(tiny_whole_run[1])
+    own = load_config(tiny_whole_run[1])
+    model.config = replace(model.config, data=replace(model.config.data, augment="none", max_words=5))
+    assert model.published().config == own
+    assert model.similarity(model.text_features([]), model.video_features(split.clips[:2])).shape == (0, 2)
+
+
+def test_options_of_the_hub_are_for_the_hub(published):
+    with pytest.raises(TypeError, match="there is no option 'revison'"):
+        emcl_train.load(published[0], revison="v1")
+    with pytest.raises(UserError, match="is a folder here, and revision are for the hub; leave them out"):
+        emcl_train.load(published[0], revision="v1")
+
+
+def test_a_folder_is_no_base_model_of_the_hub(tmp_path):
+    (tmp_path / "siglip").mkdir()
+    names = {"nobody/clip": "nobody/clip", str(tmp_path / "siglip"): None, "siglip": None, "random": None}
+    config = RunConfig()
+    for name, expected in names.items():
+        assert base_model_of(replace(config, model=replace(config.model, clip=name))) == expected
 
 
 def test_it_is_evaluated_where_the_data_set_is(published, tmp_path, capfd):
