@@ -313,16 +313,16 @@ def trained(monkeypatch):
 @pytest.mark.parametrize(
     ("family", "options", "expected"),
     [
-        ("siglip", {"data.resize": "clip", "data.clean-captions": "clip"}, ("clip", "clip", "stratified", "sigmoid")),
+        ("siglip", {"data.resize": "clip", "data.clean-captions": "clip"}, ("clip", "clip", "uniform", "sigmoid")),
         (
             "siglip",
             {"data.resize": "clip", "train.loss": "info-nce"},
-            ("clip", "siglip", "stratified", "info-nce"),
+            ("clip", "siglip", "uniform", "info-nce"),
         ),
         (
             "siglip",
             {"data.resize": "squash-bicubic"},
-            ("squash-bicubic", "siglip", "stratified", "sigmoid"),
+            ("squash-bicubic", "siglip", "uniform", "sigmoid"),
         ),
         (
             "xclip",
