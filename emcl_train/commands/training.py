@@ -84,7 +84,8 @@ def run_train(recipe: str | None, arguments: list[str]) -> int:
     whose = None
     of_file: dict[str, Any] = {}
     said = said_in(arguments)
-    if asked.config is not None:
+    file = asked.config
+    if file is not None:
         from emcl_train.commands.settings_file import (
             but_for_the_mode,
             read_settings,
@@ -93,18 +94,18 @@ def run_train(recipe: str | None, arguments: list[str]) -> int:
             with_file,
         )
 
-        default = with_file(asked.config, load_recipe(recipe or recipe_in(asked.config)))
-        whose = run_of_settings(asked.config)
+        default = with_file(file, load_recipe(recipe or recipe_in(file)))
+        whose = run_of_settings(file)
         if recipe not in (None, default.recipe):
             raise UserError(
-                f"{asked.config} has settings of the recipe {default.recipe}, and {recipe} is asked for; pass "
+                f"{file} has settings of the recipe {default.recipe}, and {recipe} is asked for; pass "
                 f"{default.recipe}, or take the line `recipe` out of a copy of the file"
             )
-        of_file = but_for_the_mode(asked.config, default.recipe)
+        of_file = but_for_the_mode(file, default.recipe)
         asked = parse(default)
 
         # What the file's model brought along is not said for another one.
-        says = {*FOLLOWING, *OF_A_MODEL} if whose is not None else set(read_settings(asked.config))
+        says = {*FOLLOWING, *OF_A_MODEL} if whose is not None else set(read_settings(file))
         of_others: dict[str, Any] = {}
         if says & set(OF_A_MODEL):
             of_others = of_another_model(asked.settings, replace(default, model=plain_names(default.model)), whose)
