@@ -14,8 +14,8 @@ from emcl_train.extras import or_ends_in_a_line, said_of_missing
 with or_ends_in_a_line():
     from emcl_train.commands import COMMANDS, USAGE, usage_of_family
     from emcl_train.commands.completing import WORDS, targets_of
-    from emcl_train.commands.entry import Entry, asks_for_help
-    from emcl_train.commands.everywhere import EVERYWHERE, WITHOUT_A_FILE, also_taken, without_flags, word_of
+    from emcl_train.commands.entry import Entry, asks_for_help, named
+    from emcl_train.commands.everywhere import CONFIG, EVERYWHERE, WITHOUT_A_FILE, also_taken, without_flags, word_of
     from emcl_train.commands.options_file import with_file
     from emcl_train.commands.version import version_lines
     from emcl_train.endings import (
@@ -179,7 +179,7 @@ def dispatch(arguments: list[str]) -> int:
         entry = COMMANDS.get(name)
         if entry is not None:
             rest = arguments[words:]
-            if name not in WITHOUT_A_FILE:
+            if name not in WITHOUT_A_FILE and CONFIG in named(rest):
                 rest = with_file(name, targets_of(name, rest), rest)
             refuse_addresses(rest, entry)
             if not entry.in_processes:

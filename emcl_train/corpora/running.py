@@ -5,6 +5,7 @@ a shard is says the lock of its file, which ends with the process: what a killed
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from emcl_train.corpora.embedding import write_shard
 from emcl_train.corpora.outcome import Report
@@ -12,7 +13,7 @@ from emcl_train.corpora.plan import Asked, prepared
 from emcl_train.data.passing import PassingError
 from emcl_train.encoder import Encoder, load
 from emcl_train.processes import agreed, gather_objects, rank_and_world
-from emcl_train.runs.lock import BusyError, making
+from emcl_train.runs.lock import RECORD, BusyError, making
 from emcl_train.search.progress import Progress
 from emcl_train.tools.shards import Shards
 
@@ -36,8 +37,16 @@ def embed_corpus(asked: Asked) -> Report:
     for other in gather_objects(report)[1:] if world > 1 else []:
         report.add(other)
     if rank == 0:
+        clear_records(shards)
         report.look(shards)
     return report
+
+
+def clear_records(shards: Shards) -> None:
+    """Remove what killed processes have left beside shards: whose they were, and files that are not whole."""
+    for record in shards.folder.glob(f".*{RECORD}"):
+        with suppress(BusyError), making(shards.folder / record.name.removeprefix(".").removesuffix(RECORD)):
+            pass
 
 
 def make_shards(

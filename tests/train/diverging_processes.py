@@ -32,13 +32,14 @@ def main(root: Path, out: Path, where: str) -> int:
     trainer.RetrievalModel.forward = forward
     config = tiny_run(root, out, tracker="none", epochs=1)
     if where == "validation":
-        real = evaluation_run.similarities
+        real = evaluation_run.similarities_together
 
-        def similarities(model, embeddings, config):
-            model.emcl.bases.fill_(torch.nan)
-            return real(model, embeddings, config)
+        def similarities(model, text, video, config):
+            if dist.get_rank() == 0:
+                model.emcl.bases.fill_(torch.nan)
+            return real(model, text, video, config)
 
-        evaluation_run.similarities = similarities
+        evaluation_run.similarities_together = similarities
 
     cli.dispatch = lambda arguments: trainer.train(config) and 0
     return cli.main([])

@@ -16,6 +16,7 @@ import pyarrow.parquet as parquet
 import pytest
 from clip_folder import put_small_clip
 from corpus_scene import NAMES, assert_same_rows, embedded, put_archive, put_films, rows_of
+from launching import launched
 from safetensors.numpy import load_file
 
 import emcl_train
@@ -345,9 +346,7 @@ def test_killed_at_any_point_it_goes_on(scene: Path) -> None:
 
 def test_under_torchrun_all_shards_are_made_once(scene: Path) -> None:
     expected = rows_of(embedded(scene, out="expected", clips=1)[0])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    words = [*launcher, *command(scene, "out", "--json", "-")[1:]]
-    done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400)
+    done = launched(*command(scene, "out", "--json", "-")[1:])
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["there"], result["written"], result["rows"]) == (8, 8, 8)

@@ -151,7 +151,7 @@ def test_other_code_is_named(run, tmp_path):
     report_runs([run, other], console, json_path=tmp_path / "found.json")
     assert "Not measured by the same code: run: emcl " in console.file.getvalue()
     assert "other: emcl 9.9, commit abc+" in console.file.getvalue()
-    (found,) = json.loads((tmp_path / "found.json").read_text())
+    (found,) = json.loads((tmp_path / "found.json").read_text())["comparisons"]
     assert found["origins"][str(other)] == results["origin"]
 
 

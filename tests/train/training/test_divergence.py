@@ -12,6 +12,7 @@ from rich.console import Console
 from tiny_run import tiny_run
 from torch import nn
 
+from emcl_kernels import SimilarityStream
 from emcl_train.errors import NotFinite, UserError, of_input
 from emcl_train.runs import contents
 from emcl_train.runs import state as checkpoint
@@ -97,7 +98,9 @@ def test_em_that_shows_it_first(root, tmp_path, monkeypatch, what):
             monkeypatch.setattr(
                 trainer.RetrievalModel,
                 "similarity_stream",
-                lambda self, text, video, **_: [torch.full((len(text), len(video)), torch.nan)],
+                lambda self, text, video, **_: SimilarityStream(
+                    1, lambda: iter([torch.full((len(text), len(video)), torch.nan)])
+                ),
             )
         return real(model, embeddings, config)
 
