@@ -16,7 +16,7 @@ from emcl_train.training import trainer
 
 
 def main(root: Path, out: Path, where: str) -> int:
-    """Diverge at the second step, in the captions of the last process or in the validation of the first one."""
+    """Diverge at the second step, in the captions of the last process or in its part of the validation."""
     encode = trainer.RetrievalModel.forward
     calls = []
 
@@ -35,7 +35,7 @@ def main(root: Path, out: Path, where: str) -> int:
         real = evaluation_run.similarities_together
 
         def similarities(model, text, video, config):
-            if dist.get_rank() == 0:
+            if dist.get_rank() == dist.get_world_size() - 1:
                 model.emcl.bases.fill_(torch.nan)
             return real(model, text, video, config)
 

@@ -138,7 +138,7 @@ def test_every_command_says_what_there_is_and_how_to_go_on(monkeypatch, capsys, 
     ("left", "how"), [("config.json", "command begins"), ("metrics.jsonl", "command with --resume")]
 )
 def test_a_run_without_a_state_begins_again_as_its_folder_allows(monkeypatch, capsys, tmp_path, left, how, seeds):
-    def ended_after_that(config):
+    def ended_after_that(config, **_):
         folder = config.out / "seed-0" if seeds else config.out
         folder.mkdir(parents=True)
         (folder / left).touch()
@@ -154,7 +154,7 @@ def test_a_run_without_a_state_begins_again_as_its_folder_allows(monkeypatch, ca
 def test_a_run_with_a_state_goes_on(monkeypatch, capsys, tmp_path):
     import emcl_train.training.trainer
 
-    def saved_and_ended(config):
+    def saved_and_ended(config, **_):
         (config.out / STATE).parent.mkdir(parents=True)
         (config.out / STATE).touch()
         raise KeyboardInterrupt

@@ -20,8 +20,8 @@ from emcl_train.training.seeds import train_seeds
 def trained(monkeypatch):
     """Configurations that `train` and `train_seeds` were called with; data sets count as rendered."""
     calls = []
-    monkeypatch.setattr(trainer, "train", calls.append)
-    monkeypatch.setattr("emcl_train.training.seeds.train_seeds", calls.append)
+    monkeypatch.setattr(trainer, "train", lambda config, **_: calls.append(config))
+    monkeypatch.setattr("emcl_train.training.seeds.train_seeds", lambda config, **_: calls.append(config))
     monkeypatch.setattr("emcl_train.data.annotations.require_made", lambda config: None)
     return calls
 
@@ -134,7 +134,7 @@ def test_a_strangers_run_writes_no_cache_where_it_says(way, run, trained, capsys
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_set_is_not_rendered_unasked(way, run, monkeypatch, capsys):
-    monkeypatch.setattr(trainer, "train", lambda config: pytest.fail("trained"))
+    monkeypatch.setattr(trainer, "train", lambda config, **_: pytest.fail("trained"))
     assert cli.main(WAYS[way]) == 1
     assert "nothing is rendered there unasked" in " ".join(capsys.readouterr().err.split())
 
@@ -154,7 +154,7 @@ def test_a_run_as_a_file_of_settings_is_written_nowhere_that_it_names(run, train
 def test_other_processes_ask_for_no_lock_that_the_first_one_has(command, run, monkeypatch):
     monkeypatch.setattr("emcl_train.data.annotations.require_made", lambda config: None)
     calls = []
-    monkeypatch.setattr(trainer, "train", calls.append)
+    monkeypatch.setattr(trainer, "train", lambda config, **_: calls.append(config))
     monkeypatch.setattr("emcl_train.training.seeds.train", lambda run, console: calls.append(run))
     monkeypatch.setattr("emcl_train.training.seeds.rank_and_world", lambda: (1, 2))
     for seed in (0, 1):

@@ -19,7 +19,7 @@ def trained(monkeypatch):
     import emcl_train.training.trainer
 
     calls = []
-    monkeypatch.setattr(emcl_train.training.trainer, "train", calls.append)
+    monkeypatch.setattr(emcl_train.training.trainer, "train", lambda config, **_: calls.append(config))
     return calls
 
 

@@ -38,7 +38,7 @@ def test_several_seeds_train_apart_are_summed_up_and_go_on(tmp_path, monkeypatch
     config.resume = True
     trained = []
 
-    def finish(run, console, settle):
+    def finish(run, console, **_):
         trained.append(run.train.seed)
         if run.out.is_dir():
             (run.out / "finished.json").write_text('{"weights": "crc32:00000000"}')
