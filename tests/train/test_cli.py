@@ -27,7 +27,7 @@ def trained(monkeypatch):
     import emcl_train.training.trainer
 
     calls = []
-    monkeypatch.setattr(emcl_train.training.trainer, "train", lambda config, settle: calls.append(config))
+    monkeypatch.setattr(emcl_train.training.trainer, "train", lambda config, **_: calls.append(config))
     return calls
 
 
@@ -308,7 +308,7 @@ def test_configurations_of_recipes_are_not_shared():
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(
-        "emcl_train.training.trainer.train", lambda config: (config.out.parent / "file" / "run").mkdir()
+        "emcl_train.training.trainer.train", lambda config, **_: (config.out.parent / "file" / "run").mkdir()
     )
     assert cli.main(["train", "shapes", "--out", str(tmp_path / "new")]) == 1
     assert (

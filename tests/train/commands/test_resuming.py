@@ -101,7 +101,7 @@ def test_a_folder_of_seeds_goes_on_with_all_that_were_asked_for(trained, tmp_pat
 
 
 def test_how_many_seeds_were_asked_for_is_kept(monkeypatch, tmp_path):
-    def stopped(*_):
+    def stopped(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("emcl_train.training.seeds.train", stopped)
@@ -155,7 +155,7 @@ def test_other_processes_ask_for_no_lock_that_the_first_one_has(command, run, mo
     monkeypatch.setattr("emcl_train.data.annotations.require_made", lambda config: None)
     calls = []
     monkeypatch.setattr(trainer, "train", lambda config, **_: calls.append(config))
-    monkeypatch.setattr("emcl_train.training.seeds.train", lambda run, console: calls.append(run))
+    monkeypatch.setattr("emcl_train.training.seeds.train", lambda run, console, **_: calls.append(run))
     monkeypatch.setattr("emcl_train.training.seeds.rank_and_world", lambda: (1, 2))
     for seed in (0, 1):
         save_config(Path(f"five/seed-{seed}"), replace(run, train=replace(run.train, seed=seed)))
