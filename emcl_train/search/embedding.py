@@ -120,7 +120,8 @@ def _embedded(part: Part, encoder: Encoder) -> _Embedded:
                 f"the video tower gives numbers of up to {float(padded.abs().max()):.3g}, which do not fit 16 bits; "
                 f"use a model whose features are smaller, or one with the head mean"
             )
-    return _Embedded(part.spans, encoded.rows.numpy(), part.thumbnails, frames, part.frame_mask.sum(1).tolist())
+    counts = encoded.features.frame_mask.sum(1).tolist()  # of X-CLIP one, however many were seen
+    return _Embedded(part.spans, encoded.rows.numpy(), part.thumbnails, frames, counts)
 
 
 def _enter(buffer: _Buffer, done: Done, part: Part, parts: Sequence[_Embedded], encoder: Encoder) -> None:

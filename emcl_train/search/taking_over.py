@@ -54,8 +54,11 @@ def take_over(tables: Tables, encoder: Encoder, shards: Shards, report: Report) 
         UserError: a shard is damaged.
     """
     known = set(tables.contents())
-    there = {row.path: row.content for row in tables.files()}
     folder = shards.folder.absolute()
+    files = tables.files()
+    there = {row.path: row.content for row in files}
+    if earlier := [row for row in files if row.root == folder and row.status == DAMAGED]:
+        tables.remove_files(earlier)  # what is damaged now is entered again
     for number, shard in enumerate(shards.each()):
         films = _films(shard)
         new = []

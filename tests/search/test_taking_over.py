@@ -1,20 +1,25 @@
 """index takes rows over from shards that embed wrote: nothing is decoded, and only rows of its own model."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from clip_folder import put_small_clip
 from corpus_scene import NAMES, embedded, put_films, rows_of
 from small_library import names
 
-from emcl_train import Library, cli
+from emcl_train import Library, cli, load
 from emcl_train.corpora import decoding
+from emcl_train.encoder import Encoder
 from emcl_train.errors import UserError
 from emcl_train.search import decoding as decoding_of_films
+from emcl_train.search.embedding import _embedded
+from emcl_train.search.finding import Seen
 from emcl_train.search.indexing import Asked, index
-from emcl_train.search.tables import MOMENTS, Tables
+from emcl_train.search.tables import DAMAGED, MOMENTS, Tables
 
 
 @pytest.fixture
@@ -77,6 +82,41 @@ def _content(library: Library, path: str) -> str:
 def _vector(moments: list[dict], key: str) -> list[float]:
     (row,) = [row for row in moments if row["id"] == key]
     return row["vector"]
+
+
+def test_what_was_damaged_and_is_no_more_leaves_the_library(films: Path) -> None:
+    whole = (films / "films" / "b.mp4").read_bytes()
+    for name in ("b.mp4", "c.mp4"):
+        (films / "films" / name).write_bytes(b"no film")
+    out, _ = embedded(films)
+    taken_over(films, out)
+    (films / "films" / "b.mp4").write_bytes(whole)
+    shutil.rmtree(out)
+    embedded(films)
+    report = taken_over(films, out)
+    damaged = [row.path for row in Tables(films / "library").files() if row.status == DAMAGED]
+    assert damaged == list(report.damaged) == [out / "c.mp4"]
+
+
+def test_frames_are_counted_as_the_tower_gives_them(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """X-CLIP gives one feature of a clip, however many frames it has seen."""
+    encoder = load(films / "clip")
+    size = encoder.config.data.image_size
+    encode = Encoder.encode_frames
+
+    def one_a_clip(self, frames, mask):
+        encoded = encode(self, frames, mask)
+        features = replace(
+            encoded.features, frames=encoded.features.frames[:, :1], frame_mask=encoded.features.frame_mask[:, :1]
+        )
+        return replace(encoded, features=features)
+
+    monkeypatch.setattr(Encoder, "encode_frames", one_a_clip)
+    part = decoding_of_films.Part(Seen(films / "a.mp4", films, 1, 1))
+    part.spans = [(0.0, 1.0)] * 2
+    part.pictures = [torch.zeros(3, 3, size, size, dtype=torch.uint8)] * 2
+    part.masks = [torch.ones(3, dtype=torch.bool)] * 2
+    assert _embedded(part, encoder).counts == [1, 1]
 
 
 def test_a_library_of_films_takes_shards_too(films: Path, nothing_is_decoded) -> None:
