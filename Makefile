@@ -268,28 +268,29 @@ $(INTEGRATIONS_VENV)/.deps: $(INTEGRATIONS_VENV)/.created constraints-integratio
 	$(INTEGRATIONS_BIN)/python -m pip install $(PIP_OPTIONS) -r constraints-integrations.txt
 	@touch $@
 
+# An environment that has the packages of .venv beside its own.
+define sees_venv
+@$(1)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $(1)/.place
+@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_paths()["purelib"])' \
+	> "$$(cat $(1)/.place)/of_venv.pth"
+endef
+
 $(SEARCH_VENV)/.deps: $(SEARCH_VENV)/.created $(VENV)/.deps constraints-search.txt
 	@echo 'Installing LanceDB, PySceneDetect and a server into $(SEARCH_VENV); this happens once'
-	@$(SEARCH_BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $(SEARCH_VENV)/.place
-	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_paths()["purelib"])' \
-		> "$$(cat $(SEARCH_VENV)/.place)/of_venv.pth"
+	$(call sees_venv,$(SEARCH_VENV))
 	$(SEARCH_BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -r constraints-search.txt
 	@touch $@
 
 # torchcodec as well, whose wheel is found to load or not when it is asked for: on the CPU alone it lacks libraries of CUDA.
 $(PIPELINE_VENV)/.deps: $(PIPELINE_VENV)/.created $(VENV)/.deps constraints-pipeline.txt
 	@echo 'Installing decord, OpenCV and torchcodec into $(PIPELINE_VENV); this happens once'
-	@$(PIPELINE_BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $(PIPELINE_VENV)/.place
-	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_paths()["purelib"])' \
-		> "$$(cat $(PIPELINE_VENV)/.place)/of_venv.pth"
+	$(call sees_venv,$(PIPELINE_VENV))
 	$(PIPELINE_BIN)/python -m pip install $(PIP_OPTIONS) --no-deps -r constraints-pipeline.txt
 	@touch $@
 
 $(RAY_VENV)/.deps: $(RAY_VENV)/.created $(VENV)/.deps constraints-ray.txt
 	@echo 'Installing Ray into $(RAY_VENV); this happens once'
-	@$(RAY_BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $(RAY_VENV)/.place
-	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_paths()["purelib"])' \
-		> "$$(cat $(RAY_VENV)/.place)/of_venv.pth"
+	$(call sees_venv,$(RAY_VENV))
 	$(RAY_BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -r constraints-ray.txt
 	@touch $@
 

@@ -11,19 +11,17 @@ record goes to benchmarks/results, and is never edited. With --try none is writt
 
 import argparse
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from intervals import interval
-from record import RESULTS, AlreadyThere, Record, commit_of, processor, refuse_to_overwrite, save, slug
+from record import RESULTS, Record, made_here, name_of, save
 
 import emcl_kernels
 
@@ -86,24 +84,15 @@ def record_of(seconds: dict[str, list[float]], number: int) -> Record:
         "measured": f"{middle:.2f} [{low:.2f}, {high:.2f}]",
         "verdict": "met" if middle >= LEAST else "missed",
     }
-    return {
-        "title": f"A corpus into shards. CPU: {processor()}",
-        "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC",
-        "commit": commit_of(None),
-        "command": "PYTHONPATH=. python benchmarks/corpora.py " + " ".join(sys.argv[1:]),
-        "machine": {
-            "processor": processor(),
-            "cores": str(len(os.sched_getaffinity(0))),
-            "load before": f"{os.getloadavg()[0]:.1f}",
-            "system": f"{platform.system()} {platform.release()}",
-        },
-        "versions": {
-            "Python": platform.python_version(),
-            "torch": torch.__version__,
-            "emcl": emcl_kernels.__version__,
-        },
+    made = made_here(
+        "A corpus into shards",
+        "one thread a process",
+        "PYTHONPATH=. python benchmarks/corpora.py",
+        {"torch": torch.__version__, "emcl": emcl_kernels.__version__},
+    )
+    made["machine"] |= {"cores": str(len(os.sched_getaffinity(0))), "load before": f"{os.getloadavg()[0]:.1f}"}
+    return made | {
         "method": METHOD.format(clips=number),
-        "plot": False,
         "targets": [verdict],
         "cases": [{"shape": f"{number} clips, one thread a process", "dtype": "float32", "ways": ways}],
     }
@@ -121,13 +110,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.turns < 2:
         parser.error("a ratio with its spread needs at least two turns")
-    name = options.name or f"{datetime.now(timezone.utc):%Y-%m-%d}-{slug(processor())}-corpora"
-    if not options.tried:
-        try:
-            refuse_to_overwrite(options.out, name)
-        except AlreadyThere as there:
-            print(there, file=sys.stderr)
-            return 1
+    name = None if options.tried else name_of("corpora", options.name, options.out)
+    if name is None and not options.tried:
+        return 1
 
     with tempfile.TemporaryDirectory() as folder:
         chosen = sorted(path for path in options.videos.iterdir() if path.suffix == ".mp4")[: options.clips]
@@ -136,7 +121,7 @@ def main() -> int:
         record = record_of(timed(Path(folder), options.model, options.turns), len(chosen))
     (row,) = record["targets"]
     print(f"{row['case']}: {row['measured']}, target {row['target']}: {row['verdict']}")
-    if not options.tried:
+    if name is not None:
         save(record, options.out, name)
         print(f"wrote {options.out / name}.json and .md")
     return 0

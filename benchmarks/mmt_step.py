@@ -10,13 +10,11 @@ is written.
 """
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import torch
 import transformers
 from intervals import interval
 from memory import high_water_kib
-from record import RESULTS, AlreadyThere, Record, commit_of, processor, refuse_to_overwrite, save, slug
+from record import RESULTS, Record, made_here, name_of, save
 from torch import Tensor
 
 import emcl_kernels
@@ -144,25 +142,15 @@ def record_of(seconds: dict[str, list[float]], peaks: dict[str, float], options:
             "peak_mib": peaks[way],
             "seconds": values,
         }
-    model = processor()
-    return {
-        "title": f"A step of MMT + EMCL. CPU: {model}, {options.threads} threads",
-        "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC",
-        "commit": commit_of(None),
-        "command": "PYTHONPATH=. python benchmarks/mmt_step.py " + " ".join(sys.argv[1:]),
-        "machine": {
-            "processor": model,
-            "instruction set": torch.backends.cpu.get_cpu_capability(),
-            "system": f"{platform.system()} {platform.release()}",
-        },
-        "versions": {
-            "Python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "emcl": emcl_kernels.__version__,
-        },
+    made = made_here(
+        "A step of MMT + EMCL",
+        f"{options.threads} threads",
+        "PYTHONPATH=. python benchmarks/mmt_step.py",
+        {"torch": torch.__version__, "transformers": transformers.__version__, "emcl": emcl_kernels.__version__},
+    )
+    made["machine"]["instruction set"] = torch.backends.cpu.get_cpu_capability()
+    return made | {
         "method": METHOD,
-        "plot": False,
         "targets": [target("time", paired(seconds, other), other) for other in (OFF, PLAIN)]
         + [target("peak memory", (peaks[ON] / peaks[other],), other) for other in (OFF, PLAIN)],
         "cases": [
@@ -206,14 +194,10 @@ def main() -> int:
     if options.reduced:
         sizes = reduced(sizes, width=128)
 
-    # Before anything is measured, so that no time is lost.
-    name = options.name or f"{datetime.now(timezone.utc):%Y-%m-%d}-{slug(processor())}-mmt-step"
-    if not options.reduced and options.peak is None:
-        try:
-            refuse_to_overwrite(options.out, name)
-        except AlreadyThere as there:
-            print(there, file=sys.stderr)
-            return 1
+    recorded = not options.reduced and options.peak is None
+    name = name_of("mmt-step", options.name, options.out) if recorded else None
+    if name is None and recorded:
+        return 1
 
     if options.peak is not None:
         step = Step(sizes, PAIRS)
@@ -226,7 +210,7 @@ def main() -> int:
     record = record_of(timed(Step(sizes, PAIRS), options.turns), peaks, options)
     for row in record["targets"]:
         print(f"{row['case']:<32} {row['measured']:<24} {row['target']:<8} {row['verdict']}")
-    if not options.reduced:
+    if name is not None:
         save(record, options.out, name)
         print(f"wrote {options.out / name}.json and .md")
     return 0

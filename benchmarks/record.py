@@ -12,8 +12,11 @@ import platform
 import re
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from emcl_train.runs.code import now, processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -47,20 +50,52 @@ def commit_of(given: str | None) -> Record:
         return {"id": given or "not known (no git here, and no --commit)", "dirty": None, "sources": sources}
 
 
-def processor() -> str:
-    """Its name, as the system says it."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def refuse_to_overwrite(folder: Path, name: str) -> None:
     for ending in ENDINGS:
         if (folder / (name + ending)).exists():
             raise AlreadyThere(
                 f"{folder / (name + ending)} exists, and records are never edited; pass --name for another one"
             )
+
+
+def name_of(kind: str, given: str | None, folder: Path) -> str | None:
+    """The name of a record that will be written, asked before anything is measured, so that no time is lost.
+
+    Args:
+        kind: of the record, the end of its name.
+        given: by --name; None: <date>-<processor>-<kind>.
+        folder: where it will be.
+
+    Returns:
+        The name; None, with a line on stderr, where a record of that name is there.
+    """
+    name = given or f"{datetime.now(timezone.utc):%Y-%m-%d}-{slug(processor())}-{kind}"
+    try:
+        refuse_to_overwrite(folder, name)
+    except AlreadyThere as there:
+        print(there, file=sys.stderr)
+        return None
+    return name
+
+
+def made_here(title: str, used: str, command: str, versions: Record) -> Record:
+    """What every record of a program on this machine's processor begins with.
+
+    Args:
+        title: what was measured.
+        used: what of the processor, such as "2 threads".
+        command: without its arguments, which are those of this program.
+        versions: of packages beside Python.
+    """
+    return {
+        "title": f"{title}. CPU: {processor()}, {used}",
+        "date": now(),
+        "commit": commit_of(None),
+        "command": " ".join([command, *sys.argv[1:]]),
+        "machine": {"processor": processor(), "system": f"{platform.system()} {platform.release()}"},
+        "versions": {"Python": platform.python_version()} | versions,
+        "plot": False,
+    }
 
 
 def save(record: Record, folder: Path, name: str) -> None:

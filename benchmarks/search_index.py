@@ -11,21 +11,19 @@ million it is a trial, and no record is written. A record goes to benchmarks/res
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from memory import high_water_kib
-from record import RESULTS, AlreadyThere, Record, commit_of, refuse_to_overwrite, save, slug
+from record import RESULTS, Record, made_here, name_of, save
 from synthetic_moments import FITTED, WIDTH, Moments
 
 WHOLE = 1_000_000
@@ -259,17 +257,14 @@ def record_of(parts: dict[str, Record], options: argparse.Namespace) -> Record:
     """What was measured, as records have it."""
     write, build, search, hnsw = (parts[name] for name in ("write", "build", "search", "faiss"))
     ours = way(search, f"built in {build['seconds']:.0f} s with {build['peak_mib']:.0f} MiB at most")
-    model = processor()
-    return {
-        "title": f"Search among {options.rows:,} moments. CPU: {model}, {options.cores} cores",
-        "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC",
-        "commit": commit_of(None),
-        "command": "PYTHONPATH=. python benchmarks/search_index.py " + " ".join(sys.argv[1:]),
-        "machine": {"processor": model, "system": f"{platform.system()} {platform.release()}"},
-        "versions": {"Python": platform.python_version()}
-        | {name: version(name) for name in ("lancedb", "faiss-cpu", "numpy", "pyarrow")},
+    made = made_here(
+        f"Search among {options.rows:,} moments",
+        f"{options.cores} cores",
+        "PYTHONPATH=. python benchmarks/search_index.py",
+        {name: version(name) for name in ("lancedb", "faiss-cpu", "numpy", "pyarrow")},
+    )
+    return made | {
         "method": METHOD + f" Rows follow {options.like}. Index: {json.dumps(build['about'])}.",
-        "plot": False,
         "targets": [
             target("recall@10", search["recall"], RECALL, "≥", "{:.3f}"),
             target("median query, ms", 1e3 * ours["median_s"], 1e3 * MEDIAN_S, "≤", "{:.1f}"),
@@ -300,15 +295,6 @@ def target(what: str, value: float, bound: float, sign: str, form: str) -> Recor
     return {"case": what, "target": f"{sign} {shown}", "measured": form.format(value), "verdict": verdict}
 
 
-def processor() -> str:
-    """Its name, as lscpu says it."""
-    try:
-        lines = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("Model name:")), platform.machine())
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=WHOLE, help="fewer are a trial, without a record")
@@ -331,13 +317,9 @@ def main() -> int:
     trial = options.rows < WHOLE
     if options.skip and not trial:
         parser.error("a record has all ways; --skip is for a trial with fewer --rows")
-    name = options.name or f"{datetime.now(timezone.utc):%Y-%m-%d}-{slug(processor())}-search-index"
-    if not trial:
-        try:
-            refuse_to_overwrite(options.out, name)
-        except AlreadyThere as there:
-            print(there, file=sys.stderr)
-            return 1
+    name = None if trial else name_of("search-index", options.name, options.out)
+    if name is None and not trial:
+        return 1
 
     with tempfile.TemporaryDirectory(prefix="search-index-") as temporary:
         folder = options.folder or Path(temporary)
@@ -348,7 +330,7 @@ def main() -> int:
     record = record_of(parts, options)
     for row in record["targets"]:
         print(f"{row['case']:<32} {row['measured']:<12} {row['target']:<8} {row['verdict']}")
-    if not trial:
+    if name is not None:
         save(record, options.out, name)
         print(f"wrote {options.out / name}.json and .md")
     return 0

@@ -9,12 +9,10 @@ bench-pipeline` has an environment with them). The record goes to benchmarks/res
 """
 
 import argparse
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
@@ -23,7 +21,7 @@ import torch
 import emcl_kernels
 from benchmarks.intervals import interval
 from benchmarks.pipeline import clips, evaluation, steps, texts
-from benchmarks.record import RESULTS, AlreadyThere, Record, commit_of, processor, refuse_to_overwrite, save, slug
+from benchmarks.record import RESULTS, Record, made_here, name_of, save
 
 Seconds = dict[str, list[float]]
 PARTS = ("clips", "captions", "step", "evaluation")
@@ -179,24 +177,14 @@ MEASURES = {
 
 def record_of(cases: Sequence[Record], targets: Sequence[Record]) -> Record:
     """What was measured, as records have it."""
-    model = processor()
-    return {
-        "title": f"What surrounds the model. CPU: {model}, one thread",
-        "date": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC",
-        "commit": commit_of(None),
-        "command": "python -m benchmarks.pipeline " + " ".join(sys.argv[1:]),
-        "machine": {
-            "processor": model,
-            "instruction set": torch.backends.cpu.get_cpu_capability(),
-            "system": f"{platform.system()} {platform.release()}",
-        },
-        "versions": {"Python": platform.python_version(), "torch": torch.__version__, "emcl": emcl_kernels.__version__}
-        | installed(),
-        "method": METHOD,
-        "plot": False,
-        "targets": list(targets),
-        "cases": list(cases),
-    }
+    made = made_here(
+        "What surrounds the model",
+        "one thread",
+        "python -m benchmarks.pipeline",
+        {"torch": torch.__version__, "emcl": emcl_kernels.__version__} | installed(),
+    )
+    made["machine"]["instruction set"] = torch.backends.cpu.get_cpu_capability()
+    return made | {"method": METHOD, "targets": list(targets), "cases": list(cases)}
 
 
 def installed() -> dict[str, str]:
@@ -231,14 +219,9 @@ def main() -> int:
         parser.error(f"{options.clips} is no folder")
     torch.set_num_threads(1)
 
-    # Before anything is measured, so that no time is lost.
-    name = options.name or f"{datetime.now(timezone.utc):%Y-%m-%d}-{slug(processor())}-pipeline"
-    if not options.reduced:
-        try:
-            refuse_to_overwrite(options.out, name)
-        except AlreadyThere as there:
-            print(there, file=sys.stderr)
-            return 1
+    name = None if options.reduced else name_of("pipeline", options.name, options.out)
+    if name is None and not options.reduced:
+        return 1
 
     cases: list[Record] = []
     targets: list[Record] = []
@@ -248,7 +231,7 @@ def main() -> int:
         targets += of_part[1]
     for row in targets:
         print(f"{row['case']:<64} {row['measured']:<24} {row['target']:<5} {row['verdict']}")
-    if not options.reduced:
+    if name is not None:
         save(record_of(cases, targets), options.out, name)
         print(f"wrote {options.out / name}.json and .md")
     return 0

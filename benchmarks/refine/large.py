@@ -7,7 +7,6 @@ PYTHONPATH=build/faiss.
 
 import argparse
 import json
-import platform
 import resource
 import tempfile
 import time
@@ -21,6 +20,7 @@ import torch
 
 import emcl_kernels
 from emcl_kernels import EMRefiner, Refiner
+from emcl_train.runs.code import processor
 
 RESULTS = Path(__file__).resolve().parent / "results" / "large.json"
 WIDTH = 512
@@ -154,14 +154,6 @@ def main() -> None:
             found["bytes_after_bank"] = peak_bytes()
             print(pieces[-1], flush=True)
             write()
-
-
-def processor() -> str:
-    """Its name, as the system says it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

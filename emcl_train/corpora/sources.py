@@ -11,7 +11,7 @@ from emcl_train.corpora.stores import fetched, files_below, joined
 from emcl_train.data.annotation_files import VIDEO_SUFFIXES, count, visible_files
 from emcl_train.data.frame_folders import is_frame_folder
 from emcl_train.data.layouts import module_of
-from emcl_train.data.own_videos import split_of_table, tables
+from emcl_train.data.own_videos import clips_of_table, tables
 from emcl_train.data.passing import PassingError
 from emcl_train.errors import UserError
 from emcl_train.search.finding import is_utf8
@@ -106,14 +106,14 @@ def _of_names(place: str, names: Sequence[str], notes: Sequence[str] = ()) -> Co
 def _of_table(table: Path, data: DataConfig) -> Corpus:
     """The clips of a table of this machine, by the rules that training has for it."""
     data = replace(data, layout=table.suffix.lower()[1:], root=table.parent, videos=None)
-    split, notes = split_of_table(table, data)
-    folders = list(dict.fromkeys(clip.path for clip in split.clips if is_frame_folder(clip.path)))
+    clips, notes = clips_of_table(table, data)
+    folders = list(dict.fromkeys(clip.path for clip in clips if is_frame_folder(clip.path)))
     if folders:
         raise UserError(
             f"{table} names {count(len(folders), 'folder')} in place of video files, such as {folders[0]}; a corpus is "
             f"of video files, so name those, or leave such rows out"
         )
-    items = [Item(clip.video_id, str(clip.path.absolute()), clip.start, clip.end) for clip in split.clips]
+    items = [Item(clip.video_id, str(clip.path.absolute()), clip.start, clip.end) for clip in clips]
     return Corpus(str(table.absolute()), "table", _by_file(items), tuple(notes))
 
 

@@ -87,6 +87,11 @@ class OwnVideos:
         Raises:
             UserError: a row is about another clip than its id says, or several files may be meant.
         """
+        found = self.take(part)
+        return captions_of(list(found), found, part.path, part.path, notes)
+
+    def take(self, part: Part) -> Captions:
+        """The clips of rows with what is said of each, which may be nothing; the errors are those of `captions`."""
         found: Captions = {}
         for row in part.rows:
             clip = row.clip(self._videos.find(row.video, row.place))
@@ -97,7 +102,7 @@ class OwnVideos:
                     f"clip its own id"
                 )
             found.setdefault(clip.video_id, []).extend(row.captions)
-        return captions_of(list(found), found, part.path, part.path, notes)
+        return found
 
     def clip(self, video_id: str) -> Clip:
         """The clip of an id that a row has."""
@@ -155,8 +160,20 @@ def split_of_table(path: Path, config: DataConfig) -> tuple[Split, list[str]]:
     Raises:
         UserError: the file or a row cannot be read, or is not what it should be.
     """
-    notes: list[str] = []
-    rows = module_of(path.suffix.lower()[1:]).read_rows(path, notes)
+    part, notes = _whole_table(path)
     videos = OwnVideos(config)
-    captions = videos.captions(Part(path, rows), notes)
+    captions = videos.captions(part, notes)
     return split_of("all", captions, videos.clip), [*notes, *videos.notes()]
+
+
+def clips_of_table(path: Path, config: DataConfig) -> tuple[list[Clip], list[str]]:
+    """The clips of all rows of one file, captioned or not; arguments and errors are those of `split_of_table`."""
+    part, notes = _whole_table(path)
+    videos = OwnVideos(config)
+    clips = [videos.clip(video_id) for video_id in videos.take(part)]
+    return clips, [*notes, *videos.notes()]
+
+
+def _whole_table(path: Path) -> tuple[Part, list[str]]:
+    notes: list[str] = []
+    return Part(path, module_of(path.suffix.lower()[1:]).read_rows(path, notes)), notes

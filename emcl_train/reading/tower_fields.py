@@ -8,47 +8,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from emcl_train.reading.clip_fields import (
-    ACTIVATIONS,
-    DEEPEST,
-    LARGEST_PICTURE,
-    MOST_HEADS,
-    MOST_POSITIONS,
-    MOST_TOKENS,
-    WIDEST,
-    Kind,
-    known_of,
-)
-from emcl_train.reading.values import between, end_token, number, one_of, positive, side, switch, token_id, whole
+from emcl_train.reading.clip_fields import ACTIVATIONS, DEEPEST, MOST_HEADS, WIDEST, Kind, known_of
+from emcl_train.reading.clip_fields import OF_MODEL as CLIPS_MODEL
+from emcl_train.reading.clip_fields import OF_TEXT as CLIPS_TEXT
+from emcl_train.reading.clip_fields import OF_VISION as CLIPS_VISION
+from emcl_train.reading.values import between, number, one_of, switch, whole
 
 wide = partial(whole, largest=WIDEST)
 share = partial(between, least=0.0, largest=1.0)
 
-LAYERS: dict[str, Kind] = {
-    "hidden_size": wide,
-    "intermediate_size": partial(whole, largest=16 * WIDEST),
-    "num_hidden_layers": partial(whole, largest=DEEPEST),
-    "num_attention_heads": partial(whole, largest=MOST_HEADS),
-    "hidden_act": partial(one_of, known=ACTIVATIONS),
-    "layer_norm_eps": partial(positive, largest=1.0),
-    "initializer_range": partial(between, least=0.0, largest=1e3),
-    "initializer_factor": partial(between, least=0.0, largest=1e3),
-}
-TEXT: dict[str, Kind] = LAYERS | {
-    "vocab_size": partial(whole, largest=MOST_TOKENS),
-    "max_position_embeddings": partial(whole, largest=MOST_POSITIONS),
-    "attention_dropout": share,
-    "pad_token_id": token_id,
-    "bos_token_id": token_id,
-    "eos_token_id": end_token,
-}
-VISION: dict[str, Kind] = LAYERS | {
-    "num_channels": partial(whole, largest=3),
-    "image_size": partial(side, largest=LARGEST_PICTURE),
-    "patch_size": partial(side, largest=LARGEST_PICTURE),
-    "attention_dropout": share,
-}
-BERT: dict[str, Kind] = {name: kind for name, kind in TEXT.items() if name != "attention_dropout"} | {
+
+def _without(kinds: Mapping[str, Kind], *names: str) -> dict[str, Kind]:
+    return {name: kind for name, kind in kinds.items() if name not in names}
+
+
+INITIAL = ("initializer_range", "initializer_factor")
+TEXT = _without(CLIPS_TEXT, "projection_dim")
+VISION = _without(CLIPS_VISION, "projection_dim")
+BERT = _without(TEXT, "attention_dropout") | {
     "hidden_dropout_prob": share,
     "attention_probs_dropout_prob": share,
     "type_vocab_size": partial(whole, largest=WIDEST),
@@ -72,11 +49,7 @@ OF_PROMPTS: dict[str, Kind] = {
 }
 USUAL_FRAMES = 8
 """Of X-CLIP, where a file does not say."""
-PROJECTED: dict[str, Kind] = {
-    "projection_dim": wide,
-    "logit_scale_init_value": number,
-    "initializer_factor": partial(between, least=0.0, largest=1e3),
-}
+PROJECTED = CLIPS_MODEL
 """Of a model whose towers end in a projection of their own."""
 
 
@@ -228,18 +201,18 @@ def _of_clips(towers: Mapping[str, Any]) -> int:
 FIELDS: dict[str, Fields] = {
     "siglip": Fields(
         "SiglipConfig",
-        {name: kind for name, kind in TEXT.items() if not name.startswith("init")} | {"projection_size": wide},
-        {name: kind for name, kind in VISION.items() if not name.startswith("init")} | {"vision_use_head": _pooled},
+        _without(TEXT, *INITIAL) | {"projection_size": wide},
+        _without(VISION, *INITIAL) | {"vision_use_head": _pooled},
         {"initializer_factor": PROJECTED["initializer_factor"]},
         width=_siglips_width,
         usual_positions=64,
         more=_attention_pool,
     ),
-    "metaclip_2": Fields("MetaClip2Config", TEXT | {"projection_dim": wide}, VISION | {"projection_dim": wide}),
+    "metaclip_2": Fields("MetaClip2Config", CLIPS_TEXT, CLIPS_VISION),
     "altclip": Fields(
         "AltCLIPConfig",
         BERT | {"project_dim": wide},
-        VISION | {"projection_dim": wide},
+        CLIPS_VISION,
         # Positions are counted from behind that of padding on.
         longest=lambda towers: (
             towers["text_config"]["max_position_embeddings"] - towers["text_config"].get("pad_token_id", 1) - 1
@@ -253,7 +226,7 @@ FIELDS: dict[str, Fields] = {
     "chinese_clip": Fields(
         "ChineseCLIPConfig",
         BERT,
-        VISION | {"projection_dim": wide},
+        CLIPS_VISION,
         PROJECTED | {"initializer_range": PROJECTED["initializer_factor"]},
         usual_positions=512,
         padded=True,

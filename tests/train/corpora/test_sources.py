@@ -72,6 +72,14 @@ def test_a_table_names_spans(scene: Path) -> None:
     assert "before the span from 50 s on" in report.damaged["a.mp4#50-60"]
 
 
+def test_a_local_table_may_have_clips_of_which_nothing_is_said(scene: Path) -> None:
+    table = scene / "films" / "clips.jsonl"
+    table.write_text('{"video": "a.mp4", "captions": []}\n{"video": "b.mp4", "captions": ["two"], "end": 1.0}\n')
+    out, report = embedded(scene, str(table))
+    assert set(rows_of(out)) == {"a.mp4", "b.mp4#0-1"}
+    assert not report.damaged
+
+
 def test_a_table_that_names_folders_of_frames_is_refused_once(scene: Path) -> None:
     (scene / "films" / "frames").mkdir()
     table = scene / "films" / "clips.jsonl"
