@@ -32,7 +32,7 @@ RAY_BIN := $(RAY_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-fast test-random test-processors test-oldest-triton test-cuda-load test-faults test-faults-short
+.PHONY: help setup train test test-fast test-random test-triton test-processors test-oldest-triton test-cuda-load test-faults test-faults-short
 .PHONY: test-integrations test-gpu lint style types format docs
 .PHONY: bench bench-gpu refine embeddings training-table readme-picture clean
 
@@ -64,6 +64,9 @@ test: $(VENV)/.built  ## Run the whole test suite, in JOBS=2 processes
 test-fast: $(VENV)/.built  ## Run the tests that are not marked slow, in about three minutes
 	$(BIN)/python -m pytest -q $(IN_PROCESSES) -m "not slow" --durations=5 $(ARGS)
 
+test-triton: $(VENV)/.built  ## Run every case of the kernel tests in Triton's interpreter, in ten minutes; make test runs a third
+	EMCL_TEST_INTERPRETED=1 $(BIN)/python -m pytest -q tests/kernels/test_jobs.py $(ARGS)
+
 # The oldest one that is served comes with torch 2.11. It lies in a folder of its own, without another torch.
 OLDEST_TRITON := 3.6.0
 TRITON_FOLDER := $(CURDIR)/build/triton-$(OLDEST_TRITON)
@@ -73,11 +76,14 @@ TRITON_FOLDER := $(CURDIR)/build/triton-$(OLDEST_TRITON)
 PROCESSORS := default/baseline avx2/avx2
 SAME_EVERYWHERE := $(foreach name,jobs emulator cuda_build triton_compile toy_op random_shapes plan info,--ignore tests/kernels/test_$(name).py)
 
-test-processors: $(VENV)/.built  ## Run the kernel tests as on processors without AVX-512 and without AVX2
+# Every case of a test, as EVERY=1 has it, takes twice as long.
+EVERY ?= 2
+
+test-processors: $(VENV)/.built  ## Run half of the kernel tests' cases as on processors without AVX-512 and without AVX2
 	@failed=""; for pair in $(PROCESSORS); do \
 		echo "== ATEN_CPU_CAPABILITY=$${pair%/*} EMCL_ISA=$${pair#*/}"; \
 		ATEN_CPU_CAPABILITY=$${pair%/*} EMCL_ISA=$${pair#*/} $(BIN)/python -m pytest -q $(IN_PROCESSES) tests/kernels $(SAME_EVERYWHERE) \
-			-m "not slow" -k "not cuda and not triton" $(ARGS) || failed="$$failed $$pair"; \
+			-m "not slow" -k "not cuda and not triton" --every $(EVERY) $(ARGS) || failed="$$failed $$pair"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 test-oldest-triton: $(VENV)/.built $(TRITON_FOLDER)/.installed  ## Compile the Triton kernels with the oldest Triton that is served
@@ -124,8 +130,11 @@ test-search: $(VENV)/.built $(SEARCH_VENV)/.deps $(BROWSER_TOOLS)/.installed  ##
 test-ray: $(VENV)/.built $(RAY_VENV)/.deps  ## Embed a corpus on a Ray of this machine with two workers, and kill one
 	PYTHONPATH=. $(RAY_BIN)/python -m pytest -q tests/ray --durations=5 $(ARGS)
 
-test-random: $(VENV)/.built  ## Run the CUDA kernels at 200 random shapes an op, in the emulator
-	EMCL_TEST_SHAPES=200 $(BIN)/python -m pytest -q tests/kernels/test_random_shapes.py --durations=5 $(ARGS)
+# How many an op.
+SHAPES ?= 100
+
+test-random: $(VENV)/.built  ## Run the CUDA kernels at SHAPES=100 random shapes an op, in the emulator
+	EMCL_TEST_SHAPES=$(SHAPES) $(BIN)/python -m pytest -q tests/kernels/test_random_shapes.py --durations=5 $(ARGS)
 
 test-cuda-load: $(VENV)/.built  ## Load the CUDA library in a CUDA build of torch; downloads gigabytes
 	$(BIN)/python tests/kernels/cuda_load.py $(PIP_ARGS)
@@ -262,11 +271,13 @@ $(DOCS_VENV)/.deps: $(DOCS_VENV)/.created constraints-docs.txt
 	@touch $@
 
 # Where a page of wheels for the CPU can be reached, torch comes without the gigabytes of CUDA.
-
 $(INTEGRATIONS_VENV)/.deps: $(INTEGRATIONS_VENV)/.created constraints-integrations.txt
 	@echo 'Installing sentence-transformers, mteb, FAISS and LanceDB into $(INTEGRATIONS_VENV); this happens once'
 	$(INTEGRATIONS_BIN)/python -m pip install $(PIP_OPTIONS) -r constraints-integrations.txt
 	@touch $@
+
+.PHONY: environments
+environments: $(DOCS_VENV)/.deps $(INTEGRATIONS_VENV)/.deps  ## Create the environments that do not need .venv: of the site, and of others' libraries
 
 # An environment that has the packages of .venv beside its own.
 define sees_venv

@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the kernel tests run")
     parser.addoption("--backend", help="only kernel tests of these backends, separated by commas; triton on the CPU "
                      "needs TRITON_INTERPRET=1 in the environment")  # fmt: skip
+    parser.addoption("--every", type=int, default=1, help="only every so many-th case of each kernel test")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,6 +1,7 @@
-"""Script for test_layer.py: compares a compiled layer or training step with itself in eager mode.
+"""Script for test_layer.py and test_func.py: compares a compiled layer or training step with itself in eager mode.
 
-compiled.py CASE BACKEND DEVICE, in a process of its own: torch.compile does not see through the checks of types.
+compiled.py CASES BACKEND DEVICE, in a process of its own: torch.compile does not see through the checks of types.
+Cases have commas between them.
 """
 
 import copy
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from emcl_kernels import EMCL, em_project, pooled_similarity, use_backend
 from emcl_kernels.testing import assert_close, clustered_rows
 
-CASE, BACKEND, DEVICE = sys.argv[1:]
+CASES, BACKEND, DEVICE = sys.argv[1:]
+# To the compiler an op is one call, whatever its backend: code is generated for one of them, and the graphs of the
+# others, which are made and split in the same way, are run as they are.
+COMPILER = "inductor" if BACKEND == "native" or DEVICE == "cuda" else "aot_eager"
 # In float32, which is all that the GPU backends have, a start that is wrong by one update hides in rounding.
 NARROW = BACKEND in ("cuda", "triton")
 DTYPE, OUTPUT, GRADIENT = (torch.float32, 1e-5, 1e-4) if NARROW else (torch.float64, 1e-9, 1e-7)
@@ -43,7 +47,7 @@ def compare(gradient: str, pooled: bool) -> None:
     eager = Step(gradient, pooled).to(DEVICE, DTYPE)
     eager.emcl.residual_weight = 30.0
     compiled_module = copy.deepcopy(eager)
-    compiled = torch.compile(compiled_module, fullgraph=True)
+    compiled = torch.compile(compiled_module, fullgraph=True, backend=COMPILER)
     text = clustered_rows(12, 24).to(DEVICE, DTYPE)
     video = clustered_rows(12, 3, 24).to(DEVICE, DTYPE)
     mask = torch.ones(12, 3, dtype=torch.bool, device=DEVICE)
@@ -62,7 +66,7 @@ def compare(gradient: str, pooled: bool) -> None:
 def compare_layer() -> None:
     torch.manual_seed(0)
     layer = EMCL(num_bases=5, init="normal").to(DEVICE).eval()
-    compiled = torch.compile(layer, fullgraph=True)
+    compiled = torch.compile(layer, fullgraph=True, backend=COMPILER)
     for count in (40, 57):
         x = clustered_rows(count, 16).float().to(DEVICE)
         with torch.no_grad():
@@ -86,17 +90,19 @@ def compare_transforms() -> None:
     for function in (project, compare_texts):
         leaf = rows.clone().requires_grad_()
         (expected,) = torch.autograd.grad(function(leaf), leaf)
-        found = torch.compile(torch.func.grad(function), fullgraph=True)(rows)
+        found = torch.compile(torch.func.grad(function), fullgraph=True, backend=COMPILER)(rows)
         assert_close("gradient", found, expected, GRADIENT)
 
 
 with use_backend(BACKEND):  # type: ignore[arg-type]
-    if CASE == "layer":
-        compare_layer()
-    elif CASE == "transforms":
-        compare_transforms()
-    else:
-        for each in ("full", "linear", "identity"):
-            torch._dynamo.reset()
-            compare(each, pooled=CASE == "pooled")
+    for case in CASES.split(","):
+        print(case, flush=True)
+        if case == "layer":
+            compare_layer()
+        elif case == "transforms":
+            compare_transforms()
+        else:
+            for each in ("full", "linear", "identity"):
+                torch._dynamo.reset()
+                compare(each, pooled=case == "pooled")
 print("equal")

@@ -3,11 +3,13 @@
 A test that takes `backend` runs over every backend of the device, and over every dtype of the backend if it takes
 `dtype`, `sums`, `half` or `float64` too. By default the backends are reference, native, in its emulator cuda, and
 torch where it is not the reference itself: some tests in 16-bit dtypes. Triton's interpreter and other instruction sets
-need a process of their own: test_jobs.py starts one for each.
+need a process of their own: test_jobs.py starts one for some of the
+cases (--every), `make test-triton` for all.
 `--device cuda` runs the same tests on a GPU, where tests/run_on_gpu.py keeps one from hiding another.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -64,8 +66,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if is_slow(item):
             item.add_marker(pytest.mark.slow)
     kept = [item for item in items if belongs(item, on_gpu, bool(config.getoption("--backend")))]
+    kept = thinned(kept, config.getoption("--every"))
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def thinned(items: list[pytest.Item], every: int) -> list[pytest.Item]:
+    """The first case of each test, and every so many-th after it."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        if seen[name] % every == 0:
+            kept.append(item)
+        seen[name] += 1
+    return kept
 
 
 def is_slow(item: pytest.Item) -> bool:
