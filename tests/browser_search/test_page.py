@@ -189,6 +189,16 @@ REFUSING = """
 """
 
 
+def test_a_film_that_is_opened_is_not_covered_while_the_browser_begins(seen, library):
+    page = seen("/?q=circle")
+    page.settled()
+    page.page.evaluate(REFUSING)
+    page.page.locator("#lists .card").first.click()
+    page.until("Boolean(window.refuse)")
+    page.page.wait_for_timeout(500)  # longer than opening may take before something is said of it
+    assert page.page.evaluate("document.querySelector('#cover').hidden")
+
+
 def test_a_player_that_is_closed_before_it_plays_says_nothing(seen, library):
     page = seen("/?q=circle")
     page.settled()

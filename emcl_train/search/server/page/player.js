@@ -57,6 +57,7 @@ export const makePlayer = ({ changed, like }) => {
         video.addEventListener("error", () => reject(new Error(`The browser cannot play this (${found.way}).`)), done);
         mine.signal.addEventListener("abort", () => reject(new DOMException("", "AbortError")));
       });
+      clearTimeout(slow); // what follows may wait for the browser, with nothing to say of it
       cover.hidden = true;
       said.textContent = span(moment);
       const words = found.way === "as it is" ? [] : [`${found.way}: ${found.why}`];
