@@ -64,7 +64,7 @@ test: $(VENV)/.built  ## Run the whole test suite, in JOBS=2 processes
 test-fast: $(VENV)/.built  ## Run the tests that are not marked slow, in about three minutes
 	$(BIN)/python -m pytest -q $(IN_PROCESSES) -m "not slow" --durations=5 $(ARGS)
 
-test-triton: $(VENV)/.built  ## Run every case of the kernel tests in Triton's interpreter, in ten minutes; make test runs a third
+test-triton: $(VENV)/.built  ## Run every case of the kernel tests in Triton's interpreter, in ten minutes; make test runs a fifth
 	EMCL_TEST_INTERPRETED=1 $(BIN)/python -m pytest -q tests/kernels/test_jobs.py $(ARGS)
 
 # The oldest one that is served comes with torch 2.11. It lies in a folder of its own, without another torch.
@@ -113,7 +113,7 @@ $(BROWSER_TOOLS)/.installed: $(VENV)/.deps
 # A library is of one model: another training run has another one.
 SHAPES_LIBRARY = build/shapes-library-$$(cksum < runs/shapes/model.safetensors | cut -d ' ' -f 1)
 
-.PHONY: search test-search
+.PHONY: search test-search test-search-page
 search: $(VENV)/.built $(SEARCH_VENV)/.deps  ## Index the bundled clips with the run of make train, and open the page that searches them
 	@if [ ! -e runs/shapes/model.safetensors ]; then \
 		echo 'runs/shapes holds no trained run; make it first:  make train'; \
@@ -122,8 +122,10 @@ search: $(VENV)/.built $(SEARCH_VENV)/.deps  ## Index the bundled clips with the
 	$(SEARCH_BIN)/python -m emcl_train index data/shapes/videos --out $(SHAPES_LIBRARY) --model runs/shapes
 	$(SEARCH_BIN)/python -m emcl_train serve $(SHAPES_LIBRARY) --open $(ARGS)
 
-test-search: $(VENV)/.built $(SEARCH_VENV)/.deps $(BROWSER_TOOLS)/.installed  ## Run the tests of the library of one's own videos, and use its page in Chromium
+test-search: $(VENV)/.built $(SEARCH_VENV)/.deps  ## Run the tests of the library of one's own videos
 	PYTHONPATH=. $(SEARCH_BIN)/python -m pytest -q $(IN_PROCESSES) tests/search --durations=5 $(ARGS)
+
+test-search-page: $(VENV)/.built $(SEARCH_VENV)/.deps $(BROWSER_TOOLS)/.installed  ## Use its page in Chromium
 	PYTHONPATH=.:$(BROWSER_TOOLS) $(SEARCH_BIN)/python -m pytest -q tests/browser_search --durations=5 $(ARGS)
 
 .PHONY: test-ray

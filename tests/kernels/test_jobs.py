@@ -17,7 +17,7 @@ SELECTION = (
     "(test_cancelling and (mapped_rows or takes_nearly)) or "
     "(not test_cancelling and not test_the_same_input and (not (blocks_equal or last_blocks) or 11-9-4))"
 )
-SHARE = os.environ.get("EMCL_TEST_INTERPRETED", "3")
+SHARE = os.environ.get("EMCL_TEST_INTERPRETED", "5")
 """Every how many-th case of a test; `make test-triton` runs them all."""
 
 
