@@ -64,7 +64,7 @@ test: $(VENV)/.built  ## Run the whole test suite, in JOBS=2 processes
 test-fast: $(VENV)/.built  ## Run the tests that are not marked slow, in about three minutes
 	$(BIN)/python -m pytest -q $(IN_PROCESSES) -m "not slow" --durations=5 $(ARGS)
 
-test-triton: $(VENV)/.built  ## Run every case of the kernel tests in Triton's interpreter, in ten minutes; make test runs a fifth
+test-triton: $(VENV)/.built  ## Run every case of the kernel tests in Triton's interpreter; make test runs a fifth
 	EMCL_TEST_INTERPRETED=1 $(BIN)/python -m pytest -q tests/kernels/test_jobs.py $(ARGS)
 
 # The oldest one that is served comes with torch 2.11. It lies in a folder of its own, without another torch.

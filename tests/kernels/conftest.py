@@ -3,8 +3,7 @@
 A test that takes `backend` runs over every backend of the device, and over every dtype of the backend if it takes
 `dtype`, `sums`, `half` or `float64` too. By default the backends are reference, native, in its emulator cuda, and
 torch where it is not the reference itself: some tests in 16-bit dtypes. Triton's interpreter and other instruction sets
-need a process of their own: test_jobs.py starts one for some of the
-cases (--every), `make test-triton` for all.
+need a process of their own: test_jobs.py starts one for some of the cases (--every), `make test-triton` for all.
 `--device cuda` runs the same tests on a GPU, where tests/run_on_gpu.py keeps one from hiding another.
 """
 
