@@ -75,7 +75,7 @@ class AffineMap:
         """
         count = 2 if precise else 1
         if few_rows.served(rows):
-            return torch.from_numpy(few_rows.mapped(rows.numpy(), *self._in_numpy(count), normalize=normalize))
+            return torch.from_numpy(self.of_few(rows.numpy(), precise=precise, normalize=normalize))
         of_change, column_scale, bias = self._on(rows.device, count)
 
         # A power of two, so that scaling is exact; the sums over one row and one column are then below 1.
@@ -91,6 +91,10 @@ class AffineMap:
             product = product + (of_rows[0] @ of_change[1] + of_rows[1] @ of_change[0])
         product = product * column_scale
         return rows + (product if row_scale is None else product * row_scale) + bias
+
+    def of_few(self, rows: few_rows.Rows, *, precise: bool, normalize: bool) -> few_rows.Rows:
+        """The same map of a few rows of numpy, with the same bits."""
+        return few_rows.mapped(rows, *self._in_numpy(2 if precise else 1), normalize=normalize)
 
     def _on(self, device: torch.device, slices: int) -> tuple[list[Tensor], Tensor, Tensor]:
         """Slices of the change, the scale of its columns, and the bias, on a device."""

@@ -86,6 +86,24 @@ def chunks(x: Any, name: str) -> Iterator[tuple[int, Tensor]]:
         yield start, rows
 
 
+def few(x: Any) -> np.ndarray | None:
+    """Few rows in plain memory, as numpy sees them without a copy; None if they are many, or anything else.
+
+    Args:
+        x: `[N, D]`, a torch tensor or a numpy array.
+
+    Returns:
+        The same memory in float32 or float64, from and to which numpy rounds as torch does.
+    """
+    if type(x) is Tensor:
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or x.is_neg():
+            return None
+        x = x.detach().numpy()
+    elif type(x) is not np.ndarray or x.dtype not in (np.float32, np.float64) or _page_release(x) is not _nothing:
+        return None
+    return x if 0 < x.size <= few_rows.MOST_NUMBERS else None
+
+
 def empty_like(x: Any, shape: tuple[int, ...]) -> Any:
     """Memory for refined rows, of the kind, dtype and device of `x`."""
     if isinstance(x, Tensor):

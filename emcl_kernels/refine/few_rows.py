@@ -4,6 +4,7 @@ Every sum here is exact and the rest is elementwise, so that both give the same 
 formulas are those of affine.py, which explains them.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -31,10 +32,17 @@ def total(rows: Tensor) -> float:
     return float(np.add.reduce(rows.numpy(), None) if served(rows) else rows.sum())
 
 
+def finite(rows: Rows) -> bool:
+    """Whether the sum of squares is finite: numbers are then; those whose squares overflow may be as well."""
+    numbers = rows.reshape(-1)
+    return math.isfinite(np.dot(numbers, numbers))
+
+
 def lengths(rows: Rows) -> Float64[np.ndarray, "N 1"]:
     """Euclidean length of each row; see `affine.lengths`."""
-    largest = np.maximum(np.maximum.reduce(np.abs(rows), 1, keepdims=True), TINY)
-    squares = rows / largest
+    part = np.abs(rows)
+    largest = np.maximum(np.maximum.reduce(part, 1, keepdims=True), TINY)
+    squares = np.divide(rows, largest, out=part)
     squares *= squares
 
     step = 2.0 ** (math.ceil(math.log2(squares.shape[1])) - 52)
@@ -45,17 +53,22 @@ def lengths(rows: Rows) -> Float64[np.ndarray, "N 1"]:
     lower -= upper
     lower += to_step * step
     lower -= to_step * step
-    found: np.ndarray = largest * np.sqrt(
-        np.add.reduce(upper, 1, keepdims=True) + np.add.reduce(lower, 1, keepdims=True)
-    )
+
+    # A product with ones adds up exactly too, and starts sooner than a sum.
+    ones = _ones(squares.shape[1])
+    found: np.ndarray = largest * np.sqrt(upper @ ones + lower @ ones)
     return found
+
+
+@functools.lru_cache(maxsize=16)
+def _ones(width: int) -> Float64[np.ndarray, "D 1"]:
+    return np.ones((width, 1))
 
 
 def unit(rows: Rows) -> Rows:
     """Rows of length one; a row of zeros stays zero."""
     length = lengths(rows)
-    if not length.all():
-        length[length == 0] = 1
+    length += length == 0
     return rows / length
 
 

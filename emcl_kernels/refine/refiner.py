@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from emcl_kernels import checks
-from emcl_kernels.refine import affine, arrays, files
+from emcl_kernels.refine import affine, arrays, few_rows, files
 from emcl_kernels.refine.bank import OTHER, Bank, Banks, Search, on_grid
 from emcl_kernels.refine.diagnosis import Diagnosis, diagnose
 from emcl_kernels.refine.maps import KINDS, Fitted, Map, change_of, map_of
@@ -548,12 +549,31 @@ class Refiner:
 
         flat = arrays.flat(x)
         flat_out = arrays.flat(out)
-        precise = str(x.dtype).endswith("float64")
+        precise = x.dtype.itemsize == 8
         map_of_rows = self._map_of(side)
+        if (role == "query" or not self._banks) and self._few_transformed(map_of_rows, flat, flat_out, precise):
+            return out
         for start, part in arrays.chunks(flat, side):
             refined = map_of_rows(part, precise=precise, normalize=self.normalize)
             arrays.put(flat_out, start, self._banks.with_last_number(refined, side, role, query_side))
         return out
+
+    @np.errstate(all="ignore")  # as torch, which warns of none
+    def _few_transformed(self, map_of_rows: affine.AffineMap, x: Any, out: Any, precise: bool) -> bool:
+        """Write a few refined rows, of which none needs a bank, if numpy can read and write them; whether it could."""
+        rows, found = arrays.few(x), arrays.few(out)
+        if rows is None or found is None:
+            return False
+        numbers = rows.astype(np.float64)
+        if not few_rows.finite(numbers):
+            return False  # an error, or numbers whose squares are infinite
+        refined = map_of_rows.of_few(numbers, precise=precise, normalize=self.normalize)
+
+        if self._banks:
+            found[:, :-1], found[:, -1] = few_rows.unit(refined), 1
+        else:
+            found[...] = refined
+        return True
 
     def _bank_rows(self, rows: Any, side: str) -> Float[Tensor, "B D"]:
         """Rows of a bank as they are compared.

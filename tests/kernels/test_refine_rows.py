@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from emcl_kernels import EMRefiner
+from emcl_kernels import EMRefiner, Refiner
 from emcl_kernels.refine import affine, arrays, few_rows
 from emcl_kernels.testing import assert_close, clustered_rows
 
@@ -81,6 +81,81 @@ def test_few_rows_have_the_bits_of_many(width, precise, normalize_rows, monkeypa
     monkeypatch.setattr(few_rows, "MOST_NUMBERS", 0)
     assert not few_rows.served(x)
     assert torch.equal(few, mapped(x, precise=precise, normalize=normalize_rows))
+
+
+def in_two_kinds(rows: np.ndarray) -> list:
+    return [rows, torch.from_numpy(rows)]
+
+
+@pytest.mark.parametrize("refined_as", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bank", [False, True])
+@pytest.mark.parametrize("kind", ["whitening", "em"])
+def test_a_row_alone_goes_by_numpy_to_the_bits_of_a_batch(kind, bank, dtype, refined_as, monkeypatch):
+    given = clustered_rows(130, 41) + 0.2, clustered_rows(63, 41)
+    refiner = Refiner(kind, num_neighbors=3).fit(*given, text_bank=given[0][:20] if bank else None)
+    x = queries(7).numpy().astype(dtype)
+    x[2], x[3, 1:], x[4] = 0, 0, x[4] * 1e30
+    out = np.zeros((7, 41 + bank), dtype=refined_as)
+
+    # Turned round, in every second column, and on itself.
+    strided = np.zeros((14, 82), dtype=dtype)[::-2, ::2]
+    strided[...] = x
+    alone = [refiner.transform_text(row[None]) for row in x]
+    found = {
+        "numpy": refiner.transform_text(x),
+        "strided": refiner.transform_text(strided),
+        "torch": refiner.transform_text(torch.from_numpy(x)).numpy(),
+        "alone": np.concatenate(alone),
+    }
+    refiner.transform_text(x, out=out)
+    into = refiner.transform_text(torch.from_numpy(x), out=torch.zeros(out.shape, dtype=torch.from_numpy(out).dtype))
+    if not bank:
+        itself = x.copy()
+        found["itself"] = refiner.transform_text(itself, out=itself)
+
+    monkeypatch.setattr(few_rows, "MOST_NUMBERS", 0)
+    whole = refiner.transform_text(x)
+    assert {name: np.array_equal(rows, whole) and rows.dtype == dtype for name, rows in found.items()} == dict.fromkeys(
+        found, True
+    )
+    same = refiner.transform_text(x, out=np.zeros_like(out))
+    assert np.array_equal(out, same)
+    assert np.array_equal(into.numpy(), same)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_row_alone_that_is_not_finite_is_refused_and_nothing_is_written(fitted, dtype, bad):
+    row = queries(1).numpy().astype(dtype)
+    row[0, 5] = bad
+    for x in in_two_kinds(row):
+        out = x + 0  # of the same kind
+        out[...] = 7
+        with pytest.raises(ValueError, match="video holds NaN or infinite values in 1 of its rows"):
+            fitted.transform_video(x, out=out)
+        assert (out == 7).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_refined_row_that_is_too_large_for_its_dtype_is_infinite_without_a_warning():
+    refiner = Refiner(normalize=False).fit(clustered_rows(130, 41), clustered_rows(63, 41))
+    row = 1e60 * queries(1).double().numpy()
+    for x, out in ((row, np.zeros((1, 41), np.float32)), (torch.from_numpy(row), torch.zeros(1, 41))):
+        assert (abs(refiner.transform_text(x, out=out)) == np.inf).all()
+
+
+def test_plain_rows_in_memory_alone_are_few(tmp_path):
+    few = np.zeros((2, 3), dtype=np.float32)
+    for x in in_two_kinds(few):
+        assert np.shares_memory(arrays.few(x), few)
+    np.save(tmp_path / "rows.npy", few)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    many = np.zeros((few_rows.MOST_NUMBERS + 1, 1))
+    others = [few.astype(np.float16), few.astype(">f4"), few[:0], mapped, np.asarray(mapped), many]
+    tensors = [torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(2, 3, device="meta"), torch.from_numpy(many)]
+    assert [arrays.few(x) for x in (*others, *tensors)] == [None] * 9
+    assert arrays.few(torch.imag(torch.zeros(2, 3, dtype=torch.complex64).conj())) is None
 
 
 def test_numpy_is_given_plain_rows_in_memory_alone():
