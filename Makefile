@@ -177,9 +177,9 @@ types: $(VENV)/.deps  ## Check types: mypy
 	MYPYPATH=tests/integrations $(BIN)/mypy $(TEST_TYPES) tests/integrations
 	MYPYPATH=$(subst $() ,:,$(sort $(dir $(wildcard tests/train/*.py tests/train/*/*.py)))) $(BIN)/mypy $(TEST_TYPES) tests/train
 	MYPYPATH=tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser
-	MYPYPATH=tests/search:tests/train $(BIN)/mypy $(TEST_TYPES) tests/search
+	MYPYPATH=tests/search:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/search
 	MYPYPATH=tests/ray:tests/train $(BIN)/mypy $(TEST_TYPES) tests/ray
-	MYPYPATH=tests/browser_search:tests/search:tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser_search
+	MYPYPATH=tests/browser_search:tests/search:tests/browser:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/browser_search
 
 docs: $(DOCS_VENV)/.deps  ## Build the site into build/site; broken links and docstrings are errors
 	$(DOCS_BIN)/python docs/site.py

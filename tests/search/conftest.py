@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "train"))  # for its videos and runs
+TRAIN = Path(__file__).resolve().parent.parent / "train"
+sys.path[:0] = [str(TRAIN), str(TRAIN / "models")]  # for its videos, runs and towers
 
 from small_library import make, small_clip, write_films
 
