@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-TRAIN = Path(__file__).resolve().parent.parent / "train"
-sys.path[:0] = [str(TRAIN), str(TRAIN / "models")]  # for its videos, runs and towers
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train"))  # for its videos and runs
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train/models"))  # for its towers
 
 from small_library import make, small_clip, write_films
 
