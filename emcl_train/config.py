@@ -359,8 +359,8 @@ class TrainConfig:
     lr: float = 1e-4
     """Peak learning rate of everything that is not CLIP."""
     clip_lr_factor: float | None = None
-    """CLIP's learning rate as a share of `lr`. None: 1e-3 for trained weights, as in the recipe, 1 for random ones. 0
-    freezes the towers; the logit scale then learns with the rest."""
+    """CLIP's learning rate as a share of `lr`. None: 1e-3 for trained weights, as in the recipe, 1 for random ones and
+    for adapters (`lora`). 0 freezes the towers; the logit scale then learns with the rest."""
     weight_decay: float = 0.2
     """Decoupled weight decay: with "bertadam" of everything without "bias" in its name, with "adamw" of matrices, with
     "ranger" of everything; with "adam" it is added to every gradient."""
@@ -389,6 +389,16 @@ class TrainConfig:
     """Gradients are scaled down to this norm. None: they stay as they are."""
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Mixed precision of the towers."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each of the towers' layers, and compute the layer again in the backward pass: the same
+    gradients in less memory, for a second forward pass."""
+    lora: int = 0
+    """Rank of adapters (LoRA, through peft) on the attention of both towers, whose own weights then stay as they are;
+    the weights that a run keeps have them added in. 0: none."""
+    lora_alpha: float = 16.0
+    """What an adapter gives is multiplied by this over its rank."""
+    lora_dropout: float = 0.0
+    """Dropout of what goes into adapters, in training."""
     seed: int = 0
     """Fixes weights, order and captions."""
     save_every: int = 100
@@ -541,6 +551,7 @@ NOT_OF_THE_MODEL = (
     "resume",
     "seeds",
     "train.tracker",
+    "train.gradient_checkpointing",
     "data.outside_root",
     "data.cache_frames",
     "data.cache_dir",
@@ -581,7 +592,8 @@ def check_config(config: RunConfig) -> None:
     """
     for name, value, valid, expected in _ranges(config):
         if not valid:
-            raise UserError(f"{name} is {value}, expected {expected}; pass {flag(name)} with such a value")
+            way_out = f"leave out {flag(name)}" if value is True else f"pass {flag(name)} with such a value"
+            raise UserError(f"{name} is {value}, expected {expected}; {way_out}")
     if config.model.system != "clip":
         _check_experts(config)
 
@@ -638,6 +650,8 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield "train.clip_lr_factor", factor, frozen or factor == 0, "0 or none, since towers of features are frozen"
     yield "train.clip_lr_factor", factor, factor is None or (factor >= 0 and math.isfinite(factor)), "0 or more"
 
+    yield from _ranges_of_memory(config)
+
     rows = config.eval.em_rows
     yield "eval.em_rows", rows, rows is None or config.model.system != "clip", "None, since CLIP's systems have blocks"
     apart = rows is None or config.eval.em_block is None
@@ -653,6 +667,43 @@ def _ranges(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
     yield "emcl.momentum", config.emcl.momentum, 0 <= config.emcl.momentum <= 1, "a share between 0 and 1"
     yield "data.workers", config.data.workers, config.data.workers >= 0, "0 or more (0: the main process decodes)"
     yield "data.max_words", config.data.max_words, config.data.max_words >= 3, "3 or more: start, one word, end"
+
+
+def _ranges_of_memory(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
+    """What saves memory of towers that are trained, and where it cannot."""
+    train = config.train
+    random = config.model.clip == "random" and config.model.init_from is None
+    stored = config.from_features is not None
+
+    # Towers that are not there, or have no backward pass.
+    for name, off in (("gradient_checkpointing", False), ("lora", 0)):
+        value = getattr(train, name)
+        yield f"train.{name}", value, value == off or not stored, f"{off}, since no towers run on stored features"
+    still = train.clip_lr_factor == 0
+    again = train.gradient_checkpointing
+    yield "train.gradient_checkpointing", again, not (again and still), "False, since frozen towers keep no activations"
+
+    # Adapters.
+    rank = train.lora
+    yield "train.lora", rank, rank >= 0, "0 or more (0: no adapters)"
+    learns = not (rank and still)
+    yield (
+        "train.clip_lr_factor",
+        train.clip_lr_factor,
+        learns,
+        "None or above 0, since adapters (train.lora) are to learn",
+    )
+    fitting = "0, since adapters change trained weights little, and random ones have all to learn"
+    yield "train.lora", rank, not (rank and random), fitting
+    whole = not rank or train.frozen == "none"
+    yield (
+        "train.frozen",
+        train.frozen,
+        whole,
+        "none, since with adapters (train.lora) all weights of the towers are frozen",
+    )
+    dropout = train.lora_dropout
+    yield "train.lora_dropout", dropout, 0 <= dropout < 1, "a share from 0 to below 1"
 
 
 def _ranges_of_answers(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:
@@ -697,6 +748,8 @@ def _check_experts(config: RunConfig) -> None:
     only: list[tuple[str, object, object, str]] = [
         ("train.chunks", config.train.chunks, 1, "batch norms look at the whole batch"),
         ("from_features", config.from_features, None, "it has no towers whose features could be stored"),
+        ("train.gradient_checkpointing", config.train.gradient_checkpointing, False, "it has no towers"),
+        ("train.lora", config.train.lora, 0, "it has no towers"),
     ]
     if on:
         only += [
@@ -706,9 +759,8 @@ def _check_experts(config: RunConfig) -> None:
         ]
     for name, value, one, why in only:
         if value != one:
-            raise UserError(
-                f"{name} is {value}, and for {system.label} it can be {one} alone, since {why}; pass {flag(name)} {one}"
-            )
+            way_out = f"leave out {flag(name)}" if value is True else f"pass {flag(name)} {one}"
+            raise UserError(f"{name} is {value}, and for {system.label} it can be {one} alone, since {why}; {way_out}")
 
     if config.model.system != "mmt":
         default = ExpertsConfig()
@@ -753,6 +805,6 @@ _AT_LEAST_ONE = {
 _POSITIVE = {
     "model": ("pooling_temperature", "temporal_eps"),
     "emcl": ("temperature",),
-    "train": ("lr", "max_grad_norm"),
+    "train": ("lr", "max_grad_norm", "lora_alpha"),
     "eval": ("inverted_softmax_temperature", "qb_norm_temperature"),
 }

@@ -25,6 +25,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     },
     "experts": {"h5py": "h5py"},
     "ray": {"ray": "ray"},
+    "lora": {"peft": "peft"},
     "search": {
         "lancedb": "lancedb", "pyarrow": "pyarrow", "starlette": "starlette", "uvicorn": "uvicorn",
         "scenedetect-headless": "scenedetect", "faiss-cpu": "faiss",

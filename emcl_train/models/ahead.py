@@ -2,11 +2,13 @@
 
 from emcl_train.config import RunConfig
 from emcl_train.errors import UserError
+from emcl_train.extras import require_packages
 from emcl_train.flags import flag
 from emcl_train.kinds import SYSTEMS
 from emcl_train.models.clip import look_at_clip, require_inputs, require_random_sizes
 from emcl_train.models.experts.ahead import look_at_experts
 from emcl_train.models.retrieval import require_bases, require_frames, require_parts
+from emcl_train.models.towers.adapters import require_rank
 from emcl_train.runs.clip_config import family_in
 from emcl_train.runs.machine import process_count
 
@@ -32,6 +34,8 @@ def look_ahead(config: RunConfig) -> int | None:
         return None
     if config.answers_questions:
         require_one_process("question answering", "its batches are not shared among processes")
+    if config.train.lora:
+        require_packages("lora")
     sizes = look_at_clip(model, goes_on=config.resume)
     if config.resume:
         return None
@@ -45,6 +49,8 @@ def look_ahead(config: RunConfig) -> int | None:
         if family_in(sizes) != "clip":
             require_parts(model, family_in(sizes))
             require_frames(sizes, data.num_frames)
+        if config.train.lora:
+            require_rank(config.train.lora, sizes)
         width = int(sizes["projection_dim"])
     require_bases(config.emcl, width=model.answers.joint if config.answers_questions else width)
 

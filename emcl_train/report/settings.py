@@ -36,6 +36,10 @@ def _is_mmt(config: RunConfig) -> bool:
     return config.model.system == "mmt"
 
 
+def _has_adapters(config: RunConfig) -> bool:
+    return config.train.lora > 0
+
+
 def _falls_in_stairs(config: RunConfig) -> bool:
     return config.train.optimizer in ("adam", "ranger")
 
@@ -110,6 +114,10 @@ DEPENDS: dict[str, Matters] = {
     "train.max_steps": lambda config: config.train.max_steps is not None,
     "train.batches": lambda config: config.data.train_captions == "all",
     "train.chunks": lambda config: config.train.chunks > 1,
+    "train.gradient_checkpointing": lambda config: config.train.gradient_checkpointing,
+    "train.lora": _has_adapters,
+    "train.lora_alpha": _has_adapters,
+    "train.lora_dropout": _has_adapters,
     "train.frozen": _reads_videos,
     "train.clip_lr_factor": _reads_videos,
     "train.decorrelation_weight": _decorrelates,

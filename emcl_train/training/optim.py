@@ -39,8 +39,8 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> Optimizer:
 def clip_lr_factor(config: RunConfig) -> float:
     """CLIP's rate as a share of `train.lr`.
 
-    It is what `train.clip_lr_factor` says, or else 1e-3 for trained weights (the recipe) and 1 for random ones; 0 in a
-    run on features, whose towers are frozen. Systems without CLIP have no such weights.
+    It is what `train.clip_lr_factor` says, or else 1e-3 for trained weights (the recipe) and 1 for random ones and for
+    adapters; 0 in a run on features, whose towers are frozen. Systems without CLIP have no such weights.
     """
     if config.model.system != "clip":
         return 1.0
@@ -49,7 +49,7 @@ def clip_lr_factor(config: RunConfig) -> float:
     if config.train.clip_lr_factor is not None:
         return config.train.clip_lr_factor
     random = config.model.clip == "random" and config.model.init_from is None
-    return 1.0 if random else PRETRAINED_CLIP_LR_FACTOR
+    return 1.0 if random or config.train.lora else PRETRAINED_CLIP_LR_FACTOR
 
 
 def freeze_towers(model: nn.Module) -> None:

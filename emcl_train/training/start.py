@@ -91,7 +91,8 @@ def seed_everything(seed: int, device: torch.device) -> None:
 
 def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
     """What the figures of a run may depend on besides its configuration."""
-    packages = ("emcl", "torch", "transformers", "tokenizers", "ftfy", "accelerate", "av", "safetensors", "numpy")
+    packages = ["emcl", "torch", "transformers", "tokenizers", "ftfy", "accelerate", "av", "safetensors", "numpy"]
+    packages += ["peft"] if config.train.lora else []
     return {
         "command": command_line(),
         "started": now(),

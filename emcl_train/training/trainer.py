@@ -40,6 +40,7 @@ from emcl_train.models import (
     on_device,
 )
 from emcl_train.models.experts.build import keep_bert_config
+from emcl_train.models.towers.adapters import merged
 from emcl_train.processes import agreed, gather_objects, gather_rows, max_over_processes, sum_over_processes
 from emcl_train.recipes import SMOKE_TEST, is_smoke_test
 from emcl_train.report import render_table, write_report
@@ -59,6 +60,7 @@ from emcl_train.training.chunks import ChunkedFeatures
 from emcl_train.training.divergence import Diverged, Watch, all_finite, moments_of
 from emcl_train.training.going_on import Steps, pairs_per_step, require_same_sharding, require_same_steps
 from emcl_train.training.losses import channel_decorrelation, loss_of
+from emcl_train.training.memory import require_what_saves_memory, save_memory
 from emcl_train.training.optim import (
     build_optimizer,
     clip_lr_factor,
@@ -109,6 +111,7 @@ def train(config: RunConfig, console: Console | None = None, *, settle: bool = T
 
     # One process, or those that torchrun started. The first one writes the run folder, and keeps others out of it.
     accelerator = start_processes(config)
+    require_what_saves_memory(config.train, accelerator)
     with writing(config.out, deep=True) if accelerator.is_main_process else nullcontext():
         _train(config, asked, accelerator, console)
     return config.out
@@ -288,6 +291,8 @@ class Run:
         freeze_inputs(model, self.config.train.frozen)
         if clip_lr_factor(self.config) == 0:
             freeze_towers(model)
+        if isinstance(model, TowersModel) and (said := save_memory(model.towers, self.config.train)):
+            self.print(said)
         return model
 
     def new_model(self) -> TrainedModel:
@@ -540,7 +545,7 @@ class Run:
             **({"keeps": "last"} if self.config.train.keep == "last" else {}),
         )
 
-        return self.selection.take(epoch, score, weights)
+        return self.selection.take(epoch, score, merged(weights, self.config.train))
 
     @property
     def validates_together(self) -> bool:
@@ -679,7 +684,7 @@ class Run:
         if self.accelerator.is_main_process:
             (self.out / BEGUN).unlink(missing_ok=True)
             if state.batch == 0 and state.best_epoch == state.epoch and not self.was_finished:
-                self.selection.weights = state.model
+                self.selection.weights = merged(state.model, self.config.train)
                 self.save_selected()
         self.print(f"resuming {self.out} after step {self.step} of {self.total_steps}")
         if state.steps and state.steps["processes"] != self.processes:

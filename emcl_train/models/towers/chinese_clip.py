@@ -8,6 +8,10 @@ class ChineseCLIPTowers(ProjectedTowers):
     """Captions and frames to one space, not normalised."""
 
     model_class = "ChineseCLIPModel"
+    attention = (
+        r"(vision_model\.encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj)"
+        r"|(text_model\.encoder\.layer\.\d+\.attention\.(self\.(query|key|value)|output\.dense))"
+    )
     inputs = {  # noqa: RUF012 (a constant, as the base class has it)
         "conv1": PATCHES,
         "clip4clip": (

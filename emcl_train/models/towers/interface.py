@@ -14,6 +14,9 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from emcl_train.errors import UserError
+from emcl_train.flags import flag
+
 MAX_LOGIT_SCALE = 100.0
 """CLIP's factor never rises above this in training; see `TowersModel.hold_logit_scale`."""
 
@@ -33,6 +36,8 @@ class Towers(nn.Module):
     """As its registration says: F features of F frames; else one, F = 1."""
     inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """By the value of `train.frozen`, beginnings of the names of the library's weights that stay as they are."""
+    attention: ClassVar[str] = r"(text_model|vision_model)\.encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj"
+    """A regular expression: names of the library's maps to queries, keys and values, and of those behind attention."""
     width: int
     """Of the features."""
 
@@ -109,6 +114,23 @@ class Towers(nn.Module):
         """Bring the factor back to its limit if a step of the optimizer has taken it higher, as all peers do."""
         if self.largest_scale is not None:
             self.inner.logit_scale.clamp_(max=math.log(self.largest_scale))
+
+    def recompute_layers(self) -> None:
+        """Keep only the input of each layer in training, and compute the layer again in the backward pass.
+
+        Raises:
+            UserError: the library cannot do so with this model.
+        """
+        inner = self.inner
+        recompute = getattr(inner, "activation_checkpointing_enable", None)  # its name since transformers 5
+        recompute = recompute or getattr(inner, "gradient_checkpointing_enable", None)
+        if recompute is None or not getattr(inner, "supports_gradient_checkpointing", False):
+            raise UserError(
+                f"train.gradient_checkpointing is True, and the library of {type(inner).__name__} cannot compute its "
+                f"layers again; leave out {flag('train.gradient_checkpointing')}, and pass {flag('train.chunks')}, "
+                f"which takes less memory with every model"
+            )
+        recompute({"use_reentrant": False})
 
     def first_weights(self, frozen: str) -> tuple[str, ...]:
         """Beginnings of the names of parameters that `train.frozen` means."""

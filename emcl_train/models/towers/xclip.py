@@ -23,6 +23,7 @@ class XCLIPTowers(ProjectedTowers):
     """Captions, read at their end tokens, and clips to one space, not normalised."""
 
     model_class = "XCLIPModel"
+    attention = r"(text_model|vision_model|mit)\.encoder\.layers\.\d+\.(self|message)_attn\.(q|k|v|out)_proj"
     frame_inputs = ("frames", "frame_mask")
     per_frame = False
     inputs = {  # noqa: RUF012 (a constant, as the base class has it)

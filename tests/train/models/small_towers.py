@@ -1,16 +1,20 @@
 """Small models of every family with random weights, in the layout in which `save_pretrained` writes real ones."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
+from tiny_run import tiny_run
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.models.chinese_clip.image_processing_pil_chinese_clip import ChineseCLIPImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+
+from emcl_train.weights.settling import settled
 
 WORDS = [
     "a",
@@ -40,6 +44,16 @@ VISION = LAYERS | {"image_size": SIZE, "patch_size": 8}
 FAMILIES = ("siglip", "siglip-2", "metaclip_2", "altclip", "chinese_clip", "xclip")
 CROPPED = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
 SQUASHED = {"size": {"height": SIZE, "width": SIZE}}
+
+
+def config_of(
+    folder, root, out, *, mode="train", head="text-conditioned", temporal="transformer", from_features=None, **train
+):
+    """A run of three steps on small towers."""
+    config = tiny_run(root, out, **({"max_steps": 3, "epochs": 1, "save_every": 1, "tracker": "none"} | train))
+    model = replace(config.model, clip=str(folder), head=head, temporal=temporal)
+    config = replace(config, model=model, emcl=replace(config.emcl, mode=mode), from_features=from_features)
+    return settled(replace(config, data=replace(config.data, cache_frames=False)), said=())
 
 
 def write_towers(family: str, folder: Path) -> Path:

@@ -13,7 +13,7 @@ import transformers
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from small_towers import FAMILIES, processor_of, write_towers
+from small_towers import FAMILIES, config_of, processor_of, write_towers
 from tiny_run import tiny_run
 
 import emcl_train
@@ -135,15 +135,6 @@ def test_tokens_are_in_the_space_of_captions(family, folders):
     read_at = {"metaclip_2": mask.sum(1) - 1, "siglip": -torch.ones(4).long(), "siglip-2": -torch.ones(4).long()}
     places = read_at.get(family, torch.zeros(4, dtype=torch.long))
     torch.testing.assert_close(tokens[torch.arange(4), places], caption, rtol=0, atol=1e-6)
-
-
-def config_of(
-    folder, root, out, *, mode="train", head="text-conditioned", temporal="transformer", from_features=None, **train
-):
-    config = tiny_run(root, out, **({"max_steps": 3, "epochs": 1, "save_every": 1, "tracker": "none"} | train))
-    model = replace(config.model, clip=str(folder), head=head, temporal=temporal)
-    config = replace(config, model=model, emcl=replace(config.emcl, mode=mode), from_features=from_features)
-    return settled(replace(config, data=replace(config.data, cache_frames=False)), said=())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
