@@ -29,6 +29,9 @@ PIPELINE_BIN := $(PIPELINE_VENV)/bin
 # And Ray, on which corpora are embedded in a cluster.
 RAY_VENV := .venv-ray
 RAY_BIN := $(RAY_VENV)/bin
+# And OpenCLIP, whose torchvision goes with another torch than that of .venv.
+OPENCLIP_VENV := .venv-openclip
+OPENCLIP_BIN := $(OPENCLIP_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -124,6 +127,10 @@ test-search: $(VENV)/.built $(SEARCH_VENV)/.deps $(BROWSER_TOOLS)/.installed  ##
 test-ray: $(VENV)/.built $(RAY_VENV)/.deps  ## Embed a corpus on a Ray of this machine with two workers, and kill one
 	PYTHONPATH=. $(RAY_BIN)/python -m pytest -q tests/ray --durations=5 $(ARGS)
 
+.PHONY: test-openclip
+test-openclip: $(VENV)/.built $(OPENCLIP_VENV)/.deps  ## Run the tests with OpenCLIP's own library, offline; installs gigabytes
+	HF_HUB_OFFLINE=1 PYTHONPATH=. $(OPENCLIP_BIN)/python -m pytest -q tests/openclip --durations=5 $(ARGS)
+
 test-random: $(VENV)/.built  ## Run the CUDA kernels at 200 random shapes an op, in the emulator
 	EMCL_TEST_SHAPES=200 $(BIN)/python -m pytest -q tests/kernels/test_random_shapes.py --durations=5 $(ARGS)
 
@@ -168,6 +175,7 @@ types: $(VENV)/.deps  ## Check types: mypy
 	MYPYPATH=tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser
 	MYPYPATH=tests/search:tests/train $(BIN)/mypy $(TEST_TYPES) tests/search
 	MYPYPATH=tests/ray:tests/train $(BIN)/mypy $(TEST_TYPES) tests/ray
+	MYPYPATH=tests/openclip:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/openclip
 	MYPYPATH=tests/browser_search:tests/search:tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser_search
 
 docs: $(DOCS_VENV)/.deps  ## Build the site into build/site; broken links and docstrings are errors
@@ -237,11 +245,11 @@ training-table: $(VENV)/.built  ## Train EMCL's settings and its comparators, 8 
 	$(BIN)/python -m benchmarks.training.table
 
 clean:  ## Remove what was built and installed; runs/ and data/ stay
-	rm -rf $(VENV) $(DOCS_VENV) $(INTEGRATIONS_VENV) $(SEARCH_VENV) $(PIPELINE_VENV) $(RAY_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
+	rm -rf $(VENV) $(DOCS_VENV) $(INTEGRATIONS_VENV) $(SEARCH_VENV) $(PIPELINE_VENV) $(RAY_VENV) $(OPENCLIP_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created $(SEARCH_VENV)/.created $(PIPELINE_VENV)/.created $(RAY_VENV)/.created:
+$(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created $(SEARCH_VENV)/.created $(PIPELINE_VENV)/.created $(RAY_VENV)/.created $(OPENCLIP_VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo 'Python 3.10 or later is needed, and $(PYTHON) is' `$(PYTHON) --version 2>&1`; \
 		echo 'Name another one:  make $(MAKECMDGOALS) PYTHON=/path/to/python3.12'; \
@@ -292,6 +300,12 @@ $(RAY_VENV)/.deps: $(RAY_VENV)/.created $(VENV)/.deps constraints-ray.txt
 	@echo 'Installing Ray into $(RAY_VENV); this happens once'
 	$(call sees_venv,$(RAY_VENV))
 	$(RAY_BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -r constraints-ray.txt
+	@touch $@
+
+# It sees nothing of .venv: torchvision needs its own torch.
+$(OPENCLIP_VENV)/.deps: $(OPENCLIP_VENV)/.created constraints-openclip.txt
+	@echo 'Installing OpenCLIP, timm, torchvision and their torch into $(OPENCLIP_VENV); this happens once'
+	$(OPENCLIP_BIN)/python -m pip install $(PIP_OPTIONS) -r constraints-openclip.txt
 	@touch $@
 
 # The version, which the libraries have inside.
