@@ -246,7 +246,9 @@ def open_clip_tokenizer(config: ModelConfig, max_words: int, clean: Cleaning) ->
 
     # One with a name lies beside the weights.
     setting = "clip" if config.tokenizer is None else "tokenizer"
-    if setting == "clip" and not any(optional_file(config.clip, name) for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
+    if setting == "clip" and not any(
+        optional_file(config.clip, name) for name in ("tokenizer.json", "vocab.json", "vocab.txt")
+    ):
         raise UserError(
             f"model.clip is {config.clip}, which has no tokenizer.json, and its {OPEN_CLIP_CONFIG} names the tokenizer "
             f"{words.tokenizer}; pass {flag('model.tokenizer')} {words.tokenizer}, or a folder that holds it"

@@ -141,6 +141,8 @@ ELSEWHERE = {
     "text_cfg.embed_cls": "the text tower of a CoCa",
 }
 """What is asked for most of what is not built here."""
+BESIDE = ("preprocess_cfg", "model_type", "projection_dim", "pictures")
+"""What stands beside a model in a description."""
 CLEANING = {"lower": "clip", "canonicalize": "canonicalize", "whitespace": "whitespace"}
 """OpenCLIP's names of how captions are cleaned, and values of `data.clean_captions`."""
 
@@ -233,7 +235,7 @@ class OpenCLIPFields:
     def longest(self, towers: Mapping[str, Any]) -> int:
         return int(towers["model_cfg"]["text_cfg"]["context_length"])
 
-    def frames(self, content: Mapping[str, Any]) -> None:
+    def frames(self, content: Mapping[str, Any]) -> int | None:
         """Any number: each is seen for itself."""
         return None
 
@@ -300,7 +302,9 @@ class OpenCLIPFields:
 
 def _model(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a file that describes the model: in old files, all of it."""
-    return _object(content.get("model_cfg", content), "model_cfg")
+    if "model_cfg" in content:
+        return _object(content["model_cfg"], "model_cfg")
+    return {name: value for name, value in content.items() if name not in BESIDE}
 
 
 def _section(model: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ def numbers_of_trunk(name: str) -> int:
     Nothing is filled: it is built without memory for its weights.
 
     Raises:
-        ValueError: timm has no such model.
+        ValueError: timm has no such model, or does not build it.
     """
     if missing_of("openclip"):
         return 0
@@ -47,8 +47,11 @@ def numbers_of_trunk(name: str) -> int:
     import timm
 
     require_trunk(name)
-    with torch.device("meta"):
-        trunk = timm.create_model(name, pretrained=False, num_classes=0)
+    try:
+        with torch.device("meta"):
+            trunk = timm.create_model(name, pretrained=False, num_classes=0)
+    except Exception as error:  # whatever timm raises
+        raise ValueError(f"timm does not build {name}: {' '.join(str(error).split())[:300]}") from error
     return sum(parameter.numel() for parameter in trunk.parameters())
 
 

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import _create_vision_transformer
 SIZE = 24
 TEXT = {"context_length": 16, "width": 16, "heads": 2, "layers": 2}
 TINY = {"img_size": SIZE, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
-ROPE = {"use_rot_pos_emb": True, "ref_feat_shape": (3, 3), "rope_mixed_mode": False, "use_abs_pos_emb": True}
+ROPE = {"use_rot_pos_emb": True, "ref_feat_shape": (3, 3), "rope_grid_offset": 1.0, "rope_grid_indexing": "xy"}
 
 
 @timm.models.register_model
@@ -28,7 +28,7 @@ def vit_tiny_siglip_test(pretrained=False, **kwargs):
 @timm.models.register_model
 def vit_tiny_pe_test(pretrained=False, **kwargs):
     """As timm's towers of PE-Core: turned positions, a norm before the layers, attention as the pool."""
-    parts = ROPE | {"attn_type": "rope", "use_pre_transformer_norm": True, "use_post_transformer_norm": True}
+    parts = ROPE | {"attn_type": "rope", "use_pre_transformer_norm": True}
     return _create_eva("vit_tiny_pe_test", False, **TINY, **parts, **{"global_pool": "map", **kwargs})
 
 
@@ -91,7 +91,9 @@ TOKENIZERS = {"siglip": gemma, "clipa": bert}
 def write_open_clip(kind: str, folder: Path) -> Path:
     """A small model of a kind: its description, its weights, and its tokenizer if it has one of its own."""
     folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": KINDS[kind], "preprocess_cfg": PICTURES[kind]}))
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": KINDS[kind], "preprocess_cfg": PICTURES[kind]})
+    )
     if kind in TOKENIZERS:
         TOKENIZERS[kind]().save_pretrained(folder)
 

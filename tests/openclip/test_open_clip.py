@@ -191,7 +191,7 @@ def test_the_zoo_is_built_at_its_size_or_refused_by_name():
         with torch.device("meta"):
             model = built(towers["model_cfg"], name)
         real = sum(parameter.numel() for parameter in model.parameters())
-        assert counted == pytest.approx(real, rel=0.02), name
+        assert counted == pytest.approx(real, rel=0.03), name
     assert refused == {
         "coca_ViT-B-32": "it has multimodal_cfg, a CoCa, which has a decoder beside its towers; this is not built here",
         "roberta-ViT-B-32": "it has text_cfg.hf_model_name, a text tower of transformers, whose configuration is "
