@@ -64,8 +64,8 @@ def test_captions_are_cleaned_as_the_description_says():
     assert words(hf_tokenizer_name="some/bert").cleaning == "whitespace"
     assert words(tokenizer_kwargs={"clean": "canonicalize"}).cleaning == "canonicalize"
     caption = " The_BLUE  square,\tit's l&amp;rsquo;été! "
-    assert CLEAN["canonicalize"](caption) == "the blue square its l’été"
-    assert CLEAN["whitespace"](caption) == "The_BLUE square, it's l’été!"
+    assert CLEAN["canonicalize"](caption) == "the blue square its lété"
+    assert CLEAN["whitespace"](caption) == "The_BLUE square, it's l'été!"
     with pytest.raises(ValueError, match="tokenizer_mode is 'clips', which is not built here"):
         words(tokenizer_mode="clips")
     with pytest.raises(ValueError, match=r"tokenizer_kwargs.language is not built here"):
