@@ -27,6 +27,8 @@ from emcl_train.weights.hub import CLIP_WAY_OUT, not_loaded, optional_file, requ
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.prepared import description_of, pictures_of
 
+MASKED = -1e9
+"""In place of minus infinity in a mask."""
 SAID_BY = "the configuration of the towers (clip_config.json)"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 """Names that OpenCLIP gives its files, as it looks for them."""
@@ -58,6 +60,11 @@ class OpenCLIPTowers(Towers):
         self._towers = deepcopy(dict(towers))
         self._mean = tuple(towers["pictures"]["mean"])
         self._std = tuple(towers["pictures"]["std"])
+        # A causal mask is no weight, but lies with them, where training looks for what is not finite. Features stay the
+        # same to the bit: e to the power of either is 0.
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.masked_fill_(buffer.isneginf(), MASKED)
         if model.logit_bias is not None:  # trained by the sigmoid loss, whose factor is not held
             self.largest_scale = None  # type: ignore[misc]
 
