@@ -150,9 +150,19 @@ def test_a_run_trains_evaluates_embeds_and_is_loaded_without_the_folder(kind, fo
     torch.testing.assert_close(load(other).encode_text(CAPTIONS), first.encode_text(CAPTIONS), rtol=0, atol=1e-6)
 
 
-def test_the_doctor_looks_at_a_data_set_for_it(folders, root, tmp_path, capsys):
-    trainer.train(config_of(folders["clip"], root, tmp_path / "run", max_steps=0), **QUIET)
-    assert cli.main(["data", "doctor", "shapes", "--data.root", str(root), "--model.clip", str(folders["clip"])]) == 0
+def test_a_dry_run_says_what_it_brings_along(folders, tmp_path, capsys):
+    parts = ["--model.head", "mean", "--model.temporal", "mean", "--emcl.num-bases", "8"]
+    places = [
+        "--out",
+        str(tmp_path / "run"),
+        "--data.root",
+        str(tmp_path / "set"),
+        "--model.clip",
+        str(folders["clip"]),
+    ]
+    assert cli.main(["train", "shapes", *places, *parts, "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "pictures 24 x 24 by clip-bilinear, captions of 16 tokens, loss info-nce" in said
 
 
 def test_statistics_of_batches_stay_those_of_the_checkpoint(tmp_path):
