@@ -32,6 +32,9 @@ RAY_BIN := $(RAY_VENV)/bin
 # And peft, which makes adapters; where transformers finds it, it looks for adapters wherever it reads weights.
 LORA_VENV := .venv-lora
 LORA_BIN := $(LORA_VENV)/bin
+# And OpenCLIP, whose torchvision goes with another torch than that of .venv.
+OPENCLIP_VENV := .venv-openclip
+OPENCLIP_BIN := $(OPENCLIP_VENV)/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -139,6 +142,10 @@ test-ray: $(VENV)/.built $(RAY_VENV)/.deps  ## Embed a corpus on a Ray of this m
 test-lora: $(VENV)/.built $(LORA_VENV)/.deps  ## Train small towers through adapters of low rank, with peft
 	PYTHONPATH=. $(LORA_BIN)/python -m pytest -q tests/lora --durations=5 $(ARGS)
 
+.PHONY: test-openclip
+test-openclip: $(VENV)/.built $(OPENCLIP_VENV)/.deps  ## Run the tests with OpenCLIP's own library, offline; installs gigabytes
+	HF_HUB_OFFLINE=1 PYTHONPATH=. $(OPENCLIP_BIN)/python -m pytest -q tests/openclip --durations=5 $(ARGS)
+
 # How many an op.
 SHAPES ?= 100
 
@@ -186,6 +193,7 @@ types: $(VENV)/.deps  ## Check types: mypy
 	MYPYPATH=tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser
 	MYPYPATH=tests/search:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/search
 	MYPYPATH=tests/ray:tests/train $(BIN)/mypy $(TEST_TYPES) tests/ray
+	MYPYPATH=tests/openclip:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/openclip
 	MYPYPATH=tests/lora:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/lora
 	MYPYPATH=tests/browser_search:tests/search:tests/browser:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/browser_search
 
@@ -256,11 +264,11 @@ training-table: $(VENV)/.built  ## Train EMCL's settings and its comparators, 8 
 	$(BIN)/python -m benchmarks.training.table
 
 clean:  ## Remove what was built and installed; runs/ and data/ stay
-	rm -rf $(VENV) $(DOCS_VENV) $(INTEGRATIONS_VENV) $(SEARCH_VENV) $(PIPELINE_VENV) $(RAY_VENV) $(LORA_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
+	rm -rf $(VENV) $(DOCS_VENV) $(INTEGRATIONS_VENV) $(SEARCH_VENV) $(PIPELINE_VENV) $(RAY_VENV) $(LORA_VENV) $(OPENCLIP_VENV) build dist *.egg-info emcl_kernels/_C emcl_kernels/_bindings*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created $(SEARCH_VENV)/.created $(PIPELINE_VENV)/.created $(RAY_VENV)/.created $(LORA_VENV)/.created:
+$(VENV)/.created $(DOCS_VENV)/.created $(INTEGRATIONS_VENV)/.created $(SEARCH_VENV)/.created $(PIPELINE_VENV)/.created $(RAY_VENV)/.created $(LORA_VENV)/.created $(OPENCLIP_VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 		echo 'Python 3.10 or later is needed, and $(PYTHON) is' `$(PYTHON) --version 2>&1`; \
 		echo 'Name another one:  make $(MAKECMDGOALS) PYTHON=/path/to/python3.12'; \
@@ -319,6 +327,12 @@ $(LORA_VENV)/.deps: $(LORA_VENV)/.created $(VENV)/.deps constraints-lora.txt
 	@echo 'Installing peft into $(LORA_VENV); this happens once'
 	$(call sees_venv,$(LORA_VENV))
 	$(LORA_BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -r constraints-lora.txt
+	@touch $@
+
+# It sees nothing of .venv: torchvision needs its own torch.
+$(OPENCLIP_VENV)/.deps: $(OPENCLIP_VENV)/.created constraints-openclip.txt
+	@echo 'Installing OpenCLIP, timm, torchvision and their torch into $(OPENCLIP_VENV); this happens once'
+	$(OPENCLIP_BIN)/python -m pip install $(PIP_OPTIONS) -r constraints-openclip.txt
 	@touch $@
 
 # The version, which the libraries have inside.

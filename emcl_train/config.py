@@ -49,8 +49,10 @@ else:
     SystemName = literal_type_from_choices(tuple(SYSTEMS))
 
 
-Cleaning = Literal["clip", "lower", "siglip", "none"]
-Resize = Literal["clip", "crop-bicubic", "crop-bilinear", "squash-bicubic", "squash-bilinear", "rounded"]
+Cleaning = Literal["clip", "lower", "siglip", "canonicalize", "whitespace", "none"]
+Resize = Literal[
+    "clip", "clip-bilinear", "crop-bicubic", "crop-bilinear", "squash-bicubic", "squash-bilinear", "rounded"
+]  # fmt: skip
 Mode = Literal["train", "inference", "off"]
 """Where EMCL is: in training and evaluation, in evaluation only, or nowhere."""
 
@@ -87,9 +89,10 @@ class DataConfig:
     image_size: int = 224
     """Height and width of a frame after resizing and centre cropping, in pixels."""
     resize: Resize = "clip"
-    """"clip": as CLIP's own preprocessing scales and crops, to the pixel; "crop-": as transformers does it for other
-    models, by the filter that is named; "squash-": all of a picture pressed into the square; "rounded": by torch, with
-    sides and offsets rounded otherwise, as version 0.2.0 and before. Models that are not CLIP bring their own."""
+    """"clip": as CLIP's own preprocessing scales and crops, to the pixel; "clip-bilinear": likewise, by another filter;
+    "crop-": as transformers does it for other models, by the filter that is named; "squash-": all of a picture pressed
+    into the square; "rounded": by torch, with sides and offsets rounded otherwise, as version 0.2.0 and before. Models
+    that are not CLIP bring their own."""
     display: Literal["watched", "rotated"] = "watched"
     """"watched": what a player shows: turned, mirrored, of the shape that its pixels have, and of several streams the
     film; "rotated": turned alone, of the first stream, as version 0.2.0 and before."""
@@ -100,8 +103,9 @@ class DataConfig:
     """Tokens per caption, start and end included."""
     clean_captions: Cleaning = "clip"
     """"clip": before captions are tokenized, wrongly decoded letters, ligatures and HTML in them are mended, as CLIP
-    does it; "lower": they are written in lower case (SigLIP 2); "siglip": and without punctuation; "none": what the
-    tokenizer's own file says. Models that are not CLIP bring their own."""
+    does it; "lower": they are written in lower case (SigLIP 2); "siglip": and without punctuation; "canonicalize":
+    mended as CLIP does it, without punctuation; "whitespace": mended, in their own case (both OpenCLIP); "none": what
+    the tokenizer's own file says. Models that are not CLIP bring their own."""
     train_captions: Literal["one", "all"] = "one"
     """"one": in an epoch each clip comes once, with one of its captions; "all": once with each of them, as released."""
     test_captions: Literal["one", "all"] = "one"

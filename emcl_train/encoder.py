@@ -21,7 +21,7 @@ from emcl_train.errors import UserError
 from emcl_train.evaluation.provenance import clip_config_of, frames_of
 from emcl_train.kinds import line_of
 from emcl_train.models import RetrievalModel, TextFeatures, VideoFeatures, build_model, look_ahead
-from emcl_train.models.clip import look_at_clip
+from emcl_train.models.clip import image_size_of, longest_of, look_at_clip
 from emcl_train.models.towers import CLIPTowers, is_scalar
 from emcl_train.recipes import is_smoke_test, load_recipe
 from emcl_train.runs.clip_config import read_clip_config
@@ -371,8 +371,7 @@ def _of_clip(name: str, device: torch.device) -> Encoder:
 
     sizes = look_at_clip(config.model)
     if sizes is not None:
-        image_size = int(sizes["vision_config"]["image_size"])
-        words = min(77, int(sizes["text_config"]["max_position_embeddings"]))
+        image_size, words = image_size_of(sizes), min(77, longest_of(sizes))
         config = replace(config, data=replace(config.data, image_size=image_size, max_words=words))
     config = settled(config, said=())
     look_ahead(config)

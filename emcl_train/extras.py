@@ -24,6 +24,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "tensorboard": "tensorboard", "pyarrow": "pyarrow", "pyyaml": "yaml",
     },
     "experts": {"h5py": "h5py"},
+    "openclip": {"open_clip_torch": "open_clip", "timm": "timm"},
     "ray": {"ray": "ray"},
     "lora": {"peft": "peft"},
     "search": {

@@ -58,7 +58,7 @@ class TowerFamily:
     built_by: str
     """MODULE:CLASS, a `Towers`."""
     loss: str = "info-nce"
-    """What it was trained with, a choice of `--train.loss`."""
+    """What it was trained with, a choice of `--train.loss`, where its files do not say."""
     per_frame: bool = True
     """Whether it sees each frame for itself; else it gives one feature a clip."""
     tokens: bool = True
@@ -95,6 +95,9 @@ TOWERS: dict[str, TowerFamily] = {
     "metaclip_2": TowerFamily("MetaCLIP 2", "emcl_train.models.towers.metaclip2:MetaCLIP2Towers"),
     "altclip": TowerFamily("AltCLIP", "emcl_train.models.towers.altclip:AltCLIPTowers"),
     "chinese_clip": TowerFamily("Chinese CLIP", "emcl_train.models.towers.chinese_clip:ChineseCLIPTowers"),
+    "open_clip": TowerFamily(
+        "OpenCLIP", "emcl_train.models.towers.open_clip:OpenCLIPTowers", full_length=True, cleaning="clip"
+    ),
     "xclip": TowerFamily("X-CLIP", "emcl_train.models.towers.xclip:XCLIPTowers", per_frame=False, cleaning="clip"),
 }
 TEMPORALS: dict[str, Temporal] = {

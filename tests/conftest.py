@@ -43,9 +43,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave tests that need a browser or packages of an extra to those who name them, as `make test-browser` does."""
-    if collection_path not in {
-        ROOT / "tests" / name for name in ("browser", "browser_search", "lora", "ray", "search")
-    }:
+    apart = ("browser", "browser_search", "lora", "openclip", "ray", "search")
+    if collection_path not in {ROOT / "tests" / name for name in apart}:
         return None
     return (
         None

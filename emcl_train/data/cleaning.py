@@ -23,13 +23,23 @@ def clean_caption(text: str) -> str:
     Returns:
         What CLIP's byte pair encoding sees.
     """
+    return mended(text).lower()
+
+
+def mended(text: str) -> str:
+    """A caption mended, without HTML, with single spaces, in its own case."""
     # Nothing to mend in printable ASCII without HTML, and ftfy is most of the time that tokenizing takes.
     if not (text.isascii() and text.isprintable() and "&" not in text):
         import ftfy  # its tables take a tenth of a second
 
         text = ftfy.fix_text(text)
     text = html.unescape(html.unescape(text)).strip()
-    return SPACES.sub(" ", text).strip().lower()
+    return SPACES.sub(" ", text).strip()
+
+
+def canonical(text: str) -> str:
+    """A caption mended, in lower case, without ASCII's punctuation, an underscore being a space, as OpenCLIP's."""
+    return without_punctuation(mended(text).replace("_", " "))
 
 
 def without_punctuation(text: str) -> str:
@@ -41,6 +51,8 @@ CLEAN: dict[Cleaning, Callable[[str], str]] = {
     "clip": clean_caption,
     "lower": str.lower,
     "siglip": without_punctuation,
+    "canonicalize": canonical,
+    "whitespace": mended,
     "none": str,
 }
 """By the value of `data.clean_captions`."""

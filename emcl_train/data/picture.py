@@ -84,15 +84,16 @@ def square(picture: Picture, size: int, resize: Resize = "clip") -> UInt8[Tensor
         picture: as it is watched.
         size: height and width of the square in pixels.
         resize: "clip": as CLIP's own preprocessing (Pillow's bicubic filter, the sizes and offsets of torchvision's
-            Resize and CenterCrop). "crop-bicubic", "crop-bilinear": by that filter of Pillow, the offset rounded down,
-            as the image processors of transformers crop. "squash-bicubic", "squash-bilinear": both sides scaled to
-            `size`, without a crop. "rounded": as runs were made before: torch's bicubic filter, the long side rounded,
-            the offset rounded down.
+            Resize and CenterCrop). "clip-bilinear": likewise, by the bilinear filter. "crop-bicubic", "crop-bilinear":
+            by that filter of Pillow, the offset rounded down, as the image processors of transformers crop.
+            "squash-bicubic", "squash-bilinear": both sides scaled to `size`, without a crop. "rounded": as runs were
+            made before: torch's bicubic filter, the long side rounded, the offset rounded down.
     """
     if resize == "rounded":
         return _rounded_square(picture, size)
-    if resize == "clip":
-        return _cropped_square(picture, size, Image.Resampling.BICUBIC, lambda excess: round(excess / 2))
+    if resize in ("clip", "clip-bilinear"):
+        of_clip = Image.Resampling.BICUBIC if resize == "clip" else Image.Resampling.BILINEAR
+        return _cropped_square(picture, size, of_clip, lambda excess: round(excess / 2))
 
     how, _, name = resize.partition("-")
     resample = Image.Resampling[name.upper()]

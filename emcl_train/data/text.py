@@ -14,16 +14,19 @@ from torch import Tensor
 from emcl_train.config import Cleaning, ModelConfig, RunConfig
 from emcl_train.data.annotations import load_annotations
 from emcl_train.data.cleaning import CLEAN, clean_caption
+from emcl_train.data.open_clip_tokens import byte_pairs, ended_by_zero
 from emcl_train.data.tokenizer_folder import load_from
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.kinds import TOWERS
+from emcl_train.reading.open_clip_fields import words_of
 from emcl_train.reading.shown import shortened
 from emcl_train.reading.tokenizer_files import build, padded_length, read_content, require_survived
+from emcl_train.reading.tower_fields import OPEN_CLIP
 from emcl_train.runs.contents import STATE, TOKENIZER, WEIGHTS
 from emcl_train.runs.files import write_text_atomic
-from emcl_train.weights.hub import not_loaded, require_place
-from emcl_train.weights.prepared import captions_of, family_of_model
+from emcl_train.weights.hub import CLIP_WAY_OUT, OPEN_CLIP_CONFIG, not_loaded, optional_file, require_place
+from emcl_train.weights.prepared import captions_of, description_of, family_of_model
 
 OPENAI_TOKENIZER = "openai/clip-vit-base-patch32"
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[BOS]", "[EOS]"
@@ -162,6 +165,8 @@ def load_tokenizer(config: RunConfig, run_dir: Path | None = None) -> CaptionTok
         # A data set that is only encoded may have no training clips.
         annotations = load_annotations(config.data)
         tokenizer = word_tokenizer(annotations.train.captions or annotations.test.captions, max_words, clean)
+    elif family == OPEN_CLIP:
+        tokenizer = open_clip_tokenizer(config.model, max_words, clean)
     else:
         setting = "tokenizer" if name != config.model.clip else "clip"
         tokenizer = pretrained_tokenizer(name, max_words, setting=setting, clean=clean, family=family)
@@ -223,6 +228,41 @@ def word_tokenizer(captions: Sequence[str], max_words: int, clean: Cleaning = "c
     tokenizer.enable_truncation(max_words)
     tokenizer.enable_padding(length=max_words, pad_id=vocabulary[PAD], pad_token=PAD)
     return CaptionTokenizer(tokenizer, clean)
+
+
+def open_clip_tokenizer(config: ModelConfig, max_words: int, clean: Cleaning) -> CaptionTokenizer:
+    """The tokenizer that the description of a model of OpenCLIP names, or another one that is said in its place.
+
+    Raises:
+        UserError: the description is damaged, or there is no such tokenizer.
+    """
+    content, file = description_of(config.clip, OPEN_CLIP)
+    try:
+        words = words_of(content)
+    except ValueError as error:
+        raise UserError(f"{file} does not describe the captions of a model: {error}; {CLIP_WAY_OUT}") from error
+    if words.tokenizer is None and config.tokenizer is None:
+        return CaptionTokenizer(byte_pairs(max_words), clean, ends=2)
+
+    # One with a name lies beside the weights.
+    setting = "clip" if config.tokenizer is None else "tokenizer"
+    if setting == "clip" and not any(
+        optional_file(config.clip, name) for name in ("tokenizer.json", "vocab.json", "vocab.txt")
+    ):
+        raise UserError(
+            f"model.clip is {config.clip}, which has no tokenizer.json, and its {OPEN_CLIP_CONFIG} names the tokenizer "
+            f"{words.tokenizer}; pass {flag('model.tokenizer')} {words.tokenizer}, or a folder that holds it"
+        )
+    name = config.tokenizer or config.clip
+    tokenizer = pretrained_tokenizer(name, max_words, setting=setting, clean=clean, family=OPEN_CLIP)
+    if not words.without_end:
+        return tokenizer
+    if tokenizer.bos_token_id is None:
+        raise UserError(
+            f"model.{setting} is {name}, whose tokenizer has no token that begins a caption, and {file} says "
+            f"strip_sep_token, of a BERT's; pass {flag('model.tokenizer')} {words.tokenizer}"
+        )
+    return CaptionTokenizer(ended_by_zero(tokenizer.backend, tokenizer.bos_token_id), clean, ends=2)
 
 
 def pretrained_tokenizer(

@@ -23,7 +23,6 @@ from emcl_train.models.clip_file import (
 from emcl_train.models.clip_folder import clip_config_in, pretrained_clip, require_clip
 from emcl_train.models.interface import TrainedModel
 from emcl_train.models.towers import CLIPTowers, Towers
-from emcl_train.models.towers.described import described_folder
 from emcl_train.reading.tower_fields import FIELDS
 from emcl_train.runs.clip_config import build_clip, family_in, towers_of_fields
 from emcl_train.runs.contents import CONFIG, TOKENIZER
@@ -110,7 +109,8 @@ def _require_data(
 ) -> None:
     """Raise a UserError where towers do not take the frames, the captions and the token ids of a run."""
     require_inputs(towers, image_size=image_size, max_words=max_words, source=source)
-    known = towers["text_config"]["vocab_size"]
+    family = family_in(towers)
+    known = towers["text_config"]["vocab_size"] if family == "clip" else FIELDS[family].vocabulary(towers)
     if vocabulary.size > known:
         raise UserError(
             f"the tokenizer has {vocabulary.size} tokens but the text tower of {source} knows {known}; tokenizer and "
@@ -121,7 +121,7 @@ def _require_data(
 def require_inputs(towers: Mapping[str, Any], *, image_size: int, max_words: int, source: str) -> None:
     """Raise a UserError where described towers do not take frames of this size, or captions of so many tokens."""
     family = family_in(towers)
-    expected_size = int(towers["vision_config"]["image_size"])
+    expected_size = image_size_of(towers)
     longest = longest_of(towers)
     if image_size != expected_size:
         raise UserError(
@@ -138,6 +138,12 @@ def require_inputs(towers: Mapping[str, Any], *, image_size: int, max_words: int
             f"data.max_words is {max_words} but the text tower of {source} was trained on captions of {longest} "
             f"tokens, padding included; pass {flag('data.max_words')} {longest}"
         )
+
+
+def image_size_of(towers: Mapping[str, Any]) -> int:
+    """Height and width of the pictures that described towers see."""
+    family = family_in(towers)
+    return int(towers["vision_config"]["image_size"]) if family == "clip" else FIELDS[family].image_size(towers)
 
 
 def longest_of(towers: Mapping[str, Any]) -> int:
@@ -180,8 +186,9 @@ def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> dict[str, Any
         return look_at_file(path, goes_on=goes_on)
     if config.clip == "random":
         return None
-    if family_of(config.clip) != "clip":
-        return described_folder(config.clip)
+    if (family := family_of(config.clip)) != "clip":
+        described: dict[str, Any] = class_of(TOWERS[family]).described_folder(config.clip)
+        return described
     require_clip(config.clip, goes_on=goes_on)
     return dict(clip_config_in(config.clip).to_dict())
 

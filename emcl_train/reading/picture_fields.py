@@ -1,4 +1,4 @@
-"""How a model's own files prepare pictures: `preprocessor_config.json` in transformers' format, which may be anybody's.
+"""How a model's own files prepare pictures: `preprocessor_config.json` or OpenCLIP's description, by anybody.
 
 What is taken is the square that the model sees, how pictures become it, and the mean and deviation of its pixels. What
 is done otherwise than is built here is named.
@@ -10,13 +10,22 @@ from functools import partial
 from typing import Any
 
 from emcl_train.reading.clip_fields import LARGEST_PICTURE
-from emcl_train.reading.values import between, one_of, switch, three, whole
+from emcl_train.reading.values import arguments, between, one_of, switch, three, whole
 
 FILTERS = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of the filters that are built here."""
-SQUARES = ("crop-bicubic", "crop-bilinear", "squash-bicubic", "squash-bilinear")
+SQUARES = ("crop-bicubic", "crop-bilinear", "squash-bicubic", "squash-bilinear", "clip-bilinear")
 """Values of `data.resize` that models' own files lead to: the short side scaled and the centre cropped, or all of a
-picture pressed into the square."""
+picture pressed into the square. Those of OpenCLIP may lead to CLIP's own too."""
+OF_OPEN_CLIP = {
+    ("shortest", "bicubic"): "clip",
+    ("shortest", "bilinear"): "clip-bilinear",
+    ("squash", "bicubic"): "squash-bicubic",
+    ("squash", "bilinear"): "squash-bilinear",
+}
+"""By OpenCLIP's `resize_mode` and `interpolation`; "random" is of training, and bicubic elsewhere."""
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's, which OpenCLIP takes where its description does not say."""
 IN_255 = 1 / 255
 
 side = partial(whole, largest=LARGEST_PICTURE)
@@ -29,7 +38,7 @@ class Pictures:
     image_size: int
     """Height and width in pixels."""
     resize: str
-    """As `data.resize`, one of `SQUARES`."""
+    """As `data.resize`, one of `SQUARES`, or "clip"."""
     mean: tuple[float, ...]
     """Of each channel, where pixels go from 0 to 1."""
     std: tuple[float, ...]
@@ -49,7 +58,7 @@ def pictures_of_record(content: Any) -> Pictures:
         raise ValueError(f"pictures is {str(content)[:60]!r}, expected an object")
     return Pictures(
         side(content.get("image_size"), "pictures.image_size"),
-        one_of(content.get("resize"), "pictures.resize", SQUARES),
+        one_of(content.get("resize"), "pictures.resize", ("clip", *SQUARES)),
         _channels(content.get("mean"), "pictures.mean", least=-10.0),
         _channels(content.get("std"), "pictures.std", least=1e-6),
     )
@@ -91,6 +100,32 @@ def pictures_of_processor(content: Mapping[str, Any]) -> Pictures:
         _channels(content.get("image_mean"), "image_mean", least=-10.0) if normalized else (0.0, 0.0, 0.0),
         _channels(content.get("image_std"), "image_std", least=1e-6) if normalized else (1.0, 1.0, 1.0),
     )
+
+
+def pictures_of_open_clip(content: Any, image_size: int) -> Pictures:
+    """What OpenCLIP's `preprocess_cfg` says. The size is that of the vision tower, as OpenCLIP has it.
+
+    Args:
+        content: of the description; null where it says nothing.
+        image_size: of the vision tower.
+
+    Raises:
+        NotBuilt: pictures are prepared in another way.
+        ValueError: a value is of a wrong kind.
+    """
+    given = {name: value for name, value in arguments(content, "preprocess_cfg").items() if value is not None}
+    mode, filtered = given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
+    resize = OF_OPEN_CLIP.get((str(mode), "bicubic" if filtered == "random" else str(filtered)))
+    if resize is None:
+        raise NotBuilt(f"resize_mode {str(mode)[:30]}, interpolation {str(filtered)[:30]}")
+    if given.get("mode", "RGB") != "RGB":
+        raise NotBuilt(f"mode {str(given['mode'])[:30]}")
+
+    def channels(name: str, usual: tuple[float, ...], least: float) -> tuple[float, ...]:
+        value = given.get(name, list(usual))
+        return _channels(value if isinstance(value, list) else [value] * 3, f"preprocess_cfg.{name}", least=least)
+
+    return Pictures(image_size, resize, channels("mean", MEAN, -10.0), channels("std", STD, 1e-6))
 
 
 class NotBuilt(ValueError):

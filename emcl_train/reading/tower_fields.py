@@ -12,6 +12,7 @@ from emcl_train.reading.clip_fields import ACTIVATIONS, DEEPEST, MOST_HEADS, WID
 from emcl_train.reading.clip_fields import OF_MODEL as CLIPS_MODEL
 from emcl_train.reading.clip_fields import OF_TEXT as CLIPS_TEXT
 from emcl_train.reading.clip_fields import OF_VISION as CLIPS_VISION
+from emcl_train.reading.open_clip_fields import OpenCLIPFields
 from emcl_train.reading.values import between, number, one_of, switch, whole
 
 wide = partial(whole, largest=WIDEST)
@@ -117,6 +118,28 @@ class Fields:
             del found["text_config"]["pad_token_id"]  # as the class has it
         return found
 
+    def image_size(self, towers: Mapping[str, Any]) -> int:
+        """Height and width of the pictures that described towers see."""
+        return int(towers["vision_config"]["image_size"])
+
+    def vocabulary(self, towers: Mapping[str, Any]) -> int:
+        """How many tokens described towers know."""
+        return int(towers["text_config"]["vocab_size"])
+
+    def loss(self, content: Mapping[str, Any]) -> str | None:
+        """What a configuration says of the loss that its model was trained with; None: nothing."""
+        return None
+
+    def trunk(self, towers: Mapping[str, Any]) -> str | None:
+        """timm's name of the vision tower; None: it is none of timm's."""
+        return None
+
+    def in_words(self, towers: Mapping[str, Any]) -> str:
+        """The vision tower, for a table."""
+        vision = towers["vision_config"]
+        width, layers, patch = vision["hidden_size"], vision["num_hidden_layers"], vision["patch_size"]
+        return f"{layers} layers of width {width} on patches of {patch} pixels"
+
     def require_fitting(self, towers: Mapping[str, Any]) -> None:
         """Raise a ValueError where settings of a whole configuration do not fit each other."""
 
@@ -198,7 +221,9 @@ def _of_clips(towers: Mapping[str, Any]) -> int:
     return int(messages + over_frames + prompts)
 
 
-FIELDS: dict[str, Fields] = {
+OPEN_CLIP = "open_clip"
+"""The family of OpenCLIP's models, which have no `config.json` that names one."""
+FIELDS: dict[str, Fields | OpenCLIPFields] = {
     "siglip": Fields(
         "SiglipConfig",
         _without(TEXT, *INITIAL) | {"projection_size": wide},
@@ -240,5 +265,6 @@ FIELDS: dict[str, Fields] = {
         more=_of_clips,
         heads=(OF_TEXT, OF_VISION, OF_FRAMES, PROMPTS),
     ),
+    OPEN_CLIP: OpenCLIPFields(),
 }
 """By `model_type`. CLIP's are in `clip_fields.py`."""

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from emcl_train.config import RunConfig, flattened
 from emcl_train.kinds import HEADS, SYSTEMS, TEMPORALS
 from emcl_train.kinds import TOWERS as FAMILIES
+from emcl_train.reading.tower_fields import FIELDS
 from emcl_train.recipes import RECIPES, in_mode
 from emcl_train.report.published import (
     EMCL_QA,
@@ -137,11 +138,12 @@ def towers_of(run: Run) -> str | None:
         return "CLIP with random weights"
     if described is None:
         return TOWERS.get(run.config.model.clip)
+    family = family_in(described)
+    if family != "clip":
+        return f"{FAMILIES[family].label}, {FIELDS[family].in_words(described)}"
     vision = described["vision_config"]
     size = (vision["hidden_size"], vision["num_hidden_layers"], vision["patch_size"])
-    named = f"{size[1]} layers of width {size[0]} on patches of {size[2]} pixels"
-    family = family_in(described)
-    return SIZES.get(size, named) if family == "clip" else f"{FAMILIES[family].label}, {named}"
+    return SIZES.get(size, f"{size[1]} layers of width {size[0]} on patches of {size[2]} pixels")
 
 
 def remarks_on_run(run: Run) -> list[str]:

@@ -27,6 +27,7 @@ from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
 from emcl_train.reading.tower_fields import FIELDS
 from emcl_train.runs.contents import CLIP_CONFIG, CONFIG, WEIGHTS
 from emcl_train.runs.files import json_if_whole, read_json, write_json_atomic
+from emcl_train.runs.open_clip_library import numbers_of_trunk
 
 ATTENTION = "sdpa"
 """How attention is computed: by torch's own function, whatever a configuration names."""
@@ -70,17 +71,22 @@ def sized_towers(content: Mapping[str, Any], said_by: str, *, weights: int | Non
     family = family_in(content)
     fields = FIELDS[family]
     try:
-        with without_warnings():  # of tokens that the family has no use for
-            config = getattr(transformers, fields.config).from_dict(fields.known(content))
-        towers = {"model_type": family} | fields.known(config.to_dict())
+        known = fields.known(content)
+        if fields.config is not None:
+            with without_warnings():  # of tokens that the family has no use for
+                known = fields.known(getattr(transformers, fields.config).from_dict(known).to_dict())
+        towers = {"model_type": family} | known
         towers["projection_dim"] = fields.width(towers)
         fields.require_fitting(towers)
         asked = fields.numbers(towers)
+        if (trunk := fields.trunk(towers)) is not None:
+            asked += numbers_of_trunk(trunk)
     except (StrictDataclassError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{said_by} does not describe a {FAMILIES[family].label}: {reason}; {_way_out()}") from error
 
-    _require_patches(towers, said_by, FAMILIES[family].label)
+    if fields.config is not None:
+        _require_patches(towers, said_by, FAMILIES[family].label)
     _require_numbers(asked, weights, said_by)
     return towers
 
@@ -88,6 +94,8 @@ def sized_towers(content: Mapping[str, Any], said_by: str, *, weights: int | Non
 def config_of_towers(towers: Mapping[str, Any]) -> Any:
     """The configuration of transformers for described towers that are not CLIP's."""
     fields = FIELDS[family_in(towers)]
+    if fields.config is None:
+        raise ValueError(f"{family_in(towers)} has no configuration of transformers")
     with without_warnings():
         return getattr(transformers, fields.config).from_dict(fields.known(towers))
 

@@ -56,7 +56,7 @@ def _export(run_dir: Path, out: Path, program: str, say: Callable[[str], object]
     if described is not None and family_in(described) != "clip":
         raise UserError(
             f"{run_dir} has towers of {FAMILIES[family_in(described)].label}, and all layouts of export are CLIP's; "
-            f"its {WEIGHTS} has the weights under the names of transformers, behind {OTHER_TOWERS}"
+            f"its {WEIGHTS} has the weights under the names of the library that they come from, behind {OTHER_TOWERS}"
         )
     state = whole_weights(config, run_dir)
     say_if_unfinished(run_dir)

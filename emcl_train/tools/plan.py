@@ -18,10 +18,12 @@ from emcl_train.errors import UserError
 from emcl_train.kinds import HEADS
 from emcl_train.models import look_ahead
 from emcl_train.reading.picture_fields import SQUARES
+from emcl_train.reading.tower_fields import OPEN_CLIP
 from emcl_train.runs.clip_config import read_clip_config
 from emcl_train.terminal import console_of, escaped
 from emcl_train.tools.embed import require_room
 from emcl_train.tools.embed_lists import lists_of
+from emcl_train.weights.prepared import family_of_model
 
 SPLITS = ("train", "val", "test")
 
@@ -151,9 +153,14 @@ def _counted(annotations: Annotations) -> str:
     return ", ".join(f"{len(split.clips)} {name} with {len(split.captions)} captions" for name, split in splits.items())
 
 
+def _is_of_open_clip(config: RunConfig) -> bool:
+    """Whether its towers are OpenCLIP's, whose pictures may be prepared as CLIP's."""
+    return config.from_features is None and family_of_model(config.model) == OPEN_CLIP
+
+
 def _towers(config: RunConfig) -> Sequence[str]:
     """What towers that are not CLIP's bring along."""
-    if config.model.system != "clip" or config.data.resize not in SQUARES:
+    if config.model.system != "clip" or (config.data.resize not in SQUARES and not _is_of_open_clip(config)):
         return []
     data = config.data
     return [

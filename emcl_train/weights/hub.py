@@ -23,6 +23,7 @@ BERT_WAY_OUT = (
     '"random"'
 )
 TRANSFORMERS_CONFIG = "config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 OF_FILES = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".zip", ".pkl", ".safetensors", ".json", ".onnx")
 

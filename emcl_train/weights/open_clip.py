@@ -13,13 +13,13 @@ from torch import Tensor
 from emcl_train.errors import UserError
 from emcl_train.reading.values import arguments, positive, side, switch, three, whole
 from emcl_train.runs.files import read_json
+from emcl_train.weights.hub import OPEN_CLIP_CONFIG
 from emcl_train.weights.openai import PIXEL_MEAN, PIXEL_STD
 
-OPEN_CLIP_CONFIG = "open_clip_config.json"
 WAY_OUT = "bring the file that belongs to these weights, or pass another --model.clip"
 ELSEWHERE = (
-    "pass --model.clip a CLIP of OpenAI's or OpenCLIP's own vision transformer and causal text transformer, or embed "
-    "by OpenCLIP itself"
+    "pass --model.clip the folder that holds it, which OpenCLIP's own library builds (the extra openclip), or a CLIP "
+    "of OpenAI's or OpenCLIP's own vision transformer and causal text transformer"
 )
 
 # What OpenCLIP takes where the file does not say.

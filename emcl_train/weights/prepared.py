@@ -14,12 +14,20 @@ from emcl_train.config import ModelConfig
 from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.kinds import TOWERS
-from emcl_train.reading.picture_fields import NotBuilt, Pictures, pictures_of_processor
+from emcl_train.reading.picture_fields import NotBuilt, Pictures, pictures_of_open_clip, pictures_of_processor
 from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
-from emcl_train.reading.tower_fields import FIELDS
+from emcl_train.reading.tower_fields import FIELDS, OPEN_CLIP
 from emcl_train.runs.contents import CLIP_CONFIG
 from emcl_train.runs.files import json_if_whole, read_json
-from emcl_train.weights.hub import CLIP_WAY_OUT, TRANSFORMERS_CONFIG, is_place, not_loaded, optional_file
+from emcl_train.weights.hub import (
+    CLIP_WAY_OUT,
+    OPEN_CLIP_CONFIG,
+    TRANSFORMERS_CONFIG,
+    file_of,
+    is_place,
+    not_loaded,
+    optional_file,
+)
 
 PREPROCESSOR = "preprocessor_config.json"
 PROCESSOR = "processor_config.json"
@@ -47,12 +55,20 @@ class Captions:
 def family_of(name: str) -> str:
     """The `model_type` of a folder or hub name, if it is one of `TOWERS`; else, and where there is none, "clip".
 
+    Models of OpenCLIP have a description of their own. A folder with that of a plain CLIP is one of "clip": the reader
+    of its files needs no other library.
+
     Raises:
         UserError: the hub does not say whether there is one.
     """
     path = Path(name).expanduser()
     if is_place(name):
-        return "clip" if path.is_file() else _family_in(path / TRANSFORMERS_CONFIG)
+        if path.is_file():
+            return "clip"
+        family = _family_in(path / TRANSFORMERS_CONFIG)
+        if family is None and (path / OPEN_CLIP_CONFIG).is_file() and not _is_plain_clip(path / OPEN_CLIP_CONFIG):
+            return OPEN_CLIP
+        return family or "clip"
     return "clip" if name == "random" or name.startswith(OF_OPENAI) else _family_on_hub(name)
 
 
@@ -63,22 +79,36 @@ def _family_on_hub(name: str) -> str:
 
     try:
         file = optional_file(name, TRANSFORMERS_CONFIG)
+        family = None if file is None else _family_in(file)
+        if family is None and optional_file(name, OPEN_CLIP_CONFIG) is not None:
+            return OPEN_CLIP
     except (ValueError, RepositoryNotFoundError):
         return "clip"  # there is no such name, which the reader of CLIPs says
     except OSError as error:
         raise UserError(
             f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
         ) from error
-    return "clip" if file is None else _family_in(file)
+    return family or "clip"
 
 
-def _family_in(file: Path) -> str:
+def _is_plain_clip(file: Path) -> bool:
+    """Whether OpenCLIP's description is one of a CLIP that is built here without its library."""
+    from emcl_train.weights.open_clip import open_clip_config
+
+    try:
+        return open_clip_config(file) is not None
+    except UserError:
+        return False
+
+
+def _family_in(file: Path) -> str | None:
+    """The family that a `config.json` names; None: there is none, or it is of no model that is known here."""
     try:
         content = read_json(file, "", keys=(), largest=LARGEST_DESCRIPTION)
     except (OSError, ValueError, UserError):
-        return "clip"  # a file that is damaged or not there: the reader of CLIPs says so
+        return "clip" if file.is_file() else None  # one that is damaged: the reader of CLIPs says so
     family = content.get("model_type")
-    return family if isinstance(family, str) and family in FIELDS else "clip"
+    return family if isinstance(family, str) and family in {"clip", *FIELDS} - {OPEN_CLIP} else None
 
 
 def family_of_model(model: ModelConfig) -> str:
@@ -90,14 +120,41 @@ def family_of_model(model: ModelConfig) -> str:
     return family if isinstance(family, str) and family in FIELDS else "clip"
 
 
-def pictures_of(name: str) -> Pictures:
+def description_of(name: str, family: str) -> tuple[dict[str, Any], Path]:
+    """The description of the model in a folder or hub entry, and the file that it stands in.
+
+    Args:
+        name: the folder or hub name.
+        family: of the model.
+
+    Raises:
+        UserError: it cannot be had, or is damaged.
+    """
+    try:
+        file = file_of(name, OPEN_CLIP_CONFIG if family == OPEN_CLIP else TRANSFORMERS_CONFIG)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.clip is {name}, which cannot be had: {not_loaded(name, error)}; {CLIP_WAY_OUT}"
+        ) from error
+    return dict(read_json(file, CLIP_WAY_OUT, what="a configuration", keys=(), largest=LARGEST_DESCRIPTION)), file
+
+
+def pictures_of(name: str, family: str) -> Pictures:
     """What a model's own files say of its pictures.
+
+    Args:
+        name: the folder or hub name.
+        family: of the model.
 
     Raises:
         UserError: they say nothing, are damaged, or prepare pictures in a way that is not built here.
     """
-    content, file = _processor(name)
+    of_open_clip = family == OPEN_CLIP
+    content, file = (description_of(name, OPEN_CLIP)[0], OPEN_CLIP_CONFIG) if of_open_clip else _processor(name)
     try:
+        if of_open_clip:
+            fields = FIELDS[OPEN_CLIP]
+            return pictures_of_open_clip(content.get("preprocess_cfg"), fields.image_size(fields.known(content)))
         return pictures_of_processor(content)
     except NotBuilt as error:
         raise UserError(

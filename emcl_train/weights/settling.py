@@ -4,7 +4,7 @@ A model that is not CLIP brings its own pictures, captions and loss. They are pu
 else reads it: frames are cached, features compared, and runs resumed by what `config.json` then shows.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from typing import Any
 from emcl_train.config import RunConfig, flattened
 from emcl_train.errors import UserError
 from emcl_train.kinds import TOWERS
-from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
-from emcl_train.reading.tower_fields import FIELDS
+from emcl_train.reading.open_clip_fields import words_of
+from emcl_train.reading.tower_fields import FIELDS, OPEN_CLIP
 from emcl_train.recipes import RECIPES
 from emcl_train.runs.contents import CLIP_CONFIG, CONFIG, FEATURES, load_config
-from emcl_train.runs.files import json_if_whole, read_json
-from emcl_train.weights.hub import CLIP_WAY_OUT, TRANSFORMERS_CONFIG, file_of
-from emcl_train.weights.prepared import captions_of, family_of, pictures_of
+from emcl_train.runs.files import json_if_whole
+from emcl_train.weights.hub import CLIP_WAY_OUT
+from emcl_train.weights.prepared import captions_of, description_of, family_of, pictures_of
 
 FOLLOWING = (
     "data.image_size", "data.resize", "data.max_words", "data.clean_captions", "data.num_frames", "data.frame_sampling",
@@ -106,14 +106,14 @@ def _brought(config: RunConfig) -> dict[str, Any]:
         return {}
 
     # The settings of the text tower are read again, each of its kind, where towers are described.
-    file = file_of(config.model.clip, TRANSFORMERS_CONFIG)
-    content = read_json(file, CLIP_WAY_OUT, keys=(), largest=LARGEST_DESCRIPTION)
+    content, file = description_of(config.model.clip, family)
     try:
         positions = FIELDS[family].positions(content)
         frames = FIELDS[family].frames(content)
+        words = words_of(content) if family == OPEN_CLIP else None
     except ValueError as error:
         raise UserError(f"{file} does not describe a {TOWERS[family].label}: {error}; {CLIP_WAY_OUT}") from error
-    pictures = pictures_of(config.model.clip)
+    pictures = pictures_of(config.model.clip, family)
     tokenizer = config.model.clip if config.model.tokenizer is None else config.model.tokenizer
     captions = captions_of(tokenizer, family, positions)
     full = TOWERS[family].full_length
@@ -122,9 +122,14 @@ def _brought(config: RunConfig) -> dict[str, Any]:
         "data.image_size": pictures.image_size,
         "data.resize": pictures.resize,
         "data.max_words": positions if full else min(config.data.max_words, captions.longest),
-        "data.clean_captions": captions.cleaning,
-        "train.loss": TOWERS[family].loss,
+        "data.clean_captions": captions.cleaning if words is None else words.cleaning,
+        "train.loss": _loss(family, content),
     }
+
+
+def _loss(family: str, described: Mapping[str, Any]) -> str:
+    """What described towers were trained with."""
+    return FIELDS[family].loss(described) or TOWERS[family].loss
 
 
 def _of_run(folder: Path) -> dict[str, Any]:
@@ -136,7 +141,7 @@ def _of_run(folder: Path) -> dict[str, Any]:
     data = load_config(folder).data
     names = [name.removeprefix("data.") for name in FOLLOWING if name.startswith("data.")]
     own = {f"data.{name}": getattr(data, name) for name in names if _follows(name, family)}
-    return own | {"train.loss": TOWERS[family].loss}
+    return own | {"train.loss": _loss(family, described)}
 
 
 def _of_run_that_goes_on(folder: Path) -> dict[str, Any]:
@@ -166,4 +171,4 @@ def _of_record(path: Path, key: str, config: RunConfig) -> dict[str, Any]:
         # Values of other kinds are refused where features are opened.
         if _follows(name, family) and type(value) is type(usual[name]):
             found[name] = value
-    return found | {"train.loss": TOWERS[family].loss}
+    return found | {"train.loss": _loss(family, described)}

@@ -59,7 +59,7 @@ class DescribedTowers(Towers):
         Raises:
             UserError: it cannot be read, or its weights are not those of the model.
         """
-        towers = described_folder(name)
+        towers = cls.described_folder(name)
         require_weights_alone(name, "model.clip", CLIP_WAY_OUT)
         folder = Path(name).expanduser()
         model = loaded_whole(
@@ -74,6 +74,16 @@ class DescribedTowers(Towers):
         )
         return cls(model, towers)
 
+    @classmethod
+    def described_folder(cls, name: str) -> dict[str, Any]:
+        """The description of the towers in a folder or hub entry, its pictures included; no weight is read.
+
+        Raises:
+            UserError: it cannot be had, is damaged, larger than its weights, or prepares pictures in a way that is not
+                built here.
+        """
+        return _described_folder(name)
+
     def description(self) -> dict[str, Any]:
         return deepcopy(self._towers)
 
@@ -86,13 +96,7 @@ class DescribedTowers(Towers):
         raise NotImplementedError
 
 
-def described_folder(name: str) -> dict[str, Any]:
-    """The description of the towers in a folder or hub entry, its pictures included; no weight is read.
-
-    Raises:
-        UserError: it cannot be had, is damaged, larger than its weights, or prepares pictures in a way that is not
-            built here.
-    """
+def _described_folder(name: str) -> dict[str, Any]:
     require_place(name, "model.clip", CLIP_WAY_OUT)
     try:
         file = file_of(name, TRANSFORMERS_CONFIG)
@@ -104,7 +108,7 @@ def described_folder(name: str) -> dict[str, Any]:
     weights = numbers_in(*files_of_weights(Path(name).expanduser()))
     towers = sized_towers(content, str(file), weights=weights)
 
-    pictures = pictures_of(name)
+    pictures = pictures_of(name, towers["model_type"])
     expected = towers["vision_config"]["image_size"]
     if pictures.image_size != expected:
         raise UserError(
