@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from emcl_train.extras import require_packages
 from emcl_train.models import RetrievalModel
 from emcl_train.models.retrieval import build_model
 from emcl_train.runs.clip_config import towers_of_fields
+from emcl_train.training.compiling import without_compiling
 from emcl_train.training.losses import symmetric_info_nce
 from emcl_train.training.memory import save_memory
 from emcl_train.training.optim import build_optimizer
@@ -44,11 +45,12 @@ PAIRS = {"clip": 16, "siglip": 4}
 """Of a step, so that its activations fit into 24 GiB."""
 TITLES = {"clip": "CLIP ViT-B/32", "siglip": "SigLIP base, patches of 16 pixels"}
 
-PLAIN, AGAIN, HALF, LORA, BOTH = "plain", "checkpointing", "bf16", "LoRA", "LoRA, checkpointing"
+PLAIN, AGAIN, HALF, COMPILED, LORA, BOTH = "plain", "checkpointing", "bf16", "compiled", "LoRA", "LoRA, checkpointing"
 WAYS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     AGAIN: {"gradient_checkpointing": True},
     HALF: {"precision": "bf16"},
+    COMPILED: {"compile_towers": True},
     LORA: {"lora": RANK},
     BOTH: {"lora": RANK, "gradient_checkpointing": True},
 }
@@ -57,10 +59,11 @@ WAYS: dict[str, dict[str, Any]] = {
 METHOD = (
     "Towers of real size, random weights, {frames} frames a clip, captions of {words} tokens, {pairs} pairs a step: "
     "the temporal transformer, EMCL-Net's head, EMCL, the contrastive loss, AdamW. “plain” trains all weights in "
-    "float32; the others are that with --train.gradient-checkpointing, --train.precision bf16, "
+    "float32; the others are that with --train.gradient-checkpointing, --train.precision bf16, --train.compile-towers, "
     "--train.lora {rank}, and the last with checkpointing. Medians of wall-clock time; IQR is the interquartile range. "
     "The ratios are of pairs: the median over turns of the ratio of a turn's two steps, and of its logarithm's mean "
-    "the 95 % interval. Peak memory is the high-water mark of a process of its own that makes two steps."
+    "the 95 % interval. Peak memory is the high-water mark of a process of its own that makes two steps; compiled, it "
+    "has the compiler's memory too."
 )
 
 
@@ -111,7 +114,8 @@ class Step:
             config.data.max_words = words_of(towers)
             config.data.image_size = towers["vision_config"]["image_size"]
             model = build_model(config, Words(vocabulary), clip_config=towers)
-            save_memory(model.towers, config.train)
+            compiled = COMPILED in ways and rank == 0
+            save_memory(model.towers, TrainConfig(lora=rank, compile_towers=compiled))
             self.models[rank] = model.train()
             self.optimizers[rank] = build_optimizer(model, config)
 
@@ -136,11 +140,13 @@ class Step:
             model.towers.inner.activation_checkpointing_disable()
 
         of_half = torch.autocast("cpu", torch.bfloat16) if settings.get("precision") == "bf16" else nullcontext()
-        with of_half:
-            features = model(self.batch)
-        similarity = model.similarity(features.text, features.video, emcl=True)
-        loss = symmetric_info_nce(similarity, features.logit_scale)
-        loss.backward()
+        as_written: AbstractContextManager[None] = nullcontext() if way == COMPILED else without_compiling()
+        with as_written:
+            with of_half:
+                features = model(self.batch)
+            similarity = model.similarity(features.text, features.video, emcl=True)
+            loss = symmetric_info_nce(similarity, features.logit_scale)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()

@@ -396,6 +396,9 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Keep only the input of each of the towers' layers, and compute the layer again in the backward pass: the same
     gradients in less memory, for a second forward pass."""
+    compile_towers: bool = False
+    """Train the towers through torch.compile, which needs a C++ compiler, or Triton on a GPU. Validations and
+    evaluations run as without it."""
     lora: int = 0
     """Rank of adapters (LoRA, through peft) on the attention of both towers, whose own weights then stay as they are;
     the weights that a run keeps have them added in. 0: none."""
@@ -680,7 +683,7 @@ def _ranges_of_memory(config: RunConfig) -> Iterator[tuple[str, object, bool, st
     stored = config.from_features is not None
 
     # Towers that are not there, or have no backward pass.
-    for name, off in (("gradient_checkpointing", False), ("lora", 0)):
+    for name, off in (("gradient_checkpointing", False), ("compile_towers", False), ("lora", 0)):
         value = getattr(train, name)
         yield f"train.{name}", value, value == off or not stored, f"{off}, since no towers run on stored features"
     still = train.clip_lr_factor == 0
@@ -753,6 +756,7 @@ def _check_experts(config: RunConfig) -> None:
         ("train.chunks", config.train.chunks, 1, "batch norms look at the whole batch"),
         ("from_features", config.from_features, None, "it has no towers whose features could be stored"),
         ("train.gradient_checkpointing", config.train.gradient_checkpointing, False, "it has no towers"),
+        ("train.compile_towers", config.train.compile_towers, False, "it has no towers"),
         ("train.lora", config.train.lora, 0, "it has no towers"),
     ]
     if on:

@@ -115,6 +115,7 @@ DEPENDS: dict[str, Matters] = {
     "train.batches": lambda config: config.data.train_captions == "all",
     "train.chunks": lambda config: config.train.chunks > 1,
     "train.gradient_checkpointing": lambda config: config.train.gradient_checkpointing,
+    "train.compile_towers": lambda config: config.train.compile_towers,
     "train.lora": _has_adapters,
     "train.lora_alpha": _has_adapters,
     "train.lora_dropout": _has_adapters,

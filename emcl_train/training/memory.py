@@ -1,4 +1,4 @@
-"""What lets towers be trained that would not fit: adapters, and layers that are computed again."""
+"""What lets towers be trained that would not fit: adapters, layers that are computed again, compiled parts."""
 
 from accelerate import Accelerator
 
@@ -7,6 +7,7 @@ from emcl_train.errors import UserError
 from emcl_train.flags import flag
 from emcl_train.models.towers import Towers
 from emcl_train.models.towers.adapters import adapt
+from emcl_train.training.compiling import compile_parts, require_compiler
 from emcl_train.training.sharding import is_sharded
 
 
@@ -16,11 +17,15 @@ def require_what_saves_memory(config: TrainConfig, accelerator: Accelerator) -> 
     Raises:
         UserError: they cannot.
     """
-    if config.lora and is_sharded(accelerator):
-        raise UserError(
-            f"train.lora is {config.lora}, and weights are sharded (FSDP), which does not go with adapters; leave out "
-            f"{flag('train.lora')}, or start the processes without FSDP"
-        )
+    asked = {"train.lora": config.lora, "train.compile_towers": config.compile_towers}
+    for name, value in asked.items():
+        if value and is_sharded(accelerator):
+            raise UserError(
+                f"{name} is {value}, and weights are sharded (FSDP), which goes with neither adapters nor compiled "
+                f"towers; leave out {flag(name)}, or start the processes without FSDP"
+            )
+    if config.compile_towers:
+        require_compiler(accelerator.device)
 
 
 def save_memory(towers: Towers, config: TrainConfig) -> str:
@@ -41,4 +46,6 @@ def save_memory(towers: Towers, config: TrainConfig) -> str:
         )
     if config.gradient_checkpointing:
         towers.recompute_layers()
+    if config.compile_towers:
+        compile_parts(towers)
     return said

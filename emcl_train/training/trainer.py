@@ -57,6 +57,7 @@ from emcl_train.runs.records import selecting_score
 from emcl_train.runs.state import TrainingState
 from emcl_train.terminal import console_of, escaped, warn
 from emcl_train.training.chunks import ChunkedFeatures
+from emcl_train.training.compiling import without_compiling
 from emcl_train.training.divergence import Diverged, Watch, all_finite, moments_of
 from emcl_train.training.going_on import Steps, pairs_per_step, require_same_sharding, require_same_steps
 from emcl_train.training.losses import channel_decorrelation, loss_of
@@ -529,7 +530,8 @@ class Run:
             self.whole.to(self.accelerator.device)
 
         try:
-            score = self.measure()
+            with without_compiling() if self.config.train.compile_towers else nullcontext():
+                score = self.measure()
         except NotFinite as error:
             what = f"numbers of the validation after it are not finite ({str(error).partition(';')[0]})"
             raise self.watch.diverged(what, step=self.step, epoch=epoch) from error

@@ -36,6 +36,8 @@ class Towers(nn.Module):
     """As its registration says: F features of F frames; else one, F = 1."""
     inputs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """By the value of `train.frozen`, beginnings of the names of the library's weights that stay as they are."""
+    parts: ClassVar[tuple[str, ...]] = ("text_model", "vision_model")
+    """Of the library's model, those that take nearly all of a step: each is compiled as a whole."""
     attention: ClassVar[str] = r"(text_model|vision_model)\.encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj"
     """A regular expression: names of the library's maps to queries, keys and values, and of those behind attention."""
     width: int

@@ -1,4 +1,4 @@
-"""Towers in less memory: layers that are computed again train as they do otherwise."""
+"""Towers in less memory: layers that are computed again, and compiled parts, train as the towers themselves do."""
 
 import io
 import json
@@ -7,16 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from several_processes import one_step, step_config
 from small_towers import FAMILIES, config_of, write_towers
 from tiny_run import tiny_run
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from emcl_train.config import check_config
+from emcl_train.encoder import load
 from emcl_train.errors import UserError
 from emcl_train.models.towers import Towers
 from emcl_train.recipes import load_recipe
 from emcl_train.runs.records import MEASURED
-from emcl_train.training import trainer
+from emcl_train.training import compiling, trainer
 
 QUIET = {"console": Console(file=io.StringIO())}
 EVERY = ("clip", *FAMILIES)
@@ -155,6 +158,72 @@ def test_a_library_without_it_is_named():
         towers.recompute_layers(towers)
 
 
+# ---- compiled parts --------------------------------------------------------------------------------------------------
+
+
+def encoded(towers, size, config):
+    """Features of so many drawn captions and clips."""
+    draw = torch.Generator().manual_seed(size)
+    ids = torch.randint(5, 20, (size, config.data.max_words), generator=draw)
+    shape = (size, config.data.num_frames, 3, config.data.image_size, config.data.image_size)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
+    mask = {"frame_mask": torch.ones(shape[:2], dtype=torch.bool)} if "frame_mask" in towers.frame_inputs else {}
+    return towers.encode_text(ids, torch.ones_like(ids))[0], towers.encode_frames(frames=frames, **mask)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_are_traced_once_for_batches_of_any_size(family, folders, monkeypatch):
+    """Not by inductor, whose C++ takes seconds a graph: here its graphs are counted, and run as they are."""
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(compiling, "BACKEND", graphs)
+    encoder = load(folders[family])
+    towers = encoder._model.towers.eval()
+    sizes = (8, 7, 5, 3)
+    expected = [encoded(towers, size, encoder.config) for size in sizes]
+    names = list(towers.state_dict())
+
+    compiling.compile_parts(towers)
+    assert list(towers.state_dict()) == names
+    counts = []
+    for size, features in zip(sizes, expected, strict=True):
+        for found, there in zip(encoded(towers, size, encoder.config), features, strict=True):
+            torch.testing.assert_close(found, there, rtol=1e-5, atol=1e-6)
+        counts.append(graphs.frame_count)
+    assert counts[0] >= 2
+    assert counts[0] < counts[1] <= 2 * counts[0]
+    assert counts[1] == counts[-1]
+
+    with compiling.without_compiling():
+        encoded(towers, 4, encoder.config)
+    assert graphs.frame_count == counts[-1]
+
+
+def test_a_run_with_compiled_towers_is_an_ordinary_one(root, tmp_path):
+    config = tiny_run(root, tmp_path / "plain", max_steps=2, epochs=1, tracker="none")
+    plain = trainer.train(config, **QUIET)
+    compiled = replace(config, out=tmp_path / "compiled", train=replace(config.train, compile_towers=True))
+    run = trainer.train(compiled, **QUIET)
+    found, expected = load_file(run / "model.safetensors"), load_file(plain / "model.safetensors")
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    losses = [line["loss"] for line in record(run)[0] if line["kind"] == "train"]
+    assert losses == pytest.approx([line["loss"] for line in record(plain)[0] if line["kind"] == "train"], rel=1e-4)
+    load(run)
+
+
+def test_a_machine_that_cannot_compile_is_told_so(monkeypatch):
+    def no_compiler(graph, inputs):
+        raise RuntimeError("no compiler was found\nand more")
+
+    monkeypatch.setattr(compiling, "BACKEND", no_compiler)
+    with pytest.raises(
+        UserError, match=r"compile does not work here \(.*no compiler was found\); install a C\+\+ .*--train.c"
+    ):
+        compiling.require_compiler(torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("recipe", "change", "message"),
     [
@@ -178,6 +247,11 @@ def test_a_library_without_it_is_named():
         ("jsonl", {"lora_dropout": 1.0}, "train.lora_dropout is 1.0, expected a share"),
         ("jsonl", {"lora_alpha": 0.0}, "train.lora_alpha is 0.0, expected a positive number"),
         ("mmt-msrvtt", {"lora": 4}, "train.lora is 4, and for MMT it can be 0 alone, since it has no towers"),
+        (
+            "ce-msrvtt",
+            {"compile_towers": True},
+            "for CE it can be False alone, since it has no towers; leave out --train.c",
+        ),
         ("mmt-msrvtt", {"gradient_checkpointing": True}, "it has no towers; leave out --train.gradient-checkpointing"),
     ],
 )
@@ -187,7 +261,7 @@ def test_what_would_make_no_sense_is_refused(recipe, change, message):
         check_config(replace(config, train=replace(config.train, **change)))
 
 
-@pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"lora": 4}])
+@pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"compile_towers": True}, {"lora": 4}])
 def test_stored_features_have_no_towers_to_save_memory_of(change, tmp_path):
     config = replace(load_recipe("jsonl"), from_features=tmp_path)
     config = replace(config, train=replace(config.train, clip_lr_factor=None, frozen="none", **change))
