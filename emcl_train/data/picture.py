@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from emcl_train.config import Resize
+from emcl_train.data.converting import converted
 
 Display = Literal["watched", "rotated"]
 
@@ -39,7 +40,7 @@ def picture_of(frame: VideoFrame, aspect: Fraction | None = None, display: Displ
         display: "watched": turned, mirrored, and of the shape that its pixels give it. "rotated": turned alone, as runs
             were made before.
     """
-    stored = frame.to_ndarray(format="rgb24")
+    stored = converted(frame, format="rgb24").to_ndarray()
     if display == "rotated":
         turned = np.rot90(stored, round(frame.rotation / 90))
         return Picture(turned, *turned.shape[:2])

@@ -18,6 +18,7 @@ from emcl_train.config import MAX_PIXELS, DataConfig
 from emcl_train.data.clips import Clip
 from emcl_train.data.clock import has_no_stamps
 from emcl_train.data.container import VideoError, open_video, rewound, whole_timeline
+from emcl_train.data.converting import converted
 from emcl_train.data.decoding import Astray, frames_shown_at
 from emcl_train.data.frame_folders import frame_picture, is_frame_folder, timeline_of, watched_folder
 from emcl_train.data.h264 import repeatable
@@ -221,7 +222,7 @@ def _mp4(pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> bytes:
         stream.pix_fmt = "yuv420p"
         for i, pixels in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame = frame.reformat(stream.width, stream.height, format="yuv420p", interpolation="BICUBIC")
+            frame = converted(frame, stream.width, stream.height, format="yuv420p", interpolation="BICUBIC")
             frame.pts = i
             frame.time_base = Fraction(1, RATE)
             container.mux(stream.encode(frame))

@@ -7,6 +7,7 @@ from scenedetect.detectors import ContentDetector
 
 from emcl_train.config import MAX_PIXELS
 from emcl_train.data.container import VideoError, open_video, rewound, whole_timeline
+from emcl_train.data.converting import converted
 from emcl_train.data.decoding import Reader
 
 WIDTH = 256
@@ -42,7 +43,7 @@ def cuts_of(path: Path, max_pixels: int = MAX_PIXELS) -> list[float]:
                 begins.append(time)
                 # The detector compares pictures of one size, and a film may change its own on the way.
                 size = size or _smaller(frame.width, frame.height)
-                picture = frame.reformat(*size, format="bgr24", interpolation="BILINEAR").to_ndarray()
+                picture = converted(frame, *size, format="bgr24").to_ndarray()
                 cuts.extend(cut.frame_num for cut in detector.process_frame(at, picture))
         if not begins:
             raise VideoError(path, "none of its frames can be decoded")

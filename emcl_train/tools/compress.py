@@ -21,6 +21,7 @@ from emcl_train.config import MAX_PIXELS
 from emcl_train.data.annotation_files import VIDEO_SUFFIXES, visible_files
 from emcl_train.data.clips import Clip
 from emcl_train.data.container import VideoError, decoder_version, open_video, rewound, whole_timeline
+from emcl_train.data.converting import converted
 from emcl_train.data.decoding import frames_shown_at
 from emcl_train.data.h264 import repeatable
 from emcl_train.data.loader import in_parallel
@@ -282,7 +283,7 @@ def _encode(path: Path, target: Path, pictures: Iterator[Picture], settings: Set
                 if stream.width * stream.height > max_pixels:
                     raise VideoError(target, f"a copy of it would have {stream.width} × {stream.height} pixels")
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture.pixels), format="rgb24")
-            frame = frame.reformat(stream.width, stream.height, format="yuv420p", interpolation="BICUBIC")
+            frame = converted(frame, stream.width, stream.height, format="yuv420p", interpolation="BICUBIC")
             frame.pts = i
             frame.time_base = 1 / rate
             container.mux(stream.encode(frame))

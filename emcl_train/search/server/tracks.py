@@ -20,6 +20,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from emcl_train.data.converting import converted
 from emcl_train.data.decoding import demuxed
 from emcl_train.data.opening import opened
 from emcl_train.data.picture import picture_of
@@ -186,7 +187,7 @@ class Pictures:
         if _is_turned(frame):
             pixels = picture_of(frame, self._aspect).pixels
             frame = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        drawn = frame.reformat(self._stream.width, self._stream.height, format="yuv420p")
+        drawn = converted(frame, self._stream.width, self._stream.height, format="yuv420p")
         # As decoded, a frame says which kind it was, and the encoder would make it one again.
         drawn.pict_type = 0
         return drawn
