@@ -193,7 +193,7 @@ types: $(VENV)/.deps  ## Check types: mypy
 	MYPYPATH=tests/browser:tests/train $(BIN)/mypy $(TEST_TYPES) tests/browser
 	MYPYPATH=tests/search:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/search
 	MYPYPATH=tests/ray:tests/train $(BIN)/mypy $(TEST_TYPES) tests/ray
-	MYPYPATH=tests/openclip:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/openclip
+	MYPYPATH=tests/openclip:tests/search:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/openclip
 	MYPYPATH=tests/lora:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/lora
 	MYPYPATH=tests/browser_search:tests/search:tests/browser:tests/train:tests/train/models $(BIN)/mypy $(TEST_TYPES) tests/browser_search
 
@@ -329,10 +329,10 @@ $(LORA_VENV)/.deps: $(LORA_VENV)/.created $(VENV)/.deps constraints-lora.txt
 	$(LORA_BIN)/python -m pip install $(PIP_OPTIONS) -c constraints.txt -r constraints-lora.txt
 	@touch $@
 
-# It sees nothing of .venv: torchvision needs its own torch.
-$(OPENCLIP_VENV)/.deps: $(OPENCLIP_VENV)/.created constraints-openclip.txt
-	@echo 'Installing OpenCLIP, timm, torchvision and their torch into $(OPENCLIP_VENV); this happens once'
-	$(OPENCLIP_BIN)/python -m pip install $(PIP_OPTIONS) -r constraints-openclip.txt
+# It sees nothing of .venv: torchvision needs its own torch. Libraries of films are made by its models, too.
+$(OPENCLIP_VENV)/.deps: $(OPENCLIP_VENV)/.created constraints-openclip.txt constraints-search.txt
+	@echo 'Installing OpenCLIP, timm, torchvision, their torch and what a library of films needs into $(OPENCLIP_VENV); this happens once'
+	$(OPENCLIP_BIN)/python -m pip install $(PIP_OPTIONS) -r constraints-openclip.txt -r constraints-search.txt
 	@touch $@
 
 # The version, which the libraries have inside.

@@ -65,6 +65,8 @@ class TowerFamily:
     """Whether it gives the feature of every token, in the space of the captions'."""
     full_length: bool = False
     """Whether captions always have as many tokens as it takes: it was trained on their padding too."""
+    adapters: bool = True
+    """Whether its attention has linear maps to queries, keys and values, on which adapters (`train.lora`) stand."""
     cleaning: str = "none"
     """How captions are cleaned before they are tokenized, as `data.clean_captions`."""
 
@@ -96,7 +98,11 @@ TOWERS: dict[str, TowerFamily] = {
     "altclip": TowerFamily("AltCLIP", "emcl_train.models.towers.altclip:AltCLIPTowers"),
     "chinese_clip": TowerFamily("Chinese CLIP", "emcl_train.models.towers.chinese_clip:ChineseCLIPTowers"),
     "open_clip": TowerFamily(
-        "OpenCLIP", "emcl_train.models.towers.open_clip:OpenCLIPTowers", full_length=True, cleaning="clip"
+        "OpenCLIP",
+        "emcl_train.models.towers.open_clip:OpenCLIPTowers",
+        full_length=True,
+        adapters=False,
+        cleaning="clip",
     ),
     "xclip": TowerFamily("X-CLIP", "emcl_train.models.towers.xclip:XCLIPTowers", per_frame=False, cleaning="clip"),
 }

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-TRAIN = Path(__file__).resolve().parent.parent / "train"
-sys.path[:0] = [str(TRAIN), str(TRAIN / "models")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train"))  # for its runs
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "train/models"))  # for its towers
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "search"))  # for its films
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,9 @@ from emcl_train.config import TrainConfig
 from emcl_train.errors import UserError
 from emcl_train.extras import require_packages
 from emcl_train.flags import flag
+from emcl_train.kinds import TOWERS
 from emcl_train.models.towers.interface import SCALARS, Towers
+from emcl_train.runs.clip_config import family_in
 
 ADAPTER = "default"
 """What peft calls the only one."""
@@ -75,12 +77,19 @@ def adapt(towers: Towers, config: TrainConfig) -> Adapted:
 
 
 def require_rank(rank: int, towers: Mapping[str, Any]) -> None:
-    """Raise a UserError where adapters of a rank would have as many numbers as the layers that they adapt.
+    """Raise a UserError where towers have no adapters, or these would have as many numbers as the layers they adapt.
 
     Args:
         rank: `train.lora`.
         towers: the description of the towers. A layer of attention maps a tower's width to the same width.
     """
+    family = TOWERS[family_in(towers)]
+    if not family.adapters:
+        raise UserError(
+            f"train.lora is {rank}, and adapters are not built for models of {family.label}, whose attention keeps the "
+            f"maps to queries, keys and values in one; pass {flag('train.lora')} 0, and "
+            f"{flag('train.gradient_checkpointing')} for less memory"
+        )
     width = min(int(towers[part]["hidden_size"]) for part in ("text_config", "vision_config"))
     most = (width - 1) // 2
     if rank > most:

@@ -65,6 +65,7 @@ class OpenCLIPTowers(Towers):
         for buffer in model.buffers():
             if buffer.is_floating_point():
                 buffer.masked_fill_(buffer.isneginf(), MASKED)
+        self.parts = ("visual", "text" if hasattr(model, "text") else "transformer")  # type: ignore[misc]
         if model.logit_bias is not None:  # trained by the sigmoid loss, whose factor is not held
             self.largest_scale = None  # type: ignore[misc]
 
@@ -147,6 +148,23 @@ class OpenCLIPTowers(Towers):
             if isinstance(module, _BatchNorm):
                 module.eval()
         return self
+
+    def recompute_layers(self) -> None:
+        """As of any towers; OpenCLIP says no word where a vision tower of its own cannot."""
+        visual = self.model.visual
+        try:
+            if hasattr(visual, "trunk"):
+                visual.trunk.set_grad_checkpointing(True)
+            elif not hasattr(visual, "transformer"):
+                raise AttributeError(f"{type(visual).__name__} has no layers of a transformer")
+            self.model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError, TypeError) as error:
+            tower = FIELDS[OPEN_CLIP].in_words(self._towers)
+            raise UserError(
+                f"train.gradient_checkpointing is True, and the layers of {tower} cannot be computed again ({error}); "
+                f"leave out {flag('train.gradient_checkpointing')}, and pass {flag('train.chunks')}, which takes less "
+                f"memory with every model"
+            ) from error
 
     def first_weights(self, frozen: str) -> tuple[str, ...]:
         first = super().first_weights(frozen)
