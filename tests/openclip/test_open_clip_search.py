@@ -1,7 +1,5 @@
 """A library of films by models of OpenCLIP: rows are what the model gives of the same moments, and texts find them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from small_library import unit, write_films
