@@ -137,7 +137,9 @@ class Step:
         if settings.get("gradient_checkpointing"):
             model.towers.recompute_layers()
         else:
+            # Its hooks stay otherwise, one more at each time, and what was compiled is compiled again for them.
             model.towers.inner.activation_checkpointing_disable()
+            model.towers.inner.disable_input_require_grads()
 
         of_half = torch.autocast("cpu", torch.bfloat16) if settings.get("precision") == "bf16" else nullcontext()
         as_written: AbstractContextManager[None] = nullcontext() if way == COMPILED else without_compiling()
