@@ -42,7 +42,12 @@ def print_plan(config: RunConfig, console: Console | None = None) -> None:
     if config.from_features is None:
         look_ahead(config)
         if to_be_rendered(config):
-            for line in (f"clips: {_rendered(config)}", f"folder: {config.out}", "nothing was written"):
+            for line in (
+                *_towers(config),
+                f"clips: {_rendered(config)}",
+                f"folder: {config.out}",
+                "nothing was written",
+            ):
                 console.print(escaped(line), soft_wrap=True, highlight=False)
             return
         if config.model.system == "clip":
