@@ -12,9 +12,7 @@ from typing import Any
 
 from emcl_train.reading.clip_fields import (
     DEEPEST,
-    LARGEST_PICTURE,
     MOST_HEADS,
-    MOST_POSITIONS,
     MOST_TOKENS,
     WIDEST,
     Kind,
@@ -24,6 +22,12 @@ from emcl_train.reading.values import LARGEST, arguments, between, number, one_o
 wide = partial(whole, largest=WIDEST)
 share = partial(between, least=0.0, largest=1.0)
 WIDEST_MLP = 1000.0
+
+# What is no weight, but memory: a mask of tokens by tokens, layers behind a trunk, what a picture becomes on its way.
+# OpenCLIP's own list stays below a few hundred tokens, 600 pixels and 2048 numbers.
+MOST_POSITIONS = 1024
+LARGEST_PICTURE = 1024
+MOST_FEATURES = 8192
 
 OF_TIMM = re.compile(r"[a-z0-9_]{1,100}(\.[a-z0-9_]{1,100})?")
 """A name in timm's own list. Names with a schema, such as "hf_hub:", lead elsewhere."""
@@ -213,7 +217,10 @@ class OpenCLIPFields:
         others = {name: value for name, value in model.items() if name not in ("embed_dim", "vision_cfg", "text_cfg")}
         usual = {"custom_text": False, "quick_gelu": False, "init_logit_bias": None}
         found = _filled(others, kinds, usual, "")
-        found |= {"embed_dim": wide(model["embed_dim"], "embed_dim"), "vision_cfg": tower | {"image_size": size}}
+        found |= {
+            "embed_dim": whole(model["embed_dim"], "embed_dim", largest=MOST_FEATURES),
+            "vision_cfg": tower | {"image_size": size},
+        }
         text = _filled(sections["text_cfg"], OF_TEXT, USUAL_TEXT, "text_cfg")
         text |= {name: int(text[name]) for name in ("pad_id", "eos_id")}
         return {"model_cfg": found | {"text_cfg": text}}

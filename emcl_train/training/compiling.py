@@ -52,5 +52,5 @@ def require_compiler(device: torch.device) -> None:
         needed = "a C++ compiler (g++, or another in $CXX)" if device.type == "cpu" else "Triton and a C compiler"
         raise UserError(
             f"train.compile_towers is True, and torch.compile does not work here ({reason}); install {needed}, or "
-            f"leave out {flag('train.compile_towers')}"
+            f"leave out {flag('train.compile_towers')}; a run that goes on does so with --train.no-compile-towers"
         ) from error

@@ -2,6 +2,7 @@
 
 import platform
 import random
+import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -93,6 +94,7 @@ def environment(config: RunConfig, device: torch.device) -> dict[str, object]:
     """What the figures of a run may depend on besides its configuration."""
     packages = ["emcl", "torch", "transformers", "tokenizers", "ftfy", "accelerate", "av", "safetensors", "numpy"]
     packages += ["peft"] if config.train.lora else []
+    packages += ["open_clip_torch", "timm"] if "open_clip" in sys.modules else []  # imported for its models alone
     return {
         "command": command_line(),
         "started": now(),

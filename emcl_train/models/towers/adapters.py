@@ -62,17 +62,20 @@ def adapt(towers: Towers, config: TrainConfig) -> Adapted:
         lora_dropout=config.lora_dropout,
         target_modules=towers.attention,
     )
+    not_built = UserError(
+        f"train.lora is {config.lora}, and adapters are not built for {type(inner).__name__}; pass "
+        f"{flag('train.lora')} 0, and {flag('train.gradient_checkpointing')} for less memory"
+    )
     try:
         inject_adapter_in_model(asked, inner, adapter_name=ADAPTER)
     except ValueError as error:  # which it raises where no layer has such a name
-        raise UserError(
-            f"train.lora is {config.lora}, and adapters are not built for {type(inner).__name__}; pass "
-            f"{flag('train.lora')} 0, and {flag('train.gradient_checkpointing')} for less memory"
-        ) from error
+        raise not_built from error
     for name, parameter in learnt.items():  # peft has frozen them too
         parameter.requires_grad_(learns[name])
 
     adapters = {name: value for name, value in inner.named_parameters() if name.endswith((FIRST, SECOND))}
+    if not all(any(name.startswith(f"{part}.") for name in adapters) for part in towers.parts):
+        raise not_built  # of one tower alone: in another version of the library its layers have other names
     return Adapted(len(adapters) // 2, sum(value.numel() for value in adapters.values()), numbers)
 
 
@@ -106,7 +109,9 @@ def merged(weights: Mapping[str, Tensor], config: TrainConfig) -> dict[str, Tens
         weights: a state_dict; one without adapters stays as it is.
         config: with which adapters were made.
     """
-    scale = config.lora_alpha / max(1, config.lora)
+    if not config.lora:
+        return dict(weights)
+    scale = config.lora_alpha / config.lora
     whole: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name.endswith((FIRST, SECOND)):

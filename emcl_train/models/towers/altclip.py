@@ -10,7 +10,7 @@ class AltCLIPTowers(ProjectedTowers):
     model_class = "AltCLIPModel"
     attention = (
         r"(vision_model\.encoder\.layers\.\d+\.self_attn\.(q|k|v|out)_proj)"
-        r"|(text_model\.roberta\.encoder\.layers\.\d+\.attention\.(self\.(query|key|value)|output\.dense))"
+        r"|(text_model\.roberta\.encoder\.layers?\.\d+\.attention\.(self\.(query|key|value)|output\.dense))"
     )
     inputs = {  # noqa: RUF012 (a constant, as the base class has it)
         "conv1": PATCHES,
