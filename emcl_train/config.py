@@ -710,11 +710,11 @@ def _ranges_of_memory(config: RunConfig) -> Iterator[tuple[str, object, bool, st
         whole,
         "none, since with adapters (train.lora) all weights of the towers are frozen",
     )
+    dropout = train.lora_dropout
+    yield "train.lora_dropout", dropout, 0 <= dropout < 1, "a share from 0 to below 1"
     for name, usual in (("lora_alpha", TrainConfig.lora_alpha), ("lora_dropout", TrainConfig.lora_dropout)):
         value = getattr(train, name)
         yield f"train.{name}", value, rank != 0 or value == usual, f"{usual}, since there are no adapters (train.lora)"
-    dropout = train.lora_dropout
-    yield "train.lora_dropout", dropout, 0 <= dropout < 1, "a share from 0 to below 1"
 
 
 def _ranges_of_answers(config: RunConfig) -> Iterator[tuple[str, object, bool, str]]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from several_processes import one_step
 from small_towers import FAMILIES, config_of, write_towers
 
+from emcl_train.config import TrainConfig
 from emcl_train.data.text import load_tokenizer
 from emcl_train.encoder import load
 from emcl_train.errors import UserError
@@ -215,6 +216,20 @@ def test_a_rank_that_saves_nothing_is_refused(folders, root, tmp_path):
     with pytest.raises(UserError, match=r"train.lora is 8, expected at most 7: in a tower of width 16 .* --train.lora"):
         look_ahead(config)
     look_ahead(replace(config, train=replace(config.train, lora=7)))
+
+
+def test_adapters_stand_in_both_towers_or_in_none(folders, root, tmp_path):
+    # As in a version of the library that calls the layers of one tower otherwise.
+    config = config_for("siglip", folders, root, tmp_path / "run")
+    model = build_model(config, load_tokenizer(config))
+    model.towers.attention = model.towers.attention.replace("(text_model|vision_model)", "vision_model")
+    with pytest.raises(UserError, match=r"train.lora is 3, and adapters are not built for SiglipModel; pass --tr"):
+        adapt(model.towers, config.train)
+
+
+def test_weights_without_adapters_keep_their_names():
+    weights = {"towers.model.visual.trunk.base_layer.0.weight": torch.ones(2)}
+    assert merged(weights, TrainConfig()) == weights
 
 
 def test_towers_without_named_attention_are_refused(folders, root, tmp_path):

@@ -246,6 +246,8 @@ def test_a_machine_that_cannot_compile_is_told_so(monkeypatch):
         ),
         ("jsonl", {"lora_dropout": 1.0}, "train.lora_dropout is 1.0, expected a share"),
         ("jsonl", {"lora_alpha": 0.0}, "train.lora_alpha is 0.0, expected a positive number"),
+        ("jsonl", {"lora_alpha": 8.0}, "train.lora_alpha is 8.0, expected 16.0, since there are no adapters"),
+        ("jsonl", {"lora_dropout": 0.1}, "train.lora_dropout is 0.1, expected 0.0, since there are no adapters"),
         ("mmt-msrvtt", {"lora": 4}, "train.lora is 4, and for MMT it can be 0 alone, since it has no towers"),
         (
             "ce-msrvtt",
