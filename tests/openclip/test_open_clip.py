@@ -120,7 +120,8 @@ def test_a_run_trains_evaluates_embeds_and_is_loaded_without_the_folder(kind, fo
     run = trainer.train(config_of(source, root, tmp_path / "run", frozen="clip4clip"), **QUIET)
     assert load_config(run).train.loss == ("sigmoid" if kind == "siglip" else "info-nce")
     packages = json.loads((run / "environment.json").read_text())["packages"]
-    assert packages["timm"] and packages["open_clip_torch"] == open_clip.__version__
+    assert packages["timm"] != "not installed"
+    assert packages["open_clip_torch"] == open_clip.__version__
     before, after = load_file(source / "open_clip_model.safetensors"), load_file(run / "model.safetensors")
     changed = {name for name, value in before.items() if not torch.equal(value, after[f"towers.model.{name}"])}
     assert not any("patch_embed" in name or "token_embedding" in name for name in changed)
