@@ -48,7 +48,8 @@ def require_compiler(device: torch.device) -> None:
     try:
         torch.compile(nn.ReLU(), backend=BACKEND)(torch.ones(3, device=device))
     except Exception as error:  # of whatever kind: compilers, drivers and what they lack
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
         needed = "a C++ compiler (g++, or another in $CXX)" if device.type == "cpu" else "Triton and a C compiler"
         raise UserError(
             f"train.compile_towers is True, and torch.compile does not work here ({reason}); install {needed}, or "
