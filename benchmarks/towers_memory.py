@@ -98,7 +98,7 @@ def described(towers: str, *, reduced: bool) -> dict[str, Any]:
     kinds = {"clip": transformers.CLIPConfig, "siglip": transformers.SiglipConfig}
     layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = layers | {"image_size": 32, "patch_size": 16}
-    small = {"text_config": layers | {"vocab_size": 64, "projection_size": 32}, "vision_config": vision}
+    small: dict[str, Any] = {"text_config": layers | {"vocab_size": 64, "projection_size": 32}, "vision_config": vision}
     if towers == "clip":
         small |= {"projection_dim": 32}
         del small["text_config"]["projection_size"]

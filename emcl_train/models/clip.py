@@ -187,8 +187,8 @@ def look_at_clip(config: ModelConfig, *, goes_on: bool = False) -> dict[str, Any
     if config.clip == "random":
         return None
     if (family := family_of(config.clip)) != "clip":
-        described: dict[str, Any] = class_of(TOWERS[family]).described_folder(config.clip)
-        return described
+        found: dict[str, Any] = class_of(TOWERS[family]).described_folder(config.clip)
+        return found
     require_clip(config.clip, goes_on=goes_on)
     return dict(clip_config_in(config.clip).to_dict())
 

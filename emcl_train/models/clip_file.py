@@ -17,10 +17,9 @@ from emcl_train.reading.plain_files import LARGEST_DESCRIPTION
 from emcl_train.runs.clip_config import build_clip, clip_config_of_fields
 from emcl_train.runs.files import json_if_whole, read_json
 from emcl_train.weights.files import clip_config_beside, read_state
-from emcl_train.weights.hub import TRANSFORMERS_CONFIG, file_of, not_loaded, require_place
+from emcl_train.weights.hub import OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG, file_of, not_loaded, require_place
 from emcl_train.weights.keys import require_keys
 from emcl_train.weights.open_clip import (
-    OPEN_CLIP_CONFIG,
     is_custom_text,
     open_clip_config,
     other_tower,

@@ -19,6 +19,7 @@ from emcl_train.runs.files import json_if_whole, read_json
 from emcl_train.runs.torch_file import load_torch_file
 from emcl_train.weights.hub import (
     CLIP_WAY_OUT,
+    OPEN_CLIP_CONFIG,
     TRANSFORMERS_CONFIG,
     file_of,
     hub_options,
@@ -26,7 +27,7 @@ from emcl_train.weights.hub import (
     optional_file,
     require_place,
 )
-from emcl_train.weights.open_clip import OPEN_CLIP_CONFIG, prepared_otherwise
+from emcl_train.weights.open_clip import prepared_otherwise
 
 WEIGHTS = ("*.safetensors", "*.bin")
 ADAPTERS = "adapter_config.json"

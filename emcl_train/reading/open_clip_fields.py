@@ -109,7 +109,7 @@ OF_TEXT: dict[str, Kind] = OF_TRANSFORMER | {
 }
 
 # What OpenCLIP takes where the file does not say.
-USUAL_TRANSFORMER = {
+USUAL_TRANSFORMER: dict[str, Any] = {
     "mlp_ratio": 4.0, "ls_init_value": None, "final_ln_after_pool": False, "act_kwargs": {}, "norm_kwargs": {},
     "block_type": None, "qk_norm": False, "scale_heads": False, "scale_attn_inner": False, "scale_attn": False,
     "scale_fc": False,

@@ -160,7 +160,7 @@ def _of_record(path: Path, key: str, config: RunConfig) -> dict[str, Any]:
     record = json_if_whole(path)
     described = record.get(key) if isinstance(record, dict) else None
     family = described.get("model_type") if isinstance(described, dict) else None
-    if not isinstance(record, dict) or not isinstance(family, str) or family not in FIELDS:
+    if not (isinstance(record, dict) and isinstance(described, dict) and isinstance(family, str) and family in FIELDS):
         return {}
     settings = record.get("settings")
     made = settings if isinstance(settings, dict) else {}
