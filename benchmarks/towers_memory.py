@@ -211,7 +211,7 @@ def record_of(seconds: dict[str, list[float]], peaks: dict[str, float], options:
             "peak_mib": peaks[way],
             "seconds": values,
         }
-    ways |= {way: {"failed": f"not measured: {reason}"} for way, reason in left_out().items()}
+    ways |= {way: {"failed": f"not measured: {reason}"} for way, reason in left_out().items() if way not in ways}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     made = made_here(
         f"A training step of {TITLES[options.towers]} in less memory",
