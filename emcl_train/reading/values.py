@@ -89,7 +89,7 @@ def three(value: Any, name: str) -> tuple[float, ...]:
     """A number for each channel of a picture."""
     if not isinstance(value, list) or len(value) != 3 or not all(_is_number(one) for one in value):
         raise ValueError(f"{name} is {_shown(value)}, expected 3 numbers")
-    return tuple(value)
+    return tuple(float(one) for one in value)
 
 
 def _is_number(value: Any) -> bool:

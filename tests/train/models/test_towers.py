@@ -550,7 +550,11 @@ def test_weights_are_all_accounted_for(siglip):
     ("values", "message"),
     [
         ({"pictures": None}, "pictures is 'None', expected an object"),
-        ({"pictures": {"image_size": 24, "resize": "clip", "mean": [0, 0, 0], "std": [1, 1, 1]}}, "pictures.resize is"),
+        (
+            {"pictures": {"image_size": 24, "resize": "rounded", "mean": [0.0] * 3, "std": [1.0] * 3}},
+            "pictures.resize is",
+        ),
+        ({"pictures": {"image_size": 24, "resize": "clip", "mean": [0, 0, 99], "std": [1, 1, 1]}}, "pictures.mean"),
         ({"text_config": {"vocab_size": 1 << 40}}, "text_config.vocab_size is"),
     ],
 )
