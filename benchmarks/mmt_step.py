@@ -13,16 +13,14 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from intervals import interval
 from memory import high_water_kib
 from record import RESULTS, Record, made_here, name_of, save
+from timed_steps import measured, timed
 from torch import Tensor
 
 import emcl_kernels
@@ -105,22 +103,6 @@ def noise(sizes: MMTSizes, pairs: int) -> dict[str, Tensor]:
     return batch
 
 
-def timed(step: Step, turns: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
-    """Seconds of each way's step in each turn, after one step of each that is not counted."""
-    for way in WAYS:
-        step(way)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    names = list(WAYS)
-    for turn in range(turns):
-        # Each way is first, second and last equally often.
-        for way in names[turn % 3 :] + names[: turn % 3]:
-            begin = clock()
-            step(way)
-            seconds[way].append(clock() - begin)
-        print(f"turn {turn + 1} of {turns}: " + ", ".join(f"{w} {s[-1]:.2f} s" for w, s in seconds.items()), flush=True)
-    return seconds
-
-
 def peak_of(way: str, options: argparse.Namespace) -> float:
     """Of a process of its own, which makes two steps."""
     command = [sys.executable, __file__, "--peak", way, "--threads", str(options.threads)]
@@ -132,16 +114,7 @@ def peak_of(way: str, options: argparse.Namespace) -> float:
 
 def record_of(seconds: dict[str, list[float]], peaks: dict[str, float], options: argparse.Namespace) -> Record:
     """What was measured, as records have it."""
-    ways: dict[str, Any] = {}
-    for way, values in seconds.items():
-        low, _, high = statistics.quantiles(values, n=4)
-        ways[way] = {
-            "median_s": statistics.median(values),
-            "iqr_s": high - low,
-            "repeats": len(values),
-            "peak_mib": peaks[way],
-            "seconds": values,
-        }
+    ways = measured(seconds, peaks)
     made = made_here(
         "A step of MMT + EMCL",
         f"{options.threads} threads",
@@ -207,7 +180,7 @@ def main() -> int:
         return 0
 
     peaks = {way: peak_of(way, options) for way in WAYS}
-    record = record_of(timed(Step(sizes, PAIRS), options.turns), peaks, options)
+    record = record_of(timed(Step(sizes, PAIRS), list(WAYS), options.turns), peaks, options)
     for row in record["targets"]:
         print(f"{row['case']:<32} {row['measured']:<24} {row['target']:<8} {row['verdict']}")
     if name is not None:

@@ -14,8 +14,6 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import transformers
 from intervals import interval
 from memory import high_water_kib
 from record import RESULTS, Record, made_here, name_of, save
+from timed_steps import measured, timed
 from torch import Tensor
 
 import emcl_kernels
@@ -173,24 +172,6 @@ def words_of(towers: dict[str, Any]) -> int:
     return longest if towers["model_type"] == "siglip" else min(WORDS, longest)
 
 
-def timed(
-    step: Callable[[str], float], ways: list[str], turns: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Seconds of each way's step in each turn, after one step of each that is not counted."""
-    for way in ways:
-        step(way)
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(turns):
-        # Each way is first, second and last about equally often.
-        first = turn % len(ways)
-        for way in ways[first:] + ways[:first]:
-            begin = clock()
-            step(way)
-            seconds[way].append(clock() - begin)
-        print(f"turn {turn + 1} of {turns}: " + ", ".join(f"{w} {s[-1]:.2f} s" for w, s in seconds.items()), flush=True)
-    return seconds
-
-
 def peak_of(way: str, options: argparse.Namespace) -> float:
     """MiB of a process of its own, which makes two steps."""
     command = [sys.executable, __file__, "--peak", way, "--threads", str(options.threads), "--towers", options.towers]
@@ -201,16 +182,7 @@ def peak_of(way: str, options: argparse.Namespace) -> float:
 
 def record_of(seconds: dict[str, list[float]], peaks: dict[str, float], options: argparse.Namespace) -> Record:
     """What was measured, as records have it."""
-    ways: dict[str, Any] = {}
-    for way, values in seconds.items():
-        low, _, high = statistics.quantiles(values, n=4)
-        ways[way] = {
-            "median_s": statistics.median(values),
-            "iqr_s": high - low,
-            "repeats": len(values),
-            "peak_mib": peaks[way],
-            "seconds": values,
-        }
+    ways = measured(seconds, peaks)
     ways |= {way: {"failed": f"not measured: {reason}"} for way, reason in left_out().items() if way not in ways}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     made = made_here(

@@ -5,6 +5,7 @@ import argparse
 import mmt_step
 import pytest
 import record
+import timed_steps
 import torch
 
 from emcl_train.experts.mmt import mmt_sizes, reduced
@@ -32,7 +33,9 @@ def test_each_way_learns_what_it_has(step):
 
 def test_ways_are_first_equally_often(step, capsys):
     order = []
-    seconds = mmt_step.timed(lambda way: order.append(way) or 0.0, 3, clock=iter(range(99)).__next__)
+    seconds = timed_steps.timed(
+        lambda way: order.append(way) or 0.0, list(mmt_step.WAYS), 3, clock=iter(range(99)).__next__
+    )
     assert order[3::3] == ["ours", "EMCL off", "MMT"]
     assert seconds == {way: [1, 1, 1] for way in mmt_step.WAYS}
     assert capsys.readouterr().out.startswith("turn 1 of 3: ours 1.00 s, EMCL off 1.00 s, MMT 1.00 s\n")

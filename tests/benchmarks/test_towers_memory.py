@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 import record
+import timed_steps
 import towers_memory
 from towers_memory import AGAIN, HALF, PLAIN, WAYS, Step, described
 
@@ -42,5 +43,5 @@ def test_a_record_has_ratios_of_pairs_and_peaks(capsys):
     assert "| peak memory, LoRA, checkpointing ÷ plain | none | 0.500 |  |" in page
     assert "| bf16 | 1.26 s |" in page
     order = []
-    towers_memory.timed(lambda way: order.append(way) or 0.0, ["a", "b"], 2, clock=iter(range(99)).__next__)
+    timed_steps.timed(lambda way: order.append(way) or 0.0, ["a", "b"], 2, clock=iter(range(99)).__next__)
     assert order == ["a", "b", "a", "b", "b", "a"]
