@@ -2,6 +2,7 @@
 
 import gc
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import av
@@ -10,6 +11,7 @@ import pytest
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
+from emcl_train.data import converting
 from emcl_train.data.converting import converted
 from emcl_train.data.picture import picture_of
 
@@ -59,29 +61,53 @@ def test_one_that_cannot_be_made_leaves_the_converter_as_it_was():
     assert np.array_equal(converted(frame, format="rgb24").to_ndarray(), alone(frame, format="rgb24"))
 
 
-def test_threads_do_not_share_one():
-    frames = frames_of_all_kinds()
-    expected = [alone(frame, format="rgb24") for frame in frames]
+def in_a_new_thread(call):
+    """A result of a thread that has converted nothing yet, and waits for what it began."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
 
-    def all_of_them(_: int) -> bool:
-        return all(
-            np.array_equal(converted(frame, format="rgb24").to_ndarray(), pixels)
-            for frame, pixels in zip(frames, expected, strict=True)
+
+def test_threads_do_not_share_one_and_frames_of_a_thread_do(monkeypatch):
+    made = []
+
+    class Counted:
+        """In place of PyAV's, which converts without Python's lock and has room for one frame at a time."""
+
+        def __init__(self) -> None:
+            made.append(threading.get_ident())
+            self.converter = VideoReformatter()
+
+        def reformat(self, *frame: object, **settings: object) -> VideoFrame:
+            assert threading.get_ident() in made[-1:]
+            return self.converter.reformat(*frame, **settings)
+
+    monkeypatch.setattr(converting, "VideoReformatter", Counted)
+    frames = frames_of_all_kinds()[:4]
+    for count in (1, 2, 3):
+        pixels = in_a_new_thread(lambda: [converted(frame, format="rgb24").to_ndarray() for frame in frames])
+        assert len(made) == count
+        assert all(
+            np.array_equal(found, alone(frame, format="rgb24")) for found, frame in zip(pixels, frames, strict=True)
         )
 
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(all_of_them, range(12)))
+
+def number_of_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
 def test_no_thread_is_started():
     frame = frames_of_all_kinds()[3]
-    gc.collect()
-    before = len(os.listdir("/proc/self/task"))
-    kept = [converted(frame, format="rgb24"), picture_of(frame)]
-    assert len(os.listdir("/proc/self/task")) == before
-    assert kept
 
-    # Which the way of every frame for itself does.
-    frame.reformat(format="rgb24", threads=3)
-    assert len(os.listdir("/proc/self/task")) > before
+    def begun(convert) -> int:
+        gc.collect()
+        before = number_of_threads()
+        kept = convert()
+        return number_of_threads() - before if kept is not None else -1
+
+    assert in_a_new_thread(lambda: begun(lambda: converted(frame, format="rgb24"))) == 0
+    assert in_a_new_thread(lambda: begun(lambda: picture_of(frame))) == 0
+
+    # Which a converter does that may.
+    may = VideoReformatter()
+    assert in_a_new_thread(lambda: begun(lambda: may.reformat(frame, format="rgb24", threads=3))) > 0
