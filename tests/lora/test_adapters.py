@@ -10,6 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from several_processes import one_step
 from small_towers import FAMILIES, config_of, write_towers
+from stopped_training import Stopped, stopped_after
 
 from emcl_train.config import TrainConfig
 from emcl_train.data.text import load_tokenizer
@@ -159,32 +160,22 @@ def record(run):
     return lines, (run / "model.safetensors").read_bytes(), json.loads((run / "results.json").read_text())
 
 
-class Ended(Exception):
-    """In place of a kill."""
-
-
 @pytest.mark.parametrize("moment", ["between two steps", "before the weights are written"])
 def test_a_run_that_was_ended_goes_on_with_its_adapters(moment, folders, root, tmp_path, monkeypatch):
     config = config_for("siglip", folders, root, tmp_path / "run", lora_dropout=0.2)
     whole, _ = trained(replace(config, out=tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        if moment == "between two steps":
-            step = trainer.Run.training_step
-
-            def ended(run, batch):
-                if run.step == 2:
-                    raise Ended
-                return step(run, batch)
-
-            patch.setattr(trainer.Run, "training_step", ended)
-        else:
-
-            def not_written(run):
-                raise Ended
-
-            patch.setattr(trainer.Run, "save_selected", not_written)
-        with pytest.raises(Ended):
+    if moment == "between two steps":
+        with stopped_after(2):
             trained(config)
+    else:
+
+        def not_written(run):
+            raise Stopped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.Run, "save_selected", not_written)
+            with pytest.raises(Stopped):
+                trained(config)
     run, _ = trained(replace(config, resume=True))
     assert record(run) == record(whole)
 

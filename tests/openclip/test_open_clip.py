@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from small_open_clips import KINDS, SIZE
+from stopped_training import stopped_after
 from tiny_run import tiny_run
 
 import emcl_kernels
@@ -153,24 +154,12 @@ def test_a_run_trains_evaluates_embeds_and_is_loaded_without_the_folder(kind, fo
     torch.testing.assert_close(load(other).encode_text(CAPTIONS), first.encode_text(CAPTIONS), rtol=0, atol=1e-6)
 
 
-def test_a_run_that_was_ended_goes_on(folders, root, tmp_path, monkeypatch):
+def test_a_run_that_was_ended_goes_on(folders, root, tmp_path):
     config = config_of(folders["siglip"], root, tmp_path / "run", gradient_checkpointing=True)
     whole = trainer.train(replace(config, out=tmp_path / "whole"), **QUIET)
 
-    class Ended(Exception):
-        """In place of a kill."""
-
-    step = trainer.Run.training_step
-
-    def ended(run, batch):
-        if run.step == 2:
-            raise Ended
-        return step(run, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Run, "training_step", ended)
-        with pytest.raises(Ended):
-            trainer.train(config, **QUIET)
+    with stopped_after(2):
+        trainer.train(config, **QUIET)
     run = trainer.train(replace(config, resume=True), **QUIET)
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     weights = load_file(run / "model.safetensors")

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from fake_run import make_run
 from safetensors.torch import load_file
+from stopped_training import stopped_after
 from tiny_layouts import SMALL, msrvtt_qa
 
 from emcl_train import cli
@@ -113,10 +114,6 @@ def test_it_is_evaluated_again_and_reported(trained, capsys):
     assert "published: EMCL-QA" not in said  # of other questions
 
 
-class Stopped(Exception):
-    """In place of a kill."""
-
-
 def record(out):
     """Everything that must not depend on whether the run was interrupted."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -132,17 +129,8 @@ def record(out):
 
 def test_a_run_that_was_stopped_in_an_epoch_goes_on_to_the_bit(trained, seeds, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    step = trainer.Run.training_step
-
-    def until_the_sixth(self, batch):
-        if self.step == 5:
-            raise Stopped
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Run, "training_step", until_the_sixth)
-        with pytest.raises(Stopped):
-            cli.main(["train", "msrvtt-qa", *six_steps(trained[0], out)])
+    with stopped_after(5):
+        cli.main(["train", "msrvtt-qa", *six_steps(trained[0], out)])
 
     # So far it can be shown and evaluated.
     assert cli.main(["report", str(out)]) == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fake_run import make_run
 from safetensors.torch import load_file
+from stopped_training import stopped_after
 
 from emcl_train import cli
 from emcl_train.config import check_config
@@ -154,10 +155,6 @@ def test_emcl_acts_where_it_is_asked_for(recipe, mode, data, tmp_path):
 OFF = "EMCL off (same weights)"
 
 
-class Stopped(Exception):
-    """In place of a kill."""
-
-
 @pytest.mark.parametrize(
     ("recipe", "more"),
     [
@@ -166,7 +163,7 @@ class Stopped(Exception):
         ("jsfusion-lsmdc", []),
     ],
 )
-def test_a_run_that_ended_in_between_goes_on_to_the_bit(recipe, more, data, tmp_path, monkeypatch):
+def test_a_run_that_ended_in_between_goes_on_to_the_bit(recipe, more, data, tmp_path):
     def record(out):
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
@@ -177,17 +174,8 @@ def test_a_run_that_ended_in_between_goes_on_to_the_bit(recipe, more, data, tmp_
     more = [*more, "--train.max-steps", "8", "--train.save-every", "4"]
     assert train(recipe, data(recipe), tmp_path / "whole", *more) == 0
 
-    step = trainer.Run.training_step
-
-    def until_the_sixth(self, batch):
-        if self.step == 5:
-            raise Stopped
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Run, "training_step", until_the_sixth)
-        with pytest.raises(Stopped):
-            train(recipe, data(recipe), tmp_path / "again", *more)
+    with stopped_after(5):
+        train(recipe, data(recipe), tmp_path / "again", *more)
     assert cli.main(["resume", str(tmp_path / "again")]) == 0
 
     assert record(tmp_path / "again") == record(tmp_path / "whole")

@@ -10,6 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from several_processes import one_step, step_config
 from small_towers import FAMILIES, config_of, write_towers
+from stopped_training import stopped_after
 from tiny_run import tiny_run
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -104,7 +105,7 @@ def record(run):
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_a_run_is_the_same_and_may_go_on_in_less_memory(family, folders, root, tmp_path, monkeypatch):
+def test_a_run_is_the_same_and_may_go_on_in_less_memory(family, folders, root, tmp_path):
     config = config_for(family, folders, root, tmp_path / "plain")
     plain = record(trainer.train(config, **QUIET))
     again = replace(config, out=tmp_path / "again", train=replace(config.train, gradient_checkpointing=True))
@@ -112,28 +113,10 @@ def test_a_run_is_the_same_and_may_go_on_in_less_memory(family, folders, root, t
 
     # One that was ended goes on in either way.
     ended = replace(config, out=tmp_path / "ended")
-    end_after(1, ended, monkeypatch)
+    with stopped_after(1):
+        trainer.train(ended, **QUIET)
     less = replace(ended, resume=True, train=replace(ended.train, gradient_checkpointing=True))
     assert record(trainer.train(less, **QUIET)) == plain
-
-
-def end_after(steps, config, monkeypatch):
-    """Train, and end it as a kill would."""
-
-    class Ended(Exception):
-        """In place of a kill."""
-
-    step = trainer.Run.training_step
-
-    def ended(run, batch):
-        if run.step == steps:
-            raise Ended
-        return step(run, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Run, "training_step", ended)
-        with pytest.raises(Ended):
-            trainer.train(config, **QUIET)
 
 
 def test_chunks_and_layers_that_are_computed_again_go_together(root, tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from small_towers import FAMILIES, config_of, processor_of, write_towers
+from stopped_training import stopped_after
 from tiny_run import tiny_run
 
 import emcl_train
@@ -181,24 +182,12 @@ def test_a_run_trains_evaluates_embeds_and_is_loaded_without_the_folder(family, 
     torch.testing.assert_close(of_other.encode_video(clips), load(other).encode_video(clips), rtol=0, atol=1e-6)
 
 
-def test_a_run_that_was_ended_goes_on(folders, root, tmp_path, monkeypatch):
+def test_a_run_that_was_ended_goes_on(folders, root, tmp_path):
     config = config_of(folders["siglip-2"], root, tmp_path / "run", head="mean", temporal="mean")
     whole = trainer.train(replace(config, out=tmp_path / "whole"), **QUIET)
 
-    class Ended(Exception):
-        """In place of a kill."""
-
-    step = trainer.Run.training_step
-
-    def ended(run, batch):
-        if run.step == 2:
-            raise Ended
-        return step(run, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer.Run, "training_step", ended)
-        with pytest.raises(Ended):
-            trainer.train(config, **QUIET)
+    with stopped_after(2):
+        trainer.train(config, **QUIET)
     run = trainer.train(replace(config, resume=True), **QUIET)
     for name, value in load_file(whole / "model.safetensors").items():
         torch.testing.assert_close(load_file(run / "model.safetensors")[name], value, rtol=0, atol=0)
